@@ -1,0 +1,309 @@
+/**
+ * The device contract: buffers are opaque handles, ops are recorded and submitted, results come back in one small
+ * readback per step. It is made for a GPU; a CPU device runs each op when it is recorded.
+ *
+ * Words: a *page* is 16 tokens of one layer and KV head (unit of selection), a *block* is 64 tokens of one layer, all
+ * KV heads (unit of residency and I/O). Rows are queries; a *slice* is the rows of one sequence in a step.
+ *
+ * Numerics are invariant: a row's result depends on its sequence's tokens and selection plan only, never on the other
+ * slices, on where a slice begins or ends, on threads, or on residency (in exact mode). See {@link SPLIT_TOKENS}.
+ */
+
+export const PAGE_TOKENS = 16;
+export const BLOCK_TOKENS = 64;
+export const PAGES_PER_BLOCK = BLOCK_TOKENS / PAGE_TOKENS;
+/**
+ * Attention is reduced per split of this many absolute positions: tokens of a split in ascending order with one online
+ * softmax per block, blocks merged in ascending order, then splits merged in ascending order. Part of the numerics.
+ */
+export const SPLIT_TOKENS = 512;
+/** Entry of a block table whose block is not on the device. */
+export const NOT_RESIDENT = -1;
+
+export type DeviceKind = "reference" | "wasm" | "webgpu";
+export type MatrixEncoding = "f32" | "int8";
+export type KvEncoding = "f32" | "int8";
+export type SummaryKind = "min-max" | "mean-deviation";
+
+/** Opaque memory of a device. f32 unless an op says otherwise. */
+export interface DeviceBuffer {
+  readonly label: string;
+  readonly bytes: number;
+}
+
+/**
+ * A weight matrix `[outWidth, inWidth]`, packed as the device likes. `int8`: rows are cut into blocks of 32 inputs
+ * (the last may be shorter), each with one f32 scale = max|w|/127, codes rounded to nearest even, -127..127. Inputs are quantized
+ * the same way per row and block of 32 as they enter; a product is sum over blocks, ascending, of
+ * `f32(dot_i32) * (scaleW * scaleX)`, accumulated in f32.
+ */
+export interface Matrix {
+  readonly label: string;
+  readonly outWidth: number;
+  readonly inWidth: number;
+  readonly encoding: MatrixEncoding;
+}
+
+export interface KvPoolSpec {
+  layerCount: number;
+  kvHeadCount: number;
+  /** A multiple of 4 (8 in stories260K, 32 in house-0, 64-128 in larger models). */
+  headDim: number;
+  encoding: KvEncoding;
+  /** Which summaries are written when a block is sealed; a plan may only score by one of these. */
+  summaryKinds: readonly SummaryKind[];
+  /** Blocks shared by all layers. */
+  blockCount: number;
+  /** Each holds one logical block (64 tokens) of every layer, K and V in f32: the place where tokens are appended. */
+  openSlotCount: number;
+  /** Each holds the summaries of one logical block (4 pages) of every layer and KV head. */
+  summarySlotCount: number;
+}
+
+/**
+ * Paged KV memory. Byte layouts are fixed, so that stored bytes equal pool bytes (little-endian, no padding):
+ *
+ * block, f32:  K f32 `[kvHead][64][headDim]`, V f32 `[kvHead][64][headDim]`
+ * block, int8: K i8 `[kvHead][64][headDim]`, K scales f32 `[kvHead][headDim]`, V i8 `[kvHead][64][headDim]`, V scales f32 `[kvHead][64]`
+ *   (keys per channel within the block, values per token; scale = max|x|/127 in f32, code = round-half-even(x / scale), 0 where scale is 0)
+ * open slot:   K f32 `[layer][kvHead][64][headDim]`, then V the same; keys are post-RoPE
+ * summary slot: per kind in the order of `summaryKinds`: f32 `[layer][kvHead][4][2][headDim]`, entry 0 = centre c, 1 = radius r, computed
+ *   from the *sealed* (decoded) keys of the page: min-max: c = (max+min)/2, r = (max-min)/2; mean-deviation: c = mean,
+ *   r = population standard deviation (sums in f32, tokens ascending, two passes). A summary can so be rebuilt from a stored block.
+ */
+export interface KvPool {
+  readonly spec: Readonly<KvPoolSpec>;
+  /** Bytes of one block of one layer. */
+  readonly blockBytes: number;
+  /** Bytes of one open slot (all layers). */
+  readonly openSlotBytes: number;
+  /** Bytes of one summary slot (all layers, kinds). */
+  readonly summarySlotBytes: number;
+  readBlock(blockId: number): Promise<Uint8Array<ArrayBuffer>>;
+  /** Copies `bytes`; visible to every op recorded afterwards. */
+  writeBlock(blockId: number, bytes: Uint8Array): void;
+  readSummary(slot: number): Promise<Uint8Array<ArrayBuffer>>;
+  writeSummary(slot: number, bytes: Uint8Array): void;
+  /** The first `tokenCount` tokens: K f32 `[layer][kvHead][tokenCount][headDim]`, then V. */
+  readOpen(slot: number, tokenCount: number): Promise<Uint8Array<ArrayBuffer>>;
+  writeOpen(slot: number, tokenCount: number, bytes: Uint8Array): void;
+}
+
+/** Scores a page for a query: `q.c + radiusWeight * |q|.r`, channels ascending. Quest: min-max, 1. */
+export interface PageScorer {
+  summary: SummaryKind;
+  radiusWeight: number;
+}
+
+/**
+ * How the scores of several queries become one per page. The queries combined are all rows of a query group times the
+ * query heads of one KV head (scope `kv-head`) or of all KV heads (scope `layer`: one selection serves every head).
+ * `max`: the largest raw score. `softmax-sum`: each query's scores / sqrt(headDim) go through a softmax over the candidates,
+ * then they are added, queries ascending by (row, head).
+ */
+export type CombineRule = "max" | "softmax-sum";
+export type SelectionScope = "kv-head" | "layer";
+
+/**
+ * Which pages a query group attends to. With p0, p1 the first and last absolute position of the group, page(p) = floor(p/16):
+ * - identity: if page(p1) + 1 <= budgetPages, everything up to the query: bit-identical to dense;
+ * - forced: the first `sinkPages`; and from min(page(p0) - recentPages + 1, first page of the block of p0) to page(p1);
+ * - candidates: the pages between; the best `max(0, budgetPages - forced before page(p0)+1)` are taken (forced pages after page(p0),
+ *   the group's own, are not charged), by score descending, ties to the lower page; then ascending order.
+ * Every candidate lies in a sealed block, so it has a summary. Without `scorer` no candidate is taken (streaming).
+ * `tokens`: pages are scored by `scorer` first and the best `candidatePages` kept; then single tokens of those pages are scored by
+ * q.k/sqrt(headDim) against the decoded keys, softmax over them per query, added over queries (soft vote), and the best
+ * `(budgetPages - forced) * 16` tokens are taken, ties to the lower position. Requires scope `layer`.
+ */
+export type SelectionPlan =
+  | { kind: "dense" }
+  | {
+      kind: "pages";
+      budgetPages: number;
+      sinkPages: number;
+      recentPages: number;
+      scorer?: PageScorer;
+      scope: SelectionScope;
+      combine: CombineRule;
+    }
+  | {
+      kind: "tokens";
+      budgetPages: number;
+      sinkPages: number;
+      recentPages: number;
+      candidatePages: number;
+      scorer: PageScorer;
+    };
+
+/** The rows of one sequence in a step, and where its KV is. The arrays are read while ops are recorded. */
+export interface StepSlice {
+  /** Absolute position of the first row. */
+  position: number;
+  rowCount: number;
+  /** `[layerCount][blockCapacity]`: device block of each logical block, or {@link NOT_RESIDENT}. Blocks that this step seals must be given. */
+  blockIds: Int32Array;
+  blockCapacity: number;
+  /** `[blockCapacity]`: summary slot of each logical block, or {@link NOT_RESIDENT}. Needed for every sealed block unless the plan is dense. */
+  summarySlots: Int32Array;
+  /** One slot for each logical block the rows touch, from floor(position/64) on. */
+  openSlots: Int32Array;
+  /** First row of each query group, ascending, starting with 0. Rows of a group share a selection. Decode: [0]. */
+  groupStarts: Int32Array;
+  plan: SelectionPlan;
+}
+
+/** A step's slices, uploaded once. Rows are numbered through all slices in order. */
+export interface StepBatch {
+  readonly slices: readonly StepSlice[];
+  readonly rowCount: number;
+}
+
+export interface RopeTable {
+  /** f32 `[positionCount][headDim/2]` each. */
+  readonly cos: DeviceBuffer;
+  readonly sin: DeviceBuffer;
+  readonly positionCount: number;
+}
+
+/** Sampling of one row. Order: bias and penalties on logits, then temperature, top-k, top-p, min-p, then Gumbel noise and argmax. */
+export interface SampleRow {
+  /** Row of the logits buffer. */
+  row: number;
+  temperature: number;
+  topK: number;
+  topP: number;
+  minP: number;
+  frequencyPenalty: number;
+  presencePenalty: number;
+  repetitionPenalty: number;
+  /** Distinct ids seen in prompt or reply, and how often each was generated (0: prompt only). Same length. */
+  seenIds: Uint32Array;
+  seenCounts: Uint32Array;
+  biasIds: Uint32Array;
+  biasValues: Float32Array;
+  seed: number;
+  /** Position of the token being sampled: with the seed it fixes the noise. */
+  position: number;
+  /** Undefined: no logprobs; else how many alternatives. Logprobs are of the raw logits' softmax. */
+  topLogprobs?: number;
+}
+
+export interface Sample {
+  tokenId: number;
+  logprob?: number;
+  /** Best first; ties to the lower id. */
+  top?: [tokenId: number, logprob: number][];
+}
+
+/** A selected block that was not on the device when a slice attended; attention went on without it. */
+export interface Miss {
+  sliceIndex: number;
+  layer: number;
+  /** Logical block index. */
+  block: number;
+}
+
+/** What a slice read, summed over the recorded layers: the proof that selection ran. */
+export interface SliceTraffic {
+  /** Pages attended to and pages in context, per (query group, layer, KV head), where the plan was not dense or identity. */
+  pagesSelected: number;
+  pagesInContext: number;
+  /** Bytes of K and V in the pool's encoding that attention read (once per query group and KV head). */
+  kvBytes: number;
+  /** Bytes of summaries, and of keys read for token scoring. */
+  metadataBytes: number;
+}
+
+export interface StepReadback {
+  samples: Sample[];
+  /** Ascending by slice, layer, block; each once. */
+  misses: Miss[];
+  /** One per slice. */
+  traffic: SliceTraffic[];
+}
+
+/**
+ * Records the ops of one step in order. `rows` are counted from row 0 of each buffer; widths are in elements.
+ * Ops do not alias their output with an input unless they say so.
+ */
+export interface StepRecorder {
+  /** `out[r] = table[tokens[r]]`; `out` f32 `[rows, width]`. */
+  embed(args: { out: DeviceBuffer; table: Matrix; tokens: Uint32Array }): void;
+  /** `out = x / sqrt(mean(x^2) + eps) * weight`, per row; the sum of squares in f32. */
+  rmsNorm(args: { out: DeviceBuffer; x: DeviceBuffer; weight: DeviceBuffer; rows: number; width: number; eps: number }): void;
+  /** `out = x . matrix^T` (or `out += ...` with `accumulate`); `x` f32 `[rows, inWidth]`, `out` `[rows, outWidth]`. */
+  matmul(args: { out: DeviceBuffer; x: DeviceBuffer; matrix: Matrix; rows: number; accumulate?: boolean }): void;
+  /** `out = silu(gate) * up`; `out` may be `gate`. */
+  siluMul(args: { out: DeviceBuffer; gate: DeviceBuffer; up: DeviceBuffer; rows: number; width: number }): void;
+  /** Copies rows; the buffers may be the same where the ranges do not overlap. */
+  copyRows(args: { out: DeviceBuffer; outRow: number; x: DeviceBuffer; xRow: number; rows: number; width: number }): void;
+  /** `out[i] = x[indices[i]]`. */
+  gatherRows(args: { out: DeviceBuffer; x: DeviceBuffer; indices: Uint32Array; width: number }): void;
+  /**
+   * RoPE (half-split: channel i pairs with i + headDim/2) on `q` `[rows, headCount, headDim]` in place and on `k` `[rows, kvHeadCount, headDim]`
+   * on its way into the open slots with `v`; where a slice completes a block: encode it into its device block and write its summaries.
+   * Idempotent: recording the same rows again writes the same bytes.
+   */
+  append(args: { pool: KvPool; layer: number; headCount: number; q: DeviceBuffer; k: DeviceBuffer; v: DeviceBuffer; rope: RopeTable }): void;
+  /**
+   * Chooses pages for every query group of slices whose plan is not dense, and notes misses (selected or, for dense, needed blocks that are
+   * not resident). `q` is post-RoPE. Result is held by the recorder until the next `select`.
+   */
+  select(args: { pool: KvPool; layer: number; headCount: number; q: DeviceBuffer }): void;
+  /**
+   * Causal attention over the last `select`'s pages: a row at position p reads its own block floor(p/64) from the open slot (f32), earlier ones from
+   * sealed blocks, skipping those not resident; scale 1/sqrt(headDim); query head h uses KV head floor(h / (headCount/kvHeadCount)). `out` `[rows, headCount, headDim]`.
+   */
+  attend(args: { pool: KvPool; layer: number; headCount: number; q: DeviceBuffer; out: DeviceBuffer }): void;
+  /** Samples rows of `logits` `[*, width]`; the samples come back from `submit` in this order. */
+  sample(args: { logits: DeviceBuffer; width: number; rows: readonly SampleRow[] }): void;
+  /**
+   * On a device that runs ops when they are recorded: whether this slice has missed a block so far. On others: undefined.
+   * Lets a CPU stop a step early; nothing may depend on it.
+   */
+  hasMissed(sliceIndex: number): boolean | undefined;
+  /** Ends the step. One small readback. */
+  submit(): Promise<StepReadback>;
+}
+
+/** One selection of one query group, as `debugSelection` shows it to tests and tools. */
+export interface SelectionView {
+  sliceIndex: number;
+  group: number;
+  kvHead: number;
+  /** Ascending page ids; undefined: everything up to the query (dense or identity). */
+  pages?: number[];
+  /** Per page, bit t set: token t of the page is attended. */
+  tokenMasks?: number[];
+}
+
+export interface DeviceReport {
+  kind: DeviceKind;
+  /** Human-readable: threads, SIMD level, adapter. */
+  description: string;
+  threadCount: number;
+  memoryBytesMax: number;
+}
+
+export interface Device {
+  readonly kind: DeviceKind;
+  /** Device kind, kernel version, fused or not: part of what names stored bytes. Same id, same bits. */
+  readonly numericsId: string;
+  readonly report: DeviceReport;
+  buffer(label: string, bytes: number): DeviceBuffer;
+  release(buffer: DeviceBuffer): void;
+  /** Copies `data` to `byteOffset`; ordered with recorded ops. */
+  write(buffer: DeviceBuffer, byteOffset: number, data: Uint8Array): void;
+  /** Reads after everything submitted before. For tests, checkpoints and tools, not for the decode loop. */
+  read(buffer: DeviceBuffer, byteOffset: number, bytes: number): Promise<Uint8Array<ArrayBuffer>>;
+  /** Packs a matrix; `data` is f32 `[outWidth, inWidth]`, row-major, not kept. */
+  matrix(label: string, encoding: MatrixEncoding, shape: { outWidth: number; inWidth: number }, data: Float32Array): Matrix;
+  /** @throws {AssertionError} on an impossible spec; memory that does not suffice is the caller's to check against `report`. */
+  kvPool(spec: KvPoolSpec): KvPool;
+  /** Begins a step. One at a time per device. */
+  begin(slices: readonly StepSlice[]): StepRecorder;
+  /** What the last recorded `select` of the running step chose (tests and tools; CPU devices only). */
+  debugSelection?(recorder: StepRecorder): SelectionView[];
+  /** Ends worker threads and frees memory; the device is unusable afterwards. */
+  close(): Promise<void>;
+}

@@ -1,0 +1,65 @@
+/** What the engine asks of a model: configuration, a pool's shape, and one step over a batch of slices. */
+import type { DeviceBuffer, KvPool, Miss, Sample, SampleRow, SliceTraffic, StepSlice } from "../kernels/contract.ts";
+
+/** Llama-family shape, from HF `config.json`. */
+export interface ModelConfig {
+  modelType: string;
+  vocabularySize: number;
+  width: number;
+  ffnWidth: number;
+  layerCount: number;
+  headCount: number;
+  kvHeadCount: number;
+  headDim: number;
+  contextTokensMax: number;
+  normEps: number;
+  ropeTheta: number;
+  tiedEmbeddings: boolean;
+  bosTokenId?: number;
+  eosTokenIds: number[];
+}
+
+/** The input of a layer for the rows of one slice: a step goes on from here once missing blocks have arrived. */
+export interface Checkpoint {
+  readonly layer: number;
+  readonly rowCount: number;
+  readonly buffer: DeviceBuffer;
+}
+
+/** One sequence's part of a step. */
+export interface SequenceStep {
+  slice: StepSlice;
+  /** `[rowCount]` */
+  tokens: Uint32Array;
+  /** Samples from the last row; `row` is filled in by the runner. */
+  sample?: Omit<SampleRow, "row">;
+  /** True: a miss makes the step of this sequence void (see {@link SequenceResult.checkpoint}). */
+  exact: boolean;
+  /** Goes on from a layer; such a step must be alone in its batch. The runner releases it. */
+  resumeFrom?: Checkpoint;
+}
+
+export interface SequenceResult {
+  sample?: Sample;
+  /** Blocks that were selected and not resident. Exact: those of the first layer that missed, and as hints those of later layers that ran. */
+  misses: Miss[];
+  /**
+   * Exact and something missed: the result is void; fetch the misses of `checkpoint.layer` and call again with `resumeFrom`.
+   * KV appended at deeper layers is rewritten by that call.
+   */
+  checkpoint?: Checkpoint;
+  traffic: SliceTraffic;
+}
+
+export interface ModelRunner {
+  readonly config: ModelConfig;
+  /** SHA-256 over configuration, weights and weight encoding, hex; part of what names stored bytes. */
+  readonly fingerprint: string;
+  readonly pool: KvPool;
+  /** Largest total row count of one step. */
+  readonly rowsMax: number;
+  /** One step: all sequences advance by their slices. Results in the order given. One call at a time. */
+  step(sequences: readonly SequenceStep[]): Promise<SequenceResult[]>;
+  /** Frees a checkpoint that will not be resumed (an aborted sequence). */
+  discard(checkpoint: Checkpoint): void;
+}

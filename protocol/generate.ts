@@ -1,0 +1,142 @@
+/**
+ * What the edge and an engine say to each other. One POST per generation: the body is one frame with a
+ * {@link GenerateRequest}; the answer is a stream of frames, each an {@link EngineEvent}: first `admitted` or
+ * `failed`, then `tokens`, and exactly one terminal event (`done` or `failed`). Token ids only, never text.
+ */
+import type { ErrorCode } from "./errors.ts";
+
+export const PROTOCOL_VERSION = 1;
+
+/**
+ * How the tokens up to `end` (exclusive; from the previous span's end) were attended when their KV was computed.
+ * `how` is "dense", or a canonical selection string with its query group size, as `provenance.ts` writes it.
+ */
+export interface Span {
+  end: number;
+  how: string;
+}
+
+export type SelectionPolicyName = "dense" | "streaming" | "quest" | "mean-deviation" | "tokenselect";
+
+/** What a request asks of selection; absent fields take the engine's defaults. */
+export interface SelectionRequest {
+  policy: SelectionPolicyName;
+  /** Tokens that a decode step may attend to, sinks and recent pages included; a multiple of 16. */
+  budgetTokens: number;
+  /** Wait for missing pages before attending (true), or attend to what is resident and count the rest. */
+  exact: boolean;
+}
+
+export interface SamplingParams {
+  /** 0 is greedy. */
+  temperature: number;
+  /** 1 keeps everything. */
+  topP: number;
+  /** 0 keeps everything. */
+  topK: number;
+  /** 0 keeps everything. */
+  minP: number;
+  /** Noise is a function of (seed, position), so a step can be repeated. Unsigned 32 bit. */
+  seed: number;
+  frequencyPenalty: number;
+  presencePenalty: number;
+  /** 1 is none; divides positive and multiplies negative logits of every token of prompt and reply. */
+  repetitionPenalty: number;
+  /** Pairs [token id, added to its logit]. */
+  logitBias: [number, number][];
+}
+
+export interface GenerateRequest {
+  version: typeof PROTOCOL_VERSION;
+  requestId: string;
+  /** Model id as the engine registered it. */
+  model: string;
+  /** Server-derived tenant salt, lower-case hex; names every byte that is stored. Never from the caller. */
+  namespace: string;
+  /** Absent: nothing is persisted, the prefix cache of the engine still serves. */
+  session?: { id: string; /** Fork: also look at this session's manifest. */ parentId?: string } | undefined;
+  /** The whole log and the new turn's prompt: little-endian u32 ids. */
+  tokens: Uint8Array;
+  /** Tokens before this one belong to earlier turns; `spans` covers exactly [0, turnStart). */
+  turnStart: number;
+  spans: Span[];
+  maxTokens: number;
+  stopTokens: number[];
+  sampling: SamplingParams;
+  selection: SelectionRequest;
+  /** Undefined: no logprobs. Otherwise how many alternatives beside the chosen token, 0-20. */
+  topLogprobs?: number | undefined;
+}
+
+export interface TokenLogprob {
+  logprob: number;
+  /** Best first, [token id, logprob]. */
+  top: [number, number][];
+}
+
+/** Where reused KV came from, in tokens; sums to `cachedTokens`. */
+export interface ReuseSource {
+  device: number;
+  host: number;
+  store: number;
+}
+
+export interface EngineUsage {
+  promptTokens: number;
+  completionTokens: number;
+  /** Prompt tokens whose KV was reused. */
+  cachedTokens: number;
+  source: ReuseSource;
+  /** Tokens of earlier turns whose KV had to be computed again from the log. */
+  recomputedTokens: number;
+  /** Read from the page store for this request before its first token, and in all. */
+  bytesBeforeFirstToken: number;
+  bytesFetched: number;
+  pagesBeforeFirstToken: number;
+  pagesFetched: number;
+  policy: SelectionPolicyName;
+  budgetTokens: number;
+  exact: boolean;
+  /** Pages attended to / pages in context, summed over steps, layers and KV heads where selection ran. */
+  pagesSelected: number;
+  pagesInContext: number;
+  /** Selected pages that were not resident and not waited for (default mode). */
+  pagesMissed: number;
+  kvBytesRead: number;
+  metadataBytesRead: number;
+  queueMs: number;
+  firstTokenMs: number;
+  totalMs: number;
+}
+
+export type FinishReason = "stop" | "length" | "cancelled";
+
+export type EngineEvent =
+  | { type: "admitted"; engineId: string; numericsId: string }
+  | { type: "tokens"; /** Little-endian u32 ids. */ ids: Uint8Array; logprobs?: TokenLogprob[] | undefined }
+  | {
+      type: "done";
+      reason: FinishReason;
+      usage: EngineUsage;
+      /** Spans of [turnStart, turnStart + prompt + completion): to be appended to the log's. */
+      spans: Span[];
+    }
+  | { type: "failed"; code: ErrorCode; message: string; param?: string | undefined; retryAfterMs?: number | undefined };
+
+/** Body of POST /v1/engines/heartbeat, engine to edge (JSON). */
+export interface EngineHeartbeat {
+  engineId: string;
+  /** Base URL at which the edge reaches the engine. */
+  url: string;
+  model: string;
+  modelFingerprint: string;
+  contextTokensMax: number;
+  device: string;
+  numericsId: string;
+  runningCount: number;
+  queuedCount: number;
+  queueMax: number;
+  freeBlockCount: number;
+  blockCount: number;
+  draining: boolean;
+}

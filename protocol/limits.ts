@@ -1,0 +1,45 @@
+/** Every limit of the system in one place; units are in the names. Settings may lower them, never raise them. */
+export const LIMITS = {
+  /** Largest HTTP body the edge reads, before it parses anything. */
+  requestBytesMax: 16 * 1024 * 1024,
+  /** Deepest JSON nesting accepted. */
+  jsonDepthMax: 32,
+  messageCountMax: 4096,
+  stopStringCountMax: 16,
+  stopStringBytesMax: 512,
+  topLogprobsMax: 20,
+  choiceCountMax: 8,
+  logitBiasCountMax: 1024,
+  /** `max_tokens` when the request names none (bounded by what the context leaves). */
+  completionTokensDefault: 1024,
+  sessionIdBytesMax: 128,
+  /** One frame of the edge-to-engine protocol. */
+  frameBytesMax: 16 * 1024 * 1024,
+  /** Token ids of one log row in the session log's SQLite. */
+  logRowIdsMax: 65_536,
+  /** Requests waiting in one engine before it answers 429. */
+  engineQueueMax: 64,
+  /** Sequences that decode together. */
+  engineRunningMax: 32,
+  /** Rows (tokens) of one engine step. */
+  stepRowsMax: 512,
+  /** No engine step is planned to take longer. */
+  stepMsMax: 250,
+  /** Tokens are coalesced this long before they are sent to the edge. */
+  coalesceMs: 4,
+  /** SSE comment heartbeat while a stream is silent. */
+  heartbeatMs: 250,
+  engineHeartbeatMs: 1_000,
+  engineExpiryMs: 5_000,
+  /** Deadlines of remote calls. */
+  admissionMsMax: 10_000,
+  turnMsMax: 600_000,
+  storeGetMsMax: 5_000,
+  storePutMsMax: 10_000,
+  storeConcurrency: 16,
+  /** Bytes that may wait to be persisted before the oldest unsealed work is dropped. */
+  writeBehindBytesMax: 256 * 1024 * 1024,
+  /** At most one manifest commit per session in this time. */
+  manifestCommitMs: 1_000,
+  objectBytesMax: 64 * 1024 * 1024,
+} as const;

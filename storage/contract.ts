@@ -1,0 +1,56 @@
+/**
+ * The page store: a flat, strongly consistent object store with ranges and conditional writes. R2, S3, MinIO, a folder or memory.
+ * Keys are `/`-separated `[A-Za-z0-9._-]` segments, at most 512 bytes.
+ */
+export interface StoreObject {
+  bytes: Uint8Array<ArrayBuffer>;
+  /** Opaque version of the whole object, for conditional writes. */
+  etag: string;
+  /** Bytes of the whole object, also for a range read. */
+  objectBytes: number;
+}
+
+export interface GetOptions {
+  /** A range read; it must lie inside the object, otherwise the read fails with `corrupt`. */
+  range?: { offset: number; bytes: number };
+  signal?: AbortSignal | undefined;
+}
+
+export interface PutOptions {
+  /** `{etag}`: only if the object is still at this version. `"absent"`: only if there is none. */
+  condition?: { etag: string } | "absent";
+  signal?: AbortSignal | undefined;
+}
+
+export type PutResult = { outcome: "stored"; etag: string } | { outcome: "conflict" };
+
+export interface ListPage {
+  keys: { key: string; bytes: number; modifiedMs: number }[];
+  cursor?: string;
+}
+
+/** Implementations verify nothing about the content: callers check what they read. All calls honour `signal`. */
+export interface PageStore {
+  readonly name: string;
+  /** Undefined where there is no such object. @throws {StoreError} */
+  get(key: string, options?: GetOptions): Promise<StoreObject | undefined>;
+  /** Atomic: readers see all of it or nothing. @throws {StoreError} */
+  put(key: string, bytes: Uint8Array, options?: PutOptions): Promise<PutResult>;
+  /** Absent keys are not an error. @throws {StoreError} */
+  delete(keys: readonly string[]): Promise<void>;
+  /** Ascending by key; at most 1,000 a page. @throws {StoreError} */
+  list(prefix: string, options?: { cursor?: string; signal?: AbortSignal | undefined }): Promise<ListPage>;
+  close(): Promise<void>;
+}
+
+export type StoreErrorCode = "unavailable" | "timeout" | "denied" | "corrupt" | "aborted";
+
+/** An operating error of a store; `unavailable` and `timeout` may be tried again. */
+export class StoreError extends Error {
+  override readonly name = "StoreError";
+  readonly code: StoreErrorCode;
+  constructor(code: StoreErrorCode, message: string, options?: ErrorOptions) {
+    super(message, options);
+    this.code = code;
+  }
+}
