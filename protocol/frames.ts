@@ -43,7 +43,10 @@ export class FrameDecoder {
     while (bytes.byteLength - offset >= 4) {
       const length = view.getUint32(offset, true);
       if (length > this.#frameBytesMax) {
-        throw new QuireError("request_too_large", `frame of ${length} bytes is over the limit of ${this.#frameBytesMax}`);
+        throw new QuireError(
+          "request_too_large",
+          `frame of ${length} bytes is over the limit of ${this.#frameBytesMax}`,
+        );
       }
       if (bytes.byteLength - offset - 4 < length) break;
       values.push(unpack(bytes.subarray(offset + 4, offset + 4 + length)));

@@ -54,7 +54,13 @@ export interface GenerateRequest {
   /** Server-derived tenant salt, lower-case hex; names every byte that is stored. Never from the caller. */
   namespace: string;
   /** Absent: nothing is persisted, the prefix cache of the engine still serves. */
-  session?: { id: string; /** Fork: also look at this session's manifest. */ parentId?: string } | undefined;
+  session?:
+    | {
+        id: string;
+        /** Fork: also look at this session's manifest. */
+        parentId?: string;
+      }
+    | undefined;
   /** The whole log and the new turn's prompt: little-endian u32 ids. */
   tokens: Uint8Array;
   /** Tokens before this one belong to earlier turns; `spans` covers exactly [0, turnStart). */
@@ -113,7 +119,12 @@ export type FinishReason = "stop" | "length" | "cancelled";
 
 export type EngineEvent =
   | { type: "admitted"; engineId: string; numericsId: string }
-  | { type: "tokens"; /** Little-endian u32 ids. */ ids: Uint8Array; logprobs?: TokenLogprob[] | undefined }
+  | {
+      type: "tokens";
+      /** Little-endian u32 ids. */
+      ids: Uint8Array;
+      logprobs?: TokenLogprob[] | undefined;
+    }
   | {
       type: "done";
       reason: FinishReason;
