@@ -1,7 +1,7 @@
 import { configDefaults, defineConfig } from "vitest/config";
 
 /** Tests named `*.long.test.ts` run only with `npm run test:full`, so that `npm test` stays under 15 minutes. */
-const longTests = process.env["QUIRE_TEST_FULL"] === "1" ? [] : ["test/**/*.long.test.ts"];
+const longTests = process.env.QUIRE_TEST_FULL === "1" ? [] : ["test/**/*.long.test.ts"];
 
 /** The Node project. Worker tests (in workerd) and end-to-end tests have their own configs, see test/run.ts. */
 export default defineConfig({
