@@ -1,0 +1,144 @@
+/** How much memory a model needs, and how many blocks and slots fit into what is given. Pure arithmetic. */
+import {
+  BLOCK_TOKENS,
+  type KvEncoding,
+  type MatrixEncoding,
+  PAGES_PER_BLOCK,
+  type SummaryKind,
+} from "../kernels/contract.ts";
+import { QuireError } from "../protocol/errors.ts";
+import { LIMITS } from "../protocol/limits.ts";
+import type { ModelConfig } from "./contract.ts";
+
+/** Bytes of the parts of a KV pool for one model, in the layouts that `kernels/contract.ts` fixes. */
+export interface PoolUnitBytes {
+  /** One block (64 tokens) of one layer. */
+  blockBytes: number;
+  /** One open slot: 64 tokens of every layer, f32. */
+  openSlotBytes: number;
+  /** Summaries of one logical block, every layer and kind, f32. */
+  summarySlotBytes: number;
+  /** Sealed KV and summaries of one token, every layer: what a longer context costs. */
+  tokenBytes: number;
+}
+
+/** Sizes of the pool's units; `summaryKinds` may be empty (dense only). */
+export function poolUnitBytes(
+  config: ModelConfig,
+  encoding: KvEncoding,
+  summaryKinds: readonly SummaryKind[],
+): PoolUnitBytes {
+  const { layerCount, kvHeadCount, headDim } = config;
+  const values = kvHeadCount * BLOCK_TOKENS * headDim;
+  const scales = kvHeadCount * (headDim + BLOCK_TOKENS);
+  const blockBytes = encoding === "f32" ? 2 * values * 4 : 2 * values + scales * 4;
+  const openSlotBytes = layerCount * 2 * values * 4;
+  const summarySlotBytes = summaryKinds.length * layerCount * kvHeadCount * PAGES_PER_BLOCK * 2 * headDim * 4;
+  const tokenBytes = (layerCount * blockBytes + summarySlotBytes) / BLOCK_TOKENS;
+  return { blockBytes, openSlotBytes, summarySlotBytes, tokenBytes };
+}
+
+/** Bytes of the weights as the runner keeps them: matrices in `encoding` (int8: one f32 scale per 32 inputs), norms in f32. */
+export function weightBytes(config: ModelConfig, encoding: MatrixEncoding): number {
+  const { width, ffnWidth, layerCount, headCount, kvHeadCount, headDim, vocabularySize } = config;
+  const matrix = (outWidth: number, inWidth: number) =>
+    encoding === "f32" ? outWidth * inWidth * 4 : outWidth * (inWidth + Math.ceil(inWidth / 32) * 4);
+  const layer =
+    matrix(headCount * headDim, width) +
+    2 * matrix(kvHeadCount * headDim, width) +
+    matrix(width, headCount * headDim) +
+    2 * matrix(ffnWidth, width) +
+    matrix(width, ffnWidth);
+  const embeddings = matrix(vocabularySize, width) * (config.tiedEmbeddings ? 1 : 2);
+  const norms = (2 * layerCount + 1) * width * 4;
+  return embeddings + layerCount * layer + norms;
+}
+
+/** Bytes of the runner's activation buffers for steps of up to `rowsMax` rows, logits for every row included. */
+export function activationBytes(config: ModelConfig, rowsMax: number): number {
+  const { width, ffnWidth, headCount, kvHeadCount, headDim, vocabularySize } = config;
+  const floatsPerRow = 3 * width + 2 * headCount * headDim + 2 * kvHeadCount * headDim + 2 * ffnWidth + vocabularySize;
+  return rowsMax * floatsPerRow * 4;
+}
+
+export interface PoolRequest {
+  config: ModelConfig;
+  encoding: KvEncoding;
+  summaryKinds: readonly SummaryKind[];
+  /** Bytes the pool may take, all parts together. */
+  poolBytes: number;
+  /** Sequences that run together. */
+  runningMax: number;
+  /** The longest context that one sequence must be able to reach, all of it resident. */
+  contextTokens: number;
+  /** Largest total row count of a step (default: the limit). */
+  rowsMax?: number;
+}
+
+/** Counts for `KvPoolSpec`, and what they come to. */
+export interface PoolPlan {
+  /** Blocks of one layer; a multiple of the layer count. */
+  blockCount: number;
+  openSlotCount: number;
+  summarySlotCount: number;
+  /** Sequences that may run together: as asked, or fewer where their open slots would crowd out the blocks. */
+  runningMax: number;
+  /** Sealed tokens of all sequences that fit at once. */
+  tokenCapacity: number;
+  bytes: number;
+}
+
+/** Open slots may take this share of the pool before fewer sequences run. */
+const OPEN_SHARE_MAX = 0.5;
+
+/**
+ * Divides `poolBytes`. A sequence keeps one open slot, and a step of `rowsMax` rows over n sequences touches at most
+ * `rowsMax/64 + 2n` logical blocks. Summary slots exceed the logical blocks by one whole context (at most by as many again),
+ * because a resumed sequence holds the summaries of blocks that are not resident.
+ * @throws {QuireError} `invalid_request` when one sequence of `contextTokens` does not fit; the message says what would be needed.
+ */
+export function planPool(request: PoolRequest): PoolPlan {
+  const { config, poolBytes, contextTokens } = request;
+  const unit = poolUnitBytes(config, request.encoding, request.summaryKinds);
+  const contextBlocks = Math.ceil(contextTokens / BLOCK_TOKENS);
+  const layerBlockBytes = config.layerCount * unit.blockBytes;
+  const openSlots = (runningMax: number) =>
+    Math.ceil((request.rowsMax ?? LIMITS.stepRowsMax) / BLOCK_TOKENS) + 2 * runningMax;
+  const oneContextBytes = contextBlocks * (layerBlockBytes + 2 * unit.summarySlotBytes);
+  const fits = (runningMax: number) => {
+    const openBytes = openSlots(runningMax) * unit.openSlotBytes;
+    const crowded = runningMax > 1 && openBytes > poolBytes * OPEN_SHARE_MAX;
+    return !crowded && openBytes + oneContextBytes <= poolBytes;
+  };
+  let runningMax = request.runningMax;
+  while (runningMax > 1 && !fits(runningMax)) runningMax--;
+  if (!fits(runningMax)) {
+    const neededBytes = oneContextBytes + openSlots(1) * unit.openSlotBytes;
+    throw new QuireError(
+      "invalid_request",
+      `a KV pool of ${mebibytes(poolBytes)} cannot hold one sequence of ${contextTokens} tokens: ` +
+        `${mebibytes(neededBytes)} are needed (give the pool more memory or lower the context).`,
+      { param: "pool_bytes" },
+    );
+  }
+  const openSlotCount = openSlots(runningMax);
+  const sealedBytes = poolBytes - openSlotCount * unit.openSlotBytes;
+  const spareSummaryBytes = contextBlocks * unit.summarySlotBytes;
+  const logicalBlockCount = Math.floor((sealedBytes - spareSummaryBytes) / (layerBlockBytes + unit.summarySlotBytes));
+  const summarySlotCount = logicalBlockCount + contextBlocks;
+  return {
+    blockCount: logicalBlockCount * config.layerCount,
+    openSlotCount,
+    summarySlotCount,
+    runningMax,
+    tokenCapacity: logicalBlockCount * BLOCK_TOKENS,
+    bytes:
+      logicalBlockCount * layerBlockBytes +
+      summarySlotCount * unit.summarySlotBytes +
+      openSlotCount * unit.openSlotBytes,
+  };
+}
+
+function mebibytes(bytes: number): string {
+  return `${(bytes / 2 ** 20).toFixed(1)} MiB`;
+}
