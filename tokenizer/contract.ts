@@ -1,9 +1,13 @@
 /** Turns text into ids and back. Runs at the edge; no I/O, no globals. */
 export interface Tokenizer {
+  /** One more than the largest id that has a text. A model's logits may be wider; such ids decode to nothing. */
   readonly vocabularySize: number;
   /**
-   * Ids of `text`. Special tokens written in it become control ids only with `special: true`, and never where they overlap
-   * text that {@link ChatTemplate} marked as a user's words.
+   * Ids of `text`; nothing is added in front or behind. Special tokens written in `text` become control ids only with
+   * `special: true`, and never where they overlap text that {@link ChatTemplate} marked as a user's words.
+   * `special: true` is for rendered templates and for text of the operator: it also takes {@link ChatTemplate}'s marks out
+   * (runs of six U+FDD0..U+FDDF), so text that never went through a template is encoded without it.
+   * Unpaired surrogates become U+FFFD, as in `TextEncoder`. Time is near-linear in the length of `text`, whatever it says.
    */
   encode(text: string, options?: { special?: boolean }): number[];
   /** Whole text of `ids`; special tokens are left out unless `special`. Bytes that are not UTF-8 become U+FFFD. */
@@ -20,7 +24,7 @@ export interface Tokenizer {
 export interface IncrementalDecoder {
   /** Text that is complete after these ids. */
   push(ids: ArrayLike<number>): string;
-  /** What is left at the end (an incomplete character becomes U+FFFD). */
+  /** What is left at the end (an incomplete character becomes U+FFFD). The decoder is as new afterwards. */
   flush(): string;
 }
 
@@ -32,8 +36,9 @@ export interface ChatMessage {
 
 export interface ChatTemplate {
   /**
-   * Renders the model's chat template. Special tokens inside message content are broken by a marker, so that
-   * {@link Tokenizer.encode} with `special: true` reads them as text; `encode` drops the marker.
+   * Renders the model's chat template; `developer` is rendered as `system`. Special tokens inside message content are
+   * broken by marks, so that {@link Tokenizer.encode} with `special: true` reads them as text; `encode` takes the marks out.
+   * The output is for `encode` only. Work is bounded by the messages (limits of the edge) times the template's own loops.
    * @throws {QuireError} `invalid_request` when the template refuses the messages (its own words are passed on).
    */
   render(messages: readonly ChatMessage[], options: { addGenerationPrompt: boolean }): string;
