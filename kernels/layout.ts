@@ -1,0 +1,86 @@
+/** Sizes and offsets of everything a KV pool holds (see `KvPool` in contract.ts); every device and the tests use these. */
+import { assert } from "../protocol/assert.ts";
+import { BLOCK_TOKENS, type KvPoolSpec, PAGES_PER_BLOCK, type SummaryKind } from "./contract.ts";
+
+/** What fixes the bytes of one block of one layer. */
+export type BlockShape = Pick<KvPoolSpec, "kvHeadCount" | "headDim" | "encoding">;
+
+/** Byte offsets of the four parts of a block, each an array over KV heads. The scale parts are -1 for f32. */
+export interface BlockLayout {
+  /** K `[kvHead][64][headDim]`, 4 bytes or 1 byte an element. */
+  keysAt: number;
+  /** f32 `[kvHead][headDim]`. */
+  keyScalesAt: number;
+  /** V `[kvHead][64][headDim]`, 4 bytes or 1 byte an element. */
+  valuesAt: number;
+  /** f32 `[kvHead][64]`. */
+  valueScalesAt: number;
+  /** Bytes of one block of one layer. */
+  bytes: number;
+}
+
+/** Where the parts of a block lie. */
+export function blockLayout({ kvHeadCount, headDim, encoding }: BlockShape): BlockLayout {
+  const elements = kvHeadCount * BLOCK_TOKENS * headDim;
+  if (encoding === "f32") {
+    return { keysAt: 0, keyScalesAt: -1, valuesAt: elements * 4, valueScalesAt: -1, bytes: elements * 8 };
+  }
+  const keyScalesAt = elements;
+  const valuesAt = keyScalesAt + kvHeadCount * headDim * 4;
+  const valueScalesAt = valuesAt + elements;
+  return { keysAt: 0, keyScalesAt, valuesAt, valueScalesAt, bytes: valueScalesAt + kvHeadCount * BLOCK_TOKENS * 4 };
+}
+
+/** Bytes of one open slot: K and V in f32, all layers. */
+export function openSlotBytes(spec: Pick<KvPoolSpec, "layerCount" | "kvHeadCount" | "headDim">): number {
+  return openSlotValuesAt(spec) * 2 * 4;
+}
+
+/** Element (f32) at which an open slot's values start; the keys start at 0. */
+export function openSlotValuesAt(spec: Pick<KvPoolSpec, "layerCount" | "kvHeadCount" | "headDim">): number {
+  return spec.layerCount * spec.kvHeadCount * BLOCK_TOKENS * spec.headDim;
+}
+
+/** Element (f32) of `[layer][kvHead][token 0][channel 0]` within the keys, or the values, of an open slot. */
+export function openHeadAt(spec: Pick<KvPoolSpec, "kvHeadCount" | "headDim">, layer: number, kvHead: number): number {
+  return (layer * spec.kvHeadCount + kvHead) * BLOCK_TOKENS * spec.headDim;
+}
+
+type SummaryShape = Pick<KvPoolSpec, "layerCount" | "kvHeadCount" | "headDim" | "summaryKinds">;
+
+/** Bytes of one summary slot: all kinds, all layers. */
+export function summarySlotBytes(spec: SummaryShape): number {
+  return spec.summaryKinds.length * summaryKindElements(spec) * 4;
+}
+
+/**
+ * Element (f32) within a summary slot of `[kind][layer][kvHead][page 0][centre][channel 0]`. A page takes `2 * headDim` elements
+ * (centre, then radius), a block's four pages follow each other.
+ * @throws {AssertionError} when the pool keeps no summaries of that kind.
+ */
+export function summaryHeadAt(spec: SummaryShape, kind: SummaryKind, layer: number, kvHead: number): number {
+  const kindIndex = spec.summaryKinds.indexOf(kind);
+  assert(kindIndex >= 0, `the pool keeps no ${kind} summaries`);
+  const head = layer * spec.kvHeadCount + kvHead;
+  return kindIndex * summaryKindElements(spec) + head * PAGES_PER_BLOCK * 2 * spec.headDim;
+}
+
+function summaryKindElements(spec: SummaryShape): number {
+  return spec.layerCount * spec.kvHeadCount * PAGES_PER_BLOCK * 2 * spec.headDim;
+}
+
+/** @throws {AssertionError} for a spec that no device can serve. */
+export function assertPoolSpec(spec: KvPoolSpec): void {
+  for (const name of ["layerCount", "kvHeadCount", "headDim"] as const) {
+    assert(Number.isInteger(spec[name]) && spec[name] > 0, `${name} must be a positive integer`);
+  }
+  for (const name of ["blockCount", "openSlotCount", "summarySlotCount"] as const) {
+    assert(Number.isInteger(spec[name]) && spec[name] >= 0, `${name} must be an integer >= 0`);
+  }
+  assert(spec.headDim % 4 === 0, `headDim ${spec.headDim} is not a multiple of 4`);
+  assert(spec.encoding === "f32" || spec.encoding === "int8", `unknown KV encoding ${String(spec.encoding)}`);
+  assert(new Set(spec.summaryKinds).size === spec.summaryKinds.length, "summaryKinds holds a kind twice");
+  for (const kind of spec.summaryKinds) {
+    assert(kind === "min-max" || kind === "mean-deviation", `unknown summary kind ${String(kind)}`);
+  }
+}

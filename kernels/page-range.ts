@@ -1,0 +1,124 @@
+/** What a selection plan means for one query group, before any score is known: forced pages, candidates, and how many to take. */
+import {
+  BLOCK_TOKENS,
+  type CombineRule,
+  PAGE_TOKENS,
+  PAGES_PER_BLOCK,
+  type SelectionPlan,
+  type StepSlice,
+} from "./contract.ts";
+
+/** Rows of a slice that share a selection. */
+export interface QueryGroup {
+  /** Row within the slice. */
+  firstRow: number;
+  rowCount: number;
+  /** Absolute position of the first and of the last row. */
+  positionFirst: number;
+  positionLast: number;
+}
+
+/** The query groups of a slice, ascending. */
+export function queryGroups(slice: StepSlice): QueryGroup[] {
+  const groups: QueryGroup[] = [];
+  for (let index = 0; index < slice.groupStarts.length; index++) {
+    const firstRow = slice.groupStarts[index] ?? 0;
+    const endRow = slice.groupStarts[index + 1] ?? slice.rowCount;
+    groups.push({
+      firstRow,
+      rowCount: endRow - firstRow,
+      positionFirst: slice.position + firstRow,
+      positionLast: slice.position + endRow - 1,
+    });
+  }
+  return groups;
+}
+
+/** Pages are half-open ranges: forced are `[0, sinkEnd)` and `[recentStart, pageEnd)`, candidates `[sinkEnd, recentStart)`. */
+export interface PageRange {
+  /** True: no selection, every position up to the query (plan dense, or the whole context within the budget). */
+  everything: boolean;
+  sinkEnd: number;
+  recentStart: number;
+  /** page(positionLast) + 1: the pages in context. */
+  pageEnd: number;
+  candidateCount: number;
+  /** How many candidate pages the budget still pays for (token plans: times 16 tokens); at most `candidateCount`. */
+  takePages: number;
+}
+
+/** Resolves a plan for one query group as `SelectionPlan` says. */
+export function pageRange(plan: SelectionPlan, group: Pick<QueryGroup, "positionFirst" | "positionLast">): PageRange {
+  const pageEnd = Math.floor(group.positionLast / PAGE_TOKENS) + 1;
+  if (plan.kind === "dense" || pageEnd <= plan.budgetPages) {
+    return { everything: true, sinkEnd: 0, recentStart: 0, pageEnd, candidateCount: 0, takePages: 0 };
+  }
+  const pageFirst = Math.floor(group.positionFirst / PAGE_TOKENS);
+  const ownBlockStart = Math.floor(group.positionFirst / BLOCK_TOKENS) * PAGES_PER_BLOCK;
+  const recentStart = Math.max(0, Math.min(pageFirst - plan.recentPages + 1, ownBlockStart));
+  const sinkEnd = Math.min(plan.sinkPages, recentStart);
+  const candidateCount = recentStart - sinkEnd;
+  const forcedCount = sinkEnd + (pageFirst - recentStart + 1);
+  const budgetLeft = plan.scorer === undefined ? 0 : Math.max(0, plan.budgetPages - forcedCount);
+  return {
+    everything: false,
+    sinkEnd,
+    recentStart,
+    pageEnd,
+    candidateCount,
+    takePages: Math.min(budgetLeft, candidateCount),
+  };
+}
+
+/**
+ * How many candidates the first stage of a plan keeps. All (`candidateCount`) means that page scores are not needed and not computed;
+ * 0 likewise.
+ */
+export function keepPages(plan: SelectionPlan, range: PageRange): number {
+  if (plan.kind !== "tokens" || range.takePages === 0) return range.takePages;
+  return range.takePages === range.candidateCount
+    ? range.takePages
+    : Math.min(plan.candidatePages, range.candidateCount);
+}
+
+/** True when the plan's page scorer runs for this group. */
+export function needsPageScores(plan: SelectionPlan, range: PageRange): boolean {
+  const keep = keepPages(plan, range);
+  return keep > 0 && keep < range.candidateCount;
+}
+
+/** How page scores of several queries become one: token plans vote softly over the layer. */
+export function pageCombine(plan: Exclude<SelectionPlan, { kind: "dense" }>): CombineRule {
+  return plan.kind === "tokens" ? "softmax-sum" : plan.combine;
+}
+
+/** True when one selection serves all KV heads of the layer. */
+export function selectsPerLayer(plan: Exclude<SelectionPlan, { kind: "dense" }>): boolean {
+  return plan.kind === "tokens" || plan.scope === "layer";
+}
+
+/** Forced pages and the chosen candidates (ascending), in ascending order. */
+export function withForcedPages(range: PageRange, chosen: Iterable<number>): number[] {
+  const pages: number[] = [];
+  for (let page = 0; page < range.sinkEnd; page++) pages.push(page);
+  for (const page of chosen) pages.push(page);
+  for (let page = range.recentStart; page < range.pageEnd; page++) pages.push(page);
+  return pages;
+}
+
+/**
+ * The indices of the `count` best scores, ascending. Higher is better, ties go to the lower index, NaN ranks below everything.
+ * This is the order every device must reproduce.
+ */
+export function topIndices(scores: ArrayLike<number>, count: number): number[] {
+  const rank = (index: number): number => {
+    const score = scores[index] ?? Number.NaN;
+    return Number.isNaN(score) ? Number.NEGATIVE_INFINITY : score;
+  };
+  const order = Array.from({ length: scores.length }, (_, index) => index);
+  order.sort((a, b) => {
+    const [scoreA, scoreB] = [rank(a), rank(b)];
+    return scoreA === scoreB ? a - b : scoreB > scoreA ? 1 : -1;
+  });
+  return order.slice(0, count).sort((a, b) => a - b);
+}

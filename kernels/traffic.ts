@@ -1,0 +1,104 @@
+/** Counts what a step read and missed, the same way on every CPU device. */
+import {
+  BLOCK_TOKENS,
+  type KvPoolSpec,
+  type Miss,
+  PAGE_TOKENS,
+  PAGES_PER_BLOCK,
+  type SliceTraffic,
+} from "./contract.ts";
+import type { QueryGroup } from "./page-range.ts";
+
+type KvShape = Pick<KvPoolSpec, "headDim" | "encoding">;
+
+/** A slice's traffic before anything ran. */
+export function emptyTraffic(): SliceTraffic {
+  return { pagesSelected: 0, pagesInContext: 0, kvBytes: 0, metadataBytes: 0 };
+}
+
+/** Bytes of the summaries (of one kind) of `pageCount` pages of one KV head. */
+export function summaryReadBytes(headDim: number, pageCount: number): number {
+  return pageCount * 2 * headDim * 4;
+}
+
+/** Bytes of the keys of some sealed pages of one KV head, read for token scoring: codes, and int8 scales once per block. */
+export function keyReadBytes(shape: KvShape, pages: readonly number[]): number {
+  const elementBytes = shape.encoding === "f32" ? 4 : 1;
+  const blocks = new Set(pages.map((page) => Math.floor(page / PAGES_PER_BLOCK)));
+  const scaleBytes = shape.encoding === "f32" ? 0 : blocks.size * shape.headDim * 4;
+  return pages.length * PAGE_TOKENS * shape.headDim * elementBytes + scaleBytes;
+}
+
+/** What one query group attends to in one KV head. */
+export interface AttendedPages {
+  /** Ascending; undefined: all up to the last query. */
+  pages?: readonly number[];
+  /** Bit t of entry i: token t of `pages[i]`; undefined: all. */
+  tokenMasks?: readonly number[];
+}
+
+/**
+ * Bytes of K and V that a query group reads in one KV head. Every attended token counts once: as sealed (in the pool's encoding; int8 key
+ * scales once per block) in blocks before the last row's, if resident; as open (f32) from the first row's block on, up to the last row.
+ * A token of a block which the group itself crosses is read both ways and counts twice.
+ */
+export function groupKvBytes(
+  shape: KvShape,
+  group: Pick<QueryGroup, "positionFirst" | "positionLast">,
+  attended: AttendedPages,
+  isResident: (block: number) => boolean,
+): number {
+  const blockFirst = Math.floor(group.positionFirst / BLOCK_TOKENS);
+  const blockLast = Math.floor(group.positionLast / BLOCK_TOKENS);
+  const tokenBytes = shape.encoding === "f32" ? shape.headDim * 8 : shape.headDim * 2 + 4;
+  const blockBytes = shape.encoding === "f32" ? 0 : shape.headDim * 4;
+  let bytes = 0;
+  let blockCounted = -1;
+  const count = attended.pages?.length ?? Math.floor(group.positionLast / PAGE_TOKENS) + 1;
+  for (let index = 0; index < count; index++) {
+    const page = attended.pages?.[index] ?? index;
+    const mask = attended.tokenMasks?.[index] ?? 0xffff;
+    const block = Math.floor(page / PAGES_PER_BLOCK);
+    if (block < blockLast && isResident(block)) {
+      if (block !== blockCounted) bytes += blockBytes;
+      blockCounted = block;
+      bytes += bitCount(mask) * tokenBytes;
+    }
+    if (block >= blockFirst) {
+      const visible = Math.min(PAGE_TOKENS, group.positionLast + 1 - page * PAGE_TOKENS);
+      bytes += bitCount(mask & ((1 << visible) - 1)) * shape.headDim * 8;
+    }
+  }
+  return bytes;
+}
+
+function bitCount(mask: number): number {
+  let count = 0;
+  for (let rest = mask; rest !== 0; rest &= rest - 1) count++;
+  return count;
+}
+
+/** Blocks that were wanted and not resident, each (slice, layer, block) once. */
+export class MissSet {
+  readonly #seen = new Map<string, Miss>();
+  readonly #slices = new Set<number>();
+
+  add(miss: Miss): void {
+    const key = `${miss.sliceIndex}/${miss.layer}/${miss.block}`;
+    if (this.#seen.has(key)) return;
+    this.#seen.set(key, { ...miss });
+    this.#slices.add(miss.sliceIndex);
+  }
+
+  /** Whether a slice has missed anything so far. */
+  hasSlice(sliceIndex: number): boolean {
+    return this.#slices.has(sliceIndex);
+  }
+
+  /** Ascending by slice, layer, block. */
+  list(): Miss[] {
+    return [...this.#seen.values()].sort(
+      (a, b) => a.sliceIndex - b.sliceIndex || a.layer - b.layer || a.block - b.block,
+    );
+  }
+}

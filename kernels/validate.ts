@@ -1,0 +1,129 @@
+/** Checks of what a caller hands to a device. All of them are programmer's errors, found before memory is touched. */
+import { assert } from "../protocol/assert.ts";
+import {
+  BLOCK_TOKENS,
+  type KvPoolSpec,
+  NOT_RESIDENT,
+  PAGES_PER_BLOCK,
+  type SelectionPlan,
+  type StepSlice,
+} from "./contract.ts";
+import { needsPageScores, pageRange, queryGroups } from "./page-range.ts";
+
+/** Logical blocks that the rows of a slice touch: `[first, end)`. */
+export function touchedBlocks(slice: Pick<StepSlice, "position" | "rowCount">): { first: number; end: number } {
+  return {
+    first: Math.floor(slice.position / BLOCK_TOKENS),
+    end: Math.floor((slice.position + slice.rowCount - 1) / BLOCK_TOKENS) + 1,
+  };
+}
+
+/** Logical blocks whose last token is a row of the slice: `[first, end)`. They are sealed by `append`. */
+export function sealedByStep(slice: Pick<StepSlice, "position" | "rowCount">): { first: number; end: number } {
+  const first = Math.floor(slice.position / BLOCK_TOKENS);
+  return { first, end: Math.floor((slice.position + slice.rowCount) / BLOCK_TOKENS) };
+}
+
+/** @throws {AssertionError} when slices contradict themselves or share an open slot. To be called by `begin`. */
+export function assertSlices(slices: readonly StepSlice[]): void {
+  const openSlots = new Set<number>();
+  slices.forEach((slice, index) => {
+    const fail = (message: string): string => `slice ${index}: ${message}`;
+    assert(Number.isInteger(slice.position) && slice.position >= 0, fail("position must be an integer >= 0"));
+    assert(Number.isInteger(slice.rowCount) && slice.rowCount > 0, fail("rowCount must be a positive integer"));
+    const touched = touchedBlocks(slice);
+    assert(
+      slice.openSlots.length === touched.end - touched.first,
+      fail("openSlots must hold one slot per touched block"),
+    );
+    for (const slot of slice.openSlots) {
+      assert(!openSlots.has(slot), fail(`open slot ${slot} is used twice in this step`));
+      openSlots.add(slot);
+    }
+    const sealedEnd = sealedByStep(slice).end;
+    assert(
+      slice.blockCapacity >= Math.max(sealedEnd, touched.first),
+      fail("blockCapacity does not reach the sealed blocks"),
+    );
+    assert(slice.summarySlots.length === slice.blockCapacity, fail("summarySlots must have blockCapacity entries"));
+    assert(
+      slice.blockCapacity === 0 ? slice.blockIds.length === 0 : slice.blockIds.length % slice.blockCapacity === 0,
+      fail("blockIds must be [layerCount][blockCapacity]"),
+    );
+    assert(slice.groupStarts[0] === 0, fail("groupStarts must begin with 0"));
+    for (let group = 0; group < slice.groupStarts.length; group++) {
+      const start = slice.groupStarts[group] ?? 0;
+      const end = slice.groupStarts[group + 1] ?? slice.rowCount;
+      assert(start < end, fail("groupStarts must ascend and stay below rowCount"));
+    }
+    assertPlan(slice.plan, fail);
+  });
+}
+
+function assertPlan(plan: SelectionPlan, fail: (message: string) => string): void {
+  if (plan.kind === "dense") return;
+  for (const name of ["budgetPages", "sinkPages", "recentPages"] as const) {
+    assert(Number.isInteger(plan[name]) && plan[name] >= 0, fail(`${name} must be an integer >= 0`));
+  }
+  if (plan.kind === "tokens") {
+    assert(
+      Number.isInteger(plan.candidatePages) && plan.candidatePages >= 0,
+      fail("candidatePages must be an integer >= 0"),
+    );
+  }
+}
+
+/**
+ * Checks slices against a pool: ids in range, sealed blocks given, summaries there where a plan will score.
+ * To be called by `append`, `select` and `attend` (once per pool and step is enough).
+ * @throws {AssertionError}
+ */
+export function assertSlicesFit(spec: KvPoolSpec, slices: readonly StepSlice[]): void {
+  slices.forEach((slice, index) => {
+    const fail = (message: string): string => `slice ${index}: ${message}`;
+    assert(
+      slice.blockIds.length === spec.layerCount * slice.blockCapacity,
+      fail("blockIds must be [layerCount][blockCapacity]"),
+    );
+    assertIds(slice.blockIds, spec.blockCount, fail("block id"));
+    assertIds(slice.summarySlots, spec.summarySlotCount, fail("summary slot"));
+    for (const slot of slice.openSlots) {
+      assert(slot >= 0 && slot < spec.openSlotCount, fail(`open slot ${slot} is out of range`));
+    }
+    const sealed = sealedByStep(slice);
+    for (let block = sealed.first; block < sealed.end; block++) {
+      for (let layer = 0; layer < spec.layerCount; layer++) {
+        const id = slice.blockIds[layer * slice.blockCapacity + block];
+        assert(
+          id !== NOT_RESIDENT,
+          fail(`layer ${layer}: block ${block} is sealed by this step and has no device block`),
+        );
+      }
+    }
+    assertSummaries(spec, slice, fail);
+  });
+}
+
+function assertIds(ids: Int32Array, count: number, what: string): void {
+  for (const id of ids) {
+    assert(id === NOT_RESIDENT || (id >= 0 && id < count), `${what} ${id} is out of range`);
+  }
+}
+
+function assertSummaries(spec: KvPoolSpec, slice: StepSlice, fail: (message: string) => string): void {
+  const plan = slice.plan;
+  if (plan.kind === "dense" || plan.scorer === undefined) return;
+  let candidateEnd = 0;
+  let candidateStart = Number.POSITIVE_INFINITY;
+  for (const group of queryGroups(slice)) {
+    const range = pageRange(plan, group);
+    if (!needsPageScores(plan, range)) continue;
+    candidateStart = Math.min(candidateStart, range.sinkEnd);
+    candidateEnd = Math.max(candidateEnd, range.recentStart);
+  }
+  if (candidateEnd === 0) return;
+  assert(spec.summaryKinds.includes(plan.scorer.summary), fail(`the pool keeps no ${plan.scorer.summary} summaries`));
+  for (let block = Math.floor(candidateStart / PAGES_PER_BLOCK); block * PAGES_PER_BLOCK < candidateEnd; block++) {
+    assert(slice.summarySlots[block] !== NOT_RESIDENT, fail(`block ${block} is to be scored and has no summary slot`));
+  }
+}
