@@ -1,0 +1,100 @@
+/** Chat templates of Hugging Face models, through @huggingface/jinja. */
+import { Environment, Interpreter, Template } from "@huggingface/jinja";
+import { QuireError } from "../protocol/errors.ts";
+import type { ChatMessage, ChatTemplate } from "./contract.ts";
+import { hasMarkCharacters, markText } from "./marks.ts";
+
+export interface ChatTemplateParts {
+  /** Jinja source, or undefined for a model without one: then every `render` is refused. */
+  source: string | undefined;
+  bosToken: string;
+  eosToken: string;
+  /** Contents of all special tokens: where they stand in a message they are marked as text. */
+  specials: readonly string[];
+}
+
+/**
+ * Compiles a chat template once. The template sees `messages`, `add_generation_prompt`, `bos_token`, `eos_token`,
+ * `raise_exception` and `range`; there is no clock (`strftime_now` is undefined, as templates that use it allow for), so
+ * equal messages give equal text.
+ * @throws {QuireError} `internal` for a template that does not parse.
+ */
+export function compileChatTemplate(parts: ChatTemplateParts): ChatTemplate {
+  const { source } = parts;
+  if (source === undefined) {
+    return {
+      render() {
+        throw new QuireError("invalid_request", "This model has no chat template: use /v1/completions.");
+      },
+    };
+  }
+  const program = parse(source);
+  return {
+    render(messages, options) {
+      const environment = new Environment();
+      for (const [name, value] of Object.entries(globals())) environment.set(name, value);
+      environment.set("bos_token", parts.bosToken);
+      environment.set("eos_token", parts.eosToken);
+      environment.set("add_generation_prompt", options.addGenerationPrompt);
+      environment.set(
+        "messages",
+        messages.map((message) => markMessage(message, parts.specials)),
+      );
+      try {
+        return String(new Interpreter(environment).run(program).value);
+      } catch (thrown) {
+        if (thrown instanceof QuireError) throw thrown;
+        throw new QuireError("internal", "The chat template of this model failed on these messages.", {
+          cause: thrown,
+        });
+      }
+    },
+  };
+}
+
+function parse(source: string): Template["parsed"] {
+  if (hasMarkCharacters(source)) {
+    throw new QuireError("internal", "chat template: characters U+FDD0 to U+FDDF are not supported");
+  }
+  try {
+    return new Template(source).parsed;
+  } catch (cause) {
+    throw new QuireError("internal", "chat template: does not parse", { cause });
+  }
+}
+
+function markMessage(message: ChatMessage, specials: readonly string[]): Record<string, string> {
+  const marked: Record<string, string> = {
+    role: message.role === "developer" ? "system" : message.role,
+    content: markText(message.content.toWellFormed(), specials),
+  };
+  if (message.name !== undefined) marked["name"] = markText(message.name.toWellFormed(), specials);
+  return marked;
+}
+
+function globals(): Record<string, unknown> {
+  return {
+    true: true,
+    True: true,
+    false: false,
+    False: false,
+    none: null,
+    None: null,
+    range,
+    raise_exception: (message: unknown) => {
+      throw new QuireError("invalid_request", String(message), { param: "messages" });
+    },
+  };
+}
+
+const RANGE_COUNT_MAX = 65_536;
+
+function range(first: number, last?: number, step = 1): number[] {
+  const [start, stop] = last === undefined ? [0, first] : [first, last];
+  if (step === 0 || Math.abs((stop - start) / step) > RANGE_COUNT_MAX) {
+    throw new QuireError("internal", "chat template: range() without an end");
+  }
+  const values: number[] = [];
+  for (let value = start; step > 0 ? value < stop : value > stop; value += step) values.push(value);
+  return values;
+}
