@@ -1,6 +1,7 @@
 /**
  * The page store: a flat, strongly consistent object store with ranges and conditional writes. R2, S3, MinIO, a folder or memory.
- * Keys are `/`-separated `[A-Za-z0-9._-]` segments, at most 512 bytes.
+ * Keys are `/`-separated parts of 1-200 characters `[A-Za-z0-9._-]`, none of them `.` or `..`, at most 512 bytes in all.
+ * `a` and `a/b` may both be objects. Any other key is a programmer's error (an assertion).
  */
 export interface StoreObject {
   bytes: Uint8Array<ArrayBuffer>;
@@ -11,7 +12,7 @@ export interface StoreObject {
 }
 
 export interface GetOptions {
-  /** A range read; it must lie inside the object, otherwise the read fails with `corrupt`. */
+  /** A range read of at least one byte; it must lie inside the object, otherwise the read fails with `corrupt`. */
   range?: { offset: number; bytes: number };
   signal?: AbortSignal | undefined;
 }
