@@ -1,11 +1,6 @@
 /** How much memory a model needs, and how many blocks and slots fit into what is given. Pure arithmetic. */
-import {
-  BLOCK_TOKENS,
-  type KvEncoding,
-  type MatrixEncoding,
-  PAGES_PER_BLOCK,
-  type SummaryKind,
-} from "../kernels/contract.ts";
+import { BLOCK_TOKENS, type KvEncoding, type MatrixEncoding, type SummaryKind } from "../kernels/contract.ts";
+import { blockLayout, openSlotBytes, summarySlotBytes } from "../kernels/layout.ts";
 import { QuireError } from "../protocol/errors.ts";
 import { LIMITS } from "../protocol/limits.ts";
 import type { ModelConfig } from "./contract.ts";
@@ -29,13 +24,15 @@ export function poolUnitBytes(
   summaryKinds: readonly SummaryKind[],
 ): PoolUnitBytes {
   const { layerCount, kvHeadCount, headDim } = config;
-  const values = kvHeadCount * BLOCK_TOKENS * headDim;
-  const scales = kvHeadCount * (headDim + BLOCK_TOKENS);
-  const blockBytes = encoding === "f32" ? 2 * values * 4 : 2 * values + scales * 4;
-  const openSlotBytes = layerCount * 2 * values * 4;
-  const summarySlotBytes = summaryKinds.length * layerCount * kvHeadCount * PAGES_PER_BLOCK * 2 * headDim * 4;
-  const tokenBytes = (layerCount * blockBytes + summarySlotBytes) / BLOCK_TOKENS;
-  return { blockBytes, openSlotBytes, summarySlotBytes, tokenBytes };
+  const shape = { layerCount, kvHeadCount, headDim, encoding, summaryKinds };
+  const blockBytes = blockLayout(shape).bytes;
+  const summaryBytes = summarySlotBytes(shape);
+  return {
+    blockBytes,
+    openSlotBytes: openSlotBytes(shape),
+    summarySlotBytes: summaryBytes,
+    tokenBytes: (layerCount * blockBytes + summaryBytes) / BLOCK_TOKENS,
+  };
 }
 
 /** Bytes of the weights as the runner keeps them: matrices in `encoding` (int8: one f32 scale per 32 inputs), norms in f32. */
@@ -54,11 +51,16 @@ export function weightBytes(config: ModelConfig, encoding: MatrixEncoding): numb
   return embeddings + layerCount * layer + norms;
 }
 
-/** Bytes of the runner's activation buffers for steps of up to `rowsMax` rows, logits for every row included. */
-export function activationBytes(config: ModelConfig, rowsMax: number): number {
+/**
+ * Bytes of the runner's activation buffers for steps of up to `rowsMax` rows of which `sampledMax` are sampled, RoPE tables included,
+ * checkpoints of missed layers (at most one layer input, `rowsMax * width`, on a CPU device) too.
+ */
+export function activationBytes(config: ModelConfig, rowsMax: number, sampledMax: number): number {
   const { width, ffnWidth, headCount, kvHeadCount, headDim, vocabularySize } = config;
-  const floatsPerRow = 3 * width + 2 * headCount * headDim + 2 * kvHeadCount * headDim + 2 * ffnWidth + vocabularySize;
-  return rowsMax * floatsPerRow * 4;
+  const rowFloats = 3 * width + 2 * headCount * headDim + 2 * kvHeadCount * headDim + 2 * ffnWidth;
+  const sampledFloats = width + headCount * headDim + vocabularySize;
+  const ropeFloats = config.contextTokensMax * headDim;
+  return (rowsMax * rowFloats + sampledMax * sampledFloats + ropeFloats) * 4;
 }
 
 export interface PoolRequest {

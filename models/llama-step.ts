@@ -1,0 +1,152 @@
+/**
+ * The Llama-family forward pass over any device: RMSNorm, grouped-query attention with RoPE over paged KV (append, select, attend),
+ * gated SiLU FFN. One step runs a batch of slices, prefill chunks and decode rows alike.
+ */
+import type { KvPool, RopeTable, SampleRow, StepRecorder } from "../kernels/contract.ts";
+import type { Activations } from "./activations.ts";
+import type { CheckpointKeeper } from "./checkpoints.ts";
+import type { Checkpoint, ModelConfig, SequenceStep } from "./contract.ts";
+import type { LayerWeights, LlamaWeights } from "./llama-weights.ts";
+import type { Observer } from "./observer.ts";
+
+/** What a runner keeps from step to step. */
+export interface StepParts {
+  config: ModelConfig;
+  pool: KvPool;
+  weights: LlamaWeights;
+  buffers: Activations;
+  rope: RopeTable;
+  observer: Observer | undefined;
+}
+
+/** A row to be sampled: of which sequence, and which row of the step. */
+interface SampledRow {
+  sequence: number;
+  row: number;
+}
+
+/** What belongs to one step. */
+export interface StepContext {
+  recorder: StepRecorder;
+  keeper: CheckpointKeeper;
+  sequences: readonly SequenceStep[];
+}
+
+/** Records one step. */
+export class LlamaStep {
+  readonly #parts: StepParts;
+  readonly #recorder: StepRecorder;
+  readonly #keeper: CheckpointKeeper;
+  readonly #sequences: readonly SequenceStep[];
+  readonly #rows: number;
+  readonly #sampled: readonly SampledRow[];
+
+  constructor(parts: StepParts, step: StepContext) {
+    const { recorder, keeper, sequences } = step;
+    this.#parts = parts;
+    this.#recorder = recorder;
+    this.#keeper = keeper;
+    this.#sequences = sequences;
+    let rows = 0;
+    const sampled: SampledRow[] = [];
+    sequences.forEach(({ slice, sample }, sequence) => {
+      rows += slice.rowCount;
+      if (sample !== undefined) sampled.push({ sequence, row: rows - 1 });
+    });
+    this.#rows = rows;
+    this.#sampled = sampled;
+  }
+
+  /** Returns the sequences whose samples will come back, in that order. */
+  record(resumed: Checkpoint | undefined): number[] {
+    const { config, weights, buffers, observer } = this.#parts;
+    this.#begin(resumed);
+    const first = resumed?.layer ?? 0;
+    for (let layer = first; layer < config.layerCount; layer++) {
+      observer?.hidden(this.#recorder, { layer, x: buffers.x, rows: this.#rows });
+      this.#attention(layer, weights.layers[layer]!);
+      if (this.#keeper.allVoid(this.#recorder)) return [];
+      if (layer + 1 < config.layerCount) this.#ffn(weights.layers[layer]!, buffers.x, this.#rows);
+    }
+    if (this.#sampled.length === 0) return [];
+    this.#finish(weights.layers[config.layerCount - 1]!);
+    return this.#sampled.map(({ sequence }) => sequence);
+  }
+
+  #begin(resumed: Checkpoint | undefined): void {
+    const { config, weights, buffers } = this.#parts;
+    if (resumed !== undefined) {
+      const rows = this.#rows;
+      this.#recorder.copyRows({ out: buffers.x, outRow: 0, x: resumed.buffer, xRow: 0, rows, width: config.width });
+      return;
+    }
+    const tokens = new Uint32Array(this.#rows);
+    let row = 0;
+    for (const sequence of this.#sequences) {
+      tokens.set(sequence.tokens, row);
+      row += sequence.tokens.length;
+    }
+    this.#recorder.embed({ out: buffers.x, table: weights.embeddings, tokens });
+  }
+
+  /** Up to the heads' outputs in `attended`; `x` still is the layer's input afterwards, except that inner layers add the output. */
+  #attention(layer: number, weights: LayerWeights): void {
+    const { config, pool, buffers, rope } = this.#parts;
+    const { x, normed, query: q, key: k, value: v, attended } = buffers;
+    const { headCount } = config;
+    const rows = this.#rows;
+    const recorder = this.#recorder;
+    recorder.rmsNorm({ out: normed, x, weight: weights.attentionNorm, rows, width: config.width, eps: config.normEps });
+    recorder.matmul({ out: q, x: normed, matrix: weights.query, rows });
+    recorder.matmul({ out: k, x: normed, matrix: weights.key, rows });
+    recorder.matmul({ out: v, x: normed, matrix: weights.value, rows });
+    recorder.append({ pool, layer, headCount, q, k, v, rope });
+    // Where no row is sampled, the last layer leaves nothing behind but its KV: it need not wait for blocks either.
+    const last = layer + 1 === config.layerCount;
+    if (last && this.#sampled.length === 0) return;
+    recorder.select({ pool, layer, headCount, q });
+    this.#keeper.afterSelect(recorder, layer, x);
+    if (this.#keeper.allVoid(recorder)) return;
+    recorder.attend({ pool, layer, headCount, q, out: attended });
+    if (!last) recorder.matmul({ out: x, x: attended, matrix: weights.output, rows, accumulate: true });
+  }
+
+  #ffn(weights: LayerWeights, x: Activations["x"], rows: number): void {
+    const { config, buffers } = this.#parts;
+    const { normed, gate, up } = buffers;
+    const recorder = this.#recorder;
+    recorder.rmsNorm({ out: normed, x, weight: weights.ffnNorm, rows, width: config.width, eps: config.normEps });
+    recorder.matmul({ out: gate, x: normed, matrix: weights.gate, rows });
+    recorder.matmul({ out: up, x: normed, matrix: weights.up, rows });
+    recorder.siluMul({ out: gate, gate, up, rows, width: config.ffnWidth });
+    recorder.matmul({ out: x, x: gate, matrix: weights.down, rows, accumulate: true });
+  }
+
+  /** The last layer after its attention, final norm, logits and samples, for the sampled rows only. */
+  #finish(weights: LayerWeights): void {
+    const { config, buffers, weights: model, observer } = this.#parts;
+    const { sampledX: x, sampledAttended, normed, logits } = buffers;
+    const { width } = config;
+    const recorder = this.#recorder;
+    const indices = Uint32Array.from(this.#sampled, ({ row }) => row);
+    const rows = indices.length;
+    recorder.gatherRows({ out: x, x: buffers.x, indices, width });
+    recorder.gatherRows({
+      out: sampledAttended,
+      x: buffers.attended,
+      indices,
+      width: config.headCount * config.headDim,
+    });
+    recorder.matmul({ out: x, x: sampledAttended, matrix: weights.output, rows, accumulate: true });
+    this.#ffn(weights, x, rows);
+    recorder.rmsNorm({ out: normed, x, weight: model.finalNorm, rows, width, eps: config.normEps });
+    observer?.hidden(recorder, { layer: config.layerCount, x: normed, rows });
+    recorder.matmul({ out: logits, x: normed, matrix: model.head, rows });
+    observer?.logits(recorder, { x: logits, rows });
+    recorder.sample({ logits, width: config.vocabularySize, rows: this.#sampleRows() });
+  }
+
+  #sampleRows(): SampleRow[] {
+    return this.#sampled.map(({ sequence }, row) => ({ ...this.#sequences[sequence]!.sample!, row }));
+  }
+}

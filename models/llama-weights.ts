@@ -1,0 +1,130 @@
+/** The tensors of a Llama model by their HF names, packed for a device. */
+import type { Device, DeviceBuffer, Matrix, MatrixEncoding } from "../kernels/contract.ts";
+import { QuireError } from "../protocol/errors.ts";
+import type { ModelConfig } from "./contract.ts";
+import { Fingerprint } from "./fingerprint.ts";
+import type { TensorSource } from "./tensor-source.ts";
+
+/** One layer; matrices are `[outWidth, inWidth]`, norms f32 `[width]`. */
+export interface LayerWeights {
+  readonly attentionNorm: DeviceBuffer;
+  readonly query: Matrix;
+  readonly key: Matrix;
+  readonly value: Matrix;
+  readonly output: Matrix;
+  readonly ffnNorm: DeviceBuffer;
+  readonly gate: Matrix;
+  readonly up: Matrix;
+  readonly down: Matrix;
+}
+
+/** All weights of a model on a device. With tied embeddings `head` is `embeddings`. */
+export interface LlamaWeights {
+  readonly embeddings: Matrix;
+  readonly layers: readonly LayerWeights[];
+  readonly finalNorm: DeviceBuffer;
+  readonly head: Matrix;
+}
+
+export interface LoadWeightsOptions {
+  device: Device;
+  config: ModelConfig;
+  encoding: MatrixEncoding;
+  source: TensorSource;
+}
+
+/**
+ * Reads every tensor once, in a fixed order, packs it for the device and hashes it. Norms stay f32 whatever the encoding.
+ * @throws {QuireError} `invalid_request` when a tensor is missing, has another shape than the configuration says, or is one that
+ * the forward pass would ignore (a bias).
+ */
+export async function loadLlamaWeights(
+  options: LoadWeightsOptions,
+): Promise<{ weights: LlamaWeights; fingerprint: string }> {
+  const { config } = options;
+  const loader = new TensorLoader(options);
+  const { width, vocabularySize } = config;
+  const embeddings = await loader.matrix("model.embed_tokens.weight", vocabularySize, width);
+  const layers: LayerWeights[] = [];
+  for (let layer = 0; layer < config.layerCount; layer++) layers.push(await loadLayer(loader, config, layer));
+  const finalNorm = await loader.vector("model.norm.weight", width);
+  // Tied checkpoints may carry a copy of the embeddings under this name; HF does not read it either.
+  if (config.tiedEmbeddings) loader.ignore("lm_head.weight");
+  const head = config.tiedEmbeddings ? embeddings : await loader.matrix("lm_head.weight", vocabularySize, width);
+  loader.assertNothingLeft();
+  return { weights: { embeddings, layers, finalNorm, head }, fingerprint: loader.fingerprint.digest() };
+}
+
+async function loadLayer(loader: TensorLoader, config: ModelConfig, layer: number): Promise<LayerWeights> {
+  const { width, ffnWidth } = config;
+  const queryWidth = config.headCount * config.headDim;
+  const keyWidth = config.kvHeadCount * config.headDim;
+  const name = (part: string) => `model.layers.${layer}.${part}.weight`;
+  // Older exports store what is computed from theta.
+  loader.ignore(`model.layers.${layer}.self_attn.rotary_emb.inv_freq`);
+  return {
+    attentionNorm: await loader.vector(name("input_layernorm"), width),
+    query: await loader.matrix(name("self_attn.q_proj"), queryWidth, width),
+    key: await loader.matrix(name("self_attn.k_proj"), keyWidth, width),
+    value: await loader.matrix(name("self_attn.v_proj"), keyWidth, width),
+    output: await loader.matrix(name("self_attn.o_proj"), width, queryWidth),
+    ffnNorm: await loader.vector(name("post_attention_layernorm"), width),
+    gate: await loader.matrix(name("mlp.gate_proj"), ffnWidth, width),
+    up: await loader.matrix(name("mlp.up_proj"), ffnWidth, width),
+    down: await loader.matrix(name("mlp.down_proj"), width, ffnWidth),
+  };
+}
+
+class TensorLoader {
+  readonly fingerprint: Fingerprint;
+  readonly #options: LoadWeightsOptions;
+  readonly #left: Set<string>;
+
+  constructor(options: LoadWeightsOptions) {
+    this.#options = options;
+    this.fingerprint = new Fingerprint(options.config, options.encoding);
+    this.#left = new Set(options.source.names);
+  }
+
+  async matrix(name: string, outWidth: number, inWidth: number): Promise<Matrix> {
+    const data = await this.#read(name, [outWidth, inWidth]);
+    return this.#options.device.matrix(name, this.#options.encoding, { outWidth, inWidth }, data);
+  }
+
+  async vector(name: string, width: number): Promise<DeviceBuffer> {
+    const data = await this.#read(name, [width]);
+    const buffer = this.#options.device.buffer(name, data.byteLength);
+    this.#options.device.write(buffer, 0, new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+    return buffer;
+  }
+
+  ignore(name: string): void {
+    this.#left.delete(name);
+  }
+
+  /** A tensor that nobody asked for would change the result in the model it was made for: say so rather than be wrong. */
+  assertNothingLeft(): void {
+    const [name] = this.#left;
+    if (name !== undefined) {
+      throw new QuireError(
+        "invalid_request",
+        `weights: tensor ${name.slice(0, 120)} is not part of a Llama model without biases`,
+      );
+    }
+  }
+
+  async #read(name: string, shape: readonly number[]): Promise<Float32Array> {
+    const found = this.#options.source.shape(name);
+    if (found === undefined) throw new QuireError("invalid_request", `weights: tensor ${name} is missing`);
+    if (found.length !== shape.length || found.some((size, i) => size !== shape[i])) {
+      throw new QuireError(
+        "invalid_request",
+        `weights: tensor ${name} has shape [${found}], the configuration needs [${shape}]`,
+      );
+    }
+    const data = await this.#options.source.read(name);
+    this.#left.delete(name);
+    this.fingerprint.add(name, data);
+    return data;
+  }
+}

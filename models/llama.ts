@@ -1,0 +1,128 @@
+/** The model runner of the Llama family: checks a step, has it recorded, and turns its readback into results. */
+import type { Device, KvPool, StepReadback } from "../kernels/contract.ts";
+import { assert } from "../protocol/assert.ts";
+import { allocateActivations } from "./activations.ts";
+import { CheckpointKeeper } from "./checkpoints.ts";
+import type { Checkpoint, ModelConfig, ModelRunner, SequenceResult, SequenceStep } from "./contract.ts";
+import { LlamaStep, type StepParts } from "./llama-step.ts";
+import type { LlamaWeights } from "./llama-weights.ts";
+import { type Observe, Observer } from "./observer.ts";
+import { RopePositions } from "./rope-table.ts";
+
+export interface LlamaRunnerOptions {
+  device: Device;
+  config: ModelConfig;
+  weights: LlamaWeights;
+  fingerprint: string;
+  pool: KvPool;
+  /** Largest total row count of one step. */
+  rowsMax: number;
+  /** Most sequences that sample in one step. */
+  sampledMax: number;
+  /** Shows hidden states and logits of every step to tests and tools; costs copies and a readback of each. */
+  observe?: Observe;
+}
+
+/** See {@link ModelRunner}. Its buffers live as long as the device. */
+export class LlamaRunner implements ModelRunner {
+  readonly config: ModelConfig;
+  readonly fingerprint: string;
+  readonly pool: KvPool;
+  readonly rowsMax: number;
+  readonly #device: Device;
+  readonly #sampledMax: number;
+  readonly #rope: RopePositions;
+  readonly #parts: StepParts;
+  #running = false;
+
+  constructor(options: LlamaRunnerOptions) {
+    const { device, config, pool, rowsMax, sampledMax, observe } = options;
+    assert(pool.spec.layerCount === config.layerCount, "the pool has another layer count than the model");
+    assert(pool.spec.kvHeadCount === config.kvHeadCount, "the pool has another KV head count than the model");
+    assert(pool.spec.headDim === config.headDim, "the pool has another head width than the model");
+    this.config = config;
+    this.fingerprint = options.fingerprint;
+    this.pool = pool;
+    this.rowsMax = rowsMax;
+    this.#device = device;
+    this.#sampledMax = sampledMax;
+    this.#rope = new RopePositions(device, config);
+    this.#parts = {
+      config,
+      pool,
+      weights: options.weights,
+      buffers: allocateActivations(device, config, { rowsMax, sampledMax }),
+      rope: this.#rope.table,
+      observer: observe === undefined ? undefined : new Observer(device, config, { rowsMax, sampledMax }, observe),
+    };
+  }
+
+  async step(sequences: readonly SequenceStep[]): Promise<SequenceResult[]> {
+    assert(!this.#running, "a step is running");
+    const resumed = this.#checkSequences(sequences);
+    for (const { slice } of sequences) this.#rope.ensure(slice.position, slice.position + slice.rowCount - 1);
+    const keeper = new CheckpointKeeper(this.#device, this.config.width, sequences);
+    this.#running = true;
+    try {
+      const recorder = this.#device.begin(sequences.map(({ slice }) => slice));
+      const sampled = new LlamaStep(this.#parts, { recorder, keeper, sequences }).record(resumed);
+      const readback = await recorder.submit();
+      await this.#parts.observer?.deliver();
+      return results(sequences, sampled, readback, keeper);
+    } finally {
+      this.#running = false;
+      keeper.release();
+      this.#parts.observer?.reset();
+      if (resumed !== undefined) this.#device.release(resumed.buffer);
+    }
+  }
+
+  discard(checkpoint: Checkpoint): void {
+    this.#device.release(checkpoint.buffer);
+  }
+
+  /** Returns the checkpoint of a step that goes on from one. */
+  #checkSequences(sequences: readonly SequenceStep[]): Checkpoint | undefined {
+    assert(sequences.length > 0, "a step needs a sequence");
+    let rowCount = 0;
+    let sampledCount = 0;
+    for (const { slice, tokens, sample, resumeFrom } of sequences) {
+      rowCount += slice.rowCount;
+      if (sample !== undefined) sampledCount++;
+      assert(tokens.length === slice.rowCount, "a step needs one token per row");
+      assert(
+        tokens.every((id) => id < this.config.vocabularySize),
+        "a token id is beyond the vocabulary",
+      );
+      assert(
+        slice.position + slice.rowCount <= this.config.contextTokensMax,
+        `position ${slice.position + slice.rowCount - 1} is beyond the model's context`,
+      );
+      if (resumeFrom === undefined) continue;
+      assert(sequences.length === 1, "a step that goes on from a checkpoint is alone in its batch");
+      assert(resumeFrom.rowCount === slice.rowCount, "the checkpoint is of another slice");
+    }
+    assert(rowCount <= this.rowsMax, `${rowCount} rows are more than ${this.rowsMax}`);
+    assert(sampledCount <= this.#sampledMax, `${sampledCount} sampled rows are more than ${this.#sampledMax}`);
+    return sequences[0]!.resumeFrom;
+  }
+}
+
+function results(
+  sequences: readonly SequenceStep[],
+  sampled: readonly number[],
+  readback: StepReadback,
+  keeper: CheckpointKeeper,
+): SequenceResult[] {
+  const samples = new Map(sampled.map((sequence, i) => [sequence, readback.samples[i]!]));
+  return sequences.map(({ exact }, index) => {
+    const misses = readback.misses.filter((miss) => miss.sliceIndex === index);
+    const traffic = readback.traffic[index]!;
+    if (exact && misses.length > 0) {
+      const first = misses.reduce((a, b) => (b.layer < a.layer ? b : a)).layer;
+      return { misses, checkpoint: keeper.take(index, first), traffic };
+    }
+    const sample = samples.get(index);
+    return { ...(sample === undefined ? {} : { sample }), misses, traffic };
+  });
+}

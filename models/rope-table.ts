@@ -1,0 +1,58 @@
+import type { Device, RopeTable } from "../kernels/contract.ts";
+import type { ModelConfig } from "./contract.ts";
+
+/** Positions computed at a time. */
+const CHUNK_POSITIONS = 1024;
+
+/**
+ * cos and sin of every position, as HF computes them in f32: `invFreq_i = 1 / theta^(2i/headDim)`, `angle = position * invFreq_i`, each
+ * operation rounded to f32. Device memory for all positions is taken at once; values are filled in where a step needs them first,
+ * since a model of 128K positions would otherwise spend its start-up on cosines.
+ */
+export class RopePositions {
+  readonly table: RopeTable;
+  readonly #device: Device;
+  readonly #invFreq: Float32Array;
+  readonly #filled: Uint8Array;
+
+  constructor(device: Device, config: ModelConfig) {
+    const half = config.headDim / 2;
+    const bytes = config.contextTokensMax * half * 4;
+    this.#device = device;
+    this.#invFreq = Float32Array.from({ length: half }, (_, i) => {
+      const power = Math.fround(config.ropeTheta ** Math.fround((2 * i) / config.headDim));
+      return Math.fround(1 / power);
+    });
+    this.#filled = new Uint8Array(Math.ceil(config.contextTokensMax / CHUNK_POSITIONS));
+    this.table = {
+      cos: device.buffer("rope.cos", bytes),
+      sin: device.buffer("rope.sin", bytes),
+      positionCount: config.contextTokensMax,
+    };
+  }
+
+  /** Makes sure that the positions `[first, last]` are filled in. Call between steps. */
+  ensure(first: number, last: number): void {
+    for (let chunk = Math.floor(first / CHUNK_POSITIONS); chunk <= Math.floor(last / CHUNK_POSITIONS); chunk++) {
+      if (this.#filled[chunk] === 0) this.#fill(chunk);
+    }
+  }
+
+  #fill(chunk: number): void {
+    const half = this.#invFreq.length;
+    const start = chunk * CHUNK_POSITIONS;
+    const count = Math.min(CHUNK_POSITIONS, this.table.positionCount - start);
+    const cos = new Float32Array(count * half);
+    const sin = new Float32Array(count * half);
+    for (let position = 0; position < count; position++) {
+      for (let i = 0; i < half; i++) {
+        const angle = Math.fround((start + position) * this.#invFreq[i]!);
+        cos[position * half + i] = Math.cos(angle);
+        sin[position * half + i] = Math.sin(angle);
+      }
+    }
+    this.#device.write(this.table.cos, start * half * 4, new Uint8Array(cos.buffer));
+    this.#device.write(this.table.sin, start * half * 4, new Uint8Array(sin.buffer));
+    this.#filled[chunk] = 1;
+  }
+}
