@@ -1,0 +1,27 @@
+/** Why stored bytes were refused. */
+export type FormatErrorCode =
+  /** Damaged, cut, or never ours. */
+  | "corrupt"
+  /** Intact, but written by a newer version than this one can read: leave it alone. */
+  | "unsupported_version"
+  /** Intact, but not what was asked for: another geometry, chain or position. */
+  | "mismatch";
+
+/** The one error that a decoder of this folder throws, whatever the bytes. Callers treat it as a miss. */
+export class FormatError extends Error {
+  override readonly name = "FormatError";
+  readonly code: FormatErrorCode;
+  /** Version of the store object the bytes came from, where they came from one: lets a caller replace it. */
+  readonly etag: string | undefined;
+
+  constructor(code: FormatErrorCode, message: string, options: { cause?: unknown; etag?: string } = {}) {
+    super(message, options.cause === undefined ? undefined : { cause: options.cause });
+    this.code = code;
+    this.etag = options.etag;
+  }
+}
+
+/** @throws {FormatError} `corrupt` when `condition` is false. */
+export function refuseUnless(condition: boolean, message: string): asserts condition {
+  if (!condition) throw new FormatError("corrupt", message);
+}

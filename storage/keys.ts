@@ -1,0 +1,109 @@
+/**
+ * Every key of the page store:
+ *
+ *   kv/<namespace>/<fingerprint16>.<numericsId>.<layout>/seg/<chain>
+ *                                                       /sum/<chain>-<tokenCount>
+ *                                                       /tail/<sessionKey>/<chain>-<generation>
+ *                                                       /session/<sessionKey>
+ *
+ * `<layout>` is the layout version and a digest of the geometry: engines with other settings never read each other's
+ * bytes. `<sessionKey>` is the SHA-256 of the session id, so that an id of the caller's choice cannot shape a key.
+ */
+import { assert } from "../protocol/assert.ts";
+import { isChainHex } from "./bytes.ts";
+import { sha256Hex } from "./checksum.ts";
+import { GEOMETRY_BYTES, type KvGeometry, writeGeometry } from "./geometry.ts";
+import { isKeyPart } from "./key-rules.ts";
+
+/** Version of the byte layouts of blocks, summaries and open tokens. */
+export const LAYOUT_VERSION = 1;
+
+/** Everything stored lies under this prefix. */
+export const ROOT_PREFIX = "kv/";
+
+const NAMESPACE_PATTERN = /^[0-9a-f]{1,64}$/;
+const FINGERPRINT_PATTERN = /^[0-9a-f]{16,64}$/;
+const NUMERICS_PATTERN = /^[A-Za-z0-9._-]{1,96}$/;
+
+export interface KeySpace {
+  /** Server-derived tenant salt, 1-64 lower-case hex digits. */
+  namespace: string;
+  /** Hex; the first 16 digits go into keys, all of it into the manifest. */
+  modelFingerprint: string;
+  /** 1-96 characters `[A-Za-z0-9._-]`. */
+  numericsId: string;
+  geometry: KvGeometry;
+}
+
+/** Makes the keys of one namespace, model, numerics and layout. Chains are 64 hex digits. */
+export interface ObjectKeys {
+  readonly namespace: string;
+  /** Ends with `/`. All the keys below begin with it. */
+  readonly prefix: string;
+  segment(chain: string): string;
+  /** `chain` at the end of the run, `tokenCount` its length. */
+  summary(chain: string, tokenCount: number): string;
+  tail(sessionId: string, chain: string, generation: number): string;
+  /** Every tail of a session begins with this. */
+  tailPrefix(sessionId: string): string;
+  /** The session's manifest. */
+  session(sessionId: string): string;
+}
+
+/** SHA-256 of a session id as UTF-8, hex. */
+export function sessionKeyOf(sessionId: string): string {
+  return sha256Hex(sessionId);
+}
+
+/** Prefix of everything of one tenant, of all models and layouts. @throws {AssertionError} for a namespace that is not hex. */
+export function namespacePrefix(namespace: string): string {
+  assert(NAMESPACE_PATTERN.test(namespace), "keys: namespace must be 1-64 lower-case hex digits");
+  return `${ROOT_PREFIX}${namespace}/`;
+}
+
+/** @throws {AssertionError} for parts that cannot be in a key. */
+export function objectKeys(space: KeySpace): ObjectKeys {
+  assert(FINGERPRINT_PATTERN.test(space.modelFingerprint), "keys: model fingerprint must be 16-64 hex digits");
+  assert(NUMERICS_PATTERN.test(space.numericsId), "keys: numerics id has characters that no key takes");
+  const layout = `${LAYOUT_VERSION}-${geometryTag(space.geometry)}`;
+  const part = `${space.modelFingerprint.slice(0, 16)}.${space.numericsId}.${layout}`;
+  assert(isKeyPart(part), "keys: impossible layout part");
+  const prefix = `${namespacePrefix(space.namespace)}${part}/`;
+  return {
+    namespace: space.namespace,
+    prefix,
+    segment: (chain) => `${prefix}seg/${checkedChain(chain)}`,
+    summary: (chain, tokenCount) => `${prefix}sum/${checkedChain(chain)}-${checkedCount(tokenCount)}`,
+    tail: (sessionId, chain, generation) =>
+      `${prefix}tail/${sessionKeyOf(sessionId)}/${checkedChain(chain)}-${checkedCount(generation)}`,
+    tailPrefix: (sessionId) => `${prefix}tail/${sessionKeyOf(sessionId)}/`,
+    session: (sessionId) => `${prefix}session/${sessionKeyOf(sessionId)}`,
+  };
+}
+
+const KEY_PATTERN = /^(kv\/[0-9a-f]{1,64}\/)[A-Za-z0-9._-]+\/(seg|sum|tail|session)\//;
+
+/** Which kind of object a key names, and its tenant's prefix; undefined for keys that are not ours. */
+export function parseObjectKey(
+  key: string,
+): { kind: "seg" | "sum" | "tail" | "session"; namespacePrefix: string } | undefined {
+  const match = KEY_PATTERN.exec(key);
+  if (match === null) return undefined;
+  return { namespacePrefix: match[1] as string, kind: match[2] as "seg" | "sum" | "tail" | "session" };
+}
+
+function geometryTag(geometry: KvGeometry): string {
+  const bytes = new Uint8Array(GEOMETRY_BYTES);
+  writeGeometry(bytes, 0, geometry);
+  return sha256Hex(bytes).slice(0, 12);
+}
+
+function checkedChain(chain: string): string {
+  assert(isChainHex(chain), "keys: chain must be 64 lower-case hex digits");
+  return chain;
+}
+
+function checkedCount(count: number): number {
+  assert(Number.isSafeInteger(count) && count >= 1, "keys: impossible count");
+  return count;
+}

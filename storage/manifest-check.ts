@@ -1,0 +1,106 @@
+/** What makes a manifest acceptable, whatever wrote it: hostile JSON must not get past here. */
+import { isChainHex } from "./bytes.ts";
+import { BLOCK_TOKENS, isKvGeometry, type KvGeometry } from "./geometry.ts";
+import { isStoreKey } from "./key-rules.ts";
+import { segmentBytes } from "./segment.ts";
+import { tailBytes } from "./tail.ts";
+
+/** Version of the manifest's fields and envelope. */
+export const MANIFEST_FORMAT_VERSION = 1;
+const TEXT_CHARACTERS_MAX = 1024;
+
+type Fields = Record<string, unknown>;
+
+/** Says what is wrong with a value that should be a manifest; undefined when nothing is. Never throws. */
+export function manifestProblem(value: unknown): string | undefined {
+  if (!isFields(value)) return "not an object";
+  const geometry = value.geometry;
+  if (value.formatVersion !== MANIFEST_FORMAT_VERSION) return "another format version";
+  if (!isCount(value.layoutVersion, 1)) return "layoutVersion";
+  for (const field of ["sessionId", "modelFingerprint", "numericsId"]) {
+    if (!isText(value[field])) return field;
+  }
+  if (!isKvGeometry(geometry)) return "geometry";
+  if (!isCount(value.generation, 1)) return "generation";
+  if (!isCount(value.tokenCount, 1)) return "tokenCount";
+  if (!isChainHex(value.chain)) return "chain";
+  if (!isCount(value.updatedMs, 0)) return "updatedMs";
+  return (
+    spansProblem(value.spans, value.tokenCount) ??
+    coverageProblem(value, geometry, value.tokenCount) ??
+    hotBlocksProblem(value.hotBlocks, geometry, value.tokenCount)
+  );
+}
+
+function spansProblem(spans: unknown, tokenCount: number): string | undefined {
+  if (!Array.isArray(spans)) return "spans";
+  let end = 0;
+  for (const span of spans as unknown[]) {
+    if (!isFields(span) || !isCount(span.end, end + 1) || !isText(span.how)) return "spans";
+    end = span.end;
+  }
+  return end === tokenCount ? undefined : "spans do not end at tokenCount";
+}
+
+function coverageProblem(manifest: Fields, geometry: KvGeometry, tokenCount: number): string | undefined {
+  const { segments, summaries, tail } = manifest;
+  if (!Array.isArray(segments) || !Array.isArray(summaries)) return "segments or summaries";
+  const { segmentTokens } = geometry;
+  const sealedTokens = segments.length * segmentTokens;
+  if (!segments.every((ref, i) => isSegmentRef(ref, geometry, i * segmentTokens))) return "segments";
+  let nextToken = 0;
+  for (const ref of summaries as unknown[]) {
+    if (!isWholeRef(ref) || ref.fromToken !== nextToken || ref.tokenCount % segmentTokens !== 0) return "summaries";
+    nextToken += ref.tokenCount;
+  }
+  if (nextToken !== sealedTokens) return "summaries do not cover the segments";
+  if (tail === undefined) return sealedTokens === tokenCount ? undefined : "tail is missing";
+  if (!isWholeRef(tail) || tail.fromToken !== sealedTokens) return "tail";
+  if (tail.objectBytes !== tailBytes(geometry, tail.tokenCount)) return "tail has another length";
+  return sealedTokens + tail.tokenCount === tokenCount ? undefined : "tail does not end at tokenCount";
+}
+
+function hotBlocksProblem(hotBlocks: unknown, geometry: KvGeometry, tokenCount: number): string | undefined {
+  if (!Array.isArray(hotBlocks)) return "hotBlocks";
+  if (hotBlocks.length !== 0 && hotBlocks.length !== geometry.layerCount) return "hotBlocks";
+  const blockCount = Math.ceil(tokenCount / BLOCK_TOKENS);
+  const acceptable = hotBlocks.every(
+    (layer) => Array.isArray(layer) && layer.every((block) => isCount(block, 0) && block < blockCount),
+  );
+  return acceptable ? undefined : "hotBlocks";
+}
+
+function isSegmentRef(ref: unknown, geometry: KvGeometry, fromToken: number): boolean {
+  return (
+    isFields(ref) &&
+    isChainHex(ref.chain) &&
+    ref.fromToken === fromToken &&
+    ref.tokenCount === geometry.segmentTokens &&
+    isStoreKey(ref.objectKey) &&
+    isCount(ref.objectOffset, 0) &&
+    ref.objectBytes === segmentBytes(geometry)
+  );
+}
+
+function isWholeRef(ref: unknown): ref is Fields & { fromToken: number; tokenCount: number } {
+  return (
+    isFields(ref) &&
+    isStoreKey(ref.objectKey) &&
+    isCount(ref.objectBytes, 1) &&
+    isChainHex(ref.sha256) &&
+    isCount(ref.fromToken, 0) &&
+    isCount(ref.tokenCount, 1)
+  );
+}
+
+function isFields(value: unknown): value is Fields {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+function isCount(value: unknown, min: number): value is number {
+  return Number.isSafeInteger(value) && (value as number) >= min;
+}
+
+function isText(value: unknown): value is string {
+  return typeof value === "string" && value.length >= 1 && value.length <= TEXT_CHARACTERS_MAX;
+}
