@@ -7,6 +7,9 @@ import type { ErrorCode } from "./errors.ts";
 
 export const PROTOCOL_VERSION = 1;
 
+/** Paths of an engine's HTTP interface, below the URL of its heartbeat; all POST, bearer key of edge and engines. */
+export const ENGINE_PATHS = { generate: "/v1/generate", cancel: "/v1/cancel" } as const;
+
 /**
  * How the tokens up to `end` (exclusive; from the previous span's end) were attended when their KV was computed.
  * `how` is "dense", or a canonical selection string with its query group size, as `provenance.ts` writes it.
@@ -72,6 +75,16 @@ export interface GenerateRequest {
   selection: SelectionRequest;
   /** Undefined: no logprobs. Otherwise how many alternatives beside the chosen token, 0-20. */
   topLogprobs?: number | undefined;
+}
+
+/**
+ * Body (one frame) of POST {@link ENGINE_PATHS}.cancel: the edge saw a stop string. The generation ends at its next step, and
+ * its own stream with `done`, reason "cancelled", usage and spans of what was computed (a closed connection could not carry them).
+ * Answered 204, also for a request that is unknown or over.
+ */
+export interface CancelRequest {
+  version: typeof PROTOCOL_VERSION;
+  requestId: string;
 }
 
 export interface TokenLogprob {

@@ -31,6 +31,14 @@ export const LIMITS = {
   heartbeatMs: 250,
   engineHeartbeatMs: 1_000,
   engineExpiryMs: 5_000,
+  /** Rows of one tenant's transcript index; the least recently used go first. */
+  indexRowCountMax: 100_000,
+  /** A session that nobody used for this long is deleted, with its index rows. */
+  sessionIdleMsMax: 30 * 24 * 3_600_000,
+  /** Events of a turn that may wait for a slow client before reading from the engine pauses. */
+  turnBufferBytesMax: 4 * 1024 * 1024,
+  /** How long the edge waits for the end of a generation that it cancelled before it closes the connection. */
+  cancelMsMax: 1_000,
   /** Deadlines of remote calls. */
   admissionMsMax: 10_000,
   turnMsMax: 600_000,
