@@ -32,7 +32,7 @@ export function parseConfig(config: unknown, generation?: unknown): ModelConfig 
   const headCount = dimension(json, "num_attention_heads");
   const kvHeadCount = dimension(json, "num_key_value_heads", headCount);
   if (headCount % kvHeadCount !== 0) fail("num_key_value_heads", `${kvHeadCount} does not divide ${headCount} heads`);
-  if (json["head_dim"] == null && width % headCount !== 0) {
+  if (json.head_dim == null && width % headCount !== 0) {
     fail("hidden_size", `${width} is not a multiple of ${headCount} heads, and head_dim is absent`);
   }
   const headDim = dimension(json, "head_dim", width / headCount);
@@ -60,8 +60,8 @@ export function parseConfig(config: unknown, generation?: unknown): ModelConfig 
 }
 
 function refuseUnsupported(json: Json): void {
-  if (json["model_type"] !== "llama") fail("model_type", `${show(json["model_type"])} is not supported, only "llama"`);
-  const activation = json["hidden_act"] ?? "silu";
+  if (json.model_type !== "llama") fail("model_type", `${show(json.model_type)} is not supported, only "llama"`);
+  const activation = json.hidden_act ?? "silu";
   if (activation !== "silu") fail("hidden_act", `${show(activation)} is not supported, only "silu"`);
   for (const field of ["attention_bias", "mlp_bias"]) {
     if (flag(json, field)) fail(field, "weights with biases are not supported");
@@ -69,11 +69,11 @@ function refuseUnsupported(json: Json): void {
   for (const field of ["rope_scaling", "rope_parameters"]) {
     if (json[field] == null) continue;
     const rope = object(json[field], field);
-    const type = rope["rope_type"] ?? rope["type"] ?? "default";
+    const type = rope.rope_type ?? rope.type ?? "default";
     if (type !== "default") fail(field, `rope type ${show(type)} is not supported, only "default"`);
   }
-  if ((json["partial_rotary_factor"] ?? 1) !== 1) fail("partial_rotary_factor", "only 1 is supported");
-  if (json["quantization_config"] != null) fail("quantization_config", "quantized checkpoints are not supported");
+  if ((json.partial_rotary_factor ?? 1) !== 1) fail("partial_rotary_factor", "only 1 is supported");
+  if (json.quantization_config != null) fail("quantization_config", "quantized checkpoints are not supported");
   for (const field of ["torch_dtype", "dtype"]) {
     const dtype = json[field];
     if (dtype != null && !(typeof dtype === "string" && DTYPES.includes(dtype))) {
@@ -84,8 +84,8 @@ function refuseUnsupported(json: Json): void {
 
 /** Transformers 5 writes theta into `rope_parameters`, earlier ones beside it. */
 function ropeTheta(json: Json): number {
-  const parameters = json["rope_parameters"];
-  if (parameters != null && object(parameters, "rope_parameters")["rope_theta"] != null) {
+  const parameters = json.rope_parameters;
+  if (parameters != null && object(parameters, "rope_parameters").rope_theta != null) {
     return positive(parameters as Json, "rope_theta", 10_000);
   }
   return positive(json, "rope_theta", 10_000);
