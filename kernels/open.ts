@@ -1,0 +1,24 @@
+/** Chooses a device. Implementations are loaded when asked for. */
+import { unreachable } from "../protocol/assert.ts";
+import type { Device } from "./contract.ts";
+
+export interface DeviceOptions {
+  /** `reference` is the oracle: hundreds of times slower, for tests. */
+  kind: "reference" | "wasm";
+  /** Threads of a CPU device, the caller's included; default: the cores there are, at most 8. */
+  threads?: number;
+  /** Memory that buffers, matrices and pools may take together. */
+  memoryBytesMax?: number;
+}
+
+/** Opens a device; the caller closes it. */
+export async function openDevice({ kind, ...options }: DeviceOptions): Promise<Device> {
+  switch (kind) {
+    case "reference":
+      return (await import("./reference/device.ts")).openReferenceDevice(options);
+    case "wasm":
+      return (await import("./wasm/open-wasm.ts")).openWasmDevice(options);
+    default:
+      return unreachable(kind);
+  }
+}

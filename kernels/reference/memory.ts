@@ -1,0 +1,192 @@
+/** Memory of the reference device: plain arrays, filled with NaN at birth so that a read before a write is seen. */
+import { assert } from "../../protocol/assert.ts";
+import type { DeviceBuffer, KvPool, KvPoolSpec, Matrix, MatrixEncoding } from "../contract.ts";
+import { BLOCK_TOKENS } from "../contract.ts";
+import {
+  assertPoolSpec,
+  blockLayout,
+  openHeadAt,
+  openSlotBytes,
+  openSlotValuesAt,
+  summarySlotBytes,
+} from "../layout.ts";
+
+export class ReferenceBuffer implements DeviceBuffer {
+  readonly label: string;
+  readonly bytes: number;
+  readonly data: Uint8Array<ArrayBuffer>;
+  readonly floats: Float32Array<ArrayBuffer>;
+  released = false;
+
+  constructor(label: string, bytes: number) {
+    assert(Number.isInteger(bytes) && bytes >= 0, `buffer ${label}: bytes must be an integer >= 0`);
+    this.label = label;
+    this.bytes = bytes;
+    const memory = new ArrayBuffer(Math.ceil(bytes / 4) * 4);
+    this.data = new Uint8Array(memory, 0, bytes).fill(0xff);
+    this.floats = new Float32Array(memory);
+  }
+}
+
+/** Row-major weights: `floats` for f32, else `codes` `[outWidth, inWidth]` and `scales` `[outWidth, ceil(inWidth / 32)]`. */
+export class ReferenceMatrix implements Matrix {
+  readonly label: string;
+  readonly outWidth: number;
+  readonly inWidth: number;
+  readonly encoding: MatrixEncoding;
+  readonly floats: Float32Array;
+  readonly codes: Int8Array;
+  readonly scales: Float32Array;
+
+  constructor(
+    label: string,
+    shape: { outWidth: number; inWidth: number },
+    weights: Float32Array | { codes: Int8Array; scales: Float32Array },
+  ) {
+    this.label = label;
+    this.outWidth = shape.outWidth;
+    this.inWidth = shape.inWidth;
+    const isFloat = weights instanceof Float32Array;
+    this.encoding = isFloat ? "f32" : "int8";
+    this.floats = isFloat ? weights : new Float32Array(0);
+    this.codes = isFloat ? new Int8Array(0) : weights.codes;
+    this.scales = isFloat ? new Float32Array(0) : weights.scales;
+  }
+}
+
+export class ReferencePool implements KvPool {
+  readonly spec: Readonly<KvPoolSpec>;
+  readonly blockBytes: number;
+  readonly openSlotBytes: number;
+  readonly summarySlotBytes: number;
+  readonly #blocks: Uint8Array<ArrayBuffer>[];
+  readonly #open: Float32Array<ArrayBuffer>[];
+  readonly #summaries: Float32Array<ArrayBuffer>[];
+
+  constructor(spec: KvPoolSpec) {
+    assertPoolSpec(spec);
+    this.spec = { ...spec, summaryKinds: [...spec.summaryKinds] };
+    this.blockBytes = blockLayout(spec).bytes;
+    this.openSlotBytes = openSlotBytes(spec);
+    this.summarySlotBytes = summarySlotBytes(spec);
+    this.#blocks = poisoned(spec.blockCount, this.blockBytes);
+    this.#open = poisoned(spec.openSlotCount, this.openSlotBytes).map((bytes) => new Float32Array(bytes.buffer));
+    this.#summaries = poisoned(spec.summarySlotCount, this.summarySlotBytes).map(
+      (bytes) => new Float32Array(bytes.buffer),
+    );
+  }
+
+  /** The bytes of a block, not a copy. */
+  block(blockId: number): Uint8Array<ArrayBuffer> {
+    return entry(this.#blocks, blockId, "block");
+  }
+
+  /** Keys (`[64][headDim]`) of one layer and KV head of an open slot, not a copy. */
+  openKeys(slot: number, layer: number, kvHead: number): Float32Array {
+    return this.#openHead(slot, openHeadAt(this.spec, layer, kvHead));
+  }
+
+  /** Values, as {@link openKeys}. */
+  openValues(slot: number, layer: number, kvHead: number): Float32Array {
+    return this.#openHead(slot, openSlotValuesAt(this.spec) + openHeadAt(this.spec, layer, kvHead));
+  }
+
+  /** The f32 elements of a summary slot, not a copy. */
+  summary(slot: number): Float32Array {
+    return entry(this.#summaries, slot, "summary slot");
+  }
+
+  async readBlock(blockId: number): Promise<Uint8Array<ArrayBuffer>> {
+    return this.block(blockId).slice();
+  }
+
+  writeBlock(blockId: number, bytes: Uint8Array): void {
+    assert(bytes.length === this.blockBytes, `a block has ${this.blockBytes} bytes, not ${bytes.length}`);
+    this.block(blockId).set(bytes);
+  }
+
+  async readSummary(slot: number): Promise<Uint8Array<ArrayBuffer>> {
+    return new Uint8Array(entry(this.#summaries, slot, "summary slot").slice().buffer);
+  }
+
+  writeSummary(slot: number, bytes: Uint8Array): void {
+    assert(
+      bytes.length === this.summarySlotBytes,
+      `a summary slot has ${this.summarySlotBytes} bytes, not ${bytes.length}`,
+    );
+    new Uint8Array(entry(this.#summaries, slot, "summary slot").buffer).set(bytes);
+  }
+
+  async readOpen(slot: number, tokenCount: number): Promise<Uint8Array<ArrayBuffer>> {
+    const out = new Float32Array(this.#openElements(tokenCount));
+    this.#eachOpenHead(slot, tokenCount, (head, at) => out.set(head, at));
+    return new Uint8Array(out.buffer);
+  }
+
+  writeOpen(slot: number, tokenCount: number, bytes: Uint8Array): void {
+    const elements = this.#openElements(tokenCount);
+    assert(bytes.length === elements * 4, `${tokenCount} open tokens have ${elements * 4} bytes, not ${bytes.length}`);
+    const from = new Float32Array(bytes.slice().buffer);
+    this.#eachOpenHead(slot, tokenCount, (head, at) => head.set(from.subarray(at, at + head.length)));
+  }
+
+  #openHead(slot: number, at: number): Float32Array {
+    return entry(this.#open, slot, "open slot").subarray(at, at + BLOCK_TOKENS * this.spec.headDim);
+  }
+
+  #openElements(tokenCount: number): number {
+    assert(tokenCount >= 0 && tokenCount <= BLOCK_TOKENS, `an open slot cannot hold ${tokenCount} tokens`);
+    return 2 * this.spec.layerCount * this.spec.kvHeadCount * tokenCount * this.spec.headDim;
+  }
+
+  /** Calls with the first tokens of every layer and head, keys then values, and where they lie in the compact form. */
+  #eachOpenHead(slot: number, tokenCount: number, visit: (head: Float32Array, at: number) => void): void {
+    const { layerCount, kvHeadCount, headDim } = this.spec;
+    const length = tokenCount * headDim;
+    let at = 0;
+    for (const part of ["openKeys", "openValues"] as const) {
+      for (let layer = 0; layer < layerCount; layer++) {
+        for (let kvHead = 0; kvHead < kvHeadCount; kvHead++) {
+          visit(this[part](slot, layer, kvHead).subarray(0, length), at);
+          at += length;
+        }
+      }
+    }
+  }
+}
+
+function poisoned(count: number, bytes: number): Uint8Array<ArrayBuffer>[] {
+  return Array.from({ length: count }, () => new Uint8Array(bytes).fill(0xff));
+}
+
+function entry<T>(entries: readonly T[], index: number, what: string): T {
+  const found = entries[index];
+  assert(found !== undefined, `${what} ${index} is out of range`);
+  return found;
+}
+
+/** Checks that a buffer is of this device and holds `elements` f32 values, and returns them (not a copy). */
+export function floatsOf(buffer: DeviceBuffer, elements: number): Float32Array<ArrayBuffer> {
+  const own = ownBuffer(buffer);
+  assert(own.bytes >= elements * 4, `buffer ${own.label}: ${own.bytes} bytes cannot hold ${elements} elements`);
+  return own.floats;
+}
+
+/** @throws {AssertionError} for a buffer of another device or one already released. */
+export function ownBuffer(buffer: DeviceBuffer): ReferenceBuffer {
+  assert(buffer instanceof ReferenceBuffer, `buffer ${buffer.label} is of another device`);
+  assert(!buffer.released, `buffer ${buffer.label} was released`);
+  return buffer;
+}
+
+/** @throws {AssertionError} for a pool of another device. */
+export function ownPool(pool: KvPool): ReferencePool {
+  assert(pool instanceof ReferencePool, "the pool is of another device");
+  return pool;
+}
+
+/** @throws {AssertionError} for a matrix of another device. */
+export function ownMatrix(matrix: Matrix): ReferenceMatrix {
+  assert(matrix instanceof ReferenceMatrix, `matrix ${matrix.label} is of another device`);
+  return matrix;
+}

@@ -1,0 +1,87 @@
+/** Scores of selection: one raw score per (query, candidate), and how several queries' scores become one. */
+
+import { decodeKeys } from "../block-codec.ts";
+import type { CombineRule, PageScorer, StepSlice } from "../contract.ts";
+import { PAGE_TOKENS, PAGES_PER_BLOCK } from "../contract.ts";
+import { summaryHeadAt } from "../layout.ts";
+import type { ReferencePool } from "./memory.ts";
+
+/** The queries of one group that vote together: a row's query vector `[headDim]` and the KV head it reads. */
+export interface Query {
+  vector: Float32Array;
+  kvHead: number;
+}
+
+/** `q.c + radiusWeight * |q|.r` of pages `[start, end)`, rounded to f32 once. */
+export function scorePages(
+  { pool, layer, slice }: { pool: ReferencePool; layer: number; slice: StepSlice },
+  scorer: PageScorer,
+  query: Query,
+  { start, end }: { start: number; end: number },
+): Float32Array {
+  const { headDim } = pool.spec;
+  const scores = new Float32Array(end - start);
+  const headAt = summaryHeadAt(pool.spec, scorer.summary, layer, query.kvHead);
+  for (let page = start; page < end; page++) {
+    const summary = pool.summary(slice.summarySlots[Math.floor(page / PAGES_PER_BLOCK)] as number);
+    const centreAt = headAt + (page % PAGES_PER_BLOCK) * 2 * headDim;
+    let towardsCentre = 0;
+    let reach = 0;
+    for (let channel = 0; channel < headDim; channel++) {
+      const value = query.vector[channel] as number;
+      towardsCentre += value * (summary[centreAt + channel] as number);
+      reach += Math.abs(value) * (summary[centreAt + headDim + channel] as number);
+    }
+    scores[page - start] = towardsCentre + scorer.radiusWeight * reach;
+  }
+  return scores;
+}
+
+/** `q.k` against the decoded keys of every token of `pages` (all resident), rounded to f32 once. */
+export function scoreTokens(
+  { pool, layer, slice }: { pool: ReferencePool; layer: number; slice: StepSlice },
+  query: Query,
+  pages: readonly number[],
+): Float32Array {
+  const { headDim } = pool.spec;
+  const scores = new Float32Array(pages.length * PAGE_TOKENS);
+  pages.forEach((page, index) => {
+    const block = Math.floor(page / PAGES_PER_BLOCK);
+    const blockId = slice.blockIds[layer * slice.blockCapacity + block] as number;
+    const keys = decodeKeys(pool.spec, pool.block(blockId), query.kvHead);
+    for (let token = 0; token < PAGE_TOKENS; token++) {
+      const keyAt = ((page % PAGES_PER_BLOCK) * PAGE_TOKENS + token) * headDim;
+      let dot = 0;
+      for (let channel = 0; channel < headDim; channel++) {
+        dot += (query.vector[channel] as number) * (keys[keyAt + channel] as number);
+      }
+      scores[index * PAGE_TOKENS + token] = dot;
+    }
+  });
+  return scores;
+}
+
+/** Combines the raw scores of several queries, in the order given, into one score per candidate. */
+export function combine(rule: CombineRule, headDim: number, scoresPerQuery: readonly Float32Array[]): Float32Array {
+  const combined = new Float32Array(scoresPerQuery[0]?.length ?? 0);
+  combined.fill(rule === "max" ? Number.NEGATIVE_INFINITY : 0);
+  for (const scores of scoresPerQuery) {
+    const votes = rule === "max" ? scores : softmax(scores, headDim);
+    for (let index = 0; index < combined.length; index++) {
+      const sofar = combined[index] as number;
+      const vote = votes[index] as number;
+      combined[index] = rule === "max" ? Math.max(sofar, vote) : sofar + vote;
+    }
+  }
+  return combined;
+}
+
+/** Softmax of `scores / sqrt(headDim)`; a query all of whose scores are -Infinity has no vote. */
+function softmax(scores: Float32Array, headDim: number): Float32Array {
+  const scaled = scores.map((score) => score / Math.sqrt(headDim));
+  const max = scaled.reduce((a, b) => Math.max(a, b), Number.NEGATIVE_INFINITY);
+  if (max === Number.NEGATIVE_INFINITY) return new Float32Array(scores.length);
+  const weights = scaled.map((score) => Math.exp(score - max));
+  const sum = weights.reduce((a, b) => a + b, 0);
+  return weights.map((weight) => weight / sum);
+}

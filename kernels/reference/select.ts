@@ -1,0 +1,182 @@
+import { assert } from "../../protocol/assert.ts";
+import {
+  BLOCK_TOKENS,
+  NOT_RESIDENT,
+  PAGE_TOKENS,
+  PAGES_PER_BLOCK,
+  type SelectionPlan,
+  type SliceTraffic,
+  type StepSlice,
+} from "../contract.ts";
+import {
+  keepPages,
+  needsPageScores,
+  type PageRange,
+  pageCombine,
+  pageRange,
+  type QueryGroup,
+  queryGroups,
+  selectsPerLayer,
+  topIndices,
+  withForcedPages,
+} from "../page-range.ts";
+import { keyReadBytes, type MissSet, summaryReadBytes } from "../traffic.ts";
+import type { ReferencePool } from "./memory.ts";
+import { combine, type Query, scorePages, scoreTokens } from "./score.ts";
+
+export interface SelectArgs {
+  pool: ReferencePool;
+  layer: number;
+  headCount: number;
+  /** f32 `[rows, headCount, headDim]`, post-RoPE. */
+  q: Float32Array;
+}
+
+/** What one query group attends to in one KV head. */
+export interface GroupSelection {
+  sliceIndex: number;
+  /** Row of the step, not of the slice. */
+  firstRow: number;
+  groupIndex: number;
+  group: QueryGroup;
+  kvHead: number;
+  /** Ascending; undefined: everything up to the query. */
+  pages?: number[];
+  /** Of `pages`, in token plans; a set bit is an attended token. */
+  tokenMasks?: number[];
+}
+
+type Chosen = Pick<GroupSelection, "pages" | "tokenMasks">;
+type Plan = Exclude<SelectionPlan, { kind: "dense" }>;
+
+/** One group's view of a `select` call. */
+interface Scope {
+  args: SelectArgs;
+  slice: StepSlice;
+  sliceIndex: number;
+  firstRow: number;
+  group: QueryGroup;
+  range: PageRange;
+  misses: MissSet;
+  traffic: SliceTraffic;
+}
+
+/**
+ * Selections of every query group and KV head, ascending by (slice, group, KV head). Adds to `misses` what was wanted and is not
+ * resident, and to `traffic` (one per slice) what was read.
+ */
+export function select(
+  args: SelectArgs,
+  slices: readonly StepSlice[],
+  { misses, traffic }: { misses: MissSet; traffic: readonly SliceTraffic[] },
+): GroupSelection[] {
+  const selections: GroupSelection[] = [];
+  let sliceRow = 0;
+  slices.forEach((slice, sliceIndex) => {
+    queryGroups(slice).forEach((group, groupIndex) => {
+      const firstRow = sliceRow + group.firstRow;
+      const range = pageRange(slice.plan, group);
+      const sliceTraffic = traffic[sliceIndex] as SliceTraffic;
+      const scope = { args, slice, sliceIndex, firstRow, group, range, misses, traffic: sliceTraffic };
+      selectGroup(scope).forEach((chosen, kvHead) => {
+        noteMisses(scope, chosen);
+        if (chosen.pages !== undefined) {
+          sliceTraffic.pagesSelected += chosen.pages.length;
+          sliceTraffic.pagesInContext += range.pageEnd;
+        }
+        selections.push({ sliceIndex, firstRow, groupIndex, group, kvHead, ...chosen });
+      });
+    });
+    sliceRow += slice.rowCount;
+  });
+  return selections;
+}
+
+/** One choice per KV head. */
+function selectGroup(scope: Scope): Chosen[] {
+  const { plan } = scope.slice;
+  const kvHeads = Array.from({ length: scope.args.pool.spec.kvHeadCount }, (_, kvHead) => kvHead);
+  if (plan.kind === "dense" || scope.range.everything) return kvHeads.map(() => ({}));
+  if (!selectsPerLayer(plan)) return kvHeads.map((kvHead) => ({ pages: choosePages(scope, plan, [kvHead]) }));
+  const pages = choosePages(scope, plan, kvHeads);
+  const chosen = plan.kind === "tokens" ? chooseTokens(scope, pages, kvHeads) : { pages };
+  return kvHeads.map(() => chosen);
+}
+
+/** The forced pages and those that the first stage keeps; the queries of all `kvHeads` vote together. */
+function choosePages(scope: Scope, plan: Plan, kvHeads: readonly number[]): number[] {
+  const { args, range } = scope;
+  const { sinkEnd, recentStart } = range;
+  const keep = keepPages(plan, range);
+  let chosen = Array.from({ length: keep }, (_, index) => index);
+  if (needsPageScores(plan, range)) {
+    const { scorer } = plan;
+    assert(scorer !== undefined, "a plan without a scorer takes no candidates");
+    const source = { pool: args.pool, layer: args.layer, slice: scope.slice };
+    const scores = queriesOf(scope, kvHeads).map((query) =>
+      scorePages(source, scorer, query, { start: sinkEnd, end: recentStart }),
+    );
+    chosen = topIndices(combine(pageCombine(plan), args.pool.spec.headDim, scores), keep);
+    scope.traffic.metadataBytes += kvHeads.length * summaryReadBytes(args.pool.spec.headDim, range.candidateCount);
+  }
+  return withForcedPages(
+    range,
+    chosen.map((index) => sinkEnd + index),
+  );
+}
+
+/** The second stage of a token plan: the best tokens of the kept pages. */
+function chooseTokens(scope: Scope, pages: number[], kvHeads: readonly number[]): Chosen {
+  const { args, range, slice } = scope;
+  const isCandidate = (page: number): boolean => page >= range.sinkEnd && page < range.recentStart;
+  noteMisses(scope, { pages });
+  const kept = pages.filter((page) => isCandidate(page) && isResident(scope, Math.floor(page / PAGES_PER_BLOCK)));
+  const takeTokens = range.takePages * PAGE_TOKENS;
+  let tokens = Array.from({ length: kept.length * PAGE_TOKENS }, (_, index) => index);
+  if (takeTokens < tokens.length) {
+    const source = { pool: args.pool, layer: args.layer, slice };
+    const scores = queriesOf(scope, kvHeads).map((query) => scoreTokens(source, query, kept));
+    tokens = topIndices(combine("softmax-sum", args.pool.spec.headDim, scores), takeTokens);
+    scope.traffic.metadataBytes += kvHeads.length * keyReadBytes(args.pool.spec, kept);
+  }
+  const masks = new Map<number, number>();
+  for (const index of tokens) {
+    const page = kept[Math.floor(index / PAGE_TOKENS)] as number;
+    masks.set(page, (masks.get(page) ?? 0) | (1 << (index % PAGE_TOKENS)));
+  }
+  const attended = pages.filter((page) => !isCandidate(page) || masks.has(page));
+  return { pages: attended, tokenMasks: attended.map((page) => masks.get(page) ?? 0xffff) };
+}
+
+/** The queries that vote, ascending by (row, head). */
+function queriesOf({ args, firstRow, group }: Scope, kvHeads: readonly number[]): Query[] {
+  const { headDim, kvHeadCount } = args.pool.spec;
+  const headsPerKvHead = args.headCount / kvHeadCount;
+  const queries: Query[] = [];
+  for (let row = firstRow; row < firstRow + group.rowCount; row++) {
+    for (let head = 0; head < args.headCount; head++) {
+      const kvHead = Math.floor(head / headsPerKvHead);
+      if (!kvHeads.includes(kvHead)) continue;
+      const at = (row * args.headCount + head) * headDim;
+      queries.push({ vector: args.q.subarray(at, at + headDim), kvHead });
+    }
+  }
+  return queries;
+}
+
+function isResident({ args, slice }: Scope, block: number): boolean {
+  return slice.blockIds[args.layer * slice.blockCapacity + block] !== NOT_RESIDENT;
+}
+
+/** Blocks before the last row's own that hold a chosen page and are not on the device. */
+function noteMisses(scope: Scope, { pages }: Chosen): void {
+  const ownBlock = Math.floor(scope.group.positionLast / BLOCK_TOKENS);
+  const wanted =
+    pages === undefined
+      ? Array.from({ length: ownBlock }, (_, block) => block)
+      : pages.map((page) => Math.floor(page / PAGES_PER_BLOCK));
+  for (const block of wanted) {
+    if (block >= ownBlock || isResident(scope, block)) continue;
+    scope.misses.add({ sliceIndex: scope.sliceIndex, layer: scope.args.layer, block });
+  }
+}
