@@ -25,7 +25,7 @@ export type MatrixEncoding = "f32" | "int8";
 export type KvEncoding = "f32" | "int8";
 export type SummaryKind = "min-max" | "mean-deviation";
 
-/** Opaque memory of a device. f32 unless an op says otherwise. */
+/** Opaque memory of a device. f32 unless an op says otherwise. What it holds before the first write is undefined. */
 export interface DeviceBuffer {
   readonly label: string;
   readonly bytes: number;
@@ -99,21 +99,26 @@ export interface PageScorer {
  * How the scores of several queries become one per page. The queries combined are all rows of a query group times the
  * query heads of one KV head (scope `kv-head`) or of all KV heads (scope `layer`: one selection serves every head).
  * `max`: the largest raw score. `softmax-sum`: each query's scores / sqrt(headDim) go through a softmax over the candidates,
- * then they are added, queries ascending by (row, head).
+ * then they are added, queries ascending by (row, head); a query all of whose scores are -Infinity has no vote.
  */
 export type CombineRule = "max" | "softmax-sum";
 export type SelectionScope = "kv-head" | "layer";
 
 /**
- * Which pages a query group attends to. With p0, p1 the first and last absolute position of the group, page(p) = floor(p/16):
+ * Which pages a query group attends to (worked out in page-range.ts). With p0, p1 the first and last absolute position of the group,
+ * page(p) = floor(p/16):
  * - identity: if page(p1) + 1 <= budgetPages, everything up to the query: bit-identical to dense;
- * - forced: the first `sinkPages`; and from min(page(p0) - recentPages + 1, first page of the block of p0) to page(p1);
- * - candidates: the pages between; the best `max(0, budgetPages - forced before page(p0)+1)` are taken (forced pages after page(p0),
- *   the group's own, are not charged), by score descending, ties to the lower page; then ascending order.
- * Every candidate lies in a sealed block, so it has a summary. Without `scorer` no candidate is taken (streaming).
- * `tokens`: pages are scored by `scorer` first and the best `candidatePages` kept; then single tokens of those pages are scored by
- * q.k/sqrt(headDim) against the decoded keys, softmax over them per query, added over queries (soft vote), and the best
- * `(budgetPages - forced) * 16` tokens are taken, ties to the lower position. Requires scope `layer`.
+ * - forced: the first `sinkPages`; and from recentStart = max(0, min(page(p0) - recentPages + 1, first page of the block of p0)) to page(p1);
+ * - candidates: the pages between. With forcedCount = sinkPages + (page(p0) - recentStart + 1), the best
+ *   K = max(0, budgetPages - forcedCount) are taken, by score descending, ties to the lower page; then ascending order. (Forced pages after
+ *   page(p0), the group's own, are not charged. Where sinks reach recentStart there are no candidates.)
+ * Every candidate lies in a sealed block, so it has a summary. Without `scorer` no candidate is taken (streaming). Where K takes all
+ * candidates or none, nothing is scored and no summary is needed. A NaN score ranks below every other.
+ * `tokens`: with K > 0 and fewer than all candidates, pages are scored by `scorer` (combined by `softmax-sum` over all heads) and the best
+ * `candidatePages` kept (all, unscored, if there are no more); kept pages that are not resident are misses and drop out; then single tokens
+ * of the rest are scored by q.k/sqrt(headDim) against the decoded keys, softmax over them per query, added over queries by (row, head)
+ * (soft vote), and the best K * 16 tokens are taken, ties to the lower position (all, unscored, if there are no more). One choice serves
+ * every head of the layer.
  */
 export type SelectionPlan =
   | { kind: "dense" }
@@ -143,9 +148,12 @@ export interface StepSlice {
   /** `[layerCount][blockCapacity]`: device block of each logical block, or {@link NOT_RESIDENT}. Blocks that this step seals must be given. */
   blockIds: Int32Array;
   blockCapacity: number;
-  /** `[blockCapacity]`: summary slot of each logical block, or {@link NOT_RESIDENT}. Needed for every sealed block unless the plan is dense. */
+  /**
+   * `[blockCapacity]`: summary slot of each logical block, or {@link NOT_RESIDENT}. Needed for every block with a candidate that will be
+   * scored; a block that is sealed without one leaves no summary.
+   */
   summarySlots: Int32Array;
-  /** One slot for each logical block the rows touch, from floor(position/64) on. */
+  /** One slot for each logical block the rows touch, from floor(position/64) on; no slot serves two slices of a step. */
   openSlots: Int32Array;
   /** First row of each query group, ascending, starting with 0. Rows of a group share a selection. Decode: [0]. */
   groupStarts: Int32Array;
@@ -165,7 +173,10 @@ export interface RopeTable {
   readonly positionCount: number;
 }
 
-/** Sampling of one row. Order: bias and penalties on logits, then temperature, top-k, top-p, min-p, then Gumbel noise and argmax. */
+/**
+ * Sampling of one row; the definition is sample-row.ts. Order: bias, repetition penalty (every seen id), frequency and presence penalties
+ * (generated ids), then temperature, top-k, top-p, min-p, then Gumbel noise and argmax. Temperature 0: argmax after the penalties.
+ */
 export interface SampleRow {
   /** Row of the logits buffer. */
   row: number;
@@ -205,12 +216,15 @@ export interface Miss {
 
 /** What a slice read, summed over the recorded layers: the proof that selection ran. */
 export interface SliceTraffic {
-  /** Pages attended to and pages in context, per (query group, layer, KV head), where the plan was not dense or identity. */
+  /**
+   * Pages chosen (forced ones too, resident or not; in token plans those with at least one token) and pages in context, per
+   * (query group, layer, KV head), where the plan was not dense or identity.
+   */
   pagesSelected: number;
   pagesInContext: number;
-  /** Bytes of K and V in the pool's encoding that attention read (once per query group and KV head). */
+  /** Bytes of K and V that attention read, once per query group and KV head; `groupKvBytes` in traffic.ts is the definition. */
   kvBytes: number;
-  /** Bytes of summaries, and of keys read for token scoring. */
+  /** Bytes of summaries, and of keys read for token scoring, per query group and KV head (`summaryReadBytes`, `keyReadBytes`). */
   metadataBytes: number;
 }
 
@@ -230,13 +244,30 @@ export interface StepRecorder {
   /** `out[r] = table[tokens[r]]`; `out` f32 `[rows, width]`. */
   embed(args: { out: DeviceBuffer; table: Matrix; tokens: Uint32Array }): void;
   /** `out = x / sqrt(mean(x^2) + eps) * weight`, per row; the sum of squares in f32. */
-  rmsNorm(args: { out: DeviceBuffer; x: DeviceBuffer; weight: DeviceBuffer; rows: number; width: number; eps: number }): void;
-  /** `out = x . matrix^T` (or `out += ...` with `accumulate`); `x` f32 `[rows, inWidth]`, `out` `[rows, outWidth]`. */
+  rmsNorm(args: {
+    out: DeviceBuffer;
+    x: DeviceBuffer;
+    weight: DeviceBuffer;
+    rows: number;
+    width: number;
+    eps: number;
+  }): void;
+  /**
+   * `out = x . matrix^T` (or `out += ...` with `accumulate`: the finished f32 product is added); `x` f32 `[rows, inWidth]`, `out`
+   * `[rows, outWidth]`.
+   */
   matmul(args: { out: DeviceBuffer; x: DeviceBuffer; matrix: Matrix; rows: number; accumulate?: boolean }): void;
   /** `out = silu(gate) * up`; `out` may be `gate`. */
   siluMul(args: { out: DeviceBuffer; gate: DeviceBuffer; up: DeviceBuffer; rows: number; width: number }): void;
   /** Copies rows; the buffers may be the same where the ranges do not overlap. */
-  copyRows(args: { out: DeviceBuffer; outRow: number; x: DeviceBuffer; xRow: number; rows: number; width: number }): void;
+  copyRows(args: {
+    out: DeviceBuffer;
+    outRow: number;
+    x: DeviceBuffer;
+    xRow: number;
+    rows: number;
+    width: number;
+  }): void;
   /** `out[i] = x[indices[i]]`. */
   gatherRows(args: { out: DeviceBuffer; x: DeviceBuffer; indices: Uint32Array; width: number }): void;
   /**
@@ -244,7 +275,15 @@ export interface StepRecorder {
    * on its way into the open slots with `v`; where a slice completes a block: encode it into its device block and write its summaries.
    * Idempotent: recording the same rows again writes the same bytes.
    */
-  append(args: { pool: KvPool; layer: number; headCount: number; q: DeviceBuffer; k: DeviceBuffer; v: DeviceBuffer; rope: RopeTable }): void;
+  append(args: {
+    pool: KvPool;
+    layer: number;
+    headCount: number;
+    q: DeviceBuffer;
+    k: DeviceBuffer;
+    v: DeviceBuffer;
+    rope: RopeTable;
+  }): void;
   /**
    * Chooses pages for every query group of slices whose plan is not dense, and notes misses (selected or, for dense, needed blocks that are
    * not resident). `q` is post-RoPE. Result is held by the recorder until the next `select`.
@@ -297,7 +336,12 @@ export interface Device {
   /** Reads after everything submitted before. For tests, checkpoints and tools, not for the decode loop. */
   read(buffer: DeviceBuffer, byteOffset: number, bytes: number): Promise<Uint8Array<ArrayBuffer>>;
   /** Packs a matrix; `data` is f32 `[outWidth, inWidth]`, row-major, not kept. */
-  matrix(label: string, encoding: MatrixEncoding, shape: { outWidth: number; inWidth: number }, data: Float32Array): Matrix;
+  matrix(
+    label: string,
+    encoding: MatrixEncoding,
+    shape: { outWidth: number; inWidth: number },
+    data: Float32Array,
+  ): Matrix;
   /** @throws {AssertionError} on an impossible spec; memory that does not suffice is the caller's to check against `report`. */
   kvPool(spec: KvPoolSpec): KvPool;
   /** Begins a step. One at a time per device. */
