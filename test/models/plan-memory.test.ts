@@ -1,0 +1,85 @@
+import { beforeAll, describe, expect, it } from "vitest";
+import { readConfig } from "../../models/config.ts";
+import type { ModelConfig } from "../../models/contract.ts";
+import { activationBytes, planPool, poolUnitBytes, weightBytes } from "../../models/plan-memory.ts";
+
+let house: ModelConfig;
+beforeAll(async () => {
+  house = await readConfig("weights/house-0");
+});
+
+describe("memory plan", () => {
+  it("knows the bytes of house-0's pool, by hand: 4 layers, 2 KV heads of 32", () => {
+    expect(poolUnitBytes(house, "f32", ["min-max"])).toEqual({
+      blockBytes: 32768,
+      openSlotBytes: 131072,
+      summarySlotBytes: 8192,
+      tokenBytes: 2176,
+    });
+    // Codes 4096 + 4096, key scales 2*32*4, value scales 2*64*4.
+    expect(poolUnitBytes(house, "int8", ["min-max", "mean-deviation"])).toEqual({
+      blockBytes: 8960,
+      openSlotBytes: 131072,
+      summarySlotBytes: 16384,
+      tokenBytes: 816,
+    });
+  });
+
+  it("knows the bytes of house-0's weights: 771,712 parameters, 1,152 of them norms", () => {
+    expect(weightBytes(house, "f32")).toBe(771_712 * 4);
+    expect(weightBytes(house, "int8")).toBe(((771_712 - 1_152) * 36) / 32 + 1_152 * 4);
+    const untied = weightBytes({ ...house, tiedEmbeddings: false }, "f32");
+    expect(untied - weightBytes(house, "f32")).toBe(260 * 128 * 4);
+  });
+
+  it("knows that activations grow with rows", () => {
+    expect(activationBytes(house, 512, 32) - activationBytes(house, 511, 32)).toBe(
+      4 * (3 * 128 + 2 * 128 + 2 * 64 + 2 * 352),
+    );
+  });
+
+  it.each([
+    [64, "f32", 8],
+    [64, "int8", 8],
+    [256, "int8", 32],
+    [1024, "f32", 32],
+  ] as const)("fills %d MiB of %s without going over", (mebibytes, encoding, runningMax) => {
+    const summaryKinds = ["min-max", "mean-deviation"] as const;
+    const request = { config: house, encoding, summaryKinds, runningMax, contextTokens: 8192 };
+    const poolBytes = mebibytes * 2 ** 20;
+    const plan = planPool({ ...request, poolBytes });
+    const unit = poolUnitBytes(house, encoding, summaryKinds);
+    const bytes =
+      plan.blockCount * unit.blockBytes +
+      plan.openSlotCount * unit.openSlotBytes +
+      plan.summarySlotCount * unit.summarySlotBytes;
+    expect(plan.bytes).toBe(bytes);
+    expect(bytes).toBeLessThanOrEqual(poolBytes);
+    expect(poolBytes - bytes).toBeLessThan(4 * unit.blockBytes + unit.summarySlotBytes);
+    expect(plan.blockCount % 4).toBe(0);
+    expect(plan.tokenCapacity).toBe((plan.blockCount / 4) * 64);
+    expect(plan.tokenCapacity).toBeGreaterThanOrEqual(8192);
+    expect(plan.summarySlotCount).toBe(plan.blockCount / 4 + 128);
+    expect(plan.openSlotCount).toBe(2 * plan.runningMax + 8);
+  });
+
+  it("runs fewer sequences rather than give most of a small pool to open slots", () => {
+    const request = { config: house, encoding: "int8", summaryKinds: ["min-max"], contextTokens: 4096 } as const;
+    const plan = planPool({ ...request, poolBytes: 12 * 2 ** 20, runningMax: 32 });
+    expect(plan.runningMax).toBeGreaterThanOrEqual(1);
+    expect(plan.runningMax).toBeLessThan(32);
+    expect(plan.openSlotCount * 131072).toBeLessThanOrEqual(6 * 2 ** 20);
+  });
+
+  it("says what is needed when one sequence does not fit, and is right about it", () => {
+    const request = { config: house, encoding: "f32", summaryKinds: ["min-max"], runningMax: 4 } as const;
+    const contextTokens = 32768;
+    expect(() => planPool({ ...request, contextTokens, poolBytes: 2 ** 20 })).toThrow(
+      /1\.0 MiB cannot hold one sequence of 32768 tokens: 73\.3 MiB are needed/,
+    );
+    // 512 blocks of 4 layers, two summary slots for each, ten open slots.
+    const neededBytes = 512 * (4 * 32768 + 2 * 8192) + 10 * 131072;
+    expect(planPool({ ...request, contextTokens, poolBytes: neededBytes }).tokenCapacity).toBe(contextTokens);
+    expect(() => planPool({ ...request, contextTokens, poolBytes: neededBytes - 1 })).toThrow(/cannot hold/);
+  });
+});
