@@ -1,0 +1,158 @@
+/**
+ * Signed S3 requests with deadlines, bounded concurrency and retries. Knows HTTP and error codes, not objects.
+ * Path-style addresses, SigV4; every body is covered by `x-amz-content-sha256`, so that a torn upload is refused.
+ */
+import { AwsClient } from "aws4fetch";
+import { sha256Hex } from "./checksum.ts";
+import { StoreError } from "./contract.ts";
+import { Gate, pause, withDeadline } from "./deadline.ts";
+
+const ATTEMPTS_MAX = 4;
+const BACKOFF_MS_MIN = 50;
+const EMPTY = new Uint8Array(0);
+const RETRY_STATUS = new Set([408, 429]);
+/** Codes of status 400 that say the request was damaged on its way. */
+const RETRY_CODES = new Set(["BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody", "RequestTimeout"]);
+
+export interface S3ClientOptions {
+  /** Such as `https://<account>.r2.cloudflarestorage.com`; may have a path. */
+  endpoint: string;
+  bucket: string;
+  region: string;
+  accessKeyId: string;
+  secretAccessKey: string;
+  sessionToken?: string | undefined;
+  concurrency: number;
+  fetch: (request: Request, init: { signal: AbortSignal }) => Promise<Response>;
+  random: () => number;
+}
+
+export interface S3Request {
+  method: "GET" | "HEAD" | "PUT" | "POST";
+  /** Key of an object, or nothing for the bucket. */
+  key: string;
+  query?: Record<string, string>;
+  headers?: Record<string, string>;
+  body?: Uint8Array;
+  /** Of the whole call. One attempt has half of it, so that a stall leaves time for another. */
+  deadlineMs: number;
+  signal?: AbortSignal | undefined;
+}
+
+export interface S3Response {
+  status: number;
+  headers: Headers;
+  body: Uint8Array<ArrayBuffer>;
+  /** An earlier attempt failed without saying whether it took effect. */
+  retried: boolean;
+}
+
+/** Requests to one bucket. */
+export class S3Client {
+  readonly #options: S3ClientOptions;
+  readonly #signer: AwsClient;
+  readonly #gate: Gate;
+
+  constructor(options: S3ClientOptions) {
+    this.#options = options;
+    const { accessKeyId, secretAccessKey, sessionToken, region } = options;
+    this.#signer = new AwsClient({
+      accessKeyId,
+      secretAccessKey,
+      ...(sessionToken === undefined ? {} : { sessionToken }),
+      region,
+      service: "s3",
+      retries: 0,
+    });
+    this.#gate = new Gate(options.concurrency);
+  }
+
+  /**
+   * Sends a request whose repetition does no harm. Answers of 2xx, and of 404, 409, 412 and 416, are returned.
+   * @throws {StoreError} `denied` for other refusals; `unavailable` or `timeout` when retries did not help; `aborted`.
+   */
+  async send(request: S3Request): Promise<S3Response> {
+    const what = `s3 store: ${request.method} ${request.key}`;
+    const { deadlineMs, signal } = request;
+    return withDeadline({ deadlineMs, signal, what }, (callSignal) =>
+      this.#gate.run(callSignal, async () => {
+        for (let attempt = 1; ; attempt++) {
+          try {
+            const response = await this.#attempt(request, what, callSignal);
+            return { ...response, retried: attempt > 1 };
+          } catch (error) {
+            callSignal.throwIfAborted();
+            if (!mayRetry(error) || attempt >= ATTEMPTS_MAX) throw error;
+            await pause(BACKOFF_MS_MIN * 2 ** (attempt - 1) * (0.5 + this.#options.random()), callSignal);
+          }
+        }
+      }),
+    );
+  }
+
+  async #attempt(request: S3Request, what: string, signal: AbortSignal): Promise<Omit<S3Response, "retried">> {
+    const deadlineMs = Math.ceil(request.deadlineMs / 2);
+    return withDeadline({ deadlineMs, signal, what }, async (attemptSignal) => {
+      const body = request.body ?? EMPTY;
+      const signed = await this.#signer.sign(this.#url(request), {
+        method: request.method,
+        headers: { ...request.headers, "x-amz-content-sha256": sha256Hex(body) },
+        // A redirect would be followed with a signature for another host.
+        redirect: "manual",
+        ...(request.body === undefined ? {} : { body: body as Uint8Array<ArrayBuffer> }),
+      });
+      const response = await this.#fetch(signed, what, attemptSignal);
+      refuseFailure(response, what);
+      return response;
+    });
+  }
+
+  async #fetch(request: Request, what: string, signal: AbortSignal): Promise<Omit<S3Response, "retried">> {
+    try {
+      const response = await this.#options.fetch(request, { signal });
+      const body = new Uint8Array(await response.arrayBuffer());
+      return { status: response.status, headers: response.headers, body };
+    } catch (cause) {
+      throw new StoreError("unavailable", `${what} got no answer`, { cause });
+    }
+  }
+
+  #url(request: S3Request): string {
+    const { endpoint, bucket } = this.#options;
+    const query = new URLSearchParams(request.query).toString();
+    const path = request.key === "" ? "" : `/${request.key}`;
+    return `${endpoint.replace(/\/+$/, "")}/${bucket}${path}${query === "" ? "" : `?${query}`}`;
+  }
+}
+
+/** The text of an element's first occurrence in an S3 answer, entities decoded. */
+export function xmlText(xml: string, element: string): string | undefined {
+  const match = new RegExp(`<${element}>([^<]*)</${element}>`).exec(xml);
+  return match?.[1]
+    ?.replaceAll("&lt;", "<")
+    .replaceAll("&gt;", ">")
+    .replaceAll("&quot;", '"')
+    .replaceAll("&apos;", "'")
+    .replaceAll("&amp;", "&");
+}
+
+/** The `<Code>` of an S3 error, or the empty string. */
+export function errorCodeOf(response: { body: Uint8Array }): string {
+  return xmlText(new TextDecoder().decode(response.body), "Code") ?? "";
+}
+
+/** Returns for answers that mean something to the store. @throws {StoreError} for all others. */
+function refuseFailure(response: { status: number; body: Uint8Array }, what: string): void {
+  const { status } = response;
+  if (status >= 200 && status < 300) return;
+  const code = errorCodeOf(response);
+  const problem = `${what} was answered with ${status} ${code}`.trimEnd();
+  if (code === "NoSuchBucket") throw new StoreError("denied", problem);
+  if (status === 404 || status === 409 || status === 412 || status === 416) return;
+  const passing = RETRY_STATUS.has(status) || status >= 500 || RETRY_CODES.has(code);
+  throw new StoreError(passing ? "unavailable" : "denied", problem);
+}
+
+function mayRetry(error: unknown): boolean {
+  return error instanceof StoreError && (error.code === "unavailable" || error.code === "timeout");
+}
