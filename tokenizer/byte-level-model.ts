@@ -26,10 +26,9 @@ export interface ByteLevelModel {
 
 /** True when tokenizer.json describes a byte-level BPE model, supported here or not. */
 export function isByteLevelBpe(tokenizerJson: unknown): boolean {
-  if (!isObject(tokenizerJson) || !isObject(tokenizerJson["model"]) || tokenizerJson["model"]["type"] !== "BPE")
-    return false;
-  const decoder = tokenizerJson["decoder"];
-  return isObject(decoder) && decoder["type"] === "ByteLevel";
+  if (!isObject(tokenizerJson) || !isObject(tokenizerJson.model) || tokenizerJson.model.type !== "BPE") return false;
+  const decoder = tokenizerJson.decoder;
+  return isObject(decoder) && decoder.type === "ByteLevel";
 }
 
 /**
@@ -38,29 +37,29 @@ export function isByteLevelBpe(tokenizerJson: unknown): boolean {
  */
 export function compileByteLevelModel(tokenizerJson: unknown): ByteLevelModel {
   const root = asObject(tokenizerJson, "tokenizer.json");
-  const model = asObject(root["model"], "tokenizer.json: model");
+  const model = asObject(root.model, "tokenizer.json: model");
   refuseUnsupported(model);
-  const idByContent = readVocabulary(model["vocab"]);
+  const idByContent = readVocabulary(model.vocab);
   const byteIds = Int32Array.from(BYTE_TO_CHAR, (char) => {
     const id = idByContent.get(char);
     if (id === undefined) throw new QuireError("internal", "tokenizer.json: the vocabulary lacks a token of one byte");
     return id;
   });
-  const merges = new MergeTable(readMerges(model["merges"], idByContent));
-  const addedTokens = readAddedTokens(root["added_tokens"]);
+  const merges = new MergeTable(readMerges(model.merges, idByContent));
+  const addedTokens = readAddedTokens(root.added_tokens);
   const { offsets, bytes } = layOutBytes(idByContent, addedTokens);
   for (const token of addedTokens) idByContent.set(token.content, token.id);
   return {
     idByContent,
     byteIds,
     merges,
-    ignoreMerges: model["ignore_merges"] === true,
+    ignoreMerges: model.ignore_merges === true,
     offsets,
     bytes,
     addedTokens,
     specialIds: new Set(addedTokens.filter((token) => token.special).map((token) => token.id)),
-    normalize: compileNormalizer(root["normalizer"]),
-    preTokenize: compilePreTokenizer(root["pre_tokenizer"]),
+    normalize: compileNormalizer(root.normalizer),
+    preTokenize: compilePreTokenizer(root.pre_tokenizer),
   };
 }
 
@@ -81,11 +80,11 @@ export function readAddedTokens(list: unknown): AddedToken[] {
     return {
       id,
       content,
-      special: token["special"] === true,
-      normalized: token["normalized"] === true,
-      lstrip: token["lstrip"] === true,
-      rstrip: token["rstrip"] === true,
-      singleWord: token["single_word"] === true,
+      special: token.special === true,
+      normalized: token.normalized === true,
+      lstrip: token.lstrip === true,
+      rstrip: token.rstrip === true,
+      singleWord: token.single_word === true,
     };
   });
 }

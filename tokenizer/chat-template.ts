@@ -11,6 +11,8 @@ export interface ChatTemplateParts {
   eosToken: string;
   /** Contents of all special tokens: where they stand in a message they are marked as text. */
   specials: readonly string[];
+  /** Given when special tokens are looked for in normalized text: contents are marked as they will look then. */
+  normalize?: ((text: string) => string) | undefined;
 }
 
 /**
@@ -38,7 +40,7 @@ export function compileChatTemplate(parts: ChatTemplateParts): ChatTemplate {
       environment.set("add_generation_prompt", options.addGenerationPrompt);
       environment.set(
         "messages",
-        messages.map((message) => markMessage(message, parts.specials)),
+        messages.map((message) => markMessage(message, parts)),
       );
       try {
         return String(new Interpreter(environment).run(program).value);
@@ -63,12 +65,14 @@ function parse(source: string): Template["parsed"] {
   }
 }
 
-function markMessage(message: ChatMessage, specials: readonly string[]): Record<string, string> {
+function markMessage(message: ChatMessage, parts: ChatTemplateParts): Record<string, string> {
+  const normalize = parts.normalize ?? ((same: string) => same);
+  const mark = (text: string): string => markText(normalize(text.toWellFormed()), parts.specials);
   const marked: Record<string, string> = {
     role: message.role === "developer" ? "system" : message.role,
-    content: markText(message.content.toWellFormed(), specials),
+    content: mark(message.content),
   };
-  if (message.name !== undefined) marked["name"] = markText(message.name.toWellFormed(), specials);
+  if (message.name !== undefined) marked.name = mark(message.name);
   return marked;
 }
 

@@ -17,9 +17,9 @@ export function fromOniguruma(source: string): RegExp {
   for (let at = 0; at < source.length; at++) {
     const char = source.charAt(at);
     if (char === "\\") {
-      const escape = readEscape(source, at);
-      pattern += writeEscape(escape, inSet, source);
-      at += escape.length - 1;
+      const sequence = readEscape(source, at);
+      pattern += writeEscape(sequence, inSet, source);
+      at += sequence.length - 1;
     } else if (inSet) {
       if (char === "[" || source.startsWith("&&", at)) throw unsupported(source);
       if (char === "]") inSet = false;
@@ -49,9 +49,9 @@ function readEscape(source: string, at: number): string {
   return unit === null ? source.slice(at, at + 2) : unit[0];
 }
 
-function writeEscape(escape: string, inSet: boolean, source: string): string {
-  const letter = escape.charAt(1);
-  if (escape.length > 2) return letter === "p" || letter === "P" ? writeProperty(escape) : escape;
+function writeEscape(sequence: string, inSet: boolean, source: string): string {
+  const letter = sequence.charAt(1);
+  if (sequence.length > 2) return letter === "p" || letter === "P" ? writeProperty(sequence) : sequence;
   switch (letter) {
     case "s":
       return "\\p{White_Space}";
@@ -67,16 +67,16 @@ function writeEscape(escape: string, inSet: boolean, source: string): string {
       if (inSet) throw unsupported(source);
       return `[^${WORD_SET}]`;
     default:
-      if (SAME_ESCAPES.has(letter) || (inSet && letter === "-")) return escape;
+      if (SAME_ESCAPES.has(letter) || (inSet && letter === "-")) return sequence;
       if (/^[^A-Za-z]$/.test(letter)) return letter;
       throw unsupported(source);
   }
 }
 
 /** `\p{Han}` is a script in JavaScript's terms, `\p{L}` a category. */
-function writeProperty(escape: string): string {
-  const head = escape.slice(0, 3);
-  const name = escape.slice(3, -1);
+function writeProperty(sequence: string): string {
+  const head = sequence.slice(0, 3);
+  const name = sequence.slice(3, -1);
   for (const candidate of [name, `Script=${name}`]) {
     try {
       new RegExp(`\\p{${candidate}}`, "u");
@@ -85,7 +85,7 @@ function writeProperty(escape: string): string {
       // Not a property under this name: the next candidate, or the compiler's own complaint.
     }
   }
-  return escape;
+  return sequence;
 }
 
 function unsupported(source: string, cause?: unknown): QuireError {

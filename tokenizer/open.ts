@@ -20,15 +20,16 @@ export interface TokenizerFiles {
  */
 export function openTokenizer(files: TokenizerFiles): { tokenizer: Tokenizer; template: ChatTemplate } {
   const config = asObject(files.tokenizerConfig, "tokenizer_config.json");
-  const addedTokens = readAddedTokens(asObject(files.tokenizerJson, "tokenizer.json")["added_tokens"]);
-  const tokenizer = isByteLevelBpe(files.tokenizerJson)
-    ? new ByteLevelBpe(compileByteLevelModel(files.tokenizerJson))
-    : openFallback(files.tokenizerJson, config, addedTokens);
+  const addedTokens = readAddedTokens(asObject(files.tokenizerJson, "tokenizer.json").added_tokens);
+  const specials = addedTokens.filter((token) => token.special);
+  const model = isByteLevelBpe(files.tokenizerJson) ? compileByteLevelModel(files.tokenizerJson) : undefined;
+  const tokenizer = model === undefined ? openFallback(files.tokenizerJson, addedTokens) : new ByteLevelBpe(model);
   const template = compileChatTemplate({
-    source: templateSource(config["chat_template"]),
+    source: templateSource(config.chat_template),
     bosToken: tokenContent(config, "bos_token"),
     eosToken: tokenContent(config, "eos_token"),
-    specials: addedTokens.filter((token) => token.special).map((token) => token.content),
+    specials: specials.map((token) => token.content),
+    normalize: specials.some((token) => token.normalized) ? model?.normalize : undefined,
   });
   return { tokenizer, template };
 }
@@ -37,14 +38,14 @@ export function openTokenizer(files: TokenizerFiles): { tokenizer: Tokenizer; te
 function templateSource(chatTemplate: unknown): string | undefined {
   if (typeof chatTemplate === "string") return chatTemplate;
   if (!Array.isArray(chatTemplate)) return undefined;
-  const chosen = chatTemplate.find((entry) => isObject(entry) && entry["name"] === "default");
-  const source = isObject(chosen) ? chosen["template"] : undefined;
+  const chosen = chatTemplate.find((entry) => isObject(entry) && entry.name === "default");
+  const source = isObject(chosen) ? chosen.template : undefined;
   return typeof source === "string" ? source : undefined;
 }
 
 /** Special tokens are written as a string or as an added token. */
 function tokenContent(config: JsonObject, field: "bos_token" | "eos_token"): string {
   const token = config[field];
-  const content = isObject(token) ? token["content"] : token;
+  const content = isObject(token) ? token.content : token;
   return typeof content === "string" ? content : "";
 }

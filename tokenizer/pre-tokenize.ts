@@ -18,10 +18,10 @@ const FORMS = new Set(["NFC", "NFD", "NFKC", "NFKD"]);
 export function compileNormalizer(config: unknown): Normalize | undefined {
   if (config === null || config === undefined) return undefined;
   const normalizer = asObject(config, "tokenizer.json: normalizer");
-  const type = String(normalizer["type"]);
+  const type = String(normalizer.type);
   if (FORMS.has(type)) return (text) => text.normalize(type);
   if (type === "Sequence") {
-    const steps = asArray(normalizer["normalizers"], "tokenizer.json: normalizers").map(compileNormalizer);
+    const steps = asArray(normalizer.normalizers, "tokenizer.json: normalizers").map(compileNormalizer);
     const present = steps.filter((step) => step !== undefined);
     return present.length === 0 ? undefined : (text) => present.reduce((done, step) => step(done), text);
   }
@@ -34,7 +34,7 @@ export function compileNormalizer(config: unknown): Normalize | undefined {
  */
 export function compilePreTokenizer(config: unknown): PreTokenize | undefined {
   const steps = flatten(config);
-  if (steps.at(-1)?.["type"] !== "ByteLevel") {
+  if (steps.at(-1)?.type !== "ByteLevel") {
     throw new QuireError("internal", "tokenizer.json: the pre-tokenizer is not byte-level");
   }
   const splits = steps.flatMap(compileStep);
@@ -49,34 +49,34 @@ export function compilePreTokenizer(config: unknown): PreTokenize | undefined {
 function flatten(config: unknown): JsonObject[] {
   if (config === null || config === undefined) return [];
   const step = asObject(config, "tokenizer.json: pre_tokenizer");
-  if (step["type"] !== "Sequence") return [step];
-  return asArray(step["pretokenizers"], "tokenizer.json: pretokenizers").flatMap(flatten);
+  if (step.type !== "Sequence") return [step];
+  return asArray(step.pretokenizers, "tokenizer.json: pretokenizers").flatMap(flatten);
 }
 
 function compileStep(step: JsonObject): PreTokenize[] {
-  switch (step["type"]) {
+  switch (step.type) {
     case "ByteLevel": {
       const splits: PreTokenize[] = [];
-      if (step["add_prefix_space"] === true) splits.push((text) => [text.startsWith(" ") ? text : ` ${text}`]);
-      if (step["use_regex"] !== false) splits.push(isolate(fromOniguruma(GPT2_PATTERN)));
+      if (step.add_prefix_space === true) splits.push((text) => [text.startsWith(" ") ? text : ` ${text}`]);
+      if (step.use_regex !== false) splits.push(isolate(fromOniguruma(GPT2_PATTERN)));
       return splits;
     }
     case "Split": {
-      if (step["behavior"] === "Isolated" && step["invert"] !== true) return [isolate(compilePattern(step["pattern"]))];
-      throw new QuireError("internal", `tokenizer.json: Split with behavior ${step["behavior"]} is not supported`);
+      if (step.behavior === "Isolated" && step.invert !== true) return [isolate(compilePattern(step.pattern))];
+      throw new QuireError("internal", `tokenizer.json: Split with behavior ${step.behavior} is not supported`);
     }
     case "Digits":
-      return [isolate(step["individual_digits"] === true ? /\p{N}/gu : /\p{N}+/gu)];
+      return [isolate(step.individual_digits === true ? /\p{N}/gu : /\p{N}+/gu)];
     default:
-      throw new QuireError("internal", `tokenizer.json: pre-tokenizer ${step["type"]} is not supported`);
+      throw new QuireError("internal", `tokenizer.json: pre-tokenizer ${step.type} is not supported`);
   }
 }
 
 function compilePattern(config: unknown): RegExp {
   const pattern = asObject(config, "tokenizer.json: Split pattern");
-  if (typeof pattern["Regex"] === "string") return fromOniguruma(pattern["Regex"]);
-  if (typeof pattern["String"] === "string" && pattern["String"] !== "") {
-    return new RegExp(pattern["String"].replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&"), "gu");
+  if (typeof pattern.Regex === "string") return fromOniguruma(pattern.Regex);
+  if (typeof pattern.String === "string" && pattern.String !== "") {
+    return new RegExp(pattern.String.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&"), "gu");
   }
   throw new QuireError("internal", "tokenizer.json: Split pattern is missing");
 }
