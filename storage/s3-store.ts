@@ -32,6 +32,8 @@ export interface S3StoreOptions {
   getMsMax?: number;
   putMsMax?: number;
   concurrency?: number;
+  /** Keys of one page of a list, at most (and by default) 1,000. */
+  listKeysMax?: number;
   /** For tests; the platform's by default. */
   fetch?: S3ClientOptions["fetch"];
   random?: () => number;
@@ -43,6 +45,7 @@ export class S3Store implements PageStore {
   readonly #client: S3Client;
   readonly #getMsMax: number;
   readonly #putMsMax: number;
+  readonly #listKeysMax: number;
 
   constructor(options: S3StoreOptions) {
     this.#client = new S3Client({
@@ -53,6 +56,7 @@ export class S3Store implements PageStore {
     });
     this.#getMsMax = options.getMsMax ?? LIMITS.storeGetMsMax;
     this.#putMsMax = options.putMsMax ?? LIMITS.storePutMsMax;
+    this.#listKeysMax = Math.min(options.listKeysMax ?? LIST_KEYS_MAX, LIST_KEYS_MAX);
   }
 
   async get(key: string, options: GetOptions = {}): Promise<StoreObject | undefined> {
@@ -63,6 +67,7 @@ export class S3Store implements PageStore {
       range === undefined ? {} : { range: `bytes=${range.offset}-${range.offset + range.bytes - 1}` };
     const response = await this.#client.send({ method: "GET", key, headers, deadlineMs: this.#getMsMax, signal });
     if (response.status === 404) return undefined;
+    if (response.status === 416) throw beyondObject(key);
     const etag = etagOf(response, key);
     if (range === undefined) return { bytes: response.body, etag, objectBytes: response.body.byteLength };
     return { ...takeRange(response, range, key), etag };
@@ -104,7 +109,7 @@ export class S3Store implements PageStore {
 
   async list(prefix: string, options: { cursor?: string; signal?: AbortSignal | undefined } = {}): Promise<ListPage> {
     assertPrefix(prefix);
-    const query: Record<string, string> = { "list-type": "2", prefix, "max-keys": String(LIST_KEYS_MAX) };
+    const query: Record<string, string> = { "list-type": "2", prefix, "max-keys": String(this.#listKeysMax) };
     if (options.cursor !== undefined) query["continuation-token"] = options.cursor;
     const { signal } = options;
     const response = await this.#client.send({ method: "GET", key: "", query, deadlineMs: this.#getMsMax, signal });
@@ -172,7 +177,11 @@ function takeRange(
     const inPlace = match !== null && Number(match[1]) === range.offset && body.byteLength === range.bytes;
     if (inPlace) return { bytes: body, objectBytes: Number(match[3]) };
   }
-  throw new StoreError("corrupt", `s3 store: range goes beyond the object: ${key}`);
+  throw beyondObject(key);
+}
+
+function beyondObject(key: string): StoreError {
+  return new StoreError("corrupt", `s3 store: range goes beyond the object: ${key}`);
 }
 
 function listEntry(entry: string): ListPage["keys"][number] {

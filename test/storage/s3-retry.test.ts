@@ -1,0 +1,190 @@
+import { describe, expect, it } from "vitest";
+import { S3Store, type S3StoreOptions } from "../../storage/s3-store.ts";
+
+type Answer = (request: Request, count: number, signal: AbortSignal) => Response | Promise<Response>;
+
+/** A store whose server is `answer`; also gives how many requests it saw. */
+function storeWith(answer: Answer, options: Partial<S3StoreOptions> = {}): { store: S3Store; count: () => number } {
+  let count = 0;
+  const store = new S3Store({
+    endpoint: "http://s3.test",
+    bucket: "bucket",
+    region: "auto",
+    accessKeyId: "key",
+    secretAccessKey: "secret",
+    random: () => 0,
+    fetch: async (request, { signal }) => answer(request, ++count, signal),
+    ...options,
+  });
+  return { store, count: () => count };
+}
+
+function xmlError(status: number, code: string): Response {
+  return new Response(`<?xml version="1.0"?><Error><Code>${code}</Code></Error>`, { status });
+}
+
+function object(bytes: string): Response {
+  return new Response(bytes, { status: 200, headers: { etag: '"e"' } });
+}
+
+async function stalled(signal: AbortSignal): Promise<Response> {
+  return new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason), { once: true }));
+}
+
+describe("s3 store retries", () => {
+  it("tries again after errors that pass, on reads, writes, lists and deletes", async () => {
+    const passing: Answer[] = [
+      () => new Response("", { status: 500 }),
+      () => xmlError(503, "SlowDown"),
+      () => new Response("", { status: 429 }),
+      () => xmlError(400, "RequestTimeout"),
+      () => Promise.reject(new TypeError("fetch failed")),
+    ];
+    for (const failure of passing) {
+      const then =
+        (good: () => Response): Answer =>
+        (request, count, signal) =>
+          count <= 2 ? failure(request, count, signal) : good();
+      const get = storeWith(then(() => object("x")));
+      expect((await get.store.get("a"))?.objectBytes).toBe(1);
+      expect(get.count()).toBe(3);
+      const put = storeWith(then(() => object("")));
+      expect(await put.store.put("a", Buffer.from("x"))).toEqual({ outcome: "stored", etag: '"e"' });
+      const list = storeWith(then(() => new Response("<ListBucketResult></ListBucketResult>")));
+      expect(await list.store.list("")).toEqual({ keys: [] });
+      const remove = storeWith(then(() => new Response("<DeleteResult></DeleteResult>")));
+      await remove.store.delete(["a"]);
+      expect(remove.count()).toBe(3);
+    }
+  });
+
+  it("gives up with unavailable after four attempts, with denied at once", async () => {
+    const down = storeWith(() => new Response("", { status: 500 }));
+    await expect(down.store.get("a")).rejects.toMatchObject({ name: "StoreError", code: "unavailable" });
+    expect(down.count()).toBe(4);
+    for (const status of [400, 401, 403, 301, 405]) {
+      const refused = storeWith(() => new Response(null, { status }));
+      await expect(refused.store.put("a", Buffer.from("x"))).rejects.toMatchObject({ code: "denied" });
+      expect(refused.count()).toBe(1);
+    }
+  });
+
+  it("tries a stalled attempt again, and answers timeout at the deadline", async () => {
+    const once = storeWith((_, count, signal) => (count === 1 ? stalled(signal) : object("x")), { getMsMax: 400 });
+    expect((await once.store.get("a"))?.objectBytes).toBe(1);
+    const always = storeWith((_, __, signal) => stalled(signal), { getMsMax: 200, putMsMax: 200 });
+    const startMs = performance.now();
+    await expect(always.store.get("a")).rejects.toMatchObject({ name: "StoreError", code: "timeout" });
+    expect(performance.now() - startMs).toBeLessThan(1_000);
+    await expect(always.store.put("a", Buffer.from("x"))).rejects.toMatchObject({ code: "timeout" });
+  });
+
+  it("aborts between attempts, and while it waits for its turn", async () => {
+    const failing = storeWith(() => new Response("", { status: 500 }), { random: () => 100 });
+    const controller = new AbortController();
+    const pending = failing.store.get("a", { signal: controller.signal });
+    setTimeout(() => controller.abort(), 20);
+    await expect(pending).rejects.toMatchObject({ name: "StoreError", code: "aborted" });
+    expect(failing.count()).toBe(1);
+
+    const busy = storeWith((_, __, signal) => stalled(signal), { concurrency: 1, getMsMax: 300 });
+    const first = busy.store.get("a");
+    const waiting = new AbortController();
+    const second = busy.store.get("b", { signal: waiting.signal });
+    waiting.abort();
+    await expect(second).rejects.toMatchObject({ code: "aborted" });
+    await expect(first).rejects.toMatchObject({ code: "timeout" });
+    expect(busy.count()).toBe(2);
+  });
+
+  it("never has more requests open than it may", async () => {
+    let open = 0;
+    let openMax = 0;
+    const { store } = storeWith(
+      async () => {
+        openMax = Math.max(openMax, ++open);
+        await new Promise((resolve) => setTimeout(resolve, 2));
+        open--;
+        return object("x");
+      },
+      { concurrency: 3 },
+    );
+    await Promise.all(Array.from({ length: 30 }, (_, i) => store.get(`k${i}`)));
+    expect(openMax).toBe(3);
+  });
+});
+
+describe("s3 store answers", () => {
+  it("takes 412, 409 and AWS's 404 to a conditional put for a conflict, at the first attempt without a second look", async () => {
+    for (const answer of [
+      xmlError(412, "PreconditionFailed"),
+      xmlError(409, "ConditionalRequestConflict"),
+      xmlError(404, "NoSuchKey"),
+    ]) {
+      const { store, count } = storeWith(() => answer);
+      expect(await store.put("a", Buffer.from("x"), { condition: { etag: '"e"' } })).toEqual({ outcome: "conflict" });
+      expect(count()).toBe(1);
+    }
+  });
+
+  it("does not take a 412 after a retry for a success unless the object carries its own mark", async () => {
+    const marks: string[] = [];
+    const answers =
+      (own: boolean): Answer =>
+      (request, count) => {
+        marks.push(request.headers.get("x-amz-meta-quire-write") ?? "");
+        if (count === 1) return new Response("", { status: 500 });
+        if (request.method === "PUT") return xmlError(412, "PreconditionFailed");
+        const mark = own ? (marks[0] as string) : "somebody else";
+        return new Response(null, { headers: { etag: '"e2"', "x-amz-meta-quire-write": mark } });
+      };
+    const stored = await storeWith(answers(true)).store.put("a", Buffer.from("x"), { condition: "absent" });
+    expect(stored).toEqual({ outcome: "stored", etag: '"e2"' });
+    expect(marks[0]).not.toBe("");
+    expect(marks[1]).toBe(marks[0]);
+    marks.length = 0;
+    const lost = await storeWith(answers(false)).store.put("a", Buffer.from("x"), { condition: "absent" });
+    expect(lost).toEqual({ outcome: "conflict" });
+  });
+
+  it("takes a range from a server that ignores ranges, and none that is short or elsewhere", async () => {
+    const range = { offset: 2, bytes: 3 };
+    const whole = await storeWith(() => object("0123456789")).store.get("a", { range });
+    expect(Buffer.from(whole?.bytes ?? []).toString()).toBe("234");
+    expect(whole?.objectBytes).toBe(10);
+    const partial = (bytes: string, contentRange: string): Response =>
+      new Response(bytes, { status: 206, headers: { etag: '"e"', "content-range": contentRange } });
+    for (const answer of [
+      () => object("0123"),
+      () => partial("23", "bytes 2-3/4"),
+      () => partial("345", "bytes 3-5/10"),
+      () => partial("234", "nonsense"),
+      () => xmlError(416, "InvalidRange"),
+    ]) {
+      await expect(storeWith(answer).store.get("a", { range })).rejects.toMatchObject({ code: "corrupt" });
+    }
+  });
+
+  it("reports objects that a bulk delete could not delete", async () => {
+    const failed = (code: string): Response =>
+      new Response(`<DeleteResult><Error><Key>a</Key><Code>${code}</Code></Error></DeleteResult>`);
+    await expect(storeWith(() => failed("InternalError")).store.delete(["a"])).rejects.toMatchObject({
+      code: "unavailable",
+    });
+    await expect(storeWith(() => failed("AccessDenied")).store.delete(["a"])).rejects.toMatchObject({ code: "denied" });
+  });
+
+  it("reads a list with entities, and leaves out keys that are none of ours", async () => {
+    const entry = (key: string): string =>
+      `<Contents><Key>${key}</Key><Size>3</Size><LastModified>2026-01-02T03:04:05.678Z</LastModified></Contents>`;
+    const xml = `<ListBucketResult>${entry("a")}${entry("b &amp; c")}<IsTruncated>true</IsTruncated><NextContinuationToken>a&amp;b</NextContinuationToken></ListBucketResult>`;
+    const { store } = storeWith((request) => {
+      expect(new URL(request.url).searchParams.get("prefix")).toBe("p/");
+      return new Response(xml);
+    });
+    expect(await store.list("p/")).toEqual({
+      keys: [{ key: "a", bytes: 3, modifiedMs: Date.UTC(2026, 0, 2, 3, 4, 5, 678) }],
+      cursor: "a&b",
+    });
+  });
+});
