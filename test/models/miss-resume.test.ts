@@ -1,0 +1,176 @@
+/** Blocks taken away on purpose: an exact step is void, says what it needs, and goes on to the bits it would have had. */
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { type Device, NOT_RESIDENT, type SelectionPlan } from "../../kernels/contract.ts";
+import { openDevice } from "../../kernels/open.ts";
+import type { ModelRunner, SequenceResult, SequenceStep } from "../../models/contract.ts";
+import { policyNamed } from "../../models/selection/registry.ts";
+import { Conversation, DENSE, type EvictedBlock } from "./conversation.ts";
+import { houseCases, openHouse, promptIds } from "./house.ts";
+import { type WatchedDevice, watchDevice } from "./recording.ts";
+
+const CONTEXT_TOKENS = 448;
+const PROMPT_TOKENS = 400;
+/** The rows of the step that misses: a decode row, or a chunk that seals a block. */
+const NEXT = { decode: [84], chunk: [...new TextEncoder().encode(" And then he went home. What is it?")] };
+
+let prompt: number[];
+beforeAll(async () => {
+  prompt = promptIds((await houseCases())[0]!, 0).slice(0, PROMPT_TOKENS);
+});
+
+const LANES = [
+  { kind: "reference", deferred: false },
+  { kind: "wasm", deferred: false },
+  { kind: "wasm", deferred: true },
+] as const;
+
+describe.each(LANES)("on the $kind device, misses deferred to the readback: $deferred", ({ kind, deferred }) => {
+  let inner: Device;
+  let watched: WatchedDevice;
+  beforeAll(async () => {
+    inner = await openDevice({ kind });
+    watched = watchDevice(inner, { deferred });
+  });
+  afterAll(() => inner?.close());
+
+  async function open(
+    plan: SelectionPlan,
+    sequences = 1,
+  ): Promise<{ runner: ModelRunner; conversations: Conversation[] }> {
+    const { device } = watched;
+    const runner = await openHouse({
+      device,
+      contextTokens: CONTEXT_TOKENS,
+      kvEncoding: "int8",
+      rowsMax: 448,
+      sequences,
+    });
+    const conversations: Conversation[] = [];
+    for (let index = 0; index < sequences; index++) {
+      const conversation = new Conversation(runner, { contextTokens: CONTEXT_TOKENS, index, exact: true });
+      await conversation.prefill(prompt);
+      conversation.plan = plan;
+      conversations.push(conversation);
+    }
+    return { runner, conversations };
+  }
+
+  const next = (conversation: Conversation, ids: number[]) => conversation.step(ids, { sample: true, topLogprobs: 20 });
+
+  /** Steps until nothing is missing; each round brings back only what the checkpoint's layer asked for. */
+  async function settle(
+    runner: ModelRunner,
+    step: SequenceStep,
+    evicted: EvictedBlock[],
+    conversation: Conversation,
+  ): Promise<{ result: SequenceResult; layers: number[]; fetched: number }> {
+    const layers: number[] = [];
+    let fetched = 0;
+    let [result] = await runner.step([step]);
+    for (let checkpoint = result!.checkpoint; checkpoint !== undefined; checkpoint = result!.checkpoint) {
+      const { layer: missedLayer } = checkpoint;
+      expect(result!.sample).toBeUndefined();
+      layers.push(missedLayer);
+      const wanted = new Set(
+        result!.misses
+          .filter(({ layer }) => layer === missedLayer)
+          .map(({ layer, block }) => layer * conversation.blockCapacity + block),
+      );
+      const found = evicted.filter(({ at }) => wanted.has(at) && conversation.blockIds[at] === NOT_RESIDENT);
+      expect(found.length).toBe(wanted.size);
+      conversation.restore(found);
+      fetched += found.length;
+      [result] = await runner.step([{ ...step, resumeFrom: checkpoint }]);
+    }
+    return { result: result!, layers, fetched };
+  }
+
+  describe.each(["dense", "quest", "tokenselect"] as const)("%s", (name) => {
+    const plan = policyNamed(name).plan(128);
+
+    it.each(["decode", "chunk"] as const)(
+      "a %s step that misses ends with the bits of one that does not",
+      async (rows) => {
+        const { runner, conversations } = await open(plan, 2);
+        const [whole, holed] = conversations as [Conversation, Conversation];
+        const [expected] = await runner.step([next(whole, NEXT[rows])]);
+        expect(expected!.misses).toEqual([]);
+        const liveBefore = watched.live.size;
+        // Layers 1 and 3 lose every sealed block, layer 2 none.
+        const all = [0, 1, 2, 3, 4, 5];
+        const evicted = [...(await holed.evict(1, all)), ...(await holed.evict(3, all))];
+        const { result, layers, fetched } = await settle(runner, next(holed, NEXT[rows]), evicted, holed);
+        expect(layers).toEqual([1, 3]);
+        expect(result.sample).toEqual(expected!.sample);
+        expect(result.misses).toEqual([]);
+        // Dense needs every block, and so does the first stage of tokenselect: 32 candidate pages are more than there are.
+        if (name === "quest") expect(fetched).toBeLessThan(12);
+        else expect(fetched).toBe(12);
+        expect(watched.live.size).toBe(liveBefore);
+        // What follows reads the KV that the resumed step wrote.
+        whole.accept(NEXT[rows], expected!);
+        holed.accept(NEXT[rows], result);
+        holed.restore(evicted);
+        const [after, afterHoled] = await runner.step([next(whole, [32]), next(holed, [32])]);
+        expect(afterHoled!.sample).toEqual(after!.sample);
+      },
+    );
+  });
+
+  it("stops early where it can, and runs on where it must", async () => {
+    const { runner, conversations } = await open(DENSE);
+    const [conversation] = conversations as [Conversation];
+    await conversation.evict(1, [2]);
+    const [result] = await runner.step([next(conversation, NEXT.decode)]);
+    expect(result!.misses).toEqual([{ sliceIndex: 0, layer: 1, block: 2 }]);
+    expect(watched.ops.includes("append:2")).toBe(deferred);
+    expect(watched.ops.includes("sample")).toBe(deferred);
+    runner.discard(result!.checkpoint!);
+  });
+
+  it("a discarded checkpoint leaves nothing behind", async () => {
+    const { runner, conversations } = await open(DENSE);
+    const [conversation] = conversations as [Conversation];
+    const liveBefore = watched.live.size;
+    await conversation.evict(0, [1, 3]);
+    const [result] = await runner.step([next(conversation, NEXT.decode)]);
+    expect(result!.checkpoint).toMatchObject({ layer: 0, rowCount: 1 });
+    expect(watched.live.size).toBe(liveBefore + 1);
+    runner.discard(result!.checkpoint!);
+    expect(watched.live.size).toBe(liveBefore);
+  });
+
+  it("a sequence that misses leaves the others of its batch whole", async () => {
+    const { runner, conversations } = await open(DENSE, 3);
+    const [missing, whole, lax] = conversations as [Conversation, Conversation, Conversation];
+    const expected = (await runner.step([next(whole, NEXT.chunk)]))[0]!.sample;
+    const evicted = await missing.evict(2, [0, 4]);
+    await lax.evict(3, [2]);
+    lax.exact = false;
+    const step = next(missing, NEXT.chunk);
+    const [first, second, third] = await runner.step([step, next(whole, NEXT.chunk), next(lax, NEXT.chunk)]);
+    expect(first!.sample).toBeUndefined();
+    expect(first!.checkpoint).toMatchObject({ layer: 2, rowCount: NEXT.chunk.length });
+    expect(second!.misses).toEqual([]);
+    expect(second!.sample).toEqual(expected);
+    // Not exact: attended to what was there, said what was not, and so came out near but not the same.
+    expect(third!.misses).toEqual([{ sliceIndex: 2, layer: 3, block: 2 }]);
+    expect(third!.checkpoint).toBeUndefined();
+    expect(third!.sample).toBeDefined();
+    expect(third!.sample).not.toEqual(expected);
+    missing.restore(evicted);
+    const [resumed] = await runner.step([{ ...step, resumeFrom: first!.checkpoint! }]);
+    expect(resumed!.sample).toEqual(expected);
+  });
+
+  it("rows that are not sampled do not wait for the last layer's blocks", async () => {
+    const { runner, conversations } = await open(DENSE);
+    const [conversation] = conversations as [Conversation];
+    await conversation.evict(3, [0, 1, 2]);
+    const [result] = await runner.step([conversation.step(NEXT.chunk, { sample: false })]);
+    expect(result!.misses).toEqual([]);
+    expect(result!.checkpoint).toBeUndefined();
+    expect(watched.ops.includes("append:3")).toBe(true);
+    expect(watched.ops.includes("attend:3")).toBe(false);
+  });
+});
