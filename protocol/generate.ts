@@ -8,7 +8,12 @@ import type { ErrorCode } from "./errors.ts";
 export const PROTOCOL_VERSION = 1;
 
 /** Paths of an engine's HTTP interface, below the URL of its heartbeat; all POST, bearer key of edge and engines. */
-export const ENGINE_PATHS = { generate: "/v1/generate", cancel: "/v1/cancel" } as const;
+export const ENGINE_PATHS = {
+  generate: "/v1/generate",
+  cancel: "/v1/cancel",
+  sessionStatus: "/v1/sessions/status",
+  sessionDelete: "/v1/sessions/delete",
+} as const;
 
 /**
  * How the tokens up to `end` (exclusive; from the previous span's end) were attended when their KV was computed.
@@ -85,6 +90,22 @@ export interface GenerateRequest {
 export interface CancelRequest {
   version: typeof PROTOCOL_VERSION;
   requestId: string;
+}
+
+/** Body (one frame) of POST sessionStatus and sessionDelete. Delete answers 204 when manifest and tails are gone from the page store. */
+export interface SessionRequest {
+  version: typeof PROTOCOL_VERSION;
+  namespace: string;
+  sessionId: string;
+}
+
+/** Answer (JSON) of POST sessionStatus: how much of a session would survive this engine. */
+export interface SessionStatus {
+  /** Tokens whose KV the last manifest made durable; 0 where there is none. */
+  persistedTokens: number;
+  generation: number;
+  /** A commit waits or is under way in this engine. */
+  pending: boolean;
 }
 
 export interface TokenLogprob {

@@ -1,0 +1,403 @@
+/**
+ * The engine: `step()` is admit, plan, run, settle. One loop owns every sequence; whatever waits for the store does so outside of the loop and
+ * wakes it. A request's life: `submit` -> queued -> attaching (KV from cache and store) -> running (prefill and decode in one batch,
+ * suspended while selected blocks are fetched) -> settling (tail and manifest) -> ended.
+ */
+import type { Miss, Sample } from "../kernels/contract.ts";
+import type { ModelRunner, SequenceResult, SequenceStep } from "../models/contract.ts";
+import { assert } from "../protocol/assert.ts";
+import { QuireError } from "../protocol/errors.ts";
+import type { GenerateRequest } from "../protocol/generate.ts";
+import type { Attacher } from "./attacher.ts";
+import type { BlockCache, LogicalBlock } from "./block-cache.ts";
+import type { BlockFetcher, BlockLayer } from "./block-fetcher.ts";
+import { ChunkSizer } from "./chunk-sizer.ts";
+import type { GateClass } from "./gate.ts";
+import type { OpenBlocks } from "./open-blocks.ts";
+import type { Persister } from "./persister.ts";
+import { resolveSelection } from "./request-check.ts";
+import { sampleParams, takeSample } from "./sampling.ts";
+import { Sequence, type SequenceSink } from "./sequence.ts";
+import type { Clock, EngineLog, EngineSettings } from "./settings.ts";
+import {
+  commitSlice,
+  denseNeeds,
+  discardSlice,
+  fillTables,
+  nextRows,
+  type PlannedSlice,
+  planSlice,
+  slotsNeeded,
+} from "./slice-planner.ts";
+import { parkTail } from "./tail-parking.ts";
+import { countFetch, countMisses, countTraffic } from "./traffic.ts";
+
+export interface EngineParts {
+  settings: EngineSettings;
+  runner: ModelRunner;
+  cache: BlockCache;
+  opens: OpenBlocks;
+  fetcher: BlockFetcher;
+  attacher: Attacher;
+  persister: Persister;
+  clock: Clock;
+  log: EngineLog;
+}
+
+/** What the engine tells of itself. */
+export interface EngineStatus {
+  runningCount: number;
+  queuedCount: number;
+  freeBlockCount: number;
+  blockCount: number;
+  /** Device blocks, open slots held by sequences: 0 when idle, else something leaked. */
+  heldBlockCount: number;
+  heldSlotCount: number;
+  draining: boolean;
+}
+
+/** A submitted request. */
+export interface Ticket {
+  /** Ends it at once, in any phase. */
+  cancel(): void;
+}
+
+export class Engine {
+  readonly #parts: EngineParts;
+  readonly #queue: Sequence[] = [];
+  readonly #active = new Set<Sequence>();
+  readonly #busySessions = new Set<string>();
+  readonly #chunks: ChunkSizer;
+  #draining = false;
+  #stopped = false;
+  #wake: (() => void) | undefined;
+  #awake = false;
+  readonly #loop: Promise<void>;
+
+  constructor(parts: EngineParts) {
+    this.#parts = parts;
+    this.#chunks = new ChunkSizer({ rowsMax: parts.settings.stepRowsMax, targetMs: parts.settings.stepMsTarget });
+    this.#loop = this.#run();
+  }
+
+  get status(): EngineStatus {
+    const { cache, opens, runner } = this.#parts;
+    return {
+      runningCount: this.#active.size,
+      queuedCount: this.#queue.length,
+      freeBlockCount: cache.unreservedCount,
+      blockCount: cache.capacity,
+      heldBlockCount: runner.pool.spec.blockCount - cache.freeDeviceBlockCount - cache.idleDeviceBlockCount,
+      heldSlotCount: opens.takenCount,
+      draining: this.#draining,
+    };
+  }
+
+  /**
+   * Queues a checked request.
+   * @throws {QuireError} `queue_full`, `shutting_down`, `context_length_exceeded` or `invalid_request`; nothing was started then.
+   */
+  submit(request: GenerateRequest, sink: SequenceSink): Ticket {
+    const { settings, cache, clock, runner } = this.#parts;
+    if (this.#draining) throw new QuireError("shutting_down", "The engine is shutting down.", { retryAfterMs: 1000 });
+    const selection = resolveSelection(request.selection, runner.pool.spec.summaryKinds);
+    const sequence = new Sequence({ request, selection, sink, nowMs: clock.nowMs() });
+    if (sequence.blocksMax > cache.capacity) {
+      throw new QuireError(
+        "context_length_exceeded",
+        `The request may grow to ${sequence.blocksMax * 64} tokens; the KV pool holds ${cache.capacity * 64}.`,
+      );
+    }
+    if (this.#queue.length >= settings.queueMax) {
+      throw new QuireError("queue_full", `The engine's queue of ${settings.queueMax} is full.`, { retryAfterMs: 1000 });
+    }
+    this.#queue.push(sequence);
+    this.wake();
+    return { cancel: () => this.#cancel(sequence) };
+  }
+
+  /** Lets the loop look again. */
+  wake(): void {
+    this.#awake = true;
+    this.#wake?.();
+  }
+
+  /** Refuses new requests, ends running ones when they are done or when `graceMs` is over, persists, and stops. */
+  async stop(graceMs: number): Promise<void> {
+    this.#draining = true;
+    const { clock } = this.#parts;
+    const deadline = clock.nowMs() + graceMs;
+    while (this.#active.size + this.#queue.length > 0 && clock.nowMs() < deadline) await clock.sleep(10);
+    for (const sequence of [...this.#queue, ...this.#active]) this.#cancel(sequence);
+    while (this.#active.size > 0 && clock.nowMs() < deadline + 2000) await clock.sleep(10);
+    this.#stopped = true;
+    this.wake();
+    await this.#loop;
+    await this.#parts.persister.flush();
+  }
+
+  async #run(): Promise<void> {
+    while (!this.#stopped) {
+      this.#awake = false;
+      try {
+        this.#dropLost();
+        this.#endAborted();
+        this.#admit();
+        const worked = await this.#step();
+        if (worked) await new Promise<void>((resolve) => setImmediate(resolve));
+        else if (!this.#awake) await new Promise<void>((resolve) => (this.#wake = resolve));
+      } catch (error) {
+        this.#failAll(error);
+      }
+    }
+  }
+
+  /** First come, first served; a session's next turn waits until the one before has settled, without holding up others. */
+  #admit(): void {
+    const { settings, cache, clock } = this.#parts;
+    for (const sequence of [...this.#queue]) {
+      if (this.#active.size >= settings.runningMax) return;
+      const session = sequence.sessionKey;
+      if (session !== undefined && this.#busySessions.has(session)) continue;
+      if (!cache.reserve(sequence.blocksMax)) return;
+      sequence.reservedCount = sequence.blocksMax;
+      this.#queue.splice(this.#queue.indexOf(sequence), 1);
+      this.#active.add(sequence);
+      if (session !== undefined) this.#busySessions.add(session);
+      sequence.usage.queueMs = clock.nowMs() - sequence.queuedAtMs;
+      void this.#attach(sequence);
+    }
+  }
+
+  async #attach(sequence: Sequence): Promise<void> {
+    sequence.phase = "attaching";
+    try {
+      await this.#parts.attacher.attach(sequence);
+    } catch (error) {
+      if (!sequence.abortRequested) sequence.error ??= error;
+    }
+    sequence.attached = true;
+    sequence.phase = "running";
+    this.wake();
+  }
+
+  async #step(): Promise<boolean> {
+    const suspended = [...this.#active].find((sequence) => sequence.phase === "running" && sequence.suspended);
+    const resumed = suspended !== undefined && (await this.#resume(suspended));
+    const planned = this.#plan();
+    if (planned.length === 0) return resumed;
+    const { clock } = this.#parts;
+    const startMs = clock.nowMs();
+    const results = await this.#runStep(
+      planned.map(([sequence, slice]) => ({ sequence, slice, step: this.#sequenceStep(sequence, slice) })),
+    );
+    const rows = planned.reduce((sum, [, slice]) => sum + slice.slice.rowCount, 0);
+    if (rows > planned.length) this.#chunks.observe(rows, clock.nowMs() - startMs);
+    for (const [index, [sequence, slice]] of planned.entries())
+      this.#finishSlice(sequence, slice, results[index] as SequenceResult);
+    return true;
+  }
+
+  /** Decodes first, then prefill in order of arrival, within the row budget and the open slots there are. */
+  #plan(): [Sequence, PlannedSlice][] {
+    const { cache, opens, runner, settings } = this.#parts;
+    const ready = [...this.#active].filter((sequence) => sequence.phase === "running" && !sequence.suspended);
+    const decoding = ready.filter((sequence) => sequence.started);
+    const planned: [Sequence, PlannedSlice][] = [];
+    let rowsLeft = Math.min(runner.rowsMax, settings.stepRowsMax, decoding.length + this.#chunks.rows);
+    for (const sequence of [...decoding, ...ready.filter((other) => !other.started)]) {
+      const rows = nextRows(sequence, rowsLeft);
+      if (!rows) continue;
+      const needs = denseNeeds(sequence, rows);
+      if (needs.length > 0) {
+        this.#wait(sequence, allLayers(needs));
+        continue;
+      }
+      if (slotsNeeded(sequence, rows) > opens.availableCount) continue;
+      planned.push([sequence, planSlice(sequence, rows, { cache, opens, layerCount: runner.config.layerCount })]);
+      rowsLeft -= rows.to - rows.from;
+    }
+    return planned;
+  }
+
+  #sequenceStep(sequence: Sequence, planned: PlannedSlice): SequenceStep {
+    const last = planned.to === sequence.tokenCount && sequence.finishReason === undefined;
+    const patient = !sequence.started && this.#parts.clock.nowMs() < sequence.missWaitUntilMs;
+    return {
+      slice: planned.slice,
+      tokens: planned.tokens,
+      exact: planned.exact || patient || sequence.finishReason !== undefined,
+      ...(last ? { sample: sampleParams(sequence) } : {}),
+    };
+  }
+
+  async #resume(sequence: Sequence): Promise<boolean> {
+    const suspended = sequence.suspended;
+    assert(suspended, "a suspended sequence has a suspended step");
+    sequence.suspended = undefined;
+    fillTables(sequence, suspended.planned);
+    const step = { ...this.#sequenceStep(sequence, suspended.planned), resumeFrom: suspended.checkpoint };
+    const [result] = await this.#runStep([{ sequence, slice: suspended.planned, step }]);
+    this.#finishSlice(sequence, suspended.planned, result as SequenceResult);
+    return true;
+  }
+
+  async #runStep(parts: { sequence: Sequence; slice: PlannedSlice; step: SequenceStep }[]): Promise<SequenceResult[]> {
+    try {
+      return await this.#parts.runner.step(parts.map((part) => part.step));
+    } catch (error) {
+      for (const { slice } of parts) discardSlice(slice, this.#parts);
+      throw error;
+    }
+  }
+
+  #finishSlice(sequence: Sequence, planned: PlannedSlice, result: SequenceResult): void {
+    const { cache, opens, persister } = this.#parts;
+    countTraffic(sequence.usage, result.traffic);
+    const missed = this.#missedBlocks(sequence, result.misses);
+    if (result.checkpoint) {
+      sequence.suspended = { planned, checkpoint: result.checkpoint };
+      const layer = result.checkpoint.layer;
+      this.#wait(
+        sequence,
+        missed.filter((item) => item.layer === layer),
+      );
+      void this.#fetch(
+        sequence,
+        missed.filter((item) => item.layer !== layer),
+        "fill",
+      );
+      return;
+    }
+    if (missed.length > 0) {
+      sequence.markApproximate(planned.from, planned.to);
+      countMisses(sequence.usage, missed.length);
+      void this.#fetch(sequence, missed, "fill");
+    }
+    const replayed = Math.min(planned.to, sequence.request.turnStart) - planned.from;
+    if (replayed > 0) sequence.usage.recomputedTokens += replayed;
+    const sealed = commitSlice(sequence, planned, { cache, opens });
+    persister.sealed(sequence, sealed);
+    if (result.sample) this.#accept(sequence, result.sample);
+    if (
+      sequence.finishReason !== undefined &&
+      (sequence.request.session === undefined || sequence.nextPosition === undefined)
+    ) {
+      void this.#settle(sequence);
+    }
+  }
+
+  #accept(sequence: Sequence, sample: Sample): void {
+    takeSample(sequence, sample, this.#parts.clock.nowMs());
+    if (sequence.finishReason !== undefined)
+      sequence.sink.done(sequence.finishReason, sequence.usage, sequence.turnSpans());
+    else if (sequence.generatedCount === 1) void this.#fillRest(sequence);
+  }
+
+  #missedBlocks(sequence: Sequence, misses: readonly Miss[]): BlockLayer[] {
+    return misses.flatMap(({ block: index, layer }) => {
+      const block = sequence.blocks[index];
+      return block ? [{ block, layer }] : [];
+    });
+  }
+
+  /** The sequence goes on when these are on the device or known to be lost. */
+  #wait(sequence: Sequence, wanted: readonly BlockLayer[]): void {
+    sequence.phase = "waiting";
+    void this.#fetch(sequence, wanted, "demand").then(() => {
+      if (sequence.phase === "waiting") sequence.phase = "running";
+      this.wake();
+    });
+  }
+
+  async #fetch(sequence: Sequence, wanted: readonly BlockLayer[], kind: GateClass): Promise<void> {
+    if (wanted.length > 0) countFetch(sequence, await this.#parts.fetcher.fetch(wanted, kind));
+  }
+
+  /** Streams in what is still in the store, behind everything that a query asks for, while the sequence runs. */
+  async #fillRest(sequence: Sequence): Promise<void> {
+    const absent = sequence.blocks.filter((block): block is LogicalBlock => block !== undefined && !block.resident);
+    for (const block of absent.reverse()) {
+      if (sequence.phase !== "running" && sequence.phase !== "waiting") return;
+      if (sequence.blocks[block.index] === block) await this.#fetch(sequence, allLayers([block]), "fill");
+    }
+  }
+
+  /**
+   * Lost blocks become gaps, which the next steps fill from the log; a suspended step that relied on them is dropped. Only between steps: a
+   * running one may be reading their memory.
+   */
+  #dropLost(): void {
+    const { cache, fetcher } = this.#parts;
+    if (!fetcher.takeLossNotice()) return;
+    for (const sequence of this.#active) {
+      if (sequence.phase !== "running" && sequence.phase !== "waiting") continue;
+      const tokens = sequence.dropLost(cache);
+      sequence.usage.cachedTokens -= tokens;
+      sequence.usage.source.store -= tokens;
+      if (tokens > 0) this.#dropSuspended(sequence);
+    }
+  }
+
+  #dropSuspended(sequence: Sequence): void {
+    if (!sequence.suspended) return;
+    this.#parts.runner.discard(sequence.suspended.checkpoint);
+    discardSlice(sequence.suspended.planned, this.#parts);
+    sequence.suspended = undefined;
+  }
+
+  #cancel(sequence: Sequence): void {
+    sequence.abortRequested = true;
+    sequence.abort.abort();
+    this.wake();
+  }
+
+  #endAborted(): void {
+    const { clock, settings } = this.#parts;
+    for (const sequence of [...this.#queue, ...this.#active]) {
+      if (sequence.phase === "settling" || sequence.phase === "ended") continue;
+      const late = clock.nowMs() - sequence.queuedAtMs > settings.turnMsMax;
+      if (late)
+        sequence.error ??= new QuireError(
+          "deadline_exceeded",
+          `The turn took longer than ${settings.turnMsMax / 1000} s.`,
+        );
+      if (!sequence.abortRequested && sequence.error === undefined) continue;
+      if (sequence.phase === "queued") this.#queue.splice(this.#queue.indexOf(sequence), 1);
+      else if (sequence.phase === "attaching" && !sequence.attached) continue;
+      void this.#settle(sequence);
+    }
+  }
+
+  /** Persists what the turn left (also an aborted one's), then gives everything back. */
+  async #settle(sequence: Sequence): Promise<void> {
+    const { cache, opens, persister, log } = this.#parts;
+    sequence.phase = "settling";
+    this.#dropSuspended(sequence);
+    if (sequence.error !== undefined && sequence.finishReason === undefined) sequence.sink.failed(sequence.error);
+    else if (sequence.finishReason === undefined) sequence.sink.done("cancelled", sequence.usage, sequence.turnSpans());
+    try {
+      await persister.copied(sequence);
+      if (sequence.error === undefined && sequence.generatedCount > 0) await persister.endTurn(sequence);
+    } catch (error) {
+      log("persist.failed", { requestId: sequence.request.requestId, error: String(error) });
+    }
+    if (sequence.error === undefined) parkTail(sequence, opens);
+    sequence.releaseAll(cache, opens);
+    sequence.phase = "ended";
+    if (this.#active.delete(sequence) && sequence.sessionKey !== undefined)
+      this.#busySessions.delete(sequence.sessionKey);
+    this.wake();
+  }
+
+  /** After a failed step no running sequence can be trusted: all end with an error, the process goes on. */
+  #failAll(error: unknown): void {
+    this.#parts.log("step.failed", { error: error instanceof Error ? (error.stack ?? error.message) : String(error) });
+    for (const sequence of this.#active) if (sequence.phase !== "settling") sequence.error ??= error;
+    this.#awake = true;
+  }
+}
+
+function allLayers(blocks: readonly LogicalBlock[]): BlockLayer[] {
+  return blocks.flatMap((block) => Array.from(block.deviceBlocks, (_, layer) => ({ block, layer })));
+}

@@ -1,0 +1,111 @@
+/** Puts an engine together from a model, a page store and settings. */
+
+import type { ModelRunner } from "../models/contract.ts";
+import { assert } from "../protocol/assert.ts";
+import type { PageStore } from "../storage/contract.ts";
+import { kvGeometry } from "../storage/geometry.ts";
+import { Attacher } from "./attacher.ts";
+import { BlockCache } from "./block-cache.ts";
+import { BlockFetcher } from "./block-fetcher.ts";
+import { Engine } from "./engine.ts";
+import { FreeList } from "./free-list.ts";
+import { Gate } from "./gate.ts";
+import { OpenBlocks } from "./open-blocks.ts";
+import { Persister } from "./persister.ts";
+import { SessionKeys } from "./session-keys.ts";
+import type { Clock, EngineLog, EngineSettings } from "./settings.ts";
+
+export interface OpenEngineOptions {
+  runner: ModelRunner;
+  numericsId: string;
+  store: PageStore;
+  settings: EngineSettings;
+  clock: Clock;
+  log: EngineLog;
+}
+
+export interface OpenedEngine {
+  engine: Engine;
+  persister: Persister;
+  keys: SessionKeys;
+  /** Frees what idles in the pool (tests count leaks after it). */
+  evictIdle(): void;
+}
+
+/** The runner's pool and the store belong to the engine from now on; closing them is still the caller's. */
+export function openEngine(options: OpenEngineOptions): OpenedEngine {
+  const { runner, store, settings, clock, log } = options;
+  const { pool } = runner;
+  const { spec } = pool;
+  const geometry = kvGeometry({
+    layerCount: spec.layerCount,
+    kvHeadCount: spec.kvHeadCount,
+    headDim: spec.headDim,
+    encoding: spec.encoding,
+    summaryKinds: spec.summaryKinds,
+    segmentTokens: settings.segmentTokens,
+  });
+  assert(
+    geometry.blockBytes === pool.blockBytes && geometry.summarySlotBytes === pool.summarySlotBytes,
+    "stored bytes are pool bytes",
+  );
+  const cache = new BlockCache({
+    layerCount: spec.layerCount,
+    deviceBlocks: new FreeList(spec.blockCount),
+    summarySlots: new FreeList(spec.summarySlotCount),
+  });
+  const opens = new OpenBlocks(new FreeList(spec.openSlotCount));
+  const keys = new SessionKeys({ modelFingerprint: runner.fingerprint, numericsId: options.numericsId, geometry });
+  const reads = new Gate(settings.storeConcurrency, Math.max(1, Math.floor(settings.storeConcurrency / 4)));
+  const onFailure = (segment: { objectKey: string }, cause: unknown) =>
+    log("fetch.lost", { objectKey: segment.objectKey, error: String(cause) });
+  const fetcher = new BlockFetcher({
+    store,
+    pool,
+    cache,
+    geometry,
+    gate: reads,
+    getMsMax: settings.storeGetMsMax,
+    onFailure,
+  });
+  const persister = new Persister({
+    store,
+    pool,
+    fetcher,
+    gate: new Gate(Math.max(1, Math.floor(settings.storeConcurrency / 2))),
+    geometry,
+    keys,
+    clock,
+    log,
+    modelFingerprint: runner.fingerprint,
+    numericsId: options.numericsId,
+    putMsMax: settings.storePutMsMax,
+    writeBehindBytesMax: settings.writeBehindBytesMax,
+    manifestCommitMs: settings.manifestCommitMs,
+  });
+  const attacher = new Attacher({
+    store,
+    pool,
+    cache,
+    opens,
+    fetcher,
+    gate: reads,
+    geometry,
+    keys,
+    clock,
+    log,
+    getMsMax: settings.storeGetMsMax,
+    missWaitMs: settings.missWaitMs,
+    onManifest: (sequence, loaded) => persister.noteManifest(sequence, loaded),
+  });
+  const engine = new Engine({ settings, runner, cache, opens, fetcher, attacher, persister, clock, log });
+  return {
+    engine,
+    persister,
+    keys,
+    evictIdle() {
+      cache.evictIdle();
+      opens.evictIdle();
+    },
+  };
+}

@@ -1,0 +1,263 @@
+/**
+ * Writes what turns leave behind. Segments are put as soon as their last block is sealed, while decoding goes on; at the end of a turn only the
+ * tail and the manifest remain. The bytes are copied before a sequence gives its memory back, so the store never holds up decoding;
+ * what would exceed the write-behind budget is left for the end of the turn, and in the end left out: KV is a cache of the log.
+ */
+import { BLOCK_TOKENS, type KvPool } from "../kernels/contract.ts";
+import type { PageStore } from "../storage/contract.ts";
+import type { KvGeometry } from "../storage/geometry.ts";
+import type { Manifest } from "../storage/manifest.ts";
+import { decodeSegmentHeader, encodeSegment, segmentBytes } from "../storage/segment.ts";
+import type { LogicalBlock } from "./block-cache.ts";
+import type { BlockFetcher } from "./block-fetcher.ts";
+import { CommitQueue, type CommitStatus, type TurnSnapshot } from "./commit-queue.ts";
+import type { Gate } from "./gate.ts";
+import type { Sequence } from "./sequence.ts";
+import type { SessionKeys } from "./session-keys.ts";
+import type { Clock, EngineLog } from "./settings.ts";
+import type { StoredSegment } from "./stored-segment.ts";
+
+export interface PersisterOptions {
+  store: PageStore;
+  pool: KvPool;
+  fetcher: BlockFetcher;
+  /** Bounds puts; not shared with reads, so that neither starves the other. */
+  gate: Gate;
+  geometry: KvGeometry;
+  keys: SessionKeys;
+  clock: Clock;
+  log: EngineLog;
+  modelFingerprint: string;
+  numericsId: string;
+  putMsMax: number;
+  writeBehindBytesMax: number;
+  manifestCommitMs: number;
+}
+
+/** Persistence of one engine. */
+export class Persister {
+  readonly #options: PersisterOptions;
+  readonly #commits: CommitQueue;
+  #pendingBytes = 0;
+
+  constructor(options: PersisterOptions) {
+    this.#options = options;
+    this.#commits = new CommitQueue(options);
+  }
+
+  /** Bytes that wait to be written. */
+  get pendingBytes(): number {
+    return this.#pendingBytes;
+  }
+
+  /** The manifest a session was attached by. */
+  noteManifest(sequence: Sequence, loaded: { manifest: Manifest; etag: string }): void {
+    if (sequence.sessionKey !== undefined) this.#commits.note(sequence.sessionKey, loaded);
+  }
+
+  /** What is known of a session's commits. */
+  status(sessionKey: string): CommitStatus | undefined {
+    return this.#commits.status(sessionKey);
+  }
+
+  /** Forgets a session whose objects were deleted. */
+  forget(sessionKey: string): void {
+    this.#commits.forget(sessionKey);
+  }
+
+  /** Blocks were sealed: segments that are whole now go on their way. */
+  sealed(sequence: Sequence, blockIndices: readonly number[]): void {
+    if (!sequence.request.session) return;
+    const perSegment = this.#blocksPerSegment;
+    for (const segmentIndex of new Set(blockIndices.map((index) => Math.floor(index / perSegment)))) {
+      const blocks = this.#blocksOf(sequence, segmentIndex);
+      if (blocks?.every((block) => block.resident)) this.#put(sequence, segmentIndex, blocks);
+    }
+  }
+
+  /** Copies what the turn left and queues its commit. Resolves when the sequence's memory may be released. */
+  async endTurn(sequence: Sequence): Promise<void> {
+    await this.copied(sequence);
+    const tokenCount = sequence.computedCount;
+    const { session } = sequence.request;
+    if (!session || tokenCount <= sequence.request.turnStart) return;
+    const segments = await this.#segments(sequence, tokenCount);
+    const segmentEnd = segments.length * this.#options.geometry.segmentTokens;
+    const wholeSegments = Math.floor(tokenCount / this.#options.geometry.segmentTokens);
+    const tail =
+      segments.length === wholeSegments && segmentEnd < tokenCount
+        ? await this.#copyTail(sequence, segmentEnd, tokenCount)
+        : undefined;
+    const end = tail ? tokenCount : segmentEnd;
+    await this.copied(sequence);
+    if (end === 0) return;
+    const snapshot: TurnSnapshot = {
+      sessionKey: sequence.sessionKey as string,
+      sessionId: session.id,
+      namespace: sequence.namespace,
+      tokenCount: end,
+      chain: sequence.chainAt(end),
+      spans: sequence.spans.until(end),
+      segments,
+      tail,
+    };
+    this.#commits.push(snapshot);
+  }
+
+  /** Resolves when no read of the sequence's memory is under way. */
+  async copied(sequence: Sequence): Promise<void> {
+    await Promise.allSettled([...sequence.copying]);
+  }
+
+  /** Commits everything that is queued, whatever the pace between commits. */
+  async flush(): Promise<void> {
+    await this.#commits.flush();
+  }
+
+  get #blocksPerSegment(): number {
+    return this.#options.geometry.segmentTokens / BLOCK_TOKENS;
+  }
+
+  #blocksOf(sequence: Sequence, segmentIndex: number): LogicalBlock[] | undefined {
+    const perSegment = this.#blocksPerSegment;
+    const blocks: LogicalBlock[] = [];
+    for (let index = segmentIndex * perSegment; index < (segmentIndex + 1) * perSegment; index++) {
+      const block = sequence.blocks[index];
+      if (!block || block.lost) return undefined;
+      blocks.push(block);
+    }
+    return blocks;
+  }
+
+  /** Every whole segment from 0 on, stored or on its way; ends before the first that cannot be written. */
+  async #segments(sequence: Sequence, tokenCount: number): Promise<StoredSegment[]> {
+    const { geometry, fetcher } = this.#options;
+    const segments: StoredSegment[] = [];
+    for (let index = 0; (index + 1) * geometry.segmentTokens <= tokenCount; index++) {
+      const blocks = this.#blocksOf(sequence, index);
+      if (!blocks) break;
+      let segment = commonSegment(blocks);
+      if (!segment) {
+        await fetcher.fetch(
+          blocks.flatMap((block) => Array.from(block.deviceBlocks, (_, layer) => ({ block, layer }))),
+          "demand",
+        );
+        segment = blocks.every((block) => block.resident) ? this.#put(sequence, index, blocks) : undefined;
+      }
+      if (!segment) break;
+      segments.push(segment);
+    }
+    return segments;
+  }
+
+  /** Puts a segment of resident blocks; undefined where the write-behind budget has no room. */
+  #put(sequence: Sequence, segmentIndex: number, blocks: readonly LogicalBlock[]): StoredSegment | undefined {
+    const known = commonSegment(blocks);
+    if (known) return known;
+    const { geometry, keys, log, writeBehindBytesMax } = this.#options;
+    const objectBytes = segmentBytes(geometry);
+    if (this.#pendingBytes + objectBytes > writeBehindBytesMax) {
+      log("persist.dropped", { requestId: sequence.request.requestId, segmentIndex, pendingBytes: this.#pendingBytes });
+      return undefined;
+    }
+    const chain = sequence.chain((segmentIndex + 1) * this.#blocksPerSegment - 1);
+    const checksums = new Uint32Array(geometry.layerCount * this.#blocksPerSegment);
+    const slots = new Uint8Array(geometry.summarySlotBytes * this.#blocksPerSegment);
+    const objectKey = keys.of(sequence.namespace).segment(chain);
+    const fromToken = segmentIndex * geometry.segmentTokens;
+    this.#pendingBytes += objectBytes;
+    const copied = this.#copySegment(blocks, { chain, fromToken, checksums, slots });
+    track(sequence.copying, copied);
+    const written = copied
+      .then((bytes) => this.#write(objectKey, bytes))
+      .catch((error: unknown) => {
+        log("persist.segment-failed", { objectKey, error: String(error) });
+        return false;
+      });
+    const segment: StoredSegment = {
+      chain,
+      fromToken,
+      tokenCount: geometry.segmentTokens,
+      objectKey,
+      objectOffset: 0,
+      objectBytes,
+      checksums,
+      summary: undefined,
+      slots,
+      written,
+    };
+    for (const block of blocks) block.stored = segment;
+    void written.then((stored) => {
+      this.#pendingBytes -= objectBytes;
+      if (!stored) for (const block of blocks) if (block.stored === segment) block.stored = undefined;
+    });
+    return segment;
+  }
+
+  async #copySegment(
+    blocks: readonly LogicalBlock[],
+    into: { chain: string; fromToken: number; checksums: Uint32Array; slots: Uint8Array },
+  ): Promise<Uint8Array> {
+    const { pool, geometry } = this.#options;
+    const bytes = await Promise.all(
+      blocks.map((block) => Promise.all(Array.from(block.deviceBlocks, (id) => pool.readBlock(id)))),
+    );
+    if (geometry.summarySlotBytes > 0) {
+      const slots = await Promise.all(blocks.map((block) => pool.readSummary(block.summarySlot)));
+      for (const [index, slot] of slots.entries()) into.slots.set(slot, index * geometry.summarySlotBytes);
+    }
+    const encoded = encodeSegment({
+      geometry,
+      fromToken: into.fromToken,
+      chain: into.chain,
+      block: (layer, index) => bytes[index]?.[layer] as Uint8Array,
+    });
+    into.checksums.set(decodeSegmentHeader(encoded).checksums);
+    return encoded;
+  }
+
+  async #write(objectKey: string, bytes: Uint8Array): Promise<boolean> {
+    const { store, gate, putMsMax } = this.#options;
+    await gate.run("demand", () => store.put(objectKey, bytes, { signal: AbortSignal.timeout(putMsMax) }));
+    return true;
+  }
+
+  async #copyTail(sequence: Sequence, fromToken: number, tokenCount: number): Promise<TurnSnapshot["tail"]> {
+    const { pool } = this.#options;
+    const firstIndex = fromToken / BLOCK_TOKENS;
+    const endIndex = Math.floor(tokenCount / BLOCK_TOKENS);
+    const sealed = sequence.blocks.slice(firstIndex, endIndex);
+    if (!sealed.every((block): block is LogicalBlock => block?.resident === true)) return undefined;
+    const open = sequence.opens.get(endIndex);
+    const openCount = tokenCount % BLOCK_TOKENS;
+    if (openCount > 0 && !open) return undefined;
+    const withSummaries = this.#options.geometry.summarySlotBytes > 0;
+    return {
+      fromToken,
+      ids: sequence.ids.slice(fromToken, tokenCount),
+      blocks: await Promise.all(
+        sealed.map((block) => Promise.all(Array.from(block.deviceBlocks, (id) => pool.readBlock(id)))),
+      ),
+      summaries: await Promise.all(
+        sealed.map((block) => (withSummaries ? pool.readSummary(block.summarySlot) : new Uint8Array(0))),
+      ),
+      open: open && openCount > 0 ? await pool.readOpen(open.slot, openCount) : new Uint8Array(0),
+    };
+  }
+}
+
+/** The segment that all blocks are stored in, if they share one. */
+function commonSegment(blocks: readonly LogicalBlock[]): StoredSegment | undefined {
+  const segment = blocks[0]?.stored;
+  return segment && blocks.every((block) => block.stored === segment || block.stored?.chain === segment.chain)
+    ? segment
+    : undefined;
+}
+
+function track(set: Set<Promise<unknown>>, promise: Promise<unknown>): void {
+  set.add(promise);
+  promise.then(
+    () => set.delete(promise),
+    () => set.delete(promise),
+  );
+}

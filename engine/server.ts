@@ -1,0 +1,218 @@
+/** An engine process: device, model, page store, engine and its HTTP interface, opened and closed together. */
+
+import { randomBytes } from "node:crypto";
+import type { AddressInfo } from "node:net";
+import { basename, resolve } from "node:path";
+import type { Device, KvEncoding, MatrixEncoding, SummaryKind } from "../kernels/contract.ts";
+import { openDevice } from "../kernels/open.ts";
+import { readConfig } from "../models/config.ts";
+import type { ModelRunner } from "../models/contract.ts";
+import { openModel } from "../models/open.ts";
+import { planPool } from "../models/plan-memory.ts";
+import type { EngineHeartbeat, SessionStatus } from "../protocol/generate.ts";
+import type { PageStore } from "../storage/contract.ts";
+import { deleteSession } from "../storage/gc.ts";
+import { loadManifest } from "../storage/manifest.ts";
+import { openStore } from "../storage/open.ts";
+import { engineHttpServer } from "./http.ts";
+import { type OpenedEngine, openEngine } from "./open.ts";
+import { startRegistration } from "./registration.ts";
+import { ENGINE_DEFAULTS, type EngineLog, type EngineSettings, systemClock } from "./settings.ts";
+
+export interface EngineServerOptions {
+  host: string;
+  /** 0: any free port. */
+  port: number;
+  modelFolder: string;
+  /** Default: the folder's name. */
+  modelId?: string | undefined;
+  /** `fs:PATH`, `s3://...` or `memory:`. */
+  storeUrl: string;
+  /** Credentials of the store, as `storage/open.ts` reads them. */
+  env: Record<string, string | undefined>;
+  device: "wasm" | "reference";
+  threads?: number | undefined;
+  weightEncoding: MatrixEncoding;
+  kvEncoding: KvEncoding;
+  summaryKinds: readonly SummaryKind[];
+  poolBytes: number;
+  /** Default: what the model allows. */
+  contextTokensMax?: number | undefined;
+  /** Bearer key shared with the edge; undefined: none is asked for. */
+  engineKey?: string | undefined;
+  /** Base URL of the edge to register with. */
+  edgeUrl?: string | undefined;
+  /** URL at which the edge reaches this engine, if not its own address. */
+  publicUrl?: string | undefined;
+  settings?: Partial<EngineSettings>;
+  log: EngineLog;
+}
+
+export interface EngineServer {
+  readonly url: string;
+  readonly engineId: string;
+  readonly modelId: string;
+  readonly opened: OpenedEngine;
+  /** One line for people: device, model, pool. */
+  readonly description: string;
+  /** Drains for at most `graceMs`, persists, closes everything. */
+  stop(graceMs: number): Promise<void>;
+}
+
+/** @throws {QuireError} one line for a model, pool or store that cannot be opened; {Error} with `code` EADDRINUSE for a taken port. */
+export async function startEngineServer(options: EngineServerOptions): Promise<EngineServer> {
+  const parts = await openParts(options);
+  try {
+    return await serve(options, parts);
+  } catch (error) {
+    await parts.store.close();
+    await parts.device.close();
+    throw error;
+  }
+}
+
+interface Parts {
+  device: Device;
+  runner: ModelRunner;
+  store: PageStore;
+  settings: EngineSettings;
+  tokenCapacity: number;
+}
+
+async function openParts(options: EngineServerOptions): Promise<Parts> {
+  const config = await readConfig(options.modelFolder);
+  const contextTokensMax = Math.min(options.contextTokensMax ?? config.contextTokensMax, config.contextTokensMax);
+  const settings: EngineSettings = {
+    ...ENGINE_DEFAULTS,
+    engineId: `engine-${randomBytes(6).toString("hex")}`,
+    modelId: options.modelId ?? basename(resolve(options.modelFolder)),
+    contextTokensMax,
+    ...options.settings,
+  };
+  const { kvEncoding: encoding, summaryKinds, poolBytes } = options;
+  const rowsMax = settings.stepRowsMax;
+  const plan = planPool({
+    config,
+    encoding,
+    summaryKinds,
+    poolBytes,
+    runningMax: settings.runningMax,
+    contextTokens: contextTokensMax,
+    rowsMax,
+  });
+  settings.runningMax = plan.runningMax;
+  const store = openStore(options.storeUrl, options.env);
+  const device = await openDevice({
+    kind: options.device,
+    ...(options.threads === undefined ? {} : { threads: options.threads }),
+  });
+  try {
+    const kv = {
+      encoding,
+      summaryKinds,
+      blockCount: plan.blockCount,
+      openSlotCount: plan.openSlotCount,
+      summarySlotCount: plan.summarySlotCount,
+    };
+    const runner = await openModel({
+      folder: options.modelFolder,
+      device,
+      encoding: options.weightEncoding,
+      kv,
+      rowsMax,
+      sampledMax: settings.runningMax,
+    });
+    return { device, runner, store, settings, tokenCapacity: plan.tokenCapacity };
+  } catch (error) {
+    await device.close();
+    await store.close();
+    throw error;
+  }
+}
+
+async function serve(options: EngineServerOptions, parts: Parts): Promise<EngineServer> {
+  const { device, runner, store, settings } = parts;
+  const { log } = options;
+  const opened = openEngine({ runner, numericsId: device.numericsId, store, settings, clock: systemClock, log });
+  const http = engineHttpServer({
+    engine: opened.engine,
+    engineId: settings.engineId,
+    numericsId: device.numericsId,
+    bounds: {
+      modelId: settings.modelId,
+      vocabularySize: runner.config.vocabularySize,
+      contextTokensMax: settings.contextTokensMax,
+    },
+    key: options.engineKey,
+    log,
+    sessions: sessionCalls(opened, store, settings),
+  });
+  await new Promise<void>((done, failed) => {
+    http.once("error", failed);
+    http.listen(options.port, options.host, done);
+  });
+  const { port } = http.address() as AddressInfo;
+  const url = `http://${options.host.includes(":") ? `[${options.host}]` : options.host}:${port}`;
+  const beat = (): EngineHeartbeat => heartbeat(opened, parts, options.publicUrl ?? url);
+  const registration =
+    options.edgeUrl === undefined
+      ? undefined
+      : startRegistration({ edgeUrl: options.edgeUrl, key: options.engineKey ?? "", beat, log });
+  return {
+    url,
+    engineId: settings.engineId,
+    modelId: settings.modelId,
+    opened,
+    description: `${device.report.description}; ${settings.modelId}, ${options.weightEncoding} weights, ${options.kvEncoding} KV; pool for ${parts.tokenCapacity} tokens; pages in ${store.name}`,
+    async stop(graceMs) {
+      await registration?.stop();
+      http.close();
+      await opened.engine.stop(graceMs);
+      http.closeAllConnections();
+      await store.close();
+      await device.close();
+    },
+  };
+}
+
+function sessionCalls(opened: OpenedEngine, store: PageStore, settings: EngineSettings) {
+  return {
+    async status(namespace: string, sessionId: string): Promise<SessionStatus> {
+      const known = opened.persister.status(`${namespace}/${sessionId}`);
+      if (known) return known;
+      const signal = AbortSignal.timeout(settings.storeGetMsMax);
+      const loaded = await loadManifest(store, opened.keys.of(namespace).session(sessionId), signal).catch(
+        () => undefined,
+      );
+      return {
+        persistedTokens: loaded?.manifest.tokenCount ?? 0,
+        generation: loaded?.manifest.generation ?? 0,
+        pending: false,
+      };
+    },
+    async delete(namespace: string, sessionId: string): Promise<void> {
+      opened.persister.forget(`${namespace}/${sessionId}`);
+      await deleteSession(store, opened.keys.of(namespace), sessionId);
+    },
+  };
+}
+
+function heartbeat(opened: OpenedEngine, parts: Parts, url: string): EngineHeartbeat {
+  const { settings, device, runner } = parts;
+  const { status } = opened.engine;
+  return {
+    engineId: settings.engineId,
+    url,
+    model: settings.modelId,
+    modelFingerprint: runner.fingerprint,
+    contextTokensMax: settings.contextTokensMax,
+    device: device.kind,
+    numericsId: device.numericsId,
+    runningCount: status.runningCount,
+    queuedCount: status.queuedCount,
+    queueMax: settings.queueMax,
+    freeBlockCount: status.freeBlockCount,
+    blockCount: status.blockCount,
+    draining: status.draining,
+  };
+}

@@ -1,0 +1,65 @@
+/** What an engine can be told. Every limit has a default here or in `protocol/limits.ts`. */
+import type { SelectionPolicyName } from "../protocol/generate.ts";
+import { LIMITS } from "../protocol/limits.ts";
+
+export interface EngineSettings {
+  /** Names the engine to the edge and in logs. */
+  engineId: string;
+  /** Model id as requests name it. */
+  modelId: string;
+  /** Sequences that decode together. */
+  runningMax: number;
+  /** Requests that wait; one more is refused with `queue_full`. */
+  queueMax: number;
+  /** Rows of one step. */
+  stepRowsMax: number;
+  /** Prefill chunks shrink until a step stays below this. */
+  stepMsTarget: number;
+  /** Longest context (prompt and reply) of one request. */
+  contextTokensMax: number;
+  /** Tokens of one segment; a multiple of 64. */
+  segmentTokens: number;
+  defaultPolicy: SelectionPolicyName;
+  defaultBudgetTokens: number;
+  /** Default mode: how long the prompt of a resumed turn waits for missing pages before it goes on without them. */
+  missWaitMs: number;
+  storeGetMsMax: number;
+  storePutMsMax: number;
+  storeConcurrency: number;
+  /** Segment bytes that may wait to be written; beyond it the work is dropped and done at the end of the turn. */
+  writeBehindBytesMax: number;
+  manifestCommitMs: number;
+  turnMsMax: number;
+}
+
+export const ENGINE_DEFAULTS: Omit<EngineSettings, "engineId" | "modelId" | "contextTokensMax"> = {
+  runningMax: LIMITS.engineRunningMax,
+  queueMax: LIMITS.engineQueueMax,
+  stepRowsMax: LIMITS.stepRowsMax,
+  stepMsTarget: LIMITS.stepMsMax * 0.6,
+  segmentTokens: 256,
+  defaultPolicy: "quest",
+  defaultBudgetTokens: 2048,
+  missWaitMs: 500,
+  storeGetMsMax: LIMITS.storeGetMsMax,
+  storePutMsMax: LIMITS.storePutMsMax,
+  storeConcurrency: LIMITS.storeConcurrency,
+  writeBehindBytesMax: LIMITS.writeBehindBytesMax,
+  manifestCommitMs: LIMITS.manifestCommitMs,
+  turnMsMax: LIMITS.turnMsMax,
+};
+
+/** Time, injected so that the engine runs in a simulation. */
+export interface Clock {
+  nowMs(): number;
+  sleep(ms: number): Promise<void>;
+}
+
+/** The machine's monotonic clock. */
+export const systemClock: Clock = {
+  nowMs: () => performance.now(),
+  sleep: (ms) => new Promise((resolve) => setTimeout(resolve, ms).unref()),
+};
+
+/** Structured log of an engine: an event name and plain fields, never prompt text. */
+export type EngineLog = (event: string, fields: Record<string, unknown>) => void;
