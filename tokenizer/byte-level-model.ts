@@ -7,6 +7,7 @@ import { hasMarkCharacters } from "./marks.ts";
 import { MergeTable } from "./merge-table.ts";
 import { compileNormalizer, compilePreTokenizer, type Normalize, type PreTokenize } from "./pre-tokenize.ts";
 
+/** A compiled model: what encoding and decoding read, and nothing else. */
 export interface ByteLevelModel {
   /** Tokens of the vocabulary in the byte alphabet, and added tokens as they are. */
   idByContent: ReadonlyMap<string, number>;

@@ -4,6 +4,7 @@ import { QuireError } from "../protocol/errors.ts";
 import type { ChatMessage, ChatTemplate } from "./contract.ts";
 import { hasMarkCharacters, markText } from "./marks.ts";
 
+/** What a template is compiled from. */
 export interface ChatTemplateParts {
   /** Jinja source, or undefined for a model without one: then every `render` is refused. */
   source: string | undefined;

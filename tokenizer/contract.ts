@@ -21,6 +21,7 @@ export interface Tokenizer {
   decoder(): IncrementalDecoder;
 }
 
+/** Decodes the ids of one stream as they come; one decoder per stream. */
 export interface IncrementalDecoder {
   /** Text that is complete after these ids. */
   push(ids: ArrayLike<number>): string;
@@ -28,12 +29,14 @@ export interface IncrementalDecoder {
   flush(): string;
 }
 
+/** A message as templates see it; `content` is one text. */
 export interface ChatMessage {
   role: "system" | "developer" | "user" | "assistant" | "tool";
   content: string;
   name?: string;
 }
 
+/** The words around the messages, as the model was trained on them. */
 export interface ChatTemplate {
   /**
    * Renders the model's chat template; `developer` is rendered as `system`. Special tokens inside message content are

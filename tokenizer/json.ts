@@ -1,8 +1,10 @@
 /** Reading of parsed JSON whose shape is not known: each reader checks, none converts. */
 import { QuireError } from "../protocol/errors.ts";
 
+/** An object of parsed JSON. */
 export type JsonObject = { readonly [key: string]: unknown };
 
+/** True for an object that is neither null nor an array. */
 export function isObject(value: unknown): value is JsonObject {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }

@@ -6,6 +6,7 @@ import { fileURLToPath } from "node:url";
 const FOLDER = "../../../shared/data/tokenizers";
 const path = (name: string): string => fileURLToPath(new URL(`${FOLDER}/${name}`, import.meta.url));
 
+/** A vocabulary and what an independent implementation makes of it. */
 export interface SharedTokenizer {
   tokenizerJson: unknown;
   /** Texts and their ids as llama.cpp has them, no special tokens added. */
