@@ -1,0 +1,141 @@
+/** One reply while it is being written. */
+import { apiErrorFrom, isRecord, QuireAbortError, QuireConnectionError } from "./errors.ts";
+import { type Http, type HttpAnswer, parseJson } from "./http.ts";
+import { withRetries } from "./retry.ts";
+import { SseParser } from "./sse.ts";
+import { type Chunk, type FinishReason, readChunk, type Usage } from "./wire.ts";
+
+/** Once the reply is complete, how long the server may take to close its side. */
+const CLOSING_MS_MAX = 1_000;
+
+/**
+ * The reply to one `send`. The request starts at once; text is kept as it arrives (it is bounded by the reply's own limit),
+ * so that the reply can be iterated, awaited as a whole, or both, in any order and more than once.
+ * Leaving a `for await` loop early aborts the reply and frees the server. Before the first token failed attempts are
+ * repeated; after it an error ends the iteration and rejects all promises.
+ */
+export class Reply implements AsyncIterable<string> {
+  /** Resolves when the reply is complete. */
+  readonly usage: Promise<Usage>;
+  /** Why the reply ended, when it is complete. */
+  readonly finishReason: Promise<FinishReason>;
+  readonly #text: Promise<string>;
+  readonly #controller = new AbortController();
+  readonly #deltas: string[] = [];
+  #wake = Promise.withResolvers<void>();
+  #ended = false;
+  /** The terminal event is here; what the connection does afterwards does not matter. */
+  #complete = false;
+  #finishReason: FinishReason | undefined;
+  #usage: Usage | undefined;
+
+  /** Made by `Session.send`. */
+  constructor(http: Http, body: Record<string, unknown>, signal: AbortSignal | undefined) {
+    const follow = (): void => this.abort(signal?.reason);
+    if (signal?.aborted) follow();
+    else signal?.addEventListener("abort", follow, { once: true });
+    const run = this.#run(http, body).finally(() => {
+      signal?.removeEventListener("abort", follow);
+      this.#ended = true;
+      this.#wake.resolve();
+    });
+    this.#text = run.then(() => this.partialText);
+    this.finishReason = run.then(() => this.#finishReason ?? "stop");
+    this.usage = run.then(() => {
+      if (this.#usage === undefined) throw new QuireConnectionError("The server sent no usage.");
+      return this.#usage;
+    });
+    // A caller who looks at one of them only must not be told of the others' rejection.
+    for (const promise of [this.#text, this.finishReason, this.usage]) promise.catch(() => undefined);
+  }
+
+  /** The whole text, when the reply is complete. */
+  text(): Promise<string> {
+    return this.#text;
+  }
+
+  /** The text that has arrived so far; also after an error or an abort. */
+  get partialText(): string {
+    return this.#deltas.join("");
+  }
+
+  /** Ends the reply: iterations and promises reject with {@link QuireAbortError}. Without effect once it is complete. */
+  abort(reason?: unknown): void {
+    this.#controller.abort(reason);
+  }
+
+  /** The deltas from the first one on, each as soon as it is there. */
+  async *[Symbol.asyncIterator](): AsyncGenerator<string, void, undefined> {
+    let complete = false;
+    try {
+      for (let index = 0; ; ) {
+        while (index < this.#deltas.length) yield this.#deltas[index++] as string;
+        if (this.#ended) break;
+        await this.#wake.promise;
+      }
+      complete = true;
+      await this.#text;
+    } finally {
+      if (!complete) this.abort();
+    }
+  }
+
+  async #run(http: Http, body: Record<string, unknown>): Promise<void> {
+    const request = { method: "POST", path: "/v1/chat/completions", body } as const;
+    const { signal } = this.#controller;
+    const { promise: complete, resolve: markComplete } = Promise.withResolvers<void>();
+    const attempts = withRetries(
+      http.options,
+      signal,
+      () => http.exchange(request, signal, (answer) => this.#read(answer, markComplete)),
+      () => this.#deltas.length === 0 && !this.#complete,
+    );
+    await Promise.race([attempts, complete]);
+    const closing = setTimeout(() => this.#controller.abort(), CLOSING_MS_MAX);
+    attempts.catch(() => undefined).finally(() => clearTimeout(closing));
+  }
+
+  async #read(answer: HttpAnswer, markComplete: () => void): Promise<void> {
+    const parser = new SseParser();
+    this.#finishReason = undefined;
+    this.#usage = undefined;
+    for await (const text of answer.chunks) {
+      for (const event of pushChecked(parser, text)) {
+        if (this.#complete) continue;
+        if (event.data === "[DONE]") {
+          this.#complete = true;
+          markComplete();
+        } else {
+          this.#take(parseJson(event.data), answer.headers);
+        }
+      }
+    }
+    if (!this.#complete) throw new QuireConnectionError("The server's answer ended before it was complete.");
+  }
+
+  #take(value: unknown, headers: Headers): void {
+    if (isRecord(value) && value.error !== undefined) {
+      const context = {
+        status: undefined,
+        retryAfterMs: undefined,
+        requestId: headers.get("x-request-id") ?? undefined,
+      };
+      throw apiErrorFrom(value, context, "The server failed while it was answering.");
+    }
+    const chunk: Chunk = readChunk(value);
+    this.#finishReason = chunk.finishReason ?? this.#finishReason;
+    this.#usage = chunk.usage ?? this.#usage;
+    if (chunk.delta === "") return;
+    this.#deltas.push(chunk.delta);
+    this.#wake.resolve();
+    this.#wake = Promise.withResolvers();
+  }
+}
+
+function pushChecked(parser: SseParser, text: string): ReturnType<SseParser["push"]> {
+  try {
+    return parser.push(text);
+  } catch (cause) {
+    throw new QuireConnectionError("The server sent an event that is too long.", cause);
+  }
+}

@@ -1,0 +1,70 @@
+/** A conversation that the server remembers. */
+import { isRecord, QuireConnectionError } from "./errors.ts";
+import type { Http } from "./http.ts";
+import { Reply } from "./reply.ts";
+import { type Message, type SendOptions, turnBody } from "./wire.ts";
+
+/** What a session is made with; the sending options are defaults of each `send`. */
+export interface SessionOptions extends SendOptions {
+  /** A name of 1 to 128 characters `A-Z a-z 0-9 . _ : -`; the same name goes on where it was left. Default: a new one. */
+  id?: string;
+  /** Default: the server's only or first model. */
+  model?: string;
+}
+
+/** Options of one call. */
+export interface CallOptions {
+  /** Aborts the call. */
+  signal?: AbortSignal;
+}
+
+/**
+ * One conversation. Only new messages are sent: the server holds the exact tokens of everything before, and their KV
+ * outlives every process. One turn at a time: a `send` during another turn is answered when that one has ended, or with
+ * code `session_busy` when retries are used up.
+ */
+export class Session {
+  readonly id: string;
+  readonly model: string;
+  readonly #http: Http;
+  readonly #defaults: SendOptions;
+
+  /** Made by `Quire.session`. */
+  constructor(http: Http, options: SessionOptions) {
+    const { id, model, ...defaults } = options;
+    this.id = id ?? `s-${crypto.randomUUID()}`;
+    this.model = model ?? "default";
+    this.#http = http;
+    this.#defaults = defaults;
+  }
+
+  /**
+   * Sends a user's text, or several new messages, and returns the reply, which starts at once.
+   * Errors come from the reply: {@link QuireApiError}, {@link QuireConnectionError}, {@link QuireAbortError}.
+   */
+  send(input: string | readonly Message[], options: SendOptions & CallOptions = {}): Reply {
+    const { signal, ...own } = options;
+    const messages: readonly Message[] = typeof input === "string" ? [{ role: "user", content: input }] : input;
+    const turn = { model: this.model, sessionId: this.id, messages };
+    return new Reply(this.#http, turnBody(turn, { ...this.#defaults, ...own }), signal);
+  }
+
+  /** A new session that begins as a copy of this one; what is stored is shared, not copied. */
+  async fork(options: CallOptions = {}): Promise<Session> {
+    const answer = await this.#call("POST", "/fork", options, false);
+    if (!isRecord(answer) || typeof answer.id !== "string") {
+      throw new QuireConnectionError("The server did not name the forked session.");
+    }
+    return new Session(this.#http, { ...this.#defaults, id: answer.id, model: this.model });
+  }
+
+  /** Forgets the conversation. */
+  async delete(options: CallOptions = {}): Promise<void> {
+    await this.#call("DELETE", "", options, true);
+  }
+
+  #call(method: "POST" | "DELETE", suffix: string, options: CallOptions, retryConnection: boolean): Promise<unknown> {
+    const path = `/v1/sessions/${encodeURIComponent(this.id)}${suffix}`;
+    return this.#http.json({ method, path }, options.signal ?? new AbortController().signal, retryConnection);
+  }
+}
