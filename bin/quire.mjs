@@ -1,0 +1,54 @@
+#!/usr/bin/env node
+// Plain JavaScript for any Node since 20: finds a Node that runs TypeScript and hands over to cli/main.ts.
+import { spawn } from "node:child_process";
+import { existsSync } from "node:fs";
+import { createRequire } from "node:module";
+import { constants } from "node:os";
+import { dirname, join } from "node:path";
+import { fileURLToPath } from "node:url";
+
+const nodeMajorMin = 24;
+const require = createRequire(import.meta.url);
+
+/** The Node that npm installed beside us, or undefined where the platform package is missing. */
+function bundledNode() {
+  const program = process.platform === "win32" ? "node.exe" : "node";
+  const platform = process.platform === "win32" ? "win" : process.platform;
+  for (const name of [`node-${platform}-${process.arch}`, `node-bin-${platform}-${process.arch}`]) {
+    try {
+      const path = join(dirname(require.resolve(`${name}/package.json`)), "bin", program);
+      if (existsSync(path)) return path;
+    } catch {
+      // Not installed for this platform: try the next name.
+    }
+  }
+  return undefined;
+}
+
+/** Runs this file again on another Node; signals and the exit code pass through. */
+function runOn(node) {
+  // The IPC channel carries nothing: its end tells the child that this process is gone.
+  const child = spawn(node, [fileURLToPath(import.meta.url), ...process.argv.slice(2)], {
+    stdio: ["inherit", "inherit", "inherit", "ipc"],
+  });
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.on(signal, () => child.kill(signal));
+  child.on("error", (error) => {
+    console.error(`quire: cannot start ${node}: ${error.message}`);
+    process.exit(1);
+  });
+  child.on("exit", (code, signal) => process.exit(code ?? 128 + (constants.signals[signal] ?? 0)));
+}
+
+if (Number(process.versions.node.split(".")[0]) >= nodeMajorMin) {
+  const { main } = await import("../cli/main.ts");
+  process.exit(await main(process.argv.slice(2)));
+} else {
+  const node = bundledNode();
+  if (node === undefined) {
+    console.error(
+      `quire: needs Node ${nodeMajorMin} or later (this is ${process.version}), and npm installed none here`,
+    );
+    process.exit(1);
+  }
+  runOn(node);
+}

@@ -1,0 +1,130 @@
+/** The data folder of `quire start`: secrets, generated settings, logs, and the edge's state. */
+import { createHash, randomBytes } from "node:crypto";
+import { chmod, mkdir, open, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { join, resolve } from "node:path";
+import { UsageError } from "./usage-error.ts";
+
+/** Made at random once and kept, so that keys and stored pages stay valid across restarts. */
+export interface Secrets {
+  /** What clients send as bearer token. */
+  apiKey: string;
+  /** Shared by edge and engine. */
+  engineKey: string;
+  /** Names all stored pages; changing it orphans them. */
+  tenantSalt: string;
+  s3AccessKeyId: string;
+  s3SecretAccessKey: string;
+}
+
+/** An open data folder; nobody else uses it until {@link DataFolder.release}. */
+export interface DataFolder {
+  /** Absolute. */
+  path: string;
+  secrets: Secrets;
+  /** Path below the folder. */
+  at(...names: string[]): string;
+  /** Writes a file that only this user can read, whole or not at all. */
+  writePrivate(name: string, text: string): Promise<void>;
+  release(): Promise<void>;
+}
+
+/**
+ * Opens or creates the folder, with its secrets and its `logs` folder, and locks it for this process.
+ * @throws {UsageError} when another process uses it, its secrets do not parse, or it cannot be written.
+ */
+export async function openDataFolder(folder: string): Promise<DataFolder> {
+  const path = resolve(folder);
+  try {
+    await mkdir(join(path, "logs"), { recursive: true, mode: 0o700 });
+    await chmod(path, 0o700);
+  } catch (error) {
+    throw new UsageError(`data folder ${folder} cannot be written (${(error as NodeJS.ErrnoException).code})`);
+  }
+  const lockPath = join(path, "lock");
+  await takeLock(folder, lockPath);
+  const at = (...names: string[]): string => join(path, ...names);
+  const writePrivate = async (name: string, text: string): Promise<void> => {
+    const temporary = at(`${name}.${process.pid}.tmp`);
+    await writeFile(temporary, text, { mode: 0o600 });
+    await rename(temporary, at(name));
+  };
+  const release = (): Promise<void> => rm(lockPath, { force: true });
+  try {
+    const secrets = await loadSecrets(folder, at("secrets.json"), writePrivate);
+    return { path, secrets, at, writePrivate, release };
+  } catch (error) {
+    await release();
+    throw error;
+  }
+}
+
+/** The lock names the process that holds it; a lock whose process is gone is taken over. */
+async function takeLock(folder: string, lockPath: string): Promise<void> {
+  for (let attempt = 0; attempt < 2; attempt++) {
+    try {
+      const file = await open(lockPath, "wx", 0o600);
+      await file.writeFile(String(process.pid));
+      await file.close();
+      return;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
+    }
+    const holder = Number(await readFile(lockPath, "utf8").catch(() => ""));
+    if (isAlive(holder))
+      throw new UsageError(`data folder ${folder} is in use by process ${holder}; choose another with --data`);
+    await rm(lockPath, { force: true });
+  }
+  throw new UsageError(`data folder ${folder} is being opened by another process; choose another with --data`);
+}
+
+function isAlive(pid: number): boolean {
+  if (!Number.isSafeInteger(pid) || pid <= 0 || pid === process.pid) return false;
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === "EPERM";
+  }
+}
+
+async function loadSecrets(folder: string, path: string, writePrivate: DataFolder["writePrivate"]): Promise<Secrets> {
+  const text = await readFile(path, "utf8").catch(() => undefined);
+  if (text === undefined) {
+    const secrets = newSecrets();
+    await writePrivate("secrets.json", `${JSON.stringify(secrets, undefined, 2)}\n`);
+    return secrets;
+  }
+  await chmod(path, 0o600);
+  const secrets = parseSecrets(text);
+  if (secrets === undefined)
+    throw new UsageError(`${folder}/secrets.json is damaged: restore it, or remove it to start anew`);
+  return secrets;
+}
+
+function newSecrets(): Secrets {
+  const random = (bytes: number): string => randomBytes(bytes).toString("hex");
+  return {
+    apiKey: `qk-${randomBytes(24).toString("base64url")}`,
+    engineKey: random(32),
+    tenantSalt: random(32),
+    s3AccessKeyId: random(10),
+    s3SecretAccessKey: random(20),
+  };
+}
+
+function parseSecrets(text: string): Secrets | undefined {
+  try {
+    const value = JSON.parse(text) as Record<string, unknown>;
+    const names = ["apiKey", "engineKey", "tenantSalt", "s3AccessKeyId", "s3SecretAccessKey"];
+    const isWhole = names.every((name) => /^[\w-]{16,}$/.test(String(value[name])));
+    return isWhole ? (value as unknown as Secrets) : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** The edge's table of API keys: hashes only, all of the development tenant. */
+export function apiKeyTable(apiKey: string): string {
+  const hash = createHash("sha256").update(apiKey).digest("hex");
+  return JSON.stringify({ [hash]: { tenant: "dev" } });
+}

@@ -1,0 +1,96 @@
+/** The edge on this machine: wrangler dev with settings generated into the data folder. */
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { assert } from "../protocol/assert.ts";
+import type { SelectionPolicyName } from "../protocol/generate.ts";
+import { type Child, startChild } from "./child-process.ts";
+import { apiKeyTable, type DataFolder, type Secrets } from "./data-folder.ts";
+
+const root = fileURLToPath(new URL("..", import.meta.url));
+
+/** The bucket of `wrangler.toml`. */
+export const bucketName = "quire-pages";
+
+/** Selection of requests that name none; absent fields are the Worker's own defaults. */
+export interface DefaultSelection {
+  policy?: SelectionPolicyName | undefined;
+  budgetTokens?: number | undefined;
+  exact?: boolean | undefined;
+}
+
+/** Where the edge listens and what it is told. */
+export interface EdgeOptions {
+  data: DataFolder;
+  host: string;
+  port: number;
+  inspectorPort: number;
+  selection: DefaultSelection;
+  onWarning(line: string): void;
+}
+
+/** Writes the settings and starts wrangler; it answers `/healthz` a few seconds later. */
+export async function startEdge(options: EdgeOptions): Promise<Child> {
+  const { data, host, port } = options;
+  const config = await readFile(join(root, "wrangler.toml"), "utf8");
+  await data.writePrivate("wrangler.toml", localConfig(config, data.secrets));
+  await data.writePrivate(".dev.vars", devVars(data.secrets, options.selection));
+  const wrangler = join(root, "node_modules/wrangler/bin/wrangler.js");
+  const listen = ["--ip", host, "--port", String(port), "--inspector-port", String(options.inspectorPort)];
+  const state = ["--config", data.at("wrangler.toml"), "--persist-to", data.at("edge")];
+  return startChild({
+    name: "edge",
+    program: process.execPath,
+    args: [join(root, "cli/guard.mjs"), process.execPath, wrangler, "dev", ...state, ...listen],
+    cwd: data.path,
+    env: edgeEnvironment(data),
+    logPath: data.at("logs", "edge.log"),
+    onWarning: options.onWarning,
+    isWarning: (line) => /\[(WARNING|ERROR)\]|^\s*(Uncaught|\w*Error:)/.test(line),
+  });
+}
+
+/** Offline and quiet: no metrics, no crash reports, no request traces, no look-up of account data. */
+function edgeEnvironment(data: DataFolder): NodeJS.ProcessEnv {
+  return {
+    ...process.env,
+    CI: "1",
+    NO_COLOR: "1",
+    CLOUDFLARE_CF_FETCH_ENABLED: "false",
+    WRANGLER_HIDE_BANNER: "true",
+    WRANGLER_LOG_PATH: data.at("logs", "wrangler"),
+    WRANGLER_REGISTRY_PATH: data.at("registry"),
+    WRANGLER_SEND_ERROR_REPORTS: "false",
+    WRANGLER_SEND_METRICS: "false",
+    X_LOCAL_OBSERVABILITY: "false",
+  };
+}
+
+/** `wrangler.toml` of the repository with the entry's absolute path and this data folder's object store key. */
+export function localConfig(config: string, secrets: Secrets): string {
+  const main = join(root, "workers/index.ts");
+  return [
+    ["main", main],
+    ["accessKeyId", secrets.s3AccessKeyId],
+    ["secretAccessKey", secrets.s3SecretAccessKey],
+  ].reduce((text, [name, value]) => setTomlString(text, String(name), String(value)), config);
+}
+
+function setTomlString(toml: string, name: string, value: string): string {
+  const pattern = new RegExp(`^${name} = ".*"$`, "gm");
+  assert(toml.match(pattern)?.length === 1, `wrangler.toml has exactly one line ${name} = "..."`);
+  return toml.replace(pattern, () => `${name} = ${JSON.stringify(value)}`);
+}
+
+/** The Worker's secrets in the format of `.dev.vars`; JSON stands in single quotes, which it never contains. */
+export function devVars(secrets: Secrets, selection: DefaultSelection): string {
+  const lines = [
+    `QUIRE_API_KEYS='${apiKeyTable(secrets.apiKey)}'`,
+    `QUIRE_TENANT_SALT=${secrets.tenantSalt}`,
+    `QUIRE_ENGINE_KEY=${secrets.engineKey}`,
+  ];
+  const { policy, budgetTokens, exact } = selection;
+  const json = JSON.stringify({ policy, budget_tokens: budgetTokens, exact });
+  if (json !== "{}") lines.push(`QUIRE_SELECTION='${json}'`);
+  return `${lines.join("\n")}\n`;
+}

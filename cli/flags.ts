@@ -1,0 +1,121 @@
+/** Command-line flags with environment variables behind them: declared once, parsed and explained from that. */
+import { parseArgs } from "node:util";
+import { UsageError } from "./usage-error.ts";
+
+/** One flag. Its value is the command line's, else the variable's, else the default. */
+export interface Flag<T> {
+  help: string;
+  /** What stands for the value in the help text. */
+  placeholder: string;
+  /** Environment variable. */
+  env?: string;
+  /** As it would be typed; absent: the flag is optional and its value undefined. */
+  fallback?: string;
+  /** @throws {UsageError} saying what is expected, without the flag's name. */
+  parse(text: string): T;
+}
+
+/** Flags by name, without the dashes. */
+export type Flags = Record<string, Flag<unknown>>;
+
+/** The values of flags: undefined only where there is no default. */
+export type FlagValues<F extends Flags> = {
+  [Name in keyof F]: F[Name] extends { fallback: string }
+    ? ReturnType<F[Name]["parse"]>
+    : ReturnType<F[Name]["parse"]> | undefined;
+};
+
+/**
+ * Parses the arguments of one command. The last of repeated flags counts.
+ * @throws {UsageError} one line, for an unknown flag, a missing or impossible value, or a stray argument.
+ */
+export function parseFlags<F extends Flags>(flags: F, args: readonly string[], env: NodeJS.ProcessEnv): FlagValues<F> {
+  const given = readArgs(flags, args);
+  const values: Record<string, unknown> = {};
+  for (const [name, flag] of Object.entries(flags)) {
+    const fromEnv = flag.env === undefined ? undefined : env[flag.env] || undefined;
+    const text = given.get(name) ?? fromEnv ?? flag.fallback;
+    const source = given.has(name) || fromEnv === undefined ? `--${name}` : `${flag.env}`;
+    values[name] = text === undefined ? undefined : parseOne(flag, text, source);
+  }
+  return values as FlagValues<F>;
+}
+
+function readArgs(flags: Flags, args: readonly string[]): Map<string, string> {
+  const options = Object.fromEntries(Object.keys(flags).map((name) => [name, { type: "string" as const }]));
+  const { tokens } = parseArgs({ args: [...args], options, strict: false, allowPositionals: true, tokens: true });
+  const given = new Map<string, string>();
+  for (const token of tokens) {
+    if (token.kind === "positional") throw new UsageError(`unexpected argument "${token.value}"`);
+    if (token.kind === "option-terminator") continue;
+    if (!Object.hasOwn(flags, token.name)) throw new UsageError(`unknown flag ${token.rawName}`);
+    const isMissing = token.value === undefined || (token.inlineValue === false && token.value.startsWith("-"));
+    if (isMissing) throw new UsageError(`${token.rawName} needs a value`);
+    given.set(token.name, token.value ?? "");
+  }
+  return given;
+}
+
+function parseOne(flag: Flag<unknown>, text: string, source: string): unknown {
+  try {
+    return flag.parse(text);
+  } catch (error) {
+    if (error instanceof UsageError) throw new UsageError(`${source}: ${error.message}, not "${text}"`);
+    throw error;
+  }
+}
+
+/** The help text's lines, one flag each. */
+export function describeFlags(flags: Flags): string {
+  const rows = Object.entries(flags).map(([name, flag]) => {
+    const notes = [flag.fallback === undefined ? "" : `default ${flag.fallback}`, flag.env ?? ""].filter(Boolean);
+    const suffix = notes.length === 0 ? "" : ` (${notes.join(", ")})`;
+    return [`  --${name} ${flag.placeholder}`, `${flag.help}${suffix}`] as const;
+  });
+  const width = Math.max(...rows.map(([left]) => left.length)) + 2;
+  return rows.map(([left, right]) => left.padEnd(width) + right).join("\n");
+}
+
+/** Any text but the empty one. */
+export function parseText(text: string): string {
+  if (text === "") throw new UsageError("must not be empty");
+  return text;
+}
+
+/** A whole number in a closed range, as a parser for a flag. */
+export function parseInteger(range: { min: number; max: number }): (text: string) => number {
+  return (text) => {
+    const value = /^\d+$/.test(text) ? Number(text) : Number.NaN;
+    if (value >= range.min && value <= range.max) return value;
+    throw new UsageError(`must be a whole number from ${range.min} to ${range.max}`);
+  };
+}
+
+/** A TCP port; 0 takes one that is free. */
+export const parsePort = parseInteger({ min: 0, max: 65_535 });
+
+/** One of a few words, as a parser for a flag. */
+export function parseChoice<const Choice extends string>(choices: readonly Choice[]): (text: string) => Choice {
+  return (text) => {
+    const found = choices.find((choice) => choice === text);
+    if (found === undefined) throw new UsageError(`must be one of ${choices.join(", ")}`);
+    return found;
+  };
+}
+
+const unitBytes: Record<string, number> = { "": 1, K: 1024, M: 1024 ** 2, G: 1024 ** 3 };
+
+/** A size in bytes: a whole number, alone or with K, M or G (1024 each). */
+export function parseBytes(text: string): number {
+  const match = /^(\d+)([KMG]?)$/.exec(text);
+  const bytes = match ? Number(match[1]) * (unitBytes[match[2] ?? ""] ?? Number.NaN) : Number.NaN;
+  if (Number.isSafeInteger(bytes) && bytes > 0) return bytes;
+  throw new UsageError("must be a size such as 512M or 2G");
+}
+
+/** An http or https address, without a slash at its end. */
+export function parseHttpUrl(text: string): string {
+  const url = URL.canParse(text) ? new URL(text) : undefined;
+  if (url?.protocol === "http:" || url?.protocol === "https:") return text.replace(/\/+$/, "");
+  throw new UsageError("must be an http or https address");
+}

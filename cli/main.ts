@@ -1,0 +1,62 @@
+/** The `quire` command: finds the subcommand; every operating error ends as one line and exit code 1. */
+import { readFileSync } from "node:fs";
+import { QuireError } from "../protocol/errors.ts";
+import type { Command } from "./command.ts";
+import { UsageError } from "./usage-error.ts";
+
+const overview = `quire: long-context language models from the edge
+
+Usage: quire <command> [flags]
+
+  start    the edge (Worker, Durable Objects, local object store) and one engine on this machine
+  serve    an engine alone
+
+  quire <command> --help    the flags of a command
+  quire --version           the version
+`;
+
+/** Commands are loaded when they are asked for: `--help` must not wait for a device or for wrangler. */
+async function loadCommand(name: string): Promise<Command | undefined> {
+  switch (name) {
+    case "start":
+      return (await import("./start.ts")).startCommand;
+    case "serve":
+      return (await import("./serve.ts")).serveCommand;
+    default:
+      return undefined;
+  }
+}
+
+/** Runs one invocation and resolves to its exit code; arguments are those after the program's name. */
+export async function main(args: readonly string[]): Promise<number> {
+  const [name, ...rest] = args;
+  try {
+    if (name === undefined || name === "--help" || name === "-h" || name === "help") {
+      process.stdout.write(overview);
+      return 0;
+    }
+    if (name === "--version" || name === "-v") {
+      process.stdout.write(`${version()}\n`);
+      return 0;
+    }
+    if (name.startsWith("-")) throw new UsageError(`unknown flag ${name}`);
+    const command = await loadCommand(name);
+    if (command === undefined) throw new UsageError(`unknown command "${name}"`);
+    if (rest.includes("--help") || rest.includes("-h")) {
+      process.stdout.write(command.help());
+      return 0;
+    }
+    return await command.run(rest);
+  } catch (error) {
+    if (error instanceof UsageError || error instanceof QuireError) {
+      process.stderr.write(`quire: ${error.message}\n`);
+      return 1;
+    }
+    throw error;
+  }
+}
+
+function version(): string {
+  const text = readFileSync(new URL("../package.json", import.meta.url), "utf8");
+  return (JSON.parse(text) as { version: string }).version;
+}

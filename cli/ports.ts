@@ -1,0 +1,29 @@
+/** Ports are checked before anything starts, so that a taken one is said in one line. */
+import { createServer } from "node:net";
+import { UsageError } from "./usage-error.ts";
+
+/** An address to listen on and the flag that chose its port. */
+export interface PortRequest {
+  host: string;
+  /** 0 takes one that is free. */
+  port: number;
+  flag: string;
+}
+
+/**
+ * Binds the port for a moment and resolves to its number, which is free again by then.
+ * @throws {UsageError} when it cannot be bound.
+ */
+export function findPort({ host, port, flag }: PortRequest): Promise<number> {
+  return new Promise((resolve, reject) => {
+    const server = createServer();
+    server.once("error", (error: NodeJS.ErrnoException) => {
+      const reason = error.code === "EADDRINUSE" ? "is taken" : `cannot be used on ${host} (${error.code})`;
+      reject(new UsageError(`port ${port} ${reason}; choose another with ${flag}`));
+    });
+    server.listen({ host, port, exclusive: true }, () => {
+      const address = server.address();
+      server.close(() => resolve(typeof address === "object" && address !== null ? address.port : port));
+    });
+  });
+}

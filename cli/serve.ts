@@ -1,0 +1,100 @@
+/** `quire serve`: one engine alone. Takes token ids only; an edge registers it and speaks to it. */
+import { type EngineServer, startEngineServer } from "../engine/server.ts";
+import type { Command } from "./command.ts";
+import { engineFlags } from "./engine-flags.ts";
+import { jsonLog } from "./engine-log.ts";
+import { describeFlags, type FlagValues, parseFlags, parseHttpUrl, parsePort, parseText } from "./flags.ts";
+import { openModelFolder } from "./model-folder.ts";
+import { findPort } from "./ports.ts";
+import { listenForStop } from "./stop-request.ts";
+
+const serveFlags = {
+  port: {
+    help: "port of the engine; 0 takes a free one",
+    placeholder: "PORT",
+    env: "QUIRE_ENGINE_PORT",
+    fallback: "8790",
+    parse: parsePort,
+  },
+  host: {
+    help: "address to listen on",
+    placeholder: "ADDRESS",
+    env: "QUIRE_ENGINE_HOST",
+    fallback: "127.0.0.1",
+    parse: parseText,
+  },
+  store: {
+    help: "fs:FOLDER, s3://BUCKET?endpoint=URL (keys: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or memory:",
+    placeholder: "ADDRESS",
+    env: "QUIRE_STORE",
+    fallback: "fs:.data/pages",
+    parse: parseText,
+  },
+  edge: {
+    help: "address of the edge to register with; without it none",
+    placeholder: "URL",
+    env: "QUIRE_EDGE",
+    parse: parseHttpUrl,
+  },
+  "public-url": {
+    help: "address at which the edge reaches this engine, if not host and port",
+    placeholder: "URL",
+    env: "QUIRE_PUBLIC_URL",
+    parse: parseHttpUrl,
+  },
+  "engine-key": {
+    help: "bearer key shared with the edge; other users can see flags, so prefer the variable",
+    placeholder: "KEY",
+    env: "QUIRE_ENGINE_KEY",
+    parse: parseText,
+  },
+  ...engineFlags,
+} as const;
+
+/** Running turns get this long to come to their end. */
+const graceMs = 20_000;
+
+/** The command. */
+export const serveCommand: Command = {
+  help: () => `Usage: quire serve [flags]\n\n${describeFlags(serveFlags)}\n`,
+  run: (args) => runServe(parseFlags(serveFlags, args, process.env)),
+};
+
+async function runServe(values: FlagValues<typeof serveFlags>): Promise<number> {
+  const stop = listenForStop(process, () => performance.now());
+  process.channel?.unref();
+  const model = await openModelFolder(values.model);
+  const port = await findPort({ host: values.host, port: values.port, flag: "--port" });
+  const server = await openServer(values, { port, modelFolder: model.path, modelId: model.modelId });
+  process.stdout.write(`quire: ${server.description}\nquire: engine ${server.engineId} is ready on ${server.url}\n`);
+  const why = await stop.requested;
+  process.stdout.write(`quire: ${why}: stopping\n`);
+  await Promise.race([server.stop(graceMs), stop.insisted]);
+  return 0;
+}
+
+function openServer(
+  values: FlagValues<typeof serveFlags>,
+  place: { port: number; modelFolder: string; modelId: string },
+): Promise<EngineServer> {
+  return startEngineServer({
+    ...place,
+    host: values.host,
+    storeUrl: values.store,
+    env: process.env,
+    device: values.device,
+    threads: values.threads,
+    weightEncoding: values.weights,
+    kvEncoding: values.kv,
+    summaryKinds: ["min-max", "mean-deviation"],
+    poolBytes: values["pool-bytes"],
+    contextTokensMax: values.context,
+    engineKey: values["engine-key"],
+    edgeUrl: values.edge,
+    publicUrl: values["public-url"],
+    log: jsonLog(
+      (line) => process.stderr.write(line),
+      () => new Date(),
+    ),
+  });
+}

@@ -1,0 +1,104 @@
+import { execFileSync } from "node:child_process";
+import { readFileSync } from "node:fs";
+import { createServer, type Server } from "node:net";
+import { delimiter, join } from "node:path";
+import { afterEach, describe, expect, it } from "vitest";
+import { repositoryRoot } from "../style/source-tree.ts";
+import { quirePath, runProgram, runQuire, withTempFolder } from "./run-quire.ts";
+
+const { version } = JSON.parse(readFileSync(join(repositoryRoot, "package.json"), "utf8")) as { version: string };
+
+describe("quire", () => {
+  it("explains itself and its commands", async () => {
+    const overview = await runQuire(["--help"]);
+    expect(overview).toMatchObject({ code: 0, stderr: "" });
+    expect(overview.stdout).toMatch(/quire <command>[\s\S]*start[\s\S]*serve/);
+    expect((await runQuire([])).stdout).toBe(overview.stdout);
+    const start = await runQuire(["start", "--help"]);
+    expect(start).toMatchObject({ code: 0, stderr: "" });
+    expect(start.stdout).toMatch(/--port PORT .*default 8787, QUIRE_PORT/);
+    const serve = await runQuire(["serve", "--help"]);
+    expect(serve).toMatchObject({ code: 0, stderr: "" });
+    expect(serve.stdout).toMatch(/--store ADDRESS .*default fs:/);
+  });
+
+  it("says its version", async () => {
+    expect(await runQuire(["--version"])).toMatchObject({ code: 0, stdout: `${version}\n`, stderr: "" });
+  });
+
+  it.each([
+    [["sing"], {}, 'unknown command "sing"'],
+    [["--loud"], {}, "unknown flag --loud"],
+    [["start", "--prot", "1"], {}, "unknown flag --prot"],
+    [["serve", "-x"], {}, "unknown flag -x"],
+    [["start", "here"], {}, 'unexpected argument "here"'],
+    [["start", "--port"], {}, "--port needs a value"],
+    [["start", "--port", "--data", "x"], {}, "--port needs a value"],
+    [["start", "--port", "65536"], {}, '--port: must be a whole number from 0 to 65535, not "65536"'],
+    [["start"], { QUIRE_PORT: "http" }, 'QUIRE_PORT: must be a whole number from 0 to 65535, not "http"'],
+    [["serve", "--device", "abacus"], {}, '--device: must be one of wasm, reference, not "abacus"'],
+    [["start", "--pool-bytes=lots"], {}, '--pool-bytes: must be a size such as 512M or 2G, not "lots"'],
+    [["start", "--model", "weights/none"], {}, "model folder weights/none is not there; name one with --model"],
+    [["start", "--model", "protocol"], {}, "model folder protocol has no config.json"],
+  ])("refuses %j %j with one clear line", async (args, env, message) => {
+    expect(await runQuire(args, env)).toEqual({ code: 1, signal: null, stdout: "", stderr: `quire: ${message}\n` });
+  });
+});
+
+describe("a taken port", () => {
+  const servers: Server[] = [];
+  afterEach(() => {
+    for (const server of servers.splice(0)) server.close();
+  });
+  const take = (): Promise<number> =>
+    new Promise((resolve) => {
+      const server = createServer().listen(0, "127.0.0.1", () => {
+        const address = server.address();
+        resolve(typeof address === "object" && address !== null ? address.port : 0);
+      });
+      servers.push(server);
+    });
+
+  it.each(["--port", "--engine-port"])("given as %s is one clear line", async (flag) => {
+    const port = await take();
+    await withTempFolder(async (folder) => {
+      const others = ["--port=0", "--engine-port=0", `--data=${join(folder, "data")}`];
+      const result = await runQuire(["start", ...others, flag, String(port)]);
+      const stderr = `quire: port ${port} is taken; choose another with ${flag}\n`;
+      expect(result).toEqual({ code: 1, signal: null, stdout: "", stderr });
+    });
+  });
+});
+
+describe("the Node it runs on", () => {
+  const preload = 'Object.defineProperty(process, "versions", { value: { ...process.versions, node: "20.0.0" } });';
+  const asOldNode = ["--import", `data:text/javascript,${encodeURIComponent(preload)}`, quirePath];
+
+  it("is the one that npm installed when the host's is older; the exit code passes through", async () => {
+    const result = await runProgram(process.execPath, [...asOldNode, "--version"]);
+    expect(result).toMatchObject({ code: 0, stdout: `${version}\n`, stderr: "" });
+    const refused = await runProgram(process.execPath, [...asOldNode, "sing"]);
+    expect(refused).toMatchObject({ code: 1, stderr: 'quire: unknown command "sing"\n' });
+  });
+
+  const oldNode = findOldNode();
+  it.skipIf(oldNode === undefined)("works from a really older Node (skipped where the host has none)", async () => {
+    const result = await runProgram(oldNode ?? "", [quirePath, "--version"]);
+    expect(result).toMatchObject({ code: 0, stdout: `${version}\n`, stderr: "" });
+  });
+});
+
+/** A Node of version 20 to 23 on the path, npm's own folder aside. */
+function findOldNode(): string | undefined {
+  for (const folder of (process.env.PATH ?? "").split(delimiter)) {
+    if (folder.includes("node_modules")) continue;
+    try {
+      const text = execFileSync(join(folder, "node"), ["--version"], { encoding: "utf8", stdio: "pipe" });
+      const major = Number(/^v(\d+)/.exec(text)?.[1]);
+      if (major >= 20 && major < 24) return join(folder, "node");
+    } catch {
+      // No Node in this folder.
+    }
+  }
+  return undefined;
+}

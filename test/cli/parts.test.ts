@@ -1,0 +1,191 @@
+import { execFileSync } from "node:child_process";
+import { EventEmitter } from "node:events";
+import { chmod, mkdir, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import { openDataFolder } from "../../cli/data-folder.ts";
+import { devVars, localConfig } from "../../cli/edge-process.ts";
+import { parseBytes, parseFlags, parseHttpUrl, parseInteger, parsePort } from "../../cli/flags.ts";
+import { openModelFolder } from "../../cli/model-folder.ts";
+import { findPort } from "../../cli/ports.ts";
+import { curlLine } from "../../cli/ready-block.ts";
+import { listenForStop } from "../../cli/stop-request.ts";
+import { UsageError } from "../../cli/usage-error.ts";
+import { withTempFolder } from "./run-quire.ts";
+
+describe("flags", () => {
+  const flags = {
+    port: { help: "", placeholder: "P", env: "Q_PORT", fallback: "1", parse: parsePort },
+    name: { help: "", placeholder: "N", env: "Q_NAME", parse: String },
+  } as const;
+
+  it("come from the command line, else the environment, else the default", () => {
+    expect(parseFlags(flags, [], {})).toEqual({ port: 1, name: undefined });
+    expect(parseFlags(flags, [], { Q_PORT: "2", Q_NAME: "" })).toEqual({ port: 2, name: undefined });
+    expect(parseFlags(flags, ["--port=3", "--name", "a b"], { Q_PORT: "2" })).toEqual({ port: 3, name: "a b" });
+    expect(parseFlags(flags, ["--port=3", "--port", "4"], {})).toEqual({ port: 4, name: undefined });
+  });
+
+  it("check their values", () => {
+    expect(["1", "64K", "512M", "2G"].map(parseBytes)).toEqual([1, 65_536, 536_870_912, 2_147_483_648]);
+    expect(parseHttpUrl("http://127.0.0.1:8787/")).toBe("http://127.0.0.1:8787");
+    const bad = [
+      () => parseBytes("0"),
+      () => parseBytes("1.5G"),
+      () => parseBytes("9999999999G"),
+      () => parseInteger({ min: 2, max: 3 })("1"),
+      () => parseInteger({ min: 2, max: 3 })("-2"),
+      () => parseInteger({ min: 0, max: 3 })("1e0"),
+      () => parseHttpUrl("ftp://x"),
+      () => parseHttpUrl("localhost:1"),
+    ];
+    for (const parse of bad) expect(parse).toThrow(UsageError);
+  });
+});
+
+describe("the data folder", () => {
+  it("keeps its secrets across openings, readable by nobody else", () =>
+    withTempFolder(async (folder) => {
+      const path = join(folder, "data");
+      const first = await openDataFolder(path);
+      await first.release();
+      await chmod(join(path, "secrets.json"), 0o644);
+      const second = await openDataFolder(path);
+      await second.release();
+      expect(second.secrets).toEqual(first.secrets);
+      expect(new Set(Object.values(first.secrets)).size).toBe(5);
+      expect((await stat(join(path, "secrets.json"))).mode & 0o777).toBe(0o600);
+      expect((await stat(path)).mode & 0o777).toBe(0o700);
+      const other = await openDataFolder(join(folder, "other"));
+      await other.release();
+      for (const value of Object.values(other.secrets)) expect(Object.values(first.secrets)).not.toContain(value);
+    }));
+
+  it("belongs to one living process; a dead one's lock is taken over", () =>
+    withTempFolder(async (folder) => {
+      await writeFile(join(folder, "lock"), String(process.ppid));
+      await expect(openDataFolder(folder)).rejects.toThrow(/is in use by process \d+; choose another with --data/);
+      const gone = Number(execFileSync(process.execPath, ["-p", "process.pid"], { encoding: "utf8" }));
+      await writeFile(join(folder, "lock"), String(gone));
+      const data = await openDataFolder(folder);
+      expect(await readFile(join(folder, "lock"), "utf8")).toBe(String(process.pid));
+      await data.release();
+      await expect(stat(join(folder, "lock"))).rejects.toThrow("ENOENT");
+    }));
+
+  it("refuses damaged secrets and leaves no lock behind", () =>
+    withTempFolder(async (folder) => {
+      await writeFile(join(folder, "secrets.json"), '{"apiKey":');
+      await expect(openDataFolder(folder)).rejects.toThrow(/secrets\.json is damaged/);
+      await expect(stat(join(folder, "lock"))).rejects.toThrow("ENOENT");
+    }));
+});
+
+describe("the edge's settings", () => {
+  const secrets = { apiKey: "qk-a", engineKey: "e", tenantSalt: "t", s3AccessKeyId: "id", s3SecretAccessKey: "sec" };
+
+  it("are the repository's with an absolute entry and this folder's key", async () => {
+    const config = await readFile(new URL("../../wrangler.toml", import.meta.url), "utf8");
+    const local = localConfig(config, secrets);
+    expect(local).toMatch(/^main = "\/.*workers\/index\.ts"$/m);
+    expect(local).toMatch(/^accessKeyId = "id"$/m);
+    expect(local).toMatch(/^secretAccessKey = "sec"$/m);
+    const changed = local.split("\n").filter((line, index) => line !== config.split("\n")[index]);
+    expect(changed).toHaveLength(3);
+    expect(() => localConfig("name = 1", secrets)).toThrow("exactly one line main");
+  });
+
+  it("hold the hash of the key, not the key", () => {
+    const text = devVars(secrets, {});
+    // sha256sum of "qk-a"
+    expect(text).toContain(`'{"40d680aa741d67ec026f402f97ee0226bd6f4ac9a0257479cb4cda7b06cbf14e":{"tenant":"dev"}}'`);
+    expect(text).not.toContain("qk-a");
+    expect(text).not.toContain("QUIRE_SELECTION");
+    expect(devVars(secrets, { policy: "quest", budgetTokens: 512, exact: true })).toContain(
+      `QUIRE_SELECTION='{"policy":"quest","budget_tokens":512,"exact":true}'`,
+    );
+  });
+});
+
+describe("the model folder", () => {
+  const whole = {
+    "config.json": '{"model_type":"llama"}',
+    "tokenizer.json": "{}",
+    "tokenizer_config.json": "{}",
+    "model.safetensors": "x",
+  };
+  const folderWith = async (parent: string, files: Record<string, string>): Promise<string> => {
+    const path = join(parent, "tiny");
+    await rm(path, { recursive: true, force: true });
+    await mkdir(path);
+    for (const [name, text] of Object.entries(files)) await writeFile(join(path, name), text);
+    return path;
+  };
+
+  it("is taken when it is whole; generation_config.json may be missing", () =>
+    withTempFolder(async (parent) => {
+      const model = await openModelFolder(await folderWith(parent, whole));
+      expect(model.modelId).toBe("tiny");
+      expect(model.edgeFiles).toEqual(["config.json", "tokenizer.json", "tokenizer_config.json"]);
+      const more = await openModelFolder(await folderWith(parent, { ...whole, "generation_config.json": "{}" }));
+      expect(more.edgeFiles).toContain("generation_config.json");
+    }));
+
+  it("is refused in one line otherwise", () =>
+    withTempFolder(async (parent) => {
+      for (const name of Object.keys(whole)) {
+        const { [name as keyof typeof whole]: _, ...rest } = whole;
+        await expect(openModelFolder(await folderWith(parent, rest))).rejects.toThrow(`has no ${name}`);
+      }
+      const broken = await folderWith(parent, { ...whole, "tokenizer.json": "{" });
+      await expect(openModelFolder(broken)).rejects.toThrow("tokenizer.json is not JSON");
+      const other = await folderWith(parent, { ...whole, "config.json": '{"model_type":"mamba"}' });
+      await expect(openModelFolder(other)).rejects.toThrow('model_type is "mamba", not "llama"');
+    }));
+});
+
+describe("small parts", () => {
+  it("finds a free port and says which address cannot be used", async () => {
+    expect(await findPort({ host: "127.0.0.1", port: 0, flag: "--port" })).toBeGreaterThan(0);
+    await expect(findPort({ host: "192.0.2.1", port: 0, flag: "--port" })).rejects.toThrow(
+      /cannot be used on 192.0.2.1/,
+    );
+  });
+
+  it("takes two signals at once for one request, and a later one for insistence", async () => {
+    const source = new EventEmitter();
+    let nowMs = 0;
+    const stop = listenForStop(source, () => nowMs);
+    let insisted = false;
+    void stop.insisted.then(() => {
+      insisted = true;
+    });
+    source.emit("SIGINT");
+    nowMs = 300;
+    source.emit("SIGINT");
+    expect(await stop.requested).toBe("SIGINT");
+    await new Promise(setImmediate);
+    expect(insisted).toBe(false);
+    nowMs = 1_000;
+    source.emit("SIGTERM");
+    await stop.insisted;
+  });
+
+  it("prints a curl line that a shell splits into the arguments it means", () => {
+    const line = curlLine({ url: "http://127.0.0.1:1", apiKey: "qk-key", modelId: "house-0" });
+    const script = `curl() { printf '%s\\n' "$@"; }; ${line}`;
+    const args = execFileSync("sh", ["-c", script], { encoding: "utf8" }).trimEnd().split("\n");
+    expect(args.slice(0, 7)).toEqual([
+      "-sS",
+      "http://127.0.0.1:1/v1/chat/completions",
+      "-H",
+      "authorization: Bearer qk-key",
+      "-H",
+      "content-type: application/json",
+      "-d",
+    ]);
+    const body = JSON.parse(args[7] ?? "") as { model: string; messages: { content: string }[] };
+    expect(body.model).toBe("house-0");
+    expect(body.messages[0]?.content).toMatch(/The code of \w+ is \d{4}\..* What is the code of \w+\?$/);
+  });
+});
