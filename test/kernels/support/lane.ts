@@ -1,0 +1,37 @@
+/** What every part of the conformance suite is given: the device under test, the reference, and how far they may differ. */
+import type { Device } from "../../../kernels/contract.ts";
+
+export interface Tolerances {
+  /** f32 products, relative to the sum of |x||w|. */
+  matmul: number;
+  /** int8 products, which the contract defines to the bit: relative to the sum of |x||w|. */
+  matmulInt8: number;
+  /** rmsNorm and siluMul, relative to the element. */
+  elementwise: number;
+  /** RoPE and mean-and-deviation summaries, relative to the largest element of the row or block. */
+  rotation: number;
+  /** Attention, relative to the largest |value| of the sequence. */
+  attention: number;
+  /** Selection scores closer than this, relative to the largest, may be ranked either way. */
+  score: number;
+  /** Logprobs, absolute. */
+  logprob: number;
+}
+
+/** What rounding alone explains on a device that computes in f32. */
+export const F32_TOLERANCES: Tolerances = {
+  matmul: 1e-6,
+  matmulInt8: 1e-6,
+  elementwise: 3e-6,
+  rotation: 1e-6,
+  attention: 5e-6,
+  score: 1e-5,
+  logprob: 1e-4,
+};
+
+export interface Lane {
+  /** Open while tests run. */
+  device(): Device;
+  reference(): Device;
+  tolerances: Tolerances;
+}

@@ -1,0 +1,216 @@
+/**
+ * A naive twin of the KV ops in f64, written from the contract's text and sharing no code with any device: it decodes pool bytes itself,
+ * works out selections its own way and attends with one plain softmax.
+ */
+import type { KvPool, SelectionPlan, SelectionView, SummaryKind } from "../../../kernels/contract.ts";
+import type { Part, Stage, StageShape } from "./stage.ts";
+
+/** Keys and values of one block: `[kvHead][token][channel]`. */
+export interface PlainBlock {
+  keys: number[][][];
+  values: number[][][];
+}
+
+/** Reads a block's bytes as the layout in the contract says. */
+export function plainBlock(shape: StageShape, bytes: Uint8Array): PlainBlock {
+  const { kvHeadCount, headDim, encoding } = shape;
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  let at = 0;
+  const f32 = (): number => {
+    at += 4;
+    return view.getFloat32(at - 4, true);
+  };
+  const i8 = (): number => view.getInt8(at++);
+  const heads = (rowWidth: number, each: () => number): number[][][] =>
+    times(kvHeadCount, () => times(64, () => times(rowWidth, each)));
+  if (encoding === "f32") {
+    const keys = heads(headDim, f32);
+    return { keys, values: heads(headDim, f32) };
+  }
+  const keyCodes = heads(headDim, i8);
+  const keyScales = times(kvHeadCount, () => times(headDim, f32));
+  const valueCodes = heads(headDim, i8);
+  const valueScales = heads(1, f32);
+  return {
+    keys: keyCodes.map((head, h) => head.map((row) => row.map((code, c) => code * keyScales[h]![c]!))),
+    values: valueCodes.map((head, h) => head.map((row, t) => row.map((code) => code * valueScales[h]![t]![0]!))),
+  };
+}
+
+/** Reads one layer of the first `tokenCount` tokens of an open slot. */
+export function plainOpen(shape: StageShape, bytes: Uint8Array, layer: number, tokenCount: number): PlainBlock {
+  const { kvHeadCount, headDim, layerCount } = shape;
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const part = (index: number): number[][][] =>
+    times(kvHeadCount, (head) =>
+      times(tokenCount, (token) =>
+        times(headDim, (channel) => {
+          const row = ((index * layerCount + layer) * kvHeadCount + head) * tokenCount + token;
+          return view.getFloat32((row * headDim + channel) * 4, true);
+        }),
+      ),
+    );
+  return { keys: part(0), values: part(1) };
+}
+
+/** Centre and radius of one page in a summary slot's bytes. */
+export function plainSummary(
+  shape: StageShape,
+  bytes: Uint8Array,
+  { kind, layer, kvHead, page }: { kind: SummaryKind; layer: number; kvHead: number; page: number },
+): { centre: number[]; radius: number[] } {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const pageIndex =
+    ((shape.summaryKinds.indexOf(kind) * shape.layerCount + layer) * shape.kvHeadCount + kvHead) * 4 + (page % 4);
+  const read = (entry: number): number[] =>
+    times(shape.headDim, (channel) => view.getFloat32(((pageIndex * 2 + entry) * shape.headDim + channel) * 4, true));
+  return { centre: read(0), radius: read(1) };
+}
+
+function times<T>(count: number, make: (index: number) => T): T[] {
+  return Array.from({ length: count }, (_, index) => make(index));
+}
+
+function dot(a: ArrayLike<number>, b: ArrayLike<number>): number {
+  let sum = 0;
+  for (let index = 0; index < a.length; index++) sum += a[index]! * b[index]!;
+  return sum;
+}
+
+/** What a part sees of its sequence in one layer, fetched from the pool once. */
+export class Memory {
+  readonly #sealed = new Map<number, PlainBlock>();
+  readonly #open = new Map<number, PlainBlock>();
+  readonly #summaries = new Map<number, Uint8Array>();
+  readonly shape: StageShape;
+  readonly layer: number;
+
+  private constructor(shape: StageShape, layer: number) {
+    this.shape = shape;
+    this.layer = layer;
+  }
+
+  /** Reads all blocks that are not absent, the open slots of the part's rows, and the summaries. */
+  static async of(stage: Stage, part: Part, layer: number): Promise<Memory> {
+    const memory = new Memory(stage.shape, layer);
+    const pool: KvPool = stage.pool;
+    const slice = stage.sliceOf(part);
+    const end = part.position + part.rowCount;
+    for (let block = 0; block < Math.floor(end / 64); block++) {
+      const id = slice.blockIds[layer * slice.blockCapacity + block]!;
+      if (id >= 0) memory.#sealed.set(block, plainBlock(stage.shape, await pool.readBlock(id)));
+      memory.#summaries.set(block, await pool.readSummary(slice.summarySlots[block]!));
+    }
+    const first = Math.floor(part.position / 64);
+    for (let block = first; block * 64 < end; block++) {
+      const count = Math.min(64, end - block * 64);
+      const bytes = await pool.readOpen(slice.openSlots[block - first]!, count);
+      memory.#open.set(block, plainOpen(stage.shape, bytes, layer, count));
+    }
+    return memory;
+  }
+
+  isResident(block: number): boolean {
+    return this.#sealed.has(block);
+  }
+
+  /** Key and value of a token as the query at `position` reads them; undefined: not resident. */
+  token(kvHead: number, token: number, position: number): { key: number[]; value: number[] } | undefined {
+    const block = Math.floor(token / 64);
+    const source = block === Math.floor(position / 64) ? this.#open.get(block) : this.#sealed.get(block);
+    return source && { key: source.keys[kvHead]![token % 64]!, value: source.values[kvHead]![token % 64]! };
+  }
+
+  summary(kind: SummaryKind, kvHead: number, page: number): { centre: number[]; radius: number[] } {
+    const bytes = this.#summaries.get(Math.floor(page / 4))!;
+    return plainSummary(this.shape, bytes, { kind, layer: this.layer, kvHead, page });
+  }
+}
+
+/** Softmax attention of one row and head over the tokens for which `sees` is true. */
+export function attendPlainly(
+  memory: Memory,
+  { query, kvHead, position }: { query: Float32Array; kvHead: number; position: number },
+  sees: (token: number) => boolean,
+): number[] {
+  const seen = times(position + 1, (token) => token)
+    .filter(sees)
+    .flatMap((token) => memory.token(kvHead, token, position) ?? []);
+  const scores = seen.map(({ key }) => dot(query, key) / Math.sqrt(query.length));
+  const max = Math.max(...scores);
+  const weights = scores.map((score) => Math.exp(score - max));
+  const sum = weights.reduce((a, b) => a + b, 0);
+  return times(query.length, (channel) =>
+    seen.reduce((out, { value }, i) => out + (weights[i]! / sum) * value[channel]!, 0),
+  );
+}
+
+/** Whether a selection lets a query attend to a token. */
+export function seesToken({ pages, tokenMasks }: Pick<SelectionView, "pages" | "tokenMasks">, token: number): boolean {
+  if (pages === undefined) return true;
+  const index = pages.indexOf(Math.floor(token / 16));
+  if (index < 0) return false;
+  return tokenMasks === undefined || ((tokenMasks[index]! >> (token % 16)) & 1) === 1;
+}
+
+export interface PlainRange {
+  forced: number[];
+  candidates: number[];
+  take: number;
+}
+
+/** Forced pages, candidates and K of a group, from the definition; undefined: everything. */
+export function plainRange(plan: SelectionPlan, p0: number, p1: number): PlainRange | undefined {
+  const page = (p: number): number => Math.floor(p / 16);
+  if (plan.kind === "dense" || page(p1) + 1 <= plan.budgetPages) return undefined;
+  const recentStart = Math.min(page(p0) - plan.recentPages + 1, page(Math.floor(p0 / 64) * 64));
+  const isForced = (p: number): boolean => p < plan.sinkPages || p >= recentStart;
+  const all = times(page(p1) + 1, (p) => p);
+  const candidates = all.filter((p) => !isForced(p));
+  const left = plan.budgetPages - plan.sinkPages - (page(p0) - recentStart + 1);
+  const take = plan.scorer === undefined ? 0 : Math.max(0, Math.min(left, candidates.length));
+  return { forced: all.filter(isForced), candidates, take };
+}
+
+/** One query of a group: post-RoPE vector and its KV head. */
+export interface PlainQuery {
+  vector: Float32Array;
+  kvHead: number;
+}
+
+/** Combined page scores, in the order of `pages`. */
+export function scorePagesPlainly(
+  memory: Memory,
+  queries: readonly PlainQuery[],
+  pages: readonly number[],
+  rule: { scorer: { summary: SummaryKind; radiusWeight: number }; combine: "max" | "softmax-sum" },
+): number[] {
+  const raw = queries.map(({ vector, kvHead }) =>
+    pages.map((page) => {
+      const { centre, radius } = memory.summary(rule.scorer.summary, kvHead, page);
+      return dot(vector, centre) + rule.scorer.radiusWeight * dot(vector.map(Math.abs), radius);
+    }),
+  );
+  return rule.combine === "max"
+    ? pages.map((_, i) => Math.max(...raw.map((scores) => scores[i]!)))
+    : vote(raw, memory.shape);
+}
+
+/** Combined token scores of pages, in the order of their tokens. */
+export function scoreTokensPlainly(memory: Memory, queries: readonly PlainQuery[], pages: readonly number[]): number[] {
+  const tokens = pages.flatMap((page) => times(16, (token) => page * 16 + token));
+  const raw = queries.map(({ vector, kvHead }) =>
+    tokens.map((token) => dot(vector, memory.token(kvHead, token, Number.POSITIVE_INFINITY)!.key)),
+  );
+  return vote(raw, memory.shape);
+}
+
+function vote(raw: number[][], { headDim }: StageShape): number[] {
+  const votes = raw.map((scores) => {
+    const max = Math.max(...scores);
+    const weights = scores.map((score) => Math.exp((score - max) / Math.sqrt(headDim)));
+    const sum = weights.reduce((a, b) => a + b, 0);
+    return weights.map((weight) => weight / sum);
+  });
+  return votes[0]!.map((_, i) => votes.reduce((sum, each) => sum + each[i]!, 0));
+}
