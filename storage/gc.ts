@@ -1,0 +1,179 @@
+/**
+ * Keeps a store from growing without bound. An object lives as long as a manifest of its tenant names it, or it is
+ * young: objects are stored before the manifest that names them.
+ *
+ * What remains: a session that begins to name an old, unnamed object between the reading of manifests and the delete
+ * loses that object. That is a miss, which is recomputed from the log, and never a wrong byte.
+ */
+import { assert } from "../protocol/assert.ts";
+import { LIMITS } from "../protocol/limits.ts";
+import { type ListPage, type PageStore, StoreError } from "./contract.ts";
+import { FormatError } from "./format-error.ts";
+import { type ObjectKeys, parseObjectKey } from "./keys.ts";
+import { loadManifest, objectKeysOf } from "./manifest.ts";
+
+const DELETE_KEYS_MAX = 1000;
+const PREFIX_PATTERN = /^kv\/([0-9a-f]{1,64}\/)?$/;
+
+type Listed = ListPage["keys"][number];
+
+/** What to collect. */
+export interface GarbageOptions {
+  /** Younger objects are kept whether named or not; longer than any turn takes to commit. */
+  graceMs: number;
+  nowMs: number;
+  /** Sessions whose manifest is older are deleted. Undefined: never. */
+  sessionAgeMsMax?: number;
+  /** Reports what would be deleted, and deletes nothing. */
+  dryRun?: boolean;
+  signal?: AbortSignal | undefined;
+}
+
+/** What was found and done. */
+export interface GarbageReport {
+  /** Segments, summaries and tails found. */
+  objectCount: number;
+  /** Manifests that were read and are kept. */
+  manifestCount: number;
+  /** Keys deleted (or, in a dry run, to be deleted), manifests first. */
+  deletedKeys: string[];
+  deletedBytes: number;
+  /** Manifests that could not be read: nothing of their tenant was deleted in this run but the damaged manifests themselves. */
+  unreadableKeys: string[];
+}
+
+/**
+ * Deletes what no manifest under `prefix` names (`namespacePrefix(...)`, or `kv/` for all tenants). Manifests of newer
+ * versions, and damaged ones, protect everything of their tenant; damaged ones are deleted once they are older than the
+ * grace, so that the next run can go on. Keys that are not of this system are left alone.
+ * @throws {StoreError} when the store fails; nothing is deleted unless all manifests of a tenant were read.
+ * @throws {AssertionError} for a prefix that is less than a whole tenant, whose objects others might name.
+ */
+export async function collectGarbage(
+  store: PageStore,
+  prefix: string,
+  options: GarbageOptions,
+): Promise<GarbageReport> {
+  assert(PREFIX_PATTERN.test(prefix), "garbage collection: the prefix must be kv/ or that of a whole namespace");
+  const report: GarbageReport = {
+    objectCount: 0,
+    manifestCount: 0,
+    deletedKeys: [],
+    deletedBytes: 0,
+    unreadableKeys: [],
+  };
+  const candidates: Listed[] = [];
+  for await (const item of listAll(store, prefix, options.signal)) {
+    const kind = parseObjectKey(item.key)?.kind;
+    if (kind === undefined || kind === "session") continue;
+    report.objectCount++;
+    if (isOld(item, options)) candidates.push(item);
+  }
+  // Manifests are read after the candidates are known: one that is committed meanwhile still protects what it names.
+  const sessions: Listed[] = [];
+  for await (const item of listAll(store, prefix, options.signal)) {
+    if (parseObjectKey(item.key)?.kind === "session") sessions.push(item);
+  }
+  const { named, blockedTenants, doomed } = await readManifests(store, sessions, options, report);
+  const garbage = candidates.filter(
+    ({ key }) => !named.has(key) && !blockedTenants.has(parseObjectKey(key)?.namespacePrefix ?? ""),
+  );
+  for (const { key, bytes } of [...doomed, ...garbage]) {
+    report.deletedKeys.push(key);
+    report.deletedBytes += bytes;
+  }
+  if (options.dryRun !== true) await deleteInOrder(store, report.deletedKeys, options.signal);
+  return report;
+}
+
+/**
+ * Deletes a session's manifest, then its tails. Its segments and summaries may be shared; they go with the next garbage
+ * collection after nobody names them. @throws {StoreError}
+ */
+export async function deleteSession(
+  store: PageStore,
+  keys: ObjectKeys,
+  sessionId: string,
+  signal?: AbortSignal,
+): Promise<void> {
+  await store.delete([keys.session(sessionId)]);
+  const tails: string[] = [];
+  for await (const { key } of listAll(store, keys.tailPrefix(sessionId), signal)) tails.push(key);
+  await deleteInOrder(store, tails, signal);
+}
+
+interface Reachable {
+  named: Set<string>;
+  /** Tenants of which a manifest could not be read. */
+  blockedTenants: Set<string>;
+  /** Manifests to delete: expired or damaged. */
+  doomed: Listed[];
+}
+
+async function readManifests(
+  store: PageStore,
+  sessions: readonly Listed[],
+  options: GarbageOptions,
+  report: GarbageReport,
+): Promise<Reachable> {
+  const reachable: Reachable = { named: new Set(), blockedTenants: new Set(), doomed: [] };
+  const readOne = async (item: Listed): Promise<void> => {
+    const outcome = await readManifest(store, item.key, options.signal);
+    if (outcome === undefined) return;
+    if (typeof outcome === "string") {
+      report.unreadableKeys.push(item.key);
+      reachable.blockedTenants.add(parseObjectKey(item.key)?.namespacePrefix ?? "");
+      if (outcome === "damaged" && isOld(item, options)) reachable.doomed.push(item);
+      return;
+    }
+    const { sessionAgeMsMax, nowMs } = options;
+    if (sessionAgeMsMax !== undefined && nowMs - outcome.updatedMs > sessionAgeMsMax) {
+      reachable.doomed.push(item);
+      return;
+    }
+    report.manifestCount++;
+    for (const key of objectKeysOf(outcome)) reachable.named.add(key);
+  };
+  for (let from = 0; from < sessions.length; from += LIMITS.storeConcurrency) {
+    await Promise.all(sessions.slice(from, from + LIMITS.storeConcurrency).map(readOne));
+  }
+  return reachable;
+}
+
+/** Undefined: gone meanwhile. A read that looks damaged is tried once more: it may have been the read that failed. */
+async function readManifest(store: PageStore, key: string, signal: AbortSignal | undefined) {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return (await loadManifest(store, key, signal))?.manifest;
+    } catch (error) {
+      if (error instanceof FormatError && error.code === "unsupported_version") return "newer";
+      const damaged = error instanceof FormatError || (error instanceof StoreError && error.code === "corrupt");
+      if (!damaged) throw error;
+      if (attempt === 2) return "damaged";
+    }
+  }
+}
+
+function isOld(item: Listed, options: GarbageOptions): boolean {
+  return options.nowMs - item.modifiedMs > options.graceMs;
+}
+
+async function* listAll(store: PageStore, prefix: string, signal: AbortSignal | undefined): AsyncGenerator<Listed> {
+  let cursor: string | undefined;
+  do {
+    const page: ListPage = await store.list(prefix, cursor === undefined ? { signal } : { cursor, signal });
+    yield* page.keys;
+    cursor = page.cursor;
+  } while (cursor !== undefined);
+}
+
+async function deleteInOrder(
+  store: PageStore,
+  keys: readonly string[],
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  for (let from = 0; from < keys.length; from += DELETE_KEYS_MAX) {
+    if (signal?.aborted === true) throw new StoreError("aborted", "garbage collection was aborted");
+    await store.delete(keys.slice(from, from + DELETE_KEYS_MAX));
+  }
+}
