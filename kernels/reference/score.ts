@@ -37,26 +37,29 @@ export function scorePages(
   return scores;
 }
 
-/** `q.k` against the decoded keys of every token of `pages` (all resident), rounded to f32 once. */
+/** Per query: `q.k` against the decoded keys of every token of `pages` (all resident), rounded to f32 once. */
 export function scoreTokens(
   { pool, layer, slice }: { pool: ReferencePool; layer: number; slice: StepSlice },
-  query: Query,
+  queries: readonly Query[],
   pages: readonly number[],
-): Float32Array {
+): Float32Array[] {
   const { headDim } = pool.spec;
-  const scores = new Float32Array(pages.length * PAGE_TOKENS);
+  const scores = queries.map(() => new Float32Array(pages.length * PAGE_TOKENS));
   pages.forEach((page, index) => {
-    const block = Math.floor(page / PAGES_PER_BLOCK);
-    const blockId = slice.blockIds[layer * slice.blockCapacity + block] as number;
-    const keys = decodeKeys(pool.spec, pool.block(blockId), query.kvHead);
-    for (let token = 0; token < PAGE_TOKENS; token++) {
-      const keyAt = ((page % PAGES_PER_BLOCK) * PAGE_TOKENS + token) * headDim;
-      let dot = 0;
-      for (let channel = 0; channel < headDim; channel++) {
-        dot += (query.vector[channel] as number) * (keys[keyAt + channel] as number);
+    const blockId = slice.blockIds[layer * slice.blockCapacity + Math.floor(page / PAGES_PER_BLOCK)] as number;
+    const block = pool.block(blockId);
+    const keysPerHead = Array.from({ length: pool.spec.kvHeadCount }, (_, head) => decodeKeys(pool.spec, block, head));
+    queries.forEach(({ vector, kvHead }, query) => {
+      const keys = keysPerHead[kvHead] as Float32Array;
+      for (let token = 0; token < PAGE_TOKENS; token++) {
+        const keyAt = ((page % PAGES_PER_BLOCK) * PAGE_TOKENS + token) * headDim;
+        let dot = 0;
+        for (let channel = 0; channel < headDim; channel++) {
+          dot += (vector[channel] as number) * (keys[keyAt + channel] as number);
+        }
+        (scores[query] as Float32Array)[index * PAGE_TOKENS + token] = dot;
       }
-      scores[index * PAGE_TOKENS + token] = dot;
-    }
+    });
   });
   return scores;
 }

@@ -135,7 +135,7 @@ function chooseTokens(scope: Scope, pages: number[], kvHeads: readonly number[])
   let tokens = Array.from({ length: kept.length * PAGE_TOKENS }, (_, index) => index);
   if (takeTokens < tokens.length) {
     const source = { pool: args.pool, layer: args.layer, slice };
-    const scores = queriesOf(scope, kvHeads).map((query) => scoreTokens(source, query, kept));
+    const scores = scoreTokens(source, queriesOf(scope, kvHeads), kept);
     tokens = topIndices(combine("softmax-sum", args.pool.spec.headDim, scores), takeTokens);
     scope.traffic.metadataBytes += kvHeads.length * keyReadBytes(args.pool.spec, kept);
   }
