@@ -101,7 +101,7 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
     rowsMax,
   });
   settings.runningMax = plan.runningMax;
-  const store = openStore(options.storeUrl, options.env);
+  const store = await openStore(options.storeUrl, options.env);
   const device = await openDevice({
     kind: options.device,
     ...(options.threads === undefined ? {} : { threads: options.threads }),

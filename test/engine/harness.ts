@@ -1,0 +1,183 @@
+/** An engine on the reference device with the tiny model, and a client that keeps a session's log as the edge does. */
+
+import type { Ticket } from "../../engine/engine.ts";
+import { type OpenedEngine, openEngine } from "../../engine/open.ts";
+import { ENGINE_DEFAULTS, type EngineSettings, systemClock } from "../../engine/settings.ts";
+import type { Device, KvEncoding } from "../../kernels/contract.ts";
+import { openDevice } from "../../kernels/open.ts";
+import type { ModelRunner } from "../../models/contract.ts";
+import { openRunner } from "../../models/open.ts";
+import type { EngineUsage, FinishReason, GenerateRequest, SelectionRequest, Span } from "../../protocol/generate.ts";
+import { idsToBytes } from "../../protocol/ids.ts";
+import type { PageStore } from "../../storage/contract.ts";
+import { TINY_CONFIG, TinyWeights, uniform } from "./tiny-model.ts";
+
+export const NAMESPACE = "0123456789abcdef";
+
+export interface TestEngine extends OpenedEngine {
+  runner: ModelRunner;
+  device: Device;
+  logged: { event: string; fields: Record<string, unknown> }[];
+  /** As `kill -9`: nothing is flushed. */
+  kill(): Promise<void>;
+}
+
+export interface TestEngineOptions {
+  store: PageStore;
+  kvEncoding?: KvEncoding;
+  blockCount?: number;
+  openSlotCount?: number;
+  rowsMax?: number;
+  settings?: Partial<EngineSettings>;
+}
+
+export async function openTestEngine(options: TestEngineOptions): Promise<TestEngine> {
+  const device = await openDevice({ kind: "reference" });
+  const rowsMax = options.rowsMax ?? 256;
+  const blockCount = options.blockCount ?? 2 * 64;
+  const runner = await openRunner({
+    config: TINY_CONFIG,
+    source: new TinyWeights(),
+    device,
+    encoding: "f32",
+    kv: {
+      encoding: options.kvEncoding ?? "int8",
+      summaryKinds: ["min-max", "mean-deviation"],
+      blockCount,
+      openSlotCount: options.openSlotCount ?? 24,
+      summarySlotCount: blockCount,
+    },
+    rowsMax,
+  });
+  const logged: TestEngine["logged"] = [];
+  const settings: EngineSettings = {
+    ...ENGINE_DEFAULTS,
+    engineId: "test-engine",
+    modelId: "tiny",
+    contextTokensMax: TINY_CONFIG.contextTokensMax,
+    stepRowsMax: rowsMax,
+    segmentTokens: 64,
+    manifestCommitMs: 0,
+    ...options.settings,
+  };
+  const log = (event: string, fields: Record<string, unknown>) => void logged.push({ event, fields });
+  const opened = openEngine({
+    runner,
+    numericsId: device.numericsId,
+    store: options.store,
+    settings,
+    clock: systemClock,
+    log,
+  });
+  return { ...opened, runner, device, logged, kill: () => device.close() };
+}
+
+export interface TurnResult {
+  ids: number[];
+  usage: EngineUsage;
+  reason: FinishReason;
+  spans: Span[];
+}
+
+let requestCount = 0;
+
+export function request(fields: Partial<GenerateRequest> & { tokens: Uint8Array }): GenerateRequest {
+  requestCount += 1;
+  return {
+    version: 1,
+    requestId: `request-${requestCount}`,
+    model: "tiny",
+    namespace: NAMESPACE,
+    turnStart: 0,
+    spans: [],
+    maxTokens: 16,
+    stopTokens: [],
+    sampling: {
+      temperature: 0,
+      topP: 1,
+      topK: 0,
+      minP: 0,
+      seed: 1,
+      frequencyPenalty: 0,
+      presencePenalty: 0,
+      repetitionPenalty: 1,
+      logitBias: [],
+    },
+    selection: { policy: "dense", budgetTokens: 0, exact: true },
+    ...fields,
+  };
+}
+
+/** Submits and waits for the end. */
+export function generate(
+  engine: TestEngine,
+  fields: GenerateRequest,
+  onTicket?: (ticket: Ticket) => void,
+): Promise<TurnResult> {
+  return new Promise((resolve, reject) => {
+    const ids: number[] = [];
+    const ticket = engine.engine.submit(fields, {
+      token: (id) => void ids.push(id),
+      done: (reason, usage, spans) => resolve({ ids, usage: structuredClone(usage), reason, spans }),
+      failed: reject,
+    });
+    onTicket?.(ticket);
+  });
+}
+
+/** The truth of one session, as the edge's log holds it. */
+export class TestSession {
+  readonly id: string;
+  readonly selection: SelectionRequest;
+  ids: number[] = [];
+  spans: Span[] = [];
+
+  constructor(id: string, selection: SelectionRequest) {
+    this.id = id;
+    this.selection = selection;
+  }
+
+  async turn(
+    engine: TestEngine,
+    prompt: readonly number[],
+    fields: Partial<GenerateRequest> = {},
+  ): Promise<TurnResult> {
+    const turnStart = this.ids.length;
+    const result = await generate(
+      engine,
+      request({
+        session: { id: this.id },
+        tokens: idsToBytes([...this.ids, ...prompt]),
+        turnStart,
+        spans: this.spans,
+        selection: this.selection,
+        ...fields,
+      }),
+    );
+    this.ids.push(...prompt, ...result.ids);
+    this.spans = [...this.spans, ...result.spans.filter((span) => span.end > turnStart)];
+    return result;
+  }
+
+  fork(id: string): TestSession {
+    const copy = new TestSession(id, this.selection);
+    copy.ids = [...this.ids];
+    copy.spans = [...this.spans];
+    return copy;
+  }
+}
+
+export function randomIds(seed: number, count: number): number[] {
+  const next = uniform(seed);
+  return Array.from({ length: count }, () => Math.floor(next() * TINY_CONFIG.vocabularySize));
+}
+
+/** Waits until the engine holds nothing, or fails. */
+export async function untilIdle(engine: TestEngine): Promise<void> {
+  for (let tries = 0; tries < 500; tries++) {
+    const { runningCount, queuedCount } = engine.engine.status;
+    if (runningCount + queuedCount === 0) return;
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+  throw new Error(`engine is not idle: ${JSON.stringify(engine.engine.status)}`);
+}

@@ -1,0 +1,72 @@
+import { afterEach, describe, expect, it } from "vitest";
+import type { SelectionRequest } from "../../protocol/generate.ts";
+import { MemoryStore } from "../../storage/memory-store.ts";
+import { openTestEngine, randomIds, type TestEngine, TestSession, untilIdle } from "./harness.ts";
+
+const PROMPTS = [randomIds(1, 1100), randomIds(2, 90), randomIds(3, 75)];
+const SELECTIONS: Record<string, SelectionRequest> = {
+  "quest exact": { policy: "quest", budgetTokens: 128, exact: true },
+  "mean-deviation exact": { policy: "mean-deviation", budgetTokens: 128, exact: true },
+  "tokenselect exact": { policy: "tokenselect", budgetTokens: 128, exact: true },
+  streaming: { policy: "streaming", budgetTokens: 128, exact: true },
+  dense: { policy: "dense", budgetTokens: 0, exact: true },
+};
+
+const engines: TestEngine[] = [];
+async function open(store: MemoryStore, kvEncoding: "f32" | "int8"): Promise<TestEngine> {
+  const engine = await openTestEngine({ store, kvEncoding });
+  engines.push(engine);
+  return engine;
+}
+afterEach(async () => {
+  for (const engine of engines.splice(0)) await engine.kill();
+});
+
+/** Three turns on one engine that is never stopped. */
+async function undisturbed(selection: SelectionRequest, kvEncoding: "f32" | "int8"): Promise<number[][]> {
+  const engine = await open(new MemoryStore(), kvEncoding);
+  const session = new TestSession("s", selection);
+  const replies: number[][] = [];
+  for (const prompt of PROMPTS) replies.push((await session.turn(engine, prompt)).ids);
+  await untilIdle(engine);
+  return replies;
+}
+
+describe.each(Object.entries(SELECTIONS))("resume on a fresh engine: %s", (_name, selection) => {
+  it.each(["int8", "f32"] as const)(
+    "continues bit for bit with %s KV and reads pages from the store",
+    async (kvEncoding) => {
+      const expected = await undisturbed(selection, kvEncoding);
+      const store = new MemoryStore();
+      const first = await open(store, kvEncoding);
+      const session = new TestSession("s", selection);
+      expect((await session.turn(first, PROMPTS[0]!)).ids).toEqual(expected[0]);
+      const second = await session.turn(first, PROMPTS[1]!);
+      expect(second.ids).toEqual(expected[1]);
+      expect(second.usage.cachedTokens).toBe(1100 + 16);
+      expect(second.usage.source.device).toBe(1100 + 16);
+      await untilIdle(first);
+      await first.persister.flush();
+      const logged = session.ids.length;
+
+      const fresh = await open(store, kvEncoding);
+      const third = await session.turn(fresh, PROMPTS[2]!);
+      expect(third.ids).toEqual(expected[2]);
+      expect(third.usage.cachedTokens).toBe(logged);
+      expect(third.usage.source.store).toBe(logged);
+      expect(third.usage.recomputedTokens).toBe(0);
+      expect(third.usage.bytesBeforeFirstToken).toBeGreaterThan(0);
+      expect(third.usage.pagesBeforeFirstToken).toBeGreaterThan(0);
+      if (selection.policy !== "dense") {
+        expect(third.usage.pagesSelected).toBeGreaterThan(0);
+        const share = selection.policy === "tokenselect" ? 0.8 : 0.25;
+        expect(third.usage.pagesSelected).toBeLessThan(third.usage.pagesInContext * share);
+      }
+      await untilIdle(fresh);
+      fresh.evictIdle();
+      expect(fresh.engine.status.heldBlockCount).toBe(0);
+      expect(fresh.engine.status.heldSlotCount).toBe(0);
+      expect(fresh.logged.filter(({ event }) => event !== "fetch.lost")).toEqual([]);
+    },
+  );
+});
