@@ -1,0 +1,97 @@
+/** RoPE, the open slots, and the sealing of full blocks. */
+import { NOT_RESIDENT, type StepSlice } from "../contract.ts";
+import { openHeadAt, openSlotValuesAt, summaryHeadAt } from "../layout.ts";
+import { sealedByStep } from "../validate.ts";
+import type { Machine } from "./machine.ts";
+import type { WasmPool } from "./memory.ts";
+import { OP } from "./ops.ts";
+
+/** Everything `append` needs, as addresses. */
+export interface AppendArgs {
+  pool: WasmPool;
+  layer: number;
+  headCount: number;
+  q: number;
+  k: number;
+  v: number;
+  cos: number;
+  sin: number;
+  /** {@link writeRowTable} of the step. */
+  rowTable: number;
+  rowCount: number;
+}
+
+/** Writes {position, open slot} of every row of the step. */
+export function writeRowTable(words: Int32Array, at: number, slices: readonly StepSlice[]): void {
+  let index = at / 4;
+  for (const slice of slices) {
+    const blockFirst = Math.floor(slice.position / 64);
+    for (let row = 0; row < slice.rowCount; row++) {
+      const position = slice.position + row;
+      words[index++] = position;
+      words[index++] = slice.openSlots[Math.floor(position / 64) - blockFirst] ?? NOT_RESIDENT;
+    }
+  }
+}
+
+/** Rotates, appends, and seals what became full. */
+export function append(machine: Machine, args: AppendArgs, slices: readonly StepSlice[]): void {
+  const { pool, layer, headCount, rowCount } = args;
+  const { kvHeadCount, headDim } = pool.spec;
+  const keysOffset = openHeadAt(pool.spec, layer, 0) * 4;
+  const valuesOffset = openSlotValuesAt(pool.spec) * 4 + keysOffset;
+  const taskCount = Math.min(rowCount, machine.threads.threads * 4);
+  machine.threads.run(OP.rope, {
+    taskCount,
+    work: rowCount * (headCount + kvHeadCount * 2) * headDim * 2,
+    args: [
+      ...[args.q, args.k, args.v, args.cos, args.sin, args.rowTable, rowCount, headCount, kvHeadCount, headDim],
+      ...[pool.openAt, pool.openSlotBytes, keysOffset, valuesOffset, taskCount],
+    ],
+  });
+  seal(machine, args, slices);
+}
+
+function seal(machine: Machine, { pool, layer }: AppendArgs, slices: readonly StepSlice[]): void {
+  const records = sealRecords(pool, layer, slices);
+  if (records.length === 0) return;
+  machine.opArena.clear();
+  const table = machine.opArena.take(records.length * 4);
+  machine.heap.words.set(records, table / 4);
+  const { kvHeadCount, headDim, encoding, summaryKinds } = pool.spec;
+  machine.threads.ensureScratch(64 * headDim * 4);
+  const kindIds = [0, 1].map((index) => (summaryKinds[index] === "mean-deviation" ? 1 : 0));
+  const kindOffsets = [0, 1].map((index) => {
+    const kind = summaryKinds[index];
+    return kind === undefined ? 0 : summaryHeadAt(pool.spec, kind, layer, 0) * 4;
+  });
+  const { keyScalesAt, valuesAt, valueScalesAt } = pool.layout;
+  const taskCount = (records.length / 4) * kvHeadCount;
+  machine.threads.run(OP.seal, {
+    taskCount,
+    work: taskCount * 64 * headDim * 4,
+    args: [
+      ...[table, kvHeadCount, headDim, encoding === "int8" ? 1 : 0, keyScalesAt, valuesAt, valueScalesAt],
+      ...[summaryKinds.length, ...kindIds, ...kindOffsets],
+    ],
+  });
+}
+
+/** {open keys, open values, device block, summary slot or 0} of every block that this step fills. */
+function sealRecords(pool: WasmPool, layer: number, slices: readonly StepSlice[]): number[] {
+  const records: number[] = [];
+  const keysOffset = openHeadAt(pool.spec, layer, 0) * 4;
+  const valuesOffset = openSlotValuesAt(pool.spec) * 4 + keysOffset;
+  for (const slice of slices) {
+    const sealed = sealedByStep(slice);
+    for (let block = sealed.first; block < sealed.end; block++) {
+      const slot = slice.openSlots[block - sealed.first] as number;
+      const blockId = slice.blockIds[layer * slice.blockCapacity + block] as number;
+      const summarySlot = slice.summarySlots[block] ?? NOT_RESIDENT;
+      const open = pool.openAt + slot * pool.openSlotBytes;
+      records.push(open + keysOffset, open + valuesOffset, pool.blocksAt + blockId * pool.blockBytes);
+      records.push(summarySlot === NOT_RESIDENT ? 0 : pool.summariesAt + summarySlot * pool.summarySlotBytes);
+    }
+  }
+  return records;
+}

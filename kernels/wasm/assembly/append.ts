@@ -1,0 +1,158 @@
+// RoPE on the way into the open slots, and the sealing of full blocks.
+import { arg, argAt, partStart, scratchOf } from "./control";
+import { decodeKeys } from "./kv-decode";
+import { codeOf, codes4 } from "./matmul-int8";
+import { maxLanes } from "./vector";
+
+/**
+ * Rotates q in place and k into the open slot of its row, copies v there. args: q, k, v, cos, sin, rows {position, slot}, rowCount,
+ * headCount, kvHeadCount, headDim, open slots, slot bytes, offset of the layer's keys in a slot, the same for values, parts
+ */
+export function ropeTask(task: i32): void {
+  const headCount = arg(7);
+  const kvHeadCount = arg(8);
+  const headBytes = (<usize>arg(9)) << 2;
+  const end = partStart(arg(6), task + 1, arg(14));
+  for (let row = partStart(arg(6), task, arg(14)); row < end; row++) {
+    const position = load<u32>(argAt(5) + ((<usize>row) << 3));
+    const slot = load<u32>(argAt(5) + ((<usize>row) << 3), 4);
+    const cos = argAt(3) + <usize>position * (headBytes >> 1);
+    const sin = argAt(4) + <usize>position * (headBytes >> 1);
+    for (let head = 0; head < headCount; head++) {
+      const q = argAt(0) + <usize>(row * headCount + head) * headBytes;
+      rotate(q, q, cos, sin, headBytes >> 1);
+    }
+    const open = argAt(10) + <usize>slot * argAt(11) + <usize>(position & 63) * headBytes;
+    for (let head = 0; head < kvHeadCount; head++) {
+      const from = <usize>(row * kvHeadCount + head) * headBytes;
+      const to = open + <usize>head * 64 * headBytes;
+      rotate(to + argAt(12), argAt(1) + from, cos, sin, headBytes >> 1);
+      memory.copy(to + argAt(13), argAt(2) + from, headBytes);
+    }
+  }
+}
+
+/** out[i] = x[i] cos[i] - x[i+h] sin[i]; out[i+h] = x[i+h] cos[i] + x[i] sin[i]. */
+function rotate(out: usize, x: usize, cos: usize, sin: usize, halfBytes: usize): void {
+  let at: usize = 0;
+  for (; at + 16 <= halfBytes; at += 16) {
+    const a = v128.load(x + at);
+    const b = v128.load(x + at + halfBytes);
+    const c = v128.load(cos + at);
+    const s = v128.load(sin + at);
+    v128.store(out + at, f32x4.sub(f32x4.mul(a, c), f32x4.mul(b, s)));
+    v128.store(out + at + halfBytes, f32x4.add(f32x4.mul(b, c), f32x4.mul(a, s)));
+  }
+  for (; at < halfBytes; at += 4) {
+    const a = load<f32>(x + at);
+    const b = load<f32>(x + at + halfBytes);
+    const c = load<f32>(cos + at);
+    const s = load<f32>(sin + at);
+    store<f32>(out + at, a * c - b * s);
+    store<f32>(out + at + halfBytes, b * c + a * s);
+  }
+}
+
+/**
+ * Encodes one KV head of one full block and writes its summaries. Task = block * kvHeadCount + kvHead.
+ * args: blocks {open keys, open values, device block, summary slot (0: none)} (addresses of the layer, head 0), kvHeadCount, headDim,
+ * int8?, offsets in a block: key scales, values, value scales; kind count, kind 0, kind 1 (0: min-max, 1: mean-deviation),
+ * offset of kind 0 and of kind 1 in a summary slot (for the layer)
+ */
+export function sealTask(task: i32, thread: i32): void {
+  const kvHeadCount = arg(1);
+  const record = argAt(0) + <usize>(task / kvHeadCount) * 16;
+  const head = <usize>(task % kvHeadCount);
+  const headDim = <usize>arg(2);
+  let keys = <usize>load<u32>(record) + head * headDim * 256;
+  const values = <usize>load<u32>(record, 4) + head * headDim * 256;
+  const block = <usize>load<u32>(record, 8);
+  if (arg(3) == 0) {
+    memory.copy(block + head * headDim * 256, keys, headDim * 256);
+    memory.copy(block + argAt(5) + head * headDim * 256, values, headDim * 256);
+  } else {
+    const codes = block + head * headDim * 64;
+    const scales = block + argAt(4) + head * headDim * 4;
+    for (let channel: usize = 0; channel < headDim; channel += 4) encodeKeys4(codes + channel, scales + channel * 4, keys + channel * 4, headDim);
+    for (let token: usize = 0; token < 64; token++) {
+      encodeValue(
+        block + argAt(5) + (head * 64 + token) * headDim,
+        block + argAt(6) + (head * 64 + token) * 4,
+        values + token * headDim * 4,
+        headDim,
+      );
+    }
+    keys = scratchOf(thread);
+    decodeKeys(keys, codes, scales, headDim, 0, 64);
+  }
+  const summary = <usize>load<u32>(record, 12);
+  if (summary == 0) return;
+  for (let kind = 0; kind < arg(7); kind++) {
+    const to = summary + argAt(10 + kind) + head * headDim * 32;
+    for (let page: usize = 0; page < 4; page++) {
+      const from = keys + page * headDim * 64;
+      if (arg(8 + kind) == 0) minMax(to + page * headDim * 8, from, headDim);
+      else meanDeviation(to + page * headDim * 8, from, headDim);
+    }
+  }
+}
+
+/** Four channels of the keys: one scale per channel over 64 tokens. */
+function encodeKeys4(codes: usize, scales: usize, keys: usize, headDim: usize): void {
+  let largest = f32x4.splat(0);
+  for (let token: usize = 0; token < 64; token++) {
+    largest = f32x4.max(largest, f32x4.abs(v128.load(keys + token * headDim * 4)));
+  }
+  const scale = f32x4.div(largest, f32x4.splat(127));
+  v128.store(scales, scale);
+  const zero = f32x4.eq(scale, f32x4.splat(0));
+  for (let token: usize = 0; token < 64; token++) {
+    const wide = v128.andnot(codes4(v128.load(keys + token * headDim * 4), scale), zero);
+    const narrow = i16x8.narrow_i32x4_s(wide, wide);
+    v128.store32_lane(codes + token * headDim, i8x16.narrow_i16x8_s(narrow, narrow), 0);
+  }
+}
+
+/** One value vector: one scale. */
+function encodeValue(codes: usize, scaleAt: usize, value: usize, headDim: usize): void {
+  let largest = f32x4.splat(0);
+  for (let at: usize = 0; at < headDim * 4; at += 16) largest = f32x4.max(largest, f32x4.abs(v128.load(value + at)));
+  const scale = maxLanes(largest) / <f32>127;
+  store<f32>(scaleAt, scale);
+  for (let channel: usize = 0; channel < headDim; channel++) {
+    store<i8>(codes + channel, <i8>codeOf(load<f32>(value + channel * 4), scale));
+  }
+}
+
+/** centre = (max + min) / 2, radius = (max - min) / 2 over 16 tokens. */
+function minMax(to: usize, keys: usize, headDim: usize): void {
+  const half = f32x4.splat(0.5);
+  for (let at: usize = 0; at < headDim * 4; at += 16) {
+    let low = v128.load(keys + at);
+    let high = low;
+    for (let token: usize = 1; token < 16; token++) {
+      const key = v128.load(keys + at + token * headDim * 4);
+      low = f32x4.min(low, key);
+      high = f32x4.max(high, key);
+    }
+    v128.store(to + at, f32x4.mul(f32x4.add(high, low), half));
+    v128.store(to + at + headDim * 4, f32x4.mul(f32x4.sub(high, low), half));
+  }
+}
+
+/** centre = mean, radius = population standard deviation over 16 tokens, two passes, tokens ascending. */
+function meanDeviation(to: usize, keys: usize, headDim: usize): void {
+  const sixteenth = f32x4.splat(0.0625);
+  for (let at: usize = 0; at < headDim * 4; at += 16) {
+    let sum = f32x4.splat(0);
+    for (let token: usize = 0; token < 16; token++) sum = f32x4.add(sum, v128.load(keys + at + token * headDim * 4));
+    const mean = f32x4.mul(sum, sixteenth);
+    let squares = f32x4.splat(0);
+    for (let token: usize = 0; token < 16; token++) {
+      const difference = f32x4.sub(v128.load(keys + at + token * headDim * 4), mean);
+      squares = f32x4.add(squares, f32x4.mul(difference, difference));
+    }
+    v128.store(to + at, mean);
+    v128.store(to + at + headDim * 4, f32x4.sqrt(f32x4.mul(squares, sixteenth)));
+  }
+}

@@ -1,0 +1,31 @@
+// int8 KV back to f32: f32(code * scale), the value that both attention and summaries see.
+
+/** Four codes as f32. headDim is a multiple of 4, so nothing is read beyond them. */
+// @ts-ignore: decorator
+@inline
+function codes4ToF32(at: usize): v128 {
+  return f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(i16x8.extend_low_i8x16_s(v128.load32_zero(at))));
+}
+
+/** Tokens [first, end) of `[64][headDim]` keys of one head, one scale per channel; `out` is the place of token 0. */
+export function decodeKeys(out: usize, codes: usize, scales: usize, headDim: usize, first: usize, end: usize): void {
+  for (let token = first; token < end; token++) {
+    const from = codes + token * headDim;
+    const to = out + token * headDim * 4;
+    for (let channel: usize = 0; channel < headDim; channel += 4) {
+      v128.store(to + channel * 4, f32x4.mul(codes4ToF32(from + channel), v128.load(scales + channel * 4)));
+    }
+  }
+}
+
+/** Tokens [first, end) of `[64][headDim]` values of one head, one scale per token; `out` is the place of token 0. */
+export function decodeValues(out: usize, codes: usize, scales: usize, headDim: usize, first: usize, end: usize): void {
+  for (let token = first; token < end; token++) {
+    const from = codes + token * headDim;
+    const to = out + token * headDim * 4;
+    const scale = v128.load32_splat(scales + token * 4);
+    for (let channel: usize = 0; channel < headDim; channel += 4) {
+      v128.store(to + channel * 4, f32x4.mul(codes4ToF32(from + channel), scale));
+    }
+  }
+}

@@ -1,0 +1,163 @@
+// f32 matrices: panels of 8 outputs, [panel][inWidth][8], missing outputs are zero. Every output is one sum over inputs, ascending,
+// each product and each sum rounded: the same bits whichever tile computes it.
+import { arg, argAt, partStart } from "./control";
+import { storeUpTo8 } from "./vector";
+
+/** Packs staged rows. args: out (first panel of these rows), x [rows, inWidth], rows, inWidth, parts */
+export function packF32Task(task: i32): void {
+  const rows = arg(2);
+  const inWidth = arg(3);
+  const panels = (rows + 7) >> 3;
+  const end = partStart(panels, task + 1, arg(4));
+  for (let panel = partStart(panels, task, arg(4)); panel < end; panel++) {
+    const out = argAt(0) + <usize>panel * <usize>inWidth * 32;
+    for (let lane = 0; lane < 8; lane++) {
+      const row = panel * 8 + lane;
+      const from = argAt(1) + <usize>row * <usize>inWidth * 4;
+      for (let k: usize = 0; k < <usize>inWidth; k++) {
+        store<f32>(out + k * 32 + ((<usize>lane) << 2), row < rows ? load<f32>(from + k * 4) : 0);
+      }
+    }
+  }
+}
+
+/** out[i] = table[tokens[i]]. args: out, table, tokens, count, width, parts */
+export function embedF32Task(task: i32): void {
+  const width = <usize>arg(4);
+  const end = partStart(arg(3), task + 1, arg(5));
+  for (let row = partStart(arg(3), task, arg(5)); row < end; row++) {
+    const token = load<u32>(argAt(2) + ((<usize>row) << 2));
+    const from = argAt(1) + <usize>(token >> 3) * width * 32 + <usize>((token & 7) << 2);
+    const out = argAt(0) + <usize>row * width * 4;
+    for (let k: usize = 0; k < width; k++) store<f32>(out + k * 4, load<f32>(from + k * 32));
+  }
+}
+
+/**
+ * out (+)= x . matrix^T. args: out, x, matrix, rows, inWidth, outWidth, accumulate, rowParts, panelParts.
+ * Task = rowPart + rowParts * panelPart; both kinds of parts start at multiples of 4.
+ */
+export function matmulF32Task(task: i32): void {
+  const rows = arg(3);
+  const rowParts = arg(7);
+  const quads = (rows + 3) >> 2;
+  const rowFirst = partStart(quads, task % rowParts, rowParts) << 2;
+  const rowEnd = min(rows, partStart(quads, (task % rowParts) + 1, rowParts) << 2);
+  const panels = (arg(5) + 7) >> 3;
+  const panelQuads = (panels + 3) >> 2;
+  const panelFirst = partStart(panelQuads, task / rowParts, arg(8)) << 2;
+  const panelEnd = min(panels, partStart(panelQuads, task / rowParts + 1, arg(8)) << 2);
+  if (rows == 1) {
+    rowTimesPanels(panelFirst, panelEnd);
+    return;
+  }
+  for (let panel = panelFirst; panel < panelEnd; panel++) {
+    for (let row = rowFirst; row < rowEnd; row += 4) fourRowsTimesPanel(row, rowEnd, panel);
+  }
+}
+
+/** One row against panels, four at a time so that the additions of one sum do not wait for each other. */
+function rowTimesPanels(panelFirst: i32, panelEnd: i32): void {
+  const x = argAt(1);
+  const inWidth = <usize>arg(4);
+  const panelBytes = inWidth * 32;
+  let panel = panelFirst;
+  for (; panel + 4 <= panelEnd; panel += 4) {
+    const w0 = argAt(2) + <usize>panel * panelBytes;
+    const w1 = w0 + panelBytes;
+    const w2 = w1 + panelBytes;
+    const w3 = w2 + panelBytes;
+    let a0 = f32x4.splat(0), b0 = f32x4.splat(0), a1 = f32x4.splat(0), b1 = f32x4.splat(0);
+    let a2 = f32x4.splat(0), b2 = f32x4.splat(0), a3 = f32x4.splat(0), b3 = f32x4.splat(0);
+    for (let k: usize = 0; k < inWidth; k++) {
+      const at = k * 32;
+      const xs = v128.load32_splat(x + k * 4);
+      a0 = f32x4.add(a0, f32x4.mul(v128.load(w0 + at), xs));
+      b0 = f32x4.add(b0, f32x4.mul(v128.load(w0 + at, 16), xs));
+      a1 = f32x4.add(a1, f32x4.mul(v128.load(w1 + at), xs));
+      b1 = f32x4.add(b1, f32x4.mul(v128.load(w1 + at, 16), xs));
+      a2 = f32x4.add(a2, f32x4.mul(v128.load(w2 + at), xs));
+      b2 = f32x4.add(b2, f32x4.mul(v128.load(w2 + at, 16), xs));
+      a3 = f32x4.add(a3, f32x4.mul(v128.load(w3 + at), xs));
+      b3 = f32x4.add(b3, f32x4.mul(v128.load(w3 + at, 16), xs));
+    }
+    put(0, panel, a0, b0);
+    put(0, panel + 1, a1, b1);
+    put(0, panel + 2, a2, b2);
+    put(0, panel + 3, a3, b3);
+  }
+  for (; panel < panelEnd; panel++) {
+    const w = argAt(2) + <usize>panel * panelBytes;
+    let a = f32x4.splat(0), b = f32x4.splat(0);
+    for (let k: usize = 0; k < inWidth; k++) {
+      const xs = v128.load32_splat(x + k * 4);
+      a = f32x4.add(a, f32x4.mul(v128.load(w + k * 32), xs));
+      b = f32x4.add(b, f32x4.mul(v128.load(w + k * 32, 16), xs));
+    }
+    put(0, panel, a, b);
+  }
+}
+
+/** Rows row..row+3 against one panel; rows from rowEnd on are computed as copies of the last one and not stored. */
+function fourRowsTimesPanel(row: i32, rowEnd: i32, panel: i32): void {
+  const inWidth = <usize>arg(4);
+  const rowBytes = inWidth << 2;
+  const x0 = argAt(1) + <usize>row * rowBytes;
+  const x1 = row + 1 < rowEnd ? x0 + rowBytes : x0;
+  const x2 = row + 2 < rowEnd ? x1 + rowBytes : x1;
+  const x3 = row + 3 < rowEnd ? x2 + rowBytes : x2;
+  let w = argAt(2) + <usize>panel * inWidth * 32;
+  let a0 = f32x4.splat(0), b0 = f32x4.splat(0), a1 = f32x4.splat(0), b1 = f32x4.splat(0);
+  let a2 = f32x4.splat(0), b2 = f32x4.splat(0), a3 = f32x4.splat(0), b3 = f32x4.splat(0);
+  for (let at: usize = 0; at < rowBytes; at += 4) {
+    const wa = v128.load(w);
+    const wb = v128.load(w, 16);
+    w += 32;
+    let xs = v128.load32_splat(x0 + at);
+    a0 = f32x4.add(a0, f32x4.mul(wa, xs));
+    b0 = f32x4.add(b0, f32x4.mul(wb, xs));
+    xs = v128.load32_splat(x1 + at);
+    a1 = f32x4.add(a1, f32x4.mul(wa, xs));
+    b1 = f32x4.add(b1, f32x4.mul(wb, xs));
+    xs = v128.load32_splat(x2 + at);
+    a2 = f32x4.add(a2, f32x4.mul(wa, xs));
+    b2 = f32x4.add(b2, f32x4.mul(wb, xs));
+    xs = v128.load32_splat(x3 + at);
+    a3 = f32x4.add(a3, f32x4.mul(wa, xs));
+    b3 = f32x4.add(b3, f32x4.mul(wb, xs));
+  }
+  put(row, panel, a0, b0);
+  if (row + 1 < rowEnd) put(row + 1, panel, a1, b1);
+  if (row + 2 < rowEnd) put(row + 2, panel, a2, b2);
+  if (row + 3 < rowEnd) put(row + 3, panel, a3, b3);
+}
+
+/** Writes eight sums of one row, or adds them to what is there. The arguments' places are those of both matmul ops. */
+export function put(row: i32, panel: i32, low: v128, high: v128): void {
+  const outWidth = arg(5);
+  const count = min(8, outWidth - panel * 8);
+  const out = argAt(0) + (<usize>row * <usize>outWidth + <usize>panel * 8) * 4;
+  if (arg(6) == 0) {
+    storeUpTo8(out, low, high, count);
+  } else if (count == 8) {
+    v128.store(out, f32x4.add(v128.load(out), low));
+    v128.store(out, f32x4.add(v128.load(out, 16), high), 16);
+  } else {
+    addUpTo7(out, low, high, count);
+  }
+}
+
+function addUpTo7(out: usize, low: v128, high: v128, count: i32): void {
+  let rest = low;
+  let left = count;
+  let at = out;
+  if (left >= 4) {
+    v128.store(at, f32x4.add(v128.load(at), low));
+    rest = high;
+    left -= 4;
+    at += 16;
+  }
+  if (left > 0) store<f32>(at, load<f32>(at) + f32x4.extract_lane(rest, 0));
+  if (left > 1) store<f32>(at, load<f32>(at, 4) + f32x4.extract_lane(rest, 1), 4);
+  if (left > 2) store<f32>(at, load<f32>(at, 8) + f32x4.extract_lane(rest, 2), 8);
+}

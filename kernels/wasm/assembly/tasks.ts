@@ -1,0 +1,54 @@
+// One op number, one kernel.
+import { attendMergeTask, attendTask } from "./attend";
+import { ropeTask, sealTask } from "./append";
+import { embedF32Task, matmulF32Task, packF32Task } from "./matmul-f32";
+import { embedInt8Task, matmulInt8Task, packInt8Task, quantizeRowsTask } from "./matmul-int8";
+import {
+  OP_ATTEND,
+  OP_ATTEND_MERGE,
+  OP_EMBED_F32,
+  OP_EMBED_INT8,
+  OP_GATHER_ROWS,
+  OP_MATMUL_F32,
+  OP_MATMUL_INT8,
+  OP_PACK_F32,
+  OP_PACK_INT8,
+  OP_QUANTIZE_ROWS,
+  OP_RMS_NORM,
+  OP_ROPE,
+  OP_SCORE_PAGES,
+  OP_SCORE_TOKENS,
+  OP_SEAL,
+  OP_SILU_MUL,
+  OP_TOP_K,
+  OP_VOTE_STATS,
+  OP_VOTE_SUM,
+} from "./ops";
+import { gatherRowsTask, rmsNormTask, siluMulTask } from "./row-ops";
+import { scorePagesTask, scoreTokensTask, topKTask, voteStatsTask, voteSumTask } from "./select";
+
+/** Runs one task of an op on a thread; an unknown op is a trap. */
+export function runTask(op: i32, task: i32, thread: i32): void {
+  switch (op) {
+    case OP_EMBED_F32: return embedF32Task(task);
+    case OP_EMBED_INT8: return embedInt8Task(task);
+    case OP_RMS_NORM: return rmsNormTask(task);
+    case OP_SILU_MUL: return siluMulTask(task);
+    case OP_GATHER_ROWS: return gatherRowsTask(task);
+    case OP_PACK_F32: return packF32Task(task);
+    case OP_PACK_INT8: return packInt8Task(task);
+    case OP_MATMUL_F32: return matmulF32Task(task);
+    case OP_QUANTIZE_ROWS: return quantizeRowsTask(task);
+    case OP_MATMUL_INT8: return matmulInt8Task(task);
+    case OP_ROPE: return ropeTask(task);
+    case OP_SEAL: return sealTask(task, thread);
+    case OP_SCORE_PAGES: return scorePagesTask(task);
+    case OP_SCORE_TOKENS: return scoreTokensTask(task, thread);
+    case OP_VOTE_STATS: return voteStatsTask(task);
+    case OP_VOTE_SUM: return voteSumTask(task);
+    case OP_TOP_K: return topKTask(task, thread);
+    case OP_ATTEND: return attendTask(task, thread);
+    case OP_ATTEND_MERGE: return attendMergeTask(task, thread);
+    default: unreachable();
+  }
+}

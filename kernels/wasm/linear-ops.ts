@@ -1,0 +1,135 @@
+/** Everything but attention: matrices, embeddings and row-wise ops. Shapes are checked by the recorder; addresses are of the heap. */
+import { assert } from "../../protocol/assert.ts";
+import type { MatrixEncoding } from "../contract.ts";
+import type { Machine } from "./machine.ts";
+import { WasmMatrix } from "./memory.ts";
+import { OP } from "./ops.ts";
+
+/** Bytes of one record of 32 quantized inputs (assembly/matmul-int8.ts). */
+const INPUT_BLOCK_BYTES = 80;
+/** Weights are packed in pieces of about this size, so that packing needs little memory beside the result. */
+const STAGE_BYTES = 4 * 1024 * 1024;
+/** Rows of one part of a large product: their inputs stay in a core's cache. */
+const PART_ROWS = 64;
+/** Parts per thread: a late thread costs a part of the op, not the op. */
+const PARTS_PER_THREAD = 4;
+
+/** Packs `data` `[outWidth, inWidth]`. */
+export function packMatrix(
+  machine: Machine,
+  label: string,
+  encoding: MatrixEncoding,
+  shape: { outWidth: number; inWidth: number },
+  data: Float32Array,
+): WasmMatrix {
+  assert(encoding === "f32" || encoding === "int8", `unknown matrix encoding ${String(encoding)}`);
+  assert(data.length === shape.outWidth * shape.inWidth, `matrix ${label}: data does not have its shape`);
+  const matrix = new WasmMatrix(machine.heap, label, encoding, shape);
+  const { outWidth, inWidth } = shape;
+  const stageRows = Math.max(8, Math.floor(STAGE_BYTES / (inWidth * 32)) * 8);
+  machine.opArena.clear();
+  const stage = machine.opArena.take(Math.min(stageRows, outWidth) * inWidth * 4);
+  for (let row = 0; row < outWidth; row += stageRows) {
+    const rows = Math.min(stageRows, outWidth - row);
+    machine.heap.floats.set(data.subarray(row * inWidth, (row + rows) * inWidth), stage / 4);
+    const taskCount = Math.min(Math.ceil(rows / 8), machine.threads.threads * PARTS_PER_THREAD);
+    machine.threads.run(encoding === "f32" ? OP.packF32 : OP.packInt8, {
+      taskCount,
+      work: rows * inWidth,
+      args: [matrix.at + (row / 8) * matrix.panelBytes, stage, rows, inWidth, taskCount],
+    });
+  }
+  return matrix;
+}
+
+/** out[i] = table[tokens[i]]. */
+export function embed(machine: Machine, outAt: number, table: WasmMatrix, tokens: Uint32Array): void {
+  for (const token of tokens) assert(token < table.outWidth, `token ${token} is outside the table`);
+  machine.opArena.clear();
+  const tokensAt = takeWords(machine, tokens);
+  const taskCount = rowParts(machine, tokens.length);
+  machine.threads.run(table.encoding === "f32" ? OP.embedF32 : OP.embedInt8, {
+    taskCount,
+    work: tokens.length * table.inWidth,
+    args: [outAt, table.at, tokensAt, tokens.length, table.inWidth, taskCount],
+  });
+}
+
+/** out[i] = x[indices[i]], rows of `width` elements. */
+export function gatherRows(machine: Machine, outAt: number, xAt: number, indices: Uint32Array, width: number): void {
+  machine.opArena.clear();
+  const indicesAt = takeWords(machine, indices);
+  const taskCount = rowParts(machine, indices.length);
+  machine.threads.run(OP.gatherRows, {
+    taskCount,
+    work: indices.length * width,
+    args: [outAt, xAt, indicesAt, indices.length, width, taskCount],
+  });
+}
+
+/** out = x / sqrt(mean(x^2) + eps) * weight, per row. */
+export function rmsNorm(
+  machine: Machine,
+  at: { out: number; x: number; weight: number },
+  { rows, width, eps }: { rows: number; width: number; eps: number },
+): void {
+  const taskCount = rowParts(machine, rows);
+  machine.threads.run(OP.rmsNorm, {
+    taskCount,
+    work: rows * width * 2,
+    args: [at.out, at.x, at.weight, rows, width, taskCount],
+    floats: [[6, eps]],
+  });
+}
+
+/** out = silu(gate) * up. */
+export function siluMul(machine: Machine, at: { out: number; gate: number; up: number }, elements: number): void {
+  const taskCount = rowParts(machine, elements);
+  machine.threads.run(OP.siluMul, {
+    taskCount,
+    work: elements * 8,
+    args: [at.out, at.gate, at.up, elements, taskCount],
+  });
+}
+
+/** out (+)= x . matrix^T. */
+export function matmul(
+  machine: Machine,
+  at: { out: number; x: number },
+  matrix: WasmMatrix,
+  { rows, accumulate }: { rows: number; accumulate: boolean },
+): void {
+  const { threads } = machine;
+  const isInt8 = matrix.encoding === "int8";
+  const x = isInt8 ? quantizedInputs(machine, at.x, matrix.inWidth, rows) : at.x;
+  const parts = Math.ceil(rows / PART_ROWS);
+  const panelQuads = Math.ceil(matrix.outWidth / 32);
+  const panelParts = Math.max(1, Math.min(panelQuads, Math.ceil((threads.threads * PARTS_PER_THREAD) / parts)));
+  threads.run(isInt8 ? OP.matmulInt8 : OP.matmulF32, {
+    taskCount: parts * panelParts,
+    work: rows * matrix.outWidth * matrix.inWidth,
+    args: [at.out, x, matrix.at, rows, matrix.inWidth, matrix.outWidth, accumulate ? 1 : 0, parts, panelParts],
+  });
+}
+
+function quantizedInputs(machine: Machine, x: number, inWidth: number, rows: number): number {
+  machine.opArena.clear();
+  const records = machine.opArena.take(rows * Math.ceil(inWidth / 32) * INPUT_BLOCK_BYTES);
+  const taskCount = rowParts(machine, rows);
+  machine.threads.run(OP.quantizeRows, {
+    taskCount,
+    work: rows * inWidth * 2,
+    args: [records, x, rows, inWidth, taskCount],
+  });
+  return records;
+}
+
+function takeWords(machine: Machine, words: Uint32Array): number {
+  const at = machine.opArena.take(words.length * 4);
+  machine.heap.words.set(words, at / 4);
+  return at;
+}
+
+function rowParts(machine: Machine, rows: number): number {
+  return Math.min(rows, machine.threads.threads * PARTS_PER_THREAD);
+}

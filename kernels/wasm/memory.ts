@@ -1,0 +1,201 @@
+/** What the device hands out: buffers, matrices and KV pools, each a place in the heap. */
+import { assert } from "../../protocol/assert.ts";
+import {
+  BLOCK_TOKENS,
+  type DeviceBuffer,
+  type KvPool,
+  type KvPoolSpec,
+  type Matrix,
+  type MatrixEncoding,
+} from "../contract.ts";
+import {
+  assertPoolSpec,
+  type BlockLayout,
+  blockLayout,
+  openHeadAt,
+  openSlotBytes,
+  openSlotValuesAt,
+  summarySlotBytes,
+} from "../layout.ts";
+import type { WasmHeap } from "./heap.ts";
+
+/** Memory at `at`, zero at first; -1 once released. */
+export class WasmBuffer implements DeviceBuffer {
+  readonly heap: WasmHeap;
+  readonly label: string;
+  readonly bytes: number;
+  at: number;
+
+  constructor(heap: WasmHeap, label: string, bytes: number) {
+    assert(Number.isInteger(bytes) && bytes >= 0, `buffer ${label}: bytes must be an integer >= 0`);
+    this.heap = heap;
+    this.label = label;
+    this.bytes = bytes;
+    this.at = heap.allocateZeroed(bytes);
+  }
+
+  /** A view of a part; good until the next allocation. */
+  range(byteOffset: number, bytes: number): Uint8Array<SharedArrayBuffer> {
+    const inside = byteOffset >= 0 && bytes >= 0 && byteOffset + bytes <= this.bytes;
+    assert(inside, `buffer ${this.label}: bytes ${byteOffset}..${byteOffset + bytes} are outside of ${this.bytes}`);
+    return this.heap.bytes.subarray(this.at + byteOffset, this.at + byteOffset + bytes);
+  }
+}
+
+/** Packed weights at `at`; the layouts are those of assembly/matmul-f32.ts and assembly/matmul-int8.ts. */
+export class WasmMatrix implements Matrix {
+  readonly heap: WasmHeap;
+  readonly label: string;
+  readonly outWidth: number;
+  readonly inWidth: number;
+  readonly encoding: MatrixEncoding;
+  /** Bytes of 8 outputs. */
+  readonly panelBytes: number;
+  readonly at: number;
+
+  constructor(heap: WasmHeap, label: string, encoding: MatrixEncoding, shape: { outWidth: number; inWidth: number }) {
+    for (const width of [shape.outWidth, shape.inWidth]) {
+      assert(Number.isInteger(width) && width > 0, `matrix ${label}: widths must be positive integers`);
+    }
+    this.heap = heap;
+    this.label = label;
+    this.outWidth = shape.outWidth;
+    this.inWidth = shape.inWidth;
+    this.encoding = encoding;
+    this.panelBytes = encoding === "f32" ? shape.inWidth * 32 : Math.ceil(shape.inWidth / 32) * 288;
+    this.at = heap.allocate(Math.ceil(shape.outWidth / 8) * this.panelBytes);
+  }
+}
+
+/** Blocks, open slots and summaries, each kind in one piece, zero at first: another tenant's bytes never show. */
+export class WasmPool implements KvPool {
+  readonly heap: WasmHeap;
+  readonly spec: Readonly<KvPoolSpec>;
+  readonly layout: BlockLayout;
+  readonly blockBytes: number;
+  readonly openSlotBytes: number;
+  readonly summarySlotBytes: number;
+  readonly blocksAt: number;
+  readonly openAt: number;
+  readonly summariesAt: number;
+
+  constructor(heap: WasmHeap, spec: KvPoolSpec) {
+    assertPoolSpec(spec);
+    this.heap = heap;
+    this.spec = { ...spec, summaryKinds: [...spec.summaryKinds] };
+    this.layout = blockLayout(spec);
+    this.blockBytes = this.layout.bytes;
+    this.openSlotBytes = openSlotBytes(spec);
+    this.summarySlotBytes = summarySlotBytes(spec);
+    this.blocksAt = heap.allocateZeroed(spec.blockCount * this.blockBytes);
+    this.openAt = heap.allocateZeroed(spec.openSlotCount * this.openSlotBytes);
+    this.summariesAt = heap.allocateZeroed(spec.summarySlotCount * this.summarySlotBytes);
+  }
+
+  async readBlock(blockId: number): Promise<Uint8Array<ArrayBuffer>> {
+    return copyOf(this.#block(blockId));
+  }
+
+  writeBlock(blockId: number, bytes: Uint8Array): void {
+    assert(bytes.length === this.blockBytes, `a block has ${this.blockBytes} bytes, not ${bytes.length}`);
+    this.#block(blockId).set(bytes);
+  }
+
+  async readSummary(slot: number): Promise<Uint8Array<ArrayBuffer>> {
+    return copyOf(this.#summary(slot));
+  }
+
+  writeSummary(slot: number, bytes: Uint8Array): void {
+    const expected = this.summarySlotBytes;
+    assert(bytes.length === expected, `a summary slot has ${expected} bytes, not ${bytes.length}`);
+    this.#summary(slot).set(bytes);
+  }
+
+  async readOpen(slot: number, tokenCount: number): Promise<Uint8Array<ArrayBuffer>> {
+    const out = new Uint8Array(this.#openBytes(tokenCount));
+    this.#eachOpenHead(slot, tokenCount, (head, at) => out.set(head, at));
+    return out;
+  }
+
+  writeOpen(slot: number, tokenCount: number, bytes: Uint8Array): void {
+    const expected = this.#openBytes(tokenCount);
+    assert(bytes.length === expected, `${tokenCount} open tokens have ${expected} bytes, not ${bytes.length}`);
+    this.#eachOpenHead(slot, tokenCount, (head, at) => head.set(bytes.subarray(at, at + head.length)));
+  }
+
+  #block(blockId: number): Uint8Array<SharedArrayBuffer> {
+    assertIndex(blockId, this.spec.blockCount, "block");
+    const at = this.blocksAt + blockId * this.blockBytes;
+    return this.heap.bytes.subarray(at, at + this.blockBytes);
+  }
+
+  #summary(slot: number): Uint8Array<SharedArrayBuffer> {
+    assertIndex(slot, this.spec.summarySlotCount, "summary slot");
+    const at = this.summariesAt + slot * this.summarySlotBytes;
+    return this.heap.bytes.subarray(at, at + this.summarySlotBytes);
+  }
+
+  #openBytes(tokenCount: number): number {
+    const inside = Number.isInteger(tokenCount) && tokenCount >= 0 && tokenCount <= BLOCK_TOKENS;
+    assert(inside, `an open slot cannot hold ${tokenCount} tokens`);
+    return 2 * this.spec.layerCount * this.spec.kvHeadCount * tokenCount * this.spec.headDim * 4;
+  }
+
+  /** Calls with the first tokens of every layer and head, keys then values, and where they lie in the compact form. */
+  #eachOpenHead(
+    slot: number,
+    tokenCount: number,
+    visit: (head: Uint8Array<SharedArrayBuffer>, at: number) => void,
+  ): void {
+    assertIndex(slot, this.spec.openSlotCount, "open slot");
+    const headBytes = tokenCount * this.spec.headDim * 4;
+    let to = 0;
+    for (const part of [0, openSlotValuesAt(this.spec)]) {
+      for (let layer = 0; layer < this.spec.layerCount; layer++) {
+        for (let kvHead = 0; kvHead < this.spec.kvHeadCount; kvHead++) {
+          const at = this.openAt + slot * this.openSlotBytes + (part + openHeadAt(this.spec, layer, kvHead)) * 4;
+          visit(this.heap.bytes.subarray(at, at + headBytes), to);
+          to += headBytes;
+        }
+      }
+    }
+  }
+}
+
+/** Bytes outside the shared memory. */
+export function copyOf(bytes: Uint8Array): Uint8Array<ArrayBuffer> {
+  const copy = new Uint8Array(bytes.length);
+  copy.set(bytes);
+  return copy;
+}
+
+function assertIndex(index: number, count: number, what: string): void {
+  assert(Number.isInteger(index) && index >= 0 && index < count, `${what} ${index} is out of range`);
+}
+
+/** @throws {AssertionError} for a buffer of another device or one already released. */
+export function ownBuffer(heap: WasmHeap, buffer: DeviceBuffer): WasmBuffer {
+  const isOwn = buffer instanceof WasmBuffer && buffer.heap === heap;
+  assert(isOwn, `buffer ${buffer.label} is of another device`);
+  assert(buffer.at >= 0, `buffer ${buffer.label} was released`);
+  return buffer;
+}
+
+/** The address of a buffer that holds at least `elements` f32 values. */
+export function floatsAt(heap: WasmHeap, buffer: DeviceBuffer, elements: number): number {
+  const own = ownBuffer(heap, buffer);
+  assert(own.bytes >= elements * 4, `buffer ${own.label}: ${own.bytes} bytes cannot hold ${elements} elements`);
+  return own.at;
+}
+
+/** @throws {AssertionError} for a pool of another device. */
+export function ownPool(heap: WasmHeap, pool: KvPool): WasmPool {
+  assert(pool instanceof WasmPool && pool.heap === heap, "the pool is of another device");
+  return pool;
+}
+
+/** @throws {AssertionError} for a matrix of another device. */
+export function ownMatrix(heap: WasmHeap, matrix: Matrix): WasmMatrix {
+  assert(matrix instanceof WasmMatrix && matrix.heap === heap, `matrix ${matrix.label} is of another device`);
+  return matrix;
+}

@@ -1,0 +1,130 @@
+/** The CPU device: WebAssembly SIMD on one shared memory and a pool of threads. */
+import { readFile } from "node:fs/promises";
+import { availableParallelism } from "node:os";
+import { assert } from "../../protocol/assert.ts";
+import type {
+  Device,
+  DeviceBuffer,
+  DeviceReport,
+  KvPool,
+  KvPoolSpec,
+  Matrix,
+  MatrixEncoding,
+  SelectionView,
+  StepRecorder,
+  StepSlice,
+} from "../contract.ts";
+import { Arena, HEAP_BYTES_MAX, WasmHeap } from "./heap.ts";
+import { packMatrix } from "./linear-ops.ts";
+import type { Machine } from "./machine.ts";
+import { copyOf, ownBuffer, WasmBuffer, WasmPool } from "./memory.ts";
+import { type StepArenas, WasmRecorder } from "./recorder.ts";
+import { ThreadPool } from "./thread-pool.ts";
+
+const THREADS_DEFAULT_MAX = 8;
+const THREADS_MAX = 64;
+const STALL_MS_MAX = 20_000;
+
+export interface WasmDeviceOptions {
+  /** The caller's thread included; default: the cores there are, at most 8. 1 starts no worker. */
+  threads?: number;
+  /** Memory of everything together, at most 4 GiB less 64 KiB, which is the default. It is taken as it is needed. */
+  memoryBytesMax?: number;
+}
+
+/**
+ * Opens the CPU device and starts its threads. Ops run when they are recorded and block the caller's thread; a thread that traps or dies
+ * makes `submit` reject with `engine_failed`, from then on always. The caller closes the device; one left open does not keep the process.
+ */
+export async function openWasmDevice({
+  threads = Math.min(availableParallelism(), THREADS_DEFAULT_MAX),
+  memoryBytesMax = HEAP_BYTES_MAX,
+}: WasmDeviceOptions = {}): Promise<Device> {
+  assert(Number.isInteger(threads) && threads >= 1 && threads <= THREADS_MAX, `threads must be 1..${THREADS_MAX}`);
+  const bytes = await readFile(new URL("./quire-kernels.wasm", import.meta.url));
+  const module = await WebAssembly.compile(bytes);
+  const heap = new WasmHeap(memoryBytesMax);
+  const pool = await ThreadPool.start({ heap, module, threads, stallMsMax: STALL_MS_MAX });
+  return new WasmDevice({ heap, threads: pool, opArena: new Arena(heap) });
+}
+
+class WasmDevice implements Device {
+  readonly kind = "wasm";
+  readonly numericsId = "wasm-1";
+  readonly report: DeviceReport;
+  readonly #machine: Machine;
+  readonly #arenas: StepArenas;
+  #running: WasmRecorder | undefined;
+  #closed = false;
+
+  constructor(machine: Machine) {
+    this.#machine = machine;
+    this.#arenas = { step: new Arena(machine.heap), selection: new Arena(machine.heap) };
+    const { threads } = machine.threads;
+    this.report = {
+      kind: "wasm",
+      description: `WebAssembly SIMD, ${threads} thread${threads === 1 ? "" : "s"}`,
+      threadCount: threads,
+      memoryBytesMax: machine.heap.bytesMax,
+    };
+  }
+
+  buffer(label: string, bytes: number): DeviceBuffer {
+    this.#assertUsable();
+    return new WasmBuffer(this.#machine.heap, label, bytes);
+  }
+
+  release(buffer: DeviceBuffer): void {
+    const own = ownBuffer(this.#machine.heap, buffer);
+    this.#machine.heap.release(own.at);
+    own.at = -1;
+  }
+
+  write(buffer: DeviceBuffer, byteOffset: number, data: Uint8Array): void {
+    this.#assertUsable();
+    ownBuffer(this.#machine.heap, buffer).range(byteOffset, data.length).set(data);
+  }
+
+  async read(buffer: DeviceBuffer, byteOffset: number, bytes: number): Promise<Uint8Array<ArrayBuffer>> {
+    this.#assertUsable();
+    return copyOf(ownBuffer(this.#machine.heap, buffer).range(byteOffset, bytes));
+  }
+
+  matrix(
+    label: string,
+    encoding: MatrixEncoding,
+    shape: { outWidth: number; inWidth: number },
+    data: Float32Array,
+  ): Matrix {
+    this.#assertUsable();
+    return packMatrix(this.#machine, label, encoding, shape, data);
+  }
+
+  kvPool(spec: KvPoolSpec): KvPool {
+    this.#assertUsable();
+    return new WasmPool(this.#machine.heap, spec);
+  }
+
+  begin(slices: readonly StepSlice[]): StepRecorder {
+    this.#assertUsable();
+    assert(this.#running === undefined, "one step at a time: the last one was not submitted");
+    this.#running = new WasmRecorder(this.#machine, this.#arenas, slices, () => {
+      this.#running = undefined;
+    });
+    return this.#running;
+  }
+
+  debugSelection(recorder: StepRecorder): SelectionView[] {
+    assert(recorder instanceof WasmRecorder, "the recorder is of another device");
+    return recorder.selectionViews();
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true;
+    await this.#machine.threads.close();
+  }
+
+  #assertUsable(): void {
+    assert(!this.#closed, "the device was closed");
+  }
+}

@@ -1,0 +1,22 @@
+/** Op numbers of the module; assembly/ops.ts is their other half. */
+export const OP = {
+  embedF32: 1,
+  embedInt8: 2,
+  rmsNorm: 3,
+  siluMul: 4,
+  gatherRows: 5,
+  packF32: 6,
+  packInt8: 7,
+  matmulF32: 8,
+  quantizeRows: 9,
+  matmulInt8: 10,
+  rope: 11,
+  seal: 12,
+  scorePages: 13,
+  scoreTokens: 14,
+  voteStats: 15,
+  voteSum: 16,
+  topK: 17,
+  attend: 18,
+  attendMerge: 19,
+} as const;

@@ -1,0 +1,214 @@
+/** A step on the CPU device: every op is checked and run when it is recorded. */
+import { assert } from "../../protocol/assert.ts";
+import { QuireError } from "../../protocol/errors.ts";
+import type {
+  DeviceBuffer,
+  KvPool,
+  Sample,
+  SelectionView,
+  SliceTraffic,
+  StepReadback,
+  StepRecorder,
+  StepSlice,
+} from "../contract.ts";
+import { sampleRow } from "../sample-row.ts";
+import { emptyTraffic, MissSet } from "../traffic.ts";
+import { assertSlices, assertSlicesFit } from "../validate.ts";
+import { append, writeRowTable } from "./append.ts";
+import { attend, countKvBytes } from "./attend.ts";
+import type { Arena } from "./heap.ts";
+import { embed, gatherRows, matmul, rmsNorm, siluMul } from "./linear-ops.ts";
+import type { Machine } from "./machine.ts";
+import { floatsAt, ownBuffer, ownMatrix, ownPool, type WasmPool } from "./memory.ts";
+import { type GroupSelection, select } from "./select.ts";
+
+type Args<Op extends keyof StepRecorder> = Parameters<StepRecorder[Op]>[0];
+
+/** Memory that lasts for a step, and for one selection within it. */
+export interface StepArenas {
+  step: Arena;
+  selection: Arena;
+}
+
+/**
+ * Checks shapes (a wrong one throws at once) and runs every op at once. When a thread fails, later ops do nothing and `submit` rejects.
+ */
+export class WasmRecorder implements StepRecorder {
+  readonly #machine: Machine;
+  readonly #arenas: StepArenas;
+  readonly #slices: readonly StepSlice[];
+  readonly #rowCount: number;
+  readonly #rowTable: number;
+  readonly #onEnd: () => void;
+  readonly #traffic: SliceTraffic[];
+  readonly #misses = new MissSet();
+  readonly #samples: Sample[] = [];
+  readonly #checkedPools = new Set<WasmPool>();
+  #selected: { pool: WasmPool; layer: number; groups: GroupSelection[] } | undefined;
+  #failure: QuireError | undefined;
+  #ended = false;
+
+  constructor(machine: Machine, arenas: StepArenas, slices: readonly StepSlice[], onEnd: () => void) {
+    assertSlices(slices);
+    this.#machine = machine;
+    this.#arenas = arenas;
+    this.#slices = slices;
+    this.#rowCount = slices.reduce((rows, slice) => rows + slice.rowCount, 0);
+    this.#traffic = slices.map(emptyTraffic);
+    this.#onEnd = onEnd;
+    arenas.step.clear();
+    this.#rowTable = arenas.step.take(Math.max(8, this.#rowCount * 8));
+    writeRowTable(machine.heap.words, this.#rowTable, slices);
+  }
+
+  embed({ out, table, tokens }: Args<"embed">): void {
+    const outAt = this.#floats(out, tokens.length * table.inWidth);
+    const own = ownMatrix(this.#machine.heap, table);
+    this.#run(() => embed(this.#machine, outAt, own, tokens));
+  }
+
+  rmsNorm({ out, x, weight, rows, width, eps }: Args<"rmsNorm">): void {
+    assertDistinct(out, x);
+    const elements = rows * width;
+    const at = { out: this.#floats(out, elements), x: this.#floats(x, elements), weight: this.#floats(weight, width) };
+    this.#run(() => rmsNorm(this.#machine, at, { rows, width, eps }));
+  }
+
+  matmul({ out, x, matrix, rows, accumulate = false }: Args<"matmul">): void {
+    assertDistinct(out, x);
+    const at = { out: this.#floats(out, rows * matrix.outWidth), x: this.#floats(x, rows * matrix.inWidth) };
+    const own = ownMatrix(this.#machine.heap, matrix);
+    this.#run(() => matmul(this.#machine, at, own, { rows, accumulate }));
+  }
+
+  siluMul({ out, gate, up, rows, width }: Args<"siluMul">): void {
+    assertDistinct(out, up);
+    const elements = rows * width;
+    const at = { out: this.#floats(out, elements), gate: this.#floats(gate, elements), up: this.#floats(up, elements) };
+    this.#run(() => siluMul(this.#machine, at, elements));
+  }
+
+  copyRows({ out, outRow, x, xRow, rows, width }: Args<"copyRows">): void {
+    const isApart = out !== x || Math.abs(outRow - xRow) >= rows;
+    assert(isApart, "copyRows within a buffer needs ranges that do not overlap");
+    const outAt = this.#floats(out, (outRow + rows) * width) + outRow * width * 4;
+    const xAt = this.#floats(x, (xRow + rows) * width) + xRow * width * 4;
+    this.#run(() => this.#machine.heap.bytes.copyWithin(outAt, xAt, xAt + rows * width * 4));
+  }
+
+  gatherRows({ out, x, indices, width }: Args<"gatherRows">): void {
+    assertDistinct(out, x);
+    const rowCount = Math.floor(ownBuffer(this.#machine.heap, x).bytes / (width * 4));
+    for (const index of indices) assert(index < rowCount, `row ${index} is outside the buffer`);
+    const outAt = this.#floats(out, indices.length * width);
+    const xAt = this.#floats(x, 0);
+    this.#run(() => gatherRows(this.#machine, outAt, xAt, indices, width));
+  }
+
+  append({ pool, layer, headCount, q, k, v, rope }: Args<"append">): void {
+    const own = this.#poolFor(pool, layer, headCount);
+    const { headDim, kvHeadCount } = own.spec;
+    for (const slice of this.#slices) {
+      assert(slice.position + slice.rowCount <= rope.positionCount, "a row lies beyond the RoPE table");
+    }
+    const keys = this.#rowCount * kvHeadCount * headDim;
+    const angles = (rope.positionCount * headDim) / 2;
+    const at = {
+      q: this.#floats(q, this.#rowCount * headCount * headDim),
+      k: this.#floats(k, keys),
+      v: this.#floats(v, keys),
+      cos: this.#floats(rope.cos, angles),
+      sin: this.#floats(rope.sin, angles),
+    };
+    const args = { pool: own, layer, headCount, ...at, rowTable: this.#rowTable, rowCount: this.#rowCount };
+    this.#run(() => append(this.#machine, args, this.#slices));
+  }
+
+  select({ pool, layer, headCount, q }: Args<"select">): void {
+    const own = this.#poolFor(pool, layer, headCount);
+    const queries = this.#floats(q, this.#rowCount * headCount * own.spec.headDim);
+    const args = { pool: own, layer, headCount, q: queries, arena: this.#arenas.selection };
+    const counters = { misses: this.#misses, traffic: this.#traffic };
+    this.#selected = undefined;
+    this.#run(() => {
+      this.#selected = { pool: own, layer, groups: select(this.#machine, args, this.#slices, counters) };
+    });
+  }
+
+  attend({ pool, layer, headCount, q, out }: Args<"attend">): void {
+    const own = this.#poolFor(pool, layer, headCount);
+    assertDistinct(out, q);
+    const elements = this.#rowCount * headCount * own.spec.headDim;
+    const args = { pool: own, layer, headCount, q: this.#floats(q, elements), out: this.#floats(out, elements) };
+    this.#run(() => {
+      const selected = this.#selected;
+      assert(selected?.pool === own && selected.layer === layer, `attend at layer ${layer} without its select`);
+      attend(this.#machine, args, selected.groups);
+      countKvBytes(args, selected.groups, this.#traffic);
+    });
+  }
+
+  sample({ logits, width, rows }: Args<"sample">): void {
+    for (const row of rows) {
+      const at = this.#floats(logits, (row.row + 1) * width) / 4 + row.row * width;
+      this.#run(() => {
+        this.#samples.push(sampleRow(this.#machine.heap.floats.subarray(at, at + width), row));
+      });
+    }
+  }
+
+  hasMissed(sliceIndex: number): boolean {
+    return this.#misses.hasSlice(sliceIndex);
+  }
+
+  async submit(): Promise<StepReadback> {
+    assert(!this.#ended, "the step was submitted");
+    this.#ended = true;
+    this.#onEnd();
+    const failure = this.#failure ?? this.#machine.threads.failure;
+    if (failure !== undefined) throw failure;
+    return { samples: this.#samples, misses: this.#misses.list(), traffic: this.#traffic };
+  }
+
+  /** What the last `select` chose, ascending by (slice, group, KV head). */
+  selectionViews(): SelectionView[] {
+    return (this.#selected?.groups ?? []).flatMap(({ sliceIndex, groupIndex, chosen }) =>
+      chosen.map(({ pages, tokenMasks }, kvHead) => ({
+        sliceIndex,
+        group: groupIndex,
+        kvHead,
+        ...(pages === undefined ? {} : { pages: [...pages] }),
+        ...(tokenMasks === undefined ? {} : { tokenMasks: [...tokenMasks] }),
+      })),
+    );
+  }
+
+  /** Runs work of this step, unless a thread has failed; a failure is kept for `submit`. */
+  #run(work: () => void): void {
+    assert(!this.#ended, "the step was submitted");
+    if (this.#failure !== undefined) return;
+    try {
+      work();
+    } catch (error) {
+      if (!(error instanceof QuireError)) throw error;
+      this.#failure = error;
+    }
+  }
+
+  #floats(buffer: DeviceBuffer, elements: number): number {
+    return floatsAt(this.#machine.heap, buffer, elements);
+  }
+
+  #poolFor(pool: KvPool, layer: number, headCount: number): WasmPool {
+    const own = ownPool(this.#machine.heap, pool);
+    assert(layer >= 0 && layer < own.spec.layerCount, `layer ${layer} is out of range`);
+    assert(headCount > 0 && headCount % own.spec.kvHeadCount === 0, "headCount must be a multiple of kvHeadCount");
+    if (!this.#checkedPools.has(own)) assertSlicesFit(own.spec, this.#slices);
+    this.#checkedPools.add(own);
+    return own;
+  }
+}
+
+function assertDistinct(out: DeviceBuffer, input: DeviceBuffer): void {
+  assert(out !== input, `${out.label} cannot be both input and output of this op`);
+}

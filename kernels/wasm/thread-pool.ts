@@ -1,0 +1,171 @@
+/** The caller's thread and its workers, all running one WebAssembly module on one memory. See assembly/pool.ts for the protocol. */
+import { Worker } from "node:worker_threads";
+import { QuireError } from "../../protocol/errors.ts";
+import type { WasmHeap } from "./heap.ts";
+import type { WorkerStart } from "./worker.ts";
+
+/** Offsets in the control page, as assembly/control.ts has them. */
+const GENERATION = 192;
+const STOPPED = 384;
+const FAILED = 448;
+const FINISHED = 128;
+const ARGS = 576;
+const ARG_COUNT_MAX = 48;
+const SCRATCH = 1024;
+const SCRATCH_BYTES = 1028;
+
+/** Ops below this many multiply-adds (or as costly element steps) are not worth waking anybody. */
+const SHARED_WORK_MIN = 30_000;
+const STOP_MS_MAX = 2_000;
+
+/** What the module exports. */
+export interface KernelExports {
+  dispatch(op: number, taskCount: number, workerCount: number, stallSlices: number): number;
+  workerLoop(thread: number): void;
+}
+
+export interface ThreadPoolOptions {
+  heap: WasmHeap;
+  module: WebAssembly.Module;
+  /** The caller's thread included. */
+  threads: number;
+  /** How long an op may go without finishing a task before a worker is taken for dead. */
+  stallMsMax: number;
+}
+
+/** Runs ops on all threads, one at a time. After a failure it runs nothing more. */
+export class ThreadPool {
+  readonly threads: number;
+  readonly #heap: WasmHeap;
+  readonly #dispatch: KernelExports["dispatch"];
+  readonly #stallSlices: number;
+  readonly #workers: Worker[] = [];
+  readonly #args: Int32Array<SharedArrayBuffer>;
+  readonly #floatArgs: Float32Array<SharedArrayBuffer>;
+  #scratchAt = 0;
+  #scratchBytes = 0;
+  #failure: QuireError | undefined;
+  #closing = false;
+
+  private constructor({ heap, module, threads, stallMsMax }: ThreadPoolOptions) {
+    this.threads = threads;
+    this.#heap = heap;
+    this.#stallSlices = Math.max(1, Math.ceil(stallMsMax / 100));
+    this.#dispatch = kernelExports(new WebAssembly.Instance(module, { env: { memory: heap.memory } })).dispatch;
+    // The control page never moves: a view of the first buffer stays good when the memory grows.
+    this.#args = new Int32Array(heap.bytes.buffer, ARGS, ARG_COUNT_MAX);
+    this.#floatArgs = new Float32Array(heap.bytes.buffer, ARGS, ARG_COUNT_MAX);
+  }
+
+  /** Starts the workers and waits until they can take part. */
+  static async start(options: ThreadPoolOptions): Promise<ThreadPool> {
+    const pool = new ThreadPool(options);
+    const ready: Promise<void>[] = [];
+    for (let thread = 1; thread < options.threads; thread++) ready.push(pool.#startWorker(options.module, thread));
+    try {
+      await Promise.all(ready);
+    } catch (error) {
+      await pool.close();
+      throw error;
+    }
+    return pool;
+  }
+
+  /** Why the pool runs nothing more; undefined while it is well. */
+  get failure(): QuireError | undefined {
+    return this.#failure;
+  }
+
+  /**
+   * Runs `taskCount` tasks of `op` and returns when all are finished. `args` are integers and addresses; `floats` maps argument index to
+   * an f32. `work` (multiply-adds or the like) decides whether other threads are asked.
+   * @throws {QuireError} `engine_failed` when a thread trapped or died, now or earlier.
+   */
+  run(
+    op: number,
+    {
+      taskCount,
+      work,
+      args,
+      floats = [],
+    }: { taskCount: number; work: number; args: readonly number[]; floats?: readonly [number, number][] },
+  ): void {
+    if (this.#failure !== undefined) throw this.#failure;
+    if (taskCount === 0) return;
+    this.#args.set(args);
+    for (const [index, value] of floats) this.#floatArgs[index] = value;
+    const workers = work < SHARED_WORK_MIN ? 0 : this.#workers.length;
+    let result: number;
+    try {
+      result = this.#dispatch(op, taskCount, workers, this.#stallSlices);
+    } catch (cause) {
+      throw this.#fail("A kernel trapped.", cause);
+    }
+    if (result === 1) throw this.#fail("A kernel trapped in a worker thread, or the thread died.");
+    if (result === 2) throw this.#fail("A worker thread stopped answering.");
+  }
+
+  /** Makes sure that every thread has `bytes` of scratch. Content does not outlive an op. */
+  ensureScratch(bytes: number): void {
+    if (bytes <= this.#scratchBytes) return;
+    if (this.#scratchAt !== 0) this.#heap.release(this.#scratchAt);
+    this.#scratchBytes = Math.ceil(bytes / 4096) * 4096;
+    this.#scratchAt = this.#heap.allocate(this.#scratchBytes * this.threads);
+    this.#heap.words[SCRATCH / 4] = this.#scratchAt;
+    this.#heap.words[SCRATCH_BYTES / 4] = this.#scratchBytes;
+  }
+
+  /** Ends the workers; those that do not return in time are terminated. */
+  async close(): Promise<void> {
+    this.#closing = true;
+    this.#failure ??= new QuireError("shutting_down", "The CPU device was closed.");
+    const words = this.#heap.words;
+    Atomics.store(words, STOPPED / 4, 1);
+    Atomics.add(words, GENERATION / 4, 1);
+    Atomics.notify(words, GENERATION / 4);
+    await Promise.all(this.#workers.map((worker) => ended(worker)));
+  }
+
+  #startWorker(module: WebAssembly.Module, thread: number): Promise<void> {
+    const workerData: WorkerStart = { module, memory: this.#heap.memory, thread };
+    const worker = new Worker(new URL("./worker.ts", import.meta.url), { workerData, name: `quire-kernels-${thread}` });
+    this.#workers.push(worker);
+    return new Promise((resolve, reject) => {
+      const lost = (cause: unknown): void => {
+        if (!this.#closing) this.#fail("A worker thread died.", cause);
+        reject(cause instanceof Error ? cause : new Error("a worker thread ended before it was ready"));
+      };
+      worker.once("message", () => {
+        // A process whose work is done may end without closing the device.
+        worker.unref();
+        resolve();
+      });
+      worker.once("error", lost);
+      worker.once("exit", lost);
+    });
+  }
+
+  #fail(message: string, cause?: unknown): QuireError {
+    this.#failure ??= new QuireError("engine_failed", message, { cause });
+    Atomics.store(this.#heap.words, FAILED / 4, 1);
+    Atomics.notify(this.#heap.words, FINISHED / 4);
+    return this.#failure;
+  }
+}
+
+/** Resolves when a worker has ended, by itself or by force. */
+function ended(worker: Worker): Promise<void> {
+  if (worker.threadId === -1) return Promise.resolve();
+  return new Promise((resolve) => {
+    const timer = setTimeout(() => void worker.terminate(), STOP_MS_MAX);
+    worker.once("exit", () => {
+      clearTimeout(timer);
+      resolve();
+    });
+  });
+}
+
+/** The exports of an instance of the module. */
+export function kernelExports(instance: WebAssembly.Instance): KernelExports {
+  return instance.exports as unknown as KernelExports;
+}
