@@ -1,6 +1,6 @@
 /** A child of `quire start`: its own process group, its output in a log file, its warnings passed on. */
 import { type ChildProcess, spawn } from "node:child_process";
-import { createWriteStream } from "node:fs";
+import { createWriteStream, renameSync, statSync, type WriteStream } from "node:fs";
 import { createInterface } from "node:readline";
 
 /** What to run and where its output goes. */
@@ -16,6 +16,8 @@ export interface ChildOptions {
   onWarning(line: string): void;
   /** True for a line that {@link onWarning} gets. */
   isWarning(line: string): boolean;
+  /** True for a line that is not worth a place in the log. */
+  isNoise?(line: string): boolean;
 }
 
 /** A running child. */
@@ -35,10 +37,17 @@ export interface Child {
 }
 
 const lastLinesMax = 20;
+const logBytesMax = 16 * 1024 * 1024;
+
+/** Appends; a log that has grown long is put aside first, as `<path>.old`. */
+function openLog(path: string): WriteStream {
+  if ((statSync(path, { throwIfNoEntry: false })?.size ?? 0) > logBytesMax) renameSync(path, `${path}.old`);
+  return createWriteStream(path, { flags: "a", mode: 0o600 });
+}
 
 /** Starts a child. It also ends when this process ends without stopping it: the IPC channel tells it. */
 export function startChild(options: ChildOptions): Child {
-  const log = createWriteStream(options.logPath, { flags: "a", mode: 0o600 });
+  const log = openLog(options.logPath);
   const child = spawn(options.program, options.args, {
     cwd: options.cwd,
     env: options.env,
@@ -50,6 +59,7 @@ export function startChild(options: ChildOptions): Child {
   for (const stream of [child.stdout, child.stderr]) {
     if (stream === null) continue;
     createInterface({ input: stream }).on("line", (line) => {
+      if (options.isNoise?.(line) === true) return;
       log.write(`${line}\n`);
       lines.push(line);
       if (lines.length > lastLinesMax) lines.shift();

@@ -1,5 +1,5 @@
 /** The edge on this machine: wrangler dev with settings generated into the data folder. */
-import { readFile } from "node:fs/promises";
+import { readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { assert } from "../protocol/assert.ts";
@@ -35,6 +35,8 @@ export async function startEdge(options: EdgeOptions): Promise<Child> {
   const config = await readFile(join(root, "wrangler.toml"), "utf8");
   await data.writePrivate("wrangler.toml", localConfig(config, data.secrets));
   await data.writePrivate(".dev.vars", devVars(data.secrets, options.selection));
+  // What wrangler bundled for a process that was killed.
+  await rm(data.at(".wrangler"), { recursive: true, force: true });
   const wrangler = join(root, "node_modules/wrangler/bin/wrangler.js");
   const listen = ["--ip", host, "--port", String(port), "--inspector-port", String(options.inspectorPort)];
   const state = ["--config", data.at("wrangler.toml"), "--persist-to", data.at("edge")];
@@ -46,6 +48,7 @@ export async function startEdge(options: EdgeOptions): Promise<Child> {
     env: edgeEnvironment(data),
     logPath: data.at("logs", "edge.log"),
     onWarning: options.onWarning,
+    isNoise: (line) => /POST \/v1\/engines\/heartbeat 2\d\d/.test(line),
     isWarning: (line) => /\[(WARNING|ERROR)\]|^\s*(Uncaught|\w*Error:)/.test(line),
   });
 }

@@ -34,6 +34,6 @@ export function startEngine(options: EngineProcessOptions): Child {
     env: { ...env, ...storeEnvironment(secrets), QUIRE_ENGINE_KEY: secrets.engineKey },
     logPath: options.logPath,
     onWarning: options.onWarning,
-    isWarning: (line) => /"level":"(warn|error)"|^quire: |Error:/.test(line),
+    isWarning: (line) => /"level":"(warn|error)"|^(\w*Error|Uncaught)\b/.test(line),
   });
 }

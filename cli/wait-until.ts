@@ -34,9 +34,13 @@ export async function waitUntil(isTrue: () => Promise<boolean>, options: WaitOpt
   }
 }
 
-/** The one line for a child that is gone although nobody asked it to end: how, its last words, its log. */
+/**
+ * The one line for a child that is gone although nobody asked it to end: how, its last words where it ended by its own
+ * decision, and its log.
+ */
 export function endedUnexpectedly(child: Child): UsageError {
-  const lastLine = child.lastLines().findLast((line) => line.trim() !== "");
+  const decided = child.endedWith?.endsWith("exit code 1") === true;
+  const lastLine = decided ? child.lastLines().findLast((line) => line.trim() !== "") : undefined;
   const words = lastLine === undefined ? "" : `: ${lastLine.trim()}`;
   return new UsageError(`the ${child.name} ${child.endedWith ?? "ended"}${words} (log: ${child.logPath})`);
 }
