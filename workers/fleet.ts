@@ -1,0 +1,60 @@
+/** Durable Object "fleet": engines register here with heartbeats, and turns ask here for one. */
+import { DurableObject } from "cloudflare:workers";
+import type { EngineHeartbeat } from "../protocol/generate.ts";
+import type { Env } from "./env.ts";
+import { FleetTable, type PickedEngine, type PickRequest } from "./fleet-table.ts";
+
+/** A model that can be asked for now. */
+export interface LiveModel {
+  id: string;
+  /** Unix seconds at which this fleet first saw it. */
+  createdS: number;
+}
+
+/** What became of a model name. */
+export type ResolvedModel = { status: "known"; id: string } | { status: "unknown" } | { status: "no_engine" };
+
+/** Names that stand for whatever model is there. */
+const ALIASES = ["quire", "default"];
+
+/** Engines live in memory only: after a restart they are back with their next heartbeat, within a second. */
+export class Fleet extends DurableObject<Env> {
+  readonly #table = new FleetTable();
+
+  async heartbeat(heartbeat: EngineHeartbeat): Promise<void> {
+    const key = modelKey(heartbeat.model);
+    if (this.ctx.storage.kv.get(key) === undefined) this.ctx.storage.kv.put(key, Math.floor(Date.now() / 1000));
+    this.#table.heartbeat(heartbeat, Date.now());
+  }
+
+  /** Models of live engines. */
+  async models(): Promise<LiveModel[]> {
+    return this.#table
+      .models(Date.now())
+      .map((id) => ({ id, createdS: this.ctx.storage.kv.get<number>(modelKey(id)) ?? 0 }));
+  }
+
+  /** Finds a model by name or alias. A model seen before whose engines are all gone is "no_engine", not "unknown". */
+  async resolveModel(name: string): Promise<ResolvedModel> {
+    const live = this.#table.models(Date.now());
+    if (live.includes(name)) return { status: "known", id: name };
+    const [first] = live;
+    if (first === undefined) return { status: "no_engine" };
+    if (ALIASES.includes(name)) return { status: "known", id: first };
+    return { status: this.ctx.storage.kv.get(modelKey(name)) === undefined ? "unknown" : "no_engine" };
+  }
+
+  /** The engine for a turn; undefined when none serves the model. */
+  async pick(request: PickRequest): Promise<PickedEngine | undefined> {
+    return this.#table.pick(request, Date.now());
+  }
+}
+
+function modelKey(model: string): string {
+  return `model:${model}`;
+}
+
+/** The one Fleet object. */
+export function fleetOf(env: Env): DurableObjectStub<Fleet> {
+  return env.FLEET.get(env.FLEET.idFromName("fleet"));
+}

@@ -1,0 +1,89 @@
+/** POST /v1/chat/completions and POST /v1/completions. */
+import { QuireError } from "../protocol/errors.ts";
+import { LIMITS } from "../protocol/limits.ts";
+import { authenticate, type Tenant } from "./auth.ts";
+import { readJsonObject } from "./body.ts";
+import { chainHashes, chainStart } from "./chain.ts";
+import type { Env } from "./env.ts";
+import { fleetOf } from "./fleet.ts";
+import { jsonAnswer, streamAnswer } from "./respond.ts";
+import { selectionDefaults } from "./selection-defaults.ts";
+import { SESSION_HEADER } from "./session-id.ts";
+import { startTurn } from "./turn-events.ts";
+import type { TurnOptions } from "./turn-job.ts";
+import type { ResponseOptions } from "./validate.ts";
+import { type ValidationContext, validateChat } from "./validate-chat.ts";
+import { validateCompletion } from "./validate-completion.ts";
+
+/** Answers a chat request. @throws {QuireError} for whatever is known before the first header. */
+export async function chatCompletions(request: Request, env: Env, requestId: string): Promise<Response> {
+  const tenant = await authenticate(request, env);
+  const chat = validateChat(await readJsonObject(request), validationContext(request, env));
+  const model = await resolveModel(env, chat.model);
+  const chain = await chainHashes(chainStart(model), chat.messages);
+  const options = { ...chat.turn, input: { kind: "chat" as const, messages: chat.messages, chain } };
+  return answerTurn({ request, env, requestId, tenant, model, response: chat, options, kind: "chat" });
+}
+
+/** Answers a completion request. @throws {QuireError} for whatever is known before the first header. */
+export async function completions(request: Request, env: Env, requestId: string): Promise<Response> {
+  const tenant = await authenticate(request, env);
+  const completion = validateCompletion(await readJsonObject(request), validationContext(request, env));
+  const model = await resolveModel(env, completion.model);
+  const { turn: options } = completion;
+  return answerTurn({ request, env, requestId, tenant, model, response: completion, options, kind: "text" });
+}
+
+interface TurnToAnswer {
+  request: Request;
+  env: Env;
+  requestId: string;
+  tenant: Tenant;
+  model: string;
+  response: ResponseOptions;
+  options: TurnOptions;
+  kind: "chat" | "text";
+}
+
+async function answerTurn(turn: TurnToAnswer): Promise<Response> {
+  const { request, env, requestId, tenant, model, response, options, kind } = turn;
+  const { namespace } = tenant;
+  const started = await startTurn(env, { requestId, model, namespace, sessionId: response.sessionId, options });
+  const id = `${kind === "chat" ? "chatcmpl" : "cmpl"}-${requestId.replace(/^req_/, "")}`;
+  const frame = { kind, id, createdS: Math.floor(Date.now() / 1000), model, fingerprint: `fp_${started.numericsId}` };
+  const { stream, sessionId } = started;
+  const answer = {
+    frame,
+    stream,
+    choiceCount: options.choiceCount,
+    includeUsage: response.includeUsage,
+    signal: request.signal,
+  };
+  const out = response.stream ? streamAnswer(answer) : await jsonAnswer(answer);
+  if (sessionId !== undefined) out.headers.set(SESSION_HEADER, sessionId);
+  return out;
+}
+
+function validationContext(request: Request, env: Env): ValidationContext {
+  return {
+    headers: request.headers,
+    selectionDefaults: selectionDefaults(env),
+    randomSeed: () => crypto.getRandomValues(new Uint32Array(1))[0] ?? 0,
+  };
+}
+
+async function resolveModel(env: Env, name: string | undefined): Promise<string> {
+  if (name === undefined) {
+    throw new QuireError("model_not_found", "You must provide a model parameter.", { param: "model" });
+  }
+  const resolved = await fleetOf(env).resolveModel(name);
+  if (resolved.status === "known") return resolved.id;
+  if (resolved.status === "unknown") {
+    throw new QuireError("model_not_found", `The model '${name}' does not exist or you do not have access to it.`, {
+      param: "model",
+    });
+  }
+  throw new QuireError("no_engine", "No engine is available for this model now. Try again soon.", {
+    retryAfterMs: LIMITS.engineExpiryMs,
+  });
+}

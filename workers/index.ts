@@ -1,0 +1,11 @@
+/** The Worker: entry point and Durable Object classes. */
+import type { Env } from "./env.ts";
+import { handle } from "./router.ts";
+
+export { Fleet } from "./fleet.ts";
+export { SessionLog } from "./session-log/session-log.ts";
+export { TenantIndex } from "./tenant-index.ts";
+
+export default {
+  fetch: (request, env) => handle(request, env),
+} satisfies ExportedHandler<Env>;

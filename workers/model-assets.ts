@@ -1,0 +1,119 @@
+/** A model's words: tokenizer, chat template, stop tokens and defaults, from `models/<id>/` in the bucket. */
+import { QuireError } from "../protocol/errors.ts";
+import type { ChatTemplate, Tokenizer } from "../tokenizer/contract.ts";
+import { openTokenizer } from "../tokenizer/open.ts";
+
+/** Everything the edge knows of a model. Immutable. */
+export interface ModelAssets {
+  readonly tokenizer: Tokenizer;
+  readonly template: ChatTemplate;
+  /** Ids that end a reply. */
+  readonly stopTokens: readonly number[];
+  /** Put before a raw prompt that starts a log, where the model's tokenizer asks for it. */
+  readonly bosToken: number | undefined;
+  /** Sampling of requests that do not say: the model's generation_config.json over OpenAI's defaults. */
+  readonly sampling: { temperature: number; topP: number; topK: number; repetitionPenalty: number };
+}
+
+/** Builds assets from the parsed files. @throws {QuireError} `internal` for a tokenizer that cannot be opened. */
+export function buildModelAssets(files: {
+  tokenizerJson: unknown;
+  tokenizerConfig: unknown;
+  config: unknown;
+  generationConfig: unknown;
+}): ModelAssets {
+  const { tokenizer, template } = openTokenizer(files);
+  const config = recordOf(files.config);
+  const generation = recordOf(files.generationConfig);
+  const tokenizerConfig = recordOf(files.tokenizerConfig);
+  const stopTokens = [...new Set([...idsOf(generation.eos_token_id), ...idsOf(config.eos_token_id)])];
+  const [bosToken] = tokenizerConfig.add_bos_token === true ? idsOf(config.bos_token_id) : [];
+  return {
+    tokenizer,
+    template,
+    stopTokens,
+    bosToken,
+    sampling: {
+      temperature: generation.do_sample === false ? 0 : numberOf(generation.temperature, 1),
+      topP: generation.do_sample === false ? 1 : numberOf(generation.top_p, 1),
+      topK: generation.do_sample === false ? 0 : numberOf(generation.top_k, 0),
+      repetitionPenalty: numberOf(generation.repetition_penalty, 1),
+    },
+  };
+}
+
+/** How much a cache keeps, and how long before it looks again. */
+export interface AssetCacheOptions {
+  modelCountMax: number;
+  ageMsMax: number;
+  now: () => number;
+}
+
+/**
+ * Loaded models of one isolate. Only finished results are kept: a promise made for one request must not be awaited by
+ * another in a Worker.
+ */
+export class ModelAssetCache {
+  readonly #options: AssetCacheOptions;
+  readonly #models = new Map<string, { assets: ModelAssets; loadedMs: number }>();
+
+  constructor(options: AssetCacheOptions) {
+    this.#options = options;
+  }
+
+  /**
+   * The assets of a model.
+   * @throws {QuireError} `internal` when a file is missing or broken: an engine serves a model whose files nobody uploaded.
+   */
+  async get(bucket: R2Bucket, model: string): Promise<ModelAssets> {
+    const known = this.#models.get(model);
+    if (known && this.#options.now() - known.loadedMs < this.#options.ageMsMax) {
+      // Moves to the end: the first key is the least recently used.
+      this.#models.delete(model);
+      this.#models.set(model, known);
+      return known.assets;
+    }
+    const assets = await loadModelAssets(bucket, model);
+    this.#models.delete(model);
+    this.#models.set(model, { assets, loadedMs: this.#options.now() });
+    for (const oldest of this.#models.keys()) {
+      if (this.#models.size <= this.#options.modelCountMax) break;
+      this.#models.delete(oldest);
+    }
+    return assets;
+  }
+}
+
+/**
+ * One cache per isolate: Durable Objects of one isolate share nothing else, and a large vocabulary takes half a second to open.
+ * What it holds is derived from immutable files, so sharing cannot be observed.
+ */
+export const isolateAssets = new ModelAssetCache({ modelCountMax: 4, ageMsMax: 600_000, now: () => Date.now() });
+
+async function loadModelAssets(bucket: R2Bucket, model: string): Promise<ModelAssets> {
+  const read = async (name: string, required: boolean): Promise<unknown> => {
+    const object = await bucket.get(`models/${model}/${name}`);
+    if (object) return object.json();
+    if (!required) return {};
+    throw new QuireError("internal", `The server has no '${name}' for the model '${model}'.`);
+  };
+  const [tokenizerJson, tokenizerConfig, config, generationConfig] = await Promise.all([
+    read("tokenizer.json", true),
+    read("tokenizer_config.json", true),
+    read("config.json", true),
+    read("generation_config.json", false),
+  ]);
+  return buildModelAssets({ tokenizerJson, tokenizerConfig, config, generationConfig });
+}
+
+function recordOf(value: unknown): Record<string, unknown> {
+  return typeof value === "object" && value !== null ? (value as Record<string, unknown>) : {};
+}
+
+function idsOf(value: unknown): number[] {
+  return (Array.isArray(value) ? value : [value]).filter((id) => Number.isSafeInteger(id));
+}
+
+function numberOf(value: unknown, fallback: number): number {
+  return typeof value === "number" && Number.isFinite(value) ? value : fallback;
+}

@@ -1,0 +1,153 @@
+/** One generation at an engine: POST a frame, read frames until the terminal event. */
+import { isErrorCode, QuireError } from "../../protocol/errors.ts";
+import { encodeFrame, FrameDecoder } from "../../protocol/frames.ts";
+import { ENGINE_PATHS, type EngineEvent, type GenerateRequest, PROTOCOL_VERSION } from "../../protocol/generate.ts";
+import { LIMITS } from "../../protocol/limits.ts";
+import type { PickedEngine } from "../fleet-table.ts";
+
+/** What a call needs. */
+export interface EngineCallOptions {
+  engine: PickedEngine;
+  request: GenerateRequest;
+  engineKey: string;
+  /** Ends the call, whatever it is doing. */
+  signal: AbortSignal;
+  fetch: typeof fetch;
+}
+
+/** An admitted generation. */
+export interface EngineCall {
+  readonly numericsId: string;
+  /**
+   * Events behind `admitted`, ending with `done`.
+   * @throws {QuireError} the engine's own error for `failed`; `engine_failed` for a stream that is cut or not understood.
+   */
+  events(): AsyncGenerator<Exclude<EngineEvent, { type: "admitted" | "failed" }>>;
+  /** Asks the engine to end now; its `done` still arrives. Closes the connection when it does not within `LIMITS.cancelMsMax`. */
+  cancel(): Promise<void>;
+}
+
+/**
+ * Sends a generation to an engine and waits until it is admitted.
+ * @throws {QuireError} `engine_failed` when the engine cannot be reached or understood, `deadline_exceeded` when it says nothing for
+ * `LIMITS.admissionMsMax`, otherwise what the engine answered.
+ */
+export async function openEngineCall(options: EngineCallOptions): Promise<EngineCall> {
+  const closing = new AbortController();
+  const signal = AbortSignal.any([options.signal, closing.signal]);
+  const headers = { authorization: `Bearer ${options.engineKey}`, "content-type": "application/octet-stream" };
+  let late = false;
+  const timer = setTimeout(() => {
+    late = true;
+    closing.abort();
+  }, LIMITS.admissionMsMax);
+  try {
+    const response = await options.fetch(`${options.engine.url}${ENGINE_PATHS.generate}`, {
+      method: "POST",
+      headers,
+      body: encodeFrame(options.request),
+      signal,
+    });
+    const events = readEvents(response);
+    const { value: first } = await events.next();
+    if (first === undefined) throw statusError(response.status);
+    if (first.type === "failed") throw failure(first);
+    if (first.type !== "admitted") throw engineFailed(`the first event is ${first.type}`);
+    return {
+      numericsId: first.numericsId,
+      events: () => behindAdmission(events),
+      cancel: () => cancelCall(options, headers, closing),
+    };
+  } catch (thrown) {
+    closing.abort();
+    if (late) throw new QuireError("deadline_exceeded", "The engine did not answer in time.", { cause: thrown });
+    if (thrown instanceof QuireError) throw thrown;
+    throw engineFailed("the engine cannot be reached", thrown);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+async function cancelCall(options: EngineCallOptions, headers: HeadersInit, closing: AbortController): Promise<void> {
+  const timer = setTimeout(() => closing.abort(), LIMITS.cancelMsMax);
+  const body = encodeFrame({ version: PROTOCOL_VERSION, requestId: options.request.requestId });
+  try {
+    const answer = await options.fetch(`${options.engine.url}${ENGINE_PATHS.cancel}`, {
+      method: "POST",
+      headers,
+      body,
+      signal: AbortSignal.any([options.signal, closing.signal]),
+    });
+    await answer.body?.cancel();
+    if (!answer.ok) closing.abort();
+  } catch {
+    clearTimeout(timer);
+    closing.abort();
+  }
+}
+
+async function* behindAdmission(
+  events: AsyncGenerator<EngineEvent>,
+): AsyncGenerator<Exclude<EngineEvent, { type: "admitted" | "failed" }>> {
+  try {
+    for await (const event of events) {
+      if (event.type === "failed") throw failure(event);
+      if (event.type === "admitted") throw engineFailed("admitted twice");
+      yield event;
+      if (event.type === "done") return;
+    }
+  } catch (thrown) {
+    if (thrown instanceof QuireError) throw thrown;
+    throw engineFailed("the connection to the engine was lost", thrown);
+  }
+  throw engineFailed("the engine's answer has no end");
+}
+
+async function* readEvents(response: Response): AsyncGenerator<EngineEvent> {
+  if (!response.body) return;
+  const decoder = new FrameDecoder();
+  // A refusal may come as a frame under any status; a body that is not frames is not ours.
+  if (!response.ok && !(response.headers.get("content-type") ?? "").startsWith("application/octet-stream")) {
+    await response.body.cancel();
+    return;
+  }
+  const reader: ReadableStreamDefaultReader<Uint8Array> = response.body.getReader();
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      for (const event of decoder.push(value)) yield checkEvent(event);
+    }
+  } finally {
+    // After an abort the stream is already in error; there is nothing left to tell it.
+    await reader.cancel().catch(() => undefined);
+  }
+}
+
+/** An engine is ours but may be of another version: what does not look like an event ends the call. */
+function checkEvent(value: unknown): EngineEvent {
+  if (typeof value === "object" && value !== null && "type" in value) {
+    const event = value as EngineEvent;
+    if (event.type === "admitted" && typeof event.numericsId === "string") return event;
+    if (event.type === "tokens" && event.ids instanceof Uint8Array && event.ids.byteLength % 4 === 0) return event;
+    if (event.type === "done" && Array.isArray(event.spans) && typeof event.usage === "object") return event;
+    if (event.type === "failed") return event;
+  }
+  throw engineFailed("an event is malformed");
+}
+
+function failure(event: Extract<EngineEvent, { type: "failed" }>): QuireError {
+  const code = isErrorCode(event.code) ? event.code : "engine_failed";
+  return new QuireError(code, event.message, { param: event.param, retryAfterMs: event.retryAfterMs });
+}
+
+function statusError(status: number): QuireError {
+  if (status === 429) return new QuireError("queue_full", "The engine's queue is full.", { retryAfterMs: 1_000 });
+  return engineFailed(`the engine answered ${status} and nothing else`);
+}
+
+function engineFailed(what: string, cause?: unknown): QuireError {
+  return new QuireError("engine_failed", "The engine failed while it worked on this request.", {
+    cause: cause ?? new Error(what),
+  });
+}

@@ -1,0 +1,194 @@
+/** From a job and the log to the ids of a prompt. Reads the store, writes nothing. */
+import { QuireError } from "../../protocol/errors.ts";
+import type { Span } from "../../protocol/generate.ts";
+import { LIMITS } from "../../protocol/limits.ts";
+import type { ChatMessage } from "../../tokenizer/contract.ts";
+import { chainHashes, chainStart } from "../chain.ts";
+import type { ModelAssets } from "../model-assets.ts";
+import type { TurnJob } from "../turn-job.ts";
+import type { LogStore, StoredMessage } from "./log-store.ts";
+import { cutSpans } from "./spans.ts";
+import { type Checkpoint, planTurn } from "./turn-plan.ts";
+
+/** A prompt, and how it changes the log if the turn succeeds. */
+export interface PreparedTurn {
+  /** The whole prompt: what is kept of the log, and what is new. */
+  tokens: Uint32Array<ArrayBuffer>;
+  /** Log tokens that stay. */
+  keepTokens: number;
+  /** Spans of the kept tokens. */
+  spans: Span[];
+  keepMessages: number;
+  /** Messages behind the kept ones; the last has its borders. Empty for raw text. */
+  newMessages: StoredMessage[];
+  /** Length of the rendered prompt; 0 for raw text. */
+  promptTextLength: number;
+  /** Messages in the whole transcript. */
+  messageCount: number;
+  /** Transcript hash in front of the reply; empty for raw text. */
+  promptChain: string;
+}
+
+/** A session that has gone on since its transcript was looked up. */
+export class SessionMoved extends Error {
+  override readonly name = "SessionMoved";
+}
+
+/**
+ * Plans a turn.
+ * @throws {QuireError} `invalid_request` for a model or kind that is not the session's, a template that refuses, ids outside the
+ * vocabulary, or a prompt without tokens.
+ * @throws {SessionMoved} when the job expects the log elsewhere.
+ */
+export async function prepareTurn(
+  job: TurnJob,
+  store: LogStore | undefined,
+  assets: ModelAssets,
+): Promise<PreparedTurn> {
+  checkVocabulary(job, assets);
+  const meta = store?.meta();
+  const known = meta ? store : undefined;
+  const kind = job.input.kind === "chat" ? "chat" : "raw";
+  if (meta && meta.model !== job.model) {
+    throw new QuireError("invalid_request", `This session belongs to the model '${meta.model}'.`, { param: "model" });
+  }
+  if (meta && meta.kind !== kind) {
+    const owner = meta.kind === "chat" ? "chat completions" : "completions";
+    throw new QuireError("invalid_request", `This session belongs to ${owner}.`, { param: "quire.session_id" });
+  }
+  const log = known?.tokens() ?? new Uint32Array(0);
+  const spans = known?.spans() ?? [];
+  const prepared =
+    job.input.kind === "chat"
+      ? await prepareChat(job, job.input.messages, job.input.chain, known?.messages() ?? [], log, assets)
+      : prepareRaw(rawIds(job, assets, log.length === 0), log);
+  if (prepared.tokens.length === 0) {
+    throw new QuireError("invalid_request", "The prompt has no tokens.", {
+      param: kind === "chat" ? "messages" : "prompt",
+    });
+  }
+  return { ...prepared, spans: cutSpans(spans, prepared.keepTokens) };
+}
+
+type Planned = Omit<PreparedTurn, "spans">;
+
+function rawIds(job: TurnJob, assets: ModelAssets, atStart: boolean): number[] {
+  if (job.input.kind === "raw-ids") return job.input.ids;
+  const text = job.input.kind === "raw" ? job.input.text : "";
+  const ids = assets.tokenizer.encode(text, { special: true });
+  return atStart && assets.bosToken !== undefined && ids[0] !== assets.bosToken ? [assets.bosToken, ...ids] : ids;
+}
+
+function prepareRaw(ids: number[], log: Uint32Array): Planned {
+  const tokens = concat(log, ids);
+  return {
+    tokens,
+    keepTokens: log.length,
+    keepMessages: 0,
+    newMessages: [],
+    promptTextLength: 0,
+    messageCount: 0,
+    promptChain: "",
+  };
+}
+
+async function prepareChat(
+  job: TurnJob,
+  sent: readonly ChatMessage[],
+  sentChain: readonly string[],
+  stored: readonly StoredMessage[],
+  log: Uint32Array,
+  assets: ModelAssets,
+): Promise<Planned> {
+  const expected = job.session?.expectChain;
+  if (expected !== undefined && stored.at(-1)?.chain !== expected) throw new SessionMoved();
+  const matched = countMatching(stored, sentChain);
+  const replay = isReplay(stored, matched);
+  // A transcript that ends within the log (a turn asked for again) writes its last message anew: the prompt's border is its.
+  const keepMessages = replay ? Math.min(matched, sent.length - 1) : stored.length;
+  const added = replay ? sent.slice(keepMessages) : sent;
+  const start = stored[keepMessages - 1]?.chain ?? chainStart(job.model);
+  const addedChain = replay ? sentChain.slice(keepMessages) : await chainHashes(start, added);
+  const transcript = [...stored.slice(0, keepMessages), ...added];
+  if (transcript.length > LIMITS.messageCountMax) {
+    throw new QuireError("invalid_request", `A session has at most ${LIMITS.messageCountMax} messages.`, {
+      param: "messages",
+    });
+  }
+  const newText = render(assets, transcript);
+  const { oldText, checkpoints } = describeLog(stored, assets);
+  const encode = (text: string) => assets.tokenizer.encode(text, { special: true });
+  const { keep, appended } = planTurn({ log, checkpoints, oldText, newText, encode });
+  const tokens = concat(log.subarray(0, keep), appended);
+  const newMessages = added.map((message, index): StoredMessage => {
+    const border = index === added.length - 1 ? { tokenEnd: tokens.length, textEnd: newText.length } : {};
+    return { ...message, chain: addedChain[index] ?? "", reply: false, ...border };
+  });
+  return {
+    tokens,
+    keepTokens: keep,
+    keepMessages,
+    newMessages,
+    promptTextLength: newText.length,
+    messageCount: transcript.length,
+    promptChain: addedChain.at(-1) ?? start,
+  };
+}
+
+/** How many leading messages of the log the client has sent again. */
+function countMatching(stored: readonly StoredMessage[], sentChain: readonly string[]): number {
+  let count = 0;
+  while (count < stored.length && stored[count]?.chain === sentChain[count]) count += 1;
+  return count;
+}
+
+/**
+ * Whether what the client sent is the transcript again (then it replaces what differs) or only what is new. A message that merely
+ * repeats the first words of the user is new; one that comes with the system prompt or a reply in front is the transcript.
+ */
+function isReplay(stored: readonly StoredMessage[], matched: number): boolean {
+  return stored.slice(0, matched).some((message) => message.role !== "user");
+}
+
+/** The text that the log stands for, and where the two are known to agree. */
+function describeLog(
+  stored: readonly StoredMessage[],
+  assets: ModelAssets,
+): { oldText: string; checkpoints: Checkpoint[] } {
+  const last = stored.at(-1);
+  if (!last) return { oldText: "", checkpoints: [] };
+  const prompt = last.reply ? stored.slice(0, -1) : stored;
+  const promptText = render(assets, prompt);
+  // A template that now renders the same messages differently (a date in it, another model file): nothing can be relied on.
+  if (prompt.at(-1)?.textEnd !== promptText.length) return { oldText: "", checkpoints: [] };
+  const replyText = last.reply ? last.content.slice(0, Math.max(0, (last.textEnd ?? 0) - promptText.length)) : "";
+  const checkpoints = stored.flatMap(({ tokenEnd, textEnd }) =>
+    tokenEnd === undefined || textEnd === undefined ? [] : [{ tokens: tokenEnd, textLength: textEnd }],
+  );
+  return { oldText: promptText + replyText, checkpoints };
+}
+
+function render(assets: ModelAssets, messages: readonly ChatMessage[]): string {
+  return assets.template.render(messages.map(plainMessage), { addGenerationPrompt: true });
+}
+
+/** Only what a template may see. */
+function plainMessage({ role, content, name }: ChatMessage): ChatMessage {
+  return name === undefined ? { role, content } : { role, content, name };
+}
+
+function checkVocabulary(job: TurnJob, assets: ModelAssets): void {
+  const size = assets.tokenizer.vocabularySize;
+  const refuse = (param: string, id: number): never => {
+    throw new QuireError("invalid_request", `Invalid '${param}': the model has no token ${id}.`, { param });
+  };
+  for (const [id] of job.sampling.logitBias) if (id >= size) refuse("logit_bias", id);
+  if (job.input.kind === "raw-ids") for (const id of job.input.ids) if (id >= size) refuse("prompt", id);
+}
+
+function concat(head: Uint32Array, tail: readonly number[]): Uint32Array<ArrayBuffer> {
+  const whole = new Uint32Array(head.length + tail.length);
+  whole.set(head);
+  whole.set(tail, head.length);
+  return whole;
+}

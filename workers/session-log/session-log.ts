@@ -1,0 +1,314 @@
+/** Durable Object, one per session (and one, short-lived and without storage, per request that has none). */
+import { DurableObject } from "cloudflare:workers";
+import { ERROR_TABLE, QuireError, toQuireError } from "../../protocol/errors.ts";
+import { LIMITS } from "../../protocol/limits.ts";
+import { chainHashes } from "../chain.ts";
+import type { Env } from "../env.ts";
+import { fleetOf } from "../fleet.ts";
+import { isolateAssets, type ModelAssets } from "../model-assets.ts";
+import { indexOf, sessionOf } from "../stubs.ts";
+import type { ForkPoint, SessionInfo, TurnAnswer, TurnJob, TurnUsage, WireError } from "../turn-job.ts";
+import { exportLog, imageTokens, type LogImage } from "./log-image.ts";
+import { LogStore, type SessionMeta, type StoredMessage } from "./log-store.ts";
+import { type PreparedTurn, prepareTurn, SessionMoved } from "./prepare.ts";
+import { cutSpans, joinSpans } from "./spans.ts";
+import { type ChoiceResult, TurnRunner } from "./turn-runner.ts";
+import { TurnStream } from "./turn-stream.ts";
+import { unpackValue } from "./wire.ts";
+
+/**
+ * Owns the exact token log of one conversation, the fetch to the engine, and the stream of the running turn. The log changes only when
+ * a turn ends, in one transaction, before its terminal event: a turn that fails, or an object that dies, leaves it as it was.
+ */
+export class SessionLog extends DurableObject<Env> {
+  #store: LogStore | undefined;
+  #busy = false;
+
+  /**
+   * Runs one turn. Resolves once an engine has admitted it (or nobody will); what follows is in the stream of frames
+   * (`TurnEvent`). A reader that goes away aborts the engine's work; what it was given by then stays in the log.
+   * @param packed a {@link TurnJob} as one frame
+   */
+  async turn(packed: Uint8Array): Promise<TurnAnswer> {
+    const job = unpackValue<TurnJob>(packed);
+    if (this.#busy) {
+      if (job.session?.implicit) return { status: "moved" };
+      const busy = new QuireError("session_busy", "This session is working on another turn.", { retryAfterMs: 1_000 });
+      return { status: "refused", error: wireError(busy) };
+    }
+    this.#busy = true;
+    const stream = new TurnStream();
+    try {
+      const turn = await this.#start(job, stream);
+      // Not awaited: the object outlives the request, and the stream carries whatever happens.
+      void this.#finish(job, turn, stream);
+      return { status: "streaming", numericsId: turn.numericsId, stream: stream.readable };
+    } catch (thrown) {
+      await this.#giveUp(job);
+      await stream.abandon();
+      if (thrown instanceof SessionMoved) return { status: "moved" };
+      return { status: "refused", error: wireError(thrown) };
+    }
+  }
+
+  /** Undefined for a session that does not exist. */
+  async info(): Promise<SessionInfo | undefined> {
+    const store = this.#open();
+    const meta = store.meta();
+    if (!meta) return undefined;
+    return {
+      id: meta.id,
+      model: meta.model,
+      createdS: meta.createdS,
+      tokens: store.tokenCount(),
+      turns: meta.turnCount,
+      parentId: meta.parentId,
+      messages: store.outline(),
+    };
+  }
+
+  /** The log as one frame ({@link LogImage}), up to a message or whole; undefined when it does not exist or has changed. */
+  async image(point?: ForkPoint): Promise<Uint8Array | undefined> {
+    return exportLog(this.#open(), point);
+  }
+
+  /**
+   * Becomes a fork of another session of the same tenant, with its whole log.
+   * @returns false when there is no such session
+   */
+  async adopt(options: { id: string; parentId: string; namespace: string }): Promise<boolean> {
+    const parent = sessionOf(this.env, options.namespace, options.parentId);
+    const packed = await parent.image();
+    if (!packed) return false;
+    await this.#import(unpackValue<LogImage>(packed), { ...options, named: true });
+    return true;
+  }
+
+  /**
+   * Deletes the session and its index entries.
+   * @returns false when there was none; "busy" while a turn runs
+   */
+  async remove(): Promise<boolean | "busy"> {
+    if (this.#busy) return "busy";
+    const meta = this.#open().meta();
+    if (!meta) return false;
+    await indexOf(this.env, meta.namespace).forget(meta.id);
+    await this.#wipe();
+    return true;
+  }
+
+  /** A session that nobody used for long goes. */
+  override async alarm(): Promise<void> {
+    if (this.#busy) {
+      await this.ctx.storage.setAlarm(Date.now() + LIMITS.turnMsMax);
+      return;
+    }
+    await this.remove();
+  }
+
+  async #start(job: TurnJob, stream: TurnStream): Promise<RunningTurn> {
+    const assets = await isolateAssets.get(this.env.PAGES, job.model);
+    const store = job.session ? this.#open() : undefined;
+    const fork = job.session?.forkFrom;
+    if (job.session && fork && !store?.meta()) await this.#adoptPrefix(job.session.id, job.namespace, fork);
+    const prepared = await prepareTurn(job, store, assets);
+    const meta = store?.meta();
+    // A prompt that is all log (a turn asked for again) still has a last token to run.
+    const turnStart = Math.min(prepared.keepTokens, prepared.tokens.length - 1);
+    const spans = cutSpans(prepared.spans, turnStart);
+    const runner = new TurnRunner({
+      job,
+      tokens: prepared.tokens,
+      turnStart,
+      spans,
+      parentId: meta?.parentId,
+      assets,
+      stickyEngineId: meta?.engineId,
+      pick: (stickyEngineId, excludeIds) => fleetOf(this.env).pick({ model: job.model, stickyEngineId, excludeIds }),
+      engineKey: this.env.QUIRE_ENGINE_KEY,
+      fetch: (input, init) => fetch(input, init),
+      stream,
+    });
+    try {
+      const numericsId = await runner.start();
+      return { runner, prepared, assets, numericsId, spans };
+    } catch (thrown) {
+      runner.dispose();
+      throw thrown;
+    }
+  }
+
+  /** Runs the turn to its end, writes the log, and only then says so. Never rejects. */
+  async #finish(job: TurnJob, turn: RunningTurn, stream: TurnStream): Promise<void> {
+    try {
+      const results = await turn.runner.run();
+      const [first] = results;
+      const isGone = stream.gone.aborted;
+      if (job.session && first) {
+        const kept = first.reply.kept();
+        if (isGone && kept.ids.length === 0) await this.#giveUp(job);
+        else await this.#commit(job, turn, first);
+      }
+      this.#busy = false;
+      results.forEach(({ reason }, choice) => {
+        stream.send({ type: "finish", choice, reason });
+      });
+      stream.send({ type: "end", usage: usageOf(job, turn.prepared, results) });
+    } catch (thrown) {
+      await this.#giveUp(job).catch((cause: unknown) => report(job.requestId, cause));
+      report(job.requestId, thrown);
+      stream.send({ type: "error", error: wireError(thrown) });
+    } finally {
+      this.#busy = false;
+    }
+    await stream.close();
+  }
+
+  async #commit(job: TurnJob, turn: RunningTurn, choice: ChoiceResult): Promise<void> {
+    const { prepared } = turn;
+    const session = job.session;
+    if (!session) return;
+    const store = this.#open();
+    const old = store.meta();
+    const kept = choice.reply.kept();
+    const ids = kept.endToken === undefined ? kept.ids : [...kept.ids, kept.endToken];
+    const appendTokens = [...prepared.tokens.subarray(prepared.keepTokens), ...ids];
+    const end = prepared.keepTokens + appendTokens.length;
+    const meta: SessionMeta = {
+      id: session.id,
+      namespace: job.namespace,
+      model: job.model,
+      kind: job.input.kind === "chat" ? "chat" : "raw",
+      named: old?.named ?? !session.implicit,
+      createdS: old?.createdS ?? Math.floor(Date.now() / 1000),
+      turnCount: (old?.turnCount ?? 0) + 1,
+      parentId: old?.parentId,
+      engineId: turn.runner.engineId,
+    };
+    const messages = [...prepared.newMessages];
+    if (job.input.kind === "chat") {
+      const content = kept.content.toWellFormed();
+      const promptChain = prepared.promptChain;
+      const [chain] = await chainHashes(promptChain, [{ role: "assistant", content }]);
+      messages.push({
+        role: "assistant",
+        content,
+        chain: chain ?? "",
+        reply: true,
+        tokenEnd: prepared.tokens.length + kept.ids.length,
+        textEnd: prepared.promptTextLength + kept.text.length,
+      });
+    }
+    store.commit({
+      meta,
+      keepTokens: prepared.keepTokens,
+      appendTokens,
+      keepMessages: prepared.keepMessages,
+      appendMessages: messages,
+      spans: joinSpans(turn.spans, choice.spans, end),
+    });
+    await this.ctx.storage.setAlarm(Date.now() + LIMITS.sessionIdleMsMax);
+    await this.#enterIndex(meta, job.requestId, prepared.messageCount, messages);
+  }
+
+  /** The transcript up to the prompt and up to the reply. The index is a hint: without it a turn is only slower. */
+  async #enterIndex(
+    meta: SessionMeta,
+    requestId: string,
+    promptMessageCount: number,
+    messages: readonly StoredMessage[],
+  ): Promise<void> {
+    const borders = messages.filter((message) => message.tokenEnd !== undefined);
+    if (borders.length === 0) return;
+    const rows = borders.map(({ chain, reply, tokenEnd }) => ({
+      chain,
+      sessionId: meta.id,
+      named: meta.named,
+      messageCount: promptMessageCount + (reply ? 1 : 0),
+      tokenCount: tokenEnd ?? 0,
+    }));
+    await indexOf(this.env, meta.namespace)
+      .put(rows)
+      .catch((cause: unknown) => report(requestId, cause));
+  }
+
+  /** Starts as a copy of another session's beginning; when that is not to be had, as an empty session. */
+  async #adoptPrefix(id: string, namespace: string, fork: ForkPoint): Promise<void> {
+    const packed = await sessionOf(this.env, namespace, fork.sessionId).image(fork);
+    if (!packed) return;
+    await this.#import(unpackValue<LogImage>(packed), { id, parentId: fork.sessionId, namespace, named: false });
+  }
+
+  async #import(
+    image: LogImage,
+    options: { id: string; parentId: string; namespace: string; named: boolean },
+  ): Promise<void> {
+    const { id, parentId, namespace, named } = options;
+    const meta: SessionMeta = {
+      ...image.meta,
+      id,
+      parentId,
+      namespace,
+      named,
+      createdS: Math.floor(Date.now() / 1000),
+    };
+    this.#open().commit({
+      meta,
+      keepTokens: 0,
+      appendTokens: imageTokens(image),
+      keepMessages: 0,
+      appendMessages: image.messages,
+      spans: image.spans,
+    });
+    await this.ctx.storage.setAlarm(Date.now() + LIMITS.sessionIdleMsMax);
+  }
+
+  /** After a turn that failed: the log is as it was, and a session that only this turn would have made is not there. */
+  async #giveUp(job: TurnJob): Promise<void> {
+    if (job.session?.implicit && job.session.expectChain === undefined) await this.#wipe();
+    this.#busy = false;
+  }
+
+  async #wipe(): Promise<void> {
+    this.#store = undefined;
+    await this.ctx.storage.deleteAlarm();
+    await this.ctx.storage.deleteAll();
+  }
+
+  /** Opened on first use: an object without a session writes nothing. */
+  #open(): LogStore {
+    this.#store ??= new LogStore(this.ctx.storage);
+    return this.#store;
+  }
+}
+
+interface RunningTurn {
+  runner: TurnRunner;
+  prepared: PreparedTurn;
+  assets: ModelAssets;
+  numericsId: string;
+  /** Spans in front of the turn. */
+  spans: ReturnType<typeof cutSpans>;
+}
+
+function usageOf(job: TurnJob, prepared: PreparedTurn, results: readonly ChoiceResult[]): TurnUsage {
+  return {
+    promptTokens: prepared.tokens.length,
+    completionTokens: results.reduce((sum, { reply }) => sum + reply.generatedCount, 0),
+    sessionId: job.session?.id,
+    engine: results[0]?.usage,
+  };
+}
+
+function wireError(thrown: unknown): WireError {
+  const { code, message, param, retryAfterMs } = toQuireError(thrown);
+  return { code, message, param, retryAfterMs };
+}
+
+/** What the client is not told. Never text of a conversation. */
+function report(requestId: string, thrown: unknown): void {
+  const error = toQuireError(thrown);
+  if (ERROR_TABLE[error.code].status < 500) return;
+  const cause = error.cause instanceof Error ? `${error.cause.name}: ${error.cause.message}` : undefined;
+  console.error(JSON.stringify({ level: "error", requestId, code: error.code, message: error.message, cause }));
+}

@@ -1,0 +1,270 @@
+/** Runs the generations of one turn at engines and sends their words on. Touches no storage. */
+import { QuireError, toQuireError } from "../../protocol/errors.ts";
+import { type EngineUsage, type GenerateRequest, PROTOCOL_VERSION, type Span } from "../../protocol/generate.ts";
+import { bytesToIds, idsToBytes } from "../../protocol/ids.ts";
+import { LIMITS } from "../../protocol/limits.ts";
+import type { PickedEngine } from "../fleet-table.ts";
+import type { ModelAssets } from "../model-assets.ts";
+import type { TurnJob } from "../turn-job.ts";
+import { type EngineCall, openEngineCall } from "./engine-call.ts";
+import { Reply, type ReplyDelta } from "./reply.ts";
+import type { TurnStream } from "./turn-stream.ts";
+
+/** What a runner is made of. */
+export interface RunnerOptions {
+  job: TurnJob;
+  tokens: Uint32Array<ArrayBuffer>;
+  turnStart: number;
+  spans: Span[];
+  parentId: string | undefined;
+  assets: ModelAssets;
+  /** The engine that served this session last. */
+  stickyEngineId: string | undefined;
+  pick: (stickyEngineId: string | undefined, excludeIds: string[]) => Promise<PickedEngine | undefined>;
+  engineKey: string;
+  fetch: typeof fetch;
+  stream: TurnStream;
+}
+
+/** One choice at its end. */
+export interface ChoiceResult {
+  reply: Reply;
+  reason: "stop" | "length";
+  usage: EngineUsage | undefined;
+  /** Spans behind `turnStart`, as the engine told; empty when it did not. */
+  spans: Span[];
+}
+
+/** Generations of one turn that run at a time: an object has six connections, and one is for cancels. */
+const LANE_COUNT = 4;
+/** Engine failures that another engine may not have. */
+const RETRY_CODES: readonly string[] = ["engine_failed", "shutting_down", "deadline_exceeded"];
+
+export class TurnRunner {
+  readonly #options: RunnerOptions;
+  readonly #stop = new AbortController();
+  readonly #failedIds: string[] = [];
+  #engine: PickedEngine | undefined;
+  #firstCall: EngineCall | undefined;
+  #maxTokens = 0;
+  #requestCount = 0;
+  #deadline: ReturnType<typeof setTimeout> | undefined;
+  #late = false;
+
+  constructor(options: RunnerOptions) {
+    this.#options = options;
+    options.stream.gone.addEventListener("abort", () => this.#stop.abort());
+  }
+
+  /** The engine that serves this turn (the last one, when one failed). */
+  get engineId(): string | undefined {
+    return this.#engine?.engineId;
+  }
+
+  /**
+   * Gets the first choice admitted.
+   * @returns the engine's numerics id
+   * @throws {QuireError} whatever the client has to hear instead of a stream.
+   */
+  async start(): Promise<string> {
+    const engine = await this.#nextEngine();
+    this.#maxTokens = this.#boundTokens(engine.contextTokensMax);
+    this.#deadline = setTimeout(() => {
+      this.#late = true;
+      this.#stop.abort();
+    }, LIMITS.turnMsMax);
+    this.#firstCall = await this.#open(0, []);
+    return this.#firstCall.numericsId;
+  }
+
+  /**
+   * Runs all choices to their end; the first one's first token starts the others, so that they find its prompt in the engine's cache.
+   * When the reader goes away, the work is aborted and what was let out so far is returned.
+   * @throws {QuireError} when a choice fails.
+   */
+  async run(): Promise<ChoiceResult[]> {
+    const results: ChoiceResult[] = [];
+    const waiting = Array.from({ length: this.#options.job.choiceCount - 1 }, (_, index) => index + 1);
+    const begun = Promise.withResolvers<void>();
+    const first = this.#runChoice(0, begun.resolve).then((result) => {
+      results[0] = result;
+    });
+    const lane = async () => {
+      for (let index = waiting.shift(); index !== undefined; index = waiting.shift()) {
+        results[index] = await this.#runChoice(index, () => undefined);
+      }
+    };
+    try {
+      await Promise.race([begun.promise, first]);
+      await Promise.all([first, ...Array.from({ length: Math.min(LANE_COUNT - 1, waiting.length) }, lane)]);
+    } catch (thrown) {
+      this.#stop.abort();
+      throw this.#late ? new QuireError("deadline_exceeded", "The turn took too long.", { cause: thrown }) : thrown;
+    } finally {
+      clearTimeout(this.#deadline ?? null);
+    }
+    return results;
+  }
+
+  /** Ends everything, for a turn that was refused before it ran. */
+  dispose(): void {
+    clearTimeout(this.#deadline ?? null);
+    this.#stop.abort();
+  }
+
+  async #runChoice(index: number, onBegun: () => void): Promise<ChoiceResult> {
+    const { assets, job } = this.#options;
+    const reply = new Reply({
+      tokenizer: assets.tokenizer,
+      stopTokens: assets.stopTokens,
+      stopStrings: job.stopStrings,
+    });
+    const result: ChoiceResult = { reply, reason: "length", usage: undefined, spans: [] };
+    for (let attempt = 0; ; attempt++) {
+      try {
+        const call = (attempt === 0 && index === 0 && this.#firstCall) || (await this.#open(index, reply.ids));
+        await this.#follow(call, index, result, onBegun);
+        break;
+      } catch (thrown) {
+        if (this.#options.stream.gone.aborted) break;
+        // The words are complete; only their accounts are lost.
+        if (reply.ended !== undefined) break;
+        if (this.#stop.signal.aborted || attempt > 0 || !this.#mayGoOn(thrown, reply)) throw thrown;
+        await this.#replaceEngine();
+      }
+    }
+    if (reply.ended !== undefined && reply.ended !== "length") result.reason = "stop";
+    if (!this.#options.stream.gone.aborted) this.#send(index, reply.finish());
+    return result;
+  }
+
+  async #follow(call: EngineCall, index: number, result: ChoiceResult, onBegun: () => void): Promise<void> {
+    const { stream } = this.#options;
+    const { reply } = result;
+    for await (const event of call.events()) {
+      if (event.type === "done") {
+        if (event.reason === "cancelled" && reply.ended !== "stop-string") {
+          throw new QuireError("shutting_down", "The engine stopped before the reply was complete.");
+        }
+        result.usage = event.usage;
+        result.spans = event.spans;
+        if (event.reason === "stop") result.reason = "stop";
+        return;
+      }
+      if (reply.ended !== undefined) continue;
+      this.#send(index, reply.push(bytesToIds(event.ids), event.logprobs));
+      onBegun();
+      if (reply.ended === "stop-string") await call.cancel();
+      await stream.ready();
+    }
+  }
+
+  #send(choice: number, delta: ReplyDelta): void {
+    if (delta.text === "" && delta.logprobs.length === 0) return;
+    const logprobs = this.#options.job.topLogprobs === undefined ? undefined : delta.logprobs;
+    this.#options.stream.send({ type: "text", choice, text: delta.text, logprobs });
+  }
+
+  /** Another engine continues from the ids so far, unless it would have to know which of them are the reply. */
+  #mayGoOn(thrown: unknown, reply: Reply): boolean {
+    const { frequencyPenalty, presencePenalty } = this.#options.job.sampling;
+    const isCountFree = (frequencyPenalty ?? 0) === 0 && (presencePenalty ?? 0) === 0;
+    return (
+      RETRY_CODES.includes(toQuireError(thrown).code) &&
+      reply.ids.length < this.#maxTokens &&
+      (reply.ids.length === 0 || isCountFree)
+    );
+  }
+
+  async #open(index: number, done: readonly number[]): Promise<EngineCall> {
+    try {
+      return await this.#call(index, done);
+    } catch (thrown) {
+      if (this.#stop.signal.aborted || !RETRY_CODES.includes(toQuireError(thrown).code)) throw thrown;
+      const failed = this.#engine;
+      if (failed) this.#failedIds.push(failed.engineId);
+      const other = await this.#options.pick(undefined, this.#failedIds);
+      if (!other) throw thrown;
+      this.#engine = other;
+      return this.#call(index, done);
+    }
+  }
+
+  async #replaceEngine(): Promise<void> {
+    if (this.#engine) this.#failedIds.push(this.#engine.engineId);
+    const other = await this.#options.pick(undefined, this.#failedIds);
+    if (!other) throw new QuireError("engine_failed", "The engine failed, and no other one is there.");
+    this.#engine = other;
+  }
+
+  async #nextEngine(): Promise<PickedEngine> {
+    this.#engine = await this.#options.pick(this.#options.stickyEngineId, this.#failedIds);
+    if (this.#engine) return this.#engine;
+    throw new QuireError("no_engine", `No engine serves the model '${this.#options.job.model}' now.`, {
+      retryAfterMs: LIMITS.engineExpiryMs,
+    });
+  }
+
+  #call(index: number, done: readonly number[]): Promise<EngineCall> {
+    const { engineKey, fetch } = this.#options;
+    const engine = this.#engine;
+    if (!engine) throw new QuireError("no_engine", "No engine was picked.");
+    return openEngineCall({ engine, request: this.#request(index, done), engineKey, signal: this.#stop.signal, fetch });
+  }
+
+  #request(index: number, done: readonly number[]): GenerateRequest {
+    const { job, tokens, turnStart, spans, parentId, assets } = this.#options;
+    const all = new Uint32Array(tokens.length + done.length);
+    all.set(tokens);
+    all.set(done, tokens.length);
+    const isLogged = index === 0 && job.session !== undefined;
+    const { sampling } = job;
+    const topP = sampling.topP ?? assets.sampling.topP;
+    this.#requestCount += 1;
+    return {
+      version: PROTOCOL_VERSION,
+      // Unique per call, so that a cancel never meets another attempt of the same request.
+      requestId: `${job.requestId}.${this.#requestCount}`,
+      model: job.model,
+      namespace: job.namespace,
+      session: isLogged && job.session ? sessionOf(job.session.id, parentId) : undefined,
+      tokens: idsToBytes(all),
+      turnStart,
+      spans,
+      maxTokens: this.#maxTokens - done.length,
+      stopTokens: [...assets.stopTokens],
+      sampling: {
+        temperature: sampling.temperature ?? assets.sampling.temperature,
+        // A nucleus of nothing is the best token alone.
+        topP: topP === 0 ? 1 : topP,
+        topK: topP === 0 ? 1 : (sampling.topK ?? assets.sampling.topK),
+        minP: sampling.minP ?? 0,
+        seed: (sampling.seed + index) % 2 ** 32,
+        frequencyPenalty: sampling.frequencyPenalty ?? 0,
+        presencePenalty: sampling.presencePenalty ?? 0,
+        repetitionPenalty: sampling.repetitionPenalty ?? assets.sampling.repetitionPenalty,
+        logitBias: sampling.logitBias,
+      },
+      selection: job.selection,
+      topLogprobs: job.topLogprobs,
+    };
+  }
+
+  #boundTokens(contextTokensMax: number): number {
+    const { job, tokens } = this.#options;
+    const room = contextTokensMax - tokens.length;
+    const wanted = job.maxTokens ?? Math.min(job.maxTokensDefault, room);
+    if (room >= 1 && wanted <= room) return wanted;
+    const field = job.input.kind === "chat" ? "messages" : "prompt";
+    throw new QuireError(
+      "context_length_exceeded",
+      `This model's maximum context length is ${contextTokensMax} tokens. However, you requested ${tokens.length + Math.max(1, wanted)} ` +
+        `tokens (${tokens.length} in the ${field}, ${Math.max(1, wanted)} in the completion). Please reduce the length of either one.`,
+      { param: room < 1 ? field : job.maxTokensParam },
+    );
+  }
+}
+
+function sessionOf(id: string, parentId: string | undefined): NonNullable<GenerateRequest["session"]> {
+  return parentId === undefined ? { id } : { id, parentId };
+}

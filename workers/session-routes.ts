@@ -1,0 +1,57 @@
+/** GET and DELETE /v1/sessions/:id, POST /v1/sessions/:id/fork. */
+import { QuireError } from "../protocol/errors.ts";
+import { authenticate } from "./auth.ts";
+import type { Env } from "./env.ts";
+import { checkSessionId, newSessionId } from "./session-id.ts";
+import { sessionOf } from "./stubs.ts";
+import type { SessionInfo } from "./turn-job.ts";
+
+/** Describes a session; no text. @throws {QuireError} `session_not_found`. */
+export async function getSession(request: Request, env: Env, id: string): Promise<Response> {
+  const { namespace } = await authenticate(request, env);
+  return Response.json(sessionBody(await infoOf(env, namespace, id)));
+}
+
+/** Deletes a session. @throws {QuireError} `session_not_found`, `session_busy`. */
+export async function deleteSession(request: Request, env: Env, id: string): Promise<Response> {
+  const { namespace } = await authenticate(request, env);
+  const removed = await sessionOf(env, namespace, checkSessionId(id, "id")).remove();
+  if (removed === "busy") {
+    throw new QuireError("session_busy", "This session is working on a turn.", { retryAfterMs: 1_000 });
+  }
+  if (!removed) throw notFound(id);
+  return Response.json({ id, object: "session.deleted", deleted: true });
+}
+
+/** Makes a new session with the log of another one, up to its last finished turn. @throws {QuireError} `session_not_found`. */
+export async function forkSession(request: Request, env: Env, parentId: string): Promise<Response> {
+  const { namespace } = await authenticate(request, env);
+  checkSessionId(parentId, "id");
+  const id = newSessionId();
+  const fork = sessionOf(env, namespace, id);
+  if (!(await fork.adopt({ id, parentId, namespace }))) throw notFound(parentId);
+  return Response.json(sessionBody(await infoOf(env, namespace, id)));
+}
+
+async function infoOf(env: Env, namespace: string, id: string): Promise<SessionInfo> {
+  const info = await sessionOf(env, namespace, checkSessionId(id, "id")).info();
+  if (!info) throw notFound(id);
+  return info;
+}
+
+function notFound(id: string): QuireError {
+  return new QuireError("session_not_found", `The session '${id}' does not exist.`, { param: "id" });
+}
+
+function sessionBody(info: SessionInfo): object {
+  return {
+    id: info.id,
+    object: "session",
+    model: info.model,
+    created: info.createdS,
+    tokens: info.tokens,
+    turns: info.turns,
+    parent_id: info.parentId ?? null,
+    messages: info.messages.map(({ role, tokenEnd }) => ({ role, token_end: tokenEnd ?? null })),
+  };
+}

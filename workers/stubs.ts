@@ -1,0 +1,19 @@
+/** Finds the Durable Objects of a tenant. Names begin with the namespace, so two tenants' objects never have one name. */
+import type { Env } from "./env.ts";
+import type { SessionLog } from "./session-log/session-log.ts";
+import type { TenantIndex } from "./tenant-index.ts";
+
+/** The log of a tenant's session. */
+export function sessionOf(env: Env, namespace: string, sessionId: string): DurableObjectStub<SessionLog> {
+  return env.SESSION_LOG.get(env.SESSION_LOG.idFromName(`${namespace}/${sessionId}`));
+}
+
+/** An object for one request without a session; it stores nothing. */
+export function passingSession(env: Env): DurableObjectStub<SessionLog> {
+  return env.SESSION_LOG.get(env.SESSION_LOG.newUniqueId());
+}
+
+/** The transcripts of a tenant. */
+export function indexOf(env: Env, namespace: string): DurableObjectStub<TenantIndex> {
+  return env.TENANT_INDEX.get(env.TENANT_INDEX.idFromName(namespace));
+}

@@ -1,0 +1,13 @@
+/** Files of the playground, bundled as text (`rules` in wrangler.toml). */
+declare module "*/web/index.html" {
+  const text: string;
+  export default text;
+}
+declare module "*/web/app.js" {
+  const text: string;
+  export default text;
+}
+declare module "*/web/style.css" {
+  const text: string;
+  export default text;
+}

@@ -1,0 +1,90 @@
+/** The Worker's end of a turn: finding its session, starting it, and reading its events. */
+
+import { QuireError } from "../protocol/errors.ts";
+import { encodeFrame, FrameDecoder } from "../protocol/frames.ts";
+import type { Env } from "./env.ts";
+import { newSessionId } from "./session-id.ts";
+import { indexOf, passingSession, sessionOf } from "./stubs.ts";
+import type { ForkPoint, TurnAnswer, TurnEvent, TurnJob, TurnOptions, WireError } from "./turn-job.ts";
+
+/** A turn that an engine has admitted. */
+export interface StartedTurn {
+  numericsId: string;
+  sessionId: string | undefined;
+  stream: ReadableStream<Uint8Array>;
+}
+
+/** A turn and its caller. */
+export interface TurnRequest {
+  requestId: string;
+  model: string;
+  namespace: string;
+  sessionId: string | undefined;
+  options: TurnOptions;
+}
+
+/**
+ * Starts a turn in its session: the one it names, or the one whose log its transcript continues, or a fork of that, or a new one.
+ * Raw text without a session is not logged.
+ * @throws {QuireError} what the client has to hear instead of a stream.
+ */
+export async function startTurn(env: Env, request: TurnRequest): Promise<StartedTurn> {
+  const { requestId, model, namespace, sessionId, options } = request;
+  const job: TurnJob = { ...options, requestId, model, namespace };
+  const { input } = options;
+  if (sessionId !== undefined) return runIn(env, { ...job, session: { id: sessionId, implicit: false } });
+  if (input.kind !== "chat") return started(await passingSession(env).turn(encodeFrame(job)), undefined);
+  const known = await indexOf(env, namespace).resolve(input.chain);
+  if (!known) return runIn(env, { ...job, session: { id: newSessionId(), implicit: true } });
+  const { chain, messageCount, named } = known;
+  if (!named && messageCount < input.messages.length) {
+    const session = { id: known.sessionId, implicit: true, expectChain: chain };
+    const answer = await sessionOf(env, namespace, session.id).turn(encodeFrame({ ...job, session }));
+    if (answer.status !== "moved") return started(answer, session.id);
+  }
+  const forkFrom: ForkPoint = { sessionId: known.sessionId, messageCount, chain };
+  return runIn(env, { ...job, session: { id: newSessionId(), implicit: true, forkFrom } });
+}
+
+async function runIn(env: Env, job: TurnJob & { session: { id: string } }): Promise<StartedTurn> {
+  const { id } = job.session;
+  return started(await sessionOf(env, job.namespace, id).turn(encodeFrame(job)), id);
+}
+
+function started(answer: TurnAnswer, sessionId: string | undefined): StartedTurn {
+  if (answer.status === "streaming") return { numericsId: answer.numericsId, sessionId, stream: answer.stream };
+  if (answer.status === "refused") throw readError(answer.error);
+  throw new QuireError("session_busy", "This session is working on another turn.", { retryAfterMs: 1_000 });
+}
+
+/** The error of another object. */
+export function readError(error: WireError): QuireError {
+  return new QuireError(error.code, error.message, { param: error.param, retryAfterMs: error.retryAfterMs });
+}
+
+/**
+ * Events of a turn, up to and including `end`. Leaving the loop early, or cancelling `reader`, tells the session that nobody listens.
+ * @throws {QuireError} for an `error` event, and `engine_failed` for a stream that breaks off.
+ */
+export async function* turnEvents(
+  reader: ReadableStreamDefaultReader<Uint8Array>,
+): AsyncGenerator<Exclude<TurnEvent, { type: "error" }>> {
+  const decoder = new FrameDecoder();
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      for (const event of decoder.push(value) as TurnEvent[]) {
+        if (event.type === "error") throw readError(event.error);
+        yield event;
+        if (event.type === "end") return;
+      }
+    }
+  } catch (thrown) {
+    if (thrown instanceof QuireError) throw thrown;
+    throw new QuireError("engine_failed", "The connection to the session was lost.", { cause: thrown });
+  } finally {
+    await reader.cancel().catch(() => undefined);
+  }
+  throw new QuireError("engine_failed", "The reply broke off.");
+}

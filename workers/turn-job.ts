@@ -1,0 +1,119 @@
+/** What the Worker and a SessionLog say to each other about one turn: a job in, a stream of events out. */
+import type { ErrorCode } from "../protocol/errors.ts";
+import type { EngineUsage, SelectionRequest } from "../protocol/generate.ts";
+import type { ChatMessage } from "../tokenizer/contract.ts";
+
+/** Sampling as the client asked for it; what is absent follows the model's generation_config.json, then OpenAI's defaults. */
+export interface SamplingOptions {
+  temperature?: number | undefined;
+  topP?: number | undefined;
+  topK?: number | undefined;
+  minP?: number | undefined;
+  frequencyPenalty?: number | undefined;
+  presencePenalty?: number | undefined;
+  repetitionPenalty?: number | undefined;
+  /** Unsigned 32 bit; the choice's index is added to it. */
+  seed: number;
+  logitBias: [number, number][];
+}
+
+/** The words of a turn. */
+export type TurnInput =
+  | { kind: "chat"; messages: ChatMessage[] /** Transcript hash after each message (`chain.ts`). */; chain: string[] }
+  | { kind: "raw"; text: string }
+  | { kind: "raw-ids"; ids: number[] };
+
+/** A validated request, before it has a session. */
+export interface TurnOptions {
+  input: TurnInput;
+  choiceCount: number;
+  maxTokens?: number | undefined;
+  /** Used without `maxTokens`, and lowered to what the context leaves. */
+  maxTokensDefault: number;
+  /** The field that `maxTokens` came from. */
+  maxTokensParam: string;
+  sampling: SamplingOptions;
+  stopStrings: string[];
+  selection: SelectionRequest;
+  /** Undefined: no logprobs; otherwise alternatives beside the chosen token. */
+  topLogprobs?: number | undefined;
+}
+
+/** Where a new session starts from: another session's log, up to and including a message. */
+export interface ForkPoint {
+  sessionId: string;
+  messageCount: number;
+  /** Transcript hash at that message: a parent that has changed since is not forked. */
+  chain: string;
+}
+
+/** Everything a SessionLog needs to run one turn. */
+export interface TurnJob extends TurnOptions {
+  requestId: string;
+  model: string;
+  namespace: string;
+  /** Absent: nothing is logged, and the engine persists nothing. */
+  session?: {
+    id: string;
+    /** Nobody named this session: it is found by its transcript, and vanishes when its first turn fails. */
+    implicit: boolean;
+    /** The log must be exactly here (transcript hash), or the answer is "moved". */
+    expectChain?: string | undefined;
+    forkFrom?: ForkPoint | undefined;
+  };
+}
+
+/** An error on its way to the client; the message is safe text. */
+export interface WireError {
+  code: ErrorCode;
+  message: string;
+  param?: string | undefined;
+  retryAfterMs?: number | undefined;
+}
+
+/** What `GET /v1/sessions/:id` tells; no text. */
+export interface SessionInfo {
+  id: string;
+  model: string;
+  createdS: number;
+  tokens: number;
+  turns: number;
+  parentId?: string | undefined;
+  messages: {
+    role: string /** Log length behind this message, where that is known. */;
+    tokenEnd?: number | undefined;
+  }[];
+}
+
+/** First answer of a SessionLog: known before any response header is sent. */
+export type TurnAnswer =
+  | { status: "refused"; error: WireError }
+  | { status: "moved" }
+  | { status: "streaming"; numericsId: string; stream: ReadableStream<Uint8Array> };
+
+/** One token of `logprobs`, in words. */
+export interface TextLogprob {
+  token: string;
+  logprob: number;
+  bytes: number[];
+  top: { token: string; logprob: number; bytes: number[] }[];
+}
+
+/** Usage of a turn over all its choices; `engine` is the first choice's, undefined when the engine never said. */
+export interface TurnUsage {
+  promptTokens: number;
+  completionTokens: number;
+  sessionId?: string | undefined;
+  engine?: EngineUsage | undefined;
+}
+
+/**
+ * Events of a turn, as frames: `text` in order per choice, one `finish` per choice, then exactly one terminal event:
+ * `end` (the log is written) or `error` (the log is as before the turn). `heartbeat` while nothing else is said.
+ */
+export type TurnEvent =
+  | { type: "text"; choice: number; text: string; logprobs?: TextLogprob[] | undefined }
+  | { type: "finish"; choice: number; reason: "stop" | "length" }
+  | { type: "end"; usage: TurnUsage }
+  | { type: "error"; error: WireError }
+  | { type: "heartbeat" };
