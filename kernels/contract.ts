@@ -10,7 +10,9 @@
  */
 
 export const PAGE_TOKENS = 16;
+/** Tokens of a block, the unit of allocation and I/O. */
 export const BLOCK_TOKENS = 64;
+/** Pages of a block. */
 export const PAGES_PER_BLOCK = BLOCK_TOKENS / PAGE_TOKENS;
 /**
  * Attention is reduced per split of this many absolute positions: tokens of a split in ascending order with one online
@@ -20,9 +22,13 @@ export const SPLIT_TOKENS = 512;
 /** Entry of a block table whose block is not on the device. */
 export const NOT_RESIDENT = -1;
 
+/** What computes: the scalar oracle, the CPU, or a GPU. */
 export type DeviceKind = "reference" | "wasm" | "webgpu";
+/** How weight matrices lie in memory. */
 export type MatrixEncoding = "f32" | "int8";
+/** How sealed blocks lie in the pool and in the store; the open block is f32 always. */
 export type KvEncoding = "f32" | "int8";
+/** What a page leaves behind for scoring: (max+min)/2 with (max-min)/2, or mean with standard deviation. */
 export type SummaryKind = "min-max" | "mean-deviation";
 
 /** Opaque memory of a device. f32 unless an op says otherwise. What it holds before the first write is undefined. */
@@ -44,6 +50,7 @@ export interface Matrix {
   readonly encoding: MatrixEncoding;
 }
 
+/** Shape and capacity of a pool. */
 export interface KvPoolSpec {
   layerCount: number;
   kvHeadCount: number;
@@ -102,6 +109,7 @@ export interface PageScorer {
  * then they are added, queries ascending by (row, head); a query all of whose scores are -Infinity has no vote.
  */
 export type CombineRule = "max" | "softmax-sum";
+/** Whether every KV head chooses its own pages, or one choice per layer serves all of them. */
 export type SelectionScope = "kv-head" | "layer";
 
 /**
@@ -166,6 +174,7 @@ export interface StepBatch {
   readonly rowCount: number;
 }
 
+/** Rotary embedding, tabulated by absolute position. */
 export interface RopeTable {
   /** f32 `[positionCount][headDim/2]` each. */
   readonly cos: DeviceBuffer;
@@ -199,6 +208,7 @@ export interface SampleRow {
   topLogprobs?: number;
 }
 
+/** A sampled token. */
 export interface Sample {
   tokenId: number;
   logprob?: number;
@@ -228,6 +238,7 @@ export interface SliceTraffic {
   metadataBytes: number;
 }
 
+/** What one step gives back to the host, read once. */
 export interface StepReadback {
   samples: Sample[];
   /** Ascending by slice, layer, block; each once. */
@@ -316,6 +327,7 @@ export interface SelectionView {
   tokenMasks?: number[];
 }
 
+/** What a device says of itself, for logs. */
 export interface DeviceReport {
   kind: DeviceKind;
   /** Human-readable: threads, SIMD level, adapter. */
@@ -324,6 +336,7 @@ export interface DeviceReport {
   memoryBytesMax: number;
 }
 
+/** One device: memory, matrices, pools and steps. Everything it made is freed with it. */
 export interface Device {
   readonly kind: DeviceKind;
   /** Device kind, kernel version, fused or not: part of what names stored bytes. Same id, same bits. */

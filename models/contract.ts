@@ -39,6 +39,7 @@ export interface SequenceStep {
   resumeFrom?: Checkpoint;
 }
 
+/** What a step did for one sequence. */
 export interface SequenceResult {
   sample?: Sample;
   /** Blocks that were selected and not resident. Exact: those of the first layer that missed, and as hints those of later layers that ran. */
@@ -51,6 +52,7 @@ export interface SequenceResult {
   traffic: SliceTraffic;
 }
 
+/** A model on a device, with its pool. */
 export interface ModelRunner {
   readonly config: ModelConfig;
   /** SHA-256 over configuration, weights and weight encoding, hex; part of what names stored bytes. */

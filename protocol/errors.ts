@@ -22,8 +22,10 @@ export const ERROR_TABLE = {
   deadline_exceeded: { status: 504, type: "server_error", retry: true },
 } as const satisfies Record<string, { status: number; type: string; retry: boolean }>;
 
+/** Every operating error that a client can meet. */
 export type ErrorCode = keyof typeof ERROR_TABLE;
 
+/** What goes with an error, beside its code and its safe text. */
 export interface QuireErrorOptions {
   /** The request field at fault, as the client wrote it (`stream_options.include_usage`). */
   param?: string | undefined;

@@ -5,6 +5,7 @@
  */
 import type { ErrorCode } from "./errors.ts";
 
+/** Both sides refuse any other version. */
 export const PROTOCOL_VERSION = 1;
 
 /** Paths of an engine's HTTP interface, below the URL of its heartbeat; all POST, bearer key of edge and engines. */
@@ -24,6 +25,7 @@ export interface Span {
   how: string;
 }
 
+/** Names of the selection policies, as they cross the wire. */
 export type SelectionPolicyName = "dense" | "streaming" | "quest" | "mean-deviation" | "tokenselect";
 
 /** What a request asks of selection; absent fields take the engine's defaults. */
@@ -35,6 +37,7 @@ export interface SelectionRequest {
   exact: boolean;
 }
 
+/** How the next token is drawn; for the order of the steps see `SampleRow` in `kernels/contract.ts`. */
 export interface SamplingParams {
   /** 0 is greedy. */
   temperature: number;
@@ -54,6 +57,7 @@ export interface SamplingParams {
   logitBias: [number, number][];
 }
 
+/** One turn, edge to engine: the first and only frame of the request body. */
 export interface GenerateRequest {
   version: typeof PROTOCOL_VERSION;
   requestId: string;
@@ -108,6 +112,7 @@ export interface SessionStatus {
   pending: boolean;
 }
 
+/** Log probability of a generated token and of its strongest rivals, of the raw logits' softmax. */
 export interface TokenLogprob {
   logprob: number;
   /** Best first, [token id, logprob]. */
@@ -121,6 +126,7 @@ export interface ReuseSource {
   store: number;
 }
 
+/** What a turn really cost and really reused; counted, never estimated. */
 export interface EngineUsage {
   promptTokens: number;
   completionTokens: number;
@@ -149,8 +155,10 @@ export interface EngineUsage {
   totalMs: number;
 }
 
+/** Why a turn ended: a stop token, `maxTokens` or the context, or a cancel. */
 export type FinishReason = "stop" | "length" | "cancelled";
 
+/** One frame of the answer; see the head of this file for their order. */
 export type EngineEvent =
   | { type: "admitted"; engineId: string; numericsId: string }
   | {

@@ -11,20 +11,24 @@ export interface StoreObject {
   objectBytes: number;
 }
 
+/** A read of a whole object or of a range. */
 export interface GetOptions {
   /** A range read of at least one byte; it must lie inside the object, otherwise the read fails with `corrupt`. */
   range?: { offset: number; bytes: number };
   signal?: AbortSignal | undefined;
 }
 
+/** A write, conditional or not. */
 export interface PutOptions {
   /** `{etag}`: only if the object is still at this version. `"absent"`: only if there is none. */
   condition?: { etag: string } | "absent";
   signal?: AbortSignal | undefined;
 }
 
+/** Whether a write took place; `conflict` means that its condition did not hold and nothing was written. */
 export type PutResult = { outcome: "stored"; etag: string } | { outcome: "conflict" };
 
+/** One page of a listing; `cursor` asks for the next and is absent on the last. */
 export interface ListPage {
   keys: { key: string; bytes: number; modifiedMs: number }[];
   cursor?: string;
@@ -44,6 +48,7 @@ export interface PageStore {
   close(): Promise<void>;
 }
 
+/** What can go wrong with a store. */
 export type StoreErrorCode = "unavailable" | "timeout" | "denied" | "corrupt" | "aborted";
 
 /** An operating error of a store; `unavailable` and `timeout` may be tried again. */
