@@ -72,7 +72,14 @@ export function decodeKeys(shape: BlockShape, block: Uint8Array, kvHead: number)
   if (shape.encoding === "f32") return floats(block, layout.keysAt + kvHead * elements * 4, elements).slice();
   const scales = floats(block, layout.keyScalesAt + kvHead * headDim * 4, headDim);
   const from = codes(block, layout.keysAt + kvHead * elements, elements);
-  return Float32Array.from(from, (code, index) => code * (scales[index % headDim] as number));
+  const keys = new Float32Array(elements);
+  for (let token = 0; token < BLOCK_TOKENS; token++) {
+    for (let channel = 0; channel < headDim; channel++) {
+      const at = token * headDim + channel;
+      keys[at] = (from[at] as number) * (scales[channel] as number);
+    }
+  }
+  return keys;
 }
 
 /** Values of one KV head of a sealed block as f32 `[64][headDim]` (a copy). */
@@ -83,7 +90,12 @@ export function decodeValues(shape: BlockShape, block: Uint8Array, kvHead: numbe
   if (shape.encoding === "f32") return floats(block, layout.valuesAt + kvHead * elements * 4, elements).slice();
   const scales = floats(block, layout.valueScalesAt + kvHead * BLOCK_TOKENS * 4, BLOCK_TOKENS);
   const from = codes(block, layout.valuesAt + kvHead * elements, elements);
-  return Float32Array.from(from, (code, index) => code * (scales[Math.floor(index / headDim)] as number));
+  const values = new Float32Array(elements);
+  for (let token = 0; token < BLOCK_TOKENS; token++) {
+    const scale = scales[token] as number;
+    for (let at = token * headDim; at < (token + 1) * headDim; at++) values[at] = (from[at] as number) * scale;
+  }
+  return values;
 }
 
 /**

@@ -30,11 +30,15 @@ export class Random {
   }
 
   normals(count: number, deviation = 1): Float32Array<ArrayBuffer> {
-    return Float32Array.from({ length: count }, () => this.normal(deviation));
+    const values = new Float32Array(count);
+    for (let index = 0; index < count; index++) values[index] = this.normal(deviation);
+    return values;
   }
 
   bytes(count: number): Uint8Array<ArrayBuffer> {
-    return Uint8Array.from({ length: count }, () => this.integer(256));
+    const values = new Uint8Array(count);
+    for (let index = 0; index < count; index++) values[index] = this.integer(256);
+    return values;
   }
 
   /** 0 .. count-1 in random order. */

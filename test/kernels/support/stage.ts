@@ -76,7 +76,7 @@ interface Place {
   blockCapacity: number;
 }
 
-const ROPE_POSITIONS = 2048;
+const ROPE_POSITIONS = 1100;
 
 /** A pool on a device, and where each sequence lives in it (ids in random order, as after a long run). */
 export class Stage {
@@ -223,11 +223,16 @@ function splitRows(parts: readonly Part[], all: Float32Array, width: number): Fl
 /** cos and sin of `position / 10000^(2i/headDim)`, as f32. */
 export function ropeAngles(headDim: number): { cos: Float32Array; sin: Float32Array } {
   const half = headDim / 2;
-  const angle = (index: number): number => Math.floor(index / half) / 10_000 ** ((2 * (index % half)) / headDim);
-  return {
-    cos: Float32Array.from({ length: ROPE_POSITIONS * half }, (_, index) => Math.cos(angle(index))),
-    sin: Float32Array.from({ length: ROPE_POSITIONS * half }, (_, index) => Math.sin(angle(index))),
-  };
+  const cos = new Float32Array(ROPE_POSITIONS * half);
+  const sin = new Float32Array(ROPE_POSITIONS * half);
+  for (let channel = 0; channel < half; channel++) {
+    const wave = 10_000 ** ((2 * channel) / headDim);
+    for (let position = 0; position < ROPE_POSITIONS; position++) {
+      cos[position * half + channel] = Math.cos(position / wave);
+      sin[position * half + channel] = Math.sin(position / wave);
+    }
+  }
+  return { cos, sin };
 }
 
 function ropeTable(device: Device, headDim: number): RopeTable {
