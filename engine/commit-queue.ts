@@ -4,7 +4,6 @@
  */
 
 import type { Span } from "../protocol/generate.ts";
-import type { PageStore } from "../storage/contract.ts";
 import { StoreError } from "../storage/contract.ts";
 import { envelopeDigest } from "../storage/envelope.ts";
 import { FormatError } from "../storage/format-error.ts";
@@ -13,6 +12,7 @@ import { commitManifest, loadManifest, type Manifest } from "../storage/manifest
 import { MANIFEST_FORMAT_VERSION } from "../storage/manifest-check.ts";
 import { encodeTail } from "../storage/tail.ts";
 import type { PersisterOptions } from "./persister.ts";
+import { SpanList } from "./provenance.ts";
 import type { StoredSegment } from "./stored-segment.ts";
 import { writeSummaries } from "./summary-writer.ts";
 
@@ -271,15 +271,6 @@ async function storedPart(snapshot: TurnSnapshot): Promise<TurnSnapshot> {
   const segments = snapshot.segments.slice(0, failed);
   const last = segments.at(-1);
   const tokenCount = last ? last.fromToken + last.tokenCount : 0;
-  const spans = snapshot.spans.filter(
-    (span, index) => index === 0 || (snapshot.spans[index - 1] as Span).end < tokenCount,
-  );
-  return {
-    ...snapshot,
-    segments,
-    tail: undefined,
-    tokenCount,
-    chain: last?.chain ?? snapshot.chain,
-    spans: spans.map((span) => ({ ...span, end: Math.min(span.end, tokenCount) })),
-  };
+  const spans = new SpanList(snapshot.spans).until(tokenCount);
+  return { ...snapshot, segments, tail: undefined, tokenCount, chain: last?.chain ?? snapshot.chain, spans };
 }

@@ -110,7 +110,8 @@ async function generate(
 
 async function readFrame(request: IncomingMessage): Promise<unknown> {
   const decoder = new FrameDecoder();
-  for await (const chunk of request) {
+  // Left open after an early end: the answer still has to go out on this connection.
+  for await (const chunk of request.iterator({ destroyOnReturn: false })) {
     const values = decoder.push(chunk as Uint8Array);
     if (values.length > 0) return values[0];
   }

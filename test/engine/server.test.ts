@@ -1,0 +1,211 @@
+/** The engine's HTTP interface, spoken to as the edge does, with hostile clients among them. */
+import { mkdtemp, rm } from "node:fs/promises";
+import { connect } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { type EngineServer, startEngineServer } from "../../engine/server.ts";
+import { encodeFrame, FrameDecoder } from "../../protocol/frames.ts";
+import { ENGINE_PATHS, type EngineEvent, type GenerateRequest, type SessionStatus } from "../../protocol/generate.ts";
+import { bytesToIds, idsToBytes } from "../../protocol/ids.ts";
+import { request as tinyRequest } from "./harness.ts";
+
+const KEY = "engine-key";
+const PROMPT = [256, 257, ...Buffer.from("A short passage about nothing much. What is it?"), 258];
+let server: EngineServer;
+let folder: string;
+
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), "quire-engine-"));
+  server = await startEngineServer({
+    host: "127.0.0.1",
+    port: 0,
+    modelFolder: "weights/house-0",
+    storeUrl: `fs:${folder}`,
+    env: {},
+    device: "wasm",
+    weightEncoding: "f32",
+    kvEncoding: "int8",
+    summaryKinds: ["min-max", "mean-deviation"],
+    poolBytes: 128 * 1024 * 1024,
+    contextTokensMax: 8192,
+    engineKey: KEY,
+    settings: { manifestCommitMs: 0, segmentTokens: 64 },
+    log: () => {},
+  });
+});
+afterAll(async () => {
+  await server.stop(1000);
+  await rm(folder, { recursive: true, force: true });
+});
+
+function house(fields: Partial<GenerateRequest> = {}): GenerateRequest {
+  return tinyRequest({ model: "house-0", tokens: idsToBytes(PROMPT), stopTokens: [259], ...fields });
+}
+
+function post(
+  path: string,
+  body: string | Uint8Array<ArrayBuffer>,
+  init: { key?: string; signal?: AbortSignal } = {},
+): Promise<Response> {
+  return fetch(server.url + path, {
+    method: "POST",
+    body,
+    headers: { authorization: `Bearer ${init.key ?? KEY}` },
+    ...(init.signal ? { signal: init.signal } : {}),
+  });
+}
+
+async function events(response: Response): Promise<EngineEvent[]> {
+  const decoder = new FrameDecoder();
+  const all: EngineEvent[] = [];
+  for await (const chunk of response.body!) all.push(...(decoder.push(chunk) as EngineEvent[]));
+  expect(decoder.atBoundary).toBe(true);
+  return all;
+}
+
+async function generate(fields: Partial<GenerateRequest> = {}): Promise<EngineEvent[]> {
+  return await events(await post(ENGINE_PATHS.generate, encodeFrame(house(fields))));
+}
+
+describe("a generation", () => {
+  it("is admitted, streams ids and ends with one terminal event", async () => {
+    const all = await generate({ maxTokens: 40 });
+    expect(all[0]).toMatchObject({ type: "admitted", engineId: server.engineId });
+    const ids = all.flatMap((event) => (event.type === "tokens" ? [...bytesToIds(event.ids)] : []));
+    const last = all.at(-1);
+    expect(last).toMatchObject({ type: "done", usage: { promptTokens: PROMPT.length, completionTokens: ids.length } });
+    expect(all.filter((event) => event.type === "done" || event.type === "failed")).toHaveLength(1);
+    expect(ids.length).toBeGreaterThan(0);
+  });
+
+  it("gives logprobs that belong to the tokens", async () => {
+    const all = await generate({ maxTokens: 5, topLogprobs: 3 });
+    const tokens = all.filter((event) => event.type === "tokens");
+    const ids = tokens.flatMap((event) => [...bytesToIds(event.ids)]);
+    const logprobs = tokens.flatMap((event) => event.logprobs ?? []);
+    expect(logprobs).toHaveLength(ids.length);
+    for (const [index, entry] of logprobs.entries()) {
+      expect(entry.top).toHaveLength(3);
+      expect(entry.top[0]).toEqual([ids[index], entry.logprob]);
+      expect(entry.logprob).toBeLessThanOrEqual(0);
+    }
+  });
+
+  it("can be cancelled by name and still tells what it computed", async () => {
+    const fields = house({ maxTokens: 4000, stopTokens: [] });
+    const response = await post(ENGINE_PATHS.generate, encodeFrame(fields));
+    const answer = events(response);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    const cancelled = await post(ENGINE_PATHS.cancel, encodeFrame({ version: 1, requestId: fields.requestId }));
+    expect(cancelled.status).toBe(204);
+    const last = (await answer).at(-1);
+    expect(last).toMatchObject({ type: "done", reason: "cancelled" });
+    const { spans, usage } = last as Extract<EngineEvent, { type: "done" }>;
+    expect(spans.at(-1)?.end).toBe(PROMPT.length + usage.completionTokens);
+  });
+
+  it("ends within a second when its connection closes, in prefill too", async () => {
+    const abort = new AbortController();
+    const long = Array.from({ length: 7000 }, (_, index) => PROMPT[2 + (index % 40)]!);
+    const response = await post(
+      ENGINE_PATHS.generate,
+      encodeFrame(house({ tokens: idsToBytes(long), maxTokens: 900 })),
+      { signal: abort.signal },
+    );
+    expect(response.status).toBe(200);
+    expect(server.opened.engine.status.runningCount).toBe(1);
+    abort.abort();
+    await expect.poll(() => server.opened.engine.status.runningCount, { timeout: 1000, interval: 20 }).toBe(0);
+  });
+});
+
+describe("a session", () => {
+  it("reports what is durable, and forgets it when deleted", async () => {
+    const session = { id: "durable" };
+    const body = encodeFrame({ version: 1, namespace: house().namespace, sessionId: session.id });
+    const all = await generate({ session, maxTokens: 8, stopTokens: [] });
+    expect(all.at(-1)?.type).toBe("done");
+    const status = async () => (await (await post(ENGINE_PATHS.sessionStatus, body)).json()) as SessionStatus;
+    await expect
+      .poll(status, { timeout: 3000 })
+      .toMatchObject({ persistedTokens: PROMPT.length + 8, pending: false, generation: 1 });
+    expect((await post(ENGINE_PATHS.sessionDelete, body)).status).toBe(204);
+    expect(await status()).toMatchObject({ persistedTokens: 0 });
+  });
+});
+
+describe("bad input gets one clear answer", () => {
+  const cases: [string, Partial<GenerateRequest> | Record<string, unknown>, string, string][] = [
+    ["another version", { version: 2 }, "invalid_request", "version"],
+    ["another model", { model: "other" }, "model_not_found", "model"],
+    ["a namespace that is not hex", { namespace: "../../etc" }, "invalid_request", "namespace"],
+    ["no tokens", { tokens: new Uint8Array(0) }, "invalid_request", "tokens"],
+    ["half a token", { tokens: new Uint8Array(5) }, "invalid_request", "tokens"],
+    ["an id outside of the vocabulary", { tokens: idsToBytes([999]) }, "invalid_request", "tokens"],
+    ["a turn that starts after its end", { turnStart: 9999 }, "invalid_request", "turnStart"],
+    ["spans that do not cover", { turnStart: 5, spans: [{ end: 3, how: "dense" }] }, "invalid_request", "spans"],
+    [
+      "a provenance of no policy",
+      { turnStart: 3, spans: [{ end: 3, how: "magic.1:128@16" }] },
+      "invalid_request",
+      "spans.how",
+    ],
+    ["a provenance of no form", { turnStart: 3, spans: [{ end: 3, how: "quest" }] }, "invalid_request", "spans.how"],
+    ["more than the context", { maxTokens: 8192 }, "context_length_exceeded", "maxTokens"],
+    ["no tokens to generate", { maxTokens: 0 }, "invalid_request", "maxTokens"],
+    [
+      "an unknown policy",
+      { selection: { policy: "magic", budgetTokens: 128, exact: true } as never },
+      "invalid_request",
+      "quire.selection.policy",
+    ],
+    [
+      "a budget that is no page",
+      { selection: { policy: "quest", budgetTokens: 130, exact: true } },
+      "invalid_request",
+      "quire.selection.budget_tokens",
+    ],
+    [
+      "a temperature that is none",
+      { sampling: { ...house().sampling, temperature: Number.NaN } },
+      "invalid_request",
+      "sampling.temperature",
+    ],
+    ["too many logprobs", { topLogprobs: 21 }, "invalid_request", "topLogprobs"],
+    ["a session without a name", { session: { id: "" } }, "invalid_request", "session.id"],
+  ];
+  it.each(cases)("%s", async (_name, fields, code, param) => {
+    const all = await generate(fields as Partial<GenerateRequest>);
+    expect(all).toEqual([{ type: "failed", code, param, message: expect.stringMatching(/\S/) }]);
+  });
+
+  it("refuses a wrong key, a wrong path and a wrong method", async () => {
+    expect((await post(ENGINE_PATHS.generate, encodeFrame(house()), { key: "wrong" })).status).toBe(401);
+    expect((await post("/v1/nothing", "")).status).toBe(404);
+    expect((await fetch(server.url + ENGINE_PATHS.generate)).status).toBe(405);
+    expect(await (await fetch(`${server.url}/healthz`)).json()).toMatchObject({ ok: true });
+  });
+
+  it("survives garbage, cut frames and frames that claim to be huge", async () => {
+    const huge = new Uint8Array([0xff, 0xff, 0xff, 0x7f, 1, 2, 3]);
+    expect((await events(await post(ENGINE_PATHS.generate, huge))).at(-1)).toMatchObject({
+      type: "failed",
+      code: "request_too_large",
+    });
+    const cut = encodeFrame(house()).slice(0, 40);
+    expect((await events(await post(ENGINE_PATHS.generate, cut))).at(-1)).toMatchObject({
+      type: "failed",
+      code: "invalid_request",
+    });
+    const garbage = new Uint8Array([3, 0, 0, 0, 0xc1, 0xc1, 0xc1]);
+    expect((await events(await post(ENGINE_PATHS.generate, garbage))).at(-1)).toMatchObject({ type: "failed" });
+    const { port } = new URL(server.url);
+    await new Promise<void>((resolve) => {
+      const socket = connect(Number(port), "127.0.0.1", () => socket.end("\x00\xff nonsense\r\n\r\n"));
+      socket.resume().on("close", () => resolve());
+      socket.on("error", () => resolve());
+    });
+    expect((await generate({ maxTokens: 2 })).at(-1)?.type).toBe("done");
+  });
+});
