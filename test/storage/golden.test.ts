@@ -1,0 +1,99 @@
+import { readFileSync } from "node:fs";
+import { describe, expect, it } from "vitest";
+import { crc32, sha256Hex } from "../../storage/checksum.ts";
+import { kvGeometry } from "../../storage/geometry.ts";
+import { decodeManifest } from "../../storage/manifest.ts";
+import { decodeSegment, encodeSegment } from "../../storage/segment.ts";
+import { decodeSummaryObject, summarySlot } from "../../storage/summary-object.ts";
+import { decodeTail } from "../../storage/tail.ts";
+import { goldenObjects, goldenPath } from "./golden.ts";
+import * as independent from "./independent-decoder.mjs";
+import { blockOf, chainOf, SMALL, SMALL_SHAPE } from "./samples.ts";
+
+const golden = (name: string): Uint8Array => new Uint8Array(readFileSync(goldenPath(name)));
+const plain = (bytes: Uint8Array): string => Buffer.from(bytes).toString("hex");
+
+describe("golden files", () => {
+  it.each(goldenObjects())("%s: today's encoder still writes the committed bytes", (name, bytes) => {
+    expect(sha256Hex(bytes)).toBe(sha256Hex(golden(name)));
+  });
+
+  it("segment: reader, document and file agree", () => {
+    const ours = decodeSegment(golden("segment"), { geometry: SMALL, fromToken: 128, chain: chainOf(256) });
+    const theirs = independent.decodeSegment(golden("segment"));
+    expect(theirs.geometry).toEqual(SMALL);
+    expect([theirs.fromToken, theirs.tokenCount, theirs.chain]).toEqual([ours.fromToken, ours.tokenCount, ours.chain]);
+    expect(theirs.checksums).toEqual([...ours.checksums]);
+    for (let layer = 0; layer < 2; layer++) {
+      for (let index = 0; index < 2; index++) {
+        expect(plain(theirs.blocks[layer]?.[index] ?? new Uint8Array(0))).toBe(plain(ours.block(layer, index)));
+        expect(plain(ours.block(layer, index))).toBe(plain(blockOf(SMALL, 128, layer, index)));
+      }
+    }
+  });
+
+  it("summaries: reader, document and file agree", () => {
+    const ours = decodeSummaryObject(golden("summaries"), { geometry: SMALL, fromToken: 128, tokenCount: 256 });
+    const theirs = independent.decodeSummaries(golden("summaries"));
+    expect(theirs.geometry).toEqual(ours.geometry);
+    expect(theirs.fromToken).toBe(128);
+    expect(theirs.segments).toHaveLength(2);
+    for (const [i, segment] of theirs.segments.entries()) {
+      const own = ours.segments[i];
+      if (own === undefined) throw new Error("a segment is missing");
+      expect(segment.chain).toBe(own.chain);
+      expect(segment.checksums).toEqual([...own.checksums]);
+      expect(segment.slots.map(plain)).toEqual([0, 1].map((index) => plain(summarySlot(SMALL, own, index))));
+    }
+  });
+
+  it("tail: reader, document and file agree", () => {
+    const ours = decodeTail(golden("tail"), { geometry: SMALL, fromToken: 256, tokenCount: 70, chain: chainOf(326) });
+    const theirs = independent.decodeTail(golden("tail"));
+    expect(theirs.geometry).toEqual(ours.geometry);
+    expect([theirs.fromToken, theirs.generation, theirs.chain]).toEqual([256, 3, ours.chain]);
+    expect(theirs.ids).toEqual([...ours.ids]);
+    expect(theirs.blocks).toHaveLength(1);
+    expect(theirs.blocks[0]?.map(plain)).toEqual([plain(ours.block(0, 0)), plain(ours.block(0, 1))]);
+    expect(theirs.slots.map(plain)).toEqual([plain(ours.summary(0))]);
+    expect(plain(theirs.open)).toBe(plain(ours.open));
+    expect(ours.open.byteLength).toBe(6 * SMALL.openTokenBytes);
+  });
+
+  it("manifest: reader, document and file agree", () => {
+    const ours = decodeManifest(golden("manifest"));
+    expect(independent.decodeManifest(golden("manifest"))).toEqual(ours);
+    expect(ours.tail?.sha256).toHaveLength(64);
+    expect(ours.tokenCount).toBe(326);
+  });
+
+  it("the document's int8 block gives back keys and values that were encoded by its rule", () => {
+    const shape = { ...SMALL_SHAPE, kvHeadCount: 2, segmentTokens: 64, layerCount: 1 };
+    const geometry = kvGeometry(shape);
+    // Channel d of head h has scale 2^-(h + d), token t has scale 2^-(t mod 3): products are exact.
+    const block = new Uint8Array(geometry.blockBytes);
+    const view = new DataView(block.buffer);
+    const codes = 2 * 64 * 4;
+    for (let i = 0; i < codes; i++) {
+      view.setInt8(i, (i % 255) - 127);
+      view.setInt8(codes + 4 * 2 * 4 + i, 127 - (i % 255));
+    }
+    for (let i = 0; i < 8; i++) view.setFloat32(codes + 4 * i, 2 ** -i, true);
+    for (let i = 0; i < 128; i++) view.setFloat32(2 * codes + 32 + 4 * i, 2 ** -(i % 3), true);
+    const bytes = encodeSegment({ geometry, fromToken: 0, chain: chainOf("x"), block: () => block });
+    const stored = independent.decodeSegment(bytes).blocks[0]?.[0] ?? new Uint8Array(0);
+    expect(crc32(stored)).toBe(crc32(block));
+    const { keys, values } = independent.decodeInt8Block(geometry, stored);
+    const at = (h: number, t: number, d: number): number => (h * 64 + t) * 4 + d;
+    for (const [h, t, d] of [
+      [0, 0, 0],
+      [1, 63, 3],
+      [0, 17, 2],
+      [1, 5, 1],
+    ] as const) {
+      const i = at(h, t, d);
+      expect(keys[i]).toBe(((i % 255) - 127) * 2 ** -(h * 4 + d));
+      expect(values[i]).toBe((127 - (i % 255)) * 2 ** -((h * 64 + t) % 3));
+    }
+  });
+});

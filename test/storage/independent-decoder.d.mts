@@ -1,0 +1,52 @@
+/** Types of the independent decoder, stated apart from `storage/` on purpose. */
+interface Geometry {
+  layerCount: number;
+  kvHeadCount: number;
+  headDim: number;
+  encoding: string;
+  summaryKinds: string[];
+  blockBytes: number;
+  openTokenBytes: number;
+  summarySlotBytes: number;
+  segmentTokens: number;
+}
+
+/** Reads a segment, checksums verified. */
+export function decodeSegment(bytes: Uint8Array): {
+  geometry: Geometry;
+  fromToken: number;
+  tokenCount: number;
+  chain: string;
+  checksums: number[];
+  blocks: Uint8Array[][];
+};
+
+/** Reads a summary object, digest verified. */
+export function decodeSummaries(bytes: Uint8Array): {
+  digest: string;
+  geometry: Geometry;
+  fromToken: number;
+  segments: { chain: string; checksums: number[]; slots: Uint8Array[] }[];
+};
+
+/** Reads a tail, digest verified. */
+export function decodeTail(bytes: Uint8Array): {
+  digest: string;
+  geometry: Geometry;
+  fromToken: number;
+  generation: number;
+  chain: string;
+  ids: number[];
+  blocks: Uint8Array[][];
+  slots: Uint8Array[];
+  open: Uint8Array;
+};
+
+/** Reads a manifest, digest verified. */
+export function decodeManifest(bytes: Uint8Array): unknown;
+
+/** Decodes an int8 block to f32. */
+export function decodeInt8Block(
+  geometry: { kvHeadCount: number; headDim: number },
+  block: Uint8Array,
+): { keys: Float32Array; values: Float32Array };

@@ -1,0 +1,184 @@
+/**
+ * Reads segments, summary objects, tails and manifests as `docs/page-format.md` describes them. Written from that page,
+ * with nothing of this project imported: where it disagrees with `storage/`, one of the two is wrong.
+ */
+import { createHash } from "node:crypto";
+
+const ENCODINGS = ["f32", "int8"];
+const KINDS = ["", "min-max", "mean-deviation"];
+
+/** CRC-32 of gzip, bit by bit. */
+function crc(bytes) {
+  let value = 0xffffffff;
+  for (const byte of bytes) {
+    value ^= byte;
+    for (let bit = 0; bit < 8; bit++) value = value & 1 ? (value >>> 1) ^ 0xedb88320 : value >>> 1;
+  }
+  return (value ^ 0xffffffff) >>> 0;
+}
+
+function ascii(view, offset, length) {
+  let text = "";
+  for (let i = 0; i < length; i++) text += String.fromCharCode(view.getUint8(offset + i));
+  return text;
+}
+
+function hex(view, offset, length) {
+  let text = "";
+  for (let i = 0; i < length; i++)
+    text += view
+      .getUint8(offset + i)
+      .toString(16)
+      .padStart(2, "0");
+  return text;
+}
+
+function u32(view, offset) {
+  return view.getUint32(offset, true);
+}
+
+function check(condition, what) {
+  if (!condition) throw new Error(`independent decoder: ${what}`);
+}
+
+function geometryAt(view, offset) {
+  const summaryKinds = [];
+  for (let i = 0; i < 4; i++) {
+    const code = view.getUint8(offset + 16 + i);
+    if (code !== 0) summaryKinds.push(KINDS[code]);
+  }
+  return {
+    layerCount: u32(view, offset),
+    kvHeadCount: u32(view, offset + 4),
+    headDim: u32(view, offset + 8),
+    encoding: ENCODINGS[u32(view, offset + 12)],
+    summaryKinds,
+    blockBytes: u32(view, offset + 20),
+    openTokenBytes: u32(view, offset + 24),
+    summarySlotBytes: u32(view, offset + 28),
+    segmentTokens: u32(view, offset + 32),
+  };
+}
+
+/** A segment: `{geometry, fromToken, tokenCount, chain, checksums, blocks: [layer][block]}`. Throws on damage. */
+export function decodeSegment(bytes) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  check(ascii(view, 0, 8) === "QUIRESEG", "segment magic");
+  check(u32(view, 8) === 1, "segment version");
+  const h = u32(view, 12);
+  check(crc(bytes.subarray(0, h - 4)) === u32(view, h - 4), "segment header checksum");
+  const geometry = geometryAt(view, 16);
+  const perLayer = geometry.segmentTokens / 64;
+  check(h === Math.ceil((92 + 4 * geometry.layerCount * perLayer + 4) / 64) * 64, "segment header length");
+  const checksums = [];
+  const blocks = [];
+  for (let layer = 0; layer < geometry.layerCount; layer++) {
+    blocks.push([]);
+    for (let b = 0; b < perLayer; b++) {
+      const offset = h + (layer * perLayer + b) * geometry.blockBytes;
+      const block = bytes.subarray(offset, offset + geometry.blockBytes);
+      const checksum = u32(view, 92 + 4 * (layer * perLayer + b));
+      check(crc(block) === checksum, "block checksum");
+      checksums.push(checksum);
+      blocks[layer].push(block);
+    }
+  }
+  check(bytes.byteLength === h + geometry.layerCount * perLayer * geometry.blockBytes, "segment length");
+  return { geometry, fromToken: u32(view, 52), tokenCount: u32(view, 56), chain: hex(view, 60, 32), checksums, blocks };
+}
+
+function bodyOf(bytes, magic) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  check(ascii(view, 0, 8) === magic, `${magic} magic`);
+  check(u32(view, 8) === 1, `${magic} version`);
+  const n = u32(view, 12);
+  check(bytes.byteLength === 16 + n + 32, `${magic} length`);
+  const digest = createHash("sha256")
+    .update(bytes.subarray(0, 16 + n))
+    .digest("hex");
+  check(digest === hex(view, 16 + n, 32), `${magic} digest`);
+  return { body: bytes.subarray(16, 16 + n), digest };
+}
+
+/** A summary object: `{digest, geometry, fromToken, segments: {chain, checksums, slots: [block]}[]}`. Throws on damage. */
+export function decodeSummaries(bytes) {
+  const { body, digest } = bodyOf(bytes, "QUIRESUM");
+  const view = new DataView(body.buffer, body.byteOffset, body.byteLength);
+  const geometry = geometryAt(view, 0);
+  const count = u32(view, 40);
+  const perLayer = geometry.segmentTokens / 64;
+  const tableCount = geometry.layerCount * perLayer;
+  const segments = [];
+  for (let s = 0; s < count; s++) {
+    const checksums = [];
+    for (let i = 0; i < tableCount; i++) checksums.push(u32(view, 44 + 32 * count + 4 * (s * tableCount + i)));
+    const slots = [];
+    for (let b = 0; b < perLayer; b++) {
+      const offset = 44 + 32 * count + 4 * count * tableCount + (s * perLayer + b) * geometry.summarySlotBytes;
+      slots.push(body.subarray(offset, offset + geometry.summarySlotBytes));
+    }
+    segments.push({ chain: hex(view, 44 + 32 * s, 32), checksums, slots });
+  }
+  return { digest, geometry, fromToken: u32(view, 36), segments };
+}
+
+/** A tail: `{digest, geometry, fromToken, generation, chain, ids, blocks: [block][layer], slots, open}`. Throws on damage. */
+export function decodeTail(bytes) {
+  const { body, digest } = bodyOf(bytes, "QUIRETAI");
+  const view = new DataView(body.buffer, body.byteOffset, body.byteLength);
+  const geometry = geometryAt(view, 0);
+  const n = u32(view, 40);
+  const ids = [];
+  for (let i = 0; i < n; i++) ids.push(u32(view, 80 + 4 * i));
+  let offset = 80 + 4 * n;
+  const take = (length) => {
+    offset += length;
+    return body.subarray(offset - length, offset);
+  };
+  const blocks = [];
+  for (let b = 0; b < Math.floor(n / 64); b++) {
+    blocks.push([]);
+    for (let layer = 0; layer < geometry.layerCount; layer++) blocks[b].push(take(geometry.blockBytes));
+  }
+  const slots = blocks.map(() => take(geometry.summarySlotBytes));
+  const open = take((n % 64) * geometry.openTokenBytes);
+  check(offset === body.byteLength, "tail length");
+  return {
+    digest,
+    geometry,
+    fromToken: u32(view, 36),
+    generation: u32(view, 44),
+    chain: hex(view, 48, 32),
+    ids,
+    blocks,
+    slots,
+    open,
+  };
+}
+
+/** A manifest's fields. Throws on damage. */
+export function decodeManifest(bytes) {
+  return JSON.parse(new TextDecoder().decode(bodyOf(bytes, "QUIREMAN").body));
+}
+
+/** Values of an int8 block: `{keys, values}`, f32 `[kvHead][64][headDim]` each, decoded. */
+export function decodeInt8Block(geometry, block) {
+  const { kvHeadCount: H, headDim: D } = geometry;
+  const view = new DataView(block.buffer, block.byteOffset, block.byteLength);
+  const codesBytes = H * 64 * D;
+  const keyScales = codesBytes;
+  const valueCodes = keyScales + 4 * H * D;
+  const valueScales = valueCodes + codesBytes;
+  const keys = new Float32Array(codesBytes);
+  const values = new Float32Array(codesBytes);
+  for (let h = 0; h < H; h++) {
+    for (let t = 0; t < 64; t++) {
+      for (let d = 0; d < D; d++) {
+        const i = (h * 64 + t) * D + d;
+        keys[i] = view.getInt8(i) * view.getFloat32(keyScales + 4 * (h * D + d), true);
+        values[i] = view.getInt8(valueCodes + i) * view.getFloat32(valueScales + 4 * (h * 64 + t), true);
+      }
+    }
+  }
+  return { keys, values };
+}
