@@ -26,23 +26,23 @@ type Fields = Record<string, unknown>;
 /** @throws {QuireError} `invalid_request`, `model_not_found` or `context_length_exceeded`, with the field in `param`. */
 export function checkRequest(value: unknown, bounds: RequestBounds): GenerateRequest {
   const fields = object(value, "request");
-  if (fields["version"] !== PROTOCOL_VERSION) refuse("version", `must be ${PROTOCOL_VERSION}`);
-  const requestId = text(fields["requestId"], "requestId", /^[A-Za-z0-9._:-]{1,128}$/);
-  const model = text(fields["model"], "model", /^[\w./:-]{1,200}$/);
+  if (fields.version !== PROTOCOL_VERSION) refuse("version", `must be ${PROTOCOL_VERSION}`);
+  const requestId = text(fields.requestId, "requestId", /^[A-Za-z0-9._:-]{1,128}$/);
+  const model = text(fields.model, "model", /^[\w./:-]{1,200}$/);
   if (model !== bounds.modelId) {
     throw new QuireError("model_not_found", `This engine serves ${bounds.modelId}, not ${model}.`, { param: "model" });
   }
-  const namespace = text(fields["namespace"], "namespace", /^[0-9a-f]{8,64}$/);
-  const tokens = checkTokens(fields["tokens"], bounds.vocabularySize);
+  const namespace = text(fields.namespace, "namespace", /^[0-9a-f]{8,64}$/);
+  const tokens = checkTokens(fields.tokens, bounds.vocabularySize);
   const tokenCount = tokens.byteLength / 4;
-  const turnStart = integer(fields["turnStart"], "turnStart", 0, tokenCount - 1);
-  const maxTokens = integer(fields["maxTokens"], "maxTokens", 1, bounds.contextTokensMax);
+  const turnStart = integer(fields.turnStart, "turnStart", 0, tokenCount - 1);
+  const maxTokens = integer(fields.maxTokens, "maxTokens", 1, bounds.contextTokensMax);
   if (tokenCount + maxTokens > bounds.contextTokensMax) {
     const message = `${tokenCount} prompt tokens and max_tokens ${maxTokens} exceed the context of ${bounds.contextTokensMax}.`;
     throw new QuireError("context_length_exceeded", message, { param: "maxTokens" });
   }
-  const session = checkSession(fields["session"]);
-  const top = fields["topLogprobs"];
+  const session = checkSession(fields.session);
+  const top = fields.topLogprobs;
   return {
     version: PROTOCOL_VERSION,
     requestId,
@@ -51,11 +51,11 @@ export function checkRequest(value: unknown, bounds: RequestBounds): GenerateReq
     ...(session ? { session } : {}),
     tokens,
     turnStart,
-    spans: checkSpans(fields["spans"], turnStart),
+    spans: checkSpans(fields.spans, turnStart),
     maxTokens,
-    stopTokens: ids(fields["stopTokens"], "stopTokens", 64),
-    sampling: checkSampling(fields["sampling"], bounds.vocabularySize),
-    selection: checkSelection(fields["selection"]),
+    stopTokens: ids(fields.stopTokens, "stopTokens", 64),
+    sampling: checkSampling(fields.sampling, bounds.vocabularySize),
+    selection: checkSelection(fields.selection),
     ...(top === undefined || top === null
       ? {}
       : { topLogprobs: integer(top, "topLogprobs", 0, LIMITS.topLogprobsMax) }),
@@ -65,9 +65,9 @@ export function checkRequest(value: unknown, bounds: RequestBounds): GenerateReq
 /** @throws {QuireError} `invalid_request`. */
 export function checkSessionRequest(value: unknown): { namespace: string; sessionId: string } {
   const fields = object(value, "request");
-  if (fields["version"] !== PROTOCOL_VERSION) refuse("version", `must be ${PROTOCOL_VERSION}`);
-  const namespace = text(fields["namespace"], "namespace", /^[0-9a-f]{8,64}$/);
-  return { namespace, sessionId: sessionId(fields["sessionId"], "sessionId") };
+  if (fields.version !== PROTOCOL_VERSION) refuse("version", `must be ${PROTOCOL_VERSION}`);
+  const namespace = text(fields.namespace, "namespace", /^[0-9a-f]{8,64}$/);
+  return { namespace, sessionId: sessionId(fields.sessionId, "sessionId") };
 }
 
 /** Resolves a selection against what the pool keeps. @throws {QuireError} when its summaries are not kept. */
@@ -101,8 +101,8 @@ function checkTokens(value: unknown, vocabularySize: number): Uint8Array {
 function checkSession(value: unknown): GenerateRequest["session"] {
   if (value === undefined || value === null) return undefined;
   const fields = object(value, "session");
-  const id = sessionId(fields["id"], "session.id");
-  const parent = fields["parentId"];
+  const id = sessionId(fields.id, "session.id");
+  const parent = fields.parentId;
   return parent === undefined || parent === null ? { id } : { id, parentId: sessionId(parent, "session.parentId") };
 }
 
@@ -119,8 +119,8 @@ function checkSpans(value: unknown, turnStart: number): Span[] {
   let end = 0;
   for (const item of value as unknown[]) {
     const fields = object(item, "spans");
-    const next = integer(fields["end"], "spans.end", end + 1, turnStart);
-    const how = fields["how"];
+    const next = integer(fields.end, "spans.end", end + 1, turnStart);
+    const how = fields.how;
     if (typeof how !== "string" || !isHow(how)) refuse("spans.how", "is not a provenance");
     const policy = parseHow(how)?.policy;
     if (policy !== undefined && !(POLICY_NAMES as readonly string[]).includes(policy))
@@ -135,19 +135,19 @@ function checkSpans(value: unknown, turnStart: number): Span[] {
 function checkSampling(value: unknown, vocabularySize: number): SamplingParams {
   const fields = object(value, "sampling");
   const at = (name: string) => `sampling.${name}`;
-  const bias = fields["logitBias"];
+  const bias = fields.logitBias;
   if (!Array.isArray(bias) || bias.length > LIMITS.logitBiasCountMax) {
     refuse("sampling.logitBias", `must be an array of at most ${LIMITS.logitBiasCountMax} pairs`);
   }
   return {
-    temperature: number(fields["temperature"], at("temperature"), 0, 100),
-    topP: number(fields["topP"], at("topP"), 0, 1),
-    topK: integer(fields["topK"], at("topK"), 0, vocabularySize),
-    minP: number(fields["minP"], at("minP"), 0, 1),
-    seed: integer(fields["seed"], at("seed"), 0, 0xffff_ffff),
-    frequencyPenalty: number(fields["frequencyPenalty"], at("frequencyPenalty"), -100, 100),
-    presencePenalty: number(fields["presencePenalty"], at("presencePenalty"), -100, 100),
-    repetitionPenalty: number(fields["repetitionPenalty"], at("repetitionPenalty"), 0.01, 100),
+    temperature: number(fields.temperature, at("temperature"), 0, 100),
+    topP: number(fields.topP, at("topP"), 0, 1),
+    topK: integer(fields.topK, at("topK"), 0, vocabularySize),
+    minP: number(fields.minP, at("minP"), 0, 1),
+    seed: integer(fields.seed, at("seed"), 0, 0xffff_ffff),
+    frequencyPenalty: number(fields.frequencyPenalty, at("frequencyPenalty"), -100, 100),
+    presencePenalty: number(fields.presencePenalty, at("presencePenalty"), -100, 100),
+    repetitionPenalty: number(fields.repetitionPenalty, at("repetitionPenalty"), 0.01, 100),
     logitBias: (bias as unknown[]).map((pair) => {
       if (!Array.isArray(pair) || pair.length !== 2) refuse("sampling.logitBias", "must hold pairs");
       const id = integer(pair[0], at("logitBias"), 0, vocabularySize - 1);
@@ -158,14 +158,14 @@ function checkSampling(value: unknown, vocabularySize: number): SamplingParams {
 
 function checkSelection(value: unknown): SelectionRequest {
   const fields = object(value, "selection");
-  const { name } = policyNamed(String(fields["policy"]));
+  const { name } = policyNamed(String(fields.policy));
   const budgetTokens = integer(
-    fields["budgetTokens"],
+    fields.budgetTokens,
     "quire.selection.budget_tokens",
     name === "dense" ? 0 : BUDGET_TOKENS_MIN,
     1 << 24,
   );
-  const exact = fields["exact"];
+  const exact = fields.exact;
   if (typeof exact !== "boolean") refuse("quire.selection.exact", "must be true or false");
   return { policy: name, budgetTokens, exact };
 }
