@@ -12,6 +12,7 @@ import { FormatError, refuseUnless } from "./format-error.ts";
 const BODY_OFFSET = 16;
 const DIGEST_BYTES = 32;
 
+/** Names one format. */
 export interface EnvelopeKind {
   /** 8 ASCII characters. */
   readonly magic: string;

@@ -12,6 +12,7 @@ const RETRY_MS_MAX = 10;
 /** SQLite's primary result code for a lock that another connection holds. */
 const SQLITE_BUSY = 5;
 
+/** The lock of one folder; several, in any number of processes, may stand for the same file. */
 export class FolderLock {
   readonly #database: DatabaseSync;
   readonly #gate = new Gate(1);

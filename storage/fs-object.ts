@@ -18,6 +18,7 @@ const MAGIC = "QUIREOBJ";
 export const FILE_HEADER_BYTES = 64;
 const OBJECT_SUFFIX = "~";
 
+/** What a file says of its object. */
 export interface FileHeader {
   objectBytes: number;
   etag: string;

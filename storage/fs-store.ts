@@ -35,6 +35,7 @@ const LOCK_FILE = "~lock.db";
 /** Older temporary files belong to writers that are gone. */
 const TEMPORARY_AGE_MS_MAX = 3_600_000;
 
+/** Limits, by default those of `LIMITS`, and the clock by which old temporary files are judged. */
 export interface FsStoreOptions {
   getMsMax?: number;
   putMsMax?: number;

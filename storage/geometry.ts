@@ -19,9 +19,12 @@ const ENCODINGS = ["f32", "int8"] as const;
 const SUMMARY_KINDS = ["min-max", "mean-deviation"] as const;
 const SUMMARY_KIND_COUNT_MAX = 4;
 
+/** How sealed blocks are encoded. */
 export type StoredEncoding = (typeof ENCODINGS)[number];
+/** Kinds of page summaries that a slot may hold. */
 export type StoredSummaryKind = (typeof SUMMARY_KINDS)[number];
 
+/** Sizes and settings that every stored byte depends on. */
 export interface KvGeometry {
   readonly layerCount: number;
   readonly kvHeadCount: number;
@@ -39,6 +42,7 @@ export interface KvGeometry {
   readonly segmentTokens: number;
 }
 
+/** What {@link kvGeometry} computes a geometry from: a pool's specification, and the segment length. */
 export interface KvShape {
   layerCount: number;
   kvHeadCount: number;

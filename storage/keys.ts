@@ -25,6 +25,7 @@ const NAMESPACE_PATTERN = /^[0-9a-f]{1,64}$/;
 const FINGERPRINT_PATTERN = /^[0-9a-f]{16,64}$/;
 const NUMERICS_PATTERN = /^[A-Za-z0-9._-]{1,96}$/;
 
+/** Whose bytes, of which model, and in which numerics and layout. */
 export interface KeySpace {
   /** Server-derived tenant salt, 1-64 lower-case hex digits. */
   namespace: string;

@@ -37,6 +37,7 @@ export interface WholeRef {
   tokenCount: number;
 }
 
+/** What is stored of one session. Field by field in `docs/page-format.md`. */
 export interface Manifest {
   formatVersion: typeof MANIFEST_FORMAT_VERSION;
   /** Version of the byte layouts of blocks, summaries and open tokens. */

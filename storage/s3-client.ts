@@ -14,6 +14,7 @@ const RETRY_STATUS = new Set([408, 429]);
 /** Codes of status 400 that say the request was damaged on its way. */
 const RETRY_CODES = new Set(["BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody", "RequestTimeout"]);
 
+/** Where the bucket is, who asks, and how many at a time. */
 export interface S3ClientOptions {
   /** Such as `https://<account>.r2.cloudflarestorage.com`; may have a path. */
   endpoint: string;
@@ -27,6 +28,7 @@ export interface S3ClientOptions {
   random: () => number;
 }
 
+/** One request; repeating it must do no harm. */
 export interface S3Request {
   method: "GET" | "HEAD" | "PUT" | "POST";
   /** Key of an object, or nothing for the bucket. */
@@ -39,6 +41,7 @@ export interface S3Request {
   signal?: AbortSignal | undefined;
 }
 
+/** An answer, read whole. */
 export interface S3Response {
   status: number;
   headers: Headers;

@@ -21,6 +21,7 @@ const DELETE_KEYS_MAX = 1000;
 /** Names one put, so that a retried one can tell its own earlier success from somebody else's. */
 const WRITE_HEADER = "x-amz-meta-quire-write";
 
+/** Where the bucket is and who asks; limits are by default those of `LIMITS`. */
 export interface S3StoreOptions {
   endpoint: string;
   bucket: string;

@@ -23,6 +23,7 @@ const HEADER_ALIGNMENT = 64;
 /** Larger than any real header; bounds what a damaged length can ask for. */
 const HEADER_BYTES_MAX = 16 * 1024 * 1024;
 
+/** What a segment is made from. */
 export interface SegmentInput {
   geometry: KvGeometry;
   /** A multiple of `geometry.segmentTokens`. */
@@ -33,6 +34,7 @@ export interface SegmentInput {
   block(layer: number, index: number): Uint8Array;
 }
 
+/** What a segment's header says. */
 export interface SegmentHeader {
   geometry: KvGeometry;
   fromToken: number;

@@ -25,6 +25,7 @@ const CHAINS_OFFSET = GEOMETRY_BYTES + 8;
 /** Bounds what a damaged or hostile count can ask for. */
 const SEGMENT_COUNT_MAX = 65_536;
 
+/** What is kept of one segment. */
 export interface SegmentSummary {
   /** Chain at the segment's end, 64 hex digits. */
   chain: string;
@@ -34,6 +35,7 @@ export interface SegmentSummary {
   slots: Uint8Array;
 }
 
+/** Summaries of consecutive segments. */
 export interface SummaryObject {
   geometry: KvGeometry;
   /** A multiple of `geometry.segmentTokens`. */

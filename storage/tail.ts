@@ -19,6 +19,7 @@ const GENERATION_OFFSET = GEOMETRY_BYTES + 8;
 const CHAIN_OFFSET = GEOMETRY_BYTES + 12;
 const IDS_OFFSET = CHAIN_OFFSET + CHAIN_BYTES;
 
+/** What a tail is made from. */
 export interface TailInput {
   geometry: KvGeometry;
   /** First token of the tail, a multiple of `geometry.segmentTokens`. */

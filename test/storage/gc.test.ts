@@ -1,0 +1,193 @@
+import { describe, expect, it } from "vitest";
+import { AssertionError } from "../../protocol/assert.ts";
+import type { PageStore } from "../../storage/contract.ts";
+import { collectGarbage, deleteSession } from "../../storage/gc.ts";
+import { namespacePrefix } from "../../storage/keys.ts";
+import { commitManifest, encodeManifest, loadManifest, objectKeysOf } from "../../storage/manifest.ts";
+import { MemoryStore } from "../../storage/memory-store.ts";
+import { faultyStore } from "./faulty-store.ts";
+import { repairEnvelope } from "./hostile.ts";
+import { seededRandom } from "./random.ts";
+import { chainOf, SMALL, sampleKeys, sampleSession } from "./samples.ts";
+
+const HOUR_MS = 3_600_000;
+
+/** A store whose clock the test moves. */
+function clockedStore(): { store: MemoryStore; clock: { nowMs: number } } {
+  const clock = { nowMs: 1_700_000_000_000 };
+  return { store: new MemoryStore({ now: () => clock.nowMs }), clock };
+}
+
+async function save(store: PageStore, session: ReturnType<typeof sampleSession>): Promise<void> {
+  for (const [key, bytes] of session.objects) await store.put(key, bytes);
+  const etag = (await store.get(session.key))?.etag;
+  await commitManifest(store, session.key, session.manifest, etag);
+}
+
+async function keysOf(store: PageStore): Promise<string[]> {
+  return (await store.list("")).keys.map(({ key }) => key);
+}
+
+describe("garbage collection", () => {
+  const keys = sampleKeys(SMALL);
+  const one = sampleSession(SMALL, { sessionId: "one", segmentCount: 2, tailTokens: 5 });
+  /** Shares both of its segments with the first. */
+  const fork = sampleSession(SMALL, { sessionId: "fork", segmentCount: 2, tailTokens: 9 });
+  const orphan = keys.segment(chainOf("orphan"));
+
+  it("deletes what no manifest names once it is older than the grace, and nothing else", async () => {
+    const { store, clock } = clockedStore();
+    await save(store, one);
+    await save(store, fork);
+    await store.put(orphan, Buffer.from("x"));
+    await store.put(keys.tail("one", chainOf("old tail"), 2), Buffer.from("xy"));
+    await store.put("kv/ab01/notes", Buffer.from("not of this system"));
+    const before = await keysOf(store);
+    const young = await collectGarbage(store, "kv/", { graceMs: HOUR_MS, nowMs: clock.nowMs + HOUR_MS });
+    expect(young.deletedKeys).toEqual([]);
+    const options = { graceMs: HOUR_MS, nowMs: clock.nowMs + HOUR_MS + 1 };
+    const dry = await collectGarbage(store, "kv/", { ...options, dryRun: true });
+    expect(await keysOf(store)).toEqual(before);
+    const report = await collectGarbage(store, namespacePrefix("ab01"), options);
+    expect(report).toEqual(dry);
+    expect([...report.deletedKeys].sort()).toEqual([orphan, keys.tail("one", chainOf("old tail"), 2)].sort());
+    expect(report).toMatchObject({ manifestCount: 2, deletedBytes: 3, unreadableKeys: [] });
+    expect(report.objectCount).toBe(new Set([...one.objects.keys(), ...fork.objects.keys()]).size + 2);
+    expect(await keysOf(store)).toEqual(before.filter((key) => !report.deletedKeys.includes(key)));
+  });
+
+  it("keeps the segments a fork shares when the other session is deleted, and drops them with the last", async () => {
+    const { store, clock } = clockedStore();
+    await save(store, one);
+    await save(store, fork);
+    await deleteSession(store, keys, "one");
+    expect(await store.get(one.key)).toBeUndefined();
+    expect((await store.list(keys.tailPrefix("one"))).keys).toEqual([]);
+    clock.nowMs += 2 * HOUR_MS;
+    await collectGarbage(store, "kv/", { graceMs: HOUR_MS, nowMs: clock.nowMs });
+    for (const key of fork.objects.keys()) expect(await store.get(key), key).toBeDefined();
+    await deleteSession(store, keys, "fork");
+    await deleteSession(store, keys, "never there");
+    await collectGarbage(store, "kv/", { graceMs: HOUR_MS, nowMs: clock.nowMs });
+    expect(await keysOf(store)).toEqual([]);
+  });
+
+  it("deletes sessions that were not used for long, with what they alone named", async () => {
+    const { store, clock } = clockedStore();
+    await save(
+      store,
+      sampleSession(SMALL, { sessionId: "old", segmentCount: 3, tailTokens: 5, updatedMs: clock.nowMs }),
+    );
+    const used = { sessionId: "used", segmentCount: 1, tailTokens: 5, updatedMs: clock.nowMs + 20 * HOUR_MS };
+    await save(store, sampleSession(SMALL, used));
+    const nowMs = clock.nowMs + 25 * HOUR_MS;
+    await collectGarbage(store, "kv/", { graceMs: HOUR_MS, nowMs, sessionAgeMsMax: 24 * HOUR_MS });
+    expect(await store.get(keys.session("old"))).toBeUndefined();
+    expect(await store.get(keys.segment(chainOf(384)))).toBeUndefined();
+    const kept = await loadManifest(store, keys.session("used"));
+    for (const key of objectKeysOf(kept?.manifest ?? one.manifest)) expect(await store.get(key), key).toBeDefined();
+  });
+
+  it("touches nothing of a tenant whose manifest is of a newer version, or cannot be read", async () => {
+    const { store, clock } = clockedStore();
+    await save(store, one);
+    await store.put(orphan, Buffer.from("x"));
+    const foreign = sampleKeys(SMALL, "ab02").segment(chainOf("orphan"));
+    await store.put(foreign, Buffer.from("x"));
+    const newer = encodeManifest(fork.manifest);
+    newer[8] = 2;
+    repairEnvelope(newer);
+    await store.put(fork.key, newer);
+    const options = { graceMs: HOUR_MS, nowMs: clock.nowMs + 2 * HOUR_MS };
+    const report = await collectGarbage(store, "kv/", options);
+    expect(report.unreadableKeys).toEqual([fork.key]);
+    expect(report.deletedKeys).toEqual([foreign]);
+    expect(await store.get(orphan)).toBeDefined();
+    expect(await store.get(fork.key)).toBeDefined();
+
+    const broken = faultyStore(store, { seed: 1, rates: { error: 1 }, only: (key) => key === one.key });
+    await expect(collectGarbage(broken, "kv/", options)).rejects.toMatchObject({ code: "unavailable" });
+    expect(await store.get(orphan)).toBeDefined();
+  });
+
+  it("removes a damaged manifest first, and what it named in the next run", async () => {
+    const { store, clock } = clockedStore();
+    await save(store, one);
+    await store.put(one.key, Buffer.from("damaged"));
+    const options = { graceMs: HOUR_MS, nowMs: clock.nowMs + 2 * HOUR_MS };
+    expect((await collectGarbage(store, "kv/", options)).deletedKeys).toEqual([one.key]);
+    expect((await collectGarbage(store, "kv/", options)).deletedKeys.sort()).toEqual([...one.objects.keys()].sort());
+    expect(await keysOf(store)).toEqual([]);
+  });
+
+  it("does not take a read that went wrong once for a damaged manifest", async () => {
+    const { store, clock } = clockedStore();
+    await save(store, one);
+    const flaky = faultyStore(store, { seed: 5, rates: { bitFlip: 1 } });
+    const get = flaky.get.bind(flaky);
+    flaky.get = async (key, options) => {
+      const object = await get(key, options);
+      flaky.rates = {};
+      return object;
+    };
+    const report = await collectGarbage(flaky, "kv/", { graceMs: HOUR_MS, nowMs: clock.nowMs + 2 * HOUR_MS });
+    expect(flaky.faults.bitFlip).toBe(1);
+    expect(report).toMatchObject({ manifestCount: 1, deletedKeys: [], unreadableKeys: [] });
+  });
+
+  it("keeps what a session begins to name while the collection runs", async () => {
+    const { store, clock } = clockedStore();
+    for (const [key, bytes] of one.objects) await store.put(key, bytes);
+    clock.nowMs += 2 * HOUR_MS;
+    const list = store.list.bind(store);
+    let lists = 0;
+    store.list = async (prefix, options) => {
+      const page = await list(prefix, options);
+      if (++lists === 1) await commitManifest(store, one.key, one.manifest, undefined);
+      return page;
+    };
+    const report = await collectGarbage(store, "kv/", { graceMs: HOUR_MS, nowMs: clock.nowMs });
+    expect(report.deletedKeys).toEqual([]);
+    expect(report.manifestCount).toBe(1);
+  });
+
+  it("refuses a prefix that is less than a tenant", async () => {
+    for (const prefix of ["", "kv", "kv/ab01", keys.prefix, "other/"]) {
+      const run = collectGarbage(new MemoryStore(), prefix, { graceMs: 0, nowMs: 0 });
+      await expect(run, prefix).rejects.toBeInstanceOf(AssertionError);
+    }
+  });
+
+  it("agrees with a naive model over random histories", async () => {
+    const seed = 20_261;
+    const random = seededRandom(seed);
+    const { store, clock } = clockedStore();
+    const live = new Map<string, Set<string>>();
+    const stored = new Map<string, number>();
+    for (let step = 0; step < 300; step++) {
+      clock.nowMs += Math.floor(random() * HOUR_MS);
+      const sessionId = `s${Math.floor(random() * 6)}`;
+      const action = random();
+      if (action < 0.6) {
+        const segmentCount = Math.floor(random() * 4);
+        const session = sampleSession(SMALL, { sessionId, segmentCount, tailTokens: 1 + Math.floor(random() * 100) });
+        await save(store, session);
+        for (const key of session.objects.keys()) stored.set(key, clock.nowMs);
+        live.set(sessionId, new Set(session.objects.keys()));
+      } else if (action < 0.8) {
+        await deleteSession(store, keys, sessionId);
+        live.delete(sessionId);
+        for (const key of stored.keys()) if (key.startsWith(keys.tailPrefix(sessionId))) stored.delete(key);
+      } else {
+        await collectGarbage(store, "kv/", { graceMs: HOUR_MS, nowMs: clock.nowMs });
+        const named = new Set([...live.values()].flatMap((names) => [...names]));
+        for (const [key, storedMs] of stored) {
+          if (!named.has(key) && clock.nowMs - storedMs > HOUR_MS) stored.delete(key);
+        }
+        const expected = [...stored.keys(), ...[...live.keys()].map((id) => keys.session(id))].sort();
+        expect(await keysOf(store), `seed ${seed}, step ${step}`).toEqual(expected);
+      }
+    }
+    expect(stored.size).toBeGreaterThan(0);
+  });
+});

@@ -1,0 +1,45 @@
+import { describe, expect, it } from "vitest";
+import { decodeKeys, decodeValues, encodeBlockHead } from "../../kernels/block-codec.ts";
+import { blockLayout, openSlotBytes, summarySlotBytes } from "../../kernels/layout.ts";
+import { type KvShape, kvGeometry } from "../../storage/geometry.ts";
+import { encodeSegment } from "../../storage/segment.ts";
+import * as independent from "./independent-decoder.mjs";
+import { seededRandom } from "./random.ts";
+import { chainOf } from "./samples.ts";
+
+const SHAPES: KvShape[] = [
+  { layerCount: 4, kvHeadCount: 2, headDim: 32, encoding: "int8", summaryKinds: ["min-max", "mean-deviation"] },
+  { layerCount: 5, kvHeadCount: 4, headDim: 8, encoding: "f32", summaryKinds: ["mean-deviation"] },
+  { layerCount: 1, kvHeadCount: 1, headDim: 4, encoding: "int8", summaryKinds: [] },
+];
+
+describe("stored bytes are pool bytes", () => {
+  it("counts the same sizes as the devices' layout", () => {
+    for (const shape of SHAPES) {
+      const geometry = kvGeometry(shape);
+      expect(geometry.blockBytes).toBe(blockLayout(shape).bytes);
+      expect(geometry.openTokenBytes * 64).toBe(openSlotBytes(shape));
+      expect(geometry.summarySlotBytes).toBe(summarySlotBytes(shape));
+    }
+  });
+
+  it("the document's reading of an int8 block gives the keys and values that the devices decode", () => {
+    const shape = { layerCount: 1, kvHeadCount: 2, headDim: 8, encoding: "int8" as const, summaryKinds: [] };
+    const geometry = kvGeometry({ ...shape, segmentTokens: 64 });
+    const random = seededRandom(41);
+    const block = new Uint8Array(geometry.blockBytes);
+    for (let head = 0; head < 2; head++) {
+      const values = () => Float32Array.from({ length: 64 * 8 }, () => random() * 4 - 2);
+      encodeBlockHead(shape, block, head, values(), values());
+    }
+    const bytes = encodeSegment({ geometry, fromToken: 0, chain: chainOf(1), block: () => block });
+    const stored = independent.decodeSegment(bytes).blocks[0]?.[0] ?? new Uint8Array(0);
+    const { keys, values } = independent.decodeInt8Block(geometry, stored);
+    for (let head = 0; head < 2; head++) {
+      const part = (all: Float32Array) => [...all.subarray(head * 512, (head + 1) * 512)];
+      expect(part(keys)).toEqual([...decodeKeys(shape, block, head)]);
+      expect(part(values)).toEqual([...decodeValues(shape, block, head)]);
+    }
+    expect(keys.some((key) => key !== 0)).toBe(true);
+  });
+});
