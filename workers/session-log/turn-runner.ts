@@ -101,14 +101,14 @@ export class TurnRunner {
       this.#stop.abort();
       throw this.#late ? new QuireError("deadline_exceeded", "The turn took too long.", { cause: thrown }) : thrown;
     } finally {
-      clearTimeout(this.#deadline ?? null);
+      if (this.#deadline !== undefined) clearTimeout(this.#deadline);
     }
     return results;
   }
 
   /** Ends everything, for a turn that was refused before it ran. */
   dispose(): void {
-    clearTimeout(this.#deadline ?? null);
+    if (this.#deadline !== undefined) clearTimeout(this.#deadline);
     this.#stop.abort();
   }
 

@@ -1,0 +1,40 @@
+/** What a fake engine does with one generation, step by step. JSON, because tests in workerd send it over HTTP. */
+import type { EngineUsage, Span, TokenLogprob } from "../../../protocol/generate.ts";
+
+export type Step =
+  | { do: "admit" }
+  | { do: "tokens"; ids: number[]; logprobs?: TokenLogprob[] }
+  | { do: "wait"; ms: number }
+  /** Says nothing more until the connection is closed, or a cancel ends it. */
+  | { do: "hang" }
+  /** `spans` absent: one dense span over prompt and reply. */
+  | { do: "done"; reason: "stop" | "length" | "cancelled"; usage?: Partial<EngineUsage>; spans?: Span[] }
+  | { do: "fail"; code: string; message: string; param?: string; retryAfterMs?: number }
+  /** An HTTP status without frames. */
+  | { do: "status"; status: number }
+  | { do: "destroy" }
+  | { do: "garbage" };
+
+/** What became of one generation. */
+export interface Call {
+  request: {
+    requestId: string;
+    model: string;
+    namespace: string;
+    session?: { id: string; parentId?: string };
+    tokens: number[];
+    turnStart: number;
+    spans: Span[];
+    maxTokens: number;
+    stopTokens: number[];
+    sampling: Record<string, unknown>;
+    selection: Record<string, unknown>;
+    topLogprobs?: number;
+  };
+  authorization: string;
+  startedMs: number;
+  /** When the edge closed the connection before the end. */
+  abortedMs?: number;
+  cancelledMs?: number;
+  finished: boolean;
+}

@@ -1,0 +1,15 @@
+/** Starts the fake engines in Node, beside workerd. */
+import type { TestProject } from "vitest/node";
+import { startFakeEngines } from "./fake-engine/server.ts";
+
+declare module "vitest" {
+  interface ProvidedContext {
+    fakeEngineUrl: string;
+  }
+}
+
+export default async function setup(project: TestProject): Promise<() => Promise<void>> {
+  const engines = await startFakeEngines();
+  project.provide("fakeEngineUrl", engines.url);
+  return engines.close;
+}

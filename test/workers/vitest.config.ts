@@ -1,0 +1,35 @@
+/** The edge in workerd. Secrets are bindings here; engines are scripted (fake-engine/). */
+import { createHash } from "node:crypto";
+import { fileURLToPath } from "node:url";
+import { cloudflareTest } from "@cloudflare/vitest-plugin";
+import { defineConfig } from "vitest/config";
+
+const keyHash = (key: string) => createHash("sha256").update(key).digest("hex");
+const path = (relative: string) => fileURLToPath(new URL(relative, import.meta.url));
+
+export default defineConfig({
+  root: path("../.."),
+  plugins: [
+    cloudflareTest({
+      wrangler: { configPath: path("../../wrangler.toml") },
+      miniflare: {
+        bindings: {
+          QUIRE_API_KEYS: JSON.stringify({
+            [keyHash("key-of-a")]: { tenant: "a" },
+            [keyHash("key-of-b")]: { tenant: "b" },
+          }),
+          QUIRE_TENANT_SALT: "salt for tests",
+          QUIRE_ENGINE_KEY: "engine-key-for-tests",
+        },
+      },
+    }),
+  ],
+  test: {
+    name: "workers",
+    include: ["test/workers/**/*.test.ts"],
+    globalSetup: [path("./global-setup.ts")],
+    maxWorkers: 1,
+    testTimeout: 15_000,
+    hookTimeout: 30_000,
+  },
+});

@@ -1,0 +1,165 @@
+/** A model, an engine and a client of one test: names are unique, so that tests of one file do not meet. */
+import { env as bindings, exports } from "cloudflare:workers";
+import { inject } from "vitest";
+import config from "../../weights/house-0/config.json?raw";
+import generationConfig from "../../weights/house-0/generation_config.json?raw";
+import tokenizerJson from "../../weights/house-0/tokenizer.json?raw";
+import tokenizerConfig from "../../weights/house-0/tokenizer_config.json?raw";
+import type { Env } from "../../workers/env.ts";
+import type { Call, Step } from "./fake-engine/script.ts";
+
+/** The bindings of the Worker under test. */
+export const env = bindings as unknown as Env;
+const worker = (exports as unknown as { default: Fetcher }).default;
+
+export const KEY_A = "key-of-a";
+export const KEY_B = "key-of-b";
+export const ENGINE_KEY = "engine-key-for-tests";
+/** house-0's control tokens; its other ids are bytes. */
+export const BOS = 256;
+export const USER = 257;
+export const ASSISTANT = 258;
+export const END = 259;
+
+/** Ids of text in house-0's vocabulary. */
+export function ids(text: string): number[] {
+  return [...new TextEncoder().encode(text)];
+}
+
+/** Steps of an engine that answers `text` and ends by itself, all at once. */
+export function says(text: string): Step[] {
+  return [{ do: "admit" }, { do: "tokens", ids: [...ids(text), END] }, { do: "done", reason: "stop" }];
+}
+
+/** The Worker's own fetch handler. */
+export function edge(path: string, init?: RequestInit): Promise<Response> {
+  return worker.fetch(`http://edge.test${path}`, init);
+}
+
+export class FakeEngine {
+  readonly id = `engine-${crypto.randomUUID()}`;
+  readonly url = `${inject("fakeEngineUrl")}/e/${this.id}`;
+
+  /** The next generation without a script of its own follows these steps. */
+  async script(...steps: Step[]): Promise<void> {
+    await (await fetch(`${this.url}/script`, { method: "POST", body: JSON.stringify(steps) })).text();
+  }
+
+  async calls(): Promise<Call[]> {
+    return (await fetch(`${this.url}/calls`)).json();
+  }
+
+  /** The last generation that was asked for. */
+  async lastCall(): Promise<Call> {
+    const call = (await this.calls()).at(-1);
+    if (!call) throw new Error("the engine was never called");
+    return call;
+  }
+}
+
+/** What an engine says of itself, with a test's changes. */
+export function heartbeatOf(engine: FakeEngine, model: string, changes: object = {}): object {
+  return {
+    engineId: engine.id,
+    url: engine.url,
+    model,
+    modelFingerprint: "f",
+    contextTokensMax: 32_768,
+    device: "fake",
+    numericsId: "fake-1",
+    runningCount: 0,
+    queuedCount: 0,
+    queueMax: 64,
+    freeBlockCount: 100,
+    blockCount: 100,
+    draining: false,
+    ...changes,
+  };
+}
+
+/** Registers an engine, or renews it. */
+export async function register(engine: FakeEngine, model: string, changes: object = {}): Promise<void> {
+  const response = await edge("/v1/engines/heartbeat", {
+    method: "POST",
+    headers: { authorization: `Bearer ${ENGINE_KEY}`, "content-type": "application/json" },
+    body: JSON.stringify(heartbeatOf(engine, model, changes)),
+  });
+  if (response.status !== 200) throw new Error(`heartbeat: ${response.status} ${await response.text()}`);
+  await response.text();
+}
+
+export interface World {
+  model: string;
+  engine: FakeEngine;
+  /** POST to `path` with the test's model, key A and a fresh heartbeat, unless told otherwise. */
+  post(path: string, body: object, options?: { key?: string; headers?: Record<string, string> }): Promise<Response>;
+  /** POST /v1/chat/completions with one user message or several messages. */
+  chat(
+    messages: string | object[],
+    more?: object,
+    options?: { key?: string; headers?: Record<string, string> },
+  ): Promise<Response>;
+}
+
+/** A model with house-0's words and one engine that serves it. */
+export async function makeWorld(files: { tokenizerJson?: string; tokenizerConfig?: string } = {}): Promise<World> {
+  const model = `model-${crypto.randomUUID()}`;
+  const engine = new FakeEngine();
+  await Promise.all([
+    env.PAGES.put(`models/${model}/tokenizer.json`, files.tokenizerJson ?? tokenizerJson),
+    env.PAGES.put(`models/${model}/tokenizer_config.json`, files.tokenizerConfig ?? tokenizerConfig),
+    env.PAGES.put(`models/${model}/config.json`, config),
+    env.PAGES.put(`models/${model}/generation_config.json`, generationConfig),
+  ]);
+  const post: World["post"] = async (path, body, options = {}) => {
+    await register(engine, model);
+    return edge(path, {
+      method: "POST",
+      headers: {
+        authorization: `Bearer ${options.key ?? KEY_A}`,
+        "content-type": "application/json",
+        ...options.headers,
+      },
+      body: JSON.stringify({ model, ...body }),
+    });
+  };
+  const chat: World["chat"] = (messages, more = {}, options = {}) => {
+    const list = typeof messages === "string" ? [{ role: "user", content: messages }] : messages;
+    return post("/v1/chat/completions", { messages: list, ...more }, options);
+  };
+  return { model, engine, post, chat };
+}
+
+/** The text of an unstreamed chat response. @throws when it is not one */
+export async function textOf(response: Response): Promise<string> {
+  const body = (await response.json()) as { choices?: { message: { content: string } }[] };
+  const content = body.choices?.[0]?.message.content;
+  if (content === undefined) throw new Error(`not a completion: ${response.status} ${JSON.stringify(body)}`);
+  return content;
+}
+
+/** Payloads of an event stream in order: parsed JSON, "[DONE]", or ":" for a comment. */
+export async function eventsOf(response: Response): Promise<unknown[]> {
+  return parseEvents(await response.text());
+}
+
+/** Parses whole events; every one must end in an empty line. */
+export function parseEvents(text: string): unknown[] {
+  const events = text.split("\n\n");
+  if (events.pop() !== "") throw new Error(`the stream is cut: ${JSON.stringify(text.slice(-80))}`);
+  return events.map((event) => {
+    if (event.startsWith(":")) return ":";
+    if (!event.startsWith("data: ") || event.includes("\n")) throw new Error(`not an event: ${event}`);
+    const data = event.slice("data: ".length);
+    return data === "[DONE]" ? data : (JSON.parse(data) as unknown);
+  });
+}
+
+/** Waits until `condition` holds. @throws after `msMax` */
+export async function until(condition: () => Promise<boolean> | boolean, msMax = 5_000): Promise<void> {
+  const deadline = Date.now() + msMax;
+  while (!(await condition())) {
+    if (Date.now() > deadline) throw new Error("waited in vain");
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
