@@ -24,12 +24,17 @@ import { ThreadPool } from "./thread-pool.ts";
 const THREADS_DEFAULT_MAX = 8;
 const THREADS_MAX = 64;
 const STALL_MS_MAX = 20_000;
+/** About 5 microseconds of one thread: less is not worth waking anybody. */
+const SHARED_WORK_MIN = 30_000;
 
+/** How the device is opened. */
 export interface WasmDeviceOptions {
   /** The caller's thread included; default: the cores there are, at most 8. 1 starts no worker. */
   threads?: number;
   /** Memory of everything together, at most 4 GiB less 64 KiB, which is the default. It is taken as it is needed. */
   memoryBytesMax?: number;
+  /** Ops of fewer multiply-adds (or as costly steps) run on the caller's thread alone; results do not depend on it. */
+  sharedWorkMin?: number;
 }
 
 /**
@@ -39,13 +44,18 @@ export interface WasmDeviceOptions {
 export async function openWasmDevice({
   threads = Math.min(availableParallelism(), THREADS_DEFAULT_MAX),
   memoryBytesMax = HEAP_BYTES_MAX,
+  sharedWorkMin = SHARED_WORK_MIN,
 }: WasmDeviceOptions = {}): Promise<Device> {
   assert(Number.isInteger(threads) && threads >= 1 && threads <= THREADS_MAX, `threads must be 1..${THREADS_MAX}`);
-  const bytes = await readFile(new URL("./quire-kernels.wasm", import.meta.url));
-  const module = await WebAssembly.compile(bytes);
   const heap = new WasmHeap(memoryBytesMax);
-  const pool = await ThreadPool.start({ heap, module, threads, stallMsMax: STALL_MS_MAX });
+  const module = await loadKernels();
+  const pool = await ThreadPool.start({ heap, module, threads, stallMsMax: STALL_MS_MAX, sharedWorkMin });
   return new WasmDevice({ heap, threads: pool, opArena: new Arena(heap) });
+}
+
+/** Compiles the committed module. */
+export async function loadKernels(): Promise<WebAssembly.Module> {
+  return WebAssembly.compile(await readFile(new URL("./quire-kernels.wasm", import.meta.url)));
 }
 
 class WasmDevice implements Device {

@@ -14,8 +14,6 @@ const ARG_COUNT_MAX = 48;
 const SCRATCH = 1024;
 const SCRATCH_BYTES = 1028;
 
-/** Ops below this many multiply-adds (or as costly element steps) are not worth waking anybody. */
-const SHARED_WORK_MIN = 30_000;
 const STOP_MS_MAX = 2_000;
 
 /** What the module exports. */
@@ -24,6 +22,7 @@ export interface KernelExports {
   workerLoop(thread: number): void;
 }
 
+/** How a pool is started. */
 export interface ThreadPoolOptions {
   heap: WasmHeap;
   module: WebAssembly.Module;
@@ -31,6 +30,8 @@ export interface ThreadPoolOptions {
   threads: number;
   /** How long an op may go without finishing a task before a worker is taken for dead. */
   stallMsMax: number;
+  /** Ops of less work than this run on the caller's thread alone. */
+  sharedWorkMin: number;
 }
 
 /** Runs ops on all threads, one at a time. After a failure it runs nothing more. */
@@ -39,6 +40,7 @@ export class ThreadPool {
   readonly #heap: WasmHeap;
   readonly #dispatch: KernelExports["dispatch"];
   readonly #stallSlices: number;
+  readonly #sharedWorkMin: number;
   readonly #workers: Worker[] = [];
   readonly #args: Int32Array<SharedArrayBuffer>;
   readonly #floatArgs: Float32Array<SharedArrayBuffer>;
@@ -47,9 +49,10 @@ export class ThreadPool {
   #failure: QuireError | undefined;
   #closing = false;
 
-  private constructor({ heap, module, threads, stallMsMax }: ThreadPoolOptions) {
+  private constructor({ heap, module, threads, stallMsMax, sharedWorkMin }: ThreadPoolOptions) {
     this.threads = threads;
     this.#heap = heap;
+    this.#sharedWorkMin = sharedWorkMin;
     this.#stallSlices = Math.max(1, Math.ceil(stallMsMax / 100));
     this.#dispatch = kernelExports(new WebAssembly.Instance(module, { env: { memory: heap.memory } })).dispatch;
     // The control page never moves: a view of the first buffer stays good when the memory grows.
@@ -94,7 +97,7 @@ export class ThreadPool {
     if (taskCount === 0) return;
     this.#args.set(args);
     for (const [index, value] of floats) this.#floatArgs[index] = value;
-    const workers = work < SHARED_WORK_MIN ? 0 : this.#workers.length;
+    const workers = work < this.#sharedWorkMin ? 0 : this.#workers.length;
     let result: number;
     try {
       result = this.#dispatch(op, taskCount, workers, this.#stallSlices);
@@ -128,7 +131,9 @@ export class ThreadPool {
 
   #startWorker(module: WebAssembly.Module, thread: number): Promise<void> {
     const workerData: WorkerStart = { module, memory: this.#heap.memory, thread };
-    const worker = new Worker(new URL("./worker.ts", import.meta.url), { workerData, name: `quire-kernels-${thread}` });
+    // The process's own flags (--input-type, --eval ...) are not for a worker.
+    const options = { workerData, name: `quire-kernels-${thread}`, execArgv: [] };
+    const worker = new Worker(new URL("./worker.ts", import.meta.url), options);
     this.#workers.push(worker);
     return new Promise((resolve, reject) => {
       const lost = (cause: unknown): void => {

@@ -1,6 +1,7 @@
-import { openDevice } from "../../kernels/open.ts";
+/** The CPU device against the conformance suite. With several threads every op goes through the pool, however small it is. */
+import { openWasmDevice } from "../../kernels/wasm/open-wasm.ts";
 import { describeConformance } from "./conformance.ts";
 
-for (const threads of [1, 2, 3]) {
-  describeConformance(`wasm, ${threads} threads`, () => openDevice({ kind: "wasm", threads }));
-}
+describeConformance("wasm, 1 thread", () => openWasmDevice({ threads: 1 }));
+describeConformance("wasm, 2 threads", () => openWasmDevice({ threads: 2, sharedWorkMin: 0 }));
+describeConformance("wasm, 3 threads", () => openWasmDevice({ threads: 3, sharedWorkMin: 0 }));

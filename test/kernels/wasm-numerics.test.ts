@@ -1,0 +1,85 @@
+/** What the SIMD kernels could get wrong where random data would not show it. */
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import type { Device } from "../../kernels/contract.ts";
+import { openWasmDevice } from "../../kernels/wasm/open-wasm.ts";
+import { markExercised } from "../exercised.ts";
+import { poisoned, results, upload } from "./support/floats.ts";
+import { Random, SEED } from "./support/random.ts";
+
+describe("wasm numerics", () => {
+  markExercised("device", "wasm");
+  let device: Device;
+  beforeAll(async () => {
+    device = await openWasmDevice({ threads: 2 });
+  });
+  afterAll(() => device.close());
+
+  it("int8 products are exact at the ends of the range, in every lane", async () => {
+    // Weights of +-1 and an occasional 0 have codes +-127 and 0, inputs too: every dot product is a multiple of 127^2, the largest is 32 * 127^2.
+    const random = new Random(SEED);
+    const shape = { outWidth: 24, inWidth: 64 };
+    for (const rows of [1, 4, 5]) {
+      const pick = (index: number): number => (index % 7 === 0 ? 0 : random.next() < 0.5 ? -1 : 1);
+      const weights = Float32Array.from({ length: shape.outWidth * shape.inWidth }, (_, index) => pick(index));
+      const inputs = Float32Array.from({ length: rows * shape.inWidth }, (_, index) => pick(index + 3));
+      weights.fill(1, 0, shape.inWidth);
+      weights.fill(-1, 4 * shape.inWidth, 5 * shape.inWidth);
+      inputs.fill(1, 0, shape.inWidth);
+      const matrix = device.matrix("ends", "int8", shape, weights);
+      const out = poisoned(device, "out", rows * shape.outWidth);
+      const step = device.begin([]);
+      step.matmul({ out, x: upload(device, "x", inputs), matrix, rows });
+      await step.submit();
+      const scale = Math.fround(Math.fround(1 / 127) * Math.fround(1 / 127));
+      const expected = new Float32Array(rows * shape.outWidth);
+      for (let row = 0; row < rows; row++) {
+        for (let column = 0; column < shape.outWidth; column++) {
+          for (const block of [0, 32]) {
+            let dot = 0;
+            for (let k = block; k < block + 32; k++) {
+              dot += 127 * weights[column * shape.inWidth + k]! * (127 * inputs[row * shape.inWidth + k]!);
+            }
+            const at = row * shape.outWidth + column;
+            expected[at] = expected[at]! + Math.fround(dot * scale);
+          }
+        }
+      }
+      expect(Math.max(...expected)).toBeCloseTo(64, 4);
+      expect(await results(device, out)).toEqual(expected);
+    }
+  });
+
+  it("every int8 code of an embedding comes back, from both halves of a word", async () => {
+    // Row r holds codes r..: each row's largest element is 127, so the scale is exactly 1.
+    const inWidth = 32;
+    const outWidth = 256;
+    const weights = Float32Array.from({ length: outWidth * inWidth }, (_, index) => {
+      const column = index % inWidth;
+      return column === 31 ? 127 : ((Math.floor(index / inWidth) + column * 8) % 255) - 127;
+    });
+    const table = device.matrix("codes", "int8", { outWidth, inWidth }, weights);
+    const out = poisoned(device, "out", outWidth * inWidth);
+    const step = device.begin([]);
+    step.embed({ out, table, tokens: Uint32Array.from({ length: outWidth }, (_, index) => index) });
+    await step.submit();
+    expect(await results(device, out)).toEqual(weights);
+  });
+
+  it("the exponential is right to 1e-6 over its range, and ends well beyond it", async () => {
+    const gates = [...Array.from({ length: 4001 }, (_, index) => (index - 2000) / 25), 100, -100, 1e4, -1e4];
+    const gate = upload(device, "gate", Float32Array.from(gates));
+    const up = upload(device, "up", new Float32Array(gates.length).fill(1));
+    const out = poisoned(device, "out", gates.length);
+    const step = device.begin([]);
+    step.siluMul({ out, gate, up, rows: 1, width: gates.length });
+    await step.submit();
+    const values = await results(device, out);
+    gates.forEach((value, index) => {
+      const x = Math.fround(value);
+      const expected = x / (1 + Math.exp(-x));
+      const bound = 1e-6 * Math.abs(expected) + 1e-30;
+      if (expected === values[index]) return;
+      expect(Math.abs(values[index]! - expected), `silu(${x}) = ${values[index]}`).toBeLessThanOrEqual(bound);
+    });
+  });
+});
