@@ -29,6 +29,8 @@ export default defineConfig({
     include: ["test/workers/**/*.test.ts"],
     globalSetup: [path("./global-setup.ts")],
     maxWorkers: 1,
+    // Names in the tests are unique, so files may share one workerd: starting one takes longer than most files.
+    isolate: false,
     testTimeout: 15_000,
     hookTimeout: 30_000,
   },
