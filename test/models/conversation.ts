@@ -132,6 +132,20 @@ export class Conversation {
     return out;
   }
 
+  /** Forgets tokens from `tokenCount` on; their open block must still be in its slot, so not far back. */
+  rewind(tokenCount: number): void {
+    const blocksBack = Math.floor(this.tokens.length / BLOCK_TOKENS) - Math.floor(tokenCount / BLOCK_TOKENS);
+    if (blocksBack >= openSlotsEach(this.#runner.rowsMax)) throw new Error(`cannot go back ${blocksBack} blocks`);
+    this.tokens.length = tokenCount;
+    this.results.length = 0;
+  }
+
+  /** Sample with logprobs of one more step, whose rows are not kept. */
+  async probe(ids: readonly number[]): Promise<Sample | undefined> {
+    const [result] = await this.#runner.step([this.step(ids, { sample: true, topLogprobs: 20 })]);
+    return result?.sample;
+  }
+
   /** Makes blocks of one layer non-resident and returns their bytes and ids, for {@link restore}. */
   async evict(layer: number, blocks: readonly number[]): Promise<EvictedBlock[]> {
     const evicted: EvictedBlock[] = [];

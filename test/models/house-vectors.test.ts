@@ -63,6 +63,9 @@ describe.each(["reference", "wasm"] as const)("house-0 in f32 on the %s device",
   }
 
   it("equals the vectors over three turns of the short case, at five positions", () => converse(cases[0]!), 60_000);
-  it.skipIf(kind === "reference")("equals them at 1,700 tokens", () => converse(cases[1]!), 60_000);
-  it.skipIf(kind === "reference")("equals them at 6,200 tokens", () => converse(cases[2]!), 60_000);
+  // The reference would take a minute for these.
+  if (kind === "wasm") {
+    it("equals them at 1,700 tokens", () => converse(cases[1]!), 60_000);
+    it("equals them at 6,200 tokens", () => converse(cases[2]!), 60_000);
+  }
 });

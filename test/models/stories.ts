@@ -6,6 +6,7 @@ import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import type { ModelConfig } from "../../models/contract.ts";
 import type { TensorSource } from "../../models/tensor-source.ts";
+import { type MemoryTensor, MemoryTensors } from "./memory-tensors.ts";
 
 const FOLDER = "../shared/data/stories260K";
 
@@ -53,11 +54,6 @@ export async function readStories(): Promise<{ config: ModelConfig; source: Tens
 
 type number7 = [number, number, number, number, number, number, number];
 
-interface MemoryTensor {
-  shape: number[];
-  data: Float32Array;
-}
-
 function readTensors(config: ModelConfig, floats: Float32Array): Map<string, MemoryTensor> {
   const { width, ffnWidth, layerCount, headCount, kvHeadCount, headDim, vocabularySize } = config;
   const tensors = new Map<string, MemoryTensor>();
@@ -94,22 +90,4 @@ function toHalfSplit({ shape, data }: MemoryTensor, headDim: number): Float32Arr
     out.set(data.subarray(row * width, (row + 1) * width), (row - channel + half) * width);
   }
   return out;
-}
-
-/** Tensors in memory. */
-class MemoryTensors implements TensorSource {
-  readonly #tensors: ReadonlyMap<string, MemoryTensor>;
-  constructor(tensors: ReadonlyMap<string, MemoryTensor>) {
-    this.#tensors = tensors;
-  }
-  get names(): string[] {
-    return [...this.#tensors.keys()];
-  }
-  shape(name: string): readonly number[] | undefined {
-    return this.#tensors.get(name)?.shape;
-  }
-  async read(name: string): Promise<Float32Array> {
-    return this.#tensors.get(name)!.data.slice();
-  }
-  async close(): Promise<void> {}
 }
