@@ -2,11 +2,17 @@ import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { createServer, type Server } from "node:net";
 import { delimiter, join } from "node:path";
-import { afterEach, describe, expect, it } from "vitest";
+import { afterEach, describe, expect, it, vi } from "vitest";
+import { main } from "../../cli/main.ts";
 import { repositoryRoot } from "../style/source-tree.ts";
 import { quirePath, runProgram, runQuire, withTempFolder } from "./run-quire.ts";
 
 const { version } = JSON.parse(readFileSync(join(repositoryRoot, "package.json"), "utf8")) as { version: string };
+
+afterEach(() => {
+  vi.restoreAllMocks();
+  vi.unstubAllEnvs();
+});
 
 describe("quire", () => {
   it("explains itself and its commands", async () => {
@@ -41,7 +47,15 @@ describe("quire", () => {
     [["start", "--model", "weights/none"], {}, "model folder weights/none is not there; name one with --model"],
     [["start", "--model", "protocol"], {}, "model folder protocol has no config.json"],
   ])("refuses %j %j with one clear line", async (args, env, message) => {
-    expect(await runQuire(args, env)).toEqual({ code: 1, signal: null, stdout: "", stderr: `quire: ${message}\n` });
+    for (const [name, value] of Object.entries(env)) vi.stubEnv(name, value);
+    const stderr = vi.spyOn(process.stderr, "write").mockReturnValue(true);
+    expect(await main(args)).toBe(1);
+    expect(stderr.mock.calls).toEqual([[`quire: ${message}\n`]]);
+  });
+
+  it("ends as a process with that line and exit code 1", async () => {
+    const result = await runQuire(["start", "--prot", "1"]);
+    expect(result).toEqual({ code: 1, signal: null, stdout: "", stderr: "quire: unknown flag --prot\n" });
   });
 });
 
