@@ -11,6 +11,8 @@ const RETRY_MS_MIN = 1;
 const RETRY_MS_MAX = 10;
 /** SQLite's primary result code for a lock that another connection holds. */
 const SQLITE_BUSY = 5;
+/** How long opening waits for another process that makes the same file. */
+const INITIALIZE_MS_MAX = 5_000;
 
 /** The lock of one folder; several, in any number of processes, may stand for the same file. */
 export class FolderLock {
@@ -22,7 +24,8 @@ export class FolderLock {
   constructor(path: string, random: () => number = Math.random) {
     this.#random = random;
     try {
-      this.#database = new DatabaseSync(path, { timeout: 0 });
+      this.#database = new DatabaseSync(path, { timeout: INITIALIZE_MS_MAX });
+      initialize(this.#database);
     } catch (cause) {
       throw new StoreError("unavailable", `cannot open the store's lock file ${path}`, { cause });
     }
@@ -37,7 +40,7 @@ export class FolderLock {
       try {
         return await task();
       } finally {
-        this.#database.exec("COMMIT");
+        this.#database.exec("ROLLBACK");
       }
     });
   }
@@ -58,4 +61,14 @@ export class FolderLock {
       throw new StoreError("unavailable", "the store's lock failed", { cause });
     }
   }
+}
+
+/**
+ * An immediate transaction on an empty file would begin with writing its first page, and could then not end while
+ * another process waits. So the first to come makes the file a database; from then on nothing is ever written.
+ */
+function initialize(database: DatabaseSync): void {
+  const version = database.prepare("PRAGMA user_version").get()?.user_version;
+  if (version !== 1) database.exec("PRAGMA user_version = 1");
+  database.exec("PRAGMA busy_timeout = 0");
 }

@@ -40,6 +40,8 @@ export interface FsStoreOptions {
   getMsMax?: number;
   putMsMax?: number;
   concurrency?: number;
+  /** Keys of one page of a list, at most (and by default) 1,000. */
+  listKeysMax?: number;
   now?: () => number;
 }
 
@@ -51,6 +53,7 @@ export class FsStore implements PageStore {
   readonly #gate: Gate;
   readonly #getMsMax: number;
   readonly #putMsMax: number;
+  readonly #listKeysMax: number;
 
   private constructor(root: string, lock: FolderLock, options: FsStoreOptions) {
     this.#root = root;
@@ -58,6 +61,7 @@ export class FsStore implements PageStore {
     this.#gate = new Gate(options.concurrency ?? LIMITS.storeConcurrency);
     this.#getMsMax = options.getMsMax ?? LIMITS.storeGetMsMax;
     this.#putMsMax = options.putMsMax ?? LIMITS.storePutMsMax;
+    this.#listKeysMax = Math.min(options.listKeysMax ?? LIST_KEYS_MAX, LIST_KEYS_MAX);
   }
 
   /**
@@ -139,9 +143,9 @@ export class FsStore implements PageStore {
       for await (const key of walk(this.#root, "", { prefix, after: options.cursor ?? "" })) {
         signal.throwIfAborted();
         found.push(key);
-        if (found.length > LIST_KEYS_MAX) break;
+        if (found.length > this.#listKeysMax) break;
       }
-      const more = found.length > LIST_KEYS_MAX;
+      const more = found.length > this.#listKeysMax;
       if (more) found.pop();
       const keys: ListPage["keys"] = [];
       for (const key of found) {

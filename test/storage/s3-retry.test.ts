@@ -70,12 +70,12 @@ describe("s3 store retries", () => {
   });
 
   it("tries a stalled attempt again, and answers timeout at the deadline", async () => {
-    const once = storeWith((_, count, signal) => (count === 1 ? stalled(signal) : object("x")), { getMsMax: 400 });
+    const once = storeWith((_, count, signal) => (count === 1 ? stalled(signal) : object("x")), { getMsMax: 2_000 });
     expect((await once.store.get("a"))?.objectBytes).toBe(1);
     const always = storeWith((_, __, signal) => stalled(signal), { getMsMax: 200, putMsMax: 200 });
     const startMs = performance.now();
     await expect(always.store.get("a")).rejects.toMatchObject({ name: "StoreError", code: "timeout" });
-    expect(performance.now() - startMs).toBeLessThan(1_000);
+    expect(performance.now() - startMs).toBeLessThan(5_000);
     await expect(always.store.put("a", Buffer.from("x"))).rejects.toMatchObject({ code: "timeout" });
   });
 
@@ -87,7 +87,7 @@ describe("s3 store retries", () => {
     await expect(pending).rejects.toMatchObject({ name: "StoreError", code: "aborted" });
     expect(failing.count()).toBe(1);
 
-    const busy = storeWith((_, __, signal) => stalled(signal), { concurrency: 1, getMsMax: 300 });
+    const busy = storeWith((_, __, signal) => stalled(signal), { concurrency: 1, getMsMax: 1_000 });
     const first = busy.store.get("a");
     const waiting = new AbortController();
     const second = busy.store.get("b", { signal: waiting.signal });
