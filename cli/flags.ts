@@ -94,6 +94,13 @@ export function parseInteger(range: { min: number; max: number }): (text: string
 /** A TCP port; 0 takes one that is free. */
 export const parsePort = parseInteger({ min: 0, max: 65_535 });
 
+/** Tokens in whole pages of 16. */
+export function parseBudget(text: string): number {
+  const value = parseInteger({ min: 16, max: 1_048_576 })(text);
+  if (value % 16 === 0) return value;
+  throw new UsageError("must be a multiple of 16 (whole pages)");
+}
+
 /** One of a few words, as a parser for a flag. */
 export function parseChoice<const Choice extends string>(choices: readonly Choice[]): (text: string) => Choice {
   return (text) => {

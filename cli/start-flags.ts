@@ -1,6 +1,6 @@
 /** The flags of `quire start`. */
 import { engineFlags } from "./engine-flags.ts";
-import { parseChoice, parseInteger, parsePort, parseText } from "./flags.ts";
+import { parseBudget, parseChoice, parsePort, parseText } from "./flags.ts";
 
 /** Where the edge and the engine listen, where the data lies, and how requests select by default. */
 export const startFlags = {
@@ -42,7 +42,7 @@ export const startFlags = {
     help: "tokens that a step attends to, for requests that name none",
     placeholder: "TOKENS",
     env: "QUIRE_BUDGET",
-    parse: parseInteger({ min: 64, max: 1_048_576 }),
+    parse: parseBudget,
   },
   exact: {
     help: "wait for missing pages, for requests that do not say: true or false",

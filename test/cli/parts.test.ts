@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { openDataFolder } from "../../cli/data-folder.ts";
 import { devVars, localConfig } from "../../cli/edge-process.ts";
-import { parseBytes, parseFlags, parseHttpUrl, parseInteger, parsePort } from "../../cli/flags.ts";
+import { parseBudget, parseBytes, parseFlags, parseHttpUrl, parseInteger, parsePort } from "../../cli/flags.ts";
 import { openModelFolder } from "../../cli/model-folder.ts";
 import { findPort } from "../../cli/ports.ts";
 import { curlLine } from "../../cli/ready-block.ts";
@@ -28,9 +28,12 @@ describe("flags", () => {
 
   it("check their values", () => {
     expect(["1", "64K", "512M", "2G"].map(parseBytes)).toEqual([1, 65_536, 536_870_912, 2_147_483_648]);
+    expect(parseBudget("2048")).toBe(2048);
     expect(parseHttpUrl("http://127.0.0.1:8787/")).toBe("http://127.0.0.1:8787");
     const bad = [
       () => parseBytes("0"),
+      () => parseBudget("0"),
+      () => parseBudget("100"),
       () => parseBytes("1.5G"),
       () => parseBytes("9999999999G"),
       () => parseInteger({ min: 2, max: 3 })("1"),
