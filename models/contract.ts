@@ -31,7 +31,10 @@ export interface SequenceStep {
   slice: StepSlice;
   /** `[rowCount]` */
   tokens: Uint32Array;
-  /** Samples from the last row; `row` is filled in by the runner. */
+  /**
+   * Samples from the last row; `row` is filled in by the runner. Where no sequence of a step samples, the last layer only appends:
+   * it selects nothing and misses nothing.
+   */
   sample?: Omit<SampleRow, "row">;
   /** True: a miss makes the step of this sequence void (see {@link SequenceResult.checkpoint}). */
   exact: boolean;
@@ -49,6 +52,7 @@ export interface SequenceResult {
    * KV appended at deeper layers is rewritten by that call.
    */
   checkpoint?: Checkpoint;
+  /** Of the layers that ran in this call: a step that was void and went on from a layer has read that layer twice. */
   traffic: SliceTraffic;
 }
 
