@@ -26,6 +26,7 @@ export interface LlamaWeights {
   readonly head: Matrix;
 }
 
+/** Where tensors come from and where they go. */
 export interface LoadWeightsOptions {
   device: Device;
   config: ModelConfig;

@@ -9,6 +9,7 @@ import type { LlamaWeights } from "./llama-weights.ts";
 import { type Observe, Observer } from "./observer.ts";
 import { RopePositions } from "./rope-table.ts";
 
+/** What a runner is made of; the pool must have the model's layers, KV heads and head width. */
 export interface LlamaRunnerOptions {
   device: Device;
   config: ModelConfig;

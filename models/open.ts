@@ -9,6 +9,7 @@ import type { Observe } from "./observer.ts";
 import { openSafetensors } from "./safetensors.ts";
 import type { TensorSource } from "./tensor-source.ts";
 
+/** How a model is to run, whatever it was read from. */
 export interface RunnerOptions {
   device: Device;
   /** Weight matrices, embeddings and output head included; norms are always f32. */

@@ -63,6 +63,7 @@ export function activationBytes(config: ModelConfig, rowsMax: number, sampledMax
   return (rowsMax * rowFloats + sampledMax * sampledFloats + ropeFloats) * 4;
 }
 
+/** What a pool is for, and how much it may take. */
 export interface PoolRequest {
   config: ModelConfig;
   encoding: KvEncoding;

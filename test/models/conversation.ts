@@ -2,8 +2,11 @@
 import { BLOCK_TOKENS, NOT_RESIDENT, type Sample, type SampleRow, type SelectionPlan } from "../../kernels/contract.ts";
 import type { ModelRunner, SequenceResult, SequenceStep } from "../../models/contract.ts";
 
+/** Attends to everything. */
 export const DENSE: SelectionPlan = { kind: "dense" };
-export const GROUP_TOKENS = 16;
+/** Rows of a query group in prefill, as the policies say. */
+const GROUP_TOKENS = 16;
+/** No penalties, no bias, no noise. */
 export const GREEDY: Omit<SampleRow, "row" | "position"> = {
   temperature: 0,
   topK: 0,
@@ -39,6 +42,7 @@ function openSlotsEach(rowsMax: number): number {
   return Math.ceil(rowsMax / BLOCK_TOKENS) + 2;
 }
 
+/** How a conversation runs; what is absent is dense, not exact, and the first of its pool. */
 export interface ConversationOptions {
   contextTokens: number;
   plan?: SelectionPlan;
@@ -48,6 +52,7 @@ export interface ConversationOptions {
   index?: number;
 }
 
+/** One sequence: its log, its block table, and the results of its steps. Owns a fixed part of the pool. */
 export class Conversation {
   readonly tokens: number[] = [];
   /** `[layerCount][blockCapacity]`; tests punch holes into it. */
@@ -175,6 +180,7 @@ export class Conversation {
   }
 }
 
+/** A block that was taken from the device, and where it belongs. */
 export interface EvictedBlock {
   /** Entry of the block table. */
   at: number;

@@ -6,7 +6,9 @@ import type { Observe } from "../../models/observer.ts";
 import { openModel } from "../../models/open.ts";
 import { poolCounts } from "./conversation.ts";
 
+/** From the repository root. */
 export const HOUSE_FOLDER = "weights/house-0";
+/** Id of `<|end|>`. */
 export const HOUSE_END = 259;
 const [BOS, USER, ASSISTANT] = [256, 257, 258];
 
@@ -19,11 +21,13 @@ interface Turn {
   logits_at?: Record<string, number[]>;
 }
 
+/** Three questions about one passage, as `vectors.json` holds them. */
 export interface HouseCase {
   messages: { role: "user" | "assistant"; content: string }[];
   turns: Turn[];
 }
 
+/** The cases in ascending length: about 500, 1,700 and 6,200 tokens. */
 export async function houseCases(): Promise<HouseCase[]> {
   return JSON.parse(await readFile(`${HOUSE_FOLDER}/vectors.json`, "utf8")).cases;
 }
@@ -34,10 +38,12 @@ export function promptIds(house: HouseCase, turn: number): number[] {
   return [...(turn === 0 ? [BOS] : []), USER, ...new TextEncoder().encode(content), ASSISTANT];
 }
 
+/** Text of ids, special ones left out. */
 export function textOf(ids: readonly number[]): string {
   return new TextDecoder().decode(Uint8Array.from(ids.filter((id) => id < 256)));
 }
 
+/** Absent: f32 throughout, both summary kinds, steps of up to 256 rows, a pool for one conversation. */
 export interface OpenHouseOptions {
   device: Device;
   contextTokens: number;
@@ -49,6 +55,7 @@ export interface OpenHouseOptions {
   observe?: Observe;
 }
 
+/** house-0 on a device, with a pool for `sequences` conversations of `contextTokens`. */
 export function openHouse(options: OpenHouseOptions): Promise<ModelRunner> {
   const { device, contextTokens, rowsMax = 256, sequences = 1, observe } = options;
   return openModel({

@@ -1,5 +1,6 @@
 import type { TensorSource } from "../../models/tensor-source.ts";
 
+/** Row-major. */
 export interface MemoryTensor {
   shape: number[];
   data: Float32Array;

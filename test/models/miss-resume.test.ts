@@ -136,13 +136,13 @@ describe.each([false, true])("on the wasm device, misses deferred to the readbac
 
   it("a sequence that misses leaves the others of its batch whole", async () => {
     const { runner, conversations } = await open(DENSE, 3);
-    const [missing, whole, lax] = conversations as [Conversation, Conversation, Conversation];
+    const [whole, missing, lax] = conversations as [Conversation, Conversation, Conversation];
     const expected = (await runner.step([next(whole, NEXT.chunk)]))[0]!.sample;
     const evicted = await missing.evict(2, [0, 4]);
     await lax.evict(3, [2]);
     lax.exact = false;
     const step = next(missing, NEXT.chunk);
-    const [first, second, third] = await runner.step([step, next(whole, NEXT.chunk), next(lax, NEXT.chunk)]);
+    const [second, first, third] = await runner.step([next(whole, NEXT.chunk), step, next(lax, NEXT.chunk)]);
     expect(first!.sample).toBeUndefined();
     expect(first!.checkpoint).toMatchObject({ layer: 2, rowCount: NEXT.chunk.length });
     expect(second!.misses).toEqual([]);

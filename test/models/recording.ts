@@ -1,6 +1,7 @@
 /** Wraps a device to see what a runner does with its buffers, and to withhold what only a CPU device can tell. */
 import type { Device, DeviceBuffer, StepRecorder } from "../../kernels/contract.ts";
 
+/** A device and what has been seen of it. */
 export interface WatchedDevice {
   device: Device;
   /** Buffers allocated and not released, by label. */

@@ -13,6 +13,7 @@ const FOLDER = "../shared/data/stories260K";
 /** Undefined: the data is there; otherwise the reason why tests of it are skipped. */
 export const STORIES_ABSENT = existsSync(`${FOLDER}/stories260K.bin`) ? undefined : `${FOLDER} is absent`;
 
+/** One prompt of `vectors.json`. */
 export interface StoriesCase {
   name: string;
   ids: number[];
@@ -23,10 +24,12 @@ export interface StoriesCase {
   hidden_last_position: number[][];
 }
 
+/** The three prompts, shortest first. */
 export async function storiesCases(): Promise<StoriesCase[]> {
   return JSON.parse(await readFile(`${FOLDER}/vectors.json`, "utf8")).cases;
 }
 
+/** The model in HF terms: configuration and tensors by their HF names, Q and K permuted. */
 export async function readStories(): Promise<{ config: ModelConfig; source: TensorSource }> {
   const bytes = await readFile(`${FOLDER}/stories260K.bin`);
   const copy = new Uint8Array(bytes).buffer;
