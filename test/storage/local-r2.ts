@@ -44,8 +44,11 @@ export async function startLocalR2(): Promise<LocalR2> {
     // A group of its own, so that workerd ends with it.
     detached: true,
   });
+  const endWithUs = (): void => signalGroup(child, "SIGKILL");
+  process.once("exit", endWithUs);
   const stop = async (): Promise<void> => {
     await endGroup(child);
+    process.off("exit", endWithUs);
     await rm(folder, { recursive: true, force: true, maxRetries: 5, retryDelay: 100 });
   };
   try {
@@ -95,7 +98,7 @@ async function untilReady(child: ChildProcess, url: string): Promise<void> {
     });
   }
   const endMs = performance.now() + READY_MS_MAX;
-  while (performance.now() < endMs && child.exitCode === null && child.signalCode === null) {
+  while (performance.now() < endMs && !hasEnded(child)) {
     const answer = await fetch(url, { signal: AbortSignal.timeout(2_000) }).catch(() => undefined);
     if (answer?.ok === true && (await answer.text()) === "ready") return;
     await new Promise((resolve) => setTimeout(resolve, 100));
@@ -104,10 +107,18 @@ async function untilReady(child: ChildProcess, url: string): Promise<void> {
 }
 
 async function endGroup(child: ChildProcess): Promise<void> {
-  if (child.pid === undefined || child.exitCode !== null || child.signalCode !== null) return;
+  if (hasEnded(child)) return;
   const closed = once(child, "close");
-  process.kill(-child.pid, "SIGTERM");
-  const killer = setTimeout(() => process.kill(-(child.pid as number), "SIGKILL"), STOP_MS_MAX);
+  signalGroup(child, "SIGTERM");
+  const killer = setTimeout(() => signalGroup(child, "SIGKILL"), STOP_MS_MAX);
   await closed;
   clearTimeout(killer);
+}
+
+function signalGroup(child: ChildProcess, signal: NodeJS.Signals): void {
+  if (child.pid !== undefined && !hasEnded(child)) process.kill(-child.pid, signal);
+}
+
+function hasEnded(child: ChildProcess): boolean {
+  return child.exitCode !== null || child.signalCode !== null;
 }
