@@ -236,7 +236,7 @@ describe("POST /v1/chat/completions", () => {
     expect(body.choices.map(({ message }) => message.content).sort()).toEqual(["1x", "2", "3", "4", "5", "6"]);
     expect(body.usage).toMatchObject({ prompt_tokens: 5, completion_tokens: 13 });
     const calls = await engine.calls();
-    expect(calls.map(({ request }) => request.sampling.seed)).toEqual([10, 11, 12, 13, 14, 15]);
+    expect(calls.map(({ request }) => request.sampling.seed).sort()).toEqual([10, 11, 12, 13, 14, 15]);
     expect(calls[0]?.request.session).toBeDefined();
     for (const call of calls.slice(1)) {
       expect(call.startedMs - (calls[0]?.startedMs ?? 0)).toBeGreaterThanOrEqual(95);

@@ -103,7 +103,8 @@ async function prepareChat(
   const expected = job.session?.expectChain;
   if (expected !== undefined && stored.at(-1)?.chain !== expected) throw new SessionMoved();
   const matched = countMatching(stored, sentChain);
-  const replay = isReplay(stored, matched);
+  // Without a session's name, a request is its whole transcript.
+  const replay = job.session?.implicit !== false || isReplay(stored, matched);
   // A transcript that ends within the log (a turn asked for again) writes its last message anew: the prompt's border is its.
   const keepMessages = replay ? Math.min(matched, sent.length - 1) : stored.length;
   const added = replay ? sent.slice(keepMessages) : sent;

@@ -1,0 +1,96 @@
+import { describe, expect, it } from "vitest";
+import type { Step } from "./fake-engine/script.ts";
+import { ASSISTANT, BOS, END, edge, ids, KEY_A, makeWorld, USER, until, type World } from "./world.ts";
+
+const HANG: Step = { do: "hang" };
+
+/** Reads until `text` has come, then goes away. Returns when that was. */
+async function leaveAfter(response: Response, text: string): Promise<number> {
+  const reader = (response.body as ReadableStream<Uint8Array>).getReader();
+  const decoder = new TextDecoder();
+  let seen = "";
+  while (!seen.includes(text)) {
+    const { done, value } = await reader.read();
+    if (done) throw new Error(`the stream ended without ${text}: ${seen}`);
+    seen += decoder.decode(value, { stream: true });
+  }
+  const leftMs = Date.now();
+  await reader.cancel();
+  return leftMs;
+}
+
+/** How long after `leftMs` the engine's connection was closed. */
+async function abortDelay(world: World, leftMs: number): Promise<number> {
+  await until(async () => (await world.engine.lastCall()).abortedMs !== undefined, 3_000);
+  return ((await world.engine.lastCall()).abortedMs ?? Number.NaN) - leftMs;
+}
+
+const newSession = () => ({ quire: { session_id: `abort-${crypto.randomUUID()}` } });
+
+describe("a client that goes away", () => {
+  it("frees the engine within a second while tokens flow, and what it was given stays in the log", async () => {
+    const world = await makeWorld();
+    const session = newSession();
+    const flow = Array.from({ length: 200 }, (): Step[] => [
+      { do: "tokens", ids: ids("a") },
+      { do: "wait", ms: 20 },
+    ]).flat();
+    await world.engine.script({ do: "admit" }, ...flow, HANG);
+    const leftMs = await leaveAfter(await world.chat("hi", { stream: true, ...session }), '"content":"a"');
+    expect(await abortDelay(world, leftMs)).toBeLessThan(1_000);
+    await until(async () => (await world.chat("ho", session)).status === 200);
+    const { tokens, turnStart } = (await world.engine.lastCall()).request;
+    const prompt = [BOS, USER, ...ids("hi"), ASSISTANT];
+    expect(tokens.slice(0, prompt.length)).toEqual(prompt);
+    const reply = tokens.slice(prompt.length, turnStart);
+    expect(reply.length).toBeGreaterThanOrEqual(1);
+    expect(reply.length).toBeLessThan(100);
+    expect(new Set(reply)).toEqual(new Set(ids("a")));
+    expect(tokens.slice(turnStart)).toEqual([END, USER, ...ids("ho"), ASSISTANT]);
+  });
+
+  it("frees the engine within a second while it is silent, in prefill, and leaves no trace", async () => {
+    const world = await makeWorld();
+    const session = newSession();
+    await world.engine.script({ do: "admit" }, HANG);
+    const leftMs = await leaveAfter(await world.chat("hi", { stream: true, ...session }), '"role"');
+    expect(await abortDelay(world, leftMs)).toBeLessThan(1_000);
+    const headers = { authorization: `Bearer ${KEY_A}` };
+    expect((await edge(`/v1/sessions/${session.quire.session_id}`, { headers })).status).toBe(404);
+    await until(async () => (await world.chat("ho", session)).status === 200);
+    expect((await world.engine.lastCall()).request.tokens).toEqual([BOS, USER, ...ids("ho"), ASSISTANT]);
+  });
+
+  it("frees the engine within a second without a stream, too", async () => {
+    const world = await makeWorld();
+    await world.engine.script({ do: "admit" }, HANG);
+    const response = await world.chat("hi", newSession());
+    const leftMs = await leaveAfter(response, " ");
+    expect(await abortDelay(world, leftMs)).toBeLessThan(1_000);
+  });
+
+  it("frees every choice", async () => {
+    const world = await makeWorld();
+    for (let index = 0; index < 3; index++) {
+      await world.engine.script({ do: "admit" }, { do: "tokens", ids: ids("a") }, HANG);
+    }
+    const response = await world.chat("hi", { stream: true, n: 3 });
+    const reader = (response.body as ReadableStream<Uint8Array>).getReader();
+    await until(async () => {
+      await reader.read();
+      return (await world.engine.calls()).length === 3;
+    });
+    const leftMs = Date.now();
+    await reader.cancel();
+    await until(async () => (await world.engine.calls()).every(({ abortedMs }) => abortedMs !== undefined), 3_000);
+    for (const { abortedMs } of await world.engine.calls()) expect((abortedMs ?? 0) - leftMs).toBeLessThan(1_000);
+  });
+
+  it("is noticed without a session as well", async () => {
+    const world = await makeWorld();
+    await world.engine.script({ do: "admit" }, HANG);
+    const response = await world.post("/v1/completions", { prompt: "hi", stream: true });
+    const leftMs = await leaveAfter(response, ": hb");
+    expect(await abortDelay(world, leftMs)).toBeLessThan(1_000);
+  });
+});
