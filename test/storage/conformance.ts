@@ -4,6 +4,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { AssertionError } from "../../protocol/assert.ts";
 import type { ListPage, PageStore } from "../../storage/contract.ts";
 import { markExercised } from "../exercised.ts";
+import { runHistory } from "./history.ts";
 import { noise } from "./random.ts";
 
 const MIB = 1024 * 1024;
@@ -38,6 +39,9 @@ export function describeStore(name: string, options: ConformanceOptions): void {
     listing(() => store, options.listKeysMax ?? 1_000);
     keys(() => store);
     cancelling(() => store, options.interruptible);
+    it("agrees with a naive model over random histories", async () => {
+      for (let seed = 1; seed <= 3; seed++) await runHistory(store, `history/${seed}/`, seed, options.rounds * 15);
+    });
   });
 }
 

@@ -73,6 +73,25 @@ describe("fs store between processes", () => {
     await store.close();
   });
 
+  it("shows a whole version after its writer was killed in the middle of its work", async () => {
+    const folder = join(root, "crash");
+    for (let round = 0; round < 4; round++) {
+      const writer = fixture("fs-writer.ts", folder, "object");
+      await once(writer.stdout as NodeJS.EventEmitter, "data");
+      await new Promise((resolve) => setTimeout(resolve, 7 + round * 11));
+      writer.kill("SIGKILL");
+      await once(writer, "close");
+      const store = await FsStore.open(folder);
+      const { bytes } = (await store.get("object")) ?? { bytes: new Uint8Array(0) };
+      const version = bytes.byteLength - 200_000;
+      expect(version).toBeGreaterThan(0);
+      expect(bytes.every((byte) => byte === version % 256)).toBe(true);
+      expect((await store.put("after", Buffer.from("x"))).outcome).toBe("stored");
+      expect((await store.list("")).keys.map(({ key }) => key)).toEqual(["after", "object"]);
+      await store.close();
+    }
+  });
+
   it("sees what another handle on the folder wrote", async () => {
     const [one, two] = [await FsStore.open(join(root, "shared")), await FsStore.open(join(root, "shared"))];
     await one.put("x/y", Buffer.from("1"));
