@@ -110,9 +110,14 @@ export class ByteLevelBpe implements Tokenizer {
         return;
       }
     }
+    const { byteIds, merges } = this.#model;
+    if (merges.count === 0) {
+      for (const byte of bytes) ids.push(byteIds[byte] as number);
+      return;
+    }
     const work = new Int32Array(bytes.length);
-    for (let at = 0; at < bytes.length; at++) work[at] = this.#model.byteIds[bytes[at] as number] as number;
-    const count = mergePiece(work, bytes.length, this.#model.merges);
+    for (let at = 0; at < bytes.length; at++) work[at] = byteIds[bytes[at] as number] as number;
+    const count = mergePiece(work, bytes.length, merges);
     for (let at = 0; at < count; at++) ids.push(work[at] as number);
   }
 

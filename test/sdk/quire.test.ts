@@ -127,19 +127,19 @@ describe("before the first token it tries again", () => {
 
   it("after silence", async () => {
     server.scripts.push(() => undefined, streams(delta("ok"), ending()));
-    expect(await quire({ timeoutMs: 80 }).session().send("Hi").text()).toBe("ok");
+    expect(await quire({ timeoutMs: 300 }).session().send("Hi").text()).toBe("ok");
   });
 
   it("while heartbeats are not silence", async () => {
     server.scripts.push(async (response) => {
       response.writeHead(200);
-      for (let beat = 0; beat < 12; beat++) {
+      for (let beat = 0; beat < 16; beat++) {
         response.write(": hb\n\n");
-        await new Promise((resolve) => setTimeout(resolve, 25));
+        await new Promise((resolve) => setTimeout(resolve, 40));
       }
       response.end(delta("ok") + ending());
     });
-    expect(await quire({ timeoutMs: 200, maxRetries: 0 }).session().send("Hi").text()).toBe("ok");
+    expect(await quire({ timeoutMs: 400, maxRetries: 0 }).session().send("Hi").text()).toBe("ok");
   });
 
   it("not sooner than Retry-After", async () => {
@@ -214,7 +214,7 @@ describe("after the first token it does not", () => {
       response.writeHead(200);
       response.write(delta("one"));
     });
-    await expect(quire({ timeoutMs: 80 }).session().send("Hi").text()).rejects.toThrow("silent for 80 ms");
+    await expect(quire({ timeoutMs: 300 }).session().send("Hi").text()).rejects.toThrow("silent for 300 ms");
     await server.received[0]?.closed;
   });
 });
@@ -228,6 +228,13 @@ describe("aborting frees the server", () => {
     }
   };
 
+  const endlessHeartbeats = async (response: Parameters<ReturnType<typeof streams>>[0]): Promise<void> => {
+    while (!response.destroyed) {
+      response.write(": hb\n\n");
+      await new Promise((resolve) => setTimeout(resolve, 5));
+    }
+  };
+
   it("by leaving the loop", async () => {
     server.scripts.push(endless);
     const reply = quire().session().send("Hi");
@@ -237,6 +244,16 @@ describe("aborting frees the server", () => {
     }
     await server.received[0]?.closed;
     await expect(reply.usage).rejects.toBeInstanceOf(QuireAbortError);
+  });
+
+  it("by giving up on an answer that goes on", async () => {
+    server.scripts.push(async (response) => {
+      response.writeHead(200);
+      response.write(delta("x") + sse({ error: { message: "gone", type: "server_error", code: "engine_failed" } }));
+      await endlessHeartbeats(response);
+    });
+    await expect(quire().session().send("Hi").text()).rejects.toMatchObject({ code: "engine_failed" });
+    await server.received[0]?.closed;
   });
 
   it("by abort(), while somebody waits", async () => {
