@@ -39,7 +39,7 @@ export class EventWriter implements SequenceSink {
   }
 
   done(reason: FinishReason, usage: EngineUsage, spans: Span[]): void {
-    this.#finish({ type: "done", reason, usage: { ...usage, source: { ...usage.source } }, spans });
+    this.#finish({ type: "done", reason, usage: rounded(usage), spans });
   }
 
   failed(error: unknown): void {
@@ -68,4 +68,17 @@ export class EventWriter implements SequenceSink {
   #send(event: EngineEvent): void {
     if (!this.#ended) this.#target.write(encodeFrame(event));
   }
+}
+
+/** Times to a microsecond: clocks give digits that nothing measured. */
+function rounded(usage: EngineUsage): EngineUsage {
+  const round = (ms: number) => Math.round(ms * 1000) / 1000;
+  const { queueMs, firstTokenMs, totalMs } = usage;
+  return {
+    ...usage,
+    source: { ...usage.source },
+    queueMs: round(queueMs),
+    firstTokenMs: round(firstTokenMs),
+    totalMs: round(totalMs),
+  };
 }
