@@ -1,29 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { groupKvBytes, keyReadBytes, MissSet, summaryReadBytes } from "../../kernels/traffic.ts";
+import { kvBytesPlainly } from "./support/oracle.ts";
 import { Random, SEED } from "./support/random.ts";
-
-/** Every (row, token) pair is looked at; distinct sealed and open tokens and distinct sealed blocks are priced. */
-function naiveBytes(
-  shape: { headDim: number; encoding: "f32" | "int8" },
-  [p0, p1]: [number, number],
-  sees: (token: number) => boolean,
-  isResident: (block: number) => boolean,
-): number {
-  const sealed = new Set<number>();
-  const open = new Set<number>();
-  for (let row = p0; row <= p1; row++) {
-    for (let token = 0; token <= row; token++) {
-      if (!sees(token)) continue;
-      const block = Math.floor(token / 64);
-      if (block === Math.floor(row / 64)) open.add(token);
-      else if (isResident(block)) sealed.add(token);
-    }
-  }
-  const blocks = new Set([...sealed].map((token) => Math.floor(token / 64)));
-  const openBytes = open.size * 2 * shape.headDim * 4;
-  if (shape.encoding === "f32") return openBytes + sealed.size * 2 * shape.headDim * 4;
-  return openBytes + sealed.size * (2 * shape.headDim + 4) + blocks.size * shape.headDim * 4;
-}
 
 describe("traffic", () => {
   it("by hand: a decode at position 130 over two sealed blocks", () => {
@@ -56,7 +34,7 @@ describe("traffic", () => {
       const group = { positionFirst: p0, positionLast: p1 };
       const actual = groupKvBytes(shape, group, { pages, tokenMasks: masks }, isResident);
       expect(actual, JSON.stringify({ p0, p1, pages, masks, away })).toBe(
-        naiveBytes(shape, [p0, p1], sees, isResident),
+        kvBytesPlainly(shape, { p0, p1 }, sees, isResident),
       );
     }
   });

@@ -1,10 +1,11 @@
 /** Judges a step: against the naive oracle, from the device's own pool bytes, and against the reference device. */
 import { expect } from "vitest";
-import type { SelectionPlan, SelectionView } from "../../../kernels/contract.ts";
+import type { Miss, SelectionPlan, SelectionView, SliceTraffic } from "../../../kernels/contract.ts";
 import { expectClose, magnitude } from "./compare.ts";
 import type { Lane, Tolerances } from "./lane.ts";
 import {
   attendPlainly,
+  kvBytesPlainly,
   Memory,
   type PlainQuery,
   type PlainRange,
@@ -58,14 +59,18 @@ function attentionBound({ attention }: Tolerances, part: Part, layer: number): n
   return attention * magnitude(part.sequence.layers[layer]!.v);
 }
 
-/** Checks selections and attention of a step against the oracle. Every query group and KV head must have a view. */
+/**
+ * Checks selections, attention, misses and traffic of a step against the oracle. Every query group and KV head must have a view.
+ */
 export async function checkStep(
   stage: Stage,
   parts: readonly Part[],
   result: StageResult,
   tolerances: Tolerances,
 ): Promise<void> {
+  const misses = new Map<string, Miss>();
   for (const [sliceIndex, part] of parts.entries()) {
+    const traffic: SliceTraffic = { pagesSelected: 0, pagesInContext: 0, kvBytes: 0, metadataBytes: 0 };
     for (let layer = 0; layer < stage.shape.layerCount; layer++) {
       const memory = await Memory.of(stage, part, layer);
       const q = result.q[sliceIndex]![layer]!;
@@ -74,13 +79,43 @@ export async function checkStep(
       const groupCount = part.groupStarts?.length ?? 1;
       expect(views.length, "views").toBe(groupCount * stage.shape.kvHeadCount);
       for (const view of views) {
-        const where: GroupAt = { memory, part, view, q, rows: groupRows(part, view.group) };
-        checkSelection(where, tolerances);
+        const at: GroupAt = { memory, part, view, q, rows: groupRows(part, view.group) };
         const bound = attentionBound(tolerances, part, layer);
-        checkAttention(where, out, bound, `part ${sliceIndex} layer ${layer} group ${view.group}`);
+        checkAttention(at, out, bound, `part ${sliceIndex} layer ${layer} group ${view.group}`);
+        const { wanted, metadataBytes } = checkSelection(at, tolerances);
+        addTraffic(traffic, at, metadataBytes);
+        for (const block of absentBlocks(at, wanted)) {
+          misses.set(`${sliceIndex}/${layer}/${block}`, { sliceIndex, layer, block });
+        }
       }
     }
+    expect(result.readback.traffic[sliceIndex], `traffic of part ${sliceIndex}, by the oracle`).toEqual(traffic);
   }
+  const order = (a: Miss, b: Miss): number => a.sliceIndex - b.sliceIndex || a.layer - b.layer || a.block - b.block;
+  expect(result.readback.misses, "misses, by the oracle").toEqual([...misses.values()].sort(order));
+}
+
+function positionsOf({ part, rows }: GroupAt): { p0: number; p1: number } {
+  return { p0: part.position + rows[0]!, p1: part.position + rows.at(-1)! };
+}
+
+function addTraffic(traffic: SliceTraffic, at: GroupAt, metadataBytes: number): void {
+  const { p0, p1 } = positionsOf(at);
+  const sees = (token: number): boolean => seesToken(at.view, token);
+  const isResident = (block: number): boolean => at.memory.isResident(block);
+  traffic.kvBytes += kvBytesPlainly(at.memory.shape, { p0, p1 }, sees, isResident);
+  traffic.metadataBytes += metadataBytes;
+  if (at.view.pages === undefined) return;
+  traffic.pagesSelected += at.view.pages.length;
+  traffic.pagesInContext += Math.floor(p1 / 16) + 1;
+}
+
+/** Blocks before the last query's own that hold a wanted page and are not resident. */
+function absentBlocks(at: GroupAt, wanted: readonly number[] | undefined): number[] {
+  const ownBlock = Math.floor(positionsOf(at).p1 / 64);
+  const blocks = Array.from({ length: ownBlock }, (_, block) => block);
+  const isWanted = (block: number): boolean => wanted?.some((page) => Math.floor(page / 4) === block) ?? true;
+  return blocks.filter((block) => isWanted(block) && !at.memory.isResident(block));
 }
 
 /** One query group and KV head of a part. */
@@ -124,30 +159,45 @@ function checkAttention(at: GroupAt, out: Float32Array, absolute: number, what: 
   });
 }
 
+/** What a group must have asked for. */
+interface Asked {
+  /** Pages whose blocks must be resident, or else are misses; undefined: all. */
+  wanted: readonly number[] | undefined;
+  metadataBytes: number;
+}
+
 /** Forced pages must be there, the rest must be the best candidates; scores within the tolerance may swap. */
-export function checkSelection(at: GroupAt, { score: tolerance }: Tolerances): void {
+function checkSelection(at: GroupAt, { score: tolerance }: Tolerances): Asked {
   const plan: SelectionPlan = at.part.plan ?? { kind: "dense" };
-  const [p0, p1] = [at.part.position + at.rows[0]!, at.part.position + at.rows.at(-1)!];
+  const { p0, p1 } = positionsOf(at);
   const range = plainRange(plan, p0, p1);
   if (plan.kind === "dense" || range === undefined) {
     expect(at.view.pages).toBeUndefined();
-    return;
+    return { wanted: undefined, metadataBytes: 0 };
   }
   const pages = at.view.pages!;
   expect(pages, "ascending, each once").toEqual([...new Set(pages)].sort((a, b) => a - b));
   expect(pages).toEqual(expect.arrayContaining(range.forced));
   const chosen = pages.filter((page) => !range.forced.includes(page));
   expect(range.candidates).toEqual(expect.arrayContaining(chosen));
-  if (plan.kind === "tokens") {
-    checkTokens(at, plan, range, tolerance);
-    return;
-  }
+  if (plan.kind === "tokens") return checkTokens(at, plan, range, tolerance);
   expect(chosen.length, "pages taken").toBe(range.take);
-  if (plan.scorer === undefined || range.take === 0 || range.take === range.candidates.length) return;
+  if (plan.scorer === undefined || range.take === 0 || range.take === range.candidates.length) {
+    return { wanted: pages, metadataBytes: 0 };
+  }
   const everyHead = Array.from({ length: at.memory.shape.kvHeadCount }, (_, head) => head);
   const queries = queriesOf(at, plan.scope === "layer" ? everyHead : [at.view.kvHead]);
   const rule = { scorer: plan.scorer, combine: plan.combine };
   expectBest(scorePagesPlainly(at.memory, queries, range.candidates, rule), range.candidates, chosen, tolerance);
+  return { wanted: pages, metadataBytes: summaryBytes(at, range) };
+}
+
+function summaryBytes({ memory }: GroupAt, { candidates }: PlainRange): number {
+  return candidates.length * 2 * memory.shape.headDim * 4;
+}
+
+function tokensOf(pages: readonly number[]): number[] {
+  return pages.flatMap((page) => Array.from({ length: 16 }, (_, token) => page * 16 + token));
 }
 
 function checkTokens(
@@ -155,33 +205,34 @@ function checkTokens(
   plan: Extract<SelectionPlan, { kind: "tokens" }>,
   range: PlainRange,
   tolerance: number,
-): void {
-  const { candidates, take } = range;
-  const queries = queriesOf(
-    at,
-    Array.from({ length: at.memory.shape.kvHeadCount }, (_, head) => head),
-  );
+): Asked {
+  const { candidates, take, forced } = range;
+  const { shape } = at.memory;
+  const everyHead = Array.from({ length: shape.kvHeadCount }, (_, head) => head);
+  const queries = queriesOf(at, everyHead);
   const keepCount = take === 0 || take === candidates.length ? take : Math.min(plan.candidatePages, candidates.length);
-  const scores =
-    keepCount < candidates.length && keepCount > 0
-      ? scorePagesPlainly(at.memory, queries, candidates, { scorer: plan.scorer, combine: "softmax-sum" })
-      : candidates.map(() => 0);
+  const ranksPages = keepCount > 0 && keepCount < candidates.length;
+  const scores = ranksPages
+    ? scorePagesPlainly(at.memory, queries, candidates, { scorer: plan.scorer, combine: "softmax-sum" })
+    : candidates.map(() => 0);
   const threshold = [...scores].sort((a, b) => b - a)[keepCount - 1] ?? Number.POSITIVE_INFINITY;
   const kept = candidates.filter((_, index) => keepCount > 0 && scores[index]! >= threshold);
   const present = kept.filter((page) => at.memory.isResident(Math.floor(page / 4)));
-  const tokens = present.flatMap((page) => Array.from({ length: 16 }, (_, token) => page * 16 + token));
+  const tokens = tokensOf(present);
   const chosen = tokens.filter((token) => seesToken(at.view, token));
-  const all = at.view.pages!.flatMap((page) => Array.from({ length: 16 }, (_, token) => page * 16 + token));
-  const allChosen = all.filter((token) => candidates.includes(Math.floor(token / 16)) && seesToken(at.view, token));
-  expect(allChosen, "tokens come from kept pages that are there").toEqual(chosen);
+  const seen = tokensOf(at.view.pages!).filter((token) => seesToken(at.view, token));
+  expect(seen, "forced tokens and those of kept pages that are there, no others").toEqual(
+    [...tokensOf(forced), ...chosen].sort((a, b) => a - b),
+  );
   expect(chosen.length, "tokens taken").toBe(Math.min(take * 16, tokens.length));
-  for (const page of range.forced) {
-    const whole = Array.from({ length: 16 }, (_, token) => seesToken(at.view, page * 16 + token));
-    expect(whole, "a forced page is attended whole").not.toContain(false);
-  }
+  let metadataBytes = ranksPages ? summaryBytes(at, range) : 0;
   if (chosen.length > 0 && chosen.length < tokens.length) {
     expectBest(scoreTokensPlainly(at.memory, queries, present), tokens, chosen, tolerance);
+    const blockCount = new Set(present.map((page) => Math.floor(page / 4))).size;
+    const int8Bytes = tokens.length * shape.headDim + blockCount * shape.headDim * 4;
+    metadataBytes += shape.encoding === "int8" ? int8Bytes : tokens.length * shape.headDim * 4;
   }
+  return { wanted: [...forced, ...kept], metadataBytes };
 }
 
 function expectBest(scores: number[], ids: readonly number[], chosen: readonly number[], tolerance: number): void {

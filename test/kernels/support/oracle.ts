@@ -214,3 +214,29 @@ function vote(raw: number[][], { headDim }: StageShape): number[] {
   });
   return votes[0]!.map((_, i) => votes.reduce((sum, each) => sum + each[i]!, 0));
 }
+
+/**
+ * Bytes of K and V read by queries `p0..p1` in one KV head: distinct tokens that some query sees sealed and resident, and distinct tokens that
+ * some query sees in its own, open block; int8 key scales once per sealed block.
+ */
+export function kvBytesPlainly(
+  { headDim, encoding }: Pick<StageShape, "headDim" | "encoding">,
+  { p0, p1 }: { p0: number; p1: number },
+  sees: (token: number) => boolean,
+  isResident: (block: number) => boolean,
+): number {
+  const sealed = new Set<number>();
+  const open = new Set<number>();
+  for (let token = 0; token <= p1; token++) {
+    if (!sees(token)) continue;
+    const block = Math.floor(token / 64);
+    for (let query = Math.max(p0, token); query <= p1; query++) {
+      if (block === Math.floor(query / 64)) open.add(token);
+      else if (isResident(block)) sealed.add(token);
+    }
+  }
+  const openBytes = open.size * 2 * headDim * 4;
+  if (encoding === "f32") return openBytes + sealed.size * 2 * headDim * 4;
+  const blocks = new Set([...sealed].map((token) => Math.floor(token / 64)));
+  return openBytes + sealed.size * (2 * headDim + 4) + blocks.size * headDim * 4;
+}
