@@ -1,5 +1,5 @@
 /** A conversation that the server remembers. */
-import { isRecord, QuireConnectionError } from "./errors.ts";
+import { isRecord, QuireApiError, QuireConnectionError } from "./errors.ts";
 import type { Http } from "./http.ts";
 import { Reply } from "./reply.ts";
 import { type Message, type SendOptions, turnBody } from "./wire.ts";
@@ -58,9 +58,13 @@ export class Session {
     return new Session(this.#http, { ...this.#defaults, id: answer.id, model: this.model });
   }
 
-  /** Forgets the conversation. */
+  /** Forgets the conversation; one that the server does not know is forgotten already. */
   async delete(options: CallOptions = {}): Promise<void> {
-    await this.#call("DELETE", "", options, true);
+    try {
+      await this.#call("DELETE", "", options, true);
+    } catch (error) {
+      if (!(error instanceof QuireApiError && error.code === "session_not_found")) throw error;
+    }
   }
 
   #call(method: "POST" | "DELETE", suffix: string, options: CallOptions, retryConnection: boolean): Promise<unknown> {

@@ -323,7 +323,11 @@ async function fork() {
 
 async function remove() {
   if (!confirm("Delete this conversation on the server?")) return;
-  await call(sessionPath(), { method: "DELETE" });
+  try {
+    await call(sessionPath(), { method: "DELETE" });
+  } catch (error) {
+    if (error.code !== "session_not_found") throw error;
+  }
   beginSession(newSessionId());
 }
 

@@ -310,6 +310,18 @@ describe("other calls", () => {
     expect(server.received[1]?.body.temperature).toBe(0);
   });
 
+  it("deleting what is not there is done; what is busy is asked again", async () => {
+    server.scripts.push(
+      fails(404, "session_not_found"),
+      fails(409, "session_busy"),
+      json({ deleted: true }),
+      fails(401, "nope"),
+    );
+    for (let count = 0; count < 2; count++) await quire().session().delete();
+    await expect(quire().session().delete()).rejects.toMatchObject({ status: 401 });
+    expect(server.received.length).toBe(4);
+  });
+
   it("answers of somebody else are connection errors", async () => {
     server.scripts.push((response) => response.end("<html>"), json({ data: 5 }));
     await expect(quire({ maxRetries: 0 }).models()).rejects.toBeInstanceOf(QuireConnectionError);
