@@ -83,7 +83,9 @@ describe("a transcript sent without a session id", () => {
     await until(async () => (await engine.calls()).length === 2);
     const quick = await chat([...transcript, user("b")]);
     expect(quick.status).toBe(200);
-    expect((await engine.lastCall()).request.turnStart).toBe([BOS, USER, ...ids("q1"), ASSISTANT, ...ids("r1"), END].length);
+    expect((await engine.lastCall()).request.turnStart).toBe(
+      [BOS, USER, ...ids("q1"), ASSISTANT, ...ids("r1"), END].length,
+    );
     expect(quick.headers.get("x-quire-session")).not.toBe((await slow).headers.get("x-quire-session"));
   });
 

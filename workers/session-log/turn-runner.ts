@@ -38,7 +38,7 @@ export interface ChoiceResult {
 /** Generations of one turn that run at a time: an object has six connections, and one is for cancels. */
 const LANE_COUNT = 4;
 /** Engine failures that another engine may not have. */
-const RETRY_CODES: readonly string[] = ["engine_failed", "shutting_down", "deadline_exceeded"];
+const RETRY_CODES: readonly string[] = ["engine_failed", "shutting_down"];
 
 export class TurnRunner {
   readonly #options: RunnerOptions;
@@ -130,7 +130,7 @@ export class TurnRunner {
         // The words are complete; only their accounts are lost.
         if (reply.ended !== undefined) break;
         if (this.#stop.signal.aborted || attempt > 0 || !this.#mayGoOn(thrown, reply)) throw thrown;
-        await this.#replaceEngine();
+        if (!(await this.#replaceEngine())) throw thrown;
       }
     }
     if (reply.ended !== undefined && reply.ended !== "length") result.reason = "stop";
@@ -180,21 +180,19 @@ export class TurnRunner {
     try {
       return await this.#call(index, done);
     } catch (thrown) {
-      if (this.#stop.signal.aborted || !RETRY_CODES.includes(toQuireError(thrown).code)) throw thrown;
-      const failed = this.#engine;
-      if (failed) this.#failedIds.push(failed.engineId);
-      const other = await this.#options.pick(undefined, this.#failedIds);
-      if (!other) throw thrown;
-      this.#engine = other;
+      const { code } = toQuireError(thrown);
+      const isRetried = RETRY_CODES.includes(code) || code === "deadline_exceeded";
+      if (this.#stop.signal.aborted || !isRetried || !(await this.#replaceEngine())) throw thrown;
       return this.#call(index, done);
     }
   }
 
-  async #replaceEngine(): Promise<void> {
+  /** Takes another engine than those that failed; false when there is none. */
+  async #replaceEngine(): Promise<boolean> {
     if (this.#engine) this.#failedIds.push(this.#engine.engineId);
     const other = await this.#options.pick(undefined, this.#failedIds);
-    if (!other) throw new QuireError("engine_failed", "The engine failed, and no other one is there.");
-    this.#engine = other;
+    if (other) this.#engine = other;
+    return other !== undefined;
   }
 
   async #nextEngine(): Promise<PickedEngine> {

@@ -125,7 +125,7 @@ async function generate(
       case "fail": {
         const { code, message, param, retryAfterMs } = step;
         call.finished = true;
-        response.setHeader("content-type", "application/octet-stream");
+        if (!response.headersSent) response.setHeader("content-type", "application/octet-stream");
         response.end(encodeFrame({ type: "failed", code, message, param, retryAfterMs }));
         return;
       }

@@ -1,0 +1,243 @@
+import { describe, expect, it } from "vitest";
+import type { Step } from "./fake-engine/script.ts";
+import {
+  ASSISTANT,
+  BOS,
+  END,
+  ENGINE_KEY,
+  edge,
+  eventsOf,
+  FakeEngine,
+  heartbeatOf,
+  ids,
+  KEY_A,
+  makeWorld,
+  register,
+  says,
+  textOf,
+  USER,
+} from "./world.ts";
+
+const newSession = () => ({ quire: { session_id: `fail-${crypto.randomUUID()}` } });
+const sessionExists = async (id: string) =>
+  (await edge(`/v1/sessions/${id}`, { headers: { authorization: `Bearer ${KEY_A}` } })).status === 200;
+
+describe("before an engine admits a turn", () => {
+  it("no engine is 503 with Retry-After", async () => {
+    const { model } = await makeWorld();
+    const engine = new FakeEngine();
+    await register(engine, model, { draining: true });
+    const response = await edge("/v1/chat/completions", {
+      method: "POST",
+      headers: { authorization: `Bearer ${KEY_A}` },
+      body: JSON.stringify({ model, messages: [{ role: "user", content: "hi" }] }),
+    });
+    expect(response.status).toBe(503);
+    expect(response.headers.get("retry-after")).toBe("5");
+    expect(await response.json()).toMatchObject({ error: { code: "no_engine", type: "server_error", param: null } });
+    expect(await engine.calls()).toEqual([]);
+  });
+
+  it("a full queue is 429 with the engine's Retry-After, streamed or not", async () => {
+    const { chat, engine } = await makeWorld();
+    for (const stream of [false, true]) {
+      const session = newSession();
+      await engine.script({ do: "fail", code: "queue_full", message: "The queue is full.", retryAfterMs: 2_500 });
+      const response = await chat("hi", { stream, ...session });
+      expect(response.status).toBe(429);
+      expect(response.headers.get("retry-after")).toBe("3");
+      expect(await response.json()).toEqual({
+        error: { message: "The queue is full.", type: "rate_limit_error", param: null, code: "queue_full" },
+      });
+      expect(await sessionExists(session.quire.session_id)).toBe(false);
+    }
+    await engine.script({ do: "status", status: 429 });
+    const bare = await chat("hi");
+    expect(bare.status).toBe(429);
+    expect(bare.headers.get("retry-after")).toBe("1");
+  });
+
+  it("the engine's refusal names the parameter", async () => {
+    const { chat, engine } = await makeWorld();
+    await engine.script({ do: "fail", code: "invalid_request", message: "no", param: "quire.selection.budget_tokens" });
+    const response = await chat("hi", { stream: true });
+    expect(response.status).toBe(400);
+    expect(await response.json()).toMatchObject({ error: { param: "quire.selection.budget_tokens", message: "no" } });
+  });
+
+  it.each<[string, Step]>([
+    ["cuts the connection", { do: "destroy" }],
+    ["answers nonsense", { do: "garbage" }],
+    ["answers 500", { do: "status", status: 500 }],
+    ["is shutting down", { do: "fail", code: "shutting_down", message: "bye" }],
+  ])("an engine that %s is replaced by another one, once", async (_, step) => {
+    const { chat, engine, model } = await makeWorld();
+    const other = new FakeEngine();
+    await register(other, model, { runningCount: 5 });
+    await engine.script(step);
+    await other.script(...says("other"));
+    expect(await textOf(await chat("hi"))).toBe("other");
+    await engine.script(step);
+    await other.script(step);
+    const response = await chat("ho");
+    expect(response.status).toBe(step.do === "fail" ? 503 : 502);
+    const body = (await response.json()) as { error: { code: string; message: string } };
+    expect(body.error.code).toBe(step.do === "fail" ? "shutting_down" : "engine_failed");
+    expect(await engine.calls()).toHaveLength(2);
+    expect(await other.calls()).toHaveLength(2);
+  });
+
+  it("an engine that nobody listens for is replaced, and alone it is 502", async () => {
+    const { chat, model, engine } = await makeWorld();
+    const dead = { ...new FakeEngine(), id: "dead", url: "http://127.0.0.1:9/" } as FakeEngine;
+    await register(dead, model);
+    await register(engine, model, { runningCount: 1 });
+    expect(await textOf(await chat("hi"))).toBe("ok");
+    const alone = await makeWorld();
+    await register({ id: alone.engine.id, url: "http://127.0.0.1:9" } as FakeEngine, alone.model);
+    const response = await edge("/v1/chat/completions", {
+      method: "POST",
+      headers: { authorization: `Bearer ${KEY_A}` },
+      body: JSON.stringify({ model: alone.model, messages: [{ role: "user", content: "hi" }] }),
+    });
+    expect(response.status).toBe(502);
+    expect(await response.json()).toMatchObject({ error: { code: "engine_failed", type: "server_error" } });
+  });
+});
+
+describe("an engine that fails after its first token", () => {
+  const half: Step[] = [{ do: "admit" }, { do: "tokens", ids: ids("half") }, { do: "destroy" }];
+
+  it("is an error event in the stream, and the log is as before the turn", async () => {
+    const { chat, engine } = await makeWorld();
+    const session = newSession();
+    await engine.script(...says("one"));
+    await (await chat("hi", session)).text();
+    await engine.script(...half);
+    const response = await chat("ho", { stream: true, ...session });
+    expect(response.status).toBe(200);
+    const events = await eventsOf(response);
+    expect(events.at(-1)).toEqual({
+      error: { message: expect.any(String), type: "server_error", param: null, code: "engine_failed" },
+    });
+    expect(events.slice(0, -1).every((event) => event !== "[DONE]")).toBe(true);
+    expect(JSON.stringify(events)).toContain("half");
+    await (await chat("ha", session)).text();
+    const log = [BOS, USER, ...ids("hi"), ASSISTANT, ...ids("one"), END];
+    const { request } = await engine.lastCall();
+    expect(request.tokens).toEqual([...log, USER, ...ids("ha"), ASSISTANT]);
+    expect(request.turnStart).toBe(log.length);
+  });
+
+  it("is a real status without a stream", async () => {
+    const { chat, engine } = await makeWorld();
+    await engine.script(...half);
+    const response = await chat("hi");
+    expect(response.status).toBe(502);
+    expect(await response.json()).toMatchObject({ error: { code: "engine_failed" } });
+  });
+
+  it("late and without a stream breaks the connection off, with the error in it", async () => {
+    const { chat, engine } = await makeWorld();
+    await engine.script({ do: "admit" }, { do: "wait", ms: 700 }, { do: "destroy" });
+    const response = await chat("hi");
+    expect(response.status).toBe(200);
+    await expect(response.text()).rejects.toThrow();
+  });
+
+  it("passes on what the engine says of it", async () => {
+    const { chat, engine } = await makeWorld();
+    await engine.script(
+      { do: "admit" },
+      { do: "tokens", ids: ids("a") },
+      { do: "fail", code: "deadline_exceeded", message: "too slow" },
+    );
+    const events = await eventsOf(await chat("hi", { stream: true }));
+    expect(events.at(-1)).toMatchObject({ error: { code: "deadline_exceeded", message: "too slow" } });
+  });
+
+  it("hands over to another engine, which goes on from the ids so far", async () => {
+    const { chat, engine, model } = await makeWorld();
+    const other = new FakeEngine();
+    await register(other, model, { runningCount: 5 });
+    await engine.script(...half);
+    await other.script(...says(" and half"));
+    const session = newSession();
+    const body = await (await chat("hi", { seed: 3, max_tokens: 50, ...session })).json();
+    expect(body).toMatchObject({
+      choices: [{ message: { content: "half and half" }, finish_reason: "stop" }],
+      usage: { prompt_tokens: 5, completion_tokens: 14 },
+    });
+    const prompt = [BOS, USER, ...ids("hi"), ASSISTANT];
+    const { request } = await other.lastCall();
+    expect(request.tokens).toEqual([...prompt, ...ids("half")]);
+    expect(request).toMatchObject({ turnStart: 0, maxTokens: 46, sampling: { seed: 3 } });
+    await register(other, model, { runningCount: 5 });
+    await (await chat("ho", session)).text();
+    // Sticky: the engine that finished the turn has its pages.
+    const { request: next } = await other.lastCall();
+    expect(next.tokens.slice(0, next.turnStart)).toEqual([...prompt, ...ids("half and half"), END]);
+  });
+
+  it("does not hand over where the reply's own counts matter", async () => {
+    const { chat, engine, model } = await makeWorld();
+    const other = new FakeEngine();
+    await register(other, model, { runningCount: 5 });
+    await engine.script(...half);
+    const response = await chat("hi", { frequency_penalty: 1 });
+    expect(response.status).toBe(502);
+    expect(await other.calls()).toEqual([]);
+  });
+});
+
+describe("the fleet", () => {
+  it("stays with the engine of the last turn unless its queue is much longer", async () => {
+    const { chat, engine, model } = await makeWorld();
+    const other = new FakeEngine();
+    const session = newSession();
+    await (await chat("a", session)).text();
+    await register(other, model);
+    const count = async () => [(await engine.calls()).length, (await other.calls()).length];
+    expect(await count()).toEqual([1, 0]);
+    const ask = async (content: string, queuedCount: number) => {
+      await register(engine, model, { queuedCount, runningCount: 9 });
+      await register(other, model);
+      const response = await edge("/v1/chat/completions", {
+        method: "POST",
+        headers: { authorization: `Bearer ${KEY_A}` },
+        body: JSON.stringify({ model, messages: [{ role: "user", content }], ...session }),
+      });
+      expect(response.status).toBe(200);
+      await response.text();
+    };
+    await ask("b", 4);
+    expect(await count()).toEqual([2, 0]);
+    await ask("c", 5);
+    expect(await count()).toEqual([2, 1]);
+    await ask("d", 0);
+    expect(await count()).toEqual([2, 2]);
+  });
+
+  it("refuses heartbeats without the engine key, and malformed ones by name", async () => {
+    const { engine, model } = await makeWorld();
+    const send = (key: string, changes: object) =>
+      edge("/v1/engines/heartbeat", {
+        method: "POST",
+        headers: { authorization: `Bearer ${key}` },
+        body: JSON.stringify(heartbeatOf(engine, model, changes)),
+      });
+    expect((await send("wrong", {})).status).toBe(401);
+    expect((await send(KEY_A, {})).status).toBe(401);
+    expect((await send(ENGINE_KEY, { a_newer_field: 1 })).status).toBe(200);
+    for (const [param, value] of [
+      ["url", "file:///etc/passwd"],
+      ["model", "../other"],
+      ["queuedCount", -1],
+      ["contextTokensMax", "many"],
+    ] as const) {
+      const response = await send(ENGINE_KEY, { [param]: value });
+      expect(response.status).toBe(400);
+      expect(await response.json()).toMatchObject({ error: { param } });
+    }
+  });
+});

@@ -1,0 +1,99 @@
+import { describe, expect, it } from "vitest";
+import indexHtml from "../../web/index.html?raw";
+import { edge, KEY_A, KEY_B, makeWorld, register } from "./world.ts";
+
+const auth = { authorization: `Bearer ${KEY_A}` };
+
+describe("routes", () => {
+  it("every answer has a request id of its own and may be read by a browser", async () => {
+    const seen = new Set<string | null>();
+    for (const path of ["/healthz", "/nowhere", "/v1/models", "/"]) {
+      const response = await edge(path);
+      await response.text();
+      expect(response.headers.get("access-control-allow-origin")).toBe("*");
+      expect(response.headers.get("access-control-expose-headers")).toContain("x-quire-session");
+      expect(response.headers.get("x-request-id")).toMatch(/^req_[0-9a-f-]{36}$/);
+      seen.add(response.headers.get("x-request-id"));
+    }
+    expect(seen.size).toBe(4);
+    const preflight = await edge("/v1/chat/completions", { method: "OPTIONS" });
+    expect(preflight.status).toBe(204);
+    expect(preflight.headers.get("access-control-allow-headers")).toContain("authorization");
+    expect(preflight.headers.get("access-control-allow-methods")).toContain("DELETE");
+  });
+
+  it("unknown paths are 404, known paths with another method 405", async () => {
+    const unknown = await edge("/v1/nowhere");
+    expect(unknown.status).toBe(404);
+    expect(await unknown.json()).toEqual({
+      error: {
+        message: "Invalid URL (GET /v1/nowhere)",
+        type: "invalid_request_error",
+        param: null,
+        code: "not_found",
+      },
+    });
+    for (const [path, method, allow] of [
+      ["/v1/chat/completions", "GET", "POST"],
+      ["/v1/models", "POST", "GET"],
+      ["/v1/sessions/x", "PUT", "GET, DELETE"],
+      ["/", "POST", "GET"],
+    ] as const) {
+      const response = await edge(path, { method });
+      expect(response.status).toBe(405);
+      expect(response.headers.get("allow")).toBe(allow);
+      expect(await response.json()).toMatchObject({ error: { code: "method_not_allowed" } });
+    }
+  });
+
+  it("need a key that is known", async () => {
+    const requests: [string, string][] = [
+      ["POST", "/v1/chat/completions"],
+      ["POST", "/v1/completions"],
+      ["GET", "/v1/models"],
+      ["GET", "/v1/models/x"],
+      ["GET", "/v1/sessions/x"],
+      ["DELETE", "/v1/sessions/x"],
+      ["POST", "/v1/sessions/x/fork"],
+      ["POST", "/v1/engines/heartbeat"],
+    ];
+    for (const [method, path] of requests) {
+      for (const headers of [{}, { authorization: "Bearer wrong" }, { authorization: `Basic ${KEY_A}` }]) {
+        const response = await edge(path, { method, headers, body: method === "POST" ? "{}" : null });
+        expect(response.status, `${method} ${path}`).toBe(401);
+        expect(response.headers.get("www-authenticate")).toBe("Bearer");
+        expect(await response.json()).toMatchObject({
+          error: { type: "authentication_error", code: "invalid_api_key", param: null },
+        });
+      }
+    }
+  });
+
+  it("list the models of live engines", async () => {
+    const { model, engine } = await makeWorld();
+    await register(engine, model);
+    const body = { id: model, object: "model", created: expect.any(Number), owned_by: "quire" };
+    const list = (await (await edge("/v1/models", { headers: auth })).json()) as { object: string; data: object[] };
+    expect(list.object).toBe("list");
+    expect(list.data).toContainEqual(body);
+    expect(await (await edge(`/v1/models/${model}`, { headers: auth })).json()).toEqual(body);
+    const unknown = await edge("/v1/models/nope", { headers: { authorization: `Bearer ${KEY_B}` } });
+    expect(unknown.status).toBe(404);
+    expect(await unknown.json()).toMatchObject({ error: { code: "model_not_found", param: "model" } });
+  });
+
+  it("serve the playground, which may run nothing but its own files", async () => {
+    const page = await edge("/");
+    expect(page.headers.get("content-type")).toBe("text/html; charset=utf-8");
+    expect(page.headers.get("content-security-policy")).toContain("script-src 'self'");
+    expect(await page.text()).toBe(indexHtml);
+    for (const [path, type] of [
+      ["/app.js", "text/javascript; charset=utf-8"],
+      ["/style.css", "text/css; charset=utf-8"],
+    ] as const) {
+      const response = await edge(path);
+      expect(response.headers.get("content-type")).toBe(type);
+      expect((await response.text()).length).toBeGreaterThan(100);
+    }
+  });
+});
