@@ -24,6 +24,7 @@ import type { StoredSegment } from "./stored-segment.ts";
 import { claimTail } from "./tail-parking.ts";
 import { countBytes, countFetch } from "./traffic.ts";
 
+/** What an attacher works with; all of it stays the engine's. */
 export interface AttacherOptions {
   store: PageStore;
   pool: KvPool;

@@ -39,6 +39,7 @@ export class LogicalBlock {
   }
 }
 
+/** The free ids a cache hands out; nobody else takes from them. */
 export interface BlockCacheOptions {
   layerCount: number;
   deviceBlocks: FreeList;

@@ -22,6 +22,7 @@ export interface BlockLayer {
   layer: number;
 }
 
+/** What one call read from the store. */
 export interface FetchTotals {
   bytes: number;
   /** Pages of one layer, all KV heads: 4 per block. */
@@ -34,6 +35,7 @@ interface RangeRead {
   blocks: LogicalBlock[];
 }
 
+/** What a fetcher works with. */
 export interface BlockFetcherOptions {
   store: PageStore;
   pool: KvPool;

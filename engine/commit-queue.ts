@@ -32,6 +32,7 @@ export interface TurnSnapshot {
     | undefined;
 }
 
+/** What the engine knows of a session's durability. */
 export interface CommitStatus {
   /** Tokens that the last commit made durable. */
   persistedTokens: number;
@@ -54,6 +55,7 @@ interface SessionState {
 const SESSION_STATE_MAX = 10_000;
 const CONFLICT_TRIES_MAX = 4;
 
+/** All commits of an engine. Never throws at its callers: what cannot be committed is logged, and stays recomputable. */
 export class CommitQueue {
   readonly #options: PersisterOptions;
   readonly #sessions = new Map<string, SessionState>();

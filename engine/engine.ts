@@ -32,6 +32,7 @@ import {
 import { parkTail } from "./tail-parking.ts";
 import { countFetch, countMisses, countTraffic } from "./traffic.ts";
 
+/** The parts an engine drives; see `open.ts`. */
 export interface EngineParts {
   settings: EngineSettings;
   runner: ModelRunner;
@@ -62,6 +63,7 @@ export interface Ticket {
   cancel(): void;
 }
 
+/** One model, one pool, one loop. `submit` is synchronous and cheap; everything else happens in the loop. */
 export class Engine {
   readonly #parts: EngineParts;
   readonly #queue: Sequence[] = [];

@@ -11,6 +11,7 @@ export interface FrameTarget {
   end(): void;
 }
 
+/** A sink that writes {@link EngineEvent} frames. Late events after the terminal one are dropped. */
 export class EventWriter implements SequenceSink {
   readonly #target: FrameTarget;
   readonly #coalesceMs: number;

@@ -18,6 +18,7 @@ import type { EngineLog } from "./settings.ts";
 const WAITING_BYTES_MAX = 4 * 1024 * 1024;
 const BODY_MS_MAX = 30_000;
 
+/** What the HTTP interface needs of an engine. */
 export interface EngineHttpOptions {
   engine: Engine;
   engineId: string;

@@ -15,6 +15,7 @@ import { Persister } from "./persister.ts";
 import { SessionKeys } from "./session-keys.ts";
 import type { Clock, EngineLog, EngineSettings } from "./settings.ts";
 
+/** Everything that an engine does not make itself. */
 export interface OpenEngineOptions {
   runner: ModelRunner;
   numericsId: string;
@@ -24,6 +25,7 @@ export interface OpenEngineOptions {
   log: EngineLog;
 }
 
+/** A running engine and the parts that its owner may speak to. */
 export interface OpenedEngine {
   engine: Engine;
   persister: Persister;

@@ -17,6 +17,7 @@ import type { SessionKeys } from "./session-keys.ts";
 import type { Clock, EngineLog } from "./settings.ts";
 import type { StoredSegment } from "./stored-segment.ts";
 
+/** What persistence works with; names of model and numerics go into keys and manifests. */
 export interface PersisterOptions {
   store: PageStore;
   pool: KvPool;

@@ -11,6 +11,7 @@ import { BLOCK_TOKENS, PAGE_TOKENS } from "../kernels/contract.ts";
 import { assert } from "../protocol/assert.ts";
 import type { Span } from "../protocol/generate.ts";
 
+/** Provenance of KV that was attended in full. */
 export const DENSE = "dense";
 
 /** A parsed `how`. */

@@ -3,6 +3,7 @@ import type { EngineHeartbeat } from "../protocol/generate.ts";
 import { LIMITS } from "../protocol/limits.ts";
 import type { EngineLog } from "./settings.ts";
 
+/** Where to register, and what to say. */
 export interface RegistrationOptions {
   /** Base URL of the edge. */
   edgeUrl: string;

@@ -15,6 +15,7 @@ import { LIMITS } from "../protocol/limits.ts";
 import { isHow, parseHow } from "./provenance.ts";
 import type { ResolvedSelection } from "./sequence.ts";
 
+/** What a request is checked against. */
 export interface RequestBounds {
   modelId: string;
   vocabularySize: number;

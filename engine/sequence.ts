@@ -44,6 +44,7 @@ export interface ResolvedSelection {
   exact: boolean;
 }
 
+/** A checked request and who hears of it. */
 export interface SequenceOptions {
   request: GenerateRequest;
   selection: ResolvedSelection;

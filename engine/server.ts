@@ -19,6 +19,7 @@ import { type OpenedEngine, openEngine } from "./open.ts";
 import { startRegistration } from "./registration.ts";
 import { ENGINE_DEFAULTS, type EngineLog, type EngineSettings, systemClock } from "./settings.ts";
 
+/** Settings of an engine process; `quire serve` has a flag for most of them. */
 export interface EngineServerOptions {
   host: string;
   /** 0: any free port. */
@@ -48,6 +49,7 @@ export interface EngineServerOptions {
   log: EngineLog;
 }
 
+/** A listening engine. */
 export interface EngineServer {
   readonly url: string;
   readonly engineId: string;

@@ -2,6 +2,7 @@
 import type { SelectionPolicyName } from "../protocol/generate.ts";
 import { LIMITS } from "../protocol/limits.ts";
 
+/** Limits and defaults of one engine. */
 export interface EngineSettings {
   /** Names the engine to the edge and in logs. */
   engineId: string;
@@ -32,6 +33,7 @@ export interface EngineSettings {
   turnMsMax: number;
 }
 
+/** What an engine does when it is told nothing. */
 export const ENGINE_DEFAULTS: Omit<EngineSettings, "engineId" | "modelId" | "contextTokensMax"> = {
   runningMax: LIMITS.engineRunningMax,
   queueMax: LIMITS.engineQueueMax,

@@ -1,5 +1,6 @@
 /** An engine on the reference device with the tiny model, and a client that keeps a session's log as the edge does. */
 
+import { randomUUID } from "node:crypto";
 import type { Ticket } from "../../engine/engine.ts";
 import { type OpenedEngine, openEngine } from "../../engine/open.ts";
 import { ENGINE_DEFAULTS, type EngineSettings, systemClock } from "../../engine/settings.ts";
@@ -12,8 +13,10 @@ import { idsToBytes } from "../../protocol/ids.ts";
 import type { PageStore } from "../../storage/contract.ts";
 import { TINY_CONFIG, TinyWeights, uniform } from "./tiny-model.ts";
 
+/** The tenant of most tests. */
 export const NAMESPACE = "0123456789abcdef";
 
+/** An opened engine with its device and its log. */
 export interface TestEngine extends OpenedEngine {
   runner: ModelRunner;
   device: Device;
@@ -22,6 +25,7 @@ export interface TestEngine extends OpenedEngine {
   kill(): Promise<void>;
 }
 
+/** What tests vary. */
 export interface TestEngineOptions {
   store: PageStore;
   kvEncoding?: KvEncoding;
@@ -31,6 +35,7 @@ export interface TestEngineOptions {
   settings?: Partial<EngineSettings>;
 }
 
+/** Opens an engine on the reference device; segments of 64 tokens, commits without delay. */
 export async function openTestEngine(options: TestEngineOptions): Promise<TestEngine> {
   const device = await openDevice({ kind: "reference" });
   const rowsMax = options.rowsMax ?? 256;
@@ -72,6 +77,7 @@ export async function openTestEngine(options: TestEngineOptions): Promise<TestEn
   return { ...opened, runner, device, logged, kill: () => device.close() };
 }
 
+/** What one generation gave. */
 export interface TurnResult {
   ids: number[];
   usage: EngineUsage;
@@ -79,13 +85,11 @@ export interface TurnResult {
   spans: Span[];
 }
 
-let requestCount = 0;
-
+/** A greedy, dense request for the tiny model, with a fresh id; `fields` overrides. */
 export function request(fields: Partial<GenerateRequest> & { tokens: Uint8Array }): GenerateRequest {
-  requestCount += 1;
   return {
     version: 1,
-    requestId: `request-${requestCount}`,
+    requestId: `request-${randomUUID()}`,
     model: "tiny",
     namespace: NAMESPACE,
     turnStart: 0,
@@ -167,6 +171,7 @@ export class TestSession {
   }
 }
 
+/** Seeded token ids of the tiny vocabulary. */
 export function randomIds(seed: number, count: number): number[] {
   const next = uniform(seed);
   return Array.from({ length: count }, () => Math.floor(next() * TINY_CONFIG.vocabularySize));

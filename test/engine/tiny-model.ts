@@ -2,6 +2,7 @@
 import type { ModelConfig } from "../../models/contract.ts";
 import type { TensorSource } from "../../models/tensor-source.ts";
 
+/** GQA with two query heads per KV head. */
 export const TINY_CONFIG: ModelConfig = {
   modelType: "llama",
   vocabularySize: 64,
