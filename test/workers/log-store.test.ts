@@ -1,0 +1,177 @@
+import { evictDurableObject, runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
+import { describe, expect, it } from "vitest";
+import type { Span } from "../../protocol/generate.ts";
+import { LIMITS } from "../../protocol/limits.ts";
+import { namespaceOf } from "../../workers/auth.ts";
+import { LogStore, type SessionMeta, type StoredMessage } from "../../workers/session-log/log-store.ts";
+import { indexOf, passingSession, sessionOf } from "../../workers/stubs.ts";
+import { edge, env, KEY_A, makeWorld } from "./world.ts";
+
+const META: SessionMeta = {
+  id: "s",
+  namespace: "n",
+  model: "m",
+  kind: "chat",
+  named: true,
+  createdS: 1,
+  turnCount: 1,
+};
+
+/** A small generator with a printed seed. */
+function randomOf(seed: number): (below: number) => number {
+  let state = seed;
+  return (below) => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return Math.floor((state / 2 ** 32) * below);
+  };
+}
+
+describe("LogStore", () => {
+  it("is what a plain list would be, through cuts and appends across rows", async () => {
+    const seed = 20261122;
+    const random = randomOf(seed);
+    await runInDurableObject(passingSession(env), async (_: object, state) => {
+      let tokens: number[] = [];
+      let messages: StoredMessage[] = [];
+      const store = new LogStore(state.storage);
+      expect(store.meta()).toBeUndefined();
+      for (let round = 0; round < 24; round++) {
+        const keepTokens = random(3) === 0 ? random(tokens.length + 1) : tokens.length;
+        const keepMessages = random(3) === 0 ? random(messages.length + 1) : messages.length;
+        const size = random(4) === 0 ? random(2 * LIMITS.logRowIdsMax) : random(50);
+        const appendTokens = Array.from({ length: size }, () => random(2 ** 32));
+        const end = keepTokens + size;
+        const appendMessages = Array.from(
+          { length: random(3) },
+          (__, index): StoredMessage => ({
+            role: index % 2 === 0 ? "user" : "assistant",
+            content: "\uFEFFé🙂".repeat(random(8) === 0 ? 200_000 : random(5)),
+            chain: `chain-${round}-${index}`,
+            reply: index % 2 === 1,
+            tokenEnd: random(2) === 0 ? random(end + 1) : undefined,
+            textEnd: 7,
+            ...(random(2) === 0 && { name: "somebody" }),
+          }),
+        ).map((message) => (message.tokenEnd === undefined ? { ...message, textEnd: undefined } : message));
+        const spans: Span[] = end === 0 ? [] : [{ end, how: `how-${round}` }];
+        store.commit({
+          meta: { ...META, turnCount: round },
+          keepTokens,
+          appendTokens,
+          keepMessages,
+          appendMessages,
+          spans,
+        });
+        tokens = [...tokens.slice(0, keepTokens), ...appendTokens];
+        const kept = messages
+          .slice(0, keepMessages)
+          .map((message) =>
+            (message.tokenEnd ?? 0) > keepTokens ? { ...message, tokenEnd: undefined, textEnd: undefined } : message,
+          );
+        messages = [...kept, ...appendMessages];
+        // A fresh store on the same tables: nothing lives in memory only.
+        const again = new LogStore(state.storage);
+        const read = again.tokens();
+        expect(read.length, `seed ${seed} round ${round}`).toBe(tokens.length);
+        expect(
+          read.every((id, index) => id === tokens[index]),
+          `seed ${seed} round ${round}`,
+        ).toBe(true);
+        expect(again.messages()).toEqual(messages);
+        expect(again.spans()).toEqual(spans);
+        expect(again.meta()).toEqual({ ...META, turnCount: round });
+        const rows = state.storage.sql.exec("SELECT length(ids) AS bytes FROM log_rows").toArray();
+        for (const row of rows) expect(Number(row.bytes)).toBeLessThanOrEqual(4 * LIMITS.logRowIdsMax);
+        if (tokens.length > 3 * LIMITS.logRowIdsMax) tokens = cutAll(store, messages);
+      }
+    });
+  });
+
+  it("writes nothing for a session that is only asked for", async () => {
+    const id = `ghost-${crypto.randomUUID()}`;
+    expect((await edge(`/v1/sessions/${id}`, { headers: { authorization: `Bearer ${KEY_A}` } })).status).toBe(404);
+    const namespace = await namespaceOf("a", env.QUIRE_TENANT_SALT);
+    await runInDurableObject(sessionOf(env, namespace, id), (_: object, state) => {
+      const tables = state.storage.sql.exec("SELECT name FROM sqlite_master WHERE name NOT LIKE '\\_cf%' ESCAPE '\\'");
+      expect(tables.toArray()).toEqual([]);
+    });
+  });
+
+  it("goes when nobody used the session for long, and the index with it", async () => {
+    const { chat } = await makeWorld();
+    const response = await chat("hi");
+    await response.text();
+    const id = response.headers.get("x-quire-session") ?? "";
+    const namespace = await namespaceOf("a", env.QUIRE_TENANT_SALT);
+    const stub = sessionOf(env, namespace, id);
+    const { chain, due } = await runInDurableObject(stub, async (_: object, state) => ({
+      chain: new LogStore(state.storage).messages().map((message) => message.chain),
+      due: await state.storage.getAlarm(),
+    }));
+    expect(due).toBeGreaterThan(Date.now() + LIMITS.sessionIdleMsMax - 60_000);
+    expect(await indexOf(env, namespace).resolve(chain)).toMatchObject({ sessionId: id, messageCount: 2 });
+    expect(await runDurableObjectAlarm(stub)).toBe(true);
+    expect(await stub.info()).toBeUndefined();
+    expect(await indexOf(env, namespace).resolve(chain)).toBeUndefined();
+  });
+});
+
+/** Empties the log, so that a long run stays small. */
+function cutAll(store: LogStore, messages: readonly StoredMessage[]): number[] {
+  store.commit({
+    meta: META,
+    keepTokens: 0,
+    appendTokens: [],
+    keepMessages: 0,
+    appendMessages: messages.map((message) => Object.assign(message, { tokenEnd: undefined, textEnd: undefined })),
+    spans: [],
+  });
+  return [];
+}
+
+describe("TenantIndex", () => {
+  it("finds the longest beginning, also among more hashes than a statement takes", async () => {
+    const index = indexOf(env, `index-${crypto.randomUUID()}`);
+    const chain = Array.from({ length: 500 }, (_, at) => `hash-${at}`);
+    const row = (at: number, sessionId: string) => ({
+      chain: chain[at] ?? "",
+      sessionId,
+      named: false,
+      messageCount: at + 1,
+      tokenCount: at,
+    });
+    await index.put([row(3, "early"), row(120, "middle"), row(121, "middle"), row(300, "late")]);
+    expect(await index.resolve(chain)).toEqual(row(300, "late"));
+    expect(await index.resolve(chain.slice(0, 300))).toEqual(row(121, "middle"));
+    expect(await index.resolve(chain.slice(0, 4))).toEqual(row(3, "early"));
+    expect(await index.resolve(chain.slice(0, 3))).toBeUndefined();
+    await index.put([row(300, "newer")]);
+    expect(await index.resolve(chain)).toEqual(row(300, "newer"));
+    await index.forget("middle");
+    expect(await index.resolve(chain.slice(0, 300))).toEqual(row(3, "early"));
+  });
+
+  it("drops what was used least when it is full", async () => {
+    const index = indexOf(env, `index-${crypto.randomUUID()}`);
+    const row = { sessionId: "s", named: false, messageCount: 1, tokenCount: 1 };
+    await index.put([{ ...row, chain: "old" }]);
+    const count = (state: DurableObjectState) =>
+      state.storage.sql.exec("SELECT COUNT(*) AS n FROM transcripts").one().n;
+    await runInDurableObject(index, (_: object, state) => {
+      state.storage.sql.exec(
+        `INSERT INTO transcripts WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)
+         SELECT 'hash-' || i, 's', 0, 1, 1, ? + i FROM n`,
+        LIMITS.indexRowCountMax - 1,
+        Date.now(),
+      );
+      expect(count(state)).toBe(LIMITS.indexRowCountMax);
+    });
+    await evictDurableObject(index);
+    await index.put([{ ...row, chain: "new" }]);
+    await runInDurableObject(index, (_: object, state) => {
+      expect(count(state)).toBe(LIMITS.indexRowCountMax + 1 - LIMITS.indexRowCountMax / 8);
+    });
+    expect(await index.resolve(["old"])).toBeUndefined();
+    expect(await index.resolve([`hash-${LIMITS.indexRowCountMax - 1}`])).toBeDefined();
+  });
+});
