@@ -45,15 +45,26 @@ function scorePage(unit: usize, item: i32): void {
   const queryEnd = queryFirst + <i32>at(unit, 8);
   let raw = at(unit, 36) + ((<usize>item) << 2);
   let best: f32 = queryFirst == 0 ? NEGATIVE_INFINITY : load<f32>(at(unit, 32) + ((<usize>item) << 2));
-  for (let query = queryFirst; query < queryEnd; query++) {
-    const kvHead = <i32>at(unit, 16) + (query % heads) / arg(4);
-    const q = at(unit, 0) + <usize>((query / heads) * arg(3) + (query % heads)) * headDim * 4;
-    const score = scoreSummary(q, summary + <usize>kvHead * headDim * 32, headDim << 2, weights);
-    if (combinesByMax) {
-      best = max<f32>(best, score);
-    } else {
-      store<f32>(raw, score);
-      raw += at(unit, 64) << 2;
+  let head = queryFirst % heads;
+  let rowAt = at(unit, 0) + <usize>((queryFirst / heads) * arg(3)) * headDim * 4;
+  let query = queryFirst;
+  while (query < queryEnd) {
+    // The query heads of one KV head in one row, as far as they belong to the tile.
+    const headEnd = min(head - (head % arg(4)) + arg(4), head + queryEnd - query);
+    const kvSummary = summary + (at(unit, 16) + <usize>(head / arg(4))) * headDim * 32;
+    query += headEnd - head;
+    for (; head < headEnd; head++) {
+      const score = scoreSummary(rowAt + <usize>head * headDim * 4, kvSummary, headDim << 2, weights);
+      if (combinesByMax) {
+        best = max<f32>(best, score);
+      } else {
+        store<f32>(raw, score);
+        raw += at(unit, 64) << 2;
+      }
+    }
+    if (head == heads) {
+      head = 0;
+      rowAt += <usize>arg(3) * headDim * 4;
     }
   }
   if (combinesByMax) store<f32>(at(unit, 32) + ((<usize>item) << 2), best);
@@ -102,11 +113,12 @@ function scorePageTokens(unit: usize, index: i32, token: usize, id: usize, kvHea
   const queryFirst = <i32>at(unit, 4);
   const queryEnd = queryFirst + <i32>at(unit, 8);
   const raw = at(unit, 36) + ((<usize>index) << 6);
-  for (let query = queryFirst; query < queryEnd; query++) {
-    if ((query % heads) / group != kvHead) continue;
-    const to = raw + <usize>(query - queryFirst) * stride;
-    const q = at(unit, 0) + <usize>((query / heads) * arg(3) + (query % heads)) * headDim * 4;
-    scoreTokens(to, 0, q, 1, keys, 16, headDim, 1);
+  for (let row = queryFirst / heads; row * heads < queryEnd; row++) {
+    const first = max(queryFirst, row * heads + kvHead * group);
+    const end = min(queryEnd, row * heads + (kvHead + 1) * group);
+    if (first >= end) continue;
+    const q = at(unit, 0) + <usize>(row * arg(3) + first - row * heads) * headDim * 4;
+    scoreTokens(raw + <usize>(first - queryFirst) * stride, stride, q, end - first, keys, 16, headDim, 1);
   }
 }
 
