@@ -3,6 +3,7 @@ import type { Fleet } from "./fleet.ts";
 import type { SessionLog } from "./session-log/session-log.ts";
 import type { TenantIndex } from "./tenant-index.ts";
 
+/** Bindings (wrangler.toml) and secrets. */
 export interface Env {
   SESSION_LOG: DurableObjectNamespace<SessionLog>;
   FLEET: DurableObjectNamespace<Fleet>;

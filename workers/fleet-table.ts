@@ -28,6 +28,7 @@ interface EngineRecord {
   assignedCount: number;
 }
 
+/** Engines by their last heartbeat; one that was silent for `LIMITS.engineExpiryMs` is gone. */
 export class FleetTable {
   readonly #engines = new Map<string, EngineRecord>();
 

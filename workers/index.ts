@@ -6,6 +6,7 @@ export { Fleet } from "./fleet.ts";
 export { SessionLog } from "./session-log/session-log.ts";
 export { TenantIndex } from "./tenant-index.ts";
 
+/** The Worker itself. */
 export default {
   fetch: (request, env) => handle(request, env),
 } satisfies ExportedHandler<Env>;

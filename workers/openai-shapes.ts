@@ -13,6 +13,7 @@ export interface ResponseFrame {
   fingerprint: string;
 }
 
+/** Why a choice ended: the model or a stop string, or a limit. */
 export type FinishReason = "stop" | "length";
 
 /** One finished choice. */

@@ -85,7 +85,7 @@ export function readSelection(quire: Fields | undefined, defaults: SelectionRequ
   quire.refuseOthers();
   if (!selection) return defaults;
   const policy = selection.string("policy") ?? defaults.policy;
-  const budgetTokens = selection.number("budget_tokens", { min: 64, max: 1 << 20, integer: true });
+  const budgetTokens = selection.number("budget_tokens", { min: 16, max: 1 << 20, integer: true });
   const exact = selection.boolean("exact") ?? defaults.exact;
   selection.refuseOthers();
   if (!isPolicy(policy)) {

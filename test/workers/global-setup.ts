@@ -8,6 +8,7 @@ declare module "vitest" {
   }
 }
 
+/** Vitest calls this once, before any test file, and what it returns after the last one. */
 export default async function setup(project: TestProject): Promise<() => Promise<void>> {
   const engines = await startFakeEngines();
   project.provide("fakeEngineUrl", engines.url);

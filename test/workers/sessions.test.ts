@@ -226,6 +226,7 @@ describe("sessions", () => {
     expect(((await (await edge(`/v1/sessions/${id}`, auth())).json()) as { turns: number }).turns).toBe(1);
     const deleted = await edge(`/v1/sessions/${id}`, { method: "DELETE", ...auth() });
     expect(await deleted.json()).toEqual({ id, object: "session.deleted", deleted: true });
+    expect(await engine.deletes()).toEqual([{ version: 1, namespace: request.namespace, sessionId: id }]);
     for (const init of [auth(), { method: "DELETE", ...auth() }]) {
       const gone = await edge(`/v1/sessions/${id}`, init);
       expect(gone.status).toBe(404);

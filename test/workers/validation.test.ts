@@ -89,7 +89,7 @@ const CHAT_REFUSALS: [string, object, string][] = [
   ["a resumable stream", { quire: { resumable: true } }, "quire.resumable"],
   ["an unknown policy", { quire: { selection: { policy: "magic" } } }, "quire.selection.policy"],
   ["a budget of broken pages", { quire: { selection: { budget_tokens: 100 } } }, "quire.selection.budget_tokens"],
-  ["a budget too small", { quire: { selection: { budget_tokens: 16 } } }, "quire.selection.budget_tokens"],
+  ["a budget too small", { quire: { selection: { budget_tokens: 8 } } }, "quire.selection.budget_tokens"],
   ["exactness in words", { quire: { selection: { exact: "very" } } }, "quire.selection.exact"],
   ["an unknown field of selection", { quire: { selection: { x: 1 } } }, "quire.selection.x"],
 ];

@@ -7,6 +7,7 @@ import { defineConfig } from "vitest/config";
 const keyHash = (key: string) => createHash("sha256").update(key).digest("hex");
 const path = (relative: string) => fileURLToPath(new URL(relative, import.meta.url));
 
+/** `vitest run -c test/workers/vitest.config.ts` */
 export default defineConfig({
   root: path("../.."),
   plugins: [

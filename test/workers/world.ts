@@ -12,13 +12,19 @@ import type { Call, Step } from "./fake-engine/script.ts";
 export const env = bindings as unknown as Env;
 const worker = (exports as unknown as { default: Fetcher }).default;
 
+/** API key of tenant "a". */
 export const KEY_A = "key-of-a";
+/** API key of tenant "b". */
 export const KEY_B = "key-of-b";
+/** The key that edge and engines share. */
 export const ENGINE_KEY = "engine-key-for-tests";
-/** house-0's control tokens; its other ids are bytes. */
+/** First of house-0's control tokens; its ids below are bytes. */
 export const BOS = 256;
+/** house-0's `<|user|>`. */
 export const USER = 257;
+/** house-0's `<|assistant|>`. */
 export const ASSISTANT = 258;
+/** house-0's `<|end|>`. */
 export const END = 259;
 
 /** Ids of text in house-0's vocabulary. */
@@ -36,6 +42,7 @@ export function edge(path: string, init?: RequestInit): Promise<Response> {
   return worker.fetch(`http://edge.test${path}`, init);
 }
 
+/** One scripted engine of the process that global-setup.ts started. */
 export class FakeEngine {
   readonly id = `engine-${crypto.randomUUID()}`;
   readonly url = `${inject("fakeEngineUrl")}/e/${this.id}`;
@@ -47,6 +54,11 @@ export class FakeEngine {
 
   async calls(): Promise<Call[]> {
     return (await fetch(`${this.url}/calls`)).json();
+  }
+
+  /** Sessions that the edge asked to delete. */
+  async deletes(): Promise<{ namespace: string; sessionId: string }[]> {
+    return (await fetch(`${this.url}/deletes`)).json();
   }
 
   /** The last generation that was asked for. */
@@ -88,6 +100,7 @@ export async function register(engine: FakeEngine, model: string, changes: objec
   await response.text();
 }
 
+/** What a test works with. */
 export interface World {
   model: string;
   engine: FakeEngine;

@@ -5,6 +5,8 @@ import { ENGINE_PATHS, type EngineEvent, type GenerateRequest, PROTOCOL_VERSION 
 import { LIMITS } from "../../protocol/limits.ts";
 import type { PickedEngine } from "../fleet-table.ts";
 
+const FRAMES_TYPE = "application/x-quire-frames";
+
 /** What a call needs. */
 export interface EngineCallOptions {
   engine: PickedEngine;
@@ -13,6 +15,33 @@ export interface EngineCallOptions {
   /** Ends the call, whatever it is doing. */
   signal: AbortSignal;
   fetch: typeof fetch;
+}
+
+/**
+ * Asks an engine to delete what it stored of a session.
+ * @throws {QuireError} `engine_failed` when it does not, within `LIMITS.storePutMsMax`.
+ */
+export async function deleteStoredSession(options: {
+  engine: PickedEngine;
+  engineKey: string;
+  namespace: string;
+  sessionId: string;
+  fetch: typeof fetch;
+}): Promise<void> {
+  const { engine, engineKey, namespace, sessionId } = options;
+  try {
+    const response = await options.fetch(`${engine.url}${ENGINE_PATHS.sessionDelete}`, {
+      method: "POST",
+      headers: { authorization: `Bearer ${engineKey}`, "content-type": FRAMES_TYPE },
+      body: encodeFrame({ version: PROTOCOL_VERSION, namespace, sessionId }),
+      signal: AbortSignal.timeout(LIMITS.storePutMsMax),
+    });
+    await response.body?.cancel();
+    if (!response.ok) throw statusError(response.status);
+  } catch (thrown) {
+    if (thrown instanceof QuireError) throw thrown;
+    throw engineFailed("the engine cannot be reached", thrown);
+  }
 }
 
 /** An admitted generation. */
@@ -35,7 +64,7 @@ export interface EngineCall {
 export async function openEngineCall(options: EngineCallOptions): Promise<EngineCall> {
   const closing = new AbortController();
   const signal = AbortSignal.any([options.signal, closing.signal]);
-  const headers = { authorization: `Bearer ${options.engineKey}`, "content-type": "application/octet-stream" };
+  const headers = { authorization: `Bearer ${options.engineKey}`, "content-type": FRAMES_TYPE };
   let late = false;
   const timer = setTimeout(() => {
     late = true;
@@ -107,7 +136,7 @@ async function* readEvents(response: Response): AsyncGenerator<EngineEvent> {
   if (!response.body) return;
   const decoder = new FrameDecoder();
   // A refusal may come as a frame under any status; a body that is not frames is not ours.
-  if (!response.ok && !(response.headers.get("content-type") ?? "").startsWith("application/octet-stream")) {
+  if (!response.ok && !(response.headers.get("content-type") ?? "").startsWith(FRAMES_TYPE)) {
     await response.body.cancel();
     return;
   }

@@ -22,6 +22,7 @@ export interface KeptReply {
   endToken: number | undefined;
 }
 
+/** What ends a reply, and what reads it. */
 export interface ReplyOptions {
   tokenizer: Tokenizer;
   stopTokens: readonly number[];

@@ -8,6 +8,7 @@ import { fleetOf } from "../fleet.ts";
 import { isolateAssets, type ModelAssets } from "../model-assets.ts";
 import { indexOf, sessionOf } from "../stubs.ts";
 import type { ForkPoint, SessionInfo, TurnAnswer, TurnJob, TurnUsage, WireError } from "../turn-job.ts";
+import { deleteStoredSession } from "./engine-call.ts";
 import { exportLog, imageTokens, type LogImage } from "./log-image.ts";
 import { LogStore, type SessionMeta, type StoredMessage } from "./log-store.ts";
 import { type PreparedTurn, prepareTurn, SessionMoved } from "./prepare.ts";
@@ -85,7 +86,8 @@ export class SessionLog extends DurableObject<Env> {
   }
 
   /**
-   * Deletes the session and its index entries.
+   * Deletes the session and its index entries, and through an engine what is stored of it. Where no engine answers, that goes
+   * when the page store collects what nobody used.
    * @returns false when there was none; "busy" while a turn runs
    */
   async remove(): Promise<boolean | "busy"> {
@@ -94,6 +96,7 @@ export class SessionLog extends DurableObject<Env> {
     if (!meta) return false;
     await indexOf(this.env, meta.namespace).forget(meta.id);
     await this.#wipe();
+    await this.#deleteStored(meta).catch((thrown: unknown) => report(`delete ${meta.id}`, thrown));
     return true;
   }
 
@@ -267,6 +270,14 @@ export class SessionLog extends DurableObject<Env> {
   async #giveUp(job: TurnJob): Promise<void> {
     if (job.session?.implicit && job.session.expectChain === undefined) await this.#wipe();
     this.#busy = false;
+  }
+
+  async #deleteStored(meta: SessionMeta): Promise<void> {
+    const { model, engineId, namespace, id: sessionId } = meta;
+    const engine = await fleetOf(this.env).pick({ model, stickyEngineId: engineId, excludeIds: [] });
+    if (!engine) return;
+    const engineKey = this.env.QUIRE_ENGINE_KEY;
+    await deleteStoredSession({ engine, engineKey, namespace, sessionId, fetch: (input, init) => fetch(input, init) });
   }
 
   async #wipe(): Promise<void> {

@@ -6,6 +6,7 @@ export interface Checkpoint {
   textLength: number;
 }
 
+/** The log as it is, and the text that it shall stand for. */
 export interface PlanInput {
   log: Uint32Array;
   /** Ascending. */

@@ -40,6 +40,7 @@ const LANE_COUNT = 4;
 /** Engine failures that another engine may not have. */
 const RETRY_CODES: readonly string[] = ["engine_failed", "shutting_down"];
 
+/** Runs once: {@link start}, then {@link run}; or {@link dispose}. */
 export class TurnRunner {
   readonly #options: RunnerOptions;
   readonly #stop = new AbortController();
@@ -235,7 +236,7 @@ export class TurnRunner {
         temperature: sampling.temperature ?? assets.sampling.temperature,
         // A nucleus of nothing is the best token alone.
         topP: topP === 0 ? 1 : topP,
-        topK: topP === 0 ? 1 : (sampling.topK ?? assets.sampling.topK),
+        topK: topP === 0 ? 1 : Math.min(sampling.topK ?? assets.sampling.topK, assets.tokenizer.vocabularySize),
         minP: sampling.minP ?? 0,
         seed: (sampling.seed + index) % 2 ** 32,
         frequencyPenalty: sampling.frequencyPenalty ?? 0,

@@ -1,6 +1,7 @@
 /** What a fake engine does with one generation, step by step. JSON, because tests in workerd send it over HTTP. */
 import type { EngineUsage, Span, TokenLogprob } from "../../../protocol/generate.ts";
 
+/** One step; a script is a list of them. */
 export type Step =
   | { do: "admit" }
   | { do: "tokens"; ids: number[]; logprobs?: TokenLogprob[] }

@@ -10,6 +10,8 @@ interface Engine {
   scripts: Step[][];
   calls: Call[];
   cancels: Map<string, () => void>;
+  /** Bodies of POST /v1/sessions/delete. */
+  deletes: unknown[];
 }
 
 const END = 259;
@@ -40,7 +42,7 @@ async function answer(engines: Map<string, Engine>, request: IncomingMessage, re
   const [, , name = "", ...rest] = (request.url ?? "").split("/");
   let engine = engines.get(name);
   if (!engine) {
-    engine = { scripts: [], calls: [], cancels: new Map() };
+    engine = { scripts: [], calls: [], cancels: new Map(), deletes: [] };
     engines.set(name, engine);
   }
   const chunks: Buffer[] = [];
@@ -56,6 +58,11 @@ async function answer(engines: Map<string, Engine>, request: IncomingMessage, re
     const [{ requestId }] = new FrameDecoder().push(body) as [{ requestId: string }];
     engine.cancels.get(requestId)?.();
     response.writeHead(204).end();
+  } else if (path === "v1/sessions/delete") {
+    engine.deletes.push(...new FrameDecoder().push(body));
+    response.writeHead(204).end();
+  } else if (path === "deletes") {
+    response.end(JSON.stringify(engine.deletes));
   } else if (path === "v1/generate") {
     await generate(engine, body, request, response);
   } else {
@@ -106,7 +113,7 @@ async function generate(
         response.writeHead(step.status, { "content-type": "text/plain" }).end("no");
         return;
       case "admit":
-        response.writeHead(200, { "content-type": "application/octet-stream" });
+        response.writeHead(200, { "content-type": "application/x-quire-frames" });
         response.write(encodeFrame({ type: "admitted", engineId: "fake", numericsId: "fake-1" }));
         break;
       case "tokens":
@@ -125,7 +132,7 @@ async function generate(
       case "fail": {
         const { code, message, param, retryAfterMs } = step;
         call.finished = true;
-        if (!response.headersSent) response.setHeader("content-type", "application/octet-stream");
+        if (!response.headersSent) response.setHeader("content-type", "application/x-quire-frames");
         response.end(encodeFrame({ type: "failed", code, message, param, retryAfterMs }));
         return;
       }
@@ -137,7 +144,7 @@ async function generate(
         return;
       case "garbage":
         call.finished = true;
-        response.writeHead(200, { "content-type": "application/octet-stream" });
+        response.writeHead(200, { "content-type": "application/x-quire-frames" });
         response.end(encodeFrame({ type: "surprise" }));
         return;
     }
