@@ -45,7 +45,7 @@ export class WasmHeap {
    */
   allocate(bytes: number): number {
     assert(Number.isInteger(bytes) && bytes >= 0, "bytes must be an integer >= 0");
-    const size = Math.max(ALIGN_BYTES, roundUp(bytes, ALIGN_BYTES));
+    const size = sizeOf(bytes);
     let index = this.#free.findIndex((span) => span.bytes >= size);
     if (index < 0) {
       this.#grow(size);
@@ -58,6 +58,15 @@ export class WasmHeap {
     this.#used.set(at, size);
     this.#freshFrom = Math.max(this.#freshFrom, at + size);
     return at;
+  }
+
+  /** Whether {@link allocate} would find room within the limit. */
+  canAllocate(bytes: number): boolean {
+    const size = sizeOf(bytes);
+    const end = this.memory.buffer.byteLength;
+    const last = this.#free.at(-1);
+    const tail = last !== undefined && last.at + last.bytes === end ? last.bytes : 0;
+    return this.#free.some((span) => span.bytes >= size) || end - tail + size <= this.bytesMax;
   }
 
   /** As {@link allocate}, filled with zeros. Memory that was never used is not touched. */
@@ -123,6 +132,11 @@ function sharedBuffer(memory: WebAssembly.Memory): SharedArrayBuffer {
   return buffer;
 }
 
+/** What an allocation of `bytes` really takes. */
+function sizeOf(bytes: number): number {
+  return Math.max(ALIGN_BYTES, roundUp(bytes, ALIGN_BYTES));
+}
+
 function roundUp(value: number, multiple: number): number {
   return Math.ceil(value / multiple) * multiple;
 }
@@ -162,6 +176,7 @@ export class Arena {
     if (this.#chunks.length < 2) return;
     const bytes = this.#chunks.reduce((sum, chunk) => sum + chunk.bytes, 0);
     for (const chunk of this.#chunks.splice(0)) this.#heap.release(chunk.at);
-    this.#chunks.push({ at: this.#heap.allocate(bytes), bytes });
+    // Where memory is short and in pieces, `take` finds its chunks again.
+    if (this.#heap.canAllocate(bytes)) this.#chunks.push({ at: this.#heap.allocate(bytes), bytes });
   }
 }

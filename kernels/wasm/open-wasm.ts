@@ -24,8 +24,8 @@ import { ThreadPool } from "./thread-pool.ts";
 const THREADS_DEFAULT_MAX = 8;
 const THREADS_MAX = 64;
 const STALL_MS_MAX = 20_000;
-/** About 5 microseconds of one thread: less is not worth waking anybody. */
-const SHARED_WORK_MIN = 30_000;
+/** Some microseconds of one thread: less is not worth waking anybody. */
+const SHARED_WORK_MIN = 150_000;
 
 /** How the device is opened. */
 export interface WasmDeviceOptions {

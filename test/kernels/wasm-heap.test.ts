@@ -62,6 +62,20 @@ describe("wasm heap", () => {
     }
   });
 
+  it("an arena that finds no room in one piece goes on in pieces", () => {
+    const heap = new WasmHeap(4 * MIB);
+    const arena = new Arena(heap);
+    arena.take(MIB);
+    const between = heap.allocate(64);
+    arena.take(MIB);
+    const rest = heap.allocate(1.5 * MIB);
+    arena.clear();
+    heap.bytes.fill(7, rest, rest + 1.5 * MIB);
+    for (const at of [arena.take(MIB), arena.take(MIB)]) heap.bytes.fill(1, at, at + MIB);
+    expect(heap.bytes.subarray(rest, rest + 1.5 * MIB).every((byte) => byte === 7)).toBe(true);
+    heap.release(between);
+  });
+
   it("a device says when its memory is full, and can use what was released", async () => {
     const device = await openWasmDevice({ threads: 1, memoryBytesMax: 4 * MIB });
     expect(device.report.memoryBytesMax).toBe(4 * MIB);

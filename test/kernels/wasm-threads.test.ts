@@ -101,6 +101,22 @@ describe("wasm thread pool", () => {
     await machine.threads.close();
   });
 
+  it("a thread that dies between two ops fails the next step", async () => {
+    const started: Worker[] = [];
+    const note = (worker: Worker): void => void started.push(worker);
+    process.on("worker", note);
+    const device = await openWasmDevice({ threads: 2, sharedWorkMin: 0 });
+    process.off("worker", note);
+    expect(started.length).toBe(1);
+    await started[0]!.terminate();
+    const step = device.begin([]);
+    const buffer = device.buffer("x", 64);
+    step.siluMul({ out: buffer, gate: buffer, up: device.buffer("up", 64), rows: 1, width: 16 });
+    await expect(step.submit()).rejects.toThrow("A worker thread died.");
+    await expect(device.begin([]).submit()).rejects.toThrow("A worker thread died.");
+    await device.close();
+  });
+
   it("a device left open does not keep the process, a closed one ends its threads", { timeout: 20_000 }, async () => {
     const module = new URL("../../kernels/wasm/open-wasm.ts", import.meta.url).href;
     const source = (end: string): string => `
