@@ -55,7 +55,7 @@ export class ByteLevelBpe implements Tokenizer {
 
   decode(ids: ArrayLike<number>, options: { special?: boolean } = {}): string {
     const bytes = this.#bytesOf(ids, options.special === true);
-    return new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes);
+    return new TextDecoder("utf-8", { fatal: false, ignoreBOM: true }).decode(bytes);
   }
 
   idOf(token: string): number | undefined {
@@ -68,7 +68,7 @@ export class ByteLevelBpe implements Tokenizer {
 
   piece(id: number): { text: string; bytes: number[] } {
     const bytes = this.#bytesOf([id], true);
-    return { text: new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes), bytes: [...bytes] };
+    return { text: new TextDecoder("utf-8", { fatal: false, ignoreBOM: true }).decode(bytes), bytes: [...bytes] };
   }
 
   decoder(): IncrementalDecoder {

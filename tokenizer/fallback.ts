@@ -92,7 +92,7 @@ class SentencePieceTokenizer implements Tokenizer {
 
   piece(id: number): { text: string; bytes: number[] } {
     const bytes = this.#bytes[id] ?? new Uint8Array(0);
-    return { text: new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes), bytes: [...bytes] };
+    return { text: new TextDecoder("utf-8", { fatal: false, ignoreBOM: true }).decode(bytes), bytes: [...bytes] };
   }
 
   decoder(): IncrementalDecoder {
