@@ -40,7 +40,7 @@ export function describeStore(name: string, options: ConformanceOptions): void {
     keys(() => store);
     cancelling(() => store, options.interruptible);
     it("agrees with a naive model over random histories", async () => {
-      for (let seed = 1; seed <= 3; seed++) await runHistory(store, `history/${seed}/`, seed, options.rounds * 15);
+      for (let seed = 1; seed <= 2; seed++) await runHistory(store, `history/${seed}/`, seed, options.rounds * 12);
     });
   });
 }

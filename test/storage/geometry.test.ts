@@ -13,7 +13,7 @@ import { SMALL, TINY } from "./samples.ts";
 
 describe("geometry", () => {
   it("computes the sizes of the pool's layouts", () => {
-    // house-0 as int8 with both summaries: 4 layers, 2 KV heads, dimension 32, counted by hand.
+    // 4 layers, 2 KV heads, dimension 32, int8 with both summaries, counted by hand.
     const shape = { layerCount: 4, kvHeadCount: 2, headDim: 32, summaryKinds: ["min-max", "mean-deviation"] as const };
     const int8 = kvGeometry({ ...shape, encoding: "int8" });
     expect(int8.blockBytes).toBe(2 * (2048 + 128 + 2048 + 256));
