@@ -66,21 +66,25 @@ export function describeAttention(lane: Lane): void {
     it("blocks that are not there are left out and named, per layer", async () => {
       const shape = { ...small, layerCount: 2 };
       const twin = new Twin(lane, shape, { blockCapacity: 20 });
-      const [holed, whole] = [makeSequence(shape, 600, SEED), makeSequence(shape, 200, SEED + 1)];
+      const holed = makeSequence(shape, 600, SEED);
+      const [short, whole] = [makeSequence(shape, 200, SEED + 1), makeSequence(shape, 200, SEED + 2)];
       await twin.fill(holed, 560);
-      await twin.fill(whole, 199);
+      await twin.fill(short, 199);
+      await twin.fill(whole, 198);
       const absent = [{ block: 7 }, { block: 3, layer: 1 }, { block: 0, layer: 0 }];
       const result = await twin.run([
-        { sequence: whole, position: 199, rowCount: 1 },
+        { sequence: short, position: 199, rowCount: 1, absent: [{ block: 2, layer: 1 }] },
+        { sequence: whole, position: 198, rowCount: 2 },
         { sequence: holed, position: 560, rowCount: 40, absent, groupStarts: [0, 20] },
       ]);
       expect(result.readback.misses).toEqual([
-        { sliceIndex: 1, layer: 0, block: 0 },
-        { sliceIndex: 1, layer: 0, block: 7 },
-        { sliceIndex: 1, layer: 1, block: 3 },
-        { sliceIndex: 1, layer: 1, block: 7 },
+        { sliceIndex: 0, layer: 1, block: 2 },
+        { sliceIndex: 2, layer: 0, block: 0 },
+        { sliceIndex: 2, layer: 0, block: 7 },
+        { sliceIndex: 2, layer: 1, block: 3 },
+        { sliceIndex: 2, layer: 1, block: 7 },
       ]);
-      for (const [index, missed] of result.missedAtOnce.entries()) expect([undefined, index === 1]).toContain(missed);
+      for (const [index, missed] of result.missedAtOnce.entries()) expect([undefined, index !== 1]).toContain(missed);
     });
 
     it("a block that is not there is no miss for rows that cannot see it", async () => {
