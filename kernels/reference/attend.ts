@@ -32,8 +32,8 @@ interface Partial {
 /** Keys and values of one block and KV head as rows may read them. */
 interface BlockView {
   block: number;
-  /** Bit t: token t of the block is attended, as far as causality allows. One flag a token. */
-  attended: boolean[];
+  /** Tokens of the block that are attended as far as causality allows, ascending. */
+  tokens: number[];
   /** Decoded; undefined where the block is not resident, or is not sealed before the last row. */
   sealed?: { keys: Float32Array; values: Float32Array };
   /** The open slot's; undefined for blocks before the slice. */
@@ -87,7 +87,7 @@ function attendRow(query: Float32Array, position: number, blocks: readonly Block
       splitIndex = viewSplit;
     }
     const tokenEnd = view.block === ownBlock ? (position % BLOCK_TOKENS) + 1 : BLOCK_TOKENS;
-    merge(split, attendBlock(query, source, view.attended.slice(0, tokenEnd)));
+    merge(split, attendBlock(query, source, view.tokens, tokenEnd));
   }
   merge(total, split);
   return total.output.map((value) => (total.sum > 0 ? value / total.sum : 0));
@@ -96,26 +96,28 @@ function attendRow(query: Float32Array, position: number, blocks: readonly Block
 function attendBlock(
   query: Float32Array,
   { keys, values }: { keys: Float32Array; values: Float32Array },
-  attended: readonly boolean[],
+  tokens: readonly number[],
+  tokenEnd: number,
 ): Partial {
   const headDim = query.length;
-  const scores = new Float32Array(attended.length).fill(Number.NEGATIVE_INFINITY);
+  const scores = new Float32Array(BLOCK_TOKENS);
   let max = Number.NEGATIVE_INFINITY;
-  for (let token = 0; token < attended.length; token++) {
-    if (!attended[token]) continue;
+  for (const token of tokens) {
+    if (token >= tokenEnd) break;
     let dot = 0;
     for (let channel = 0; channel < headDim; channel++) {
       dot += (query[channel] as number) * (keys[token * headDim + channel] as number);
     }
-    scores[token] = dot / Math.sqrt(headDim);
-    max = Math.max(max, scores[token] as number);
+    const score = Math.fround(dot / Math.sqrt(headDim));
+    scores[token] = score;
+    if (score > max) max = score;
   }
   const partial = emptyPartial(headDim);
   if (max === Number.NEGATIVE_INFINITY) return partial;
   const output = new Float64Array(headDim);
   let sum = 0;
-  for (let token = 0; token < attended.length; token++) {
-    if (!attended[token]) continue;
+  for (const token of tokens) {
+    if (token >= tokenEnd) break;
     const weight = Math.fround(Math.exp((scores[token] as number) - max));
     sum += weight;
     for (let channel = 0; channel < headDim; channel++) {
@@ -165,10 +167,10 @@ function blockViews(
     const page = pages?.[index] ?? index;
     const mask = tokenMasks?.[index] ?? 0xffff;
     const block = Math.floor(page / PAGES_PER_BLOCK);
-    const view = views.get(block) ?? { block, attended: new Array<boolean>(BLOCK_TOKENS).fill(false) };
+    const view = views.get(block) ?? { block, tokens: [] };
     views.set(block, view);
     for (let token = 0; token < PAGE_TOKENS; token++) {
-      if ((mask >> token) & 1) view.attended[(page % PAGES_PER_BLOCK) * PAGE_TOKENS + token] = true;
+      if ((mask >> token) & 1) view.tokens.push((page % PAGES_PER_BLOCK) * PAGE_TOKENS + token);
     }
   }
   for (const view of views.values()) {
