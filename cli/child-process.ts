@@ -23,6 +23,8 @@ export interface ChildOptions {
 /** A running child. */
 export interface Child {
   readonly name: string;
+  /** Undefined where it could not be started. */
+  readonly pid: number | undefined;
   readonly logPath: string;
   /** Resolves, never rejects, when the process is gone; the text says how it ended. */
   readonly ended: Promise<string>;
@@ -86,6 +88,7 @@ export function startChild(options: ChildOptions): Child {
   };
   return {
     name: options.name,
+    pid: child.pid,
     logPath: options.logPath,
     ended,
     get endedWith() {

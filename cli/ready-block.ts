@@ -7,18 +7,21 @@ export interface ReadyFacts {
   modelId: string;
   device: string;
   engineUrl: string;
+  enginePid: number | undefined;
   dataPath: string;
 }
 
 /** The first line says that it is ready; the curl line can be pasted as it is. */
-export function readyBlock({ url, apiKey, modelId, device, engineUrl, dataPath }: ReadyFacts): string {
+export function readyBlock(facts: ReadyFacts): string {
+  const { url, apiKey, modelId, device, engineUrl, enginePid, dataPath } = facts;
   return `
 Quire is ready on ${url}
 
   API         ${url}/v1
   API key     ${apiKey}
   playground  ${url}/#key=${apiKey}
-  model       ${modelId}, on ${device}, engine at ${engineUrl}
+  model       ${modelId}, on ${device}
+  engine      ${engineUrl}, pid ${enginePid}
   data        ${dataPath}
 
 Try it:

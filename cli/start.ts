@@ -1,27 +1,19 @@
 /** `quire start`: edge and engine on this machine, up together and down together. */
-import { openStore } from "../storage/open.ts";
 import type { Child } from "./child-process.ts";
 import type { Command } from "./command.ts";
 import { type DataFolder, openDataFolder } from "./data-folder.ts";
-import { bucketName, startEdge } from "./edge-process.ts";
 import { type EngineFlagName, engineFlags } from "./engine-flags.ts";
-import { startEngine, storeEnvironment } from "./engine-process.ts";
 import { describeFlags, type FlagValues, parseFlags } from "./flags.ts";
-import { uploadModelAssets } from "./model-assets.ts";
+import { keepEngine } from "./keep-engine.ts";
 import { type ModelFolder, openModelFolder } from "./model-folder.ts";
 import { findPort } from "./ports.ts";
 import { readyBlock } from "./ready-block.ts";
+import { Stack } from "./stack.ts";
 import { startFlags } from "./start-flags.ts";
-import { listenForStop, type StopRequest } from "./stop-request.ts";
-import { endedUnexpectedly, waitUntil } from "./wait-until.ts";
+import { listenForStop } from "./stop-request.ts";
+import { endedUnexpectedly } from "./wait-until.ts";
 
 type StartValues = FlagValues<typeof startFlags>;
-
-const edgeUpMsMax = 60_000;
-const engineUpMsMax = 120_000;
-/** The engine ends its turns and persists them; then it is killed. */
-const engineGraceMs = 30_000;
-const edgeGraceMs = 10_000;
 
 /** The command. */
 export const startCommand: Command = {
@@ -39,17 +31,22 @@ async function runStart(values: StartValues): Promise<number> {
     say(`${why}: stopping, the engine persists what it holds (once more: at once)`);
     life.abort();
   });
-  const children: Child[] = [];
+  const stack = stackOf({ values, model, ports, data, signal: life.signal });
   try {
-    await bringUp({ values, model, ports, data, children, signal: life.signal });
-    const ended = await Promise.race([stop.requested, ...children.map((child) => child.ended.then(() => child))]);
-    if (typeof ended !== "string") throw endedUnexpectedly(ended);
+    const { edge, engine } = await bringUp({ stack, values, model, ports, data });
+    const edgeEnded = edge.ended.then(() => Promise.reject(endedUnexpectedly(edge)));
+    const engineGivenUp = new Promise<never>((_, reject) => {
+      keepRunning({ stack, engine, port: ports.engine, signal: life.signal }).catch(reject);
+    });
+    await Promise.race([stop.requested, edgeEnded, engineGivenUp]);
     return 0;
   } catch (error) {
     if (life.signal.aborted) return 0;
     throw error;
   } finally {
-    await bringDown(children, stop);
+    // Whatever ended it: no engine is started from now on.
+    life.abort();
+    await Promise.race([stack.stop(), stop.insisted.then(() => stack.kill())]);
     await data.release();
   }
 }
@@ -60,76 +57,88 @@ interface Ports {
   inspector: number;
 }
 
+/** Engines of `quire start` listen here only. */
+const engineHost = "127.0.0.1";
+
 async function choosePorts(values: StartValues): Promise<Ports> {
-  const local = "127.0.0.1";
   const edge = await findPort({ host: values.host, port: values.port, flag: "--port" });
-  const engine = await findPort({ host: local, port: values["engine-port"], flag: "--engine-port" });
-  const inspector = await findPort({ host: local, port: 0, flag: "--port" });
+  const engine = await findPort({ host: engineHost, port: values["engine-port"], flag: "--engine-port" });
+  const inspector = await findPort({ host: engineHost, port: 0, flag: "--port" });
   return { edge, engine, inspector };
 }
 
-interface BringUpOptions {
+interface StackParts {
   values: StartValues;
   model: ModelFolder;
   ports: Ports;
   data: DataFolder;
-  /** Gets each child as soon as it runs. */
-  children: Child[];
   signal: AbortSignal;
 }
 
-/** Edge, model assets, engine, registration: each waits for the one before. */
-async function bringUp({ values, model, ports, data, children, signal }: BringUpOptions): Promise<void> {
-  const { secrets } = data;
-  const edgeUrl = `http://${reachableHost(values.host)}:${ports.edge}`;
-  const warn = (name: string) => (line: string) => void process.stderr.write(`[${name}] ${line}\n`);
-  say("starting the edge");
-  const edge = await startEdge({
+function stackOf({ values, model, ports, data, signal }: StackParts): Stack {
+  return new Stack({
     data,
+    model,
     host: values.host,
-    port: ports.edge,
+    edgePort: ports.edge,
     inspectorPort: ports.inspector,
     selection: {
       policy: values.policy,
       budgetTokens: values.budget,
       exact: values.exact === undefined ? undefined : values.exact === "true",
     },
-    onWarning: warn("edge"),
+    engineFlags: engineArguments(values),
+    onWarning: (name, line) => void process.stderr.write(`[${name}] ${line}\n`),
+    signal,
   });
-  children.push(edge);
-  const isEdgeUp = async () => (await fetch(`${edgeUrl}/healthz`, { signal })).ok;
-  await waitUntil(isEdgeUp, { what: "the edge to answer", children, timeoutMs: edgeUpMsMax, signal });
-
-  const endpoint = `${edgeUrl}/cdn-cgi/local/r2/s3`;
-  const storeAddress = `s3://${bucketName}?endpoint=${encodeURIComponent(endpoint)}`;
-  const store = await openStore(storeAddress, storeEnvironment(secrets));
-  await uploadModelAssets(store, model, signal);
-  await store.close();
-
-  say("starting the engine");
-  const logPath = data.at("logs", "engine.log");
-  const flags = engineArguments(values);
-  const engineOptions = { port: ports.engine, edgeUrl, storeAddress, secrets, flags, logPath };
-  children.push(startEngine({ ...engineOptions, onWarning: warn("engine") }));
-  const isServed = () => listsModel({ edgeUrl, apiKey: secrets.apiKey, modelId: model.modelId, signal });
-  await waitUntil(isServed, { what: "the engine to register", children, timeoutMs: engineUpMsMax, signal });
-
-  const engineUrl = `http://127.0.0.1:${ports.engine}`;
-  const facts = { url: edgeUrl, apiKey: secrets.apiKey, modelId: model.modelId, engineUrl, dataPath: data.path };
-  process.stdout.write(`${readyBlock({ ...facts, device: values.device })}\n`);
 }
 
-interface ListOptions {
-  edgeUrl: string;
-  apiKey: string;
-  modelId: string;
+interface BringUpOptions extends Omit<StackParts, "signal"> {
+  stack: Stack;
+}
+
+/** Edge, model assets, engine, registration: each waits for the one before. */
+async function bringUp({ stack, values, model, ports, data }: BringUpOptions): Promise<{ edge: Child; engine: Child }> {
+  say("starting the edge");
+  const edge = await stack.startEdge();
+  say("starting the engine");
+  const engine = stack.startEngine(ports.engine);
+  await stack.untilServed(engine, ports.engine);
+  const facts = {
+    url: stack.edgeUrl,
+    apiKey: data.secrets.apiKey,
+    modelId: model.modelId,
+    device: values.device,
+    engineUrl: `http://${engineHost}:${ports.engine}`,
+    enginePid: engine.pid,
+    dataPath: data.path,
+  };
+  process.stdout.write(`${readyBlock(facts)}\n`);
+  return { edge, engine };
+}
+
+interface KeepRunningOptions {
+  stack: Stack;
+  engine: Child;
+  port: number;
   signal: AbortSignal;
 }
 
-async function listsModel({ edgeUrl, apiKey, modelId, signal }: ListOptions): Promise<boolean> {
-  const response = await fetch(`${edgeUrl}/v1/models`, { headers: { authorization: `Bearer ${apiKey}` }, signal });
-  const body = (await response.json()) as { data?: { id: string }[] };
-  return body.data?.some((model) => model.id === modelId) === true;
+function keepRunning({ stack, engine, port, signal }: KeepRunningOptions): Promise<void> {
+  return keepEngine({
+    engine,
+    port,
+    isPortTaken: () =>
+      findPort({ host: engineHost, port, flag: "--engine-port" }).then(
+        () => false,
+        () => true,
+      ),
+    start: () => stack.startEngine(port),
+    untilServed: (started) => stack.untilServed(started, port),
+    say: (line) => void process.stderr.write(`quire: ${line}\n`),
+    nowMs: () => performance.now(),
+    signal,
+  });
 }
 
 /** Hands the shared flags on to `quire serve`, also what came from the environment. */
@@ -138,26 +147,6 @@ function engineArguments(values: StartValues): string[] {
     const value = values[name];
     return value === undefined ? [] : [`--${name}=${value}`];
   });
-}
-
-/** An address at which this machine reaches what listens on `host`. */
-function reachableHost(host: string): string {
-  if (host === "0.0.0.0" || host === "::") return "127.0.0.1";
-  return host.includes(":") ? `[${host}]` : host;
-}
-
-/** The engine first: it needs the edge's object store to persist. A second request kills what is left. */
-async function bringDown(children: readonly Child[], stop: StopRequest): Promise<void> {
-  const inOrder = async (): Promise<void> => {
-    for (const child of children.toReversed()) {
-      await child.stop(child.name === "engine" ? engineGraceMs : edgeGraceMs);
-    }
-  };
-  const atOnce = stop.insisted.then(() => {
-    for (const child of children) child.kill();
-  });
-  await Promise.race([inOrder(), atOnce]);
-  await Promise.all(children.map((child) => child.ended));
 }
 
 function say(line: string): void {
