@@ -1,0 +1,158 @@
+/** Where the demonstration takes place: a stack in a temporary folder, whose engines are killed and whose pages are damaged. */
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
+import { assert } from "../protocol/assert.ts";
+import { Quire } from "../sdk/index.ts";
+import type { PageStore } from "../storage/contract.ts";
+import { ROOT_PREFIX, sessionKeyOf } from "../storage/keys.ts";
+import { loadManifest, type Manifest } from "../storage/manifest.ts";
+import { segmentRange } from "../storage/segment.ts";
+import type { Child } from "./child-process.ts";
+import { type DataFolder, openDataFolder } from "./data-folder.ts";
+import { openModelFolder } from "./model-folder.ts";
+import { findPort } from "./ports.ts";
+import { Stack } from "./stack.ts";
+
+const host = "127.0.0.1";
+const persistMsMax = 30_000;
+const pollMs = 50;
+
+/** How much of a session the page store holds. */
+export interface Persisted {
+  tokenCount: number;
+  segmentCount: number;
+}
+
+/** See the head of this file. Ports are free ones; {@link Stage.close} leaves no process and no file behind. */
+export class Stage {
+  readonly client: Quire;
+  readonly #data: DataFolder;
+  readonly #stack: Stack;
+  readonly #store: PageStore;
+  #enginePort: number;
+  #engine: Child | undefined;
+
+  private constructor(parts: { data: DataFolder; stack: Stack; store: PageStore; enginePort: number }) {
+    this.#data = parts.data;
+    this.#stack = parts.stack;
+    this.#store = parts.store;
+    this.#enginePort = parts.enginePort;
+    this.client = new Quire({ baseUrl: parts.stack.edgeUrl, apiKey: parts.data.secrets.apiKey });
+  }
+
+  /**
+   * An edge without an engine; the model is house-0, its KV int8.
+   * @throws {UsageError} one line, when the edge does not come up.
+   */
+  static async open(signal: AbortSignal): Promise<Stage> {
+    const modelFolder = fileURLToPath(new URL("../weights/house-0", import.meta.url));
+    const model = await openModelFolder(modelFolder);
+    const data = await openDataFolder(await mkdtemp(join(tmpdir(), "quire-demo-")));
+    const freePort = () => findPort({ host, port: 0, flag: "--port" });
+    const stack = new Stack({
+      data,
+      model,
+      host,
+      edgePort: await freePort(),
+      inspectorPort: await freePort(),
+      selection: {},
+      engineFlags: [`--model=${modelFolder}`, "--kv=int8", "--weights=int8", "--pool-bytes=64M"],
+      // The damage that the demonstration does is warned of, and that is as it should be.
+      onWarning: () => undefined,
+      signal,
+    });
+    try {
+      await stack.startEdge();
+      return new Stage({ data, stack, store: await stack.openStore(), enginePort: await freePort() });
+    } catch (error) {
+      await stack.kill();
+      await rm(data.path, { recursive: true, force: true });
+      throw error;
+    }
+  }
+
+  /** Starts an engine, which begins with an empty memory and has no disk: on the port of the one before, or as another one. */
+  async startEngine(which: "again" | "another" = "again"): Promise<void> {
+    assert(this.#engine === undefined, "one engine at a time");
+    if (which === "another") this.#enginePort = await findPort({ host, port: 0, flag: "--engine-port" });
+    this.#engine = this.#stack.startEngine(this.#enginePort);
+    await this.#stack.untilServed(this.#engine, this.#enginePort);
+  }
+
+  /** SIGKILL: the engine has no chance to persist anything. Resolves to its process id when it is gone. */
+  async killEngine(): Promise<number> {
+    const engine = this.#engine;
+    assert(engine?.pid !== undefined, "an engine runs");
+    engine.kill();
+    await engine.ended;
+    this.#engine = undefined;
+    return engine.pid;
+  }
+
+  /** Resolves when the store's manifest of a session covers this many tokens. @throws {Error} after half a minute. */
+  async untilPersisted(sessionId: string, tokenCount: number): Promise<Persisted> {
+    const endMs = performance.now() + persistMsMax;
+    for (;;) {
+      const manifest = await this.#manifest(sessionId);
+      if (manifest !== undefined && manifest.tokenCount >= tokenCount) {
+        return { tokenCount: manifest.tokenCount, segmentCount: manifest.segments.length };
+      }
+      if (performance.now() > endMs) throw new Error(`the store holds ${manifest?.tokenCount} tokens of ${tokenCount}`);
+      await sleep(pollMs);
+    }
+  }
+
+  /** Removes the segment that holds a token. */
+  async deleteSegment(sessionId: string, token: number): Promise<void> {
+    const { ref } = await this.#segmentOf(sessionId, token);
+    await this.#store.delete([ref.objectKey]);
+  }
+
+  /** Flips one bit of the first layer's block that holds a token. */
+  async flipByte(sessionId: string, token: number): Promise<void> {
+    const { manifest, ref } = await this.#segmentOf(sessionId, token);
+    const object = await this.#store.get(ref.objectKey);
+    assert(object !== undefined, "the segment is in the store");
+    const range = segmentRange(manifest.geometry, 0, Math.floor((token - ref.fromToken) / 64));
+    const offset = ref.objectOffset + range.offset + Math.floor(range.bytes / 2);
+    object.bytes[offset] = (object.bytes[offset] ?? 0) ^ 0x10;
+    await this.#store.put(ref.objectKey, object.bytes);
+  }
+
+  /** Removes every page, manifest and tail: a store as on the first day. The edge keeps the words. */
+  async emptyStore(): Promise<void> {
+    for (let keys = await this.#keys(); keys.length > 0; keys = await this.#keys()) await this.#store.delete(keys);
+  }
+
+  /** Bytes of everything that is stored. */
+  async storedBytes(): Promise<number> {
+    const { keys } = await this.#store.list(ROOT_PREFIX);
+    return keys.reduce((sum, { bytes }) => sum + bytes, 0);
+  }
+
+  /** Kills what runs and removes the folder. */
+  async close(): Promise<void> {
+    await this.#store.close();
+    await this.#stack.kill();
+    await rm(this.#data.path, { recursive: true, force: true });
+  }
+
+  async #keys(): Promise<string[]> {
+    return (await this.#store.list(ROOT_PREFIX)).keys.map(({ key }) => key);
+  }
+
+  async #manifest(sessionId: string): Promise<Manifest | undefined> {
+    const key = (await this.#keys()).find((name) => name.endsWith(`/session/${sessionKeyOf(sessionId)}`));
+    return key === undefined ? undefined : (await loadManifest(this.#store, key))?.manifest;
+  }
+
+  async #segmentOf(sessionId: string, token: number) {
+    const manifest = await this.#manifest(sessionId);
+    const ref = manifest?.segments.find(({ fromToken, tokenCount }) => token - fromToken < tokenCount);
+    assert(manifest !== undefined && ref !== undefined, "a sealed segment holds the token");
+    return { manifest, ref };
+  }
+}
