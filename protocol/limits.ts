@@ -27,8 +27,11 @@ export const LIMITS = {
   stepMsMax: 250,
   /** Tokens are coalesced this long before they are sent to the edge. */
   coalesceMs: 4,
-  /** SSE comment heartbeat while a stream is silent. */
-  heartbeatMs: 250,
+  /**
+   * SSE comment heartbeat while a stream is silent. A closed connection shows at the second write after it, and an engine ends work
+   * between two steps: both together stay below a second.
+   */
+  heartbeatMs: 150,
   engineHeartbeatMs: 1_000,
   engineExpiryMs: 5_000,
   /** Rows of one tenant's transcript index; the least recently used go first. */
