@@ -113,8 +113,15 @@ export async function jsonAnswer(answer: Answer): Promise<Response> {
   if (first !== "slow") return Response.json(first);
   const { readable, writable } = new IdentityTransformStream();
   void writeSlowly(outcome, writable.getWriter(), cancel);
-  return new Response(readable, { headers: { "content-type": "application/json" } });
+  return new Response(readable, { headers: SLOW_JSON_HEADERS });
 }
+
+/** A proxy that compresses keeps spaces to itself, and then a client that is gone is not noticed. */
+const SLOW_JSON_HEADERS: Readonly<Record<string, string>> = {
+  "content-type": "application/json",
+  "content-encoding": "identity",
+  "cache-control": "no-cache, no-transform",
+};
 
 async function writeSlowly(
   outcome: Promise<object>,
