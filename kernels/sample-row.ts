@@ -55,28 +55,54 @@ function clean(logit: number | undefined): number {
 function chooseToken(logits: Float32Array, row: SampleRow): number {
   const adjusted = adjustLogits(logits, row);
   if (row.temperature <= 0) return argmax(adjusted);
-  for (let id = 0; id < adjusted.length; id++) adjusted[id] = (adjusted[id] as number) / row.temperature;
+  scale(adjusted, row.temperature);
   const kept = truncate(adjusted, row);
   const key = noiseKey(row.seed, row.position);
+  return kept === undefined ? noisyArgmax(adjusted, key) : noisyArgmaxAmong(adjusted, key, kept);
+}
+
+/** Divides by the temperature, in place. */
+function scale(logits: Float64Array, temperature: number): void {
+  for (let id = 0; id < logits.length; id++) logits[id] = (logits[id] as number) / temperature;
+}
+
+/** No hash gives more noise: a logit this far below the best noisy one needs no logarithms. */
+const GUMBEL_MAX = -Math.log(-Math.log((2 ** 32 - 0.5) / 2 ** 32));
+
+/** The id with the largest logit + noise; 0 where no logit is finite. */
+function noisyArgmax(logits: Float64Array, key: number): number {
   let best = 0;
   let bestValue = Number.NEGATIVE_INFINITY;
-  const consider = (id: number): void => {
-    const logit = adjusted[id] as number;
-    if (logit === Number.NEGATIVE_INFINITY) return;
+  for (let id = 0; id < logits.length; id++) {
+    const logit = logits[id] as number;
+    if (logit + GUMBEL_MAX <= bestValue) continue;
     const value = logit + gumbelOf(key, id);
-    if (value > bestValue || (value === bestValue && id < best)) {
+    if (value > bestValue) {
       best = id;
       bestValue = value;
     }
-  };
-  if (kept === undefined) for (let id = 0; id < adjusted.length; id++) consider(id);
-  else for (const id of kept) consider(id);
+  }
+  return best;
+}
+
+/** As {@link noisyArgmax} over some ids, in whatever order. */
+function noisyArgmaxAmong(logits: Float64Array, key: number, ids: readonly number[]): number {
+  let best = 0;
+  let bestValue = Number.NEGATIVE_INFINITY;
+  for (const id of ids) {
+    const value = (logits[id] as number) + gumbelOf(key, id);
+    if (value > bestValue || (value === bestValue && value > Number.NEGATIVE_INFINITY && id < best)) {
+      best = id;
+      bestValue = value;
+    }
+  }
   return best;
 }
 
 /** Bias and penalties in f64, NaN replaced by -Infinity. Ids beyond the vocabulary are ignored. */
 function adjustLogits(logits: Float32Array, row: SampleRow): Float64Array {
-  const adjusted = Float64Array.from(logits, clean);
+  const adjusted = new Float64Array(logits.length);
+  for (let id = 0; id < logits.length; id++) adjusted[id] = clean(logits[id]);
   row.biasIds.forEach((id, index) => {
     if (id < adjusted.length) adjusted[id] = (adjusted[id] as number) + (row.biasValues[index] as number);
   });
@@ -99,7 +125,7 @@ function argmax(values: Float64Array): number {
 }
 
 /** The ids that top-k, top-p and min-p leave; undefined: all. */
-function truncate(logits: Float64Array, row: SampleRow): Iterable<number> | undefined {
+function truncate(logits: Float64Array, row: SampleRow): number[] | undefined {
   let kept: number[] | undefined;
   if (row.topK > 0 && row.topK < logits.length) kept = bestIds(logits, row.topK);
   if (row.topP < 1) kept = nucleus(logits, row.topP, kept);
@@ -199,9 +225,9 @@ function swap(heap: number[], a: number, b: number): void {
 /** ln(sum(exp(logits))) in f64, ids ascending. */
 function logSumExp(logits: Float32Array): number {
   let max = Number.NEGATIVE_INFINITY;
-  for (const logit of logits) if (logit > max) max = logit;
+  for (let id = 0; id < logits.length; id++) max = Math.max(max, clean(logits[id]));
   if (max === Number.NEGATIVE_INFINITY) return 0;
   let sum = 0;
-  for (const logit of logits) sum += Math.exp(clean(logit) - max);
+  for (let id = 0; id < logits.length; id++) sum += Math.exp(clean(logits[id]) - max);
   return max + Math.log(sum);
 }
