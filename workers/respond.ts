@@ -14,6 +14,9 @@ import { SSE_DONE, SSE_HEADERS, SSE_HEARTBEAT, sseData } from "./sse.ts";
 import { turnEvents } from "./turn-events.ts";
 import type { TextLogprob, TurnEvent, TurnUsage } from "./turn-job.ts";
 
+/** How long an answer without a stream waits for its real status before it begins to beat. */
+const PLAIN_MS_MAX = 250;
+
 /** A turn about to be answered. */
 export interface Answer {
   frame: ResponseFrame;
@@ -97,7 +100,7 @@ class ChunkWriter {
 }
 
 /**
- * One JSON object. A turn that ends soon, well or not, has its real status. After `LIMITS.heartbeatMs` the headers go out, and spaces
+ * One JSON object. A turn that ends within `PLAIN_MS_MAX`, well or not, has its real status. After that the headers go out, and spaces
  * follow until the object does: JSON allows them, and only writing shows that a client is gone. A failure after that is an error object
  * in a connection that breaks off, so that no client takes it for a completion.
  */
@@ -107,7 +110,7 @@ export async function jsonAnswer(answer: Answer): Promise<Response> {
   answer.signal.addEventListener("abort", cancel);
   const outcome = collect(answer, reader);
   const timer = Promise.withResolvers<"slow">();
-  const handle = setTimeout(() => timer.resolve("slow"), LIMITS.heartbeatMs);
+  const handle = setTimeout(() => timer.resolve("slow"), PLAIN_MS_MAX);
   const first = await Promise.race([outcome, timer.promise]);
   clearTimeout(handle);
   if (first !== "slow") return Response.json(first);
