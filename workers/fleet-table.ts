@@ -38,10 +38,12 @@ export class FleetTable {
     this.#engines.set(heartbeat.engineId, { heartbeat, seenMs: nowMs, assignedCount: 0 });
   }
 
-  /** Ids of the models that live engines serve, in the order in which their first engine came. */
+  /** Ids of the models that live engines serve: first those that take turns, in the order in which their first engine came. */
   models(nowMs: number): string[] {
     this.#expire(nowMs);
-    return [...new Set([...this.#engines.values()].map((engine) => engine.heartbeat.model))];
+    const heartbeats = [...this.#engines.values()].map(({ heartbeat }) => heartbeat);
+    const taking = heartbeats.filter(({ draining }) => !draining);
+    return [...new Set([...taking, ...heartbeats].map(({ model }) => model))];
   }
 
   /** Picks an engine and counts the turn against it; undefined when none is left. */

@@ -1,9 +1,12 @@
+import { evictDurableObject } from "cloudflare:test";
 import { describe, expect, it } from "vitest";
+import type { EngineHeartbeat } from "../../protocol/generate.ts";
 import type { Step } from "./fake-engine/script.ts";
 import {
   ASSISTANT,
   BOS,
   END,
+  env,
   ENGINE_KEY,
   edge,
   eventsOf,
@@ -216,6 +219,24 @@ describe("the fleet", () => {
     expect(await count()).toEqual([2, 1]);
     await ask("d", 0);
     expect(await count()).toEqual([2, 2]);
+  });
+
+  it("knows a model by its id, by two aliases, and after its engines are gone", async () => {
+    const fleet = env.FLEET.get(env.FLEET.idFromName(`fleet-${crypto.randomUUID()}`));
+    expect(await fleet.resolveModel("quire")).toEqual({ status: "no_engine" });
+    const beat = (model: string, draining: boolean) =>
+      fleet.heartbeat(heartbeatOf(new FakeEngine(), model, { draining }) as EngineHeartbeat);
+    await beat("leaving", true);
+    await beat("staying", false);
+    for (const name of ["quire", "default", "staying"]) {
+      expect(await fleet.resolveModel(name)).toEqual({ status: "known", id: "staying" });
+    }
+    expect(await fleet.resolveModel("leaving")).toEqual({ status: "known", id: "leaving" });
+    expect(await fleet.resolveModel("other")).toEqual({ status: "unknown" });
+    // Engines live in memory only; what models there were does not.
+    await evictDurableObject(fleet);
+    await beat("staying", false);
+    expect(await fleet.resolveModel("leaving")).toEqual({ status: "no_engine" });
   });
 
   it("refuses heartbeats without the engine key, and malformed ones by name", async () => {
