@@ -2,6 +2,7 @@
 import { unreachable } from "../protocol/assert.ts";
 import type { Device } from "./contract.ts";
 
+/** What to open, and what it may take of the machine. */
 export interface DeviceOptions {
   /** `reference` is the oracle: hundreds of times slower, for tests. */
   kind: "reference" | "wasm";

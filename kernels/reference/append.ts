@@ -5,6 +5,7 @@ import { summaryHeadAt } from "../layout.ts";
 import { sealedByStep } from "../validate.ts";
 import type { ReferencePool } from "./memory.ts";
 
+/** Arrays of one `append`; rows are those of the whole step. */
 export interface AppendArgs {
   pool: ReferencePool;
   layer: number;

@@ -12,6 +12,7 @@ import { groupKvBytes } from "../traffic.ts";
 import type { ReferencePool } from "./memory.ts";
 import type { GroupSelection } from "./select.ts";
 
+/** Arrays of one `attend`; rows are those of the whole step. */
 export interface AttendArgs {
   pool: ReferencePool;
   layer: number;

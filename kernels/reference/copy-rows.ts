@@ -1,5 +1,6 @@
 import { assert } from "../../protocol/assert.ts";
 
+/** Which rows go where; `width` in elements. */
 export interface CopyShape {
   outRow: number;
   xRow: number;

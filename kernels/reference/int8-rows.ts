@@ -4,6 +4,7 @@ import { int8Code, int8Scale } from "../block-codec.ts";
 /** Elements that share a scale; the last group of a row may be shorter. */
 export const SCALE_GROUP = 32;
 
+/** Quantized rows: an element is `f32(code * scale)` of its group. */
 export interface Int8Rows {
   /** `[rows, width]` */
   codes: Int8Array;

@@ -11,6 +11,7 @@ import {
   summarySlotBytes,
 } from "../layout.ts";
 
+/** A buffer: its bytes, and the same memory as f32 elements. Filled with NaN at first. */
 export class ReferenceBuffer implements DeviceBuffer {
   readonly label: string;
   readonly bytes: number;
@@ -54,6 +55,7 @@ export class ReferenceMatrix implements Matrix {
   }
 }
 
+/** A KV pool with an array for every block and slot. Ids out of range and bytes of the wrong length are assertions. */
 export class ReferencePool implements KvPool {
   readonly spec: Readonly<KvPoolSpec>;
   readonly blockBytes: number;

@@ -1,3 +1,4 @@
+/** `rows` rows of `width` elements; `eps` is added to the mean square. */
 export interface RmsNormShape {
   rows: number;
   width: number;

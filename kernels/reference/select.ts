@@ -24,6 +24,7 @@ import { keyReadBytes, type MissSet, summaryReadBytes } from "../traffic.ts";
 import type { ReferencePool } from "./memory.ts";
 import { combine, type Query, scorePages, scoreTokens } from "./score.ts";
 
+/** Arrays of one `select`; rows are those of the whole step. */
 export interface SelectArgs {
   pool: ReferencePool;
   layer: number;

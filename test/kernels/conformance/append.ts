@@ -44,6 +44,7 @@ export function paint({ pool }: Stage, seed: number): void {
   }
 }
 
+/** Open slots, sealed blocks and summaries, byte by byte where the contract fixes bytes. */
 export function describeAppend(lane: Lane): void {
   describe.each(["f32", "int8"] as const)(`append, %s KV (seed ${SEED})`, (encoding) => {
     it.each([8, 20, 64])("open slots hold rotated keys and untouched values, headDim %i", async (headDim) => {

@@ -19,6 +19,7 @@ const HEADS = [
   { headDim: 128, kvHeadCount: 2, headCount: 6 },
 ];
 
+/** Dense attention over every shape, border and gap. */
 export function describeAttention(lane: Lane): void {
   describe.each(ENCODINGS)(`attention, %s KV (seed ${SEED})`, (encoding) => {
     it.each(HEADS)(

@@ -15,6 +15,7 @@ const SHAPE: Omit<StageShape, "encoding"> = {
 };
 const ENCODINGS: readonly KvEncoding[] = ["f32", "int8"];
 
+/** Compares a device with itself, bit by bit. */
 export function describeInvariance(lane: Lane): void {
   describeRowInvariance(lane);
   describe.each(ENCODINGS)(`invariance, %s KV (seed ${SEED})`, (encoding) => {

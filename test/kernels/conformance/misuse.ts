@@ -11,6 +11,7 @@ const SHAPE: StageShape = {
   summaryKinds: ["min-max"],
 };
 
+/** Every assertion that a caller can run into. */
 export function describeMisuse(lane: Lane): void {
   describe("misuse is an assertion", () => {
     it("one step at a time", async () => {

@@ -10,6 +10,7 @@ import { PLANS } from "./selection.ts";
 
 const ENCODINGS: readonly KvEncoding[] = ["f32", "int8"];
 
+/** Sizes, round trips, and a sequence carried from pool to pool as bytes. */
 export function describePool(lane: Lane): void {
   describe.each(ENCODINGS)(`pool, %s KV (seed ${SEED})`, (encoding) => {
     const spec = {

@@ -23,6 +23,7 @@ async function run(
   return values;
 }
 
+/** Row ops against f64 and the reference, on odd sizes and extreme values. */
 export function describeRowOps(lane: Lane): void {
   describe(`row ops (seed ${SEED})`, () => {
     describeEmbed(lane);

@@ -17,6 +17,7 @@ export function plainRow(row: number, changes: Partial<SampleRow> = {}): SampleR
   };
 }
 
+/** Samples of a device against `sampleRow` on the same logits. */
 export function describeSampling(lane: Lane): void {
   it(`samples rows in the order recorded, over several ops (seed ${SEED})`, async () => {
     const device = lane.device();

@@ -11,6 +11,7 @@ const QUEST = { summary: "min-max", radiusWeight: 1 } as const;
 const DEVIATION = { summary: "mean-deviation", radiusWeight: 0.5 } as const;
 const SMALL = { budgetPages: 12, sinkPages: 1, recentPages: 2 };
 
+/** Plans of every kind, scope, rule and scorer; none fits a context of more than 24 pages. */
 export const PLANS: { name: string; plan: SelectionPlan }[] = [
   { name: "streaming", plan: { kind: "pages", ...SMALL, scope: "kv-head", combine: "max" } },
   { name: "quest", plan: { kind: "pages", ...SMALL, scorer: QUEST, scope: "kv-head", combine: "max" } },
@@ -52,6 +53,7 @@ export const PLANS: { name: string; plan: SelectionPlan }[] = [
 const ENCODINGS: readonly KvEncoding[] = ["f32", "int8"];
 const LENGTH = 700;
 
+/** Every plan on long contexts, in chunks, with gaps, at its limits and on ties. */
 export function describeSelection(lane: Lane): void {
   describe.each(ENCODINGS)(`selection, %s KV (seed ${SEED})`, (encoding) => {
     const shape: StageShape = {

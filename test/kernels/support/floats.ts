@@ -4,10 +4,12 @@ import { expectFinite, expectSameBits } from "./compare.ts";
 
 const GUARD_ELEMENTS = 32;
 
+/** The memory of some f32 values as bytes, not a copy. */
 export function bytesOf(values: Float32Array): Uint8Array {
   return new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
 }
 
+/** A copy of bytes as f32 values; the bytes need no alignment. */
 export function floatsOf(bytes: Uint8Array): Float32Array<ArrayBuffer> {
   return new Float32Array(bytes.slice().buffer);
 }

@@ -1,6 +1,7 @@
 /** What every part of the conformance suite is given: the device under test, the reference, and how far they may differ. */
 import type { Device } from "../../../kernels/contract.ts";
 
+/** How far a device may be from the reference and from f64; 0 demands equality. */
 export interface Tolerances {
   /** f32 products, relative to the sum of |x||w|. */
   matmul: number;
@@ -29,6 +30,7 @@ export const F32_TOLERANCES: Tolerances = {
   logprob: 1e-4,
 };
 
+/** One device's run of the suite. */
 export interface Lane {
   /** Open while tests run. */
   device(): Device;

@@ -153,6 +153,7 @@ export function seesToken({ pages, tokenMasks }: Pick<SelectionView, "pages" | "
   return tokenMasks === undefined || ((tokenMasks[index]! >> (token % 16)) & 1) === 1;
 }
 
+/** Page ids of a plan for one query group, and K. */
 export interface PlainRange {
   forced: number[];
   candidates: number[];

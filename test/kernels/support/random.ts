@@ -3,6 +3,7 @@
 /** Set QUIRE_SEED to try other data; the suite must pass for every seed. */
 export const SEED = Number(process.env.QUIRE_SEED ?? 1);
 
+/** A small generator (mulberry32), the same numbers for the same seed everywhere. */
 export class Random {
   #state: number;
 

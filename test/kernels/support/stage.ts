@@ -15,6 +15,7 @@ import { BLOCK_TOKENS, NOT_RESIDENT } from "../../../kernels/contract.ts";
 import { poisoned, results, upload } from "./floats.ts";
 import { Random } from "./random.ts";
 
+/** The shape of a model's attention and of its pool. */
 export interface StageShape {
   layerCount: number;
   headCount: number;
@@ -58,6 +59,7 @@ export interface Part {
   absent?: { block: number; layer?: number }[];
 }
 
+/** All that a step gave, cut by part. */
 export interface StageResult {
   /** Per part and layer, f32 `[rowCount, headCount, headDim]`. */
   out: Float32Array[][];
