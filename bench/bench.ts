@@ -1,0 +1,86 @@
+/** What a benchmark is to the command: flags, a run, a result. */
+import {
+  describeFlags,
+  type Flag,
+  type Flags,
+  type FlagValues,
+  parseChoice,
+  parseFlags,
+  parseText,
+} from "../cli/flags.ts";
+
+/** What a run is given of the outside world. */
+export interface BenchContext {
+  /** Writes one line of the report. */
+  print(line: string): void;
+  /** Writes one line about what goes on; no part of the report. */
+  progress(line: string): void;
+  /** Fires when the user stops the run: what was measured until then is reported. */
+  signal: AbortSignal;
+  /** Fires when the user insists: whatever still runs is killed. */
+  insisted: Promise<void>;
+  env: NodeJS.ProcessEnv;
+}
+
+/** What a run measured. */
+export interface BenchResult {
+  /** False when something failed that should not have: the command ends with exit code 1. */
+  ok: boolean;
+  /** What `--json` writes, beside the head that all benchmarks share (`bench/README.md`). */
+  data: Record<string, unknown>;
+}
+
+/** A run whose flags have been read. */
+export interface PreparedBench {
+  jsonPath: string | undefined;
+  run(context: BenchContext): Promise<BenchResult>;
+}
+
+/** A benchmark as the registry holds it. */
+export interface Bench {
+  /** The lines of `npm run bench -- NAME --help` behind the first. */
+  help(): string;
+  /** @throws {UsageError} one line, for flags that cannot be used. */
+  prepare(args: readonly string[], env: NodeJS.ProcessEnv): PreparedBench;
+}
+
+const jsonFlag = {
+  help: "file for the result as JSON",
+  placeholder: "FILE",
+  parse: parseText,
+} as const satisfies Flag<string>;
+
+/** A flag without a value: it is there ("true") or not ("false"). */
+export function switchFlag(help: string) {
+  return { help, placeholder: "", fallback: "false", parse: parseChoice(["true", "false"]) } as const;
+}
+
+/** Makes a benchmark of flags and a run; `--json` is every benchmark's. */
+export function defineBench<F extends Flags>(options: {
+  summary: string;
+  flags: F;
+  run(values: FlagValues<F>, context: BenchContext): Promise<BenchResult>;
+}): Bench {
+  const flags: Flags = { ...options.flags, json: jsonFlag };
+  return {
+    help: () => `${options.summary}\n\n${describeFlags(flags).replace(/ +$/gm, "")}\n`,
+    prepare(args, env) {
+      const given = parseFlags(flags, spellOutSwitches(flags, args), env);
+      const { json, ...values } = given;
+      return {
+        jsonPath: json as string | undefined,
+        run: (context) => options.run(values as FlagValues<F>, context),
+      };
+    },
+  };
+}
+
+/** `--name` alone is `--name=true` where the flag takes no value. */
+function spellOutSwitches(flags: Flags, args: readonly string[]): string[] {
+  const switches = new Set(
+    Object.entries(flags)
+      .filter(([, flag]) => flag.placeholder === "")
+      .map(([name]) => `--${name}`),
+  );
+  return args.map((arg) => (switches.has(arg) ? `${arg}=true` : arg));
+}

@@ -1,0 +1,149 @@
+/** The flags of the load test. */
+import { engineFlags } from "../../cli/engine-flags.ts";
+import { type FlagValues, parseBudget, parseChoice, parseHttpUrl, parseInteger, parseText } from "../../cli/flags.ts";
+import { UsageError } from "../../cli/usage-error.ts";
+import { switchFlag } from "../bench.ts";
+import { classBounds } from "./workload.ts";
+
+/** More than this is no load test of one generator process. */
+const sessionsMax = 100_000;
+
+/** What is put under load, with what, for how long. */
+export const loadFlags = {
+  target: {
+    help: "edge (through the SDK) or engine (token ids in frames, no edge between)",
+    placeholder: "KIND",
+    fallback: "edge",
+    parse: parseChoice(["edge", "engine"]),
+  },
+  url: {
+    help: "a running target; without it one is started on free ports, in a temporary folder, and stopped again",
+    placeholder: "URL",
+    parse: parseHttpUrl,
+  },
+  key: {
+    help: "API key of the edge, or key of the engine; other users can see flags, so prefer the variable",
+    placeholder: "KEY",
+    env: "QUIRE_API_KEY",
+    parse: parseText,
+  },
+  rate: {
+    help: "sessions that arrive per second (Poisson)",
+    placeholder: "NUMBER",
+    fallback: "1",
+    parse: parseNumber({ min: 0.001, max: 1_000 }),
+  },
+  duration: {
+    help: "seconds in which sessions arrive",
+    placeholder: "SECONDS",
+    fallback: "30",
+    parse: parseNumber({ min: 1, max: 3_600 }),
+  },
+  drain: {
+    help: "seconds that sessions may go on behind it; what is unfinished then has failed",
+    placeholder: "SECONDS",
+    fallback: "60",
+    parse: parseNumber({ min: 0, max: 3_600 }),
+  },
+  "concurrency-max": {
+    help: "sessions in progress at once; arrivals beyond it are counted, not sent",
+    placeholder: "COUNT",
+    fallback: "64",
+    parse: parseInteger({ min: 1, max: 10_000 }),
+  },
+  turns: {
+    help: "most turns of a session; each has 1 to so many",
+    placeholder: "COUNT",
+    fallback: "4",
+    parse: parseInteger({ min: 1, max: 100 }),
+  },
+  think: {
+    help: "mean pause in seconds before a later turn",
+    placeholder: "SECONDS",
+    fallback: "1",
+    parse: parseNumber({ min: 0, max: 600 }),
+  },
+  mix: {
+    help: "weights of short (200-1000 characters), medium (1000-4000) and long first prompts",
+    placeholder: "S,M,L",
+    fallback: "70,25,5",
+    parse: parseMix,
+  },
+  "prompt-chars-max": {
+    help: "characters of the longest first prompts",
+    placeholder: "COUNT",
+    fallback: "12000",
+    parse: parseInteger({ min: classBounds.longMin + 1, max: 1_000_000 }),
+  },
+  "max-tokens": {
+    help: "tokens of a reply",
+    placeholder: "COUNT",
+    fallback: "32",
+    parse: parseInteger({ min: 1, max: 4_096 }),
+  },
+  policy: {
+    help: "selection policy; without it the target's default",
+    placeholder: "NAME",
+    parse: parseChoice(["dense", "streaming", "quest", "mean-deviation", "tokenselect"]),
+  },
+  budget: {
+    help: "tokens that a step attends to; without it the target's default",
+    placeholder: "TOKENS",
+    parse: parseBudget,
+  },
+  exact: {
+    help: "wait for missing pages: true or false; without it the target's default",
+    placeholder: "BOOL",
+    parse: parseChoice(["true", "false"]),
+  },
+  seed: {
+    help: "of arrivals, lengths, texts and pauses",
+    placeholder: "NUMBER",
+    fallback: "1",
+    parse: parseInteger({ min: 0, max: 2 ** 32 - 1 }),
+  },
+  retries: {
+    help: "further tries of a turn before its first token (edge only); their time is part of its latency",
+    placeholder: "COUNT",
+    fallback: "0",
+    parse: parseInteger({ min: 0, max: 10 }),
+  },
+  "turn-timeout": {
+    help: "seconds that a turn may take",
+    placeholder: "SECONDS",
+    fallback: "120",
+    parse: parseNumber({ min: 1, max: 600 }),
+  },
+  "allow-429": switchFlag("refusals for want of room are no failure (they are counted all the same)"),
+  ...engineFlags,
+} as const;
+
+/** The flags' values. */
+export type LoadValues = FlagValues<typeof loadFlags>;
+
+/** @throws {UsageError} for flags that are fine alone and not together. */
+export function checkTogether(values: LoadValues): void {
+  const expected = values.rate * values.duration;
+  if (expected > sessionsMax) {
+    throw new UsageError(`--rate and --duration make ${Math.round(expected)} sessions, at most ${sessionsMax}`);
+  }
+  if (values.url !== undefined && values.target === "edge" && values.key === undefined) {
+    throw new UsageError("--url needs the edge's API key: --key or QUIRE_API_KEY");
+  }
+}
+
+/** A number in a closed range, as a parser for a flag. */
+function parseNumber(range: { min: number; max: number }): (text: string) => number {
+  return (text) => {
+    const value = /^\d+(\.\d+)?$/.test(text) ? Number(text) : Number.NaN;
+    if (value >= range.min && value <= range.max) return value;
+    throw new UsageError(`must be a number from ${range.min} to ${range.max}`);
+  };
+}
+
+function parseMix(text: string): readonly number[] {
+  const weights = text.split(",").map((part) => (/^\d+(\.\d+)?$/.test(part) ? Number(part) : Number.NaN));
+  const isUsable = weights.length === 3 && weights.every(Number.isFinite) && weights.some((weight) => weight > 0);
+  if (isUsable) return weights;
+  throw new UsageError("must be three weights such as 70,25,5");
+}

@@ -1,0 +1,120 @@
+/** From flags to a target: a running one, or one of this run's own. */
+import { randomBytes } from "node:crypto";
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { type EngineFlagName, engineFlags } from "../../cli/engine-flags.ts";
+import { openModelFolder } from "../../cli/model-folder.ts";
+import { UsageError } from "../../cli/usage-error.ts";
+import { type Model, Quire, type SendOptions } from "../../sdk/index.ts";
+import { openTokenizer } from "../../tokenizer/open.ts";
+import type { BenchContext } from "../bench.ts";
+import { edgeTarget } from "./edge-target.ts";
+import { engineTarget } from "./engine-target.ts";
+import type { LoadValues } from "./flags.ts";
+import { type OwnStack, startOwnStack } from "./own-stack.ts";
+import type { Target } from "./target.ts";
+
+/** A target that is there, until it is closed. */
+export interface OpenTarget {
+  target: Target;
+  model: string;
+  close(): Promise<void>;
+}
+
+interface Place {
+  url: string;
+  key: string | undefined;
+  own: OwnStack | undefined;
+}
+
+/**
+ * Opens the target. Undefined when the user stopped the run before it was there.
+ * @throws {UsageError} for a target that cannot be reached or started.
+ */
+export async function openTarget(values: LoadValues, context: BenchContext): Promise<OpenTarget | undefined> {
+  const place = await findPlace(values, context);
+  if (place === undefined) return undefined;
+  const close = async (): Promise<void> => place.own?.stop();
+  try {
+    const opened = values.target === "edge" ? await openEdge(values, place) : await openEngine(values, place);
+    return { ...opened, close };
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}
+
+async function findPlace(values: LoadValues, context: BenchContext): Promise<Place | undefined> {
+  const { url, key, target: kind } = values;
+  if (url !== undefined) return { url, key, own: undefined };
+  context.progress(kind === "edge" ? "starting edge and engine" : "starting an engine");
+  const engineArgs = (Object.keys(engineFlags) as EngineFlagName[]).flatMap((name) => {
+    const value = values[name];
+    return value === undefined ? [] : [`--${name}=${value}`];
+  });
+  const own = await startOwnStack({ kind, engineArgs, context });
+  return own === undefined ? undefined : { url: own.url, key: own.key, own };
+}
+
+async function openEdge(values: LoadValues, { url, key = "", own }: Place): Promise<Omit<OpenTarget, "close">> {
+  const turnMs = values["turn-timeout"] * 1000;
+  const quire = new Quire({ baseUrl: url, apiKey: key, maxRetries: values.retries, timeoutMs: turnMs });
+  const model = (await listModels(quire, url))[0]?.id;
+  if (model === undefined) throw new UsageError(`the edge at ${url} serves no model now`);
+  const what = own
+    ? "quire start: edge in wrangler dev with local R2, one engine, and this load generator, all on this machine " +
+      "(figures of the edge are those of wrangler dev, not of bare workerd or of Cloudflare)"
+    : `the edge at ${url}`;
+  const description = `${model} through the SDK, ${what}`;
+  return { model, target: edgeTarget({ quire, model, send: sendOptions(values), description }) };
+}
+
+async function listModels(quire: Quire, url: string): Promise<Model[]> {
+  try {
+    return await quire.models();
+  } catch (error) {
+    throw new UsageError(`the edge at ${url} does not list its models: ${(error as Error).message}`);
+  }
+}
+
+function sendOptions(values: LoadValues): SendOptions & { maxTokens: number } {
+  const selection: NonNullable<SendOptions["selection"]> = {};
+  if (values.policy !== undefined) selection.policy = values.policy;
+  if (values.budget !== undefined) selection.budgetTokens = values.budget;
+  if (values.exact !== undefined) selection.exact = values.exact === "true";
+  const isChosen = Object.keys(selection).length > 0;
+  return { temperature: 0, maxTokens: values["max-tokens"], ...(isChosen && { selection }) };
+}
+
+async function openEngine(values: LoadValues, { url, key, own }: Place): Promise<Omit<OpenTarget, "close">> {
+  const folder = await openModelFolder(values.model);
+  const read = async (name: string): Promise<unknown> => JSON.parse(await readFile(join(folder.path, name), "utf8"));
+  const words = openTokenizer({
+    tokenizerJson: await read("tokenizer.json"),
+    tokenizerConfig: await read("tokenizer_config.json"),
+  });
+  const where = own
+    ? "quire serve with a file store, and this load generator, on this machine"
+    : `the engine at ${url}`;
+  const target = engineTarget({
+    url,
+    engineKey: key,
+    // A name of its own: nothing that another run has stored is reused.
+    namespace: randomBytes(32).toString("hex"),
+    model: folder.modelId,
+    words: { ...words, stopTokens: stopTokens(await read("config.json")) },
+    maxTokens: values["max-tokens"],
+    selection: {
+      policy: values.policy ?? "quest",
+      budgetTokens: values.budget ?? 2048,
+      exact: values.exact === "true",
+    },
+    description: `${folder.modelId} by token ids, without an edge, ${where}`,
+  });
+  return { model: folder.modelId, target };
+}
+
+function stopTokens(config: unknown): number[] {
+  const { eos_token_id: eos } = config as { eos_token_id?: number | number[] };
+  return eos === undefined ? [] : [eos].flat();
+}

@@ -1,0 +1,70 @@
+/** What a load is put on: conversations that answer, whatever is behind them. */
+import type { ReuseSource } from "../../protocol/generate.ts";
+
+/** Tokens of one turn, and what of the prompt did not have to be computed again. */
+export interface TurnUsage {
+  promptTokens: number;
+  completionTokens: number;
+  cachedTokens: number;
+  /** Sums to `cachedTokens`. */
+  source: ReuseSource;
+}
+
+/** One turn to be sent. */
+export interface TurnCall {
+  text: string;
+  signal: AbortSignal;
+  /** Called as soon as each piece of the reply is there. */
+  onText(delta: string): void;
+}
+
+/** One conversation; one turn at a time. */
+export interface Conversation {
+  /**
+   * Sends a user's message and resolves when its reply is complete.
+   * @throws {TurnError} for everything else.
+   */
+  send(call: TurnCall): Promise<TurnUsage>;
+  /** Forgets what the target holds of it. @throws when the target does not say that it did. */
+  end(signal: AbortSignal): Promise<void>;
+}
+
+/** Something that holds conversations. */
+export interface Target {
+  /** What is measured, in words. */
+  readonly description: string;
+  openConversation(): Conversation;
+}
+
+/** A turn that did not come to its end. */
+export class TurnError extends Error {
+  override readonly name = "TurnError";
+  /** What the report counts it under. */
+  readonly code: string;
+  /** Refused for want of room (HTTP 429): a load over the limit may expect it. */
+  readonly isRefusal: boolean;
+
+  constructor(code: string, message: string, options: { isRefusal?: boolean; cause?: unknown } = {}) {
+    super(message, { cause: options.cause });
+    this.code = code;
+    this.isRefusal = options.isRefusal ?? false;
+  }
+}
+
+/**
+ * Checks counts that any right answer satisfies.
+ * @throws {TurnError} `bad_usage` naming what does not add up.
+ */
+export function checkUsage(usage: TurnUsage, maxTokens: number): TurnUsage {
+  const { promptTokens, completionTokens, cachedTokens, source } = usage;
+  const refuse = (what: string): never => {
+    throw new TurnError("bad_usage", `The usage does not add up: ${what}.`);
+  };
+  const counts = [promptTokens, completionTokens, cachedTokens, source.device, source.host, source.store];
+  if (!counts.every((count) => Number.isSafeInteger(count) && count >= 0)) refuse("a count is missing");
+  if (promptTokens === 0) refuse("a prompt without tokens");
+  if (completionTokens > maxTokens) refuse(`${completionTokens} tokens where ${maxTokens} were allowed`);
+  if (cachedTokens > promptTokens) refuse("more cached tokens than prompt tokens");
+  if (source.device + source.host + source.store !== cachedTokens) refuse("sources do not sum to the cached tokens");
+  return usage;
+}

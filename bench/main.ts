@@ -1,0 +1,99 @@
+/** `npm run bench -- NAME [flags]`: finds the benchmark, runs it, writes its result. */
+import { appendFile, writeFile } from "node:fs/promises";
+import { listenForStop, type SignalSource } from "../cli/stop-request.ts";
+import { UsageError } from "../cli/usage-error.ts";
+import type { BenchContext } from "./bench.ts";
+import { describeMachine, machineLine } from "./machine.ts";
+import { benches } from "./registry.ts";
+
+/** What the command needs of its process. */
+export interface MainOptions {
+  env: NodeJS.ProcessEnv;
+  /** Where Ctrl-C and SIGTERM come from. */
+  signals: SignalSource;
+  out(text: string): void;
+  err(text: string): void;
+}
+
+function overview(): string {
+  const names = Object.entries(benches).map(([name, { summary }]) => `  ${name.padEnd(12)}${summary}`);
+  return `Usage: npm run bench -- NAME [flags] [--json FILE]\n\n${names.join("\n")}\n\n  npm run bench -- NAME --help    the flags of one\n`;
+}
+
+/**
+ * Runs one invocation and resolves to its exit code: 0, or 1 when the command line cannot be used (one line on `err`) or
+ * something failed that should not have.
+ */
+export async function main(args: readonly string[], options: MainOptions): Promise<number> {
+  try {
+    return await runNamed(args, options);
+  } catch (error) {
+    if (!(error instanceof UsageError)) throw error;
+    options.err(`bench: ${error.message}\n`);
+    return 1;
+  }
+}
+
+async function runNamed([name, ...rest]: readonly string[], options: MainOptions): Promise<number> {
+  if (name === undefined || name === "--help" || name === "-h") {
+    options.out(overview());
+    return 0;
+  }
+  if (name.startsWith("-")) throw new UsageError(`unknown flag ${name}; the benchmark's name comes first`);
+  const entry = Object.hasOwn(benches, name) ? benches[name] : undefined;
+  if (entry === undefined) {
+    throw new UsageError(`unknown benchmark "${name}"; there is: ${Object.keys(benches).join(", ")}`);
+  }
+  const bench = await entry.load();
+  if (rest.includes("--help") || rest.includes("-h")) {
+    options.out(`Usage: npm run bench -- ${name} [flags]\n\n${bench.help()}`);
+    return 0;
+  }
+  const { jsonPath, run } = bench.prepare(rest, options.env);
+  // A file that cannot be written is said before the run, not after it.
+  if (jsonPath !== undefined) await writeOrRefuse(jsonPath, (path) => appendFile(path, ""));
+  const machine = describeMachine();
+  const startedAt = new Date().toISOString();
+  options.out(`${machineLine(machine)}\n`);
+  const { ok, data } = await run(contextOf(options));
+  if (jsonPath !== undefined) {
+    const text = `${JSON.stringify({ bench: name, startedAt, machine, ok, ...data }, undefined, 2)}\n`;
+    await writeOrRefuse(jsonPath, (path) => writeFile(path, text));
+    options.out(`result: ${jsonPath}\n`);
+  }
+  return ok ? 0 : 1;
+}
+
+function contextOf(options: MainOptions): BenchContext {
+  const stop = listenForStop(options.signals, () => performance.now());
+  const life = new AbortController();
+  void stop.requested.then(() => {
+    options.err("bench: stopping early (once more: at once)\n");
+    life.abort();
+  });
+  return {
+    print: (line) => options.out(`${line}\n`),
+    progress: (line) => options.err(`${line}\n`),
+    signal: life.signal,
+    insisted: stop.insisted,
+    env: options.env,
+  };
+}
+
+async function writeOrRefuse(path: string, write: (path: string) => Promise<void>): Promise<void> {
+  try {
+    await write(path);
+  } catch (error) {
+    throw new UsageError(`--json: ${path} cannot be written (${(error as NodeJS.ErrnoException).code})`);
+  }
+}
+
+if (import.meta.main) {
+  const options: MainOptions = {
+    env: process.env,
+    signals: process,
+    out: (text) => void process.stdout.write(text),
+    err: (text) => void process.stderr.write(text),
+  };
+  process.exit(await main(process.argv.slice(2), options));
+}

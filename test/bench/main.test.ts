@@ -1,0 +1,192 @@
+import { EventEmitter } from "node:events";
+import { readFile, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import type { LoadResult } from "../../bench/load/report.ts";
+import { withTempFolder } from "../cli/run-quire.ts";
+import { type Behaviour, type FakeEdge, type FakeEdgeOptions, openFakeEdge, replyTokens } from "./fake-edge.ts";
+import { runBench } from "./run-bench.ts";
+
+async function withFakeEdge<T>(options: FakeEdgeOptions, use: (edge: FakeEdge) => Promise<T>): Promise<T> {
+  const edge = await openFakeEdge(options);
+  try {
+    return await use(edge);
+  } finally {
+    await edge.close();
+  }
+}
+
+/** Runs the load test against `edge` and reads its JSON. */
+async function runLoad(edge: FakeEdge, args: readonly string[], signals?: EventEmitter) {
+  return withTempFolder(async (folder) => {
+    const path = join(folder, "load.json");
+    const target = [`--url=${edge.url}`, `--key=${edge.key}`, `--json=${path}`];
+    const run = await runBench(["load", ...target, ...args], signals ? { signals } : {});
+    const json = JSON.parse(await readFile(path, "utf8")) as LoadResult & Record<string, unknown>;
+    return { ...run, json };
+  });
+}
+
+describe("the bench command", () => {
+  it("explains itself and its benchmarks", async () => {
+    const overview = await runBench([]);
+    expect(overview).toMatchObject({ code: 0, err: "" });
+    expect(overview.out).toMatch(/npm run bench -- NAME[\s\S]*\n {2}load /);
+    expect((await runBench(["--help"])).out).toBe(overview.out);
+    const load = await runBench(["load", "--help"]);
+    expect(load).toMatchObject({ code: 0, err: "" });
+    expect(load.out).toMatch(/--rate NUMBER +sessions that arrive per second \(Poisson\) \(default 1\)/);
+    expect(load.out).toMatch(/--json FILE/);
+    expect(load.out).toMatch(/--allow-429 +refusals/);
+  });
+
+  it.each([
+    [["sing"], 'unknown benchmark "sing"; there is: load'],
+    [["--rate", "1"], "unknown flag --rate; the benchmark's name comes first"],
+    [["load", "--rat", "1"], "unknown flag --rat"],
+    [["load", "now"], 'unexpected argument "now"'],
+    [["load", "--rate", "0"], '--rate: must be a number from 0.001 to 1000, not "0"'],
+    [["load", "--duration=1e3"], '--duration: must be a number from 1 to 3600, not "1e3"'],
+    [["load", "--mix", "1,2"], '--mix: must be three weights such as 70,25,5, not "1,2"'],
+    [["load", "--mix", "0,0,0"], '--mix: must be three weights such as 70,25,5, not "0,0,0"'],
+    [["load", "--budget", "100"], '--budget: must be a multiple of 16 (whole pages), not "100"'],
+    [["load", "--url", "ftp://x"], '--url: must be an http or https address, not "ftp://x"'],
+    [["load", "--json", "/nowhere/at/all.json"], "--json: /nowhere/at/all.json cannot be written (ENOENT)"],
+  ])("refuses %j with one clear line", async (args, message) => {
+    expect(await runBench(args)).toEqual({ code: 1, out: "", err: `bench: ${message}\n` });
+  });
+
+  it.each([
+    [["--rate=1000", "--duration=3600"], "--rate and --duration make 3600000 sessions, at most 100000"],
+    [["--url=http://127.0.0.1:1"], "--url needs the edge's API key: --key or QUIRE_API_KEY"],
+    [["--url=http://127.0.0.1:1", "--key=k"], /^the edge at http:\/\/127.0.0.1:1 does not list its models: /],
+  ])("refuses %j together", async (args, message) => {
+    const run = await runBench(["load", "--retries=0", ...args]);
+    expect(run.code).toBe(1);
+    expect(run.err.replace(/^bench: |\n$/g, "")).toMatch(message);
+  });
+});
+
+describe("a load test of a server with known delays", () => {
+  it("reports them, in a table and as JSON, and leaves no session behind", async () => {
+    await withFakeEdge({ firstTokenMs: 60, betweenMs: 25 }, async (edge) => {
+      const flags = ["--rate=12", "--duration=3", "--think=0.1", "--turns=3", "--policy=quest", "--budget=512"];
+      const { code, out, json } = await runLoad(edge, flags);
+      expect(out).toMatch(/^machine: .* cores, .* Node 2\d/);
+      expect(out).toMatch(/\nlatency, ms +turns +first token p50 +p90 +p95 +p99 +between p50/);
+      expect(out).toMatch(/\nerrors: none\n/);
+      expect(code).toBe(0);
+      expect(json).toMatchObject({ bench: "load", ok: true, machine: { coreCount: expect.any(Number) } });
+      expect(json.settings).toMatchObject({ rate: 12, seed: 1, policy: "quest" });
+      expect(JSON.stringify(json)).not.toContain(edge.key);
+      const { totals, classes, turns } = json;
+      expect(totals.turns).toEqual({ completed: edge.bodies.length, failed: 0, interrupted: 0 });
+      expect(totals.turns.completed).toBeGreaterThan(20);
+      // Timers are never early; a loaded machine makes them late.
+      expect(totals.firstTokenMs.min).toBeGreaterThanOrEqual(59);
+      expect(totals.firstTokenMs.p50).toBeLessThan(160);
+      expect(totals.perTokenMs.p50).toBeGreaterThanOrEqual(22);
+      expect(totals.betweenDeltasMs.p50).toBeGreaterThanOrEqual(22);
+      expect(totals.betweenDeltasMs.p50).toBeLessThan(75);
+      expect(totals.turnMs.min).toBeGreaterThanOrEqual(60 + 3 * 25 - 5);
+      expect(totals.tokens.completion).toBe(replyTokens * totals.turns.completed);
+      expect(totals.answers).toEqual({ right: totals.turns.completed, wrong: 0 });
+      expect(classes.map(({ name }) => name)).toEqual(["short", "medium", "long"]);
+      expect(classes.reduce((sum, group) => sum + group.turns.completed, 0)).toBe(totals.turns.completed);
+      // A first turn has nothing to reuse, a later one all of the turns before.
+      expect(turns.map(({ cachedShare = 0 }) => cachedShare > 0)).toEqual([false, true]);
+      expect(totals.cachedShareBySource?.device).toBe(totals.cachedShare);
+      expect(edge.deletedSessions).toHaveLength(totals.sessions.started);
+      expect(edge.bodies[0]).toMatchObject({
+        model: "fake-1",
+        max_tokens: 32,
+        temperature: 0,
+        quire: { selection: { policy: "quest", budget_tokens: 512 } },
+      });
+    });
+  });
+
+  it("counts every kind of failure under its own code and ends with exit code 1", async () => {
+    const kinds: Behaviour[] = [
+      "answer",
+      "refuse-429",
+      "fail-500",
+      "error-in-stream",
+      "no-terminal-event",
+      "no-usage",
+      "bad-usage",
+      "drop",
+    ];
+    const behaviour = (index: number): Behaviour => kinds[index % kinds.length] ?? "answer";
+    await withFakeEdge({ firstTokenMs: 5, betweenMs: 1, behaviour }, async (edge) => {
+      const { code, out, json } = await runLoad(edge, ["--rate=40", "--duration=1", "--turns=1", "--allow-429"]);
+      expect(code).toBe(1);
+      const sent = edge.bodies.length;
+      expect(sent).toBeGreaterThan(16);
+      const countOf = (...names: Behaviour[]) =>
+        edge.bodies.filter((_, index) => names.includes(behaviour(index))).length;
+      expect(json.totals.errors).toEqual({
+        queue_full: countOf("refuse-429"),
+        internal: countOf("fail-500"),
+        engine_failed: countOf("error-in-stream"),
+        bad_stream: countOf("no-terminal-event", "no-usage"),
+        bad_usage: countOf("bad-usage"),
+        connection: countOf("drop"),
+      });
+      expect(json.totals.turns.completed).toBe(countOf("answer"));
+      expect(json.totals.refusals).toBe(countOf("refuse-429"));
+      expect(out).toMatch(/\nerrors:\n {2}\d+ bad_stream: /);
+    });
+  });
+
+  it("forgives refusals where they are allowed, and only there", async () => {
+    const behaviour = (index: number): Behaviour => (index % 2 === 0 ? "answer" : "refuse-429");
+    await withFakeEdge({ firstTokenMs: 1, betweenMs: 0, behaviour }, async (edge) => {
+      const flags = ["--rate=20", "--duration=1", "--turns=1", "--seed=4"];
+      expect((await runLoad(edge, [...flags, "--allow-429"])).code).toBe(0);
+      expect((await runLoad(edge, flags)).code).toBe(1);
+    });
+  });
+
+  it("stays within the bound on sessions and says what it did not send", async () => {
+    await withFakeEdge({ firstTokenMs: 300, betweenMs: 10 }, async (edge) => {
+      const { code, out, json } = await runLoad(edge, [
+        "--rate=40",
+        "--duration=1",
+        "--turns=1",
+        "--concurrency-max=3",
+      ]);
+      expect(code).toBe(0);
+      const { offered, notSent, started } = json.totals.sessions;
+      expect(edge.active.max).toBeLessThanOrEqual(3);
+      expect(notSent).toBeGreaterThan(5);
+      expect(offered).toBe(notSent + started);
+      expect(out).toContain(`${notSent} not sent (bound on concurrency)`);
+    });
+  });
+
+  it("stops at Ctrl-C and reports what was measured until then", async () => {
+    await withFakeEdge({ firstTokenMs: 20, betweenMs: 5 }, async (edge) => {
+      const signals = new EventEmitter();
+      setTimeout(() => signals.emit("SIGINT"), 700);
+      const { code, out, err, json } = await runLoad(edge, ["--rate=20", "--duration=600"], signals);
+      expect(code).toBe(0);
+      expect(err).toContain("stopping early");
+      expect(out).toContain("stopped early: what follows was measured until then");
+      expect(json.totals.interrupted).toBe(true);
+      expect(json.totals.windowS).toBeLessThan(5);
+      expect(json.totals.turns.completed).toBeGreaterThan(0);
+      expect(edge.deletedSessions).toHaveLength(json.totals.sessions.started);
+    });
+  });
+
+  it("does not overwrite a file before there is a result", async () => {
+    await withTempFolder(async (folder) => {
+      const path = join(folder, "old.json");
+      await writeFile(path, "old");
+      const run = await runBench(["load", "--url=http://127.0.0.1:1", "--key=k", `--json=${path}`]);
+      expect(run.code).toBe(1);
+      expect(await readFile(path, "utf8")).toBe("old");
+    });
+  });
+});
