@@ -11,16 +11,24 @@ import { describePool } from "./conformance/pool.ts";
 import { describeRowOps } from "./conformance/rows.ts";
 import { describeSampling } from "./conformance/sampling.ts";
 import { describeSelection } from "./conformance/selection.ts";
+import { describeTraces } from "./conformance/traces.ts";
 import { F32_TOLERANCES, type Lane, type Tolerances } from "./support/lane.ts";
+
+/** How a lane differs from the usual. */
+export interface ConformanceOptions {
+  /** Default: what f32 rounding explains. */
+  tolerances?: Tolerances;
+  /** Random traces of several steps; default 12. */
+  traceCount?: number;
+}
 
 /**
  * Runs every op of the contract on a device, against the reference device and against naive f64 twins.
- * `tolerances` default to what f32 rounding explains.
  */
 export function describeConformance(
   name: string,
   openDevice: () => Promise<Device>,
-  tolerances: Tolerances = F32_TOLERANCES,
+  options: ConformanceOptions = {},
 ): void {
   describe(`kernel conformance: ${name}`, () => {
     markExercised("device", name);
@@ -37,7 +45,7 @@ export function describeConformance(
     const lane: Lane = {
       device: () => opened(device),
       reference: () => opened(reference),
-      tolerances,
+      tolerances: options.tolerances ?? F32_TOLERANCES,
     };
     describeRowOps(lane);
     describeAppend(lane);
@@ -47,6 +55,7 @@ export function describeConformance(
     describePool(lane);
     describeSampling(lane);
     describeMisuse(lane);
+    describeTraces(lane, options.traceCount ?? 12);
   });
 }
 

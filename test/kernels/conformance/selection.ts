@@ -11,7 +11,7 @@ const QUEST = { summary: "min-max", radiusWeight: 1 } as const;
 const DEVIATION = { summary: "mean-deviation", radiusWeight: 0.5 } as const;
 const SMALL = { budgetPages: 12, sinkPages: 1, recentPages: 2 };
 
-/** Plans of every kind, scope, rule and scorer; none fits a context of more than 24 pages. */
+/** Plans of every kind, scope, rule and scorer, with budgets of at most 24 pages. */
 export const PLANS: { name: string; plan: SelectionPlan }[] = [
   { name: "streaming", plan: { kind: "pages", ...SMALL, scope: "kv-head", combine: "max" } },
   { name: "quest", plan: { kind: "pages", ...SMALL, scorer: QUEST, scope: "kv-head", combine: "max" } },
