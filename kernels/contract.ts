@@ -168,12 +168,6 @@ export interface StepSlice {
   plan: SelectionPlan;
 }
 
-/** A step's slices, uploaded once. Rows are numbered through all slices in order. */
-export interface StepBatch {
-  readonly slices: readonly StepSlice[];
-  readonly rowCount: number;
-}
-
 /** Rotary embedding, tabulated by absolute position. */
 export interface RopeTable {
   /** f32 `[positionCount][headDim/2]` each. */
@@ -248,7 +242,8 @@ export interface StepReadback {
 }
 
 /**
- * Records the ops of one step in order. `rows` are counted from row 0 of each buffer; widths are in elements.
+ * Records the ops of one step in order. Rows are numbered through all slices in order; `rows` are counted from row 0 of each buffer;
+ * widths are in elements.
  * Ops do not alias their output with an input unless they say so.
  */
 export interface StepRecorder {
