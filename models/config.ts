@@ -2,13 +2,31 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { QuireError } from "../protocol/errors.ts";
+import { dimension, fail, flag, type Json, object, positive, show, tokenIds } from "./config-fields.ts";
 import type { ModelConfig } from "./contract.ts";
+import { parseRope } from "./rope-config.ts";
 
-type Json = Readonly<Record<string, unknown>>;
-
-/** Largest count accepted for any dimension: well above real models, well below what overflows arithmetic on sizes. */
-const DIMENSION_MAX = 2 ** 24;
 const DTYPES = ["float32", "float16", "bfloat16"];
+
+/** What HF's classes of a family take for granted where the configuration says nothing. */
+interface Family {
+  qkvBias?: boolean;
+  qkNorm?: boolean;
+  headDim?: number;
+  contextTokensMax?: number;
+  /** Every query head has a KV head of its own where the configuration does not say. */
+  kvHeadsOptional?: boolean;
+  /** Width of the attention window where the configuration does not say. */
+  windowTokens?: number;
+}
+
+/** TinyLlama and SmolLM2 are Llama models by their `model_type`. */
+const FAMILIES: Readonly<Record<string, Family>> = {
+  llama: { kvHeadsOptional: true, contextTokensMax: 2048 },
+  mistral: { windowTokens: 4096 },
+  qwen2: { qkvBias: true },
+  qwen3: { qkNorm: true, headDim: 128 },
+};
 
 /**
  * Reads both files of a model folder; `generation_config.json` may be absent.
@@ -21,27 +39,29 @@ export async function readConfig(folder: string): Promise<ModelConfig> {
 }
 
 /**
- * Checks the parsed files. Defaults are those of HF's `LlamaConfig`; end tokens come from the generation config where it names them.
+ * Checks the parsed files. Defaults are those of HF's configuration classes.
  * @throws {QuireError} `invalid_request`, one line that names the field (also in `param`) and what is unsupported.
  */
 export function parseConfig(config: unknown, generation?: unknown): ModelConfig {
   const json = object(config, "config.json");
-  const generationJson = generation === undefined ? {} : object(generation, "generation_config.json");
+  const family = familyOf(json);
   refuseUnsupported(json);
   const width = dimension(json, "hidden_size");
   const headCount = dimension(json, "num_attention_heads");
-  const kvHeadCount = dimension(json, "num_key_value_heads", headCount);
+  const kvHeadCount = dimension(json, "num_key_value_heads", family.kvHeadsOptional ? headCount : undefined);
   if (headCount % kvHeadCount !== 0) fail("num_key_value_heads", `${kvHeadCount} does not divide ${headCount} heads`);
-  if (json.head_dim == null && width % headCount !== 0) {
+  if (json.head_dim == null && family.headDim === undefined && width % headCount !== 0) {
     fail("hidden_size", `${width} is not a multiple of ${headCount} heads, and head_dim is absent`);
   }
-  const headDim = dimension(json, "head_dim", width / headCount);
+  const headDim = dimension(json, "head_dim", family.headDim ?? width / headCount);
   if (headDim % 4 !== 0) fail("head_dim", `${headDim} is not a multiple of 4`);
   const vocabularySize = dimension(json, "vocab_size");
-  const bosTokenId =
-    tokenIds(generationJson, "bos_token_id", vocabularySize) ?? tokenIds(json, "bos_token_id", vocabularySize);
+  const rope = parseRope(json);
+  const positions = dimension(json, "max_position_embeddings", family.contextTokensMax);
+  const contextTokensMax = Math.max(positions, rope.contextTokensMax ?? 0);
+  refuseWindow(json, family, contextTokensMax);
   return {
-    modelType: "llama",
+    modelType: json.model_type as string,
     vocabularySize,
     width,
     ffnWidth: dimension(json, "intermediate_size"),
@@ -49,30 +69,38 @@ export function parseConfig(config: unknown, generation?: unknown): ModelConfig 
     headCount,
     kvHeadCount,
     headDim,
-    contextTokensMax: dimension(json, "max_position_embeddings", 2048),
+    contextTokensMax,
     normEps: positive(json, "rms_norm_eps", 1e-6),
-    ropeTheta: ropeTheta(json),
+    ropeTheta: rope.theta,
+    ...(rope.scaling === undefined ? {} : { ropeScaling: rope.scaling }),
+    ...(family.qkvBias ? { qkvBias: true } : {}),
+    ...(family.qkNorm ? { qkNorm: true } : {}),
     tiedEmbeddings: flag(json, "tie_word_embeddings"),
-    ...(bosTokenId?.[0] === undefined ? {} : { bosTokenId: bosTokenId[0] }),
-    eosTokenIds:
-      tokenIds(generationJson, "eos_token_id", vocabularySize) ?? tokenIds(json, "eos_token_id", vocabularySize) ?? [],
+    ...specialIds(json, generation === undefined ? {} : object(generation, "generation_config.json"), vocabularySize),
   };
 }
 
+/** End tokens come from the generation config where it names them. */
+function specialIds(json: Json, generation: Json, size: number): Pick<ModelConfig, "bosTokenId" | "eosTokenIds"> {
+  const [bosTokenId] = tokenIds(generation, "bos_token_id", size) ?? tokenIds(json, "bos_token_id", size) ?? [];
+  return {
+    ...(bosTokenId === undefined ? {} : { bosTokenId }),
+    eosTokenIds: tokenIds(generation, "eos_token_id", size) ?? tokenIds(json, "eos_token_id", size) ?? [],
+  };
+}
+
+function familyOf(json: Json): Family {
+  const { model_type: type } = json;
+  if (typeof type === "string" && Object.hasOwn(FAMILIES, type)) return FAMILIES[type]!;
+  return fail("model_type", `${show(type)} is not supported, only ${Object.keys(FAMILIES).map(show).join(", ")}`);
+}
+
 function refuseUnsupported(json: Json): void {
-  if (json.model_type !== "llama") fail("model_type", `${show(json.model_type)} is not supported, only "llama"`);
   const activation = json.hidden_act ?? "silu";
   if (activation !== "silu") fail("hidden_act", `${show(activation)} is not supported, only "silu"`);
   for (const field of ["attention_bias", "mlp_bias"]) {
-    if (flag(json, field)) fail(field, "weights with biases are not supported");
+    if (flag(json, field)) fail(field, "biases other than Qwen2's of Q, K and V are not supported");
   }
-  for (const field of ["rope_scaling", "rope_parameters"]) {
-    if (json[field] == null) continue;
-    const rope = object(json[field], field);
-    const type = rope.rope_type ?? rope.type ?? "default";
-    if (type !== "default") fail(field, `rope type ${show(type)} is not supported, only "default"`);
-  }
-  if ((json.partial_rotary_factor ?? 1) !== 1) fail("partial_rotary_factor", "only 1 is supported");
   if (json.quantization_config != null) fail("quantization_config", "quantized checkpoints are not supported");
   for (const field of ["torch_dtype", "dtype"]) {
     const dtype = json[field];
@@ -82,60 +110,21 @@ function refuseUnsupported(json: Json): void {
   }
 }
 
-/** Transformers 5 writes theta into `rope_parameters`, earlier ones beside it. */
-function ropeTheta(json: Json): number {
-  const parameters = json.rope_parameters;
-  if (parameters != null && object(parameters, "rope_parameters").rope_theta != null) {
-    return positive(parameters as Json, "rope_theta", 10_000);
+/** A window that no context outgrows is none. */
+function refuseWindow(json: Json, family: Family, contextTokensMax: number): void {
+  const windowTokens = json.sliding_window === undefined ? family.windowTokens : json.sliding_window;
+  if (windowTokens == null || !isWindowed(json)) return;
+  if (typeof windowTokens !== "number" || !(windowTokens >= contextTokensMax)) {
+    const problem = `attention within a window of ${show(windowTokens)} tokens is not supported`;
+    fail("sliding_window", `${problem}, the context is ${contextTokensMax}`);
   }
-  return positive(json, "rope_theta", 10_000);
 }
 
-function dimension(json: Json, field: string, fallback?: number): number {
-  const value = json[field] ?? fallback;
-  if (!Number.isSafeInteger(value) || (value as number) < 1 || (value as number) > DIMENSION_MAX) {
-    fail(field, value === undefined ? "is missing" : `${show(value)} is not a whole number from 1 to ${DIMENSION_MAX}`);
-  }
-  return value as number;
-}
-
-function positive(json: Json, field: string, fallback: number): number {
-  const value = json[field] ?? fallback;
-  if (typeof value !== "number" || !Number.isFinite(value) || value <= 0) fail(field, `${show(value)} is not above 0`);
-  return value;
-}
-
-function flag(json: Json, field: string): boolean {
-  const value = json[field] ?? false;
-  if (typeof value !== "boolean") fail(field, `${show(value)} is not true or false`);
-  return value;
-}
-
-/** One id or a list of ids; undefined where absent or null. */
-function tokenIds(json: Json, field: string, vocabularySize: number): number[] | undefined {
-  const value = json[field];
-  if (value == null) return undefined;
-  const ids: unknown[] = Array.isArray(value) ? value : [value];
-  for (const id of ids) {
-    if (!Number.isSafeInteger(id) || (id as number) < 0 || (id as number) >= vocabularySize) {
-      fail(field, `${show(id)} is not a token id below ${vocabularySize}`);
-    }
-  }
-  return ids as number[];
-}
-
-function object(value: unknown, name: string): Json {
-  if (typeof value !== "object" || value === null || Array.isArray(value)) fail(name, "is not a JSON object");
-  return value as Json;
-}
-
-function show(value: unknown): string {
-  const text = JSON.stringify(value) ?? "undefined";
-  return text.length > 80 ? `${text.slice(0, 80)}...` : text;
-}
-
-function fail(field: string, problem: string): never {
-  throw new QuireError("invalid_request", `model config: ${field}: ${problem}`, { param: field });
+/** Mistral's window counts always, Qwen's where it is switched on and a layer is far enough up. */
+function isWindowed(json: Json): boolean {
+  if (json.model_type === "mistral") return true;
+  const firstLayer = json.max_window_layers ?? 28;
+  return flag(json, "use_sliding_window") && (firstLayer as number) < (json.num_hidden_layers as number);
 }
 
 async function readJson(folder: string, name: string): Promise<unknown> {

@@ -1,7 +1,27 @@
 /** What the engine asks of a model: configuration, a pool's shape, and one step over a batch of slices. */
 import type { DeviceBuffer, KvPool, Miss, Sample, SampleRow, SliceTraffic, StepSlice } from "../kernels/contract.ts";
 
-/** Llama-family shape, from HF `config.json`. */
+/**
+ * How RoPE frequencies are stretched beyond the context a model was first trained on; formulas in rope-frequencies.ts.
+ * `factors`: one divisor per channel pair, as GGUF files carry them.
+ */
+export type RopeScaling =
+  | { type: "linear"; factor: number }
+  | { type: "factors"; factors: readonly number[] }
+  | { type: "llama3"; factor: number; lowFreqFactor: number; highFreqFactor: number; originalContextTokens: number }
+  | {
+      type: "yarn";
+      factor: number;
+      originalContextTokens: number;
+      betaFast: number;
+      betaSlow: number;
+      /** Cosines and sines are multiplied with it. */
+      attentionFactor: number;
+      /** Borders of the ramp are whole channels. */
+      truncate: boolean;
+    };
+
+/** Llama-family shape, from HF `config.json` or a GGUF file's metadata. */
 export interface ModelConfig {
   modelType: string;
   vocabularySize: number;
@@ -14,6 +34,12 @@ export interface ModelConfig {
   contextTokensMax: number;
   normEps: number;
   ropeTheta: number;
+  /** Absent: plain RoPE. */
+  ropeScaling?: RopeScaling;
+  /** Q, K and V are projected with biases (Qwen2). Absent: no. */
+  qkvBias?: boolean;
+  /** Each head of Q and K goes through an RMSNorm of its own before RoPE (Qwen3). Absent: no. */
+  qkNorm?: boolean;
   tiedEmbeddings: boolean;
   bosTokenId?: number;
   eosTokenIds: number[];

@@ -29,6 +29,10 @@ export class Fingerprint {
       config.ropeTheta,
       config.tiedEmbeddings,
       encoding,
+      // Only where they differ from plain Llama, whose names of stored bytes are as they were.
+      ...(config.ropeScaling === undefined ? [] : ["rope", JSON.stringify(config.ropeScaling)]),
+      ...(config.qkvBias ? ["qkv bias"] : []),
+      ...(config.qkNorm ? ["qk norm"] : []),
     ]);
   }
 

@@ -1,12 +1,12 @@
 /**
- * The Llama-family forward pass over any device: RMSNorm, grouped-query attention with RoPE over paged KV (append, select, attend),
- * gated SiLU FFN. One step runs a batch of slices, prefill chunks and decode rows alike.
+ * The Llama-family forward pass over any device: RMSNorm, grouped-query attention with RoPE over paged KV (append, select, attend), with
+ * biases (Qwen2) or norms per head (Qwen3) where the model has them, gated SiLU FFN. One step runs a batch of slices, prefill chunks and decode rows alike.
  */
-import type { KvPool, RopeTable, SampleRow, StepRecorder } from "../kernels/contract.ts";
+import type { DeviceBuffer, KvPool, RopeTable, SampleRow, StepRecorder } from "../kernels/contract.ts";
 import type { Activations } from "./activations.ts";
 import type { CheckpointKeeper } from "./checkpoints.ts";
 import type { Checkpoint, ModelConfig, SequenceStep } from "./contract.ts";
-import type { LayerWeights, LlamaWeights } from "./llama-weights.ts";
+import type { LayerWeights, LlamaWeights, Projection } from "./llama-weights.ts";
 import type { Observer } from "./observer.ts";
 
 /** What a runner keeps from step to step. */
@@ -92,14 +92,14 @@ export class LlamaStep {
   /** Up to the heads' outputs in `attended`; `x` still is the layer's input afterwards, except that inner layers add the output. */
   #attention(layer: number, weights: LayerWeights): void {
     const { config, pool, buffers, rope } = this.#parts;
-    const { x, normed, query: q, key: k, value: v, attended } = buffers;
+    const { x, normed, query: q, key: k, value: v } = buffers;
     const { headCount } = config;
     const rows = this.#rows;
     const recorder = this.#recorder;
     recorder.rmsNorm({ out: normed, x, weight: weights.attentionNorm, rows, width: config.width, eps: config.normEps });
-    recorder.matmul({ out: q, x: normed, matrix: weights.query, rows });
-    recorder.matmul({ out: k, x: normed, matrix: weights.key, rows });
-    recorder.matmul({ out: v, x: normed, matrix: weights.value, rows });
+    this.#project(q, weights.query);
+    this.#project(k, weights.key);
+    this.#project(v, weights.value);
     recorder.append({ pool, layer, headCount, q, k, v, rope });
     // Where no row is sampled, the last layer leaves nothing behind but its KV: it need not wait for blocks either.
     const last = layer + 1 === config.layerCount;
@@ -107,8 +107,23 @@ export class LlamaStep {
     recorder.select({ pool, layer, headCount, q });
     this.#keeper.afterSelect(recorder, layer, x);
     if (this.#keeper.allVoid(recorder)) return;
-    recorder.attend({ pool, layer, headCount, q, out: attended });
-    if (!last) recorder.matmul({ out: x, x: attended, matrix: weights.output, rows, accumulate: true });
+    recorder.attend({ pool, layer, headCount, q, out: buffers.attended });
+    if (!last) recorder.matmul({ out: x, x: buffers.attended, matrix: weights.output, rows, accumulate: true });
+  }
+
+  /** `out = normed . matrix^T + bias`, each head then normed where the model does that. Uses `attended`, which nobody needs yet. */
+  #project(out: DeviceBuffer, { matrix, bias, norm }: Projection): void {
+    const { config, buffers } = this.#parts;
+    const { headDim, normEps: eps } = config;
+    const rows = this.#rows;
+    const raw = norm === undefined ? out : buffers.attended;
+    if (bias !== undefined) {
+      this.#recorder.gatherRows({ out: raw, x: bias, indices: new Uint32Array(rows), width: matrix.outWidth });
+    }
+    this.#recorder.matmul({ out: raw, x: buffers.normed, matrix, rows, accumulate: bias !== undefined });
+    if (norm === undefined) return;
+    const headRows = (rows * matrix.outWidth) / headDim;
+    this.#recorder.rmsNorm({ out, x: raw, weight: norm, rows: headRows, width: headDim, eps });
   }
 
   #ffn(weights: LayerWeights, x: Activations["x"], rows: number): void {

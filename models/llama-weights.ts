@@ -5,12 +5,19 @@ import type { ModelConfig } from "./contract.ts";
 import { Fingerprint } from "./fingerprint.ts";
 import type { TensorSource } from "./tensor-source.ts";
 
+/** A projection into heads: matrix `[heads * headDim, width]`, bias f32 `[heads * headDim]`, norm of each head f32 `[headDim]`. */
+export interface Projection {
+  readonly matrix: Matrix;
+  readonly bias?: DeviceBuffer;
+  readonly norm?: DeviceBuffer;
+}
+
 /** One layer; matrices are `[outWidth, inWidth]`, norms f32 `[width]`. */
 export interface LayerWeights {
   readonly attentionNorm: DeviceBuffer;
-  readonly query: Matrix;
-  readonly key: Matrix;
-  readonly value: Matrix;
+  readonly query: Projection;
+  readonly key: Projection;
+  readonly value: Projection;
   readonly output: Matrix;
   readonly ffnNorm: DeviceBuffer;
   readonly gate: Matrix;
@@ -35,9 +42,9 @@ export interface LoadWeightsOptions {
 }
 
 /**
- * Reads every tensor once, in a fixed order, packs it for the device and hashes it. Norms stay f32 whatever the encoding.
+ * Reads every tensor once, in a fixed order, packs it for the device and hashes it. Norms and biases stay f32 whatever the encoding.
  * @throws {QuireError} `invalid_request` when a tensor is missing, has another shape than the configuration says, or is one that
- * the forward pass would ignore (a bias).
+ * the forward pass would ignore (a bias of another family).
  */
 export async function loadLlamaWeights(
   options: LoadWeightsOptions,
@@ -65,15 +72,28 @@ async function loadLayer(loader: TensorLoader, config: ModelConfig, layer: numbe
   loader.ignore(`model.layers.${layer}.self_attn.rotary_emb.inv_freq`);
   return {
     attentionNorm: await loader.vector(name("input_layernorm"), width),
-    query: await loader.matrix(name("self_attn.q_proj"), queryWidth, width),
-    key: await loader.matrix(name("self_attn.k_proj"), keyWidth, width),
-    value: await loader.matrix(name("self_attn.v_proj"), keyWidth, width),
+    query: await loadProjection(loader, config, { layer, part: "q", outWidth: queryWidth }),
+    key: await loadProjection(loader, config, { layer, part: "k", outWidth: keyWidth }),
+    value: await loadProjection(loader, config, { layer, part: "v", outWidth: keyWidth }),
     output: await loader.matrix(name("self_attn.o_proj"), width, queryWidth),
     ffnNorm: await loader.vector(name("post_attention_layernorm"), width),
     gate: await loader.matrix(name("mlp.gate_proj"), ffnWidth, width),
     up: await loader.matrix(name("mlp.up_proj"), ffnWidth, width),
     down: await loader.matrix(name("mlp.down_proj"), width, ffnWidth),
   };
+}
+
+async function loadProjection(
+  loader: TensorLoader,
+  config: ModelConfig,
+  { layer, part, outWidth }: { layer: number; part: "q" | "k" | "v"; outWidth: number },
+): Promise<Projection> {
+  const name = `model.layers.${layer}.self_attn.${part}`;
+  const matrix = await loader.matrix(`${name}_proj.weight`, outWidth, config.width);
+  const bias = config.qkvBias ? await loader.vector(`${name}_proj.bias`, outWidth) : undefined;
+  const isNormed = config.qkNorm && part !== "v";
+  const norm = isNormed ? await loader.vector(`${name}_norm.weight`, config.headDim) : undefined;
+  return { matrix, ...(bias === undefined ? {} : { bias }), ...(norm === undefined ? {} : { norm }) };
 }
 
 class TensorLoader {
@@ -109,7 +129,7 @@ class TensorLoader {
     if (name !== undefined) {
       throw new QuireError(
         "invalid_request",
-        `weights: tensor ${name.slice(0, 120)} is not part of a Llama model without biases`,
+        `weights: tensor ${name.slice(0, 120)} is not part of such a model (the forward pass would ignore it)`,
       );
     }
   }

@@ -35,7 +35,7 @@ export function poolUnitBytes(
   };
 }
 
-/** Bytes of the weights as the runner keeps them: matrices in `encoding` (int8: one f32 scale per 32 inputs), norms in f32. */
+/** Bytes of the weights as the runner keeps them: matrices in `encoding` (int8: one f32 scale per 32 inputs), norms and biases in f32. */
 export function weightBytes(config: ModelConfig, encoding: MatrixEncoding): number {
   const { width, ffnWidth, layerCount, headCount, kvHeadCount, headDim, vocabularySize } = config;
   const matrix = (outWidth: number, inWidth: number) =>
@@ -48,7 +48,9 @@ export function weightBytes(config: ModelConfig, encoding: MatrixEncoding): numb
     matrix(width, ffnWidth);
   const embeddings = matrix(vocabularySize, width) * (config.tiedEmbeddings ? 1 : 2);
   const norms = (2 * layerCount + 1) * width * 4;
-  return embeddings + layerCount * layer + norms;
+  const biases = config.qkvBias ? layerCount * (headCount + 2 * kvHeadCount) * headDim * 4 : 0;
+  const headNorms = config.qkNorm ? layerCount * 2 * headDim * 4 : 0;
+  return embeddings + layerCount * layer + norms + biases + headNorms;
 }
 
 /**

@@ -1,28 +1,28 @@
 import type { Device, RopeTable } from "../kernels/contract.ts";
 import type { ModelConfig } from "./contract.ts";
+import { ropeFrequencies } from "./rope-frequencies.ts";
 
 /** Positions computed at a time. */
 const CHUNK_POSITIONS = 1024;
 
 /**
- * cos and sin of every position, as HF computes them in f32: `invFreq_i = 1 / theta^(2i/headDim)`, `angle = position * invFreq_i`, each
- * operation rounded to f32. Device memory for all positions is taken at once; values are filled in where a step needs them first,
+ * cos and sin of every position, as HF computes them in f32: `angle = position * invFreq_i` rounded to f32; see rope-frequencies.ts. Device memory for all positions is taken at once; values are filled in where a step needs them first,
  * since a model of 128K positions would otherwise spend its start-up on cosines.
  */
 export class RopePositions {
   readonly table: RopeTable;
   readonly #device: Device;
   readonly #invFreq: Float32Array;
+  readonly #magnitude: number;
   readonly #filled: Uint8Array;
 
   constructor(device: Device, config: ModelConfig) {
     const half = config.headDim / 2;
     const bytes = config.contextTokensMax * half * 4;
     this.#device = device;
-    this.#invFreq = Float32Array.from({ length: half }, (_, i) => {
-      const power = Math.fround(config.ropeTheta ** Math.fround((2 * i) / config.headDim));
-      return Math.fround(1 / power);
-    });
+    const { inverse, magnitude } = ropeFrequencies(config);
+    this.#invFreq = inverse;
+    this.#magnitude = magnitude;
     this.#filled = new Uint8Array(Math.ceil(config.contextTokensMax / CHUNK_POSITIONS));
     this.table = {
       cos: device.buffer("rope.cos", bytes),
@@ -47,8 +47,8 @@ export class RopePositions {
     for (let position = 0; position < count; position++) {
       for (let i = 0; i < half; i++) {
         const angle = Math.fround((start + position) * this.#invFreq[i]!);
-        cos[position * half + i] = Math.cos(angle);
-        sin[position * half + i] = Math.sin(angle);
+        cos[position * half + i] = Math.fround(Math.cos(angle)) * this.#magnitude;
+        sin[position * half + i] = Math.fround(Math.sin(angle)) * this.#magnitude;
       }
     }
     this.#device.write(this.table.cos, start * half * 4, new Uint8Array(cos.buffer));

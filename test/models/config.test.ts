@@ -71,6 +71,43 @@ describe("model configuration", () => {
     expect(config.ropeTheta).toBe(1234);
   });
 
+  it("reads theta and scaling as older files write them", async () => {
+    const json = await houseJson();
+    const scaling = { type: "yarn", factor: 4, original_max_position_embeddings: 16384 };
+    const config = parseConfig({ ...json, rope_theta: 1234, rope_scaling: scaling });
+    expect(config.ropeTheta).toBe(1234);
+    expect(config.ropeScaling).toEqual({
+      type: "yarn",
+      factor: 4,
+      originalContextTokens: 16384,
+      betaFast: 32,
+      betaSlow: 1,
+      attentionFactor: 0.1 * Math.log(4) + 1,
+      truncate: true,
+    });
+    expect(config.contextTokensMax).toBe(65536);
+  });
+
+  it("takes a window that no context outgrows, or that is switched off, for none", async () => {
+    const json = await houseJson();
+    for (const change of [
+      { model_type: "mistral", sliding_window: null },
+      { model_type: "mistral", sliding_window: 32768 },
+      { model_type: "qwen2", sliding_window: 4096 },
+      { model_type: "qwen3", sliding_window: 4096, use_sliding_window: false },
+      { model_type: "qwen2", sliding_window: 4096, use_sliding_window: true, max_window_layers: 4 },
+    ]) {
+      expect(parseConfig({ ...json, ...change }).modelType).toBe(change.model_type);
+    }
+  });
+
+  it("knows what the families add", async () => {
+    const json = await houseJson();
+    expect(parseConfig({ ...json, model_type: "qwen2" })).toMatchObject({ qkvBias: true });
+    const { head_dim: _, ...rest } = json;
+    expect(parseConfig({ ...rest, model_type: "qwen3" })).toMatchObject({ qkNorm: true, headDim: 128 });
+  });
+
   it("takes end tokens from the generation config, one or several", async () => {
     const json = await houseJson();
     expect(parseConfig(json, { eos_token_id: [259, 258] }).eosTokenIds).toEqual([259, 258]);
@@ -83,8 +120,19 @@ describe("model configuration", () => {
     ["hidden_act", { hidden_act: "gelu" }],
     ["attention_bias", { attention_bias: true }],
     ["mlp_bias", { mlp_bias: true }],
-    ["rope_scaling", { rope_scaling: { rope_type: "llama3", factor: 8 } }],
-    ["rope_parameters", { rope_parameters: { rope_type: "yarn" } }],
+    ["rope_scaling", { rope_scaling: { rope_type: "dynamic", factor: 8 } }],
+    ["rope_scaling", { rope_scaling: { type: "longrope", factor: 8 } }],
+    ["rope_parameters", { rope_parameters: { full_attention: { rope_type: "default" } } }],
+    ["rope_parameters", { rope_parameters: { rope_type: "default", partial_rotary_factor: 0.5 } }],
+    ["low_freq_factor", { rope_scaling: { rope_type: "llama3", factor: 8 } }],
+    ["high_freq_factor", { rope_scaling: { rope_type: "llama3", factor: 8, low_freq_factor: 4, high_freq_factor: 4 } }],
+    ["original_max_position_embeddings", { rope_parameters: { rope_type: "yarn" } }],
+    ["factor", { rope_scaling: { type: "linear", factor: 0 } }],
+    ["truncate", { rope_scaling: { type: "yarn", factor: 2, truncate: "no" } }],
+    ["sliding_window", { model_type: "mistral" }],
+    ["sliding_window", { model_type: "mistral", sliding_window: 4096 }],
+    ["sliding_window", { model_type: "qwen2", use_sliding_window: true, sliding_window: 4096, max_window_layers: 3 }],
+    ["num_key_value_heads", { model_type: "qwen3", num_key_value_heads: undefined }],
     ["partial_rotary_factor", { partial_rotary_factor: 0.5 }],
     ["quantization_config", { quantization_config: { quant_method: "awq" } }],
     ["torch_dtype", { torch_dtype: "float8_e4m3fn" }],

@@ -145,7 +145,7 @@ describe("loading", () => {
     [
       "a bias",
       (source) => source.set("model.layers.0.self_attn.q_proj.bias", { shape: [24], data: new Float32Array(24) }),
-      /q_proj\.bias is not part of a Llama model/,
+      /q_proj\.bias is not part of such a model/,
     ],
     [
       "a layer beyond the configuration",
