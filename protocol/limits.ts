@@ -43,6 +43,8 @@ export const LIMITS = {
   /** How long the edge waits for the end of a generation that it cancelled before it closes the connection. */
   cancelMsMax: 1_000,
   /** Deadlines of remote calls. */
+  /** The transcript index is a hint: nobody waits for it longer than this. */
+  indexMsMax: 1_000,
   admissionMsMax: 10_000,
   turnMsMax: 600_000,
   storeGetMsMax: 5_000,
