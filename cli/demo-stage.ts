@@ -96,7 +96,7 @@ export class Stage {
   async untilPersisted(sessionId: string, tokenCount: number): Promise<Persisted> {
     const endMs = performance.now() + persistMsMax;
     for (;;) {
-      const manifest = await this.#manifest(sessionId);
+      const manifest = await sessionManifest(this.#store, sessionId);
       if (manifest !== undefined && manifest.tokenCount >= tokenCount) {
         return { tokenCount: manifest.tokenCount, segmentCount: manifest.segments.length };
       }
@@ -124,7 +124,8 @@ export class Stage {
 
   /** Removes every page, manifest and tail: a store as on the first day. The edge keeps the words. */
   async emptyStore(): Promise<void> {
-    for (let keys = await this.#keys(); keys.length > 0; keys = await this.#keys()) await this.#store.delete(keys);
+    for (let keys = await storedKeys(this.#store); keys.length > 0; keys = await storedKeys(this.#store))
+      await this.#store.delete(keys);
   }
 
   /** Bytes of everything that is stored. */
@@ -140,19 +141,20 @@ export class Stage {
     await rm(this.#data.path, { recursive: true, force: true });
   }
 
-  async #keys(): Promise<string[]> {
-    return (await this.#store.list(ROOT_PREFIX)).keys.map(({ key }) => key);
-  }
-
-  async #manifest(sessionId: string): Promise<Manifest | undefined> {
-    const key = (await this.#keys()).find((name) => name.endsWith(`/session/${sessionKeyOf(sessionId)}`));
-    return key === undefined ? undefined : (await loadManifest(this.#store, key))?.manifest;
-  }
-
   async #segmentOf(sessionId: string, token: number) {
-    const manifest = await this.#manifest(sessionId);
+    const manifest = await sessionManifest(this.#store, sessionId);
     const ref = manifest?.segments.find(({ fromToken, tokenCount }) => token - fromToken < tokenCount);
     assert(manifest !== undefined && ref !== undefined, "a sealed segment holds the token");
     return { manifest, ref };
   }
+}
+
+async function storedKeys(store: PageStore): Promise<string[]> {
+  return (await store.list(ROOT_PREFIX)).keys.map(({ key }) => key);
+}
+
+/** What a store holds of a session; undefined for nothing. Looks for it among at most 1,000 objects. */
+export async function sessionManifest(store: PageStore, sessionId: string): Promise<Manifest | undefined> {
+  const key = (await storedKeys(store)).find((name) => name.endsWith(`/session/${sessionKeyOf(sessionId)}`));
+  return key === undefined ? undefined : (await loadManifest(store, key))?.manifest;
 }

@@ -8,6 +8,7 @@ export default defineConfig({
     name: "e2e",
     include: ["test/e2e/**/*.test.ts"],
     exclude: [...configDefaults.exclude, ...longTests],
+    globalSetup: ["test/e2e/support/global-setup.ts"],
     fileParallelism: false,
     maxWorkers: 1,
     testTimeout: 120_000,
