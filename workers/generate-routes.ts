@@ -4,8 +4,9 @@ import { LIMITS } from "../protocol/limits.ts";
 import { authenticate, type Tenant } from "./auth.ts";
 import { readJsonObject } from "./body.ts";
 import { chainHashes, chainStart } from "./chain.ts";
+import { within } from "./deadline.ts";
 import type { Env } from "./env.ts";
-import { fleetOf } from "./fleet.ts";
+import { fleetOf, type ResolvedModel } from "./fleet.ts";
 import { jsonAnswer, streamAnswer } from "./respond.ts";
 import { selectionDefaults } from "./selection-defaults.ts";
 import { SESSION_HEADER } from "./session-id.ts";
@@ -76,7 +77,7 @@ async function resolveModel(env: Env, name: string | undefined): Promise<string>
   if (name === undefined) {
     throw new QuireError("model_not_found", "You must provide a model parameter.", { param: "model" });
   }
-  const resolved = await fleetOf(env).resolveModel(name);
+  const resolved = await within<ResolvedModel>(LIMITS.engineExpiryMs, fleetOf(env).resolveModel(name));
   if (resolved.status === "known") return resolved.id;
   if (resolved.status === "unknown") {
     throw new QuireError("model_not_found", `The model '${name}' does not exist or you do not have access to it.`, {

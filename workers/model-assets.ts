@@ -1,7 +1,9 @@
 /** A model's words: tokenizer, chat template, stop tokens and defaults, from `models/<id>/` in the bucket. */
 import { QuireError } from "../protocol/errors.ts";
+import { LIMITS } from "../protocol/limits.ts";
 import type { ChatTemplate, Tokenizer } from "../tokenizer/contract.ts";
 import { openTokenizer } from "../tokenizer/open.ts";
+import { within } from "./deadline.ts";
 
 /** Everything the edge knows of a model. Immutable. */
 export interface ModelAssets {
@@ -97,12 +99,15 @@ async function loadModelAssets(bucket: R2Bucket, model: string): Promise<ModelAs
     if (!required) return {};
     throw new QuireError("internal", `The server has no '${name}' for the model '${model}'.`);
   };
-  const [tokenizerJson, tokenizerConfig, config, generationConfig] = await Promise.all([
-    read("tokenizer.json", true),
-    read("tokenizer_config.json", true),
-    read("config.json", true),
-    read("generation_config.json", false),
-  ]);
+  const [tokenizerJson, tokenizerConfig, config, generationConfig] = await within(
+    LIMITS.storeGetMsMax,
+    Promise.all([
+      read("tokenizer.json", true),
+      read("tokenizer_config.json", true),
+      read("config.json", true),
+      read("generation_config.json", false),
+    ]),
+  );
   return buildModelAssets({ tokenizerJson, tokenizerConfig, config, generationConfig });
 }
 

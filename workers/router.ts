@@ -111,7 +111,7 @@ async function listModels(request: Request, env: Env): Promise<Response> {
 
 async function getModel(request: IRequest, env: Env): Promise<Response> {
   await authenticate(request, env);
-  const id = decodeURIComponent(param(request, "id"));
+  const id = param(request, "id");
   const model = (await fleetOf(env).models()).find((live) => live.id === id);
   if (model) return Response.json(modelBody(model));
   throw new QuireError("model_not_found", `The model '${id}' does not exist or you do not have access to it.`, {

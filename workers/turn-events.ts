@@ -2,6 +2,8 @@
 
 import { QuireError } from "../protocol/errors.ts";
 import { encodeFrame, FrameDecoder } from "../protocol/frames.ts";
+import { LIMITS } from "../protocol/limits.ts";
+import { within } from "./deadline.ts";
 import type { Env } from "./env.ts";
 import { newSessionId } from "./session-id.ts";
 import { indexOf, passingSession, sessionOf } from "./stubs.ts";
@@ -34,7 +36,8 @@ export async function startTurn(env: Env, request: TurnRequest): Promise<Started
   const { input } = options;
   if (sessionId !== undefined) return runIn(env, { ...job, session: { id: sessionId, implicit: false } });
   if (input.kind !== "chat") return started(await passingSession(env).turn(encodeFrame(job)), undefined);
-  const known = await indexOf(env, namespace).resolve(input.chain);
+  // Without the index a turn is only slower: it must not fail or wait for it.
+  const known = await within(LIMITS.indexMsMax, indexOf(env, namespace).resolve(input.chain)).catch(() => undefined);
   if (!known) return runIn(env, { ...job, session: { id: newSessionId(), implicit: true } });
   const { chain, messageCount, named } = known;
   if (!named && messageCount < input.messages.length) {

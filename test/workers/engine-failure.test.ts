@@ -182,6 +182,21 @@ describe("an engine that fails after its first token", () => {
     expect(next.tokens.slice(0, next.turnStart)).toEqual([...prompt, ...ids("half and half"), END]);
   });
 
+  it("hands over every choice that it had, to one other engine", async () => {
+    const { chat, engine, model } = await makeWorld();
+    const [other, third] = [new FakeEngine(), new FakeEngine()];
+    await register(other, model, { runningCount: 5 });
+    await register(third, model, { runningCount: 9 });
+    for (let index = 0; index < 2; index++) {
+      await engine.script({ do: "admit" }, { do: "tokens", ids: ids("h") }, { do: "wait", ms: 150 }, { do: "destroy" });
+      await other.script(...says("i"));
+    }
+    const body = (await (await chat("hi", { n: 2 })).json()) as { choices: { message: { content: string } }[] };
+    expect(body.choices.map(({ message }) => message.content)).toEqual(["hi", "hi"]);
+    expect(await other.calls()).toHaveLength(2);
+    expect(await third.calls()).toEqual([]);
+  });
+
   it("does not hand over where the reply's own counts matter", async () => {
     const { chat, engine, model } = await makeWorld();
     const other = new FakeEngine();

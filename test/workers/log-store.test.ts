@@ -50,9 +50,12 @@ describe("LogStore", () => {
             reply: index % 2 === 1,
             tokenEnd: random(2) === 0 ? random(end + 1) : undefined,
             textEnd: 7,
+            textHash: "hash",
             ...(random(2) === 0 && { name: "somebody" }),
           }),
-        ).map((message) => (message.tokenEnd === undefined ? { ...message, textEnd: undefined } : message));
+        ).map((message) =>
+          message.tokenEnd === undefined ? { ...message, textEnd: undefined, textHash: undefined } : message,
+        );
         const spans: Span[] = end === 0 ? [] : [{ end, how: `how-${round}` }];
         store.commit({
           meta: { ...META, turnCount: round },
@@ -66,7 +69,9 @@ describe("LogStore", () => {
         const kept = messages
           .slice(0, keepMessages)
           .map((message) =>
-            (message.tokenEnd ?? 0) > keepTokens ? { ...message, tokenEnd: undefined, textEnd: undefined } : message,
+            (message.tokenEnd ?? 0) > keepTokens
+              ? { ...message, tokenEnd: undefined, textEnd: undefined, textHash: undefined }
+              : message,
           );
         messages = [...kept, ...appendMessages];
         // A fresh store on the same tables: nothing lives in memory only.
@@ -123,7 +128,9 @@ function cutAll(store: LogStore, messages: readonly StoredMessage[]): number[] {
     keepTokens: 0,
     appendTokens: [],
     keepMessages: 0,
-    appendMessages: messages.map((message) => Object.assign(message, { tokenEnd: undefined, textEnd: undefined })),
+    appendMessages: messages.map((message) =>
+      Object.assign(message, { tokenEnd: undefined, textEnd: undefined, textHash: undefined }),
+    ),
     spans: [],
   });
   return [];

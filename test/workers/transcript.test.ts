@@ -104,6 +104,20 @@ describe("a transcript sent without a session id", () => {
     expect(request.tokens.slice(0, request.turnStart)).toEqual(log);
   });
 
+  it("forks a session that was named since", async () => {
+    const { chat, engine } = await makeWorld();
+    await engine.script(...says("r1"));
+    const first = await chat([user("q1")]);
+    await first.text();
+    const id = first.headers.get("x-quire-session");
+    await engine.script(...says("r2"));
+    await (await chat([user("q2")], {}, { headers: { "x-quire-session": id ?? "" } })).text();
+    const plain = await chat([user("q1"), assistant("r1"), user("q2"), assistant("r2"), user("q3")]);
+    await plain.text();
+    expect(plain.headers.get("x-quire-session")).not.toBe(id);
+    expect((await engine.lastCall()).request.session?.parentId).toBe(id);
+  });
+
   it("starts anew when a reply was changed, and keeps what is before it", async () => {
     const { chat, engine } = await makeWorld({ tokenizerJson: mergedTokenizerJson() });
     await engine.script(...says("abc"));

@@ -6,6 +6,7 @@ import { openTokenizer } from "../../tokenizer/open.ts";
 import tokenizerConfig from "../../weights/house-0/tokenizer_config.json?raw";
 import { namespaceOf } from "../../workers/auth.ts";
 import { chainHashes, chainStart } from "../../workers/chain.ts";
+import { within } from "../../workers/deadline.ts";
 import { FleetTable } from "../../workers/fleet-table.ts";
 import { buildModelAssets, ModelAssetCache } from "../../workers/model-assets.ts";
 import { selectionDefaults } from "../../workers/selection-defaults.ts";
@@ -13,8 +14,9 @@ import { Reply } from "../../workers/session-log/reply.ts";
 import { cutSpans, joinSpans } from "../../workers/session-log/spans.ts";
 import { StopScanner } from "../../workers/session-log/stop-strings.ts";
 import { commonPrefixLength, planTurn } from "../../workers/session-log/turn-plan.ts";
+import { TurnStream } from "../../workers/session-log/turn-stream.ts";
 import { mergedTokenizerJson } from "./merged-words.ts";
-import { END, env, FakeEngine, heartbeatOf, ids } from "./world.ts";
+import { END, env, FakeEngine, heartbeatOf, ids, until } from "./world.ts";
 
 const merged = openTokenizer({
   tokenizerJson: JSON.parse(mergedTokenizerJson()),
@@ -121,6 +123,47 @@ describe("Reply", () => {
       }),
       { seed: 4, numRuns: 300 },
     );
+  });
+});
+
+describe("TurnStream", () => {
+  it("lets its producer wait while nobody reads, until there is room or the turn ends", async () => {
+    const stream = new TurnStream();
+    const open = new AbortController().signal;
+    const text = "x".repeat(1024 * 1024);
+    const send = () => stream.send({ type: "text", choice: 0, text });
+    send();
+    await stream.ready(open);
+    // The first is on its way to the reader; more than the limit waits behind it.
+    for (let index = 0; index < 5; index++) send();
+    const ending = new AbortController();
+    let state = "waiting";
+    const ready = stream.ready(ending.signal).then(() => {
+      state = "ready";
+    });
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    expect(state).toBe("waiting");
+    ending.abort();
+    await ready;
+    const room = stream.ready(open);
+    const reader = stream.readable.getReader();
+    let byteCount = 0;
+    while (byteCount < 6 * text.length) byteCount += (await reader.read()).value?.byteLength ?? 0;
+    await room;
+    await reader.cancel();
+    await until(() => {
+      stream.send({ type: "heartbeat" });
+      return stream.gone.aborted;
+    });
+    await stream.close();
+  });
+});
+
+describe("within", () => {
+  it("gives what comes in time and an error for what does not", async () => {
+    expect(await within(1_000, Promise.resolve(1))).toBe(1);
+    await expect(within(1_000, Promise.reject(new Error("no")))).rejects.toThrow("no");
+    await expect(within(10, new Promise(() => undefined))).rejects.toMatchObject({ code: "deadline_exceeded" });
   });
 });
 

@@ -47,6 +47,7 @@ export async function deleteStoredSession(options: {
 /** An admitted generation. */
 export interface EngineCall {
   readonly numericsId: string;
+  readonly engineId: string;
   /**
    * Events behind `admitted`, ending with `done`.
    * @throws {QuireError} the engine's own error for `failed`; `engine_failed` for a stream that is cut or not understood.
@@ -84,6 +85,7 @@ export async function openEngineCall(options: EngineCallOptions): Promise<Engine
     if (first.type !== "admitted") throw engineFailed(`the first event is ${first.type}`);
     return {
       numericsId: first.numericsId,
+      engineId: options.engine.engineId,
       events: () => behindAdmission(events),
       cancel: () => cancelCall(options, headers, closing),
     };

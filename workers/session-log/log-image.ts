@@ -40,7 +40,9 @@ export function exportLog(store: LogStore, point: ForkPoint | undefined): Uint8A
     meta: { ...meta, turnCount: isWhole ? meta.turnCount : messages.filter(({ reply }) => reply).length },
     tokenBytes: idsToBytes(log.subarray(0, end)),
     messages: messages.map((message) =>
-      (message.tokenEnd ?? 0) > end ? { ...message, tokenEnd: undefined, textEnd: undefined } : message,
+      (message.tokenEnd ?? 0) > end
+        ? { ...message, tokenEnd: undefined, textEnd: undefined, textHash: undefined }
+        : message,
     ),
     spans: cutSpans(store.spans(), end),
   };

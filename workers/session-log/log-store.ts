@@ -31,6 +31,8 @@ export interface StoredMessage extends ChatMessage {
   /** Where log and rendered text agree behind this message, if they do (`turn-plan.ts`). */
   tokenEnd?: number | undefined;
   textEnd?: number | undefined;
+  /** SHA-256 of the rendered text up to there. */
+  textHash?: string | undefined;
 }
 
 /** One change of the log: all of it is written, or nothing. */
@@ -52,7 +54,7 @@ const SCHEMA = `
   CREATE TABLE IF NOT EXISTS log_rows (start INTEGER PRIMARY KEY, ids BLOB NOT NULL);
   CREATE TABLE IF NOT EXISTS spans (end INTEGER PRIMARY KEY, how TEXT NOT NULL);
   CREATE TABLE IF NOT EXISTS messages (position INTEGER PRIMARY KEY, role TEXT NOT NULL, name TEXT, chain TEXT NOT NULL,
-    reply INTEGER NOT NULL, token_end INTEGER, text_end INTEGER);
+    reply INTEGER NOT NULL, token_end INTEGER, text_end INTEGER, text_hash TEXT);
   CREATE TABLE IF NOT EXISTS message_parts (position INTEGER, part INTEGER, utf8 BLOB NOT NULL, PRIMARY KEY (position, part));
 `;
 
@@ -136,7 +138,10 @@ export class LogStore {
       this.#appendTokens(commit.keepTokens, commit.appendTokens);
       this.#sql.exec("DELETE FROM messages WHERE position >= ?", commit.keepMessages);
       this.#sql.exec("DELETE FROM message_parts WHERE position >= ?", commit.keepMessages);
-      this.#sql.exec("UPDATE messages SET token_end = NULL, text_end = NULL WHERE token_end > ?", commit.keepTokens);
+      this.#sql.exec(
+        "UPDATE messages SET token_end = NULL, text_end = NULL, text_hash = NULL WHERE token_end > ?",
+        commit.keepTokens,
+      );
       commit.appendMessages.forEach((message, index) => {
         this.#insertMessage(commit.keepMessages + index, message);
       });
@@ -182,7 +187,7 @@ export class LogStore {
 
   #insertMessage(position: number, message: StoredMessage): void {
     this.#sql.exec(
-      "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?)",
+      "INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
       position,
       message.role,
       message.name ?? null,
@@ -190,6 +195,7 @@ export class LogStore {
       message.reply ? 1 : 0,
       message.tokenEnd ?? null,
       message.textEnd ?? null,
+      message.textHash ?? null,
     );
     const utf8 = new TextEncoder().encode(message.content);
     for (let part = 0; part * PART_BYTES < utf8.byteLength; part++) {
@@ -208,6 +214,7 @@ function readMessage(row: Record<string, SqlStorageValue>, content: string): Sto
     reply: row.reply === 1,
     tokenEnd: optional(row.token_end),
     textEnd: optional(row.text_end),
+    textHash: typeof row.text_hash === "string" ? row.text_hash : undefined,
   };
   if (typeof row.name === "string") message.name = row.name;
   return message;

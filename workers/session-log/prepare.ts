@@ -3,9 +3,10 @@ import { QuireError } from "../../protocol/errors.ts";
 import type { Span } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import type { ChatMessage } from "../../tokenizer/contract.ts";
+import { hex, sha256 } from "../auth.ts";
 import { chainHashes, chainStart } from "../chain.ts";
 import type { ModelAssets } from "../model-assets.ts";
-import type { TurnJob } from "../turn-job.ts";
+import type { TurnInput, TurnJob } from "../turn-job.ts";
 import type { LogStore, StoredMessage } from "./log-store.ts";
 import { cutSpans } from "./spans.ts";
 import { type Checkpoint, planTurn } from "./turn-plan.ts";
@@ -21,10 +22,10 @@ export interface PreparedTurn {
   keepMessages: number;
   /** Messages behind the kept ones; the last has its borders. Empty for raw text. */
   newMessages: StoredMessage[];
-  /** Length of the rendered prompt; 0 for raw text. */
-  promptTextLength: number;
-  /** Messages in the whole transcript. */
-  messageCount: number;
+  /** All messages in front of the reply; empty for raw text. */
+  transcript: ChatMessage[];
+  /** The rendered transcript; empty for raw text. */
+  promptText: string;
   /** Transcript hash in front of the reply; empty for raw text. */
   promptChain: string;
 }
@@ -60,7 +61,7 @@ export async function prepareTurn(
   const spans = known?.spans() ?? [];
   const prepared =
     job.input.kind === "chat"
-      ? await prepareChat(job, job.input.messages, job.input.chain, known?.messages() ?? [], log, assets)
+      ? await prepareChat(job, job.input, { named: meta?.named === true, stored: known?.messages() ?? [], log }, assets)
       : prepareRaw(rawIds(job, assets, log.length === 0), log);
   if (prepared.tokens.length === 0) {
     throw new QuireError("invalid_request", "The prompt has no tokens.", {
@@ -86,22 +87,28 @@ function prepareRaw(ids: number[], log: Uint32Array): Planned {
     keepTokens: log.length,
     keepMessages: 0,
     newMessages: [],
-    promptTextLength: 0,
-    messageCount: 0,
+    transcript: [],
+    promptText: "",
     promptChain: "",
   };
 }
 
+interface ChatLog {
+  /** Somebody named the session since it was looked up. */
+  named: boolean;
+  stored: readonly StoredMessage[];
+  log: Uint32Array;
+}
+
 async function prepareChat(
   job: TurnJob,
-  sent: readonly ChatMessage[],
-  sentChain: readonly string[],
-  stored: readonly StoredMessage[],
-  log: Uint32Array,
+  input: Extract<TurnInput, { kind: "chat" }>,
+  { named, stored, log }: ChatLog,
   assets: ModelAssets,
 ): Promise<Planned> {
+  const { messages: sent, chain: sentChain } = input;
   const expected = job.session?.expectChain;
-  if (expected !== undefined && stored.at(-1)?.chain !== expected) throw new SessionMoved();
+  if (expected !== undefined && (named || stored.at(-1)?.chain !== expected)) throw new SessionMoved();
   const matched = countMatching(stored, sentChain);
   // Without a session's name, a request is its whole transcript.
   const replay = job.session?.implicit !== false || isReplay(stored, matched);
@@ -110,28 +117,29 @@ async function prepareChat(
   const added = replay ? sent.slice(keepMessages) : sent;
   const start = stored[keepMessages - 1]?.chain ?? chainStart(job.model);
   const addedChain = replay ? sentChain.slice(keepMessages) : await chainHashes(start, added);
-  const transcript = [...stored.slice(0, keepMessages), ...added];
+  const transcript = [...stored.slice(0, keepMessages), ...added].map(plainMessage);
   if (transcript.length > LIMITS.messageCountMax) {
     throw new QuireError("invalid_request", `A session has at most ${LIMITS.messageCountMax} messages.`, {
       param: "messages",
     });
   }
-  const newText = render(assets, transcript);
-  const { oldText, checkpoints } = describeLog(stored, assets);
+  const newText = assets.template.render(transcript, { addGenerationPrompt: true });
+  const { oldText, checkpoints } = await describeLog(stored, assets);
   const encode = (text: string) => assets.tokenizer.encode(text, { special: true });
   const { keep, appended } = planTurn({ log, checkpoints, oldText, newText, encode });
   const tokens = concat(log.subarray(0, keep), appended);
+  const border = { tokenEnd: tokens.length, textEnd: newText.length, textHash: await hashText(newText) };
   const newMessages = added.map((message, index): StoredMessage => {
-    const border = index === added.length - 1 ? { tokenEnd: tokens.length, textEnd: newText.length } : {};
-    return { ...message, chain: addedChain[index] ?? "", reply: false, ...border };
+    const chain = addedChain[index] ?? "";
+    return { ...plainMessage(message), chain, reply: false, ...(index === added.length - 1 && border) };
   });
   return {
     tokens,
     keepTokens: keep,
     keepMessages,
     newMessages,
-    promptTextLength: newText.length,
-    messageCount: transcript.length,
+    transcript,
+    promptText: newText,
     promptChain: addedChain.at(-1) ?? start,
   };
 }
@@ -151,29 +159,32 @@ function isReplay(stored: readonly StoredMessage[], matched: number): boolean {
   return stored.slice(0, matched).some((message) => message.role !== "user");
 }
 
-/** The text that the log stands for, and where the two are known to agree. */
-function describeLog(
+/**
+ * The text that the log stands for, up to its last border, and where the two are known to agree. Nothing when the template now renders
+ * the same messages differently (a date in it, another model file): then nothing can be relied on.
+ */
+async function describeLog(
   stored: readonly StoredMessage[],
   assets: ModelAssets,
-): { oldText: string; checkpoints: Checkpoint[] } {
-  const last = stored.at(-1);
+): Promise<{ oldText: string; checkpoints: Checkpoint[] }> {
+  const borders = stored.slice(0, stored.findLastIndex(({ textEnd }) => textEnd !== undefined) + 1);
+  const last = borders.at(-1);
   if (!last) return { oldText: "", checkpoints: [] };
-  const prompt = last.reply ? stored.slice(0, -1) : stored;
-  const promptText = render(assets, prompt);
-  // A template that now renders the same messages differently (a date in it, another model file): nothing can be relied on.
-  if (prompt.at(-1)?.textEnd !== promptText.length) return { oldText: "", checkpoints: [] };
-  const replyText = last.reply ? last.content.slice(0, Math.max(0, (last.textEnd ?? 0) - promptText.length)) : "";
-  const checkpoints = stored.flatMap(({ tokenEnd, textEnd }) =>
+  const options = { addGenerationPrompt: !last.reply };
+  const oldText = assets.template.render(borders.map(plainMessage), options).slice(0, last.textEnd);
+  if ((await hashText(oldText)) !== last.textHash) return { oldText: "", checkpoints: [] };
+  const checkpoints = borders.flatMap(({ tokenEnd, textEnd }) =>
     tokenEnd === undefined || textEnd === undefined ? [] : [{ tokens: tokenEnd, textLength: textEnd }],
   );
-  return { oldText: promptText + replyText, checkpoints };
+  return { oldText, checkpoints };
 }
 
-function render(assets: ModelAssets, messages: readonly ChatMessage[]): string {
-  return assets.template.render(messages.map(plainMessage), { addGenerationPrompt: true });
+/** Names a rendered text. */
+export async function hashText(text: string): Promise<string> {
+  return hex(await sha256(new TextEncoder().encode(text)));
 }
 
-/** Only what a template may see. */
+/** A message without what the log knows of it. */
 function plainMessage({ role, content, name }: ChatMessage): ChatMessage {
   return name === undefined ? { role, content } : { role, content, name };
 }

@@ -2,7 +2,7 @@
 import { DurableObject } from "cloudflare:workers";
 import { ERROR_TABLE, QuireError, toQuireError } from "../../protocol/errors.ts";
 import { LIMITS } from "../../protocol/limits.ts";
-import { chainHashes } from "../chain.ts";
+import { within } from "../deadline.ts";
 import type { Env } from "../env.ts";
 import { fleetOf } from "../fleet.ts";
 import { isolateAssets, type ModelAssets } from "../model-assets.ts";
@@ -10,9 +10,10 @@ import { indexOf, sessionOf } from "../stubs.ts";
 import type { ForkPoint, SessionInfo, TurnAnswer, TurnJob, TurnUsage, WireError } from "../turn-job.ts";
 import { deleteStoredSession } from "./engine-call.ts";
 import { exportLog, imageTokens, type LogImage } from "./log-image.ts";
-import { LogStore, type SessionMeta, type StoredMessage } from "./log-store.ts";
+import { LogStore, type SessionMeta } from "./log-store.ts";
 import { type PreparedTurn, prepareTurn, SessionMoved } from "./prepare.ts";
-import { cutSpans, joinSpans } from "./spans.ts";
+import { cutSpans } from "./spans.ts";
+import { buildCommit, indexRows } from "./turn-commit.ts";
 import { type ChoiceResult, TurnRunner } from "./turn-runner.ts";
 import { TurnStream } from "./turn-stream.ts";
 import { unpackValue } from "./wire.ts";
@@ -127,7 +128,8 @@ export class SessionLog extends DurableObject<Env> {
       parentId: meta?.parentId,
       assets,
       stickyEngineId: meta?.engineId,
-      pick: (stickyEngineId, excludeIds) => fleetOf(this.env).pick({ model: job.model, stickyEngineId, excludeIds }),
+      pick: (stickyEngineId, excludeIds) =>
+        within(LIMITS.engineExpiryMs, fleetOf(this.env).pick({ model: job.model, stickyEngineId, excludeIds })),
       engineKey: this.env.QUIRE_ENGINE_KEY,
       fetch: (input, init) => fetch(input, init),
       stream,
@@ -167,72 +169,30 @@ export class SessionLog extends DurableObject<Env> {
     await stream.close();
   }
 
+  /** Writes the turn, and enters its transcripts: without the index a turn is only slower, so it may fail. */
   async #commit(job: TurnJob, turn: RunningTurn, choice: ChoiceResult): Promise<void> {
-    const { prepared } = turn;
-    const session = job.session;
+    const { session } = job;
     if (!session) return;
+    const { prepared, assets, spans, runner } = turn;
     const store = this.#open();
-    const old = store.meta();
-    const kept = choice.reply.kept();
-    const ids = kept.endToken === undefined ? kept.ids : [...kept.ids, kept.endToken];
-    const appendTokens = [...prepared.tokens.subarray(prepared.keepTokens), ...ids];
-    const end = prepared.keepTokens + appendTokens.length;
-    const meta: SessionMeta = {
-      id: session.id,
-      namespace: job.namespace,
-      model: job.model,
-      kind: job.input.kind === "chat" ? "chat" : "raw",
-      named: old?.named ?? !session.implicit,
-      createdS: old?.createdS ?? Math.floor(Date.now() / 1000),
-      turnCount: (old?.turnCount ?? 0) + 1,
-      parentId: old?.parentId,
-      engineId: turn.runner.engineId,
-    };
-    const messages = [...prepared.newMessages];
-    if (job.input.kind === "chat") {
-      const content = kept.content.toWellFormed();
-      const promptChain = prepared.promptChain;
-      const [chain] = await chainHashes(promptChain, [{ role: "assistant", content }]);
-      messages.push({
-        role: "assistant",
-        content,
-        chain: chain ?? "",
-        reply: true,
-        tokenEnd: prepared.tokens.length + kept.ids.length,
-        textEnd: prepared.promptTextLength + kept.text.length,
-      });
-    }
-    store.commit({
-      meta,
-      keepTokens: prepared.keepTokens,
-      appendTokens,
-      keepMessages: prepared.keepMessages,
-      appendMessages: messages,
-      spans: joinSpans(turn.spans, choice.spans, end),
+    const commit = await buildCommit({
+      job,
+      session,
+      prepared,
+      assets,
+      kept: choice.reply.kept(),
+      spans,
+      newSpans: choice.spans,
+      engineId: runner.engineId,
+      old: store.meta(),
+      nowMs: Date.now(),
     });
+    store.commit(commit);
     await this.ctx.storage.setAlarm(Date.now() + LIMITS.sessionIdleMsMax);
-    await this.#enterIndex(meta, job.requestId, prepared.messageCount, messages);
-  }
-
-  /** The transcript up to the prompt and up to the reply. The index is a hint: without it a turn is only slower. */
-  async #enterIndex(
-    meta: SessionMeta,
-    requestId: string,
-    promptMessageCount: number,
-    messages: readonly StoredMessage[],
-  ): Promise<void> {
-    const borders = messages.filter((message) => message.tokenEnd !== undefined);
-    if (borders.length === 0) return;
-    const rows = borders.map(({ chain, reply, tokenEnd }) => ({
-      chain,
-      sessionId: meta.id,
-      named: meta.named,
-      messageCount: promptMessageCount + (reply ? 1 : 0),
-      tokenCount: tokenEnd ?? 0,
-    }));
-    await indexOf(this.env, meta.namespace)
-      .put(rows)
-      .catch((cause: unknown) => report(requestId, cause));
+    const rows = indexRows(commit);
+    if (rows.length === 0) return;
+    const entered = indexOf(this.env, job.namespace).put(rows);
+    await within(LIMITS.indexMsMax, entered).catch((cause: unknown) => report(job.requestId, cause));
   }
 
   /** Starts as a copy of another session's beginning; when that is not to be had, as an empty session. */

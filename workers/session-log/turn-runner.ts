@@ -122,20 +122,22 @@ export class TurnRunner {
     });
     const result: ChoiceResult = { reply, reason: "length", usage: undefined, spans: [] };
     for (let attempt = 0; ; attempt++) {
+      let call: EngineCall | undefined;
       try {
-        const call = (attempt === 0 && index === 0 && this.#firstCall) || (await this.#open(index, reply.ids));
+        call = (attempt === 0 && index === 0 && this.#firstCall) || (await this.#open(index, reply.ids));
         await this.#follow(call, index, result, onBegun);
         break;
       } catch (thrown) {
         if (this.#options.stream.gone.aborted) break;
         // The words are complete; only their accounts are lost.
         if (reply.ended !== undefined) break;
-        if (this.#stop.signal.aborted || attempt > 0 || !this.#mayGoOn(thrown, reply)) throw thrown;
-        if (!(await this.#replaceEngine())) throw thrown;
+        if (call === undefined || this.#stop.signal.aborted || attempt > 0) throw thrown;
+        if (!this.#mayGoOn(thrown, reply) || !(await this.#replaceEngine(call.engineId))) throw thrown;
       }
     }
-    if (reply.ended !== undefined && reply.ended !== "length") result.reason = "stop";
+    // What a client that is gone was not given is no part of the reply.
     if (!this.#options.stream.gone.aborted) this.#send(index, reply.finish());
+    if (reply.ended === "stop-string" || reply.ended === "end-token") result.reason = "stop";
     return result;
   }
 
@@ -156,7 +158,7 @@ export class TurnRunner {
       this.#send(index, reply.push(bytesToIds(event.ids), event.logprobs));
       onBegun();
       if (reply.ended === "stop-string") await call.cancel();
-      await stream.ready();
+      await stream.ready(this.#stop.signal);
     }
   }
 
@@ -178,19 +180,21 @@ export class TurnRunner {
   }
 
   async #open(index: number, done: readonly number[]): Promise<EngineCall> {
+    const engineId = this.#engine?.engineId;
     try {
       return await this.#call(index, done);
     } catch (thrown) {
       const { code } = toQuireError(thrown);
       const isRetried = RETRY_CODES.includes(code) || code === "deadline_exceeded";
-      if (this.#stop.signal.aborted || !isRetried || !(await this.#replaceEngine())) throw thrown;
+      if (this.#stop.signal.aborted || !isRetried || !(await this.#replaceEngine(engineId))) throw thrown;
       return this.#call(index, done);
     }
   }
 
-  /** Takes another engine than those that failed; false when there is none. */
-  async #replaceEngine(): Promise<boolean> {
-    if (this.#engine) this.#failedIds.push(this.#engine.engineId);
+  /** Takes another engine than those that failed, or the one that another choice has taken already; false when there is none. */
+  async #replaceEngine(failedId: string | undefined): Promise<boolean> {
+    if (failedId !== undefined) this.#failedIds.push(failedId);
+    if (this.#engine && !this.#failedIds.includes(this.#engine.engineId)) return true;
     const other = await this.#options.pick(undefined, this.#failedIds);
     if (other) this.#engine = other;
     return other !== undefined;

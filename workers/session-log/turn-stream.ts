@@ -43,9 +43,16 @@ export class TurnStream {
     this.#pump ??= this.#drain();
   }
 
-  /** Resolves when there is room for more. */
-  async ready(): Promise<void> {
-    while (this.#queuedBytes > LIMITS.turnBufferBytesMax && this.#pump) await this.#pump;
+  /** Resolves when there is room for more, or `signal` is aborted. */
+  async ready(signal: AbortSignal): Promise<void> {
+    if (this.#queuedBytes <= LIMITS.turnBufferBytesMax || signal.aborted) return;
+    const aborted = Promise.withResolvers<void>();
+    const release = () => aborted.resolve();
+    signal.addEventListener("abort", release);
+    while (this.#queuedBytes > LIMITS.turnBufferBytesMax && this.#pump && !signal.aborted) {
+      await Promise.race([this.#pump, aborted.promise]);
+    }
+    signal.removeEventListener("abort", release);
   }
 
   /** Delivers what is queued and ends the stream. Never rejects. */
