@@ -86,7 +86,7 @@ async function playSession(run: Run, script: Script): Promise<void> {
     }
     if (over.aborted) break;
     const place = { className: script.className, isFirst: index === 0 };
-    const isComplete = await playTurn({ run, conversation, place, turn, intendedMs, over });
+    const isComplete = await playTurn({ run, conversation, place, script, index, turn, intendedMs, over });
     sentCount += 1;
     if (!isComplete) break;
     completedCount += 1;
@@ -109,6 +109,8 @@ interface TurnRun {
   run: Run;
   conversation: Conversation;
   place: TurnPlace;
+  script: Script;
+  index: number;
   turn: ScriptTurn;
   intendedMs: number;
   /** The user's stop, or the end of the drain. */
@@ -116,7 +118,16 @@ interface TurnRun {
 }
 
 /** Resolves to whether the reply is complete; every end is counted exactly once. */
-async function playTurn({ run, conversation, place, turn, intendedMs, over }: TurnRun): Promise<boolean> {
+async function playTurn({
+  run,
+  conversation,
+  place,
+  script,
+  index,
+  turn,
+  intendedMs,
+  over,
+}: TurnRun): Promise<boolean> {
   const { clock, measures } = run;
   const windowEndMs = run.startMs + run.durationMs;
   const deadline = AbortSignal.timeout(run.turnMsMax);
@@ -132,6 +143,7 @@ async function playTurn({ run, conversation, place, turn, intendedMs, over }: Tu
     const usage = await conversation.send({ text: turn.text, signal: AbortSignal.any([over, deadline]), onText });
     const endMs = clock.nowMs();
     const isRight = isRightAnswer(reply, turn.fact);
+    if (!isRight) measures.noteWrong({ session: script.index, turn: index, expected: turn.fact.code, reply });
     measures.complete(place, { usage, isRight, ...timesOf({ intendedMs, arrivals, endMs, usage }) });
     if (endMs < windowEndMs) {
       measures.window.turnsCompleted += 1;

@@ -102,6 +102,12 @@ export const loadFlags = {
     fallback: "1",
     parse: parseInteger({ min: 0, max: 2 ** 32 - 1 }),
   },
+  warmup: {
+    help: "turns before the measurement, one after the other; a failed one ends the run",
+    placeholder: "COUNT",
+    fallback: "1",
+    parse: parseInteger({ min: 0, max: 1_000 }),
+  },
   retries: {
     help: "further tries of a turn before its first token (edge only); their time is part of its latency",
     placeholder: "COUNT",

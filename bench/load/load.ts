@@ -1,15 +1,21 @@
 /** `npm run bench -- load`: many conversations at once, open loop, against an edge or an engine. */
 import { engineFlags } from "../../cli/engine-flags.ts";
+import { UsageError } from "../../cli/usage-error.ts";
 import { type BenchContext, type BenchResult, defineBench } from "../bench.ts";
 import { type Clock, systemClock } from "../clock.ts";
+import { seededRandom } from "../random.ts";
 import { drive } from "./driver.ts";
 import { checkTogether, type LoadValues, loadFlags } from "./flags.ts";
 import { Measures } from "./measures.ts";
 import { openTarget } from "./open-target.ts";
 import { isFine, loadResult, reportLines } from "./report.ts";
+import type { Target } from "./target.ts";
+import { drawProse } from "./text.ts";
 import { drawScripts } from "./workload.ts";
 
 const progressMs = 10_000;
+/** Sessions of the run are far below, so that no text of the warm-up is theirs. */
+const warmUpStream = 0x8000_0000;
 
 /** The benchmark. */
 export const loadBench = defineBench({
@@ -29,6 +35,7 @@ async function runLoad(values: LoadValues, context: BenchContext): Promise<Bench
   if (opened === undefined) return { ok: true, data: { settings, interrupted: true } };
   const measures = new Measures();
   try {
+    await warmUp(opened.target, values, context.signal);
     context.progress("measuring (Ctrl-C stops early and reports)");
     const times = await measure({ values, context, measures, target: opened.target, clock: systemClock });
     const interrupted = context.signal.aborted;
@@ -41,11 +48,30 @@ async function runLoad(values: LoadValues, context: BenchContext): Promise<Bench
   }
 }
 
+/**
+ * What is loaded or compiled at the first request is no part of the figures.
+ * @throws {UsageError} for a target that fails before any load is on it.
+ */
+async function warmUp(target: Target, values: LoadValues, stop: AbortSignal): Promise<void> {
+  for (let index = 0; index < values.warmup && !stop.aborted; index++) {
+    const conversation = target.openConversation();
+    const text = `${drawProse(seededRandom(values.seed, warmUpStream + index), 600)} What is the code of Badoru?`;
+    const deadline = AbortSignal.timeout(values["turn-timeout"] * 1000);
+    try {
+      await conversation.send({ text, signal: AbortSignal.any([stop, deadline]), onText: () => {} });
+      if (values.url !== undefined) await conversation.end(AbortSignal.any([stop, deadline]));
+    } catch (error) {
+      if (stop.aborted) return;
+      throw new UsageError(`the warm-up failed: ${(error as Error).message}`);
+    }
+  }
+}
+
 interface MeasureOptions {
   values: LoadValues;
   context: BenchContext;
   measures: Measures;
-  target: Parameters<typeof drive>[0]["target"];
+  target: Target;
   clock: Clock;
 }
 

@@ -117,6 +117,17 @@ export interface SessionCounts {
   cutShort: number;
 }
 
+/** A reply without the code that was asked for: to be looked at, and compared between runs of one seed. */
+export interface WrongAnswer {
+  /** Number of the session in the run. */
+  session: number;
+  turn: number;
+  expected: string;
+  reply: string;
+}
+
+const wrongAnswersMax = 20;
+
 /** Where a turn belongs. */
 export interface TurnPlace {
   className: ClassName;
@@ -138,12 +149,18 @@ export class Measures {
   readonly examples = new Map<string, string>();
   /** Turns whose intended start lay in the window of the arrivals, and turns and tokens that ended in it. */
   readonly window = { turnsOffered: 0, turnsCompleted: 0, completionTokens: 0 };
+  /** The first ones. */
+  readonly wrongAnswers: WrongAnswer[] = [];
   turnsNotSent = 0;
   refusals = 0;
   cleanupFailures = 0;
 
   complete(place: TurnPlace, turn: CompletedTurn): void {
     for (const group of this.#groupsOf(place)) group.complete(turn);
+  }
+
+  noteWrong(answer: WrongAnswer): void {
+    if (this.wrongAnswers.length < wrongAnswersMax) this.wrongAnswers.push(answer);
   }
 
   fail(place: TurnPlace, { code, message, isRefusal }: FailedTurn): void {

@@ -2,7 +2,7 @@
 import type { DurationSummary } from "../histogram.ts";
 import { type Column, renderTable } from "../table.ts";
 import type { DriveTimes } from "./driver.ts";
-import type { GroupSummary, Measures, SessionCounts } from "./measures.ts";
+import type { GroupSummary, Measures, SessionCounts, WrongAnswer } from "./measures.ts";
 
 /** What `--json` holds beside the head (`bench/README.md`). */
 export interface LoadResult {
@@ -27,6 +27,8 @@ export interface LoadTotals extends GroupSummary {
   cleanupFailures: number;
   /** The first message of each error code. */
   errorExamples: Record<string, string>;
+  /** At most the first 20. */
+  wrongAnswers: WrongAnswer[];
   /** How late turns were sent, by the generator's own fault. */
   generatorLagMs: DurationSummary;
   /** Within the window of the arrivals: asked for, and achieved. */
@@ -69,6 +71,7 @@ export function loadResult({ measured, settings, measures, times, ratePerS, inte
       refusals: measures.refusals,
       cleanupFailures: measures.cleanupFailures,
       errorExamples: Object.fromEntries(measures.examples),
+      wrongAnswers: [...measures.wrongAnswers],
       generatorLagMs: measures.lag.summary(),
       rates: {
         sessionsPerSPlanned: ratePerS,

@@ -34,6 +34,8 @@ export interface ScriptTurn {
 
 /** One session, written before it is played. */
 export interface Script {
+  /** Its number in the run, from 0: with the seed it names the session, whatever the rate. */
+  index: number;
   className: ClassName;
   /** After the start of the run. */
   arrivalMs: number;
@@ -63,13 +65,13 @@ export function* drawScripts(settings: WorkloadSettings): Generator<Script> {
   });
   let index = 0;
   for (const arrivalMs of arrivals) {
+    yield { index, arrivalMs, ...drawSession(seededRandom(settings.seed, index + 1), settings) };
     index += 1;
-    yield { arrivalMs, ...drawSession(seededRandom(settings.seed, index), settings) };
   }
 }
 
 /** One to `turnsMax` turns; the first brings the passage, some later ones bring a little more. */
-export function drawSession(random: Random, settings: WorkloadSettings): Omit<Script, "arrivalMs"> {
+export function drawSession(random: Random, settings: WorkloadSettings): Omit<Script, "index" | "arrivalMs"> {
   const className = classNames[drawWeighted(random, settings.mix)] ?? "short";
   const charCount = drawLength(random, className, settings.promptCharsMax);
   const turnCount = 1 + Math.floor(random() * settings.turnsMax);

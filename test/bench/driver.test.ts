@@ -16,7 +16,7 @@ const usage: TurnUsage = {
 
 function scriptsAt(arrivalsMs: readonly number[], thinkMs: readonly number[] = [0]): Script[] {
   const turns = thinkMs.map((pauseMs) => ({ text: "?", fact, thinkMs: pauseMs }));
-  return arrivalsMs.map((arrivalMs) => ({ className: "short", arrivalMs, turns }));
+  return arrivalsMs.map((arrivalMs, index) => ({ index, className: "short", arrivalMs, turns }));
 }
 
 type Answer = (clock: VirtualClock, call: TurnCall, index: number) => Promise<TurnUsage>;
@@ -171,6 +171,9 @@ describe("what goes wrong in a run", () => {
       errors: { unfinished: 1 },
       answers: { right: 0, wrong: 1 },
     });
+    expect(resultOf(measures).totals.wrongAnswers).toEqual([
+      { session: 0, turn: 0, expected: "4821", reply: "The code is 0000." },
+    ]);
     expect(isFine(resultOf(measures), true)).toBe(false);
   });
 

@@ -20,7 +20,7 @@ async function withFakeEdge<T>(options: FakeEdgeOptions, use: (edge: FakeEdge) =
 async function runLoad(edge: FakeEdge, args: readonly string[], signals?: EventEmitter) {
   return withTempFolder(async (folder) => {
     const path = join(folder, "load.json");
-    const target = [`--url=${edge.url}`, `--key=${edge.key}`, `--json=${path}`];
+    const target = [`--url=${edge.url}`, `--key=${edge.key}`, "--warmup=0", `--json=${path}`];
     const run = await runBench(["load", ...target, ...args], signals ? { signals } : {});
     const json = JSON.parse(await readFile(path, "utf8")) as LoadResult & Record<string, unknown>;
     return { ...run, json };
@@ -177,6 +177,19 @@ describe("a load test of a server with known delays", () => {
       expect(json.totals.windowS).toBeLessThan(5);
       expect(json.totals.turns.completed).toBeGreaterThan(0);
       expect(edge.deletedSessions).toHaveLength(json.totals.sessions.started);
+    });
+  });
+
+  it("warms up first, outside the figures, and does not measure a target that fails already then", async () => {
+    await withFakeEdge({ firstTokenMs: 1, betweenMs: 0 }, async (edge) => {
+      const { code, json } = await runLoad(edge, ["--rate=10", "--duration=1", "--turns=1", "--warmup=3"]);
+      expect(code).toBe(0);
+      expect(json.totals.turns.completed).toBe(edge.bodies.length - 3);
+      expect(edge.deletedSessions).toHaveLength(edge.bodies.length);
+    });
+    await withFakeEdge({ firstTokenMs: 1, betweenMs: 0, behaviour: () => "fail-500" }, async (edge) => {
+      const run = await runBench(["load", `--url=${edge.url}`, "--duration=60"], { env: { QUIRE_API_KEY: edge.key } });
+      expect(run).toMatchObject({ code: 1, err: "bench: the warm-up failed: scripted: internal\n" });
     });
   });
 
