@@ -72,6 +72,12 @@ export class DemoReport implements Audience {
     }
   }
 
+  /** What edge and engines warned of, for one who wants to know why. */
+  warnings(lines: readonly string[]): void {
+    this.#line("");
+    for (const line of lines) this.#line(styleText("dim", line));
+  }
+
   verdict(holds: boolean, elapsedMs: number): void {
     const text = holds
       ? "Every answer is right and identical, and pages came from the store."

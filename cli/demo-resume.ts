@@ -14,12 +14,16 @@ async function main(): Promise<number> {
   const stage = await Stage.open(life.signal);
   try {
     const shown = show(stage, report);
-    // Killing the stage, below, ends it; nobody waits for what it says then.
+    // When the user stops it, killing the stage ends this too, and nobody waits for what it says then.
     shown.catch(() => undefined);
     const holds = await Promise.race([shown, stop.requested]);
     if (typeof holds === "string") return 1;
+    if (!holds) report.warnings(stage.warnings);
     report.verdict(holds, performance.now() - startMs);
     return holds ? 0 : 1;
+  } catch (error) {
+    report.warnings(stage.warnings);
+    throw error;
   } finally {
     life.abort();
     await stage.close();

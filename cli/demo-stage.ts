@@ -19,6 +19,7 @@ import { Stack } from "./stack.ts";
 const host = "127.0.0.1";
 const persistMsMax = 30_000;
 const pollMs = 50;
+const warningCountMax = 20;
 
 /** How much of a session the page store holds. */
 export interface Persisted {
@@ -26,16 +27,27 @@ export interface Persisted {
   segmentCount: number;
 }
 
+interface StageParts {
+  data: DataFolder;
+  stack: Stack;
+  store: PageStore;
+  enginePort: number;
+  warnings: readonly string[];
+}
+
 /** See the head of this file. Ports are free ones; {@link Stage.close} leaves no process and no file behind. */
 export class Stage {
   readonly client: Quire;
+  /** The last lines in which edge and engines warned; damage is warned of, so they matter only when something did not go well. */
+  readonly warnings: readonly string[];
   readonly #data: DataFolder;
   readonly #stack: Stack;
   readonly #store: PageStore;
   #enginePort: number;
   #engine: Child | undefined;
 
-  private constructor(parts: { data: DataFolder; stack: Stack; store: PageStore; enginePort: number }) {
+  private constructor(parts: StageParts) {
+    this.warnings = parts.warnings;
     this.#data = parts.data;
     this.#stack = parts.stack;
     this.#store = parts.store;
@@ -51,6 +63,7 @@ export class Stage {
     const modelFolder = fileURLToPath(new URL("../weights/house-0", import.meta.url));
     const model = await openModelFolder(modelFolder);
     const data = await openDataFolder(await mkdtemp(join(tmpdir(), "quire-demo-")));
+    const warnings: string[] = [];
     const freePort = () => findPort({ host, port: 0, flag: "--port" });
     const stack = new Stack({
       data,
@@ -60,13 +73,15 @@ export class Stage {
       inspectorPort: await freePort(),
       selection: {},
       engineFlags: [`--model=${modelFolder}`, "--kv=int8", "--weights=int8", "--pool-bytes=64M"],
-      // The damage that the demonstration does is warned of, and that is as it should be.
-      onWarning: () => undefined,
+      onWarning: (name, line) => {
+        warnings.push(`[${name}] ${line}`);
+        if (warnings.length > warningCountMax) warnings.shift();
+      },
       signal,
     });
     try {
       await stack.startEdge();
-      return new Stage({ data, stack, store: await stack.openStore(), enginePort: await freePort() });
+      return new Stage({ data, stack, store: await stack.openStore(), enginePort: await freePort(), warnings });
     } catch (error) {
       await stack.kill();
       await rm(data.path, { recursive: true, force: true });

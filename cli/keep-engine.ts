@@ -1,5 +1,4 @@
 /** Keeps one engine running: starts it again when it dies, within reason. */
-import { setTimeout as sleep } from "node:timers/promises";
 import type { Child } from "./child-process.ts";
 import { UsageError } from "./usage-error.ts";
 import { endedUnexpectedly } from "./wait-until.ts";
@@ -24,6 +23,7 @@ export interface KeepEngineOptions {
   /** Gets one line for everything that a user should know. */
   say(line: string): void;
   nowMs(): number;
+  sleep(ms: number): Promise<void>;
   /** Aborted: the user wants an end, so nothing is started any more. */
   signal: AbortSignal;
 }
@@ -45,7 +45,7 @@ export async function keepEngine(options: KeepEngineOptions): Promise<void> {
       throw new UsageError(`${message}; it was started again ${restartsMax} times within a minute`);
     }
     const how = endedUnexpectedly(engine).message;
-    await sleep(restartDelayMs);
+    await options.sleep(restartDelayMs);
     if (signal.aborted) return;
     if (await options.isPortTaken()) {
       say(`${how}; another process has taken port ${port} since: going on without an engine of our own`);

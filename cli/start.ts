@@ -1,4 +1,5 @@
 /** `quire start`: edge and engine on this machine, up together and down together. */
+import { setTimeout as sleep } from "node:timers/promises";
 import type { Child } from "./child-process.ts";
 import type { Command } from "./command.ts";
 import { type DataFolder, openDataFolder } from "./data-folder.ts";
@@ -137,6 +138,7 @@ function keepRunning({ stack, engine, port, signal }: KeepRunningOptions): Promi
     untilServed: (started) => stack.untilServed(started, port),
     say: (line) => void process.stderr.write(`quire: ${line}\n`),
     nowMs: () => performance.now(),
+    sleep: (ms) => sleep(ms),
     signal,
   });
 }

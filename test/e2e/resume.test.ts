@@ -35,7 +35,11 @@ describe.each(["quest", "dense"] as const)("with int8 KV and %s, exact", (policy
   let outcome: ResumeOutcome;
   beforeAll(async () => {
     const silent = { step: () => undefined, turn: () => undefined, persisted: () => undefined };
-    outcome = await playResume(stage, policy, silent);
+    try {
+      outcome = await playResume(stage, policy, silent);
+    } catch (cause) {
+      throw new Error(`the plot broke off; edge and engines warned:\n${stage.warnings.join("\n")}`, { cause });
+    }
   });
 
   it("answers three questions when nothing happens", () => {
