@@ -111,8 +111,7 @@ export async function jsonAnswer(answer: Answer): Promise<Response> {
   const outcome = collect(answer, reader);
   const timer = Promise.withResolvers<"slow">();
   const handle = setTimeout(() => timer.resolve("slow"), PLAIN_MS_MAX);
-  const first = await Promise.race([outcome, timer.promise]);
-  clearTimeout(handle);
+  const first = await Promise.race([outcome, timer.promise]).finally(() => clearTimeout(handle));
   if (first !== "slow") return Response.json(first);
   const { readable, writable } = new IdentityTransformStream();
   void writeSlowly(outcome, writable.getWriter(), cancel);
