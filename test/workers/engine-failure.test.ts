@@ -21,6 +21,8 @@ import {
   USER,
 } from "./world.ts";
 
+/** A failure has its real status only within 250 ms, which a machine under load may miss once. */
+const SOON = { retry: 2 };
 const newSession = () => ({ quire: { session_id: `fail-${crypto.randomUUID()}` } });
 const sessionExists = async (id: string) =>
   (await edge(`/v1/sessions/${id}`, { headers: { authorization: `Bearer ${KEY_A}` } })).status === 200;
@@ -132,7 +134,7 @@ describe("an engine that fails after its first token", () => {
     expect(request.turnStart).toBe(log.length);
   });
 
-  it("is a real status without a stream", async () => {
+  it("is a real status without a stream", SOON, async () => {
     const { chat, engine } = await makeWorld();
     await engine.script(...half);
     const response = await chat("hi");
@@ -197,7 +199,7 @@ describe("an engine that fails after its first token", () => {
     expect(await third.calls()).toEqual([]);
   });
 
-  it("does not hand over where the reply's own counts matter", async () => {
+  it("does not hand over where the reply's own counts matter", SOON, async () => {
     const { chat, engine, model } = await makeWorld();
     const other = new FakeEngine();
     await register(other, model, { runningCount: 5 });

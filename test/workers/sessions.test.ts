@@ -273,7 +273,7 @@ describe("sessions", () => {
   it("do one turn at a time", async () => {
     const { chat, engine } = await makeWorld();
     const quire = { session_id: newId() };
-    await engine.script({ do: "admit" }, { do: "wait", ms: 300 }, ...says("slow").slice(1));
+    await engine.script({ do: "admit" }, { do: "wait", ms: 800 }, ...says("slow").slice(1));
     const slow = chat("hi", { quire });
     await until(async () => (await engine.calls()).length === 1);
     const busy = await chat("ho", { quire });

@@ -77,7 +77,7 @@ describe("a transcript sent without a session id", () => {
     const { chat, engine } = await makeWorld();
     await engine.script(...says("r1"));
     await (await chat([user("q1")])).text();
-    await engine.script({ do: "admit" }, { do: "wait", ms: 200 }, ...says("slow").slice(1));
+    await engine.script({ do: "admit" }, { do: "wait", ms: 800 }, ...says("slow").slice(1));
     const transcript = [user("q1"), assistant("r1")];
     const slow = chat([...transcript, user("a")]);
     await until(async () => (await engine.calls()).length === 2);
