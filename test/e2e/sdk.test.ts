@@ -30,6 +30,20 @@ it("goes on with a conversation of which only the new words are sent", async () 
   expect(usage.quire).toMatchObject({ sessionId: session.id, source: { device: usage.cachedTokens, store: 0 } });
 });
 
+it.each(["quest", "mean-deviation", "tokenselect", "streaming", "dense"] as const)("selects by %s", async (policy) => {
+  const selection = { policy, budgetTokens: 256, exact: true };
+  // Far more than the budget, the fact near its end, where every policy looks.
+  const text = `${policy}. ${longText(1_500)}${passage}${ask("Badoru")}`;
+  const reply = quire.session({ temperature: 0, selection }).send(text);
+  expect(await reply.text()).toBe(answer("Badoru"));
+  const { quire: used } = await reply.usage;
+  expect(used).toMatchObject({ policy, budgetTokens: 256, exact: true });
+  const { pagesSelected = 0, pagesInContext = 0 } = used;
+  if (policy === "dense") expect([pagesSelected, pagesInContext]).toEqual([0, 0]);
+  else expect(pagesSelected).toBeGreaterThan(0);
+  expect(pagesSelected * 4).toBeLessThanOrEqual(pagesInContext);
+});
+
 it("forks, and what one says the other does not hear", async () => {
   const session = quire.session({ temperature: 0 });
   await session.send(`At noon. ${passage}${ask("Badoru")}`).text();

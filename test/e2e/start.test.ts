@@ -180,7 +180,7 @@ describe("the end", () => {
   it.runIf(process.platform === "linux")("by SIGTERM leaves no process (Linux only)", async () => {
     // Not vacuous: npm, the command, the engine, the guard, wrangler and workerd are there before.
     expect(quire.descendants().length).toBeGreaterThanOrEqual(5);
-    expect(quire.descendants()).toContain("workerd");
+    expect(quire.descendants().map(({ name }) => name)).toContain("workerd");
     last = await say(quire, restart);
     // At once: the turn is acknowledged, its pages are not stored yet.
     const ended = await quire.signal("SIGTERM");
@@ -209,6 +209,15 @@ describe("the end", () => {
     expect(await quire.signal("SIGINT")).toEqual({ code: 0, signal: null });
     await until(() => quire.descendants().length === 0, "no process to be left", 5_000);
     expect(quire.stderr()).toBe("");
+  });
+
+  it.runIf(process.platform === "linux")("of the edge is the end of everything, in one line (Linux only)", async () => {
+    quire = await startQuire({ dataPath: folder.path });
+    const edge = quire.descendants().find(({ name }) => name === "workerd");
+    killQuietly(edge?.pid ?? 0);
+    expect(await quire.ended).toEqual({ code: 1, signal: null });
+    expect(quire.stderr().trimEnd().split("\n").at(-1)).toMatch(/^quire: the edge ended .*\(log: \S+\)$/);
+    await until(() => quire.descendants().length === 0, "no process to be left", 5_000);
   });
 });
 

@@ -37,8 +37,8 @@ export interface QuireProcess extends Ready {
   stdout(): string;
   stderr(): string;
   ended: Promise<Ended>;
-  /** Processes that descend from the command, by name; Linux only, elsewhere always empty. */
-  descendants(): string[];
+  /** Living processes that descend from the command, itself among them; Linux only, elsewhere always empty. */
+  descendants(): { pid: number; name: string }[];
   /** Sends a signal and waits for the end. */
   signal(name: NodeJS.Signals): Promise<Ended>;
   /** Ends it if it still runs, at once. */
@@ -79,7 +79,7 @@ export async function startQuire(options: StartOptions): Promise<QuireProcess> {
       pid: child.pid ?? 0,
       ...output,
       ended,
-      descendants: () => marked(mark).map(({ name }) => name),
+      descendants: () => marked(mark),
       signal: (name) => {
         child.kill(name);
         return ended;
