@@ -138,7 +138,7 @@ async function playTurn({
     reply += delta;
   };
   measures.lag.record(Math.max(0, clock.nowMs() - intendedMs));
-  if (intendedMs < windowEndMs) measures.window.turnsOffered += 1;
+  if (intendedMs < windowEndMs) measures.window.turnsSent += 1;
   try {
     const usage = await conversation.send({ text: turn.text, signal: AbortSignal.any([over, deadline]), onText });
     const endMs = clock.nowMs();

@@ -148,7 +148,7 @@ export class Measures {
   /** The first message of each error code. */
   readonly examples = new Map<string, string>();
   /** Turns whose intended start lay in the window of the arrivals, and turns and tokens that ended in it. */
-  readonly window = { turnsOffered: 0, turnsCompleted: 0, completionTokens: 0 };
+  readonly window = { turnsSent: 0, turnsCompleted: 0, completionTokens: 0 };
   /** The first ones. */
   readonly wrongAnswers: WrongAnswer[] = [];
   turnsNotSent = 0;

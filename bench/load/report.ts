@@ -35,7 +35,7 @@ export interface LoadTotals extends GroupSummary {
   rates: {
     sessionsPerSPlanned: number;
     sessionsPerSOffered: number;
-    turnsPerSOffered: number;
+    turnsPerSSent: number;
     turnsPerSCompleted: number;
     completionTokensPerS: number;
   };
@@ -76,7 +76,7 @@ export function loadResult({ measured, settings, measures, times, ratePerS, inte
       rates: {
         sessionsPerSPlanned: ratePerS,
         sessionsPerSOffered: perS(sessions.offered),
-        turnsPerSOffered: perS(window.turnsOffered),
+        turnsPerSSent: perS(window.turnsSent),
         turnsPerSCompleted: perS(window.turnsCompleted),
         completionTokensPerS: perS(window.completionTokens),
       },
@@ -144,7 +144,7 @@ function summaryLines({ rates, sessions, windowS, elapsedS, turnsNotSent, ...tot
     `sessions: ${sessions.offered} offered in ${windowS.toFixed(1)} s (${rates.sessionsPerSOffered.toFixed(2)}/s, planned ` +
       `${rates.sessionsPerSPlanned}/s), ${sessions.started} started, ${sessions.completed} completed, ` +
       `${sessions.cutShort} cut short, ${sessions.notSent} not sent (bound on concurrency)`,
-    `turns: ${rates.turnsPerSOffered.toFixed(2)}/s offered, ${rates.turnsPerSCompleted.toFixed(2)}/s completed, ` +
+    `turns: ${rates.turnsPerSSent.toFixed(2)}/s sent, ${rates.turnsPerSCompleted.toFixed(2)}/s completed, ` +
       `${turnsNotSent} not sent behind a failed one or the end; ${totals.turns.interrupted} interrupted`,
     `reply tokens: ${rates.completionTokensPerS.toFixed(1)}/s; the last turn ended after ${elapsedS.toFixed(1)} s`,
     `generator lag, ms: p50 ${ms(lag.p50)}, p99 ${ms(lag.p99)}, max ${ms(lag.max)} (part of the latencies)`,

@@ -84,7 +84,7 @@ describe("an open-loop run", () => {
       firstTokenMs: { count: 0 },
     });
     expect(measures.sessions).toEqual({ offered: 3, notSent: 0, started: 3, completed: 3, cutShort: 0 });
-    expect(measures.window).toEqual({ turnsOffered: 6, turnsCompleted: 6, completionTokens: 18 });
+    expect(measures.window).toEqual({ turnsSent: 6, turnsCompleted: 6, completionTokens: 18 });
   });
 
   it("keeps sending while the target stalls, and the stall shows in every latency behind it", async () => {
