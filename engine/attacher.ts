@@ -14,7 +14,7 @@ import { decodeTail, type Tail } from "../storage/tail.ts";
 import type { BlockCache, LogicalBlock } from "./block-cache.ts";
 import type { BlockFetcher, BlockLayer } from "./block-fetcher.ts";
 import type { Gate } from "./gate.ts";
-import { agreement, type OpenBlocks } from "./open-blocks.ts";
+import { agreement, type OpenBlock, type OpenBlocks } from "./open-blocks.ts";
 import { SpanList } from "./provenance.ts";
 import type { Sequence } from "./sequence.ts";
 import type { SessionKeys } from "./session-keys.ts";
@@ -54,7 +54,8 @@ export class Attacher {
   async attach(sequence: Sequence): Promise<void> {
     const { clock, missWaitMs } = this.#options;
     this.#fromDevice(sequence);
-    const fromDevice = reusedTokens(sequence, (block) => block.resident);
+    const onDevice = new Set<LogicalBlock | OpenBlock>(sequence.opens.values());
+    for (const block of sequence.blocks) if (block?.resident) onDevice.add(block);
     const { session, turnStart } = sequence.request;
     if (session && turnStart > 0 && (sequence.nextPosition ?? turnStart) < turnStart) {
       for (const sessionId of [session.id, session.parentId]) {
@@ -64,9 +65,11 @@ export class Attacher {
       }
       await this.#firstBurst(sequence);
     }
+    for (const [index, block] of sequence.blocks.entries()) if (block) sequence.reused.add(index);
     const cachedTokens = reusedTokens(sequence, () => true);
+    const device = reusedTokens(sequence, (part) => onDevice.has(part));
     sequence.usage.cachedTokens = cachedTokens;
-    sequence.usage.source = { device: fromDevice, host: 0, store: cachedTokens - fromDevice };
+    sequence.usage.source = { device, host: 0, store: cachedTokens - device };
     sequence.missWaitUntilMs = clock.nowMs() + missWaitMs;
   }
 
@@ -162,7 +165,7 @@ export class Attacher {
 
   /** Store-backed blocks: summaries on the device, bytes still in the store. */
   #admitBlocks(sequence: Sequence, stored: StoredSegment, summary: SegmentSummary): void {
-    const { cache, pool, geometry } = this.#options;
+    const { cache, opens, pool, geometry } = this.#options;
     const first = stored.fromToken / BLOCK_TOKENS;
     const limit = sequence.promptEnd - 1;
     for (let offset = 0; offset < stored.tokenCount / BLOCK_TOKENS; offset++) {
@@ -172,6 +175,7 @@ export class Attacher {
       block.stored = stored;
       if (geometry.summarySlotBytes > 0) pool.writeSummary(block.summarySlot, summarySlot(geometry, summary, offset));
       sequence.blocks[index] = cache.publish(block, sequence.blockKey(index));
+      sequence.dropOpen(index, opens);
     }
   }
 
@@ -214,20 +218,21 @@ export class Attacher {
       if (offset < tail.blockCount) {
         if (tokenCount < BLOCK_TOKENS) return;
         if (!sequence.blocks[index]) this.#admitTailBlock(sequence, tail, offset);
-      } else if (tokenCount > 0 && !sequence.opens.has(index) && !sequence.blocks[index]) {
+      } else if (tokenCount > (sequence.opens.get(index)?.tokenCount ?? 0) && !sequence.blocks[index]) {
         this.#admitOpen(sequence, tail, { index, tokenCount });
       }
     }
   }
 
   #admitTailBlock(sequence: Sequence, tail: Tail, offset: number): void {
-    const { cache, pool, geometry } = this.#options;
+    const { cache, opens, pool, geometry } = this.#options;
     const index = tail.fromToken / BLOCK_TOKENS + offset;
     const block = cache.create(index);
     cache.allocateAll(block);
     for (const [layer, id] of block.deviceBlocks.entries()) pool.writeBlock(id, tail.block(offset, layer));
     if (geometry.summarySlotBytes > 0) pool.writeSummary(block.summarySlot, tail.summary(offset));
     sequence.blocks[index] = cache.publish(block, sequence.blockKey(index));
+    sequence.dropOpen(index, opens);
   }
 
   #admitOpen(sequence: Sequence, tail: Tail, open: { index: number; tokenCount: number }): void {
@@ -235,7 +240,7 @@ export class Attacher {
     if (opens.availableCount === 0) return;
     const slot = opens.take();
     pool.writeOpen(slot, tail.ids.length % BLOCK_TOKENS, tail.open);
-    sequence.opens.set(open.index, { slot, tokenCount: open.tokenCount });
+    sequence.adoptOpen(open.index, { slot, tokenCount: open.tokenCount }, opens);
   }
 
   /** What every query of the first step attends to (sinks and recent pages) comes in one parallel burst, all layers. */
@@ -287,9 +292,9 @@ function hasGap(sequence: Sequence, fromToken: number, toToken: number): boolean
   return false;
 }
 
-function reusedTokens(sequence: Sequence, counts: (block: LogicalBlock) => boolean): number {
+function reusedTokens(sequence: Sequence, counts: (part: LogicalBlock | OpenBlock) => boolean): number {
   let count = 0;
   for (const block of sequence.blocks) if (block && counts(block)) count += BLOCK_TOKENS;
-  for (const open of sequence.opens.values()) count += open.tokenCount;
+  for (const open of sequence.opens.values()) if (counts(open)) count += open.tokenCount;
   return count;
 }

@@ -145,13 +145,15 @@ export class BlockCache {
 
   /**
    * Makes a block findable once its summaries are written and its bytes are on the device or verified as stored. Where another has the
-   * key already, that one is returned in its place (with the reference moved).
+   * key already, that one is returned in its place (with the reference moved, and layers that it lacks given to it: equal keys are
+   * equal bytes).
    */
   publish(block: LogicalBlock, key: string): LogicalBlock {
     assert(block.key === undefined, "a block is published once");
     const known = this.#published.get(key);
     if (known) {
       this.retain(known);
+      donateLayers(block, known);
       this.release(block);
       return known;
     }
@@ -201,5 +203,15 @@ export class BlockCache {
     block.residentLayerCount = 0;
     if (block.summarySlot !== NOT_RESIDENT) this.#summarySlots.give(block.summarySlot);
     block.summarySlot = NOT_RESIDENT;
+  }
+}
+
+function donateLayers(from: LogicalBlock, to: LogicalBlock): void {
+  for (const [layer, id] of from.deviceBlocks.entries()) {
+    if (id === NOT_RESIDENT || to.deviceBlocks[layer] !== NOT_RESIDENT) continue;
+    to.deviceBlocks[layer] = id;
+    to.residentLayerCount += 1;
+    from.deviceBlocks[layer] = NOT_RESIDENT;
+    from.residentLayerCount -= 1;
   }
 }

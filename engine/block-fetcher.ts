@@ -120,7 +120,7 @@ export class BlockFetcher {
 
   #admit(block: LogicalBlock, read: RangeRead, bytes: Uint8Array, totals: FetchTotals): void {
     const { cache, pool, geometry, onFailure } = this.#options;
-    if (block.refCount === 0 || block.lost) return;
+    if (block.refCount === 0 || block.lost || block.deviceBlocks[read.layer] !== NOT_RESIDENT) return;
     const index = checksumIndex(geometry, read.layer, indexInSegment(block, read.segment));
     if (bytes.byteLength !== geometry.blockBytes || crc32(bytes) !== read.segment.checksums[index]) {
       onFailure(read.segment, new Error(`block ${block.index} of layer ${read.layer} does not match its checksum`));
@@ -140,10 +140,11 @@ export class BlockFetcher {
     const layers = this.#inFlight.get(block) ?? new Map<number, Promise<void>>();
     this.#inFlight.set(block, layers);
     layers.set(layer, done);
-    void done.finally(() => {
+    const over = () => {
       layers.delete(layer);
       if (layers.size === 0) this.#inFlight.delete(block);
-    });
+    };
+    done.then(over, over);
   }
 }
 

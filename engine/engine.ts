@@ -27,7 +27,6 @@ import {
   nextRows,
   type PlannedSlice,
   planSlice,
-  slotsNeeded,
 } from "./slice-planner.ts";
 import { parkTail } from "./tail-parking.ts";
 import { countFetch, countMisses, countTraffic } from "./traffic.ts";
@@ -44,6 +43,9 @@ export interface EngineParts {
   clock: Clock;
   log: EngineLog;
 }
+
+/** While everything waits for the store, deadlines are looked at this often. */
+const DEADLINE_CHECK_MS = 250;
 
 /** What the engine tells of itself. */
 export interface EngineStatus {
@@ -74,6 +76,8 @@ export class Engine {
   #stopped = false;
   #wake: (() => void) | undefined;
   #awake = false;
+  /** A sequence has just been attached: it may hold blocks whose loss was noticed before. */
+  #attachedOne = false;
   readonly #loop: Promise<void>;
 
   constructor(parts: EngineParts) {
@@ -135,6 +139,7 @@ export class Engine {
     this.#stopped = true;
     this.wake();
     await this.#loop;
+    for (const sequence of this.#active) this.#conclude(sequence);
     await this.#parts.persister.flush();
   }
 
@@ -147,11 +152,18 @@ export class Engine {
         this.#admit();
         const worked = await this.#step();
         if (worked) await new Promise<void>((resolve) => setImmediate(resolve));
-        else if (!this.#awake) await new Promise<void>((resolve) => (this.#wake = resolve));
+        else if (!this.#awake) await this.#sleep();
       } catch (error) {
         this.#failAll(error);
+        await new Promise<void>((resolve) => setImmediate(resolve));
       }
     }
+  }
+
+  async #sleep(): Promise<void> {
+    const woken = new Promise<void>((resolve) => (this.#wake = resolve));
+    if (this.#active.size + this.#queue.length === 0) await woken;
+    else await Promise.race([woken, this.#parts.clock.sleep(DEADLINE_CHECK_MS)]);
   }
 
   /** First come, first served; a session's next turn waits until the one before has settled, without holding up others. */
@@ -179,6 +191,7 @@ export class Engine {
       if (!sequence.abortRequested) sequence.error ??= error;
     }
     sequence.attached = true;
+    this.#attachedOne = true;
     sequence.phase = "running";
     this.wake();
   }
@@ -194,29 +207,42 @@ export class Engine {
       planned.map(([sequence, slice]) => ({ sequence, slice, step: this.#sequenceStep(sequence, slice) })),
     );
     const rows = planned.reduce((sum, [, slice]) => sum + slice.slice.rowCount, 0);
-    if (rows > planned.length) this.#chunks.observe(rows, clock.nowMs() - startMs);
-    for (const [index, [sequence, slice]] of planned.entries())
-      this.#finishSlice(sequence, slice, results[index] as SequenceResult);
+    // A step that was void ended early: its time says nothing of its rows.
+    const whole = results.every((result) => result.checkpoint === undefined);
+    if (whole && rows > planned.length) this.#chunks.observe(rows, clock.nowMs() - startMs);
+    for (const [index, [sequence, slice]] of planned.entries()) {
+      try {
+        this.#finishSlice(sequence, slice, results[index] as SequenceResult);
+      } catch (error) {
+        this.#fail(sequence, error);
+      }
+    }
     return true;
   }
 
-  /** Decodes first, then prefill in order of arrival, within the row budget and the open slots there are. */
+  /** One row for everyone who decodes, then prefill and lost spans in order of arrival, within the row budget and the open slots there are. */
   #plan(): [Sequence, PlannedSlice][] {
     const { cache, opens, runner, settings } = this.#parts;
     const ready = [...this.#active].filter((sequence) => sequence.phase === "running" && !sequence.suspended);
-    const decoding = ready.filter((sequence) => sequence.started);
+    const decoding = ready.filter(
+      ({ started, nextPosition, tokenCount }) => started && nextPosition === tokenCount - 1,
+    );
     const planned: [Sequence, PlannedSlice][] = [];
     let rowsLeft = Math.min(runner.rowsMax, settings.stepRowsMax, decoding.length + this.#chunks.rows);
-    for (const sequence of [...decoding, ...ready.filter((other) => !other.started)]) {
-      const rows = nextRows(sequence, rowsLeft);
+    for (const sequence of new Set([...decoding, ...ready])) {
+      const rows = nextRows(sequence, rowsLeft, opens.availableCount);
       if (!rows) continue;
       const needs = denseNeeds(sequence, rows);
       if (needs.length > 0) {
         this.#wait(sequence, allLayers(needs));
         continue;
       }
-      if (slotsNeeded(sequence, rows) > opens.availableCount) continue;
-      planned.push([sequence, planSlice(sequence, rows, { cache, opens, layerCount: runner.config.layerCount })]);
+      try {
+        planned.push([sequence, planSlice(sequence, rows, { cache, opens, layerCount: runner.config.layerCount })]);
+      } catch (error) {
+        this.#fail(sequence, error);
+        continue;
+      }
       rowsLeft -= rows.to - rows.from;
     }
     return planned;
@@ -291,8 +317,7 @@ export class Engine {
 
   #accept(sequence: Sequence, sample: Sample): void {
     takeSample(sequence, sample, this.#parts.clock.nowMs());
-    if (sequence.finishReason !== undefined)
-      sequence.sink.done(sequence.finishReason, sequence.usage, sequence.turnSpans());
+    if (sequence.finishReason !== undefined) this.#conclude(sequence);
     else if (sequence.generatedCount === 1) void this.#fillRest(sequence);
   }
 
@@ -313,7 +338,11 @@ export class Engine {
   }
 
   async #fetch(sequence: Sequence, wanted: readonly BlockLayer[], kind: GateClass): Promise<void> {
-    if (wanted.length > 0) countFetch(sequence, await this.#parts.fetcher.fetch(wanted, kind));
+    try {
+      if (wanted.length > 0) countFetch(sequence, await this.#parts.fetcher.fetch(wanted, kind));
+    } catch (error) {
+      this.#fail(sequence, error);
+    }
   }
 
   /** Streams in what is still in the store, behind everything that a query asks for, while the sequence runs. */
@@ -331,13 +360,12 @@ export class Engine {
    */
   #dropLost(): void {
     const { cache, fetcher } = this.#parts;
-    if (!fetcher.takeLossNotice()) return;
+    const noticed = fetcher.takeLossNotice();
+    if (!noticed && !this.#attachedOne) return;
+    this.#attachedOne = false;
     for (const sequence of this.#active) {
       if (sequence.phase !== "running" && sequence.phase !== "waiting") continue;
-      const tokens = sequence.dropLost(cache);
-      sequence.usage.cachedTokens -= tokens;
-      sequence.usage.source.store -= tokens;
-      if (tokens > 0) this.#dropSuspended(sequence);
+      if (sequence.dropLost(cache) > 0) this.#dropSuspended(sequence);
     }
   }
 
@@ -366,7 +394,11 @@ export class Engine {
         );
       if (!sequence.abortRequested && sequence.error === undefined) continue;
       if (sequence.phase === "queued") this.#queue.splice(this.#queue.indexOf(sequence), 1);
-      else if (sequence.phase === "attaching" && !sequence.attached) continue;
+      else if (sequence.phase === "attaching") {
+        // Its memory is written to until the store has answered, but nobody need wait for that.
+        this.#conclude(sequence);
+        continue;
+      }
       void this.#settle(sequence);
     }
   }
@@ -375,16 +407,15 @@ export class Engine {
   async #settle(sequence: Sequence): Promise<void> {
     const { cache, opens, persister, log } = this.#parts;
     sequence.phase = "settling";
-    this.#dropSuspended(sequence);
-    if (sequence.error !== undefined && sequence.finishReason === undefined) sequence.sink.failed(sequence.error);
-    else if (sequence.finishReason === undefined) sequence.sink.done("cancelled", sequence.usage, sequence.turnSpans());
+    this.#conclude(sequence);
     try {
+      this.#dropSuspended(sequence);
       await persister.copied(sequence);
       if (sequence.error === undefined && sequence.generatedCount > 0) await persister.endTurn(sequence);
+      if (sequence.error === undefined) parkTail(sequence, opens);
     } catch (error) {
       log("persist.failed", { requestId: sequence.request.requestId, error: String(error) });
     }
-    if (sequence.error === undefined) parkTail(sequence, opens);
     sequence.releaseAll(cache, opens);
     sequence.phase = "ended";
     if (this.#active.delete(sequence) && sequence.sessionKey !== undefined)
@@ -392,12 +423,36 @@ export class Engine {
     this.wake();
   }
 
+  /** The one terminal event of a request; later calls do nothing. */
+  #conclude(sequence: Sequence): void {
+    if (sequence.concluded) return;
+    sequence.concluded = true;
+    const { sink, usage, finishReason } = sequence;
+    usage.totalMs = this.#parts.clock.nowMs() - sequence.queuedAtMs;
+    try {
+      if (finishReason === undefined && sequence.error !== undefined) sink.failed(sequence.error);
+      else sink.done(finishReason ?? "cancelled", usage, sequence.turnSpans());
+    } catch (error) {
+      this.#parts.log("sink.failed", { requestId: sequence.request.requestId, error: String(error) });
+    }
+  }
+
+  /** Ends one sequence with an error; the others go on. */
+  #fail(sequence: Sequence, error: unknown): void {
+    this.#parts.log("sequence.failed", { requestId: sequence.request.requestId, error: describeError(error) });
+    sequence.error ??= error;
+    this.wake();
+  }
+
   /** After a failed step no running sequence can be trusted: all end with an error, the process goes on. */
   #failAll(error: unknown): void {
-    this.#parts.log("step.failed", { error: error instanceof Error ? (error.stack ?? error.message) : String(error) });
+    this.#parts.log("step.failed", { error: describeError(error) });
     for (const sequence of this.#active) if (sequence.phase !== "settling") sequence.error ??= error;
-    this.#awake = true;
   }
+}
+
+function describeError(error: unknown): string {
+  return error instanceof Error ? (error.stack ?? error.message) : String(error);
 }
 
 function allLayers(blocks: readonly LogicalBlock[]): BlockLayer[] {

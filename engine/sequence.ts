@@ -79,6 +79,10 @@ export class Sequence {
   /** Default mode: until then, the prompt's steps wait for missing pages. */
   missWaitUntilMs = 0;
   abortRequested = false;
+  /** Its terminal event has been sent. */
+  concluded = false;
+  /** Blocks that were found rather than computed, by index: what `usage.cachedTokens` counts. */
+  readonly reused = new Set<number>();
   readonly abort = new AbortController();
   /** Reads of this sequence's blocks for the store that are under way: its memory is not released before they end. */
   readonly copying = new Set<Promise<unknown>>();
@@ -178,7 +182,7 @@ export class Sequence {
     this.#chains.length = Math.min(this.#chains.length, Math.floor(from / BLOCK_TOKENS));
   }
 
-  /** Lets go of blocks that turned out to be lost; they are gaps from now on. Returns how many tokens that makes. */
+  /** Lets go of blocks that turned out to be lost; they are gaps from now on, and not reused. Returns how many. */
   dropLost(cache: BlockCache): number {
     let count = 0;
     for (const [index, block] of this.blocks.entries()) {
@@ -186,8 +190,25 @@ export class Sequence {
       this.blocks[index] = undefined;
       cache.release(block);
       count += 1;
+      if (!this.reused.delete(index)) continue;
+      this.usage.cachedTokens -= BLOCK_TOKENS;
+      this.usage.source.store -= BLOCK_TOKENS;
     }
-    return count * BLOCK_TOKENS;
+    return count;
+  }
+
+  /** An open block, or more of one, where the sequence has nothing as good; the slot it replaces is given back. */
+  adoptOpen(index: number, open: OpenBlock, opens: OpenBlocks): void {
+    this.dropOpen(index, opens);
+    this.opens.set(index, open);
+  }
+
+  /** Gives an open block back: its tokens are sealed elsewhere. */
+  dropOpen(index: number, opens: OpenBlocks): void {
+    const open = this.opens.get(index);
+    if (!open) return;
+    this.opens.delete(index);
+    opens.give(open.slot);
   }
 
   /** The one release path of a sequence's memory: blocks deepest first, so that the least useful are evicted first. */

@@ -5,8 +5,8 @@ import type { AddressInfo } from "node:net";
 import { basename, resolve } from "node:path";
 import type { Device, KvEncoding, MatrixEncoding, SummaryKind } from "../kernels/contract.ts";
 import { openDevice } from "../kernels/open.ts";
-import { readConfig } from "../models/config.ts";
 import type { ModelRunner } from "../models/contract.ts";
+import { readModelConfig } from "../models/model-files.ts";
 import { openModel } from "../models/open.ts";
 import { planPool } from "../models/plan-memory.ts";
 import type { EngineHeartbeat, SessionStatus } from "../protocol/generate.ts";
@@ -24,8 +24,9 @@ export interface EngineServerOptions {
   host: string;
   /** 0: any free port. */
   port: number;
+  /** A HF model folder or a GGUF file. */
   modelFolder: string;
-  /** Default: the folder's name. */
+  /** Default: its name. */
   modelId?: string | undefined;
   /** `fs:PATH`, `s3://...` or `memory:`. */
   storeUrl: string;
@@ -82,7 +83,7 @@ interface Parts {
 }
 
 async function openParts(options: EngineServerOptions): Promise<Parts> {
-  const config = await readConfig(options.modelFolder);
+  const config = await readModelConfig(options.modelFolder);
   const contextTokensMax = Math.min(options.contextTokensMax ?? config.contextTokensMax, config.contextTokensMax);
   const settings: EngineSettings = {
     ...ENGINE_DEFAULTS,

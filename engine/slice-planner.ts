@@ -35,14 +35,22 @@ export interface RowRange {
   replay: boolean;
 }
 
-/** The next rows of a sequence, at most `rowsMax`; undefined when nothing is left or a whole query group does not fit. */
-export function nextRows(sequence: Sequence, rowsMax: number): RowRange | undefined {
+/**
+ * The next rows of a sequence, at most `rowsMax` and no more than fit into `slotsMax` further open slots; undefined when nothing is
+ * left or a whole query group does not fit.
+ */
+export function nextRows(
+  sequence: Sequence,
+  rowsMax: number,
+  slotsMax: number = Number.POSITIVE_INFINITY,
+): RowRange | undefined {
   const from = sequence.nextPosition;
   if (from === undefined || rowsMax < 1) return undefined;
   const span = sequence.spans.at(from);
   const how = parseHow(span.how);
   const selected = how !== undefined && from >= how.budgetTokens;
   let to = Math.min(span.end, gapEnd(sequence, from), from + rowsMax);
+  to = Math.min(to, slotsEnd(sequence, { from, to }, slotsMax));
   if (how && !selected) to = Math.min(to, how.budgetTokens);
   if (selected && how.groupTokens > 1 && to < span.end && to % PAGE_TOKENS !== 0) to -= to % PAGE_TOKENS;
   if (to <= from) return undefined;
@@ -62,36 +70,48 @@ function gapEnd(sequence: Sequence, from: number): number {
   return Math.min(index * BLOCK_TOKENS, sequence.tokenCount);
 }
 
-/** Open slots that planning these rows would take. */
-export function slotsNeeded(sequence: Sequence, rows: { from: number; to: number }): number {
-  let count = 0;
-  for (let index = Math.floor(rows.from / BLOCK_TOKENS); index * BLOCK_TOKENS < rows.to; index++) {
-    if (!sequence.opens.has(index)) count += 1;
+/** First token that `slotsMax` open slots beside the sequence's own do not reach. */
+function slotsEnd(sequence: Sequence, rows: { from: number; to: number }, slotsMax: number): number {
+  let slotsLeft = slotsMax;
+  let index = Math.floor(rows.from / BLOCK_TOKENS);
+  for (; index * BLOCK_TOKENS < rows.to; index++) {
+    if (sequence.opens.has(index)) continue;
+    if (slotsLeft === 0) break;
+    slotsLeft -= 1;
   }
-  return count;
+  return index * BLOCK_TOKENS;
 }
 
-/** Takes the memory for a range of rows and describes it for the device. */
+/** What a slice writes to. */
+type SliceMemory = Pick<PlannedSlice, "sealing" | "slots" | "borrowed">;
+
+function takeMemory(sequence: Sequence, rows: RowRange, memory: { cache: BlockCache; opens: OpenBlocks }): SliceMemory {
+  const taken: SliceMemory = { sealing: new Map(), slots: new Map(), borrowed: new Set() };
+  try {
+    for (let index = Math.floor(rows.from / BLOCK_TOKENS); index * BLOCK_TOKENS < rows.to; index++) {
+      const open = sequence.opens.get(index);
+      taken.slots.set(index, open?.slot ?? memory.opens.take());
+      if (!open) taken.borrowed.add(index);
+      if ((index + 1) * BLOCK_TOKENS > rows.to) continue;
+      const block = memory.cache.create(index);
+      taken.sealing.set(index, block);
+      memory.cache.allocateAll(block);
+    }
+  } catch (error) {
+    discardSlice(taken, memory);
+    throw error;
+  }
+  return taken;
+}
+
+/** Takes the memory for a range of rows and describes it for the device. Where it throws, it has taken nothing. */
 export function planSlice(
   sequence: Sequence,
   rows: RowRange,
   memory: { cache: BlockCache; opens: OpenBlocks; layerCount: number },
 ): PlannedSlice {
   const { from, to } = rows;
-  const firstIndex = Math.floor(from / BLOCK_TOKENS);
-  const sealing = new Map<number, LogicalBlock>();
-  const slots = new Map<number, number>();
-  const borrowed = new Set<number>();
-  for (let index = firstIndex; index * BLOCK_TOKENS < to; index++) {
-    const open = sequence.opens.get(index);
-    if (!open) borrowed.add(index);
-    slots.set(index, open?.slot ?? memory.opens.take());
-    if ((index + 1) * BLOCK_TOKENS <= to) {
-      const block = memory.cache.create(index);
-      memory.cache.allocateAll(block);
-      sealing.set(index, block);
-    }
-  }
+  const { sealing, slots, borrowed } = takeMemory(sequence, rows, memory);
   const blockCapacity = Math.ceil(to / BLOCK_TOKENS);
   const slice: StepSlice = {
     position: from,
@@ -153,7 +173,7 @@ export function commitSlice(
 }
 
 /** The rows will not be computed: gives back what was taken for them. */
-export function discardSlice(planned: PlannedSlice, memory: { cache: BlockCache; opens: OpenBlocks }): void {
+export function discardSlice(planned: SliceMemory, memory: { cache: BlockCache; opens: OpenBlocks }): void {
   for (const block of planned.sealing.values()) memory.cache.release(block);
   for (const index of planned.borrowed) memory.opens.give(planned.slots.get(index) as number);
 }

@@ -73,6 +73,7 @@ function run(seed: number, steps: number): void {
       if (known) {
         if (known.refs === 0) twin.idleOrder.splice(twin.idleOrder.indexOf(known), 1);
         known.refs += 1;
+        for (const layer of target.layers) known.layers.add(layer);
         forget(target);
       } else target.key = key;
     } else if (action < 0.75) {

@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
-import { BLOCK_TOKENS } from "../../kernels/contract.ts";
 import { blockChains, CHAIN_ROOT, extendChain } from "../../engine/chain.ts";
 import { formatHow, groupStarts, isHow, parseHow, SpanList } from "../../engine/provenance.ts";
+import { BLOCK_TOKENS } from "../../kernels/contract.ts";
 import { uniform } from "./tiny-model.ts";
 
 /** The slow way: one entry per token. */
@@ -30,7 +30,18 @@ describe("provenance", () => {
     const how = { policy: "mean-deviation", version: 3, budgetTokens: 2048, groupTokens: 16, nonce: "ab12" };
     expect(parseHow(formatHow(how))).toEqual(how);
     expect(isHow("dense")).toBe(true);
-    for (const bad of ["", "dense ", "quest", "quest.1:2048", "quest.1:2048@", "quest.1:2048@7", "quest.1:-1@16", "Quest.1:128@16", "quest.1:128@16~XY", "quest.1:128@16\n"]) {
+    for (const bad of [
+      "",
+      "dense ",
+      "quest",
+      "quest.1:2048",
+      "quest.1:2048@",
+      "quest.1:2048@7",
+      "quest.1:-1@16",
+      "Quest.1:128@16",
+      "quest.1:128@16~XY",
+      "quest.1:128@16\n",
+    ]) {
       expect(isHow(bad), JSON.stringify(bad)).toBe(false);
     }
   });
@@ -91,7 +102,11 @@ describe("chain", () => {
     expect(chains[0]).toBe(extendChain(CHAIN_ROOT, ids.subarray(0, BLOCK_TOKENS), "64:dense"));
     const changed = ids.slice();
     changed[70] = 7;
-    expect(blockChains(changed, 200, dense).map((chain, index) => chain === chains[index])).toEqual([true, false, false]);
+    expect(blockChains(changed, 200, dense).map((chain, index) => chain === chains[index])).toEqual([
+      true,
+      false,
+      false,
+    ]);
     const selected = new SpanList([
       { end: 140, how: "dense" },
       { end: 200, how: "quest.1:128@16" },
@@ -105,6 +120,8 @@ describe("chain", () => {
   });
 
   it("is the same in every process: a golden value", () => {
-    expect(extendChain(CHAIN_ROOT, Uint32Array.of(1, 2, 3), "3:dense")).toMatchInlineSnapshot(`"996901887c63589616253429f905f025547ab581e5380d10e492e2c8d7ccace4"`);
+    expect(extendChain(CHAIN_ROOT, Uint32Array.of(1, 2, 3), "3:dense")).toMatchInlineSnapshot(
+      `"996901887c63589616253429f905f025547ab581e5380d10e492e2c8d7ccace4"`,
+    );
   });
 });

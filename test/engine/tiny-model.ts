@@ -1,6 +1,6 @@
 /** A model of 2 layers with seeded random weights: small enough that the scalar reference serves whole conversations in milliseconds. */
 import type { ModelConfig } from "../../models/contract.ts";
-import type { TensorSource } from "../../models/tensor-source.ts";
+import { type RowRange, type TensorSource, tensorSizes } from "../../models/tensor-source.ts";
 
 /** GQA with two query heads per KV head. */
 export const TINY_CONFIG: ModelConfig = {
@@ -71,6 +71,11 @@ export class TinyWeights implements TensorSource {
     return Float32Array.from({ length: count }, () =>
       shape.length === 1 ? 0.8 + 0.4 * next() : (next() - 0.5) * scale,
     );
+  }
+
+  async readRows(name: string, { first, count }: RowRange): Promise<Float32Array> {
+    const { rowValues } = tensorSizes(this.#shapes.get(name) ?? []);
+    return (await this.read(name)).slice(first * rowValues, (first + count) * rowValues);
   }
 
   async close(): Promise<void> {}
