@@ -4,7 +4,7 @@
 export interface Clock {
   /** Monotonic milliseconds. */
   nowMs(): number;
-  /** Resolves at `atMs` (at once where that has passed), or when `signal` fires; never rejects. */
+  /** Resolves at `atMs` or soon after it, never before (at once where it has passed), or when `signal` fires; never rejects. */
   sleepUntil(atMs: number, signal: AbortSignal): Promise<void>;
 }
 
@@ -12,16 +12,22 @@ export interface Clock {
 export const systemClock: Clock = {
   nowMs: () => performance.now(),
   sleepUntil(atMs, signal) {
-    const waitMs = atMs - performance.now();
-    if (waitMs <= 0 || signal.aborted) return Promise.resolve();
+    if (atMs <= performance.now() || signal.aborted) return Promise.resolve();
     return new Promise((resolve) => {
+      let timer: ReturnType<typeof setTimeout>;
       const end = (): void => {
         clearTimeout(timer);
         signal.removeEventListener("abort", end);
         resolve();
       };
-      const timer = setTimeout(end, waitMs);
+      // The platform counts in whole milliseconds, so its timers may fire a fraction of one early.
+      const wait = (): void => {
+        const restMs = atMs - performance.now();
+        if (restMs <= 0) end();
+        else timer = setTimeout(wait, Math.ceil(restMs));
+      };
       signal.addEventListener("abort", end, { once: true });
+      wait();
     });
   },
 };

