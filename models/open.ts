@@ -1,12 +1,10 @@
-import { join } from "node:path";
 import type { Device, KvPoolSpec, MatrixEncoding } from "../kernels/contract.ts";
 import { LIMITS } from "../protocol/limits.ts";
-import { readConfig } from "./config.ts";
 import type { ModelConfig, ModelRunner } from "./contract.ts";
 import { LlamaRunner } from "./llama.ts";
 import { loadLlamaWeights } from "./llama-weights.ts";
+import { openModelFiles } from "./model-files.ts";
 import type { Observe } from "./observer.ts";
-import { openSafetensors } from "./safetensors.ts";
 import type { TensorSource } from "./tensor-source.ts";
 
 /** How a model is to run, whatever it was read from. */
@@ -25,12 +23,12 @@ export interface RunnerOptions {
 }
 
 /**
- * Opens a HF model folder (`config.json`, `generation_config.json`, `model.safetensors`) on a device and allocates its pool.
- * @throws {QuireError} `invalid_request`, one line, when the folder does not hold a model that the forward pass supports.
+ * Opens a model on a device and allocates its pool. `folder`: a HF folder (`config.json`, `generation_config.json`, `model.safetensors` or
+ * shards with their index) or a GGUF file, see model-files.ts.
+ * @throws {QuireError} `invalid_request`, one line, when it does not hold a model that the forward pass supports.
  */
 export async function openModel(options: RunnerOptions & { folder: string }): Promise<ModelRunner> {
-  const config = await readConfig(options.folder);
-  const source = await openSafetensors(join(options.folder, "model.safetensors"));
+  const { config, source } = await openModelFiles(options.folder);
   try {
     return await openRunner({ ...options, config, source });
   } finally {

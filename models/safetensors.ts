@@ -2,15 +2,18 @@
  * The safetensors format: u64 little-endian header length, a JSON header `{name: {dtype, shape, data_offsets}}`, then the tensors'
  * bytes, row-major, little-endian, without holes. A file is somebody's download: everything in the header is checked before use.
  */
-import { type FileHandle, open } from "node:fs/promises";
+import type { FileHandle } from "node:fs/promises";
 import { basename } from "node:path";
+import { assert } from "../protocol/assert.ts";
 import { QuireError } from "../protocol/errors.ts";
-import type { TensorSource } from "./tensor-source.ts";
+import { type RowRange, type TensorSource, tensorSizes } from "./tensor-source.ts";
+import { convertBf16, convertF16, convertF32, failFile, openWeightsFile, readFully } from "./weights-file.ts";
 
 /** The format's own limit, 100 MB. */
 const HEADER_BYTES_MAX = 100_000_000;
 const TENSOR_COUNT_MAX = 1_000_000;
 const DTYPE_BYTES = { F32: 4, F16: 2, BF16: 2 } as const;
+const CONVERT = { F32: convertF32, F16: convertF16, BF16: convertBf16 } as const;
 type Dtype = keyof typeof DTYPE_BYTES;
 /** Bytes read and converted at a time: one tensor is never held in two forms. */
 const CHUNK_BYTES = 8 * 1024 * 1024;
@@ -30,12 +33,7 @@ interface TensorEntry {
  */
 export async function openSafetensors(path: string): Promise<TensorSource> {
   const name = basename(path);
-  let file: FileHandle;
-  try {
-    file = await open(path, "r");
-  } catch (cause) {
-    throw new QuireError("invalid_request", `${name}: cannot be opened`, { cause });
-  }
+  const file = await openWeightsFile(path, name);
   try {
     const { size } = await file.stat();
     return new SafetensorsFile(name, file, parseHeader(name, await readHeader(name, file, size), size));
@@ -65,15 +63,23 @@ class SafetensorsFile implements TensorSource {
   }
 
   async read(name: string): Promise<Float32Array> {
-    const entry = this.#entries.get(name);
-    if (entry === undefined) fail(this.#name, `tensor ${name} is missing`);
-    const out = new Float32Array(entry.shape.reduce((a, b) => a * b, 1));
+    const { rowCount } = tensorSizes(this.#entry(name).shape);
+    return this.readRows(name, { first: 0, count: rowCount });
+  }
+
+  async readRows(name: string, rows: RowRange): Promise<Float32Array> {
+    const entry = this.#entry(name);
     const valueBytes = DTYPE_BYTES[entry.dtype];
-    const chunk = new Uint8Array(Math.min(CHUNK_BYTES, entry.bytes));
-    for (let done = 0; done < entry.bytes; done += chunk.byteLength) {
-      const part = chunk.subarray(0, Math.min(chunk.byteLength, entry.bytes - done));
-      await readFully(this.#name, this.#file, part, entry.offset + done);
-      convert(entry.dtype, part, out.subarray(done / valueBytes));
+    const { rowCount, rowValues } = tensorSizes(entry.shape);
+    assert(rows.first >= 0 && rows.first + rows.count <= rowCount, `rows beyond tensor ${name}`);
+    const out = new Float32Array(rows.count * rowValues);
+    const bytes = out.length * valueBytes;
+    const offset = entry.offset + rows.first * rowValues * valueBytes;
+    const chunk = new Uint8Array(Math.min(CHUNK_BYTES, bytes));
+    for (let done = 0; done < bytes; done += chunk.byteLength) {
+      const part = chunk.subarray(0, Math.min(chunk.byteLength, bytes - done));
+      await readFully(this.#name, this.#file, part, offset + done);
+      CONVERT[entry.dtype](part, out.subarray(done / valueBytes));
     }
     return out;
   }
@@ -81,16 +87,20 @@ class SafetensorsFile implements TensorSource {
   close(): Promise<void> {
     return this.#file.close();
   }
+
+  #entry(name: string): TensorEntry {
+    return this.#entries.get(name) ?? failFile(this.#name, `tensor ${name} is missing`);
+  }
 }
 
 async function readHeader(name: string, file: FileHandle, fileBytes: number): Promise<Uint8Array> {
-  if (fileBytes < 8) fail(name, `is truncated: ${fileBytes} bytes are too few for a header`);
+  if (fileBytes < 8) failFile(name, `is truncated: ${fileBytes} bytes are too few for a header`);
   const prefix = new Uint8Array(8);
   await readFully(name, file, prefix, 0);
   const headerBytes = Number(new DataView(prefix.buffer).getBigUint64(0, true));
   if (headerBytes > HEADER_BYTES_MAX)
-    fail(name, `header of ${headerBytes} bytes is over the limit of ${HEADER_BYTES_MAX}`);
-  if (8 + headerBytes > fileBytes) fail(name, "is truncated: the header does not fit into the file");
+    failFile(name, `header of ${headerBytes} bytes is over the limit of ${HEADER_BYTES_MAX}`);
+  if (8 + headerBytes > fileBytes) failFile(name, "is truncated: the header does not fit into the file");
   const header = new Uint8Array(headerBytes);
   await readFully(name, file, header, 8);
   return header;
@@ -103,12 +113,12 @@ function parseHeader(name: string, header: Uint8Array, fileBytes: number): Map<s
   } catch (cause) {
     throw new QuireError("invalid_request", `${name}: header is not JSON`, { cause });
   }
-  if (!isObject(json)) fail(name, "header is not a JSON object");
+  if (!isObject(json)) failFile(name, "header is not a JSON object");
   const dataOffset = 8 + header.byteLength;
   const entries = new Map<string, TensorEntry>();
   for (const [tensor, value] of Object.entries(json)) {
     if (tensor === "__metadata__") continue;
-    if (entries.size === TENSOR_COUNT_MAX) fail(name, `has more than ${TENSOR_COUNT_MAX} tensors`);
+    if (entries.size === TENSOR_COUNT_MAX) failFile(name, `has more than ${TENSOR_COUNT_MAX} tensors`);
     entries.set(tensor, parseEntry(name, tensor, value, { dataOffset, dataBytes: fileBytes - dataOffset }));
   }
   checkCoverage(name, entries, { dataOffset, fileBytes });
@@ -122,23 +132,23 @@ function parseEntry(
   data: { dataOffset: number; dataBytes: number },
 ): TensorEntry {
   const label = `tensor ${tensor.slice(0, 120)}`;
-  if (!isObject(value)) fail(name, `${label} is not described by an object`);
+  if (!isObject(value)) failFile(name, `${label} is not described by an object`);
   const { dtype, shape, data_offsets: offsets } = value;
   if (typeof dtype !== "string" || !Object.hasOwn(DTYPE_BYTES, dtype)) {
-    fail(
+    failFile(
       name,
       `${label} has dtype ${JSON.stringify(dtype)}, only ${Object.keys(DTYPE_BYTES).join(", ")} are supported`,
     );
   }
-  if (!Array.isArray(shape) || shape.length > 8 || !shape.every(isCount)) fail(name, `${label} has no valid shape`);
+  if (!Array.isArray(shape) || shape.length > 8 || !shape.every(isCount)) failFile(name, `${label} has no valid shape`);
   if (!Array.isArray(offsets) || offsets.length !== 2 || !offsets.every(isCount)) {
-    fail(name, `${label} has no valid data_offsets`);
+    failFile(name, `${label} has no valid data_offsets`);
   }
   const [begin, end] = offsets as [number, number];
-  if (begin > end) fail(name, `${label} has no valid data_offsets`);
-  if (end > data.dataBytes) fail(name, `is truncated: ${label} ends beyond the file`);
+  if (begin > end) failFile(name, `${label} has no valid data_offsets`);
+  if (end > data.dataBytes) failFile(name, `is truncated: ${label} ends beyond the file`);
   const bytes = (shape as number[]).reduce((a, b) => a * b, DTYPE_BYTES[dtype as Dtype]);
-  if (bytes !== end - begin) fail(name, `${label} has ${end - begin} bytes, its shape needs ${bytes}`);
+  if (bytes !== end - begin) failFile(name, `${label} has ${end - begin} bytes, its shape needs ${bytes}`);
   return { dtype: dtype as Dtype, shape: shape as number[], offset: data.dataOffset + begin, bytes };
 }
 
@@ -151,44 +161,11 @@ function checkCoverage(
   const ordered = [...entries].sort(([, a], [, b]) => a.offset - b.offset || a.bytes - b.bytes);
   let next = file.dataOffset;
   for (const [tensor, entry] of ordered) {
-    if (entry.offset < next) fail(name, `tensor ${tensor.slice(0, 120)} overlaps another`);
-    if (entry.offset > next) fail(name, `has ${entry.offset - next} bytes that belong to no tensor`);
+    if (entry.offset < next) failFile(name, `tensor ${tensor.slice(0, 120)} overlaps another`);
+    if (entry.offset > next) failFile(name, `has ${entry.offset - next} bytes that belong to no tensor`);
     next = entry.offset + entry.bytes;
   }
-  if (next !== file.fileBytes) fail(name, `has ${file.fileBytes - next} bytes that belong to no tensor`);
-}
-
-async function readFully(name: string, file: FileHandle, out: Uint8Array, position: number): Promise<void> {
-  for (let done = 0; done < out.byteLength; ) {
-    const { bytesRead } = await file.read(out, done, out.byteLength - done, position + done);
-    if (bytesRead === 0) fail(name, "is truncated: it became shorter while it was read");
-    done += bytesRead;
-  }
-}
-
-/** Converts the whole values of `bytes` to the start of `out`. */
-function convert(dtype: Dtype, bytes: Uint8Array, out: Float32Array): void {
-  if (dtype === "F32") {
-    new Uint8Array(out.buffer, out.byteOffset, bytes.byteLength).set(bytes);
-    return;
-  }
-  const halves = new Uint16Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 2);
-  if (dtype === "BF16") {
-    const words = new Uint32Array(out.buffer, out.byteOffset, halves.length);
-    for (let i = 0; i < halves.length; i++) words[i] = halves[i]! << 16;
-  } else {
-    for (let i = 0; i < halves.length; i++) out[i] = halfToNumber(halves[i]!);
-  }
-}
-
-/** IEEE 754 binary16, subnormals, infinities and NaN included. */
-function halfToNumber(half: number): number {
-  const sign = half & 0x8000 ? -1 : 1;
-  const exponent = (half >> 10) & 0x1f;
-  const fraction = half & 0x3ff;
-  if (exponent === 0) return sign * fraction * 2 ** -24;
-  if (exponent === 31) return fraction === 0 ? sign * Number.POSITIVE_INFINITY : Number.NaN;
-  return sign * (1024 + fraction) * 2 ** (exponent - 25);
+  if (next !== file.fileBytes) failFile(name, `has ${file.fileBytes - next} bytes that belong to no tensor`);
 }
 
 function isObject(value: unknown): value is Record<string, unknown> {
@@ -197,8 +174,4 @@ function isObject(value: unknown): value is Record<string, unknown> {
 
 function isCount(value: unknown): boolean {
   return Number.isSafeInteger(value) && (value as number) >= 0;
-}
-
-function fail(file: string, problem: string): never {
-  throw new QuireError("invalid_request", `${file}: ${problem}`);
 }

@@ -1,5 +1,4 @@
 /** The cases of vectors/make-vectors.py, and a runner's hidden states and logits at their positions. */
-import { readFile } from "node:fs/promises";
 import type { Device, MatrixEncoding } from "../../kernels/contract.ts";
 import { parseConfig } from "../../models/config.ts";
 import type { ModelConfig } from "../../models/contract.ts";
@@ -7,6 +6,7 @@ import type { Observation } from "../../models/observer.ts";
 import { openRunner } from "../../models/open.ts";
 import type { TensorSource } from "../../models/tensor-source.ts";
 import { Conversation, poolCounts } from "./conversation.ts";
+import { relativeError } from "./measures.ts";
 import { seededTensors } from "./seeded-tensors.ts";
 
 /** One checkpoint, as HF computes it. */
@@ -24,11 +24,6 @@ export interface FamilyCase {
 
 /** What a forward pass gave at a case's positions; shapes as in {@link FamilyCase}. */
 export type Computed = Pick<FamilyCase, "positions"> & { hidden: Float32Array[][]; logits: Float32Array[] };
-
-/** All cases, as committed. */
-export async function familyCases(): Promise<FamilyCase[]> {
-  return JSON.parse(await readFile("test/models/vectors/fixtures/families.json", "utf8")).cases;
-}
 
 /** Runs a case's ids through the model; chunks end at the positions asked for. */
 export async function compute(
@@ -70,4 +65,13 @@ export async function compute(
 export function familyModel(family: FamilyCase): { config: ModelConfig; source: TensorSource } {
   const config = parseConfig(family.config);
   return { config, source: seededTensors(config) };
+}
+
+/** How far a forward pass is from HF's at worst, over all positions, layers and logits. */
+export function worstError(computed: Computed, expected: Pick<FamilyCase, "hidden" | "logits">): number {
+  const hidden = expected.hidden.flatMap((layers, i) =>
+    layers.map((values, layer) => relativeError(computed.hidden[i]?.[layer] ?? [], values)),
+  );
+  const logits = expected.logits.map((values, i) => relativeError(computed.logits[i] ?? [], values));
+  return Math.max(...hidden, ...logits);
 }

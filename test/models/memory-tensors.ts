@@ -1,4 +1,4 @@
-import type { TensorSource } from "../../models/tensor-source.ts";
+import { type RowRange, type TensorSource, tensorSizes } from "../../models/tensor-source.ts";
 
 /** Row-major. */
 export interface MemoryTensor {
@@ -20,6 +20,11 @@ export class MemoryTensors implements TensorSource {
   }
   async read(name: string): Promise<Float32Array> {
     return this.#tensors.get(name)!.data.slice();
+  }
+  async readRows(name: string, { first, count }: RowRange): Promise<Float32Array> {
+    const { shape, data } = this.#tensors.get(name)!;
+    const { rowValues } = tensorSizes(shape);
+    return data.slice(first * rowValues, (first + count) * rowValues);
   }
   async close(): Promise<void> {}
 }

@@ -1,7 +1,7 @@
 """Golden vectors of every family and RoPE scaling, made with HF transformers on the CPU; not needed to run the product.
 
     pip install torch==2.13.0 transformers==5.23.0 numpy==2.4.6
-    python test/models/vectors/make-vectors.py        # writes fixtures/families.json
+    python test/models/vectors/make-vectors.py        # writes fixtures/families.json and fixtures/sharded
 
 Weights come from a seed that both languages know (see `tensor` here and seeded-tensors.ts), so only configurations and expected values
 are stored. Each case: the configuration as a checkpoint's config.json would hold it, prompt ids, and at a few positions (beyond the
@@ -160,14 +160,13 @@ def build(config_json: dict):
     return model
 
 
-def make(name: str, config_json: dict, positions: list[int]) -> dict:
-    model = build(config_json)
+def compute(name: str, config_json: dict, model, positions: list[int]) -> dict:
+    """Seeded ids and what the model makes of them."""
     draws = uniform(name_seed(name), positions[-1] + 1)
     ids = [int(value * config_json["vocab_size"]) for value in draws]
     with torch.no_grad():
         out = model(torch.tensor([ids]), output_hidden_states=True)
     return {
-        "name": name,
         "config": config_json,
         "ids": ids,
         "positions": positions,
@@ -177,8 +176,23 @@ def make(name: str, config_json: dict, positions: list[int]) -> dict:
     }
 
 
+def make(name: str, config_json: dict, positions: list[int]) -> dict:
+    return {"name": name, **compute(name, config_json, build(config_json), positions)}
+
+
+def make_sharded() -> None:
+    """A folder as `save_pretrained` writes it: bf16, cut into shards, with the configuration keys of transformers 5."""
+    config_json = base("qwen3", 4, 2, head_dim=8, hidden_size=32, intermediate_size=48, tie_word_embeddings=True)
+    folder = HERE / "fixtures" / "sharded"
+    build(config_json).to(torch.bfloat16).save_pretrained(folder, max_shard_size="16KB")
+    model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    case = {"name": "sharded", **compute("sharded", config_json, model, [0, 70])}
+    (HERE / "fixtures" / "sharded.json").write_text(json.dumps(case, separators=(",", ":")) + "\n")
+
+
 def main() -> None:
     torch.set_num_threads(1)
+    make_sharded()
     made = {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__}
     cases = [make(*case) for case in CASES]
     lines = ",\n".join(json.dumps(case, separators=(",", ":")) for case in cases)

@@ -1,0 +1,75 @@
+/** A model on disk, whatever its format: a HF folder (one safetensors file or shards with an index) or a GGUF file. */
+import { readdir, stat } from "node:fs/promises";
+import { basename, join } from "node:path";
+import { QuireError } from "../protocol/errors.ts";
+import { readConfig } from "./config.ts";
+import type { ModelConfig } from "./contract.ts";
+import { openGguf } from "./gguf.ts";
+import { GgufTensors, readGgufConfig } from "./gguf-model.ts";
+import { openSafetensors } from "./safetensors.ts";
+import { openShardedSafetensors, SHARD_INDEX } from "./sharded-safetensors.ts";
+import type { TensorSource } from "./tensor-source.ts";
+
+/** Where a model's parts lie. */
+export interface ModelLocation {
+  format: "safetensors" | "sharded-safetensors" | "gguf";
+  /** The folder, or the GGUF file. */
+  path: string;
+}
+
+const WEIGHTS = "model.safetensors";
+
+/**
+ * Finds the weights: a `.gguf` file, or a folder with `model.safetensors`, with the index of its shards, or with one `.gguf` file.
+ * @throws {QuireError} `invalid_request`, one line, when there is none.
+ */
+export async function locateModel(path: string): Promise<ModelLocation> {
+  const found = await stat(path).catch(() => undefined);
+  if (found === undefined) throw new QuireError("invalid_request", `${path}: is not there`);
+  if (!found.isDirectory()) {
+    if (path.endsWith(".gguf")) return { format: "gguf", path };
+    throw new QuireError("invalid_request", `${basename(path)}: is neither a model folder nor a .gguf file`);
+  }
+  const names = await readdir(path);
+  if (names.includes(WEIGHTS)) return { format: "safetensors", path };
+  if (names.includes(SHARD_INDEX)) return { format: "sharded-safetensors", path };
+  const ggufNames = names.filter((name) => name.endsWith(".gguf"));
+  if (ggufNames.length === 1) return { format: "gguf", path: join(path, ggufNames[0]!) };
+  const problem = ggufNames.length > 1 ? `has ${ggufNames.length} .gguf files, name one` : `has no ${WEIGHTS}`;
+  throw new QuireError("invalid_request", `${path}: ${problem}`);
+}
+
+/** The configuration alone. @throws {QuireError} `invalid_request`, one line, for what is missing, broken or unsupported. */
+export async function readModelConfig(path: string): Promise<ModelConfig> {
+  const location = await locateModel(path);
+  if (location.format !== "gguf") return readConfig(location.path);
+  const file = await openGguf(location.path);
+  try {
+    return await readGgufConfig(file);
+  } finally {
+    await file.close();
+  }
+}
+
+/** Configuration and tensors; the caller closes `source`. @throws {QuireError} as {@link readModelConfig}. */
+export async function openModelFiles(path: string): Promise<{ config: ModelConfig; source: TensorSource }> {
+  const location = await locateModel(path);
+  if (location.format === "gguf") return openGgufModel(location.path);
+  const config = await readConfig(location.path);
+  const source =
+    location.format === "safetensors"
+      ? await openSafetensors(join(location.path, WEIGHTS))
+      : await openShardedSafetensors(location.path);
+  return { config, source };
+}
+
+async function openGgufModel(path: string): Promise<{ config: ModelConfig; source: TensorSource }> {
+  const file = await openGguf(path);
+  try {
+    const config = await readGgufConfig(file);
+    return { config, source: new GgufTensors(file, config) };
+  } catch (thrown) {
+    await file.close();
+    throw thrown;
+  }
+}
