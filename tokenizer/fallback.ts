@@ -1,5 +1,5 @@
 /**
- * SentencePiece-style models (BPE with byte fallback, Unigram) through @huggingface/tokenizers: slow, but right. The library
+ * Unigram models (SentencePiece's other kind) through @huggingface/tokenizers: slow, but right. The library
  * only encodes text between added tokens; splitting, marks and decoding are ours, so that streams and control tokens keep
  * the contract's promises.
  */
@@ -9,20 +9,21 @@ import { type AddedToken, AddedTokenSplitter } from "./added-tokens.ts";
 import type { IncrementalDecoder, Tokenizer } from "./contract.ts";
 import { asArray, asObject, isObject, type JsonObject } from "./json.ts";
 import { unmark } from "./marks.ts";
+import { readDecoder } from "./token-bytes.ts";
 import { Utf8Decoder } from "./utf8-decoder.ts";
 
 /** Far below every real score: a Unigram model never spells a control token out of a user's text. */
 const UNREACHABLE_SCORE = -1e9;
 
 /**
- * Opens a model that is not byte-level BPE.
+ * Opens a model that is no byte-pair encoding.
  * @throws {QuireError} `internal` naming the model type, decoder or normalized added token that is not supported.
  */
 export function openFallback(tokenizerJson: unknown, addedTokens: readonly AddedToken[]): Tokenizer {
-  return new SentencePieceTokenizer(asObject(tokenizerJson, "tokenizer.json"), addedTokens);
+  return new UnigramTokenizer(asObject(tokenizerJson, "tokenizer.json"), addedTokens);
 }
 
-class SentencePieceTokenizer implements Tokenizer {
+class UnigramTokenizer implements Tokenizer {
   readonly vocabularySize: number;
   readonly #first: HuggingFaceTokenizer;
   readonly #later: HuggingFaceTokenizer;
@@ -127,9 +128,6 @@ function readVocabulary(model: JsonObject): Map<string, number> {
     for (const [id, entry] of asArray(model.vocab, "tokenizer.json: vocab").entries()) {
       ids.set(String(asArray(entry, "tokenizer.json: vocab entry")[0]), id);
     }
-  } else if (model.type === "BPE") {
-    for (const [token, id] of Object.entries(asObject(model.vocab, "tokenizer.json: vocab")))
-      ids.set(token, Number(id));
   } else {
     throw new QuireError("internal", `tokenizer.json: model ${model.type} is not supported`);
   }
@@ -138,7 +136,6 @@ function readVocabulary(model: JsonObject): Map<string, number> {
 
 function withoutSpecials(model: unknown, specials: ReadonlySet<string>): JsonObject {
   const fields = asObject(model, "tokenizer.json: model");
-  if (fields.type !== "Unigram") return fields;
   const vocab = asArray(fields.vocab, "tokenizer.json: vocab").map((entry) => {
     const [token, score] = asArray(entry, "tokenizer.json: vocab entry");
     return specials.has(String(token)) ? [token, UNREACHABLE_SCORE] : [token, score];
@@ -156,47 +153,4 @@ function afterFirstSection(preTokenizer: unknown): unknown {
   const steps = asArray(preTokenizer.pretokenizers, "tokenizer.json: pretokenizers");
   const later = steps.map(afterFirstSection);
   return later.every((step, index) => step === steps[index]) ? preTokenizer : { ...preTokenizer, pretokenizers: later };
-}
-
-interface Decoding {
-  bytesOf(token: string): Uint8Array;
-  /** One space at the very start of a decoded text is the model's own and left out. */
-  dropsFirstSpace: boolean;
-}
-
-/** Reads the decoders that work token by token: Replace, ByteFallback, Fuse, Strip of one leading space; or Metaspace. */
-function readDecoder(config: unknown): Decoding {
-  const replacements: [string, string][] = [];
-  let byteFallback = false;
-  let dropsFirstSpace = false;
-  for (const step of flattenDecoder(config)) {
-    const pattern = isObject(step.pattern) ? step.pattern.String : undefined;
-    if (step.type === "Replace" && typeof pattern === "string") {
-      replacements.push([pattern, String(step.content)]);
-    } else if (step.type === "Metaspace") {
-      replacements.push([String(step.replacement), " "]);
-      dropsFirstSpace = step.prepend_scheme !== "never" && step.add_prefix_space !== false;
-    } else if (step.type === "ByteFallback") {
-      byteFallback = true;
-    } else if (step.type === "Strip" && step.content === " " && step.start === 1 && step.stop === 0) {
-      dropsFirstSpace = true;
-    } else if (step.type !== "Fuse") {
-      throw new QuireError("internal", `tokenizer.json: decoder ${step.type} is not supported`);
-    }
-  }
-  const utf8 = new TextEncoder();
-  return {
-    dropsFirstSpace,
-    bytesOf: (token) => {
-      const byte = byteFallback ? /^<0x([0-9A-F]{2})>$/.exec(token) : null;
-      if (byte !== null) return Uint8Array.of(Number.parseInt(byte[1] as string, 16));
-      return utf8.encode(replacements.reduce((text, [from, to]) => text.replaceAll(from, to), token));
-    },
-  };
-}
-
-function flattenDecoder(config: unknown): JsonObject[] {
-  const decoder = asObject(config, "tokenizer.json: decoder");
-  if (decoder.type !== "Sequence") return [decoder];
-  return asArray(decoder.decoders, "tokenizer.json: decoders").flatMap(flattenDecoder);
 }

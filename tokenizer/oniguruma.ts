@@ -3,10 +3,23 @@
  * says that it cannot. The differences that matter: JavaScript's `\s` takes U+FEFF and not U+0085, its `\d`, `\w` are ASCII.
  */
 import { QuireError } from "../protocol/errors.ts";
+import type { JsonObject } from "./json.ts";
 
 const WORD_SET = "\\p{L}\\p{M}\\p{N}\\p{Pc}";
 /** Escapes that mean the same in both. */
 const SAME_ESCAPES = new Set("ntrfv0123456789^$\\.*+?()[]{}|/");
+
+/**
+ * A pattern of tokenizer.json: `{"Regex": ...}` or `{"String": ...}` (taken literally), with flags `gu`.
+ * @throws {QuireError} `internal` for one that is missing or has no equal here.
+ */
+export function compilePattern(pattern: JsonObject): RegExp {
+  if (typeof pattern.Regex === "string") return fromOniguruma(pattern.Regex);
+  if (typeof pattern.String === "string" && pattern.String !== "") {
+    return new RegExp(pattern.String.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&"), "gu");
+  }
+  throw new QuireError("internal", "tokenizer.json: a pattern is missing");
+}
 
 /**
  * @throws {QuireError} `internal` for what has no equal here (possessive quantifiers, line anchors, `\b`, nested sets).

@@ -1,49 +1,46 @@
-/** Normalizers and pre-tokenizers of byte-level models, compiled from tokenizer.json. */
+/** Pre-tokenizers of tokenizer.json, compiled to a change of the text and steps that split it. */
 import { QuireError } from "../protocol/errors.ts";
 import { asArray, asObject, type JsonObject } from "./json.ts";
-import { fromOniguruma } from "./oniguruma.ts";
+import { compilePattern } from "./oniguruma.ts";
+import { BorderSplitter, PatternSplitter, type SplitBehavior, type Splitter } from "./splitters.ts";
+import { gpt2Scanner, scannerOf } from "./word-scanner.ts";
 
-/** Text to text. */
-export type Normalize = (text: string) => string;
-/** Pieces of a text in order; joined they are the text (with a space in front where the model asks for it). */
-export type PreTokenize = (text: string) => readonly string[];
-
-const GPT2_PATTERN = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
-const FORMS = new Set(["NFC", "NFD", "NFKC", "NFKD"]);
-
-/**
- * Compiles `normalizer`; undefined when there is none.
- * @throws {QuireError} `internal` naming a normalizer that is not supported.
- */
-export function compileNormalizer(config: unknown): Normalize | undefined {
-  if (config === null || config === undefined) return undefined;
-  const normalizer = asObject(config, "tokenizer.json: normalizer");
-  const type = String(normalizer.type);
-  if (FORMS.has(type)) return (text) => text.normalize(type);
-  if (type === "Sequence") {
-    const steps = asArray(normalizer.normalizers, "tokenizer.json: normalizers").map(compileNormalizer);
-    const present = steps.filter((step) => step !== undefined);
-    return present.length === 0 ? undefined : (text) => present.reduce((done, step) => step(done), text);
-  }
-  throw new QuireError("internal", `tokenizer.json: normalizer ${type} is not supported`);
+/** A compiled pre-tokenizer. */
+export interface PreTokenizer {
+  /** Applied before splitting; `isFirst` for a text with nothing in front of it, not even an added token. */
+  prepare: ((text: string, isFirst: boolean) => string) | undefined;
+  /** Each splits the pieces of the one before. */
+  steps: readonly Splitter[];
 }
 
+const BEHAVIORS: ReadonlySet<string> = new Set([
+  "Isolated",
+  "Contiguous",
+  "MergedWithPrevious",
+  "MergedWithNext",
+] satisfies SplitBehavior[]);
+const PUNCTUATION = /[!-/:-@[-`{-~\p{P}]/gu;
+
 /**
- * Compiles `pre_tokenizer`, whose last step must be `ByteLevel`; undefined when it leaves texts whole.
+ * Compiles `pre_tokenizer`.
  * @throws {QuireError} `internal` naming a pre-tokenizer that is not supported.
  */
-export function compilePreTokenizer(config: unknown): PreTokenize | undefined {
-  const steps = flatten(config);
-  if (steps.at(-1)?.type !== "ByteLevel") {
-    throw new QuireError("internal", "tokenizer.json: the pre-tokenizer is not byte-level");
-  }
-  const splits = steps.flatMap(compileStep);
-  if (splits.length === 0) return undefined;
-  return (text) => {
-    let pieces: readonly string[] = [text];
-    for (const split of splits) pieces = pieces.length === 1 ? split(pieces[0] as string) : pieces.flatMap(split);
-    return pieces;
-  };
+export function compilePreTokenizer(config: unknown): PreTokenizer {
+  let prepare: PreTokenizer["prepare"];
+  const steps = flatten(config).flatMap((step, index) => {
+    const ownPrepare = compilePrepare(step);
+    if (ownPrepare !== undefined) {
+      if (index > 0) throw unsupported(`${step.type} that changes the text, behind another,`);
+      prepare = ownPrepare;
+    }
+    return compileStep(step);
+  });
+  return { prepare, steps };
+}
+
+/** True when the last step writes text in the alphabet of bytes. */
+export function endsInBytes(config: unknown): boolean {
+  return flatten(config).at(-1)?.type === "ByteLevel";
 }
 
 function flatten(config: unknown): JsonObject[] {
@@ -53,46 +50,69 @@ function flatten(config: unknown): JsonObject[] {
   return asArray(step.pretokenizers, "tokenizer.json: pretokenizers").flatMap(flatten);
 }
 
-function compileStep(step: JsonObject): PreTokenize[] {
-  switch (step.type) {
-    case "ByteLevel": {
-      const splits: PreTokenize[] = [];
-      if (step.add_prefix_space === true) splits.push((text) => [text.startsWith(" ") ? text : ` ${text}`]);
-      if (step.use_regex !== false) splits.push(isolate(fromOniguruma(GPT2_PATTERN)));
-      return splits;
-    }
-    case "Split": {
-      if (step.behavior === "Isolated" && step.invert !== true) return [isolate(compilePattern(step.pattern))];
-      throw new QuireError("internal", `tokenizer.json: Split with behavior ${step.behavior} is not supported`);
-    }
-    case "Digits":
-      return [isolate(step.individual_digits === true ? /\p{N}/gu : /\p{N}+/gu)];
-    default:
-      throw new QuireError("internal", `tokenizer.json: pre-tokenizer ${step.type} is not supported`);
+function compilePrepare(step: JsonObject): PreTokenizer["prepare"] {
+  if (step.type === "ByteLevel" && step.add_prefix_space === true) {
+    return (text) => (text.startsWith(" ") ? text : ` ${text}`);
   }
-}
-
-function compilePattern(config: unknown): RegExp {
-  const pattern = asObject(config, "tokenizer.json: Split pattern");
-  if (typeof pattern.Regex === "string") return fromOniguruma(pattern.Regex);
-  if (typeof pattern.String === "string" && pattern.String !== "") {
-    return new RegExp(pattern.String.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&"), "gu");
-  }
-  throw new QuireError("internal", "tokenizer.json: Split pattern is missing");
-}
-
-/** Each match is a piece, and each stretch between matches. */
-function isolate(pattern: RegExp): PreTokenize {
-  return (text) => {
-    const pieces: string[] = [];
-    let copied = 0;
-    for (const match of text.matchAll(pattern)) {
-      if (match[0] === "") continue;
-      if (match.index > copied) pieces.push(text.slice(copied, match.index));
-      copied = match.index + match[0].length;
-      pieces.push(match[0]);
-    }
-    if (copied < text.length) pieces.push(text.slice(copied));
-    return pieces;
+  if (step.type !== "Metaspace") return undefined;
+  const space = metaspaceOf(step);
+  const scheme = prependScheme(step);
+  return (text, isFirst) => {
+    const replaced = text.replaceAll(" ", space);
+    const wanted = scheme === "always" || (scheme === "first" && isFirst);
+    return wanted && !replaced.startsWith(space) ? space + replaced : replaced;
   };
+}
+
+/** Where a `Metaspace` puts its space in front: "always", "first" or "never". Old files have a flag instead. */
+export function prependScheme(step: JsonObject): string {
+  if (step.add_prefix_space === false) return "never";
+  return typeof step.prepend_scheme === "string" ? step.prepend_scheme : "always";
+}
+
+function metaspaceOf(step: JsonObject): string {
+  if (typeof step.replacement === "string" && step.replacement.length === 1) return step.replacement;
+  throw unsupported("Metaspace without a replacement of one character");
+}
+
+function compileStep(step: JsonObject): Splitter[] {
+  switch (step.type) {
+    case "ByteLevel":
+      return step.use_regex === false ? [] : [gpt2Scanner()];
+    case "Metaspace":
+      return step.split === false ? [] : [new BorderSplitter(metaspaceOf(step), { runs: false })];
+    case "Split":
+      return [compileSplit(step)];
+    case "Digits":
+      return [
+        new PatternSplitter(/\p{N}/gu, {
+          behavior: step.individual_digits === true ? "Isolated" : "Contiguous",
+          invert: false,
+        }),
+      ];
+    case "Punctuation":
+      return [new PatternSplitter(PUNCTUATION, { behavior: behaviorOf(step, "Isolated"), invert: false })];
+    default:
+      throw unsupported(String(step.type));
+  }
+}
+
+function compileSplit(step: JsonObject): Splitter {
+  const pattern = asObject(step.pattern, "tokenizer.json: Split pattern");
+  const scanner = typeof pattern.Regex === "string" ? scannerOf(pattern.Regex) : undefined;
+  const isIsolated = step.behavior === "Isolated" && step.invert !== true;
+  // Nothing is between the matches of these patterns, so removing what does not match is the same.
+  const isInverse = step.behavior === "Removed" && step.invert === true;
+  if (scanner !== undefined && (isIsolated || isInverse)) return scanner;
+  return new PatternSplitter(compilePattern(pattern), { behavior: behaviorOf(step), invert: step.invert === true });
+}
+
+function behaviorOf(step: JsonObject, fallback?: SplitBehavior): SplitBehavior {
+  const behavior = step.behavior ?? fallback;
+  if (typeof behavior === "string" && BEHAVIORS.has(behavior)) return behavior as SplitBehavior;
+  throw unsupported(`${step.type} with behavior ${behavior}`);
+}
+
+function unsupported(what: string): QuireError {
+  return new QuireError("internal", `tokenizer.json: pre-tokenizer ${what} is not supported`);
 }

@@ -96,7 +96,19 @@ describe("what is not supported is named", () => {
   for (const [what, tokenizerJson] of [
     ["model WordPiece", { ...base, decoder: { type: "WordPiece" }, model: { type: "WordPiece", vocab: {} } }],
     ["decoder CTC", { ...base, decoder: { type: "CTC" }, model: { type: "BPE", vocab: {}, merges: [] } }],
-    ["one byte", { ...base, decoder: { type: "ByteLevel" }, model: { type: "BPE", vocab: { a: 0 }, merges: [] } }],
+    [
+      "only one is byte-level",
+      { ...base, decoder: { type: "ByteLevel" }, model: { type: "BPE", vocab: {}, merges: [] } },
+    ],
+    [
+      "one byte",
+      {
+        ...base,
+        pre_tokenizer: { type: "ByteLevel" },
+        decoder: { type: "ByteLevel" },
+        model: { type: "BPE", vocab: { a: 0 }, merges: [] },
+      },
+    ],
   ] as const) {
     it(what, () => {
       expect(() => openTokenizer({ tokenizerJson, tokenizerConfig: {} })).toThrow(what);

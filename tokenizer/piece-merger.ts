@@ -6,37 +6,62 @@
 import type { MergeTable } from "./merge-table.ts";
 
 const SCAN_LENGTH_MAX = 48;
+const NO_RANK = 0x7fffffff;
 
-/**
- * Merges the first `length` of `ids` in place and returns how many ids are left at its front.
- * `ids` beyond that is scratch afterwards.
- */
-export function mergePiece(ids: Int32Array, length: number, table: MergeTable): number {
-  if (length < 2 || table.count === 0) return length;
-  return length <= SCAN_LENGTH_MAX ? mergeByScan(ids, length, table) : mergeByHeap(ids, length, table);
-}
+/** Merges pieces over one table. One call at a time: the scratch of short pieces is used again. */
+export class PieceMerger {
+  readonly #table: MergeTable;
+  /** Slot and rank of the pair that begins at each place of a short piece. */
+  readonly #slots = new Int32Array(SCAN_LENGTH_MAX);
+  readonly #ranks = new Int32Array(SCAN_LENGTH_MAX);
 
-function mergeByScan(ids: Int32Array, length: number, table: MergeTable): number {
-  let count = length;
-  while (count > 1) {
-    let bestRank = -1;
-    let bestAt = 0;
-    let bestSlot = 0;
-    for (let at = 0; at + 1 < count; at++) {
-      const slot = table.find(ids[at] as number, ids[at + 1] as number);
-      const rank = table.rankAt(slot);
-      if (rank >= 0 && (bestRank < 0 || rank < bestRank)) {
-        bestRank = rank;
-        bestAt = at;
-        bestSlot = slot;
-      }
-    }
-    if (bestRank < 0) break;
-    ids[bestAt] = table.mergedAt(bestSlot);
-    ids.copyWithin(bestAt + 1, bestAt + 2, count);
-    count--;
+  constructor(table: MergeTable) {
+    this.#table = table;
   }
-  return count;
+
+  /**
+   * Merges the first `length` of `ids` in place and returns how many ids are left at its front.
+   * `ids` beyond that is scratch afterwards.
+   */
+  merge(ids: Int32Array, length: number): number {
+    if (length < 2 || this.#table.isEmpty) return length;
+    return length <= SCAN_LENGTH_MAX ? this.#mergeByScan(ids, length) : mergeByHeap(ids, length, this.#table);
+  }
+
+  #mergeByScan(ids: Int32Array, length: number): number {
+    const ranks = this.#ranks;
+    let count = length;
+    for (let at = 0; at + 1 < count; at++) this.#look(ids, at);
+    while (count > 1) {
+      let best = NO_RANK;
+      let bestAt = 0;
+      for (let at = 0; at + 1 < count; at++) {
+        const rank = ranks[at] as number;
+        if (rank < best) {
+          best = rank;
+          bestAt = at;
+        }
+      }
+      if (best === NO_RANK) break;
+      ids[bestAt] = this.#table.mergedAt(this.#slots[bestAt] as number);
+      count--;
+      for (let at = bestAt + 1; at < count; at++) {
+        ids[at] = ids[at + 1] as number;
+        this.#slots[at] = this.#slots[at + 1] as number;
+        ranks[at] = ranks[at + 1] as number;
+      }
+      if (bestAt > 0) this.#look(ids, bestAt - 1);
+      if (bestAt + 1 < count) this.#look(ids, bestAt);
+    }
+    return count;
+  }
+
+  #look(ids: Int32Array, at: number): void {
+    const slot = this.#table.find(ids[at] as number, ids[at + 1] as number);
+    const rank = this.#table.rankAt(slot);
+    this.#slots[at] = slot;
+    this.#ranks[at] = rank < 0 ? NO_RANK : rank;
+  }
 }
 
 function mergeByHeap(ids: Int32Array, length: number, table: MergeTable): number {
