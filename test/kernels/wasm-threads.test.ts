@@ -165,6 +165,26 @@ describe("wasm results do not depend on the thread count", () => {
   });
 });
 
+describe("wasm results do not depend on where memory lies", () => {
+  markExercised("device", "wasm, beyond 2 GiB");
+
+  it(`beyond 2 GiB, where an address is a negative 32-bit number, to the bit (seed ${SEED})`, async () => {
+    const [low, high] = await Promise.all(
+      [0, 2 ** 31].map(async (offset) => {
+        const device = await openWasmDevice({ threads: 2, sharedWorkMin: 0 });
+        // Never written, so it takes address space and no memory.
+        device.buffer("below", offset);
+        const bytes = [...(await attentionBytes(device)), ...(await productBytes(device))];
+        await device.close();
+        return bytes;
+      }),
+    );
+    high!.forEach((bytes, part) => {
+      expectSameBits(bytes, low![part]!, `part ${part}`);
+    });
+  });
+});
+
 /** Outputs of a mixed batch (long decode, prefill, selections of every kind) in both encodings. */
 async function attentionBytes(device: Device): Promise<Uint8Array[]> {
   const found: Uint8Array[] = [];
