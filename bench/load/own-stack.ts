@@ -65,9 +65,22 @@ export async function startOwnStack({ kind, engineArgs, context }: OwnStackOptio
     }
     return { url, key: kind === "edge" ? await readApiKey(folder) : engineKey, stop };
   } catch (error) {
+    // The logs go with the folder, so what they say is shown now.
+    for (const line of await lastLogLines(folder)) context.progress(`  ${line}`);
     await stop();
     throw error;
   }
+}
+
+const shownLinesMax = 12;
+
+async function lastLogLines(folder: string): Promise<string[]> {
+  const paths = [join(folder, "data", "logs", "engine.log"), join(folder, "output.log")];
+  for (const path of paths) {
+    const text = await readFile(path, "utf8").catch(() => "");
+    if (text !== "") return text.trimEnd().split("\n").slice(-shownLinesMax);
+  }
+  return [];
 }
 
 function readyUrl(line: string): string | undefined {
