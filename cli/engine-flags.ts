@@ -4,7 +4,7 @@ import { parseBytes, parseChoice, parseInteger, parseText } from "./flags.ts";
 /** Device, numerics and memory of one engine. */
 export const engineFlags = {
   model: {
-    help: "HF model folder; its name is the model's id",
+    help: "HF model folder or GGUF file; its name is the model's id",
     placeholder: "FOLDER",
     env: "QUIRE_MODEL",
     fallback: "weights/house-0",

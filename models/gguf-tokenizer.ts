@@ -51,9 +51,11 @@ export function ggufTokenizer(file: Pick<GgufFile, "name" | "metadata">): Tokeni
     return id === undefined ? {} : { [`${name}_token`]: tokens[id]! };
   };
   const template = fields.optionalText("tokenizer.chat_template");
+  const addBosToken = fields.optionalFlag(key("add_bos_token")) ?? model === "llama";
   const tokenizerConfig = {
     ...special("bos"),
     ...special("eos"),
+    add_bos_token: addBosToken,
     ...(template === undefined ? {} : { chat_template: template }),
     clean_up_tokenization_spaces: false,
   };

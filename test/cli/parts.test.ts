@@ -1,6 +1,7 @@
 import { execFileSync } from "node:child_process";
 import { EventEmitter } from "node:events";
-import { chmod, mkdir, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { readFileSync } from "node:fs";
+import { chmod, copyFile, mkdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { openDataFolder } from "../../cli/data-folder.ts";
@@ -11,6 +12,7 @@ import { findPort } from "../../cli/ports.ts";
 import { curlLine } from "../../cli/ready-block.ts";
 import { listenForStop } from "../../cli/stop-request.ts";
 import { UsageError } from "../../cli/usage-error.ts";
+import { openTokenizer } from "../../tokenizer/open.ts";
 import { withTempFolder } from "./run-quire.ts";
 
 describe("flags", () => {
@@ -111,8 +113,9 @@ describe("the edge's settings", () => {
 });
 
 describe("the model folder", () => {
+  const houseConfig = readFileSync("weights/house-0/config.json", "utf8");
   const whole = {
-    "config.json": '{"model_type":"llama"}',
+    "config.json": houseConfig,
     "tokenizer.json": "{}",
     "tokenizer_config.json": "{}",
     "model.safetensors": "x",
@@ -142,8 +145,31 @@ describe("the model folder", () => {
       }
       const broken = await folderWith(parent, { ...whole, "tokenizer.json": "{" });
       await expect(openModelFolder(broken)).rejects.toThrow("tokenizer.json is not JSON");
-      const other = await folderWith(parent, { ...whole, "config.json": '{"model_type":"mamba"}' });
-      await expect(openModelFolder(other)).rejects.toThrow('model_type is "mamba", not "llama"');
+      const mamba = JSON.stringify({ ...JSON.parse(houseConfig), model_type: "mamba" });
+      const other = await folderWith(parent, { ...whole, "config.json": mamba });
+      await expect(openModelFolder(other)).rejects.toThrow('model_type: "mamba" is not supported, only "llama"');
+    }));
+
+  it("may be a GGUF file, alone or in a folder: the edge's files come out of it", () =>
+    withTempFolder(async (parent) => {
+      const file = "test/models/vectors/fixtures/llama-mixed.gguf";
+      const folder = join(parent, "a-model");
+      await mkdir(folder);
+      await copyFile(file, join(folder, "weights.gguf"));
+      const models = [await openModelFolder(file), await openModelFolder(folder)];
+      expect(models.map(({ modelId }) => modelId)).toEqual(["llama-mixed", "a-model"]);
+      for (const model of models) {
+        expect(model.edgeFiles).toEqual(["config.json", "tokenizer.json", "tokenizer_config.json"]);
+        const read = async (name: string) => JSON.parse(new TextDecoder().decode(await model.readEdgeFile(name)));
+        expect(await read("config.json")).toEqual({ model_type: "llama", bos_token_id: 258, eos_token_id: [259, 262] });
+        const { tokenizer } = openTokenizer({
+          tokenizerJson: await read("tokenizer.json"),
+          tokenizerConfig: await read("tokenizer_config.json"),
+        });
+        expect(tokenizer.encode("the", { special: false })).toEqual([116, 257]);
+      }
+      await writeFile(join(folder, "weights.gguf"), "GGUF");
+      await expect(openModelFolder(folder)).rejects.toThrow(/^model .*: weights\.gguf: is truncated/);
     }));
 });
 
