@@ -17,8 +17,9 @@ export interface AddedToken {
 /** Part of a text: what is between added tokens, or the id of one. */
 export type Section = string | number;
 
-const WORD_END = /[\p{L}\p{M}\p{N}\p{Pc}]$/u;
-const WORD_START = /^[\p{L}\p{M}\p{N}\p{Pc}]/u;
+/** `\w` of Rust's regular expressions, which is not Oniguruma's. */
+const WORD_END = /[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]$/u;
+const WORD_START = /^[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]/u;
 const SPACE = /^\p{White_Space}$/u;
 
 /** Splits texts at the tokens it was made with. */

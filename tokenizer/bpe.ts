@@ -56,7 +56,7 @@ export class Bpe implements Tokenizer {
     this.#addedIds = new Map(added.map((token) => [token.content, token.id]));
     this.#specialIds = new Set(added.filter((token) => token.special).map((token) => token.id));
     this.#dropsFirstSpace = readDecoder(settings.decoder).dropsFirstSpace;
-    this.#front = new TextFront(settings, added, wordBorders(tables, this.#ignoreMerges));
+    this.#front = new TextFront(settings, added, this.#ignoreMerges ? undefined : wordBorders(tables, this.#symbols));
     const { normalizer } = this.#front;
     this.normalize = normalizer?.prepends === true ? undefined : normalizer?.normalize;
   }
@@ -179,10 +179,10 @@ export class Bpe implements Tokenizer {
  * SentencePiece-style models merge whole sections; where no token of theirs has a space behind something else, no merge
  * crosses the border before a word, and words can be encoded (and remembered) one by one with the same ids.
  */
-function wordBorders(tables: BpeTables, ignoreMerges: boolean): Splitter | undefined {
-  if (tables.kind === "bytes" || ignoreMerges) return undefined;
-  // Unknown characters on both sides of an unknown space would be one unknown token.
-  if (new CharTable(tables.charSlots).find(METASPACE.charCodeAt(0)) < 0) return undefined;
+function wordBorders(tables: BpeTables, symbols: Symbols): Splitter | undefined {
+  if (tables.kind === "bytes") return undefined;
+  // Unknown characters join across an unknown space, and those that are left out bring their neighbours together.
+  if (!symbols.isTotal || new CharTable(tables.charSlots).find(METASPACE.charCodeAt(0)) < 0) return undefined;
   const { offsets, bytes } = tables.contents;
   const [first, second, third] = new TextEncoder().encode(METASPACE);
   for (const id of tables.tokenSlots) {

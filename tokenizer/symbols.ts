@@ -12,6 +12,8 @@ export interface Symbols {
   /** The piece in UTF-8: the first {@link byteLength} of what is returned, until the next call. */
   bytesOf(units: Uint16Array, from: number, end: number): Uint8Array;
   readonly byteLength: number;
+  /** True when every character becomes an id. */
+  readonly isTotal: boolean;
 }
 
 class Utf8Piece {
@@ -35,6 +37,7 @@ class Utf8Piece {
 /** Byte-level models. */
 export class ByteSymbols extends Utf8Piece implements Symbols {
   readonly #byteIds: Int32Array;
+  readonly isTotal = true;
 
   constructor({ byteIds }: BpeTables) {
     super();
@@ -53,6 +56,7 @@ export class ByteSymbols extends Utf8Piece implements Symbols {
  * unknown token, of which `fuse_unk` makes one for neighbours; without an unknown token it is left out.
  */
 export class CharSymbols extends Utf8Piece implements Symbols {
+  readonly isTotal: boolean;
   readonly #chars: CharTable;
   readonly #byteIds: Int32Array;
   readonly #byteFallback: boolean;
@@ -69,6 +73,7 @@ export class CharSymbols extends Utf8Piece implements Symbols {
     const unknown = typeof model.unk_token === "string" ? new TextEncoder().encode(model.unk_token) : undefined;
     this.#unknownId = unknown === undefined ? -1 : tokens.find(unknown, unknown.length);
     this.#fuses = model.fuse_unk === true;
+    this.isTotal = this.#unknownId >= 0 || (this.#byteFallback && byteIds.every((id) => id >= 0));
   }
 
   fill(units: Uint16Array, from: number, end: number, out: Int32Array): number {
