@@ -22,7 +22,7 @@ import type { Clock, EngineLog } from "./settings.ts";
 import { nextRows } from "./slice-planner.ts";
 import type { StoredSegment } from "./stored-segment.ts";
 import { claimTail } from "./tail-parking.ts";
-import { countBytes, countFetch } from "./traffic.ts";
+import { countedReads, countFetch } from "./traffic.ts";
 
 /** What an attacher works with; all of it stays the engine's. */
 export interface AttacherOptions {
@@ -100,7 +100,11 @@ export class Attacher {
   async #manifest(sequence: Sequence, sessionId: string): Promise<Manifest | undefined> {
     const { store, gate, keys, geometry, onManifest } = this.#options;
     const loaded = await gate.run("demand", () =>
-      loadManifest(store, keys.of(sequence.namespace).session(sessionId), this.#deadline(sequence)),
+      loadManifest(
+        countedReads(store, sequence),
+        keys.of(sequence.namespace).session(sessionId),
+        this.#deadline(sequence),
+      ),
     );
     if (!loaded) return undefined;
     if (sessionId === sequence.request.session?.id) onManifest(sequence, loaded);
@@ -157,6 +161,7 @@ export class Attacher {
         checksums: summary.checksums,
         summary: ref,
         slots: undefined,
+        damaged: false,
         written: Promise.resolve(true),
       };
       this.#admitBlocks(sequence, stored, summary);
@@ -210,10 +215,10 @@ export class Attacher {
       const from = index * BLOCK_TOKENS;
       const stored = {
         ids: tail.ids.subarray(offset * BLOCK_TOKENS, (offset + 1) * BLOCK_TOKENS),
-        describe: (tokenCount: number) => spans.describe(from, from + tokenCount),
+        describe: (tokenCount: number) => spans.describeWhole(from, tokenCount),
       };
       const ids = sequence.ids.subarray(from, from + BLOCK_TOKENS);
-      const own = (tokenCount: number) => sequence.spans.describe(from, from + tokenCount);
+      const own = (tokenCount: number) => sequence.spans.describeWhole(from, tokenCount);
       const tokenCount = agreement(stored, ids, own, limit - from);
       if (offset < tail.blockCount) {
         if (tokenCount < BLOCK_TOKENS) return;
@@ -263,9 +268,9 @@ export class Attacher {
 
   async #whole(sequence: Sequence, ref: WholeRef): Promise<Uint8Array> {
     const { store, gate } = this.#options;
-    const object = await gate.run("demand", () => store.get(ref.objectKey, { signal: this.#deadline(sequence) }));
+    const counted = countedReads(store, sequence);
+    const object = await gate.run("demand", () => counted.get(ref.objectKey, { signal: this.#deadline(sequence) }));
     if (!object) throw new Error("object is not in the store");
-    countBytes(sequence, object.bytes.byteLength);
     return object.bytes;
   }
 

@@ -4,15 +4,16 @@
  */
 
 import type { Span } from "../protocol/generate.ts";
-import { StoreError } from "../storage/contract.ts";
+import { withDeadline } from "../storage/deadline.ts";
 import { envelopeDigest } from "../storage/envelope.ts";
 import { FormatError } from "../storage/format-error.ts";
 import { LAYOUT_VERSION, type ObjectKeys } from "../storage/keys.ts";
-import { commitManifest, loadManifest, type Manifest } from "../storage/manifest.ts";
+import { commitManifest, loadManifest, type Manifest, type WholeRef } from "../storage/manifest.ts";
 import { MANIFEST_FORMAT_VERSION } from "../storage/manifest-check.ts";
 import { encodeTail } from "../storage/tail.ts";
 import type { PersisterOptions } from "./persister.ts";
 import { SpanList } from "./provenance.ts";
+import { retried } from "./retry.ts";
 import type { StoredSegment } from "./stored-segment.ts";
 import { writeSummaries } from "./summary-writer.ts";
 
@@ -30,6 +31,8 @@ export interface TurnSnapshot {
   tail:
     | { fromToken: number; ids: Uint32Array; blocks: Uint8Array[][]; summaries: Uint8Array[]; open: Uint8Array }
     | undefined;
+  /** Called once, when the snapshot is committed, replaced by a newer one or given up. */
+  release(): void;
 }
 
 /** What the engine knows of a session's durability. */
@@ -46,6 +49,10 @@ interface SessionState {
   generation: number;
   tokenCount: number;
   tailKey: string | undefined;
+  /** Of the last manifest: used again, so that sessions which share segments do not undo each other's objects. */
+  summaries: readonly WholeRef[];
+  /** Its session was deleted: nothing more is written for it. */
+  forgotten: boolean;
   committedAtMs: number;
   waiting: TurnSnapshot | undefined;
   running: Promise<void> | undefined;
@@ -65,30 +72,37 @@ export class CommitQueue {
     this.#options = options;
   }
 
+  /** The manifest that was found for a session. One that is being replaced right now is old news. */
   note(sessionKey: string, loaded: { manifest: Manifest; etag: string }): void {
     const state = this.#state(sessionKey);
-    state.etag = loaded.etag;
-    state.generation = loaded.manifest.generation;
-    state.tokenCount = loaded.manifest.tokenCount;
-    state.tailKey = loaded.manifest.tail?.objectKey;
+    if (state.running === undefined) adopt(state, loaded);
   }
 
+  /** Undefined for a session that this engine knows nothing of. */
   status(sessionKey: string): CommitStatus | undefined {
     const state = this.#sessions.get(sessionKey);
     if (!state) return undefined;
     return { persistedTokens: state.tokenCount, generation: state.generation, pending: state.running !== undefined };
   }
 
-  forget(sessionKey: string): void {
+  /** Drops what waits and resolves when what is under way has ended: nothing that was pushed before is written afterwards. */
+  async forget(sessionKey: string): Promise<void> {
+    const state = this.#sessions.get(sessionKey);
+    if (!state) return;
     this.#sessions.delete(sessionKey);
+    state.forgotten = true;
+    await state.running;
   }
 
+  /** Queues a commit in place of one that still waits. */
   push(snapshot: TurnSnapshot): void {
     const state = this.#state(snapshot.sessionKey);
+    state.waiting?.release();
     state.waiting = snapshot;
     state.running ??= this.#drain(state);
   }
 
+  /** Resolves when everything that was pushed before is committed or given up, without the pace between commits. */
   async flush(): Promise<void> {
     this.#hurry = true;
     await Promise.all([...this.#sessions.values()].map((state) => state.running));
@@ -98,48 +112,43 @@ export class CommitQueue {
   async #drain(state: SessionState): Promise<void> {
     const { clock, log, manifestCommitMs } = this.#options;
     while (state.waiting) {
-      while (!this.#hurry && clock.nowMs() < state.committedAtMs + manifestCommitMs) {
+      while (!this.#hurry && !state.forgotten && clock.nowMs() < state.committedAtMs + manifestCommitMs) {
         await clock.sleep(Math.min(50, state.committedAtMs + manifestCommitMs - clock.nowMs()));
       }
       const snapshot = state.waiting;
       state.waiting = undefined;
       try {
-        await this.#commit(state, snapshot);
+        if (!state.forgotten) await this.#commit(state, snapshot);
       } catch (error) {
         log("persist.commit-failed", { sessionKey: snapshot.sessionKey, error: String(error) });
       }
+      snapshot.release();
       state.committedAtMs = clock.nowMs();
     }
     state.running = undefined;
   }
 
   async #commit(state: SessionState, whole: TurnSnapshot): Promise<void> {
-    const { keys, log } = this.#options;
+    const { keys, log, store } = this.#options;
     const objectKeys = keys.of(whole.namespace);
     const snapshot = await storedPart(whole);
     if (snapshot.tokenCount === 0) return;
-    const summaries = await writeSummaries(this.#options, objectKeys, snapshot.segments);
+    const summaries = await writeSummaries(this.#options, objectKeys, snapshot.segments, state.summaries);
     for (let attempt = 0; attempt < CONFLICT_TRIES_MAX; attempt++) {
+      if (state.forgotten) return;
+      const oldTail = state.tailKey;
       const generation = state.generation + 1;
       const tail = await this.#writeTail(objectKeys, snapshot, generation);
       const manifest: Manifest = { ...this.#header(snapshot), generation, summaries, ...(tail ? { tail } : {}) };
-      const result = await this.#retried((signal) =>
-        commitManifest(this.#options.store, objectKeys.session(snapshot.sessionId), manifest, state.etag, signal),
+      const result = await retried(this.#options, (signal) =>
+        commitManifest(store, objectKeys.session(snapshot.sessionId), manifest, state.etag, signal),
       );
-      if (result.outcome === "stored") {
-        const oldTail = state.tailKey;
-        Object.assign(state, {
-          etag: result.etag,
-          generation,
-          tokenCount: snapshot.tokenCount,
-          tailKey: tail?.objectKey,
-        });
-        if (oldTail !== undefined && oldTail !== tail?.objectKey) await this.#discard(oldTail);
-        return;
-      }
-      if (tail) await this.#discard(tail.objectKey);
-      const ahead = await this.#reload(state, objectKeys, snapshot);
-      if (ahead) return;
+      const over = result.outcome === "stored" || (await this.#reload(state, objectKeys, manifest));
+      if (result.outcome === "stored") adopt(state, { manifest, etag: result.etag });
+      // Whatever the manifest in force names stays, also where another writer came to the same tail.
+      for (const key of [oldTail, tail?.objectKey])
+        if (key !== undefined && key !== state.tailKey && (over || key !== oldTail)) await this.#discard(key);
+      if (over) return;
     }
     log("persist.conflict", { sessionKey: snapshot.sessionKey, tries: CONFLICT_TRIES_MAX });
   }
@@ -183,7 +192,7 @@ export class CommitQueue {
       open: tail.open,
     });
     const objectKey = objectKeys.tail(snapshot.sessionId, snapshot.chain, generation);
-    await this.#retried((signal) => this.#options.store.put(objectKey, bytes, { signal }));
+    await retried(this.#options, (signal) => this.#options.store.put(objectKey, bytes, { signal }));
     return {
       objectKey,
       objectBytes: bytes.byteLength,
@@ -193,25 +202,15 @@ export class CommitQueue {
     };
   }
 
-  /** Learns who committed before us. True when that commit already holds our turn and more, so ours is dropped. */
-  async #reload(state: SessionState, objectKeys: ObjectKeys, snapshot: TurnSnapshot): Promise<boolean> {
+  /** Learns who committed before us. True when that commit already holds our turn, so that ours need not be made. */
+  async #reload(state: SessionState, objectKeys: ObjectKeys, ours: Manifest): Promise<boolean> {
     try {
-      const loaded = await this.#retried((signal) =>
-        loadManifest(this.#options.store, objectKeys.session(snapshot.sessionId), signal),
+      const loaded = await retried(this.#options, (signal) =>
+        loadManifest(this.#options.store, objectKeys.session(ours.sessionId), signal),
       );
-      Object.assign(state, {
-        etag: loaded?.etag,
-        generation: loaded?.manifest.generation ?? state.generation,
-        tailKey: loaded?.manifest.tail?.objectKey,
-      });
-      const theirs = loaded?.manifest;
-      const last = snapshot.segments.at(-1);
-      return (
-        theirs !== undefined &&
-        theirs.tokenCount > snapshot.tokenCount &&
-        last !== undefined &&
-        theirs.segments[snapshot.segments.length - 1]?.chain === last.chain
-      );
+      if (loaded) adopt(state, loaded);
+      else Object.assign(state, { etag: undefined, tailKey: undefined, summaries: [] });
+      return loaded !== undefined && holds(loaded.manifest, ours);
     } catch (error) {
       if (!(error instanceof FormatError) || error.code !== "corrupt" || error.etag === undefined) throw error;
       state.etag = error.etag;
@@ -221,22 +220,11 @@ export class CommitQueue {
 
   /** The superseded tail goes best-effort: what stays is garbage that `quire gc` finds. */
   async #discard(objectKey: string): Promise<void> {
+    const { store, putMsMax } = this.#options;
     try {
-      await this.#options.store.delete([objectKey]);
+      await withDeadline({ deadlineMs: putMsMax, what: "discarding a tail" }, () => store.delete([objectKey]));
     } catch (error) {
       this.#options.log("persist.discard-failed", { objectKey, error: String(error) });
-    }
-  }
-
-  /** Once more after a passing fault, each time with a deadline. */
-  async #retried<T>(call: (signal: AbortSignal) => Promise<T>): Promise<T> {
-    const { gate, putMsMax, clock } = this.#options;
-    try {
-      return await gate.run("demand", () => call(AbortSignal.timeout(putMsMax)));
-    } catch (error) {
-      if (!(error instanceof StoreError) || (error.code !== "unavailable" && error.code !== "timeout")) throw error;
-      await clock.sleep(100);
-      return await gate.run("demand", () => call(AbortSignal.timeout(putMsMax)));
     }
   }
 
@@ -248,6 +236,8 @@ export class CommitQueue {
       generation: 0,
       tokenCount: 0,
       tailKey: undefined,
+      summaries: [],
+      forgotten: false,
       committedAtMs: Number.NEGATIVE_INFINITY,
       waiting: undefined,
       running: undefined,
@@ -263,6 +253,25 @@ export class CommitQueue {
     }
     return state;
   }
+}
+
+function adopt(state: SessionState, { manifest, etag }: { manifest: Manifest; etag: string }): void {
+  state.etag = etag;
+  state.generation = manifest.generation;
+  state.tokenCount = manifest.tokenCount;
+  state.tailKey = manifest.tail?.objectKey;
+  state.summaries = manifest.summaries;
+}
+
+/** Whether a manifest is ours (its answer was lost, or another engine computed the same turn), or goes on after our last segment. */
+function holds(theirs: Manifest, ours: Manifest): boolean {
+  if (theirs.tokenCount === ours.tokenCount && theirs.chain === ours.chain) return true;
+  const last = ours.segments.at(-1);
+  return (
+    theirs.tokenCount > ours.tokenCount &&
+    last !== undefined &&
+    theirs.segments[ours.segments.length - 1]?.chain === last.chain
+  );
 }
 
 /** Waits for the segments' own writes; what follows one that failed is left out. */

@@ -15,7 +15,7 @@ import { ChunkSizer } from "./chunk-sizer.ts";
 import type { GateClass } from "./gate.ts";
 import type { OpenBlocks } from "./open-blocks.ts";
 import type { Persister } from "./persister.ts";
-import { resolveSelection } from "./request-check.ts";
+import { replayableSpans, resolveSelection } from "./request-check.ts";
 import { sampleParams, takeSample } from "./sampling.ts";
 import { Sequence, type SequenceSink } from "./sequence.ts";
 import type { Clock, EngineLog, EngineSettings } from "./settings.ts";
@@ -46,6 +46,9 @@ export interface EngineParts {
 
 /** While everything waits for the store, deadlines are looked at this often. */
 const DEADLINE_CHECK_MS = 250;
+
+/** Share of a step's time that I/O gets behind it. */
+const BREATH_SHARE = 0.05;
 
 /** What the engine tells of itself. */
 export interface EngineStatus {
@@ -106,8 +109,10 @@ export class Engine {
   submit(request: GenerateRequest, sink: SequenceSink): Ticket {
     const { settings, cache, clock, runner } = this.#parts;
     if (this.#draining) throw new QuireError("shutting_down", "The engine is shutting down.", { retryAfterMs: 1000 });
-    const selection = resolveSelection(request.selection, runner.pool.spec.summaryKinds);
-    const sequence = new Sequence({ request, selection, sink, nowMs: clock.nowMs() });
+    const { summaryKinds } = runner.pool.spec;
+    const selection = resolveSelection(request.selection, summaryKinds);
+    const checked = { ...request, spans: replayableSpans(request.spans, summaryKinds) };
+    const sequence = new Sequence({ request: checked, selection, sink, nowMs: clock.nowMs() });
     if (sequence.blocksMax > cache.capacity) {
       throw new QuireError(
         "context_length_exceeded",
@@ -150,14 +155,26 @@ export class Engine {
         this.#dropLost();
         this.#endAborted();
         this.#admit();
+        const startMs = this.#parts.clock.nowMs();
         const worked = await this.#step();
-        if (worked) await new Promise<void>((resolve) => setImmediate(resolve));
+        if (worked) await this.#breathe(startMs);
         else if (!this.#awake) await this.#sleep();
       } catch (error) {
         this.#failAll(error);
         await new Promise<void>((resolve) => setImmediate(resolve));
       }
     }
+  }
+
+  /**
+   * Lets I/O run between steps, for a share of the step's time: a file or an HTTP answer takes many turns of the event loop, and with one turn
+   * per prefill step of 150 ms a put took over 10 s.
+   */
+  async #breathe(startMs: number): Promise<void> {
+    const { clock } = this.#parts;
+    const untilMs = clock.nowMs() + BREATH_SHARE * (clock.nowMs() - startMs);
+    do await new Promise<void>((resolve) => setImmediate(resolve));
+    while (clock.nowMs() < untilMs);
   }
 
   async #sleep(): Promise<void> {

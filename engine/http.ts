@@ -83,7 +83,8 @@ async function generate(
   let ticket: Ticket | undefined;
   const target = {
     write(frame: Uint8Array) {
-      if (response.writableLength > WAITING_BYTES_MAX) ticket?.cancel();
+      // A reply with a hole in it must not look whole: the stream is cut, which also ends the generation.
+      if (response.writableLength > WAITING_BYTES_MAX) response.destroy();
       else response.write(frame);
     },
     end: () => response.end(),
@@ -102,6 +103,8 @@ async function generate(
       tickets.delete(checked.requestId);
       if (!response.writableFinished) running.cancel();
     });
+    // It may have closed while its body was read.
+    if (response.destroyed) running.cancel();
   } catch (error) {
     if (!(error instanceof QuireError)) options.log("http.failed", { path: request.url, error: String(error) });
     if (!response.headersSent) response.writeHead(200, { "content-type": "application/x-quire-frames" });

@@ -16,9 +16,12 @@ export interface OpenBlock {
 export interface IdleTail {
   slot: number;
   ids: Uint32Array;
-  /** Provenance of the first n tokens, n = 1..ids.length at index n-1. */
-  describe: (tokenCount: number) => string;
+  /** Provenance of its first tokens. */
+  describe: Describe;
 }
+
+/** Provenance of the first `tokenCount` tokens; undefined where a query group goes on behind them: those KV depend on what follows. */
+export type Describe = (tokenCount: number) => string | undefined;
 
 /** Owner of the open slots. */
 export class OpenBlocks {
@@ -67,7 +70,7 @@ export class OpenBlocks {
    * Takes over the tail after `key` as far as its tokens and their provenance agree; undefined when not even the first does.
    * @param limit at most this many tokens are taken over
    */
-  claim(key: string, ids: Uint32Array, describe: (tokenCount: number) => string, limit: number): OpenBlock | undefined {
+  claim(key: string, ids: Uint32Array, describe: Describe, limit: number): OpenBlock | undefined {
     const tail = this.#tails.get(key);
     if (!tail) return undefined;
     const tokenCount = agreement(tail, ids, describe, limit);
@@ -89,16 +92,19 @@ export class OpenBlocks {
   }
 }
 
-/** How many leading tokens of a tail have the same ids and provenance as `ids`. */
+/** How many leading tokens of a tail have the same ids and provenance as `ids`, and depend on no others than these. */
 export function agreement(
   tail: Pick<IdleTail, "ids" | "describe">,
   ids: Uint32Array,
-  describe: (tokenCount: number) => string,
+  describe: Describe,
   limit: number,
 ): number {
   const most = Math.min(tail.ids.length, ids.length, limit);
   let count = 0;
   while (count < most && tail.ids[count] === ids[count]) count += 1;
-  while (count > 0 && tail.describe(count) !== describe(count)) count -= 1;
+  for (; count > 0; count--) {
+    const own = describe(count);
+    if (own !== undefined && own === tail.describe(count)) break;
+  }
   return count;
 }

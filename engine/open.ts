@@ -1,5 +1,6 @@
 /** Puts an engine together from a model, a page store and settings. */
 
+import { PAGE_TOKENS } from "../kernels/contract.ts";
 import type { ModelRunner } from "../models/contract.ts";
 import { assert } from "../protocol/assert.ts";
 import type { PageStore } from "../storage/contract.ts";
@@ -36,7 +37,8 @@ export interface OpenedEngine {
 
 /** The runner's pool and the store belong to the engine from now on; closing them is still the caller's. */
 export function openEngine(options: OpenEngineOptions): OpenedEngine {
-  const { runner, store, settings, clock, log } = options;
+  const { runner, store, clock, log } = options;
+  const settings = withRoomForPrefill(options.settings, runner.rowsMax);
   const { pool } = runner;
   const { spec } = pool;
   const geometry = kvGeometry({
@@ -110,4 +112,11 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
       opens.evictIdle();
     },
   };
+}
+
+/** Fewer sequences than rows, by a query group: otherwise those that decode could take every row of every step. */
+function withRoomForPrefill(settings: EngineSettings, rowsMax: number): EngineSettings {
+  const rows = Math.min(settings.stepRowsMax, rowsMax);
+  assert(rows >= PAGE_TOKENS, `a step takes at least ${PAGE_TOKENS} rows`);
+  return { ...settings, runningMax: Math.max(1, Math.min(settings.runningMax, rows - PAGE_TOKENS)) };
 }

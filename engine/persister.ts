@@ -8,10 +8,12 @@ import type { PageStore } from "../storage/contract.ts";
 import type { KvGeometry } from "../storage/geometry.ts";
 import type { Manifest } from "../storage/manifest.ts";
 import { decodeSegmentHeader, encodeSegment, segmentBytes } from "../storage/segment.ts";
+import { tailBytes } from "../storage/tail.ts";
 import type { LogicalBlock } from "./block-cache.ts";
 import type { BlockFetcher } from "./block-fetcher.ts";
 import { CommitQueue, type CommitStatus, type TurnSnapshot } from "./commit-queue.ts";
 import type { Gate } from "./gate.ts";
+import { retried } from "./retry.ts";
 import type { Sequence } from "./sequence.ts";
 import type { SessionKeys } from "./session-keys.ts";
 import type { Clock, EngineLog } from "./settings.ts";
@@ -61,9 +63,9 @@ export class Persister {
     return this.#commits.status(sessionKey);
   }
 
-  /** Forgets a session whose objects were deleted. */
-  forget(sessionKey: string): void {
-    this.#commits.forget(sessionKey);
+  /** Before a session's objects are deleted: resolves when nothing of it will be written any more. */
+  async forget(sessionKey: string): Promise<void> {
+    await this.#commits.forget(sessionKey);
   }
 
   /** Blocks were sealed: segments that are whole now go on their way. */
@@ -92,6 +94,8 @@ export class Persister {
     const end = tail ? tokenCount : segmentEnd;
     await this.copied(sequence);
     if (end === 0) return;
+    const heldBytes = tail ? bytesOf(tail) : 0;
+    this.#pendingBytes += heldBytes;
     const snapshot: TurnSnapshot = {
       sessionKey: sequence.sessionKey as string,
       sessionId: session.id,
@@ -101,6 +105,9 @@ export class Persister {
       spans: sequence.spans.until(end),
       segments,
       tail,
+      release: () => {
+        this.#pendingBytes -= heldBytes;
+      },
     };
     this.#commits.push(snapshot);
   }
@@ -124,31 +131,42 @@ export class Persister {
     const blocks: LogicalBlock[] = [];
     for (let index = segmentIndex * perSegment; index < (segmentIndex + 1) * perSegment; index++) {
       const block = sequence.blocks[index];
-      if (!block || block.lost) return undefined;
+      if (!block) return undefined;
       blocks.push(block);
     }
     return blocks;
   }
 
-  /** Every whole segment from 0 on, stored or on its way; ends before the first that cannot be written. */
+  /**
+   * Every whole segment from 0 on, stored or on its way; ends before the first that cannot be written. One that is stored in part, or
+   * whose repair failed, is named all the same: what is missing of it is recomputed, what follows it is not lost.
+   */
   async #segments(sequence: Sequence, tokenCount: number): Promise<StoredSegment[]> {
-    const { geometry, fetcher } = this.#options;
+    const { geometry } = this.#options;
     const segments: StoredSegment[] = [];
     for (let index = 0; (index + 1) * geometry.segmentTokens <= tokenCount; index++) {
       const blocks = this.#blocksOf(sequence, index);
       if (!blocks) break;
-      let segment = commonSegment(blocks);
-      if (!segment) {
-        await fetcher.fetch(
-          blocks.flatMap((block) => Array.from(block.deviceBlocks, (_, layer) => ({ block, layer }))),
-          "demand",
-        );
-        segment = blocks.every((block) => block.resident) ? this.#put(sequence, index, blocks) : undefined;
-      }
+      const segment =
+        commonSegment(blocks) ?? (await this.#putAgain(sequence, index, blocks)) ?? anySegment(blocks, sequence);
       if (!segment) break;
       segments.push(segment);
     }
     return segments;
+  }
+
+  async #putAgain(
+    sequence: Sequence,
+    segmentIndex: number,
+    blocks: readonly LogicalBlock[],
+  ): Promise<StoredSegment | undefined> {
+    await this.#fetch(blocks);
+    return blocks.every((block) => block.resident) ? this.#put(sequence, segmentIndex, blocks) : undefined;
+  }
+
+  async #fetch(blocks: readonly LogicalBlock[]): Promise<void> {
+    const wanted = blocks.flatMap((block) => Array.from(block.deviceBlocks, (_, layer) => ({ block, layer })));
+    await this.#options.fetcher.fetch(wanted, "demand");
   }
 
   /** Puts a segment of resident blocks; undefined where the write-behind budget has no room. */
@@ -185,6 +203,7 @@ export class Persister {
       checksums,
       summary: undefined,
       slots,
+      damaged: false,
       written,
     };
     for (const block of blocks) block.stored = segment;
@@ -218,21 +237,26 @@ export class Persister {
   }
 
   async #write(objectKey: string, bytes: Uint8Array): Promise<boolean> {
-    const { store, gate, putMsMax } = this.#options;
-    await gate.run("demand", () => store.put(objectKey, bytes, { signal: AbortSignal.timeout(putMsMax) }));
+    await retried(this.#options, (signal) => this.#options.store.put(objectKey, bytes, { signal }));
     return true;
   }
 
   async #copyTail(sequence: Sequence, fromToken: number, tokenCount: number): Promise<TurnSnapshot["tail"]> {
-    const { pool } = this.#options;
+    const { pool, geometry, log, writeBehindBytesMax } = this.#options;
+    if (this.#pendingBytes + tailBytes(geometry, tokenCount - fromToken) > writeBehindBytesMax) {
+      log("persist.dropped", { requestId: sequence.request.requestId, tail: true, pendingBytes: this.#pendingBytes });
+      return undefined;
+    }
     const firstIndex = fromToken / BLOCK_TOKENS;
     const endIndex = Math.floor(tokenCount / BLOCK_TOKENS);
     const sealed = sequence.blocks.slice(firstIndex, endIndex);
-    if (!sealed.every((block): block is LogicalBlock => block?.resident === true)) return undefined;
+    if (!sealed.every((block) => block !== undefined)) return undefined;
+    await this.#fetch(sealed);
+    if (!sealed.every((block) => block.resident)) return undefined;
     const open = sequence.opens.get(endIndex);
     const openCount = tokenCount % BLOCK_TOKENS;
     if (openCount > 0 && !open) return undefined;
-    const withSummaries = this.#options.geometry.summarySlotBytes > 0;
+    const withSummaries = geometry.summarySlotBytes > 0;
     return {
       fromToken,
       ids: sequence.ids.slice(fromToken, tokenCount),
@@ -250,9 +274,22 @@ export class Persister {
 /** The segment that all blocks are stored in, if they share one. */
 function commonSegment(blocks: readonly LogicalBlock[]): StoredSegment | undefined {
   const segment = blocks[0]?.stored;
-  return segment && blocks.every((block) => block.stored === segment || block.stored?.chain === segment.chain)
+  return segment &&
+    !segment.damaged &&
+    blocks.every((block) => block.stored === segment || block.stored?.chain === segment.chain)
     ? segment
     : undefined;
+}
+
+/** A segment that some of the blocks are stored in. */
+function anySegment(blocks: readonly LogicalBlock[], sequence: Sequence): StoredSegment | undefined {
+  const chain = sequence.chain((blocks.at(-1) as LogicalBlock).index);
+  return blocks.find((block) => block.stored?.chain === chain && !block.stored.damaged)?.stored;
+}
+
+function bytesOf(tail: NonNullable<TurnSnapshot["tail"]>): number {
+  const blocks = tail.blocks.flat().reduce((sum, block) => sum + block.byteLength, 0);
+  return blocks + tail.open.byteLength + tail.summaries.reduce((sum, summary) => sum + summary.byteLength, 0);
 }
 
 function track(set: Set<Promise<unknown>>, promise: Promise<unknown>): void {

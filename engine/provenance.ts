@@ -93,6 +93,19 @@ export class SpanList {
     throw new RangeError(`position ${position} has no span`);
   }
 
+  /** Whether a query group has rows on both sides of `position`: KV of those before it depends on those behind it. */
+  splitsGroup(position: number): boolean {
+    if (position % PAGE_TOKENS === 0 || position >= this.end) return false;
+    const { start, how } = this.at(position);
+    const parsed = parseHow(how);
+    return parsed !== undefined && parsed.groupTokens > 1 && start < position && position >= parsed.budgetTokens;
+  }
+
+  /** {@link describe} of the first `tokenCount` tokens from `from` on; undefined where that would split a query group. */
+  describeWhole(from: number, tokenCount: number): string | undefined {
+    return this.splitsGroup(from + tokenCount) ? undefined : this.describe(from, from + tokenCount);
+  }
+
   /** Copies the spans that end after `from`. */
   since(from: number): Span[] {
     return this.#spans.filter((span) => span.end > from).map((span) => ({ ...span }));

@@ -1,5 +1,5 @@
 /** Checks a request at the engine's border: whatever comes in, one clear error that names the field, or a request that can be run. */
-import type { SummaryKind } from "../kernels/contract.ts";
+import { PAGE_TOKENS, type SummaryKind } from "../kernels/contract.ts";
 import { BUDGET_TOKENS_MIN } from "../models/selection/policy.ts";
 import { POLICY_NAMES, policyNamed } from "../models/selection/registry.ts";
 import { QuireError } from "../protocol/errors.ts";
@@ -12,7 +12,7 @@ import {
 } from "../protocol/generate.ts";
 import { bytesToIds } from "../protocol/ids.ts";
 import { LIMITS } from "../protocol/limits.ts";
-import { isHow, parseHow } from "./provenance.ts";
+import { DENSE, isHow, parseHow } from "./provenance.ts";
 import type { ResolvedSelection } from "./sequence.ts";
 
 /** What a request is checked against. */
@@ -123,14 +123,36 @@ function checkSpans(value: unknown, turnStart: number): Span[] {
     const next = integer(fields.end, "spans.end", end + 1, turnStart);
     const how = fields.how;
     if (typeof how !== "string" || !isHow(how)) refuse("spans.how", "is not a provenance");
-    const policy = parseHow(how)?.policy;
-    if (policy !== undefined && !(POLICY_NAMES as readonly string[]).includes(policy))
-      refuse("spans.how", `has the unknown policy ${policy}`);
+    checkHow(how);
     spans.push({ end: next, how });
     end = next;
   }
   if (end !== turnStart) refuse("spans", `cover ${end} tokens of ${turnStart}`);
   return spans;
+}
+
+function checkHow(how: string): void {
+  const parsed = parseHow(how);
+  if (parsed === undefined) return;
+  const { policy, budgetTokens } = parsed;
+  if (policy === DENSE || !(POLICY_NAMES as readonly string[]).includes(policy))
+    refuse("spans.how", `has the unknown policy ${policy}`);
+  if (budgetTokens % PAGE_TOKENS !== 0 || budgetTokens < BUDGET_TOKENS_MIN)
+    refuse("spans.how", `has the impossible budget ${budgetTokens}`);
+}
+
+/**
+ * Spans that this engine can replay. What was attended by another version of a policy, or with summaries that this pool does not keep,
+ * is taken as dense: it is never found and always recomputed, instead of being passed off as what it is not.
+ */
+export function replayableSpans(spans: readonly Span[], kinds: readonly SummaryKind[]): Span[] {
+  return spans.map((span) => {
+    const how = parseHow(span.how);
+    if (how === undefined) return span;
+    const { version, summary } = policyNamed(how.policy);
+    const replayable = version === how.version && (summary === undefined || kinds.includes(summary));
+    return replayable ? span : { end: span.end, how: DENSE };
+  });
 }
 
 function checkSampling(value: unknown, vocabularySize: number): SamplingParams {

@@ -194,8 +194,9 @@ function sessionCalls(opened: OpenedEngine, store: PageStore, settings: EngineSe
       };
     },
     async delete(namespace: string, sessionId: string): Promise<void> {
-      opened.persister.forget(`${namespace}/${sessionId}`);
-      await deleteSession(store, opened.keys.of(namespace), sessionId);
+      await opened.persister.forget(`${namespace}/${sessionId}`);
+      const signal = AbortSignal.timeout(settings.storePutMsMax);
+      await deleteSession(store, opened.keys.of(namespace), sessionId, signal);
     },
   };
 }

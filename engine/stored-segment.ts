@@ -16,6 +16,8 @@ export interface StoredSegment {
   summary: WholeRef | undefined;
   /** Summary slots of a segment whose summary object is not written yet. */
   slots: Uint8Array | undefined;
+  /** Its summaries cannot be had from the store any more: it has to be put again. */
+  damaged: boolean;
   /** Settles when the object is in the store (true) or could not be put (false). */
   readonly written: Promise<boolean>;
 }

@@ -4,6 +4,7 @@
  * chain at their end, so sessions that share a prefix share them; one that reaches beyond a session's own segments is not used by it.
  */
 import { assert } from "../protocol/assert.ts";
+import { StoreError } from "../storage/contract.ts";
 import { envelopeDigest } from "../storage/envelope.ts";
 import type { ObjectKeys } from "../storage/keys.ts";
 import type { WholeRef } from "../storage/manifest.ts";
@@ -15,17 +16,23 @@ import {
   type SummaryObject,
 } from "../storage/summary-object.ts";
 import type { PersisterOptions } from "./persister.ts";
+import { retried } from "./retry.ts";
 import type { StoredSegment } from "./stored-segment.ts";
 
 const COMPACT_TOKENS = 4096;
 
-/** Makes sure that the summaries of all segments are stored; returns objects that cover exactly them, in order. */
+/**
+ * Makes sure that the summaries of all segments are stored; returns objects that cover exactly them, in order.
+ * @param own objects of the session's last manifest, preferred to those of sessions that share its segments
+ * @throws {Error} when a put fails, or an object that holds summaries is gone; its segments are marked to be written anew.
+ */
 export async function writeSummaries(
   options: PersisterOptions,
   keys: ObjectKeys,
   segments: readonly StoredSegment[],
+  own: readonly WholeRef[] = [],
 ): Promise<WholeRef[]> {
-  const writer = new SummaryWriter(options, keys, segments);
+  const writer = new SummaryWriter(options, keys, { segments, own });
   return await writer.compacted(await writer.cover());
 }
 
@@ -33,12 +40,18 @@ class SummaryWriter {
   readonly #options: PersisterOptions;
   readonly #keys: ObjectKeys;
   readonly #segments: readonly StoredSegment[];
+  readonly #own: ReadonlyMap<number, WholeRef>;
   readonly #read = new Map<string, SummaryObject>();
 
-  constructor(options: PersisterOptions, keys: ObjectKeys, segments: readonly StoredSegment[]) {
+  constructor(
+    options: PersisterOptions,
+    keys: ObjectKeys,
+    session: { segments: readonly StoredSegment[]; own: readonly WholeRef[] },
+  ) {
     this.#options = options;
     this.#keys = keys;
-    this.#segments = segments;
+    this.#segments = session.segments;
+    this.#own = new Map(session.own.map((ref) => [ref.fromToken, ref]));
   }
 
   /** Known objects where they fit, new ones for the runs between. */
@@ -75,12 +88,20 @@ class SummaryWriter {
     return [...result, ...group];
   }
 
-  /** The known object that begins at this segment, if all of it is this session's. */
+  /** The known object that begins at this segment, if all of it is this session's and none was written anew since. */
   #fitting(index: number): WholeRef | undefined {
-    const ref = this.#segments[index]?.summary;
-    if (!ref || ref.fromToken !== this.#segments[index]?.fromToken) return undefined;
-    const last = this.#segments[index + this.#countOf(ref) - 1];
-    return last && this.#keys.summary(last.chain, ref.tokenCount) === ref.objectKey ? ref : undefined;
+    const segment = this.#segments[index];
+    if (!segment) return undefined;
+    return [this.#own.get(segment.fromToken), segment.summary].find((ref) => {
+      if (ref?.fromToken !== segment.fromToken) return false;
+      const covered = this.#segments.slice(index, index + this.#countOf(ref));
+      const last = covered.at(-1) as StoredSegment;
+      return (
+        covered.length === this.#countOf(ref) &&
+        covered.every(({ slots }) => slots === undefined) &&
+        this.#keys.summary(last.chain, ref.tokenCount) === ref.objectKey
+      );
+    });
   }
 
   #uncovered(index: number): StoredSegment[] {
@@ -103,7 +124,8 @@ class SummaryWriter {
       segments,
     });
     for (const segment of run) {
-      segment.summary ??= ref;
+      // One that others share keeps its object, unless that is out of date.
+      if (segment.slots || !segment.summary) segment.summary = ref;
       segment.slots = undefined;
     }
     return ref;
@@ -112,10 +134,16 @@ class SummaryWriter {
   async #slotsOf(segment: StoredSegment): Promise<Uint8Array> {
     if (segment.slots) return segment.slots;
     assert(segment.summary, "a stored segment has its summaries in memory or in the store");
-    const object = await this.#get(segment.summary);
-    const found = object.segments.find((summary) => summary.chain === segment.chain);
-    if (!found) throw new Error("a summary object does not hold its segment");
-    return found.slots;
+    try {
+      const object = await this.#get(segment.summary);
+      const found = object.segments.find((summary) => summary.chain === segment.chain);
+      if (!found) throw new Error("a summary object does not hold its segment");
+      return found.slots;
+    } catch (error) {
+      // The next turn puts the segment again, from its blocks, with summaries of their own.
+      if (!(error instanceof StoreError)) segment.damaged = true;
+      throw error;
+    }
   }
 
   async #compact(group: readonly WholeRef[]): Promise<WholeRef[]> {
@@ -147,11 +175,11 @@ class SummaryWriter {
   }
 
   async #put(object: SummaryObject): Promise<WholeRef> {
-    const { store, gate, geometry, putMsMax } = this.#options;
+    const { store, geometry } = this.#options;
     const bytes = encodeSummaryObject(object);
     const tokenCount = object.segments.length * geometry.segmentTokens;
     const objectKey = this.#keys.summary(object.segments.at(-1)?.chain as string, tokenCount);
-    await gate.run("demand", () => store.put(objectKey, bytes, { signal: AbortSignal.timeout(putMsMax) }));
+    await retried(this.#options, (signal) => store.put(objectKey, bytes, { signal }));
     const { fromToken } = object;
     return { objectKey, objectBytes: bytes.byteLength, sha256: envelopeDigest(bytes), fromToken, tokenCount };
   }

@@ -14,14 +14,14 @@ export function parkTail(sequence: Sequence, opens: OpenBlocks): void {
   opens.park(tailKey(sequence, index), {
     slot: open.slot,
     ids: sequence.ids.slice(from, from + open.tokenCount),
-    describe: (tokenCount) => spans.describe(from, from + tokenCount),
+    describe: (tokenCount) => spans.describeWhole(from, tokenCount),
   });
 }
 
 /** Takes over the tail that follows block `index - 1`, for at most `limit` tokens of the sequence. */
 export function claimTail(sequence: Sequence, opens: OpenBlocks, options: { index: number; limit: number }): void {
   const from = options.index * BLOCK_TOKENS;
-  const describe = (tokenCount: number) => sequence.spans.describe(from, from + tokenCount);
+  const describe = (tokenCount: number) => sequence.spans.describeWhole(from, tokenCount);
   const ids = sequence.ids.subarray(from, from + BLOCK_TOKENS);
   const open = opens.claim(tailKey(sequence, options.index), ids, describe, options.limit);
   if (open) sequence.opens.set(options.index, open);

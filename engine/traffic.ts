@@ -1,6 +1,7 @@
 /** Adds what happened to a request's usage. */
 import { PAGES_PER_BLOCK, type SliceTraffic } from "../kernels/contract.ts";
 import type { EngineUsage } from "../protocol/generate.ts";
+import type { PageStore } from "../storage/contract.ts";
 import type { FetchTotals } from "./block-fetcher.ts";
 import type { Sequence } from "./sequence.ts";
 
@@ -24,8 +25,23 @@ export function countFetch(sequence: Sequence, totals: FetchTotals): void {
   if (!sequence.started) sequence.usage.pagesBeforeFirstToken += totals.blocks * PAGES_PER_BLOCK;
 }
 
-/** Any other object that was read for a request: manifest, summaries, tail. */
-export function countBytes(sequence: Sequence, bytes: number): void {
+/** A store for the other objects that are read for a request (manifest, summaries, tail): their bytes are counted. */
+export function countedReads(store: PageStore, sequence: Sequence): PageStore {
+  return {
+    name: store.name,
+    async get(key, options) {
+      const object = await store.get(key, options);
+      if (object) countBytes(sequence, object.bytes.byteLength);
+      return object;
+    },
+    put: (key, bytes, options) => store.put(key, bytes, options),
+    delete: (keys) => store.delete(keys),
+    list: (prefix, options) => store.list(prefix, options),
+    close: () => store.close(),
+  };
+}
+
+function countBytes(sequence: Sequence, bytes: number): void {
   sequence.usage.bytesFetched += bytes;
   if (!sequence.started) sequence.usage.bytesBeforeFirstToken += bytes;
 }
