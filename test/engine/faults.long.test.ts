@@ -6,7 +6,7 @@ const FIRST = 1000;
 const COUNT = 60;
 
 it.each(Array.from({ length: COUNT }, (_, index) => FIRST + index))("seed %i", { timeout: 60_000 }, async (seed) => {
-  const report = await faultRun(seed, 20);
-  expect(report.turns).toBeGreaterThan(20);
+  const report = await faultRun(seed, 16);
+  expect(report.turns).toBeGreaterThan(16);
   expect(report.faults).toBeGreaterThan(0);
 });
