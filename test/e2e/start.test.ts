@@ -213,7 +213,8 @@ describe("the end", () => {
 
   it.runIf(process.platform === "linux")("of the edge is the end of everything, in one line (Linux only)", async () => {
     quire = await startQuire({ dataPath: folder.path });
-    const edge = quire.descendants().find(({ name }) => name === "workerd");
+    const edge = quire.descendants().find(({ command }) => command.includes("guard.mjs"));
+    expect(edge).toBeDefined();
     killQuietly(edge?.pid ?? 0);
     expect(await quire.ended).toEqual({ code: 1, signal: null });
     expect(quire.stderr().trimEnd().split("\n").at(-1)).toMatch(/^quire: the edge ended .*\(log: \S+\)$/);

@@ -24,6 +24,14 @@ export interface Ready {
   curl: string;
 }
 
+/** A process below the command. */
+export interface Descendant {
+  pid: number;
+  name: string;
+  /** Program and arguments, blanks between. */
+  command: string;
+}
+
 /** How a process ended. */
 export interface Ended {
   code: number | null;
@@ -38,7 +46,7 @@ export interface QuireProcess extends Ready {
   stderr(): string;
   ended: Promise<Ended>;
   /** Living processes that descend from the command, itself among them; Linux only, elsewhere always empty. */
-  descendants(): { pid: number; name: string }[];
+  descendants(): Descendant[];
   /** Sends a signal and waits for the end. */
   signal(name: NodeJS.Signals): Promise<Ended>;
   /** Ends it if it still runs, at once. */
@@ -137,14 +145,18 @@ function parseReady(text: string): Ready {
 }
 
 /** Living processes whose environment carries the mark. */
-function marked(mark: string): { pid: number; name: string }[] {
+function marked(mark: string): Descendant[] {
   if (!existsSync("/proc/self/environ")) return [];
   return readdirSync("/proc")
     .filter((entry) => /^\d+$/.test(entry))
     .flatMap((pid) => {
       try {
         const isOurs = readFileSync(`/proc/${pid}/environ`, "utf8").split("\0").includes(mark);
-        return isOurs ? [{ pid: Number(pid), name: readFileSync(`/proc/${pid}/comm`, "utf8").trim() }] : [];
+        if (!isOurs) return [];
+        const name = readFileSync(`/proc/${pid}/comm`, "utf8").trim();
+        return [
+          { pid: Number(pid), name, command: readFileSync(`/proc/${pid}/cmdline`, "utf8").replaceAll("\0", " ") },
+        ];
       } catch {
         // Ended meanwhile, or somebody else's.
         return [];
