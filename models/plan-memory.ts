@@ -107,9 +107,8 @@ export function planPool(request: PoolRequest): PoolPlan {
   const unit = poolUnitBytes(config, request.encoding, request.summaryKinds);
   const contextBlocks = Math.ceil(contextTokens / BLOCK_TOKENS);
   const layerBlockBytes = config.layerCount * unit.blockBytes;
-  const openSlots = (runningMax: number) =>
-    Math.ceil((request.rowsMax ?? LIMITS.stepRowsMax) / BLOCK_TOKENS) + 2 * runningMax;
-  const oneContextBytes = contextBlocks * (layerBlockBytes + 2 * unit.summarySlotBytes);
+  const openSlots = (runningMax: number) => openSlotsOf(runningMax, request.rowsMax);
+  const oneContextBytes = contextBytes(request);
   const fits = (runningMax: number) => {
     const openBytes = openSlots(runningMax) * unit.openSlotBytes;
     const crowded = runningMax > 1 && openBytes > poolBytes * OPEN_SHARE_MAX;
@@ -118,7 +117,7 @@ export function planPool(request: PoolRequest): PoolPlan {
   let runningMax = request.runningMax;
   while (runningMax > 1 && !fits(runningMax)) runningMax--;
   if (!fits(runningMax)) {
-    const neededBytes = oneContextBytes + openSlots(1) * unit.openSlotBytes;
+    const neededBytes = smallestPoolBytes(request);
     throw new QuireError(
       "invalid_request",
       `a KV pool of ${mebibytes(poolBytes)} cannot hold one sequence of ${contextTokens} tokens: ` +
@@ -142,6 +141,27 @@ export function planPool(request: PoolRequest): PoolPlan {
       summarySlotCount * unit.summarySlotBytes +
       openSlotCount * unit.openSlotBytes,
   };
+}
+
+/** Bytes of the smallest pool that holds one sequence of `contextTokens`, all of it resident. */
+export function smallestPoolBytes(request: Omit<PoolRequest, "poolBytes" | "runningMax">): number {
+  const unit = poolUnitBytes(request.config, request.encoding, request.summaryKinds);
+  return contextBytes(request) + openSlotsOf(1, request.rowsMax) * unit.openSlotBytes;
+}
+
+function contextBytes({
+  config,
+  encoding,
+  summaryKinds,
+  contextTokens,
+}: Omit<PoolRequest, "poolBytes" | "runningMax">) {
+  const unit = poolUnitBytes(config, encoding, summaryKinds);
+  const blocks = Math.ceil(contextTokens / BLOCK_TOKENS);
+  return blocks * (config.layerCount * unit.blockBytes + 2 * unit.summarySlotBytes);
+}
+
+function openSlotsOf(runningMax: number, rowsMax: number = LIMITS.stepRowsMax): number {
+  return Math.ceil(rowsMax / BLOCK_TOKENS) + 2 * runningMax;
 }
 
 function mebibytes(bytes: number): string {

@@ -1,0 +1,121 @@
+/** `quire inspect MODEL`: what a model is, what a token of its context costs, and which context fits into which memory. */
+import { resolve } from "node:path";
+import { HEAP_BYTES_MAX } from "../kernels/wasm/heap.ts";
+import { architectureNotes, type ModelCosts, modelCosts, parameterCount } from "../models/describe-model.ts";
+import { locateModel, openModelFiles } from "../models/model-files.ts";
+import { kvGeometry } from "../storage/geometry.ts";
+import { segmentBytes } from "../storage/segment.ts";
+import type { Command } from "./command.ts";
+import { engineFlags } from "./engine-flags.ts";
+import { describeFlags, type FlagValues, parseBytes, parseFlags } from "./flags.ts";
+import { UsageError } from "./usage-error.ts";
+
+const inspectFlags = {
+  weights: engineFlags.weights,
+  kv: engineFlags.kv,
+  memory: {
+    help: "a memory size to fit the longest context into; without it a few usual ones",
+    placeholder: "BYTES",
+    parse: parseBytes,
+  },
+} as const;
+
+const summaryKinds = ["min-max", "mean-deviation"] as const;
+const gibibyte = 2 ** 30;
+const usualMemoryBytes = [1, 2, 4, 8, 16, 32].map((count) => count * gibibyte);
+
+/** The command. */
+export const inspectCommand: Command = {
+  help: () =>
+    `Usage: quire inspect MODEL [flags]\n\n  MODEL    HF model folder or GGUF file\n\n${describeFlags(inspectFlags)}\n  --json   one JSON object instead of text\n`,
+  async run(args) {
+    const isFlagValue = (index: number) => /^--[^=]+$/.test(args[index - 1] ?? "") && args[index - 1] !== "--json";
+    const models = args.filter((arg, index) => !arg.startsWith("-") && !isFlagValue(index));
+    const [model] = models;
+    if (model === undefined || models.length > 1) throw new UsageError("inspect needs one model folder or GGUF file");
+    const rest = args.filter((arg) => arg !== "--json" && arg !== model);
+    const report = await inspect(model, parseFlags(inspectFlags, rest, {}));
+    process.stdout.write(args.includes("--json") ? `${JSON.stringify(report, undefined, 2)}\n` : describe(report));
+    return 0;
+  },
+};
+
+type InspectValues = FlagValues<typeof inspectFlags>;
+
+async function inspect(path: string, values: InspectValues) {
+  const { format } = await locateModel(path);
+  const { config, source } = await openModelFiles(path);
+  await source.close();
+  const { layerCount, kvHeadCount, headDim } = config;
+  const memoryBytes = values.memory === undefined ? usualMemoryBytes : [values.memory];
+  const kv = { encoding: values.kv, summaryKinds };
+  return {
+    model: resolve(path),
+    format,
+    parameterCount: parameterCount(config),
+    notes: architectureNotes(config),
+    config,
+    weights: values.weights,
+    kv: values.kv,
+    summaryKinds,
+    segmentBytes: segmentBytes(kvGeometry({ layerCount, kvHeadCount, headDim, ...kv })),
+    ...modelCosts({ config, weights: values.weights, kv: values.kv, summaryKinds, memoryBytes }),
+  };
+}
+
+type Report = Awaited<ReturnType<typeof inspect>>;
+
+function describe(report: Report): string {
+  const { config } = report;
+  const rows: [string, string][] = [
+    ["model", `${report.model} (${report.format})`],
+    ["architecture", `${config.modelType}: ${report.notes.join("; ")}`],
+    [
+      "shape",
+      `${config.layerCount} layers of width ${config.width}, FFN ${config.ffnWidth}, heads of ${config.headDim}`,
+    ],
+    ["parameters", `${count(report.parameterCount)}, vocabulary ${config.vocabularySize}`],
+    ["context", `${config.contextTokensMax} tokens`],
+    ["weights", `${size(report.weightBytes)} in ${report.weights}`],
+    [
+      "a token's KV",
+      `${size(report.kvTokenBytes)} in ${report.kv} (open block: ${size(report.kvOpenTokenBytes)} in f32)`,
+    ],
+    ["its summaries", `${size(report.summaryTokenBytes)} (${report.summaryKinds.join(", ")})`],
+    ["a segment", `${size(report.segmentBytes)} in the store for 256 tokens`],
+  ];
+  const width = Math.max(...rows.map(([name]) => name.length)) + 2;
+  const facts = rows.map(([name, text]) => name.padEnd(width) + text).join("\n");
+  return `${facts}\n\nmemory for one sequence, all of it resident\n${contexts(report)}\n\nlongest context\n${fits(report)}\n`;
+}
+
+function contexts({ contexts: rows }: ModelCosts): string {
+  return rows
+    .map(({ contextTokens, poolBytes, totalBytes }) => {
+      const tokens = `${contextTokens} tokens`.padStart(16);
+      const note = totalBytes > HEAP_BYTES_MAX ? `  (the CPU device ends at ${size(HEAP_BYTES_MAX)})` : "";
+      return `${tokens}  pool ${size(poolBytes).padStart(10)}  all ${size(totalBytes).padStart(10)}${note}`;
+    })
+    .join("\n");
+}
+
+function fits({ fits: rows }: ModelCosts): string {
+  return rows
+    .map(({ memoryBytes, contextTokensMax }) => {
+      const answer = contextTokensMax === 0 ? "does not fit" : `${contextTokensMax} tokens`;
+      return `${size(memoryBytes).padStart(16)}  ${answer}`;
+    })
+    .join("\n");
+}
+
+function count(value: number): string {
+  if (value < 1e6) return `${(value / 1e3).toFixed(1)} thousand`;
+  return value < 1e9 ? `${(value / 1e6).toFixed(1)} million` : `${(value / 1e9).toFixed(2)} billion`;
+}
+
+function size(bytes: number): string {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  const power = bytes < 1 ? 0 : Math.min(units.length - 1, Math.floor(Math.log2(bytes) / 10));
+  const value = bytes / 1024 ** power;
+  return `${Number.isInteger(value) ? value : value.toFixed(1)} ${units[power]}`;
+}

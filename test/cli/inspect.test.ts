@@ -1,0 +1,43 @@
+import { describe, expect, it } from "vitest";
+import { openSafetensors } from "../../models/safetensors.ts";
+import { runQuire } from "./run-quire.ts";
+
+describe("quire inspect", () => {
+  it("says what house-0 is and costs, as JSON", async () => {
+    const { code, stdout, stderr } = await runQuire(["inspect", "weights/house-0", "--json", "--memory=64M"]);
+    expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
+    const report = JSON.parse(stdout);
+    const file = await openSafetensors("weights/house-0/model.safetensors");
+    const counts = file.names.map((name) => file.shape(name)!.reduce((a, b) => a * b, 1));
+    await file.close();
+    expect(report.parameterCount).toBe(counts.reduce((a, b) => a + b));
+    expect(report).toMatchObject({ format: "safetensors", weights: "int8", kv: "int8" });
+    // 4 layers, 2 KV heads of 32.
+    expect(report.kvTokenBytes).toBe(4 * 2 * (32 + 32 + 2 + 4));
+    expect(report.summaryTokenBytes).toBe((2 * 4 * 2 * 2 * 32 * 4) / 16);
+    expect(report.segmentBytes).toBeGreaterThan(256 * report.kvTokenBytes);
+    expect(report.segmentBytes).toBeLessThan(256 * report.kvTokenBytes + 1024);
+    expect(report.fits).toEqual([{ memoryBytes: 2 ** 26, contextTokensMax: 32768 }]);
+  });
+
+  it("says it in words, also of a GGUF file", async () => {
+    const { code, stdout } = await runQuire(["inspect", "--kv", "f32", "test/models/vectors/fixtures/qwen2-f16.gguf"]);
+    expect(code).toBe(0);
+    expect(stdout).toMatch(/architecture +qwen2: .*4 query heads per KV head; biases of Q, K and V; .*yarn by 4/);
+    expect(stdout).toMatch(/context +256 tokens/);
+    expect(stdout).toMatch(/a token's KV +128 B in f32/);
+  });
+
+  it.each([
+    [["inspect"], /needs one model/],
+    [["inspect", "a", "b"], /needs one model/],
+    [["inspect", "nowhere"], /nowhere: is not there/],
+    [["inspect", "test/models"], /has no model\.safetensors/],
+    [["inspect", "weights/house-0", "--kv=int2"], /--kv: must be one of/],
+  ])("%j ends in one line", async (args, message) => {
+    const { code, stdout, stderr } = await runQuire(args);
+    expect({ code, stdout }).toEqual({ code: 1, stdout: "" });
+    expect(stderr).toMatch(message);
+    expect(stderr.trim()).not.toContain("\n");
+  });
+});
