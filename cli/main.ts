@@ -10,6 +10,7 @@ Usage: quire <command> [flags]
 
   start    the edge (Worker, Durable Objects, local object store) and one engine on this machine
   serve    an engine alone
+  inspect  what a model is, what its context costs, and what fits into which memory
 
   quire <command> --help    the flags of a command
   quire --version           the version
@@ -22,6 +23,8 @@ async function loadCommand(name: string): Promise<Command | undefined> {
       return (await import("./start.ts")).startCommand;
     case "serve":
       return (await import("./serve.ts")).serveCommand;
+    case "inspect":
+      return (await import("./inspect.ts")).inspectCommand;
     default:
       return undefined;
   }
