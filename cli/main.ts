@@ -8,9 +8,10 @@ const overview = `quire: long-context language models from the edge
 
 Usage: quire <command> [flags]
 
-  start    the edge (Worker, Durable Objects, local object store) and one engine on this machine
-  serve    an engine alone
-  inspect  what a model is, what its context costs, and what fits into which memory
+  start              the edge (Worker, Durable Objects, local object store) and one engine on this machine
+  serve              an engine alone
+  inspect            what a model is, what its context costs, and what fits into which memory
+  compile-tokenizer  a model's vocabulary as one file that the edge opens at once
 
   quire <command> --help    the flags of a command
   quire --version           the version
@@ -23,6 +24,8 @@ async function loadCommand(name: string): Promise<Command | undefined> {
       return (await import("./start.ts")).startCommand;
     case "serve":
       return (await import("./serve.ts")).serveCommand;
+    case "compile-tokenizer":
+      return (await import("./compile-tokenizer.ts")).compileTokenizerCommand;
     case "inspect":
       return (await import("./inspect.ts")).inspectCommand;
     default:

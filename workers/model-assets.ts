@@ -2,7 +2,7 @@
 import { QuireError } from "../protocol/errors.ts";
 import { LIMITS } from "../protocol/limits.ts";
 import type { ChatTemplate, Tokenizer } from "../tokenizer/contract.ts";
-import { openTokenizer } from "../tokenizer/open.ts";
+import { openTokenizer, TOKENIZER_TABLES_NAME, type TokenizerFiles } from "../tokenizer/open.ts";
 import { within } from "./deadline.ts";
 
 /** Everything the edge knows of a model. Immutable. */
@@ -11,25 +11,21 @@ export interface ModelAssets {
   readonly template: ChatTemplate;
   /** Ids that end a reply. */
   readonly stopTokens: readonly number[];
-  /** Put before a raw prompt that starts a log, where the model's tokenizer asks for it. */
+  /** Put before a raw prompt that starts a log, where the model's tokenizer asks for it (by its configuration or template). */
   readonly bosToken: number | undefined;
   /** Sampling of requests that do not say: the model's generation_config.json over OpenAI's defaults. */
   readonly sampling: { temperature: number; topP: number; topK: number; repetitionPenalty: number };
 }
 
-/** Builds assets from the parsed files. @throws {QuireError} `internal` for a tokenizer that cannot be opened. */
-export function buildModelAssets(files: {
-  tokenizerJson: unknown;
-  tokenizerConfig: unknown;
-  config: unknown;
-  generationConfig: unknown;
-}): ModelAssets {
-  const { tokenizer, template } = openTokenizer(files);
+/** Builds assets from the files, JSON ones parsed. @throws {QuireError} `internal` for a tokenizer that cannot be opened. */
+export function buildModelAssets(files: TokenizerFiles & { config: unknown; generationConfig: unknown }): ModelAssets {
+  const { tokenizer, template, frame } = openTokenizer(files);
   const config = recordOf(files.config);
   const generation = recordOf(files.generationConfig);
   const tokenizerConfig = recordOf(files.tokenizerConfig);
   const stopTokens = [...new Set([...idsOf(generation.eos_token_id), ...idsOf(config.eos_token_id)])];
-  const [bosToken] = tokenizerConfig.add_bos_token === true ? idsOf(config.bos_token_id) : [];
+  const addsBos = tokenizerConfig.add_bos_token;
+  const [bosToken] = addsBos === true ? idsOf(config.bos_token_id) : addsBos === undefined ? frame.before : [];
   return {
     tokenizer,
     template,
@@ -93,22 +89,30 @@ export class ModelAssetCache {
 export const isolateAssets = new ModelAssetCache({ modelCountMax: 4, ageMsMax: 600_000, now: () => Date.now() });
 
 async function loadModelAssets(bucket: R2Bucket, model: string): Promise<ModelAssets> {
+  const get = (name: string) => bucket.get(`models/${model}/${name}`);
   const read = async (name: string, required: boolean): Promise<unknown> => {
-    const object = await bucket.get(`models/${model}/${name}`);
+    const object = await get(name);
     if (object) return object.json();
     if (!required) return {};
     throw new QuireError("internal", `The server has no '${name}' for the model '${model}'.`);
   };
-  const [tokenizerJson, tokenizerConfig, config, generationConfig] = await within(
+  const [tokenizer, tokenizerConfig, config, generationConfig] = await within(
     LIMITS.storeGetMsMax,
     Promise.all([
-      read("tokenizer.json", true),
+      readTokenizer(),
       read("tokenizer_config.json", true),
       read("config.json", true),
       read("generation_config.json", false),
     ]),
   );
-  return buildModelAssets({ tokenizerJson, tokenizerConfig, config, generationConfig });
+  return buildModelAssets({ ...tokenizer, tokenizerConfig, config, generationConfig });
+
+  /** Compiled tables need no parsing: the JSON is for what has no compiled form. */
+  async function readTokenizer() {
+    const tables = await get(TOKENIZER_TABLES_NAME);
+    if (tables) return { tokenizerTables: await tables.arrayBuffer() };
+    return { tokenizerJson: await read("tokenizer.json", true) };
+  }
 }
 
 function recordOf(value: unknown): Record<string, unknown> {

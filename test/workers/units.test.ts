@@ -2,7 +2,7 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import type { EngineHeartbeat, Span } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
-import { openTokenizer } from "../../tokenizer/open.ts";
+import { compileTokenizer, openTokenizer } from "../../tokenizer/open.ts";
 import tokenizerConfig from "../../weights/house-0/tokenizer_config.json?raw";
 import { namespaceOf } from "../../workers/auth.ts";
 import { chainHashes, chainStart } from "../../workers/chain.ts";
@@ -304,12 +304,51 @@ describe("model assets", () => {
     });
   });
 
+  it("come from the compiled tokenizer where there is one, and a damaged one is an error, not a guess", async () => {
+    const tables = compileTokenizer(words.tokenizerJson) as Uint8Array<ArrayBuffer>;
+    const asked: string[] = [];
+    const bucketOf = (file: Uint8Array<ArrayBuffer>) =>
+      ({
+        get: async (key: string) => {
+          asked.push(key);
+          if (key.endsWith("tokenizer.tables")) return { arrayBuffer: async () => file.buffer };
+          return { json: async () => (key.endsWith("tokenizer_config.json") ? words.tokenizerConfig : {}) };
+        },
+      }) as unknown as R2Bucket;
+    const cache = new ModelAssetCache({ modelCountMax: 2, ageMsMax: 1000, now: () => 0 });
+    const { tokenizer } = await cache.get(bucketOf(tables), "compiled");
+    expect(tokenizer.encode("The code of Badoru is 4821.")).toEqual(
+      merged.tokenizer.encode("The code of Badoru is 4821."),
+    );
+    expect(asked).not.toContain("models/compiled/tokenizer.json");
+    const damaged = tables.slice();
+    damaged[damaged.length - 9] = (damaged.at(-9) as number) ^ 1;
+    await expect(cache.get(bucketOf(damaged), "damaged")).rejects.toThrow(
+      "The compiled tokenizer cannot be used: its checksum does not match.",
+    );
+  });
+
+  it("put the post-processor's first token before raw prompts when the configuration says nothing", () => {
+    const post_processor = {
+      type: "TemplateProcessing",
+      single: [{ SpecialToken: { id: "<|bos|>", type_id: 0 } }, { Sequence: { id: "A", type_id: 0 } }],
+      special_tokens: { "<|bos|>": { id: "<|bos|>", ids: [256], tokens: ["<|bos|>"] } },
+    };
+    const tokenizerJson = { ...words.tokenizerJson, post_processor };
+    const assets = (tokenizerConfig: object) =>
+      buildModelAssets({ tokenizerJson, tokenizerConfig, config: { bos_token_id: 256 }, generationConfig: {} });
+    const { add_bos_token: _, ...silent } = words.tokenizerConfig;
+    expect(assets(silent).bosToken).toBe(256);
+    expect(assets({ ...silent, add_bos_token: false }).bosToken).toBeUndefined();
+  });
+
   it("are read once, kept for a time, and bounded", async () => {
     let nowMs = 0;
     let reads = 0;
     const bucket = {
       get: async (key: string) => {
         reads += 1;
+        if (key.endsWith("tokenizer.tables")) return null;
         const isWords = key.endsWith("tokenizer.json");
         const file = isWords ? words.tokenizerJson : key.endsWith("tokenizer_config.json") ? words.tokenizerConfig : {};
         return { json: async () => file };
@@ -318,17 +357,17 @@ describe("model assets", () => {
     const cache = new ModelAssetCache({ modelCountMax: 2, ageMsMax: 1000, now: () => nowMs });
     const first = await cache.get(bucket, "a");
     expect(await cache.get(bucket, "a")).toBe(first);
-    expect(reads).toBe(4);
+    expect(reads).toBe(5);
     await cache.get(bucket, "b");
     await cache.get(bucket, "a");
     await cache.get(bucket, "c");
-    expect(reads).toBe(12);
+    expect(reads).toBe(15);
     expect(await cache.get(bucket, "a")).toBe(first);
     await cache.get(bucket, "b");
-    expect(reads).toBe(16);
+    expect(reads).toBe(20);
     nowMs = 1000;
     expect(await cache.get(bucket, "b")).not.toBe(first);
-    expect(reads).toBe(20);
+    expect(reads).toBe(25);
   });
 });
 
