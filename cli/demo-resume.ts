@@ -6,26 +6,36 @@ import { listenForStop } from "./stop-request.ts";
 import { UsageError } from "./usage-error.ts";
 
 async function main(): Promise<number> {
-  const startMs = performance.now();
   const life = new AbortController();
   const stop = listenForStop(process, () => performance.now());
+  const stopped = stop.requested.then(() => {
+    life.abort();
+    return 1;
+  });
+  const played = play(life.signal);
+  // After a stop nobody waits for the reason why it broke off.
+  played.catch(() => undefined);
+  const code = await Promise.race([stopped, played]);
+  await played.catch(() => undefined);
+  return code;
+}
+
+async function play(signal: AbortSignal): Promise<number> {
+  const startMs = performance.now();
   const report = new DemoReport((text) => void process.stdout.write(text));
   report.title();
-  const stage = await Stage.open(life.signal);
+  const stage = await Stage.open(signal);
+  // A turn that runs ends with the stage.
+  signal.addEventListener("abort", () => void stage.close());
   try {
-    const shown = show(stage, report);
-    // When the user stops it, killing the stage ends this too, and nobody waits for what it says then.
-    shown.catch(() => undefined);
-    const holds = await Promise.race([shown, stop.requested]);
-    if (typeof holds === "string") return 1;
+    const holds = await show(stage, report);
     if (!holds) report.warnings(stage.warnings);
     report.verdict(holds, performance.now() - startMs);
     return holds ? 0 : 1;
   } catch (error) {
-    report.warnings(stage.warnings);
+    if (!signal.aborted) report.warnings(stage.warnings);
     throw error;
   } finally {
-    life.abort();
     await stage.close();
   }
 }

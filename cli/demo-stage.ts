@@ -149,7 +149,7 @@ export class Stage {
     return keys.reduce((sum, { bytes }) => sum + bytes, 0);
   }
 
-  /** Kills what runs and removes the folder. */
+  /** Kills what runs and removes the folder; a second time nothing. */
   async close(): Promise<void> {
     await this.#store.close();
     await this.#stack.kill();
