@@ -8,12 +8,13 @@ import { openDevice } from "../kernels/open.ts";
 import type { ModelRunner } from "../models/contract.ts";
 import { readModelConfig } from "../models/model-files.ts";
 import { openModel } from "../models/open.ts";
-import { planPool } from "../models/plan-memory.ts";
+import { planPool, smallestPoolBytes } from "../models/plan-memory.ts";
 import type { EngineHeartbeat, SessionStatus } from "../protocol/generate.ts";
 import type { PageStore } from "../storage/contract.ts";
 import { deleteSession } from "../storage/gc.ts";
 import { loadManifest } from "../storage/manifest.ts";
 import { openStore } from "../storage/open.ts";
+import { assertFits } from "./fit-device.ts";
 import { engineHttpServer } from "./http.ts";
 import { type OpenedEngine, openEngine } from "./open.ts";
 import { startRegistration } from "./registration.ts";
@@ -38,6 +39,8 @@ export interface EngineServerOptions {
   kvEncoding: KvEncoding;
   summaryKinds: readonly SummaryKind[];
   poolBytes: number;
+  /** Memory the device may take for weights, steps and pool together; default: what it can. */
+  memoryBytesMax?: number | undefined;
   /** Default: what the model allows. */
   contextTokensMax?: number | undefined;
   /** Bearer key shared with the edge; undefined: none is asked for. */
@@ -94,22 +97,19 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
   };
   const { kvEncoding: encoding, summaryKinds, poolBytes } = options;
   const rowsMax = settings.stepRowsMax;
-  const plan = planPool({
-    config,
-    encoding,
-    summaryKinds,
-    poolBytes,
-    runningMax: settings.runningMax,
-    contextTokens: contextTokensMax,
-    rowsMax,
-  });
+  const asked = { config, encoding, summaryKinds, contextTokens: contextTokensMax, rowsMax };
+  const plan = planPool({ ...asked, poolBytes, runningMax: settings.runningMax });
   settings.runningMax = plan.runningMax;
   const store = await openStore(options.storeUrl, options.env);
   const device = await openDevice({
     kind: options.device,
     ...(options.threads === undefined ? {} : { threads: options.threads }),
+    ...(options.memoryBytesMax === undefined ? {} : { memoryBytesMax: options.memoryBytesMax }),
   });
   try {
+    const load = { config, weightEncoding: options.weightEncoding, rowsMax, sampledMax: settings.runningMax };
+    const pool = { poolBytes: plan.bytes, poolBytesMin: smallestPoolBytes(asked) };
+    assertFits({ ...load, ...pool }, device.report.memoryBytesMax);
     const kv = {
       encoding,
       summaryKinds,
