@@ -87,7 +87,7 @@ export interface GenerateRequest {
 }
 
 /**
- * Body (one frame) of POST {@link ENGINE_PATHS}.cancel: the edge saw a stop string. The generation ends at its next step, and
+ * Body (one frame) of POST {@link ENGINE_PATHS}.cancel: the edge saw a stop string, or its client left. The generation ends at its next step, and
  * its own stream with `done`, reason "cancelled", usage and spans of what was computed (a closed connection could not carry them).
  * Answered 204, also for a request that is unknown or over.
  */
