@@ -1,8 +1,11 @@
 import { describe, expect, it } from "vitest";
+import { LIMITS } from "../../protocol/limits.ts";
 import type { Step } from "./fake-engine/script.ts";
 import { ASSISTANT, BOS, END, edge, ids, KEY_A, makeWorld, USER, until, type World } from "./world.ts";
 
 const HANG: Step = { do: "hang" };
+/** Tokens of a log in front of its first reply, whose question is "hi". */
+const BOS_TO_REPLY = 5;
 
 /** Reads until `text` has come, then goes away. Returns when that was. */
 async function leaveAfter(response: Response, text: string): Promise<number> {
@@ -19,10 +22,13 @@ async function leaveAfter(response: Response, text: string): Promise<number> {
   return leftMs;
 }
 
-/** How long after `leftMs` the engine's connection was closed. */
-async function abortDelay(world: World, leftMs: number): Promise<number> {
-  await until(async () => (await world.engine.lastCall()).abortedMs !== undefined, 3_000);
-  return ((await world.engine.lastCall()).abortedMs ?? Number.NaN) - leftMs;
+/** How long after `leftMs` the engine was asked to end, which it did by itself: the connection was not closed. */
+async function cancelDelay(world: World, leftMs: number): Promise<number> {
+  await until(async () => (await world.engine.lastCall()).cancelledMs !== undefined, 3_000);
+  const call = await world.engine.lastCall();
+  expect(call.finished).toBe(true);
+  expect(call.abortedMs).toBeUndefined();
+  return (call.cancelledMs ?? Number.NaN) - leftMs;
 }
 
 const newSession = () => ({ quire: { session_id: `abort-${crypto.randomUUID()}` } });
@@ -37,7 +43,7 @@ describe("a client that goes away", () => {
     ]).flat();
     await world.engine.script({ do: "admit" }, ...flow, HANG);
     const leftMs = await leaveAfter(await world.chat("hi", { stream: true, ...session }), '"content":"a"');
-    expect(await abortDelay(world, leftMs)).toBeLessThan(1_000);
+    expect(await cancelDelay(world, leftMs)).toBeLessThan(1_000);
     await until(async () => (await world.chat("ho", session)).status === 200);
     const { tokens, turnStart } = (await world.engine.lastCall()).request;
     const prompt = [BOS, USER, ...ids("hi"), ASSISTANT];
@@ -49,12 +55,47 @@ describe("a client that goes away", () => {
     expect(tokens.slice(turnStart)).toEqual([END, USER, ...ids("ho"), ASSISTANT]);
   });
 
+  it("leaves the spans that the engine told to the next turn", async () => {
+    const world = await makeWorld();
+    const session = newSession();
+    const prompt = [BOS, USER, ...ids("hi"), ASSISTANT];
+    const how = "quest.1:64@1";
+    const spans = [
+      { end: prompt.length, how: "dense" },
+      { end: prompt.length + 7, how },
+    ];
+    await world.engine.script({ do: "admit" }, { do: "tokens", ids: ids("abc") }, { do: "hang", spans });
+    const leftMs = await leaveAfter(await world.chat("hi", { stream: true, ...session }), '"content":"abc"');
+    expect(await cancelDelay(world, leftMs)).toBeLessThan(1_000);
+    await until(async () => (await world.chat("ho", session)).status === 200);
+    const { request } = await world.engine.lastCall();
+    expect(request.turnStart).toBe(prompt.length + 3);
+    expect(request.spans).toEqual([
+      { end: prompt.length, how: "dense" },
+      { end: prompt.length + 3, how },
+    ]);
+  });
+
+  it("is cut off from an engine that does not end when it is asked to", async () => {
+    const world = await makeWorld();
+    const session = newSession();
+    await world.engine.script({ do: "admit" }, { do: "tokens", ids: ids("abc") }, { do: "deaf" });
+    await leaveAfter(await world.chat("hi", { stream: true, ...session }), '"content":"abc"');
+    await until(async () => (await world.engine.lastCall()).abortedMs !== undefined, LIMITS.cancelMsMax + 3_000);
+    const { cancelledMs, abortedMs } = await world.engine.lastCall();
+    expect((abortedMs ?? Number.NaN) - (cancelledMs ?? Number.NaN)).toBeLessThan(LIMITS.cancelMsMax + 1_000);
+    await until(async () => (await world.chat("ho", session)).status === 200);
+    // Nobody told how these tokens were computed: they are computed again.
+    const end = BOS_TO_REPLY + 3;
+    expect((await world.engine.lastCall()).request).toMatchObject({ turnStart: end, spans: [{ end, how: "dense" }] });
+  });
+
   it("frees the engine within a second while it is silent, in prefill, and leaves no trace", async () => {
     const world = await makeWorld();
     const session = newSession();
     await world.engine.script({ do: "admit" }, HANG);
     const leftMs = await leaveAfter(await world.chat("hi", { stream: true, ...session }), '"role"');
-    expect(await abortDelay(world, leftMs)).toBeLessThan(1_000);
+    expect(await cancelDelay(world, leftMs)).toBeLessThan(1_000);
     const headers = { authorization: `Bearer ${KEY_A}` };
     expect((await edge(`/v1/sessions/${session.quire.session_id}`, { headers })).status).toBe(404);
     await until(async () => (await world.chat("ho", session)).status === 200);
@@ -66,7 +107,7 @@ describe("a client that goes away", () => {
     await world.engine.script({ do: "admit" }, HANG);
     const response = await world.chat("hi", newSession());
     const leftMs = await leaveAfter(response, " ");
-    expect(await abortDelay(world, leftMs)).toBeLessThan(1_000);
+    expect(await cancelDelay(world, leftMs)).toBeLessThan(1_000);
   });
 
   it("frees every choice", async () => {
@@ -82,8 +123,12 @@ describe("a client that goes away", () => {
     });
     const leftMs = Date.now();
     await reader.cancel();
-    await until(async () => (await world.engine.calls()).every(({ abortedMs }) => abortedMs !== undefined), 3_000);
-    for (const { abortedMs } of await world.engine.calls()) expect((abortedMs ?? 0) - leftMs).toBeLessThan(1_000);
+    await until(async () => (await world.engine.calls()).every(({ cancelledMs }) => cancelledMs !== undefined), 3_000);
+    for (const { cancelledMs, finished, abortedMs } of await world.engine.calls()) {
+      expect((cancelledMs ?? Number.NaN) - leftMs).toBeLessThan(1_000);
+      expect(finished).toBe(true);
+      expect(abortedMs).toBeUndefined();
+    }
   });
 
   it("is noticed without a session as well", async () => {
@@ -91,6 +136,6 @@ describe("a client that goes away", () => {
     await world.engine.script({ do: "admit" }, HANG);
     const response = await world.post("/v1/completions", { prompt: "hi", stream: true });
     const leftMs = await leaveAfter(response, ": hb");
-    expect(await abortDelay(world, leftMs)).toBeLessThan(1_000);
+    expect(await cancelDelay(world, leftMs)).toBeLessThan(1_000);
   });
 });

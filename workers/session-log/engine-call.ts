@@ -14,6 +14,8 @@ export interface EngineCallOptions {
   engineKey: string;
   /** Ends the call, whatever it is doing. */
   signal: AbortSignal;
+  /** Ends a call that is not admitted yet; an admitted one is for {@link EngineCall.cancel}. */
+  admission?: AbortSignal | undefined;
   fetch: typeof fetch;
 }
 
@@ -53,7 +55,10 @@ export interface EngineCall {
    * @throws {QuireError} the engine's own error for `failed`; `engine_failed` for a stream that is cut or not understood.
    */
   events(): AsyncGenerator<Exclude<EngineEvent, { type: "admitted" | "failed" }>>;
-  /** Asks the engine to end now; its `done` still arrives. Closes the connection when it does not within `LIMITS.cancelMsMax`. */
+  /**
+   * Asks the engine to end now, once; its `done` still arrives. Closes the connection when it does not within `LIMITS.cancelMsMax`, and at
+   * once when the engine cannot be asked. Never rejects.
+   */
   cancel(): Promise<void>;
 }
 
@@ -67,6 +72,10 @@ export async function openEngineCall(options: EngineCallOptions): Promise<Engine
   const signal = AbortSignal.any([options.signal, closing.signal]);
   const headers = { authorization: `Bearer ${options.engineKey}`, "content-type": FRAMES_TYPE };
   let late = false;
+  let cancelled: Promise<void> | undefined;
+  const leave = () => closing.abort();
+  options.admission?.addEventListener("abort", leave);
+  if (options.admission?.aborted) leave();
   const timer = setTimeout(() => {
     late = true;
     closing.abort();
@@ -87,7 +96,10 @@ export async function openEngineCall(options: EngineCallOptions): Promise<Engine
       numericsId: first.numericsId,
       engineId: options.engine.engineId,
       events: () => behindAdmission(events),
-      cancel: () => cancelCall(options, headers, closing),
+      cancel: () => {
+        cancelled ??= cancelCall(options, headers, closing);
+        return cancelled;
+      },
     };
   } catch (thrown) {
     closing.abort();
@@ -96,10 +108,15 @@ export async function openEngineCall(options: EngineCallOptions): Promise<Engine
     throw engineFailed("the engine cannot be reached", thrown);
   } finally {
     clearTimeout(timer);
+    options.admission?.removeEventListener("abort", leave);
   }
 }
 
-async function cancelCall(options: EngineCallOptions, headers: HeadersInit, closing: AbortController): Promise<void> {
+async function cancelCall(
+  options: EngineCallOptions,
+  headers: Record<string, string>,
+  closing: AbortController,
+): Promise<void> {
   const timer = setTimeout(() => closing.abort(), LIMITS.cancelMsMax);
   const body = encodeFrame({ version: PROTOCOL_VERSION, requestId: options.request.requestId });
   try {

@@ -45,6 +45,8 @@ export class TurnRunner {
   readonly #options: RunnerOptions;
   readonly #stop = new AbortController();
   readonly #failedIds: string[] = [];
+  /** Admitted and not over. */
+  readonly #calls = new Set<EngineCall>();
   #engine: PickedEngine | undefined;
   #firstCall: EngineCall | undefined;
   #maxTokens = 0;
@@ -54,7 +56,10 @@ export class TurnRunner {
 
   constructor(options: RunnerOptions) {
     this.#options = options;
-    options.stream.gone.addEventListener("abort", () => this.#stop.abort());
+    // Not closed: only a generation that ends by itself tells how its tokens were computed, and the log needs that to use them again.
+    options.stream.gone.addEventListener("abort", () => {
+      for (const call of this.#calls) void call.cancel();
+    });
   }
 
   /** The engine that serves this turn (the last one, when one failed). */
@@ -80,7 +85,7 @@ export class TurnRunner {
 
   /**
    * Runs all choices to their end; the first one's first token starts the others, so that they find its prompt in the engine's cache.
-   * When the reader goes away, the work is aborted and what was let out so far is returned.
+   * When the reader goes away, the work is cancelled and what was let out so far is returned, with the engine's accounts of it.
    * @throws {QuireError} when a choice fails.
    */
   async run(): Promise<ChoiceResult[]> {
@@ -133,6 +138,8 @@ export class TurnRunner {
         if (reply.ended !== undefined) break;
         if (call === undefined || this.#stop.signal.aborted || attempt > 0) throw thrown;
         if (!this.#mayGoOn(thrown, reply) || !(await this.#replaceEngine(call.engineId))) throw thrown;
+      } finally {
+        if (call) this.#calls.delete(call);
       }
     }
     // What a client that is gone was not given is no part of the reply.
@@ -144,9 +151,10 @@ export class TurnRunner {
   async #follow(call: EngineCall, index: number, result: ChoiceResult, onBegun: () => void): Promise<void> {
     const { stream } = this.#options;
     const { reply } = result;
+    const over = AbortSignal.any([this.#stop.signal, stream.gone]);
     for await (const event of call.events()) {
       if (event.type === "done") {
-        if (event.reason === "cancelled" && reply.ended !== "stop-string") {
+        if (event.reason === "cancelled" && reply.ended !== "stop-string" && !stream.gone.aborted) {
           throw new QuireError("shutting_down", "The engine stopped before the reply was complete.");
         }
         result.usage = event.usage;
@@ -154,11 +162,11 @@ export class TurnRunner {
         if (event.reason === "stop") result.reason = "stop";
         return;
       }
-      if (reply.ended !== undefined) continue;
+      if (reply.ended !== undefined || stream.gone.aborted) continue;
       this.#send(index, reply.push(bytesToIds(event.ids), event.logprobs));
       onBegun();
       if (reply.ended === "stop-string") await call.cancel();
-      await stream.ready(this.#stop.signal);
+      await stream.ready(over);
     }
   }
 
@@ -186,7 +194,8 @@ export class TurnRunner {
     } catch (thrown) {
       const { code } = toQuireError(thrown);
       const isRetried = RETRY_CODES.includes(code) || code === "deadline_exceeded";
-      if (this.#stop.signal.aborted || !isRetried || !(await this.#replaceEngine(engineId))) throw thrown;
+      const isOver = this.#stop.signal.aborted || this.#options.stream.gone.aborted;
+      if (isOver || !isRetried || !(await this.#replaceEngine(engineId))) throw thrown;
       return this.#call(index, done);
     }
   }
@@ -208,11 +217,21 @@ export class TurnRunner {
     });
   }
 
-  #call(index: number, done: readonly number[]): Promise<EngineCall> {
-    const { engineKey, fetch } = this.#options;
+  async #call(index: number, done: readonly number[]): Promise<EngineCall> {
+    const { engineKey, fetch, stream } = this.#options;
     const engine = this.#engine;
     if (!engine) throw new QuireError("no_engine", "No engine was picked.");
-    return openEngineCall({ engine, request: this.#request(index, done), engineKey, signal: this.#stop.signal, fetch });
+    const call = await openEngineCall({
+      engine,
+      request: this.#request(index, done),
+      engineKey,
+      signal: this.#stop.signal,
+      admission: stream.gone,
+      fetch,
+    });
+    this.#calls.add(call);
+    if (stream.gone.aborted) void call.cancel();
+    return call;
   }
 
   #request(index: number, done: readonly number[]): GenerateRequest {

@@ -6,8 +6,10 @@ export type Step =
   | { do: "admit" }
   | { do: "tokens"; ids: number[]; logprobs?: TokenLogprob[] }
   | { do: "wait"; ms: number }
-  /** Says nothing more until the connection is closed, or a cancel ends it. */
-  | { do: "hang" }
+  /** Says nothing more until the connection is closed, or a cancel ends it; `spans` as in "done". */
+  | { do: "hang"; spans?: Span[] }
+  /** Says nothing more until the connection is closed, whatever it is asked. */
+  | { do: "deaf" }
   /** `spans` absent: one dense span over prompt and reply. */
   | { do: "done"; reason: "stop" | "length" | "cancelled"; usage?: Partial<EngineUsage>; spans?: Span[] }
   | { do: "fail"; code: string; message: string; param?: string; retryAfterMs?: number }

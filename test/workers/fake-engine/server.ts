@@ -124,7 +124,10 @@ async function generate(
         await Promise.race([new Promise((resolve) => setTimeout(resolve, step.ms)), over]);
         break;
       case "hang":
-        if ((await over) === "cancelled") finish({ do: "done", reason: "cancelled" });
+        if ((await over) === "cancelled") finish({ ...step, do: "done", reason: "cancelled" });
+        return;
+      case "deaf":
+        await closed.promise;
         return;
       case "done":
         finish(step);
