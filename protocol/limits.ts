@@ -45,6 +45,8 @@ export const LIMITS = {
   /** Deadlines of remote calls. */
   /** The transcript index is a hint: nobody waits for it longer than this. */
   indexMsMax: 1_000,
+  /** Asking an engine what it stored of a session: the caller has the rest of the answer already. */
+  statusMsMax: 2_000,
   admissionMsMax: 10_000,
   turnMsMax: 600_000,
   storeGetMsMax: 5_000,
