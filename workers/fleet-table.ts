@@ -59,8 +59,17 @@ export class FleetTable {
     const sticky = candidates.find(({ heartbeat }) => heartbeat.engineId === request.stickyEngineId);
     const picked = sticky && waiting(sticky) <= waiting(best) + STICKY_QUEUE_SLACK ? sticky : best;
     picked.assignedCount += 1;
-    const { engineId, url, contextTokensMax } = picked.heartbeat;
-    return { engineId, url, contextTokensMax };
+    return describe(picked);
+  }
+
+  /** The engine of that id while it lives, draining or not; otherwise the best other one of the model. Counts nothing. */
+  find({ model, engineId }: { model: string; engineId?: string | undefined }, nowMs: number): PickedEngine | undefined {
+    this.#expire(nowMs);
+    const candidates = [...this.#engines.values()].filter(({ heartbeat }) => heartbeat.model === model);
+    const known = candidates.find(({ heartbeat }) => heartbeat.engineId === engineId);
+    const taking = candidates.filter(({ heartbeat }) => !heartbeat.draining).sort(compareLoad);
+    const found = known ?? taking[0] ?? candidates[0];
+    return found && describe(found);
   }
 
   #expire(nowMs: number): void {
@@ -68,6 +77,11 @@ export class FleetTable {
       if (nowMs - engine.seenMs > LIMITS.engineExpiryMs) this.#engines.delete(id);
     }
   }
+}
+
+function describe({ heartbeat }: EngineRecord): PickedEngine {
+  const { engineId, url, contextTokensMax } = heartbeat;
+  return { engineId, url, contextTokensMax };
 }
 
 function waiting({ heartbeat, assignedCount }: EngineRecord): number {

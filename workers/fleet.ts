@@ -48,6 +48,11 @@ export class Fleet extends DurableObject<Env> {
   async pick(request: PickRequest): Promise<PickedEngine | undefined> {
     return this.#table.pick(request, Date.now());
   }
+
+  /** An engine to ask about a session, no turn: the one that served it, or any of its model. */
+  async find(request: { model: string; engineId?: string | undefined }): Promise<PickedEngine | undefined> {
+    return this.#table.find(request, Date.now());
+  }
 }
 
 function modelKey(model: string): string {

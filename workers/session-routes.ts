@@ -1,15 +1,24 @@
 /** GET and DELETE /v1/sessions/:id, POST /v1/sessions/:id/fork. */
 import { QuireError } from "../protocol/errors.ts";
+import type { SessionStatus } from "../protocol/generate.ts";
 import { authenticate } from "./auth.ts";
 import type { Env } from "./env.ts";
 import { checkSessionId, newSessionId } from "./session-id.ts";
 import { sessionOf } from "./stubs.ts";
 import type { SessionInfo } from "./turn-job.ts";
 
-/** Describes a session; no text. @throws {QuireError} `session_not_found`. */
+/**
+ * Describes a session, no text, and how much of it would outlive its engine: once `persist_pending` is false, `persisted_tokens` of it
+ * need not be computed again, whatever dies. Both are null when no engine can tell.
+ * @throws {QuireError} `session_not_found`.
+ */
 export async function getSession(request: Request, env: Env, id: string): Promise<Response> {
   const { namespace } = await authenticate(request, env);
-  return Response.json(sessionBody(await infoOf(env, namespace, id)));
+  const [info, stored] = await Promise.all([
+    infoOf(env, namespace, id),
+    sessionOf(env, namespace, checkSessionId(id, "id")).stored(),
+  ]);
+  return Response.json(sessionBody(info, stored));
 }
 
 /** Deletes a session. @throws {QuireError} `session_not_found`, `session_busy`. */
@@ -30,7 +39,8 @@ export async function forkSession(request: Request, env: Env, parentId: string):
   const id = newSessionId();
   const fork = sessionOf(env, namespace, id);
   if (!(await fork.adopt({ id, parentId, namespace }))) throw notFound(parentId);
-  return Response.json(sessionBody(await infoOf(env, namespace, id)));
+  // Under its own name nothing is stored yet: until its first turn it lives on its parent's pages.
+  return Response.json(sessionBody(await infoOf(env, namespace, id), { persistedTokens: 0, pending: false }));
 }
 
 async function infoOf(env: Env, namespace: string, id: string): Promise<SessionInfo> {
@@ -43,7 +53,10 @@ function notFound(id: string): QuireError {
   return new QuireError("session_not_found", `The session '${id}' does not exist.`, { param: "id" });
 }
 
-function sessionBody(info: SessionInfo): object {
+function sessionBody(
+  info: SessionInfo,
+  stored: Pick<SessionStatus, "persistedTokens" | "pending"> | undefined,
+): object {
   return {
     id: info.id,
     object: "session",
@@ -52,6 +65,8 @@ function sessionBody(info: SessionInfo): object {
     tokens: info.tokens,
     turns: info.turns,
     parent_id: info.parentId ?? null,
+    persisted_tokens: stored?.persistedTokens ?? null,
+    persist_pending: stored?.pending ?? null,
     messages: info.messages.map(({ role, tokenEnd }) => ({ role, token_end: tokenEnd ?? null })),
   };
 }

@@ -209,6 +209,8 @@ describe("sessions", () => {
       tokens: log.length,
       turns: 1,
       parent_id: null,
+      persisted_tokens: 0,
+      persist_pending: false,
     };
     const messages = [
       { role: "user", token_end: 5 },

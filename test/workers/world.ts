@@ -61,6 +61,16 @@ export class FakeEngine {
     return (await fetch(`${this.url}/deletes`)).json();
   }
 
+  /** What the engine says from now on when it is asked about a session; undefined: it never answers. */
+  async storedStatus(status: unknown): Promise<void> {
+    await (await fetch(`${this.url}/status`, { method: "POST", body: JSON.stringify({ status }) })).text();
+  }
+
+  /** Sessions that the edge asked about. */
+  async statusRequests(): Promise<{ namespace: string; sessionId: string }[]> {
+    return (await fetch(`${this.url}/status-requests`)).json();
+  }
+
   /** The last generation that was asked for. */
   async lastCall(): Promise<Call> {
     const call = (await this.calls()).at(-1);

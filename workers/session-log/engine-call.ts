@@ -19,33 +19,6 @@ export interface EngineCallOptions {
   fetch: typeof fetch;
 }
 
-/**
- * Asks an engine to delete what it stored of a session.
- * @throws {QuireError} `engine_failed` when it does not, within `LIMITS.storePutMsMax`.
- */
-export async function deleteStoredSession(options: {
-  engine: PickedEngine;
-  engineKey: string;
-  namespace: string;
-  sessionId: string;
-  fetch: typeof fetch;
-}): Promise<void> {
-  const { engine, engineKey, namespace, sessionId } = options;
-  try {
-    const response = await options.fetch(`${engine.url}${ENGINE_PATHS.sessionDelete}`, {
-      method: "POST",
-      headers: { authorization: `Bearer ${engineKey}`, "content-type": FRAMES_TYPE },
-      body: encodeFrame({ version: PROTOCOL_VERSION, namespace, sessionId }),
-      signal: AbortSignal.timeout(LIMITS.storePutMsMax),
-    });
-    await response.body?.cancel();
-    if (!response.ok) throw statusError(response.status);
-  } catch (thrown) {
-    if (thrown instanceof QuireError) throw thrown;
-    throw engineFailed("the engine cannot be reached", thrown);
-  }
-}
-
 /** An admitted generation. */
 export interface EngineCall {
   readonly numericsId: string;

@@ -1,6 +1,7 @@
 /** Durable Object, one per session (and one, short-lived and without storage, per request that has none). */
 import { DurableObject } from "cloudflare:workers";
 import { ERROR_TABLE, QuireError, toQuireError } from "../../protocol/errors.ts";
+import type { SessionStatus } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { within } from "../deadline.ts";
 import type { Env } from "../env.ts";
@@ -8,11 +9,11 @@ import { fleetOf } from "../fleet.ts";
 import { isolateAssets, type ModelAssets } from "../model-assets.ts";
 import { indexOf, sessionOf } from "../stubs.ts";
 import type { ForkPoint, SessionInfo, TurnAnswer, TurnJob, TurnUsage, WireError } from "../turn-job.ts";
-import { deleteStoredSession } from "./engine-call.ts";
 import { exportLog, imageTokens, type LogImage } from "./log-image.ts";
 import { LogStore, type SessionMeta } from "./log-store.ts";
 import { type PreparedTurn, prepareTurn, SessionMoved } from "./prepare.ts";
 import { cutSpans } from "./spans.ts";
+import { deleteStored, type StoredSession, storedStatus } from "./stored-session.ts";
 import { buildCommit, indexRows } from "./turn-commit.ts";
 import { type ChoiceResult, TurnRunner } from "./turn-runner.ts";
 import { TurnStream } from "./turn-stream.ts";
@@ -67,6 +68,18 @@ export class SessionLog extends DurableObject<Env> {
       parentId: meta.parentId,
       messages: store.outline(),
     };
+  }
+
+  /**
+   * How much of the session is durable, as the engine that served it last knows, or else another one of its model; pending also while
+   * a turn runs. Undefined for a session that does not exist, and when no engine says so within `LIMITS.statusMsMax`.
+   */
+  async stored(): Promise<SessionStatus | undefined> {
+    const meta = this.#open().meta();
+    if (!meta) return undefined;
+    const asked = this.#storedSession(meta).then((session) => session && storedStatus(session));
+    const status = await within(LIMITS.statusMsMax, asked).catch(() => undefined);
+    return status && { ...status, pending: status.pending || this.#busy };
   }
 
   /** The log as one frame ({@link LogImage}), up to a message or whole; undefined when it does not exist or has changed. */
@@ -233,11 +246,14 @@ export class SessionLog extends DurableObject<Env> {
   }
 
   async #deleteStored(meta: SessionMeta): Promise<void> {
-    const { model, engineId, namespace, id: sessionId } = meta;
-    const engine = await fleetOf(this.env).pick({ model, stickyEngineId: engineId, excludeIds: [] });
-    if (!engine) return;
+    const session = await this.#storedSession(meta);
+    if (session) await deleteStored(session);
+  }
+
+  async #storedSession({ model, engineId, namespace, id }: SessionMeta): Promise<StoredSession | undefined> {
+    const engine = await fleetOf(this.env).find({ model, engineId });
     const engineKey = this.env.QUIRE_ENGINE_KEY;
-    await deleteStoredSession({ engine, engineKey, namespace, sessionId, fetch: (input, init) => fetch(input, init) });
+    return engine && { engine, engineKey, namespace, sessionId: id, fetch: (input, init) => fetch(input, init) };
   }
 
   async #wipe(): Promise<void> {

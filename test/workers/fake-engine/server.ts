@@ -2,7 +2,7 @@
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { encodeFrame, FrameDecoder } from "../../../protocol/frames.ts";
-import type { EngineUsage, GenerateRequest } from "../../../protocol/generate.ts";
+import type { EngineUsage, GenerateRequest, SessionStatus } from "../../../protocol/generate.ts";
 import { bytesToIds, idsToBytes } from "../../../protocol/ids.ts";
 import type { Call, Step } from "./script.ts";
 
@@ -12,6 +12,10 @@ interface Engine {
   cancels: Map<string, () => void>;
   /** Bodies of POST /v1/sessions/delete. */
   deletes: unknown[];
+  /** Bodies of POST /v1/sessions/status. */
+  statusRequests: unknown[];
+  /** What POST /v1/sessions/status answers; undefined: nothing, ever. */
+  status: unknown;
 }
 
 const END = 259;
@@ -20,6 +24,8 @@ const ANSWER: Step[] = [
   { do: "tokens", ids: [...Buffer.from("ok"), END] },
   { do: "done", reason: "stop" },
 ];
+
+const STATUS: SessionStatus = { persistedTokens: 0, generation: 0, pending: false };
 
 /** Starts the server on a free port. */
 export async function startFakeEngines(): Promise<{ url: string; close: () => Promise<void> }> {
@@ -42,7 +48,7 @@ async function answer(engines: Map<string, Engine>, request: IncomingMessage, re
   const [, , name = "", ...rest] = (request.url ?? "").split("/");
   let engine = engines.get(name);
   if (!engine) {
-    engine = { scripts: [], calls: [], cancels: new Map(), deletes: [] };
+    engine = { scripts: [], calls: [], cancels: new Map(), deletes: [], statusRequests: [], status: STATUS };
     engines.set(name, engine);
   }
   const chunks: Buffer[] = [];
@@ -63,6 +69,14 @@ async function answer(engines: Map<string, Engine>, request: IncomingMessage, re
     response.writeHead(204).end();
   } else if (path === "deletes") {
     response.end(JSON.stringify(engine.deletes));
+  } else if (path === "v1/sessions/status") {
+    engine.statusRequests.push(...new FrameDecoder().push(body));
+    if (engine.status !== undefined) response.end(JSON.stringify(engine.status));
+  } else if (path === "status") {
+    engine.status = (JSON.parse(body.toString()) as { status?: unknown }).status;
+    response.end("{}");
+  } else if (path === "status-requests") {
+    response.end(JSON.stringify(engine.statusRequests));
   } else if (path === "v1/generate") {
     await generate(engine, body, request, response);
   } else {

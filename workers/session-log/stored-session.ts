@@ -1,0 +1,63 @@
+/** What an engine knows of a session in the page store: asks it, or has it deleted. */
+import { QuireError } from "../../protocol/errors.ts";
+import { encodeFrame } from "../../protocol/frames.ts";
+import { ENGINE_PATHS, PROTOCOL_VERSION, type SessionRequest, type SessionStatus } from "../../protocol/generate.ts";
+import { LIMITS } from "../../protocol/limits.ts";
+import type { PickedEngine } from "../fleet-table.ts";
+
+const FRAMES_TYPE = "application/x-quire-frames";
+
+/** A session, and the engine that is asked about it. */
+export interface StoredSession {
+  engine: PickedEngine;
+  engineKey: string;
+  namespace: string;
+  sessionId: string;
+  fetch: typeof fetch;
+}
+
+/**
+ * Asks an engine to delete what it stored of a session.
+ * @throws {QuireError} `engine_failed` when it does not, within `LIMITS.storePutMsMax`.
+ */
+export async function deleteStored(session: StoredSession): Promise<void> {
+  const response = await post(session, ENGINE_PATHS.sessionDelete, LIMITS.storePutMsMax);
+  await response.body?.cancel();
+}
+
+/**
+ * Asks an engine how much of a session is durable.
+ * @throws {QuireError} `engine_failed` when it does not say so within `LIMITS.statusMsMax`.
+ */
+export async function storedStatus(session: StoredSession): Promise<SessionStatus> {
+  const response = await post(session, ENGINE_PATHS.sessionStatus, LIMITS.statusMsMax);
+  const status = await response.json<Partial<SessionStatus> | null>().catch(() => null);
+  const { persistedTokens, generation, pending } = status ?? {};
+  if (!Number.isSafeInteger(persistedTokens) || !Number.isSafeInteger(generation) || typeof pending !== "boolean") {
+    throw failed(new Error("the status is malformed"));
+  }
+  return { persistedTokens: Number(persistedTokens), generation: Number(generation), pending };
+}
+
+async function post(session: StoredSession, path: string, msMax: number): Promise<Response> {
+  const { engine, engineKey, namespace, sessionId } = session;
+  const request: SessionRequest = { version: PROTOCOL_VERSION, namespace, sessionId };
+  let response: Response;
+  try {
+    response = await session.fetch(`${engine.url}${path}`, {
+      method: "POST",
+      headers: { authorization: `Bearer ${engineKey}`, "content-type": FRAMES_TYPE },
+      body: encodeFrame(request),
+      signal: AbortSignal.timeout(msMax),
+    });
+  } catch (thrown) {
+    throw failed(thrown);
+  }
+  if (response.ok) return response;
+  await response.body?.cancel();
+  throw failed(new Error(`the engine answered ${response.status}`));
+}
+
+function failed(cause: unknown): QuireError {
+  return new QuireError("engine_failed", "The engine failed while it looked after a stored session.", { cause });
+}
