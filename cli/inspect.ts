@@ -1,8 +1,9 @@
 /** `quire inspect MODEL`: what a model is, what a token of its context costs, and which context fits into which memory. */
 import { resolve } from "node:path";
 import { HEAP_BYTES_MAX } from "../kernels/wasm/heap.ts";
-import { architectureNotes, type ModelCosts, modelCosts, parameterCount } from "../models/describe-model.ts";
+import { architectureNotes, type ModelCosts, modelCosts } from "../models/describe-model.ts";
 import { locateModel, openModelFiles } from "../models/model-files.ts";
+import { parameterCount } from "../models/plan-memory.ts";
 import { kvGeometry } from "../storage/geometry.ts";
 import { segmentBytes } from "../storage/segment.ts";
 import type { Command } from "./command.ts";

@@ -19,6 +19,8 @@ export const PAGES_PER_BLOCK = BLOCK_TOKENS / PAGE_TOKENS;
  * softmax per block, blocks merged in ascending order, then splits merged in ascending order. Part of the numerics.
  */
 export const SPLIT_TOKENS = 512;
+/** Rows of a matrix are packed in groups of this many. */
+export const MATRIX_ROW_GROUP = 8;
 /** Entry of a block table whose block is not on the device. */
 export const NOT_RESIDENT = -1;
 
@@ -350,6 +352,13 @@ export interface Device {
     shape: { outWidth: number; inWidth: number },
     data: Float32Array,
   ): Matrix;
+  /** A matrix whose rows {@link writeRows} is still to write: a large one need never be held whole in f32. Undefined content until then. */
+  emptyMatrix(label: string, encoding: MatrixEncoding, shape: { outWidth: number; inWidth: number }): Matrix;
+  /**
+   * Packs rows from `firstRow` on; `data` is f32 `[rows, inWidth]`, not kept. `firstRow` is a multiple of {@link MATRIX_ROW_GROUP}, and so is
+   * the count unless the rows are the last. The bits are those of {@link matrix}, however rows are cut. Not while a step is recorded.
+   */
+  writeRows(matrix: Matrix, firstRow: number, data: Float32Array): void;
   /** @throws {AssertionError} on an impossible spec; memory that does not suffice is the caller's to check against `report`. */
   kvPool(spec: KvPoolSpec): KvPool;
   /** Begins a step. One at a time per device. */

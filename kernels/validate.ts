@@ -3,6 +3,7 @@ import { assert } from "../protocol/assert.ts";
 import {
   BLOCK_TOKENS,
   type KvPoolSpec,
+  MATRIX_ROW_GROUP,
   NOT_RESIDENT,
   PAGES_PER_BLOCK,
   type SelectionPlan,
@@ -126,4 +127,20 @@ function assertSummaries(spec: KvPoolSpec, slice: StepSlice, fail: (message: str
   for (let block = Math.floor(candidateStart / PAGES_PER_BLOCK); block * PAGES_PER_BLOCK < candidateEnd; block++) {
     assert(slice.summarySlots[block] !== NOT_RESIDENT, fail(`block ${block} is to be scored and has no summary slot`));
   }
+}
+
+/** Checks a piece of a matrix before it is packed and returns how many rows it has. */
+export function assertMatrixRows(
+  { label, outWidth, inWidth }: { label: string; outWidth: number; inWidth: number },
+  firstRow: number,
+  data: Float32Array,
+): number {
+  const rows = data.length / inWidth;
+  assert(Number.isInteger(rows) && rows > 0, `matrix ${label}: data is not whole rows of ${inWidth}`);
+  const isAligned = Number.isInteger(firstRow) && firstRow >= 0 && firstRow % MATRIX_ROW_GROUP === 0;
+  assert(isAligned, `matrix ${label}: row ${firstRow} does not begin a group of ${MATRIX_ROW_GROUP}`);
+  const end = firstRow + rows;
+  const isWhole = end === outWidth || (end < outWidth && end % MATRIX_ROW_GROUP === 0);
+  assert(isWhole, `matrix ${label}: row ${end} of ${outWidth} does not end a group of ${MATRIX_ROW_GROUP}`);
+  return rows;
 }

@@ -64,12 +64,6 @@ export function modelCosts(options: DescribeOptions): ModelCosts {
   };
 }
 
-/** Values of all tensors that the forward pass reads, counted from the configuration; tied embeddings once. */
-export function parameterCount(config: ModelConfig): number {
-  // In f32 every parameter is four bytes.
-  return weightBytes(config, "f32") / 4;
-}
-
 /** What distinguishes a family from plain Llama, in words. */
 export function architectureNotes(config: ModelConfig): string[] {
   const { headCount, kvHeadCount, ropeScaling: rope } = config;

@@ -36,9 +36,13 @@ export class Fingerprint {
     ]);
   }
 
-  /** Adds one tensor; `data` is read at once and not kept. */
-  add(name: string, data: Float32Array): void {
-    this.#line([name, data.length]);
+  /** Begins a tensor of `count` values; {@link update} gives them, in order, in pieces of any size. */
+  begin(name: string, count: number): void {
+    this.#line([name, count]);
+  }
+
+  /** Adds values of the tensor begun last; `data` is read at once and not kept. */
+  update(data: Float32Array): void {
     this.#hash.update(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
   }
 

@@ -1,9 +1,16 @@
 /** The tensors of a Llama model by their HF names, packed for a device. */
-import type { Device, DeviceBuffer, Matrix, MatrixEncoding } from "../kernels/contract.ts";
+import {
+  type Device,
+  type DeviceBuffer,
+  MATRIX_ROW_GROUP,
+  type Matrix,
+  type MatrixEncoding,
+} from "../kernels/contract.ts";
 import { QuireError } from "../protocol/errors.ts";
 import type { ModelConfig } from "./contract.ts";
 import { Fingerprint } from "./fingerprint.ts";
-import type { TensorSource } from "./tensor-source.ts";
+import { parameterCount } from "./plan-memory.ts";
+import type { RowRange, TensorSource } from "./tensor-source.ts";
 
 /** A projection into heads: matrix `[heads * headDim, width]`, bias f32 `[heads * headDim]`, norm of each head f32 `[headDim]`. */
 export interface Projection {
@@ -39,10 +46,22 @@ export interface LoadWeightsOptions {
   config: ModelConfig;
   encoding: MatrixEncoding;
   source: TensorSource;
+  onProgress?: (progress: LoadProgress) => void;
 }
 
+/** How far loading is, in values of the tensors that are read. */
+export interface LoadProgress {
+  /** HF's name of the tensor being read. */
+  tensor: string;
+  loadedCount: number;
+  totalCount: number;
+}
+
+/** Values read, converted, hashed and packed at a time: weights are never held whole in f32. */
+const PIECE_VALUES = 4 * 1024 * 1024;
+
 /**
- * Reads every tensor once, in a fixed order, packs it for the device and hashes it. Norms and biases stay f32 whatever the encoding.
+ * Reads every tensor once, in a fixed order and in pieces, packs it for the device and hashes it. Norms and biases stay f32 whatever the encoding.
  * @throws {QuireError} `invalid_request` when a tensor is missing, has another shape than the configuration says, or is one that
  * the forward pass would ignore (a bias of another family).
  */
@@ -100,20 +119,31 @@ class TensorLoader {
   readonly fingerprint: Fingerprint;
   readonly #options: LoadWeightsOptions;
   readonly #left: Set<string>;
+  readonly #totalCount: number;
+  #loadedCount = 0;
 
   constructor(options: LoadWeightsOptions) {
     this.#options = options;
     this.fingerprint = new Fingerprint(options.config, options.encoding);
     this.#left = new Set(options.source.names);
+    this.#totalCount = parameterCount(options.config);
   }
 
   async matrix(name: string, outWidth: number, inWidth: number): Promise<Matrix> {
-    const data = await this.#read(name, [outWidth, inWidth]);
-    return this.#options.device.matrix(name, this.#options.encoding, { outWidth, inWidth }, data);
+    this.#begin(name, [outWidth, inWidth]);
+    const { device, encoding } = this.#options;
+    const matrix = device.emptyMatrix(name, encoding, { outWidth, inWidth });
+    const groups = Math.max(1, Math.floor(PIECE_VALUES / (inWidth * MATRIX_ROW_GROUP)));
+    for (let first = 0; first < outWidth; first += groups * MATRIX_ROW_GROUP) {
+      const count = Math.min(groups * MATRIX_ROW_GROUP, outWidth - first);
+      device.writeRows(matrix, first, await this.#piece(name, { first, count }));
+    }
+    return matrix;
   }
 
   async vector(name: string, width: number): Promise<DeviceBuffer> {
-    const data = await this.#read(name, [width]);
+    this.#begin(name, [width]);
+    const data = await this.#piece(name, { first: 0, count: width });
     const buffer = this.#options.device.buffer(name, data.byteLength);
     this.#options.device.write(buffer, 0, new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
     return buffer;
@@ -134,7 +164,7 @@ class TensorLoader {
     }
   }
 
-  async #read(name: string, shape: readonly number[]): Promise<Float32Array> {
+  #begin(name: string, shape: readonly number[]): void {
     const found = this.#options.source.shape(name);
     if (found === undefined) throw new QuireError("invalid_request", `weights: tensor ${name} is missing`);
     if (found.length !== shape.length || found.some((size, i) => size !== shape[i])) {
@@ -143,9 +173,17 @@ class TensorLoader {
         `weights: tensor ${name} has shape [${found}], the configuration needs [${shape}]`,
       );
     }
-    const data = await this.#options.source.read(name);
     this.#left.delete(name);
-    this.fingerprint.add(name, data);
+    const count = shape.reduce((a, b) => a * b, 1);
+    this.fingerprint.begin(name, count);
+  }
+
+  async #piece(name: string, rows: RowRange): Promise<Float32Array> {
+    const data = await this.#options.source.readRows(name, rows);
+    this.fingerprint.update(data);
+    this.#loadedCount += data.length;
+    const { onProgress } = this.#options;
+    onProgress?.({ tensor: name, loadedCount: this.#loadedCount, totalCount: this.#totalCount });
     return data;
   }
 }

@@ -2,7 +2,7 @@ import type { Device, KvPoolSpec, MatrixEncoding } from "../kernels/contract.ts"
 import { LIMITS } from "../protocol/limits.ts";
 import type { ModelConfig, ModelRunner } from "./contract.ts";
 import { LlamaRunner } from "./llama.ts";
-import { loadLlamaWeights } from "./llama-weights.ts";
+import { type LoadProgress, loadLlamaWeights } from "./llama-weights.ts";
 import { openModelFiles } from "./model-files.ts";
 import type { Observe } from "./observer.ts";
 import type { TensorSource } from "./tensor-source.ts";
@@ -18,6 +18,8 @@ export interface RunnerOptions {
   rowsMax: number;
   /** Most sequences that sample in one step (default: the most that may decode together). */
   sampledMax?: number;
+  /** Called for every piece of the weights; see {@link LoadProgress}. */
+  onProgress?: (progress: LoadProgress) => void;
   /** For tests and tools; see {@link Observe}. */
   observe?: Observe;
 }

@@ -53,6 +53,12 @@ export function weightBytes(config: ModelConfig, encoding: MatrixEncoding): numb
   return embeddings + layerCount * layer + norms + biases + headNorms;
 }
 
+/** Values of all tensors that the forward pass reads, counted from the configuration; tied embeddings once. */
+export function parameterCount(config: ModelConfig): number {
+  // In f32 every parameter is four bytes.
+  return weightBytes(config, "f32") / 4;
+}
+
 /**
  * Bytes of the runner's activation buffers for steps of up to `rowsMax` rows of which `sampledMax` are sampled, RoPE tables included,
  * checkpoints of missed layers (at most one layer input, `rowsMax * width`, on a CPU device) too.

@@ -12,8 +12,7 @@ import type {
   StepRecorder,
   StepSlice,
 } from "../contract.ts";
-import { quantizeRows } from "./int8-rows.ts";
-import { ownBuffer, ReferenceBuffer, ReferenceMatrix, ReferencePool } from "./memory.ts";
+import { ownBuffer, ownMatrix, ReferenceBuffer, ReferenceMatrix, ReferencePool } from "./memory.ts";
 import { ReferenceRecorder } from "./recorder.ts";
 
 /** Opens the reference device. It needs nothing and keeps nothing outside itself. */
@@ -57,10 +56,20 @@ class ReferenceDevice implements Device {
     shape: { outWidth: number; inWidth: number },
     data: Float32Array,
   ): Matrix {
-    this.#assertUsable();
     assert(data.length === shape.outWidth * shape.inWidth, `matrix ${label}: data does not have its shape`);
-    const weights = encoding === "f32" ? data.slice() : quantizeRows(data, shape.outWidth, shape.inWidth);
-    return new ReferenceMatrix(label, shape, weights);
+    const matrix = this.emptyMatrix(label, encoding, shape);
+    this.writeRows(matrix, 0, data);
+    return matrix;
+  }
+
+  emptyMatrix(label: string, encoding: MatrixEncoding, shape: { outWidth: number; inWidth: number }): Matrix {
+    this.#assertUsable();
+    return new ReferenceMatrix(label, encoding, shape);
+  }
+
+  writeRows(matrix: Matrix, firstRow: number, data: Float32Array): void {
+    this.#assertUsable();
+    ownMatrix(matrix).writeRows(firstRow, data);
   }
 
   kvPool(spec: KvPoolSpec): KvPool {

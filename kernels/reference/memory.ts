@@ -10,6 +10,8 @@ import {
   openSlotValuesAt,
   summarySlotBytes,
 } from "../layout.ts";
+import { assertMatrixRows } from "../validate.ts";
+import { quantizeRows, SCALE_GROUP } from "./int8-rows.ts";
 
 /** A buffer: its bytes, and the same memory as f32 elements. Filled with NaN at first. */
 export class ReferenceBuffer implements DeviceBuffer {
@@ -39,23 +41,35 @@ export class ReferenceMatrix implements Matrix {
   readonly codes: Int8Array;
   readonly scales: Float32Array;
 
-  constructor(
-    label: string,
-    shape: { outWidth: number; inWidth: number },
-    weights: Float32Array | { codes: Int8Array; scales: Float32Array },
-  ) {
+  constructor(label: string, encoding: MatrixEncoding, shape: { outWidth: number; inWidth: number }) {
+    const { outWidth, inWidth } = shape;
+    for (const width of [outWidth, inWidth]) {
+      assert(Number.isInteger(width) && width > 0, `matrix ${label}: widths must be positive integers`);
+    }
+    assert(encoding === "f32" || encoding === "int8", `unknown matrix encoding ${String(encoding)}`);
+    const isFloat = encoding === "f32";
     this.label = label;
-    this.outWidth = shape.outWidth;
-    this.inWidth = shape.inWidth;
-    const isFloat = weights instanceof Float32Array;
-    this.encoding = isFloat ? "f32" : "int8";
-    this.floats = isFloat ? weights : new Float32Array(0);
-    this.codes = isFloat ? new Int8Array(0) : weights.codes;
-    this.scales = isFloat ? new Float32Array(0) : weights.scales;
+    this.outWidth = outWidth;
+    this.inWidth = inWidth;
+    this.encoding = encoding;
+    this.floats = new Float32Array(isFloat ? outWidth * inWidth : 0).fill(Number.NaN);
+    this.codes = new Int8Array(isFloat ? 0 : outWidth * inWidth);
+    this.scales = new Float32Array(isFloat ? 0 : outWidth * Math.ceil(inWidth / SCALE_GROUP)).fill(Number.NaN);
+  }
+
+  /** Encodes rows; see `Device.writeRows`. */
+  writeRows(firstRow: number, data: Float32Array): void {
+    const rows = assertMatrixRows(this, firstRow, data);
+    if (this.encoding === "f32") {
+      this.floats.set(data, firstRow * this.inWidth);
+      return;
+    }
+    const { codes, scales } = quantizeRows(data, rows, this.inWidth);
+    this.codes.set(codes, firstRow * this.inWidth);
+    this.scales.set(scales, firstRow * Math.ceil(this.inWidth / SCALE_GROUP));
   }
 }
 
-/** A KV pool with an array for every block and slot. Ids out of range and bytes of the wrong length are assertions. */
 export class ReferencePool implements KvPool {
   readonly spec: Readonly<KvPoolSpec>;
   readonly blockBytes: number;

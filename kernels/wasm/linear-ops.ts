@@ -1,8 +1,8 @@
 /** Everything but attention: matrices, embeddings and row-wise ops. Shapes are checked by the recorder; addresses are of the heap. */
 import { assert } from "../../protocol/assert.ts";
-import type { MatrixEncoding } from "../contract.ts";
+import { assertMatrixRows } from "../validate.ts";
 import type { Machine } from "./machine.ts";
-import { WasmMatrix } from "./memory.ts";
+import type { WasmMatrix } from "./memory.ts";
 import { OP } from "./ops.ts";
 
 /** Bytes of one record of 32 quantized inputs (assembly/matmul-int8.ts). */
@@ -14,32 +14,23 @@ const PART_ROWS = 64;
 /** Parts per thread: a late thread costs a part of the op, not the op. */
 const PARTS_PER_THREAD = 4;
 
-/** Packs `data` `[outWidth, inWidth]`. */
-export function packMatrix(
-  machine: Machine,
-  label: string,
-  encoding: MatrixEncoding,
-  shape: { outWidth: number; inWidth: number },
-  data: Float32Array,
-): WasmMatrix {
-  assert(encoding === "f32" || encoding === "int8", `unknown matrix encoding ${String(encoding)}`);
-  assert(data.length === shape.outWidth * shape.inWidth, `matrix ${label}: data does not have its shape`);
-  const matrix = new WasmMatrix(machine.heap, label, encoding, shape);
-  const { outWidth, inWidth } = shape;
+/** Packs rows from `firstRow` on; see `Device.writeRows`. */
+export function packRows(machine: Machine, matrix: WasmMatrix, firstRow: number, data: Float32Array): void {
+  const rowCount = assertMatrixRows(matrix, firstRow, data);
+  const { inWidth } = matrix;
   const stageRows = Math.max(8, Math.floor(STAGE_BYTES / (inWidth * 32)) * 8);
   machine.opArena.clear();
-  const stage = machine.opArena.take(Math.min(stageRows, outWidth) * inWidth * 4);
-  for (let row = 0; row < outWidth; row += stageRows) {
-    const rows = Math.min(stageRows, outWidth - row);
+  const stage = machine.opArena.take(Math.min(stageRows, rowCount) * inWidth * 4);
+  for (let row = 0; row < rowCount; row += stageRows) {
+    const rows = Math.min(stageRows, rowCount - row);
     machine.heap.floats.set(data.subarray(row * inWidth, (row + rows) * inWidth), stage / 4);
     const taskCount = Math.min(Math.ceil(rows / 8), machine.threads.threads * PARTS_PER_THREAD);
-    machine.threads.run(encoding === "f32" ? OP.packF32 : OP.packInt8, {
+    machine.threads.run(matrix.encoding === "f32" ? OP.packF32 : OP.packInt8, {
       taskCount,
       work: rows * inWidth,
-      args: [matrix.at + (row / 8) * matrix.panelBytes, stage, rows, inWidth, taskCount],
+      args: [matrix.at + ((firstRow + row) / 8) * matrix.panelBytes, stage, rows, inWidth, taskCount],
     });
   }
-  return matrix;
 }
 
 /** out[i] = table[tokens[i]]. */

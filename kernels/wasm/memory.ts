@@ -57,6 +57,7 @@ export class WasmMatrix implements Matrix {
     for (const width of [shape.outWidth, shape.inWidth]) {
       assert(Number.isInteger(width) && width > 0, `matrix ${label}: widths must be positive integers`);
     }
+    assert(encoding === "f32" || encoding === "int8", `unknown matrix encoding ${String(encoding)}`);
     this.heap = heap;
     this.label = label;
     this.outWidth = shape.outWidth;

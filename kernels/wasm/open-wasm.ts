@@ -15,9 +15,9 @@ import type {
   StepSlice,
 } from "../contract.ts";
 import { Arena, HEAP_BYTES_MAX, WasmHeap } from "./heap.ts";
-import { packMatrix } from "./linear-ops.ts";
+import { packRows } from "./linear-ops.ts";
 import type { Machine } from "./machine.ts";
-import { copyOf, ownBuffer, WasmBuffer, WasmPool } from "./memory.ts";
+import { copyOf, ownBuffer, ownMatrix, WasmBuffer, WasmMatrix, WasmPool } from "./memory.ts";
 import { type StepArenas, WasmRecorder } from "./recorder.ts";
 import { ThreadPool } from "./thread-pool.ts";
 
@@ -106,8 +106,20 @@ class WasmDevice implements Device {
     shape: { outWidth: number; inWidth: number },
     data: Float32Array,
   ): Matrix {
+    assert(data.length === shape.outWidth * shape.inWidth, `matrix ${label}: data does not have its shape`);
+    const matrix = this.emptyMatrix(label, encoding, shape);
+    this.writeRows(matrix, 0, data);
+    return matrix;
+  }
+
+  emptyMatrix(label: string, encoding: MatrixEncoding, shape: { outWidth: number; inWidth: number }): Matrix {
     this.#assertUsable();
-    return packMatrix(this.#machine, label, encoding, shape, data);
+    return new WasmMatrix(this.#machine.heap, label, encoding, shape);
+  }
+
+  writeRows(matrix: Matrix, firstRow: number, data: Float32Array): void {
+    this.#assertUsable();
+    packRows(this.#machine, ownMatrix(this.#machine.heap, matrix), firstRow, data);
   }
 
   kvPool(spec: KvPoolSpec): KvPool {

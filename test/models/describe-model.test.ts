@@ -1,8 +1,8 @@
 /** Parameter counts as published, and memory that the planner agrees with. */
 import { describe, expect, it } from "vitest";
 import { parseConfig } from "../../models/config.ts";
-import { modelCosts, parameterCount } from "../../models/describe-model.ts";
-import { planPool } from "../../models/plan-memory.ts";
+import { modelCosts } from "../../models/describe-model.ts";
+import { parameterCount, planPool } from "../../models/plan-memory.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 
 function shape(modelType: string, sizes: number[], more: Record<string, unknown> = {}) {

@@ -1,10 +1,13 @@
 /** Conformance of the row ops: embed, rmsNorm, matmul, siluMul, copyRows, gatherRows. */
 import { describe, expect, it } from "vitest";
-import type { Device, DeviceBuffer, MatrixEncoding, StepRecorder } from "../../../kernels/contract.ts";
+import type { Device, DeviceBuffer, Matrix, MatrixEncoding, StepRecorder } from "../../../kernels/contract.ts";
+import { AssertionError } from "../../../protocol/assert.ts";
 import { expectClose, expectSameBits } from "../support/compare.ts";
 import { poisoned, results, upload } from "../support/floats.ts";
 import type { Lane } from "../support/lane.ts";
 import { Random, SEED } from "../support/random.ts";
+
+const ENCODINGS = ["f32", "int8"] as const satisfies MatrixEncoding[];
 
 /** Runs one op on one device with fresh, poisoned output. */
 async function run(
@@ -29,13 +32,14 @@ export function describeRowOps(lane: Lane): void {
     describeEmbed(lane);
     describeNorm(lane);
     describeMatmul(lane);
+    describeMatrixPieces(lane);
     describeSilu(lane);
     describeCopies(lane);
   });
 }
 
 function describeEmbed(lane: Lane): void {
-  it.each(["f32", "int8"] as const)("embed, %s, odd widths, repeated and last ids", async (encoding) => {
+  it.each(ENCODINGS)("embed, %s, odd widths, repeated and last ids", async (encoding) => {
     const random = new Random(SEED);
     for (const inWidth of [1, 5, 32, 33, 64, 100]) {
       const data = random.normals(11 * inWidth);
@@ -119,7 +123,7 @@ const PRODUCT_SHAPES = [
 ];
 
 function describeMatmul(lane: Lane): void {
-  describe.each(["f32", "int8"] as const)("matmul, %s", (encoding) => {
+  describe.each(ENCODINGS)("matmul, %s", (encoding) => {
     it.each(PRODUCT_SHAPES)("$rows rows, $inWidth to $outWidth", async ({ rows, inWidth, outWidth }) => {
       const random = new Random(SEED + rows * 1000 + inWidth);
       const weights = random.normals(outWidth * inWidth);
@@ -147,6 +151,40 @@ function describeMatmul(lane: Lane): void {
         "accumulate adds the finished product",
       );
     });
+  });
+}
+
+function describeMatrixPieces(lane: Lane): void {
+  it.each(ENCODINGS)("a matrix of %s written in pieces is the matrix written whole, to the bit", async (encoding) => {
+    const random = new Random(SEED);
+    const shape = { outWidth: 45, inWidth: 70 };
+    const { outWidth, inWidth } = shape;
+    const weights = random.normals(outWidth * inWidth);
+    const x = random.normals(3 * inWidth);
+    const device = lane.device();
+    const multiply = (matrix: Matrix) =>
+      run(device, 3 * outWidth, [x], (recorder, out, [x]) => recorder.matmul({ out, x: x!, matrix, rows: 3 }));
+    const pieces = device.emptyMatrix("pieces", encoding, shape);
+    for (const [first, end] of [
+      [24, 45],
+      [0, 8],
+      [8, 24],
+    ] as const) {
+      device.writeRows(pieces, first, weights.slice(first * inWidth, end * inWidth));
+    }
+    expectSameBits(await multiply(pieces), await multiply(device.matrix("whole", encoding, shape, weights)));
+    const rows = (count: number) => new Float32Array(count * inWidth);
+    for (const [first, data] of [
+      [4, rows(8)],
+      [0, rows(7)],
+      [40, rows(8)],
+      [48, rows(8)],
+      [-8, rows(8)],
+      [0, rows(0)],
+      [0, new Float32Array(8 * inWidth - 1)],
+    ] as const) {
+      expect(() => device.writeRows(pieces, first, data)).toThrow(AssertionError);
+    }
   });
 }
 
