@@ -1,7 +1,7 @@
 /** `npm start` as its user sees it: what is printed works, and no end of it loses what was acknowledged or leaves a process. */
 import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
-import OpenAI from "openai";
+import OpenAI, { APIError } from "openai";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Secrets } from "../../cli/data-folder.ts";
 import { sessionManifest } from "../../cli/demo-stage.ts";
@@ -41,6 +41,27 @@ async function say(quire: QuireProcess, messages: Transcript, sessionId?: string
     cachedTokens: usage?.prompt_tokens_details?.cached_tokens ?? 0,
     quire: (usage as unknown as { quire: Asked["quire"] }).quire,
   };
+}
+
+/** A second turn that would run on for long; resolves when its first words are here. */
+async function beginEndless(quire: QuireProcess): Promise<{ before: Asked; ended: Promise<unknown> }> {
+  const before = await say(quire, [{ role: "user", content: `Cut short. ${opening}` }], "interrupted");
+  const client = new OpenAI({ baseURL: `${quire.url}/v1`, apiKey: quire.apiKey, maxRetries: 0 });
+  const stream = await client.chat.completions.create({
+    model,
+    messages: [{ role: "user", content: ask("Kelino") }],
+    stream: true,
+    max_tokens: 20_000,
+    logit_bias: { 259: -100 },
+    ...{ quire: { session_id: "interrupted" } },
+  });
+  const begun = Promise.withResolvers<void>();
+  const read = async (): Promise<void> => {
+    for await (const chunk of stream) if (chunk.choices[0]?.delta.content) begun.resolve();
+  };
+  const ended = read().catch((error: unknown) => error);
+  await begun.promise;
+  return { before, ended };
 }
 
 const tokensOf = (turn: Asked): number => turn.promptTokens + turn.completionTokens;
@@ -147,6 +168,7 @@ describe("a plain OpenAI client that sends its whole transcript", () => {
     const undisturbed = await say(quire, [{ role: "user", content: ask("Badoru") }], "undisturbed");
     await untilPersisted(last);
     await untilPersisted(second);
+    const interrupted = await beginEndless(quire);
     killQuietly(quire.enginePid);
     await until(() => /the engine is back \(pid \d+\)/.test(quire.stderr()), "the engine to be back");
     const [death, back, ...rest] = quire.stderr().trimEnd().split("\n");
@@ -156,6 +178,11 @@ describe("a plain OpenAI client that sends its whole transcript", () => {
     expect(rest).toEqual([]);
     const pid = Number(/pid (\d+)/.exec(back ?? "")?.[1]);
     expect(pid).not.toBe(quire.enginePid);
+    // The turn that ran when the engine died has ended with an error, and is as if it had never been asked.
+    expect(await interrupted.ended).toBeInstanceOf(APIError);
+    const repeated = await say(quire, [{ role: "user", content: ask("Kelino") }], "interrupted");
+    expect(repeated.text).toBe(answer("Kelino"));
+    expect(repeated.promptTokens).toBe(tokensOf(interrupted.before) + ask("Kelino").length + 2);
     const resumed = await say(quire, [{ role: "user", content: ask("Badoru") }], "killed");
     expect(resumed.text).toBe(answer("Badoru"));
     expect(resumed.logprobs.length).toBeGreaterThan(20);
