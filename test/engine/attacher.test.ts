@@ -35,7 +35,7 @@ afterEach(async () => {
 
 function cut(session: TestSession, end: number): void {
   session.ids.length = end;
-  const kept = session.spans.filter((span, index) => index === 0 || session.spans[index - 1]!.end < end);
+  const kept = session.spans.filter((_span, index) => index === 0 || session.spans[index - 1]!.end < end);
   session.spans = kept.map((span) => ({ ...span, end: Math.min(span.end, end) }));
 }
 
