@@ -13,4 +13,8 @@ export const benches: Readonly<Record<string, BenchEntry>> = {
     summary: "multi-turn sessions against the edge or an engine: latencies, errors, reuse",
     load: async () => (await import("./load/load.ts")).loadBench,
   },
+  "make-shape": {
+    summary: "seeded random weights of a shape, as a HF folder and as GGUF, for comparisons with peers",
+    load: async () => (await import("./make-shape/make-shape.ts")).makeShapeBench,
+  },
 };

@@ -3,6 +3,7 @@ import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { LoadResult } from "../../bench/load/report.ts";
+import { benches } from "../../bench/registry.ts";
 import { withTempFolder } from "../cli/run-quire.ts";
 import { type Behaviour, type FakeEdge, type FakeEdgeOptions, openFakeEdge, replyTokens } from "./fake-edge.ts";
 import { runBench } from "./run-bench.ts";
@@ -41,7 +42,7 @@ describe("the bench command", () => {
   });
 
   it.each([
-    [["sing"], 'unknown benchmark "sing"; there is: load'],
+    [["sing"], `unknown benchmark "sing"; there is: ${Object.keys(benches).join(", ")}`],
     [["--rate", "1"], "unknown flag --rate; the benchmark's name comes first"],
     [["load", "--rat", "1"], "unknown flag --rat"],
     [["load", "now"], 'unexpected argument "now"'],
