@@ -50,7 +50,7 @@ async function answerTurn(turn: TurnToAnswer): Promise<Response> {
   const { request, env, requestId, tenant, model, response, options, kind } = turn;
   const { namespace } = tenant;
   const started = await startTurn(env, { requestId, model, namespace, sessionId: response.sessionId, options });
-  const id = `${kind === "chat" ? "chatcmpl" : "cmpl"}-${requestId.replace(/^req_/, "")}`;
+  const id = `${kind === "chat" ? "chatcmpl" : "cmpl"}-${crypto.randomUUID()}`;
   const frame = { kind, id, createdS: Math.floor(Date.now() / 1000), model, fingerprint: `fp_${started.numericsId}` };
   const { stream, sessionId } = started;
   const answer = {

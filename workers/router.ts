@@ -14,9 +14,11 @@ import { deleteSession, forkSession, getSession } from "./session-routes.ts";
 
 const HEARTBEAT_BYTES_MAX = 16 * 1024;
 
+const REQUEST_ID_HEADER = "x-request-id";
+
 const CORS_HEADERS: Readonly<Record<string, string>> = {
   "access-control-allow-origin": "*",
-  "access-control-expose-headers": `x-request-id, ${SESSION_HEADER}, retry-after`,
+  "access-control-expose-headers": `${REQUEST_ID_HEADER}, ${SESSION_HEADER}, retry-after`,
 };
 
 type Handler = (request: IRequest, env: Env, requestId: string) => Promise<Response> | Response;
@@ -44,16 +46,22 @@ const ROUTES: readonly [string, Readonly<Record<string, Handler>>][] = [
 
 /** The Worker's fetch handler. Never rejects: whatever goes wrong is an OpenAI error body. */
 export async function handle(request: Request, env: Env): Promise<Response> {
-  const requestId = `req_${crypto.randomUUID()}`;
+  const requestId = readRequestId(request.headers) ?? `req_${crypto.randomUUID()}`;
   let response: Response;
   try {
     response = request.method === "OPTIONS" ? preflight() : await router.fetch(request, env, requestId);
   } catch (thrown) {
     response = errorResponse(thrown, requestId);
   }
-  response.headers.set("x-request-id", requestId);
+  response.headers.set(REQUEST_ID_HEADER, requestId);
   for (const [name, value] of Object.entries(CORS_HEADERS)) response.headers.set(name, value);
   return response;
+}
+
+/** The caller's own id, for its logs and ours; one that is not well-formed is as good as none. It need not be unique. */
+function readRequestId(headers: Headers): string | undefined {
+  const id = headers.get(REQUEST_ID_HEADER);
+  return id !== null && /^[A-Za-z0-9._:-]{1,64}$/.test(id) ? id : undefined;
 }
 
 function buildRouter() {

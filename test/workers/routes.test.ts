@@ -22,6 +22,29 @@ describe("routes", () => {
     expect(preflight.headers.get("access-control-allow-methods")).toContain("DELETE");
   });
 
+  it("a caller's request id comes back, and reaches the engine in front of one that is unique", async () => {
+    const { chat, engine } = await makeWorld();
+    // The longest one: with what the edge adds it must still be an id that engines take.
+    const own = `trace-${"1".repeat(58)}`;
+    const answers = [0, 1].map(() => chat("hi", { n: 2 }, { headers: { "x-request-id": own } }));
+    for (const response of await Promise.all(answers)) {
+      expect(response.status).toBe(200);
+      expect(response.headers.get("x-request-id")).toBe(own);
+      await response.text();
+    }
+    const atEngine = (await engine.calls()).map(({ request }) => request.requestId);
+    expect(new Set(atEngine).size).toBe(4);
+    for (const id of atEngine) {
+      expect(id.startsWith(`${own}.`)).toBe(true);
+      expect(id).toMatch(/^[A-Za-z0-9._:-]{1,128}$/);
+    }
+    for (const bad of ["two words", "x".repeat(65), "a,b", ""]) {
+      const response = await edge("/healthz", { headers: { "x-request-id": bad } });
+      await response.text();
+      expect(response.headers.get("x-request-id")).toMatch(/^req_[0-9a-f-]{36}$/);
+    }
+  });
+
   it("unknown paths are 404, known paths with another method 405", async () => {
     const unknown = await edge("/v1/nowhere");
     expect(unknown.status).toBe(404);

@@ -50,12 +50,15 @@ export class TurnRunner {
   #engine: PickedEngine | undefined;
   #firstCall: EngineCall | undefined;
   #maxTokens = 0;
-  #requestCount = 0;
+  /** Callers choose their request ids: two that chose the same must not meet at an engine, where an id is how a call is cancelled. */
+  readonly #callPrefix: string;
+  #callCount = 0;
   #deadline: ReturnType<typeof setTimeout> | undefined;
   #late = false;
 
   constructor(options: RunnerOptions) {
     this.#options = options;
+    this.#callPrefix = `${options.job.requestId}.${crypto.randomUUID()}`;
     // Not closed: only a generation that ends by itself tells how its tokens were computed, and the log needs that to use them again.
     options.stream.gone.addEventListener("abort", () => {
       for (const call of this.#calls) void call.cancel();
@@ -242,11 +245,11 @@ export class TurnRunner {
     const isLogged = index === 0 && job.session !== undefined;
     const { sampling } = job;
     const topP = sampling.topP ?? assets.sampling.topP;
-    this.#requestCount += 1;
+    this.#callCount += 1;
     return {
       version: PROTOCOL_VERSION,
       // Unique per call, so that a cancel never meets another attempt of the same request.
-      requestId: `${job.requestId}.${this.#requestCount}`,
+      requestId: `${this.#callPrefix}.${this.#callCount}`,
       model: job.model,
       namespace: job.namespace,
       session: isLogged && job.session ? sessionOf(job.session.id, parentId) : undefined,
