@@ -2,6 +2,7 @@
 import { spawnSync } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
+import { readGgufVocabulary, sentencePieceTokenizerJson } from "./gguf-vocabulary.ts";
 
 const FOLDER = "../../../shared/data/tokenizers";
 const path = (name: string): string => fileURLToPath(new URL(`${FOLDER}/${name}`, import.meta.url));
@@ -37,4 +38,17 @@ export function readVectors(name: string): SharedTokenizer["vectors"] {
   if (texts.at(-1) === "") texts.pop();
   if (texts.length !== lines.length) throw new Error(`${name}: ${texts.length} texts, ${lines.length} lines of ids`);
   return texts.map((text, index) => ({ text, ids: (lines[index] as string).split(" ").filter(Boolean).map(Number) }));
+}
+
+/** The models whose vocabularies are shared: GPT-2 and Qwen2 are byte-level, Phi-3 is in the manner of SentencePiece. */
+export const SHARED_MODELS = ["GPT-2", "Qwen2", "Phi-3"] as const;
+
+/** {@link loadShared} by the model's name. */
+export function loadSharedModel(model: (typeof SHARED_MODELS)[number]): SharedTokenizer | string {
+  if (model === "GPT-2") return loadShared("gpt2.tokenizer.json", "ggml-vocab-gpt-2.gguf");
+  if (model === "Qwen2") return loadShared("qwen2.tokenizer.json.xz", "ggml-vocab-qwen2.gguf");
+  const name = "ggml-vocab-phi-3.gguf";
+  if (!existsSync(path(name))) return `skipped: ../shared/data/tokenizers/${name} is absent`;
+  const tokenizerJson = sentencePieceTokenizerJson(readGgufVocabulary(readFileSync(path(name))));
+  return { tokenizerJson, vectors: readVectors(name) };
 }

@@ -1,0 +1,74 @@
+import { describe, expect, it } from "vitest";
+import { normalizeText } from "../../tokenizer/mark-order.ts";
+import { compileTokenizer, openTokenizer } from "../../tokenizer/open.ts";
+import { randomOf } from "./mixed-text.ts";
+import { loadSharedModel, SHARED_MODELS } from "./shared-data.ts";
+
+const MILLION = 1_000_000;
+/** Enough where quadratic work would show as well. */
+const LONG = 240_000;
+const random = randomOf(5);
+const word = Array.from({ length: MILLION }, () => String.fromCharCode(97 + Math.floor(random() * 26))).join("");
+/** Two marks whose canonical order is the other one: normalizing by insertion moves each past all of the others. */
+const marks = "\u0301\u0323";
+
+/** Quadratic work on any of these would take from minutes to days; linear work takes a second or two on a busy machine. */
+const WORST_MS_MAX = 20_000;
+const texts: readonly [string, string][] = [
+  ["100,000 equal letters", "a".repeat(100_000)],
+  ["a word of a million letters", word],
+  ["spaces", " ".repeat(LONG)],
+  ["line breaks", "\n".repeat(LONG)],
+  ["white space before a word", `${" \t\u3000".repeat(LONG / 4)}x`],
+  ["emoji joined to one", "👩‍".repeat(LONG / 3)],
+  ["combining marks", `a${marks.repeat(LONG / 4)}`],
+  ["halves of pairs", "\ud83d".repeat(LONG / 2)],
+  ["apostrophes", "'".repeat(LONG)],
+  ["digits", "7".repeat(LONG)],
+  ["beginnings of control tokens", "<|".repeat(LONG / 2)],
+];
+
+for (const model of SHARED_MODELS) {
+  const shared = loadSharedModel(model);
+  if (typeof shared === "string") {
+    it.skip(`worst cases of ${model} (${shared})`, () => {});
+    continue;
+  }
+  describe(`worst cases of ${model}`, () => {
+    const json = { ...(shared.tokenizerJson as object) };
+    // As the published file of Qwen2 has it; the shared one was made without.
+    const tokenizerJson = model === "Qwen2" ? { ...json, normalizer: { type: "NFC" } } : json;
+    const tokenizerTables = (compileTokenizer(tokenizerJson) as Uint8Array<ArrayBuffer>).buffer;
+    const { tokenizer } = openTokenizer({ tokenizerTables, tokenizerConfig: {} });
+
+    it.each(texts)("%s", { timeout: WORST_MS_MAX * 2 }, (_, text) => {
+      const began = performance.now();
+      const ids = tokenizer.encode(text);
+      expect(performance.now() - began).toBeLessThan(WORST_MS_MAX);
+      const wellFormed = text.toWellFormed();
+      expect(tokenizer.decode(ids)).toBe(model === "Qwen2" ? normalizeText(wellFormed, "NFC") : wellFormed);
+    });
+  });
+}
+
+describe("normalizing", () => {
+  it("equals the runtime's, also for long runs of marks of any classes", () => {
+    // Marks of many classes, ones that decompose, starters among marks, letters that become marks.
+    const alphabet = [
+      ..."\u0301\u0323\u0334\u0345\u05b0\u0344\u0340\u0f71\u0f72\u0f73\u3099\uff9e\u20dd\u0903\u{1d165}\u{1d16e}e\u1100",
+    ];
+    const runs = randomOf(9);
+    let longest = 0;
+    for (let round = 0; round < 200; round++) {
+      const from = Math.floor(runs() * alphabet.length);
+      const some = alphabet.slice(from, from + 2 + Math.floor(runs() * 8));
+      const length = Math.floor(runs() * 200);
+      const text = `e${Array.from({ length }, () => some[Math.floor(runs() * some.length)]).join("")}x`;
+      longest = Math.max(longest, text.length);
+      for (const form of ["NFC", "NFD", "NFKC", "NFKD"] as const) {
+        expect(normalizeText(text, form)).toBe(text.normalize(form));
+      }
+    }
+    expect(longest).toBeGreaterThan(150);
+  });
+});
