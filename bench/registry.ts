@@ -13,6 +13,10 @@ export const benches: Readonly<Record<string, BenchEntry>> = {
     summary: "multi-turn sessions against the edge or an engine: latencies, errors, reuse",
     load: async () => (await import("./load/load.ts")).loadBench,
   },
+  recall: {
+    summary: "share of right answers by kind of question, length of the context and selection policy",
+    load: async () => (await import("./recall/recall.ts")).recallBench,
+  },
   "make-shape": {
     summary: "seeded random weights of a shape, as a HF folder and as GGUF, for comparisons with peers",
     load: async () => (await import("./make-shape/make-shape.ts")).makeShapeBench,

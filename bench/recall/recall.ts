@@ -1,0 +1,196 @@
+/** `npm run bench -- recall`: what share of questions a model answers rightly, by kind, length and selection policy. */
+
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { openModelFolder } from "../../cli/model-folder.ts";
+import { UsageError } from "../../cli/usage-error.ts";
+import { BLOCK_TOKENS } from "../../kernels/contract.ts";
+import { openDevice } from "../../kernels/open.ts";
+import { readConfig } from "../../models/config.ts";
+import type { ModelRunner } from "../../models/contract.ts";
+import { openModel } from "../../models/open.ts";
+import { policyNamed } from "../../models/selection/registry.ts";
+import type { SelectionPolicyName } from "../../protocol/generate.ts";
+import type { ChatMessage, ChatTemplate, Tokenizer } from "../../tokenizer/contract.ts";
+import { openTokenizer } from "../../tokenizer/open.ts";
+import { type BenchContext, type BenchResult, defineBench } from "../bench.ts";
+import { isRight, passageOf, type RecallCase, readCases, userMessage } from "./cases.ts";
+import { type RecallValues, recallFlags } from "./flags.ts";
+import { type RecallCount, type RecallRow, recallLines, recallRow } from "./report.ts";
+import { poolCounts, Sequence } from "./sequence.ts";
+
+const rowsMax = 256;
+const replyTokensMax = 64;
+/** Tokens between a question's first and its answer that a template may add. */
+const markerTokens = 16;
+
+/** The benchmark. */
+export const recallBench = defineBench({
+  summary:
+    "Asks a model about passages of held-out books with facts in them. The passage is read densely, once; each policy then\n" +
+    "reads the question and answers. A reply is right when it holds what was asked for. Nothing but the model and its kernels runs:\n" +
+    "no engine, no edge, no store. What the figures mean: bench/README.md.",
+  flags: recallFlags,
+  run: runRecall,
+});
+
+/** A model with its words. */
+interface Subject {
+  runner: ModelRunner;
+  sequence: Sequence;
+  tokenizer: Tokenizer;
+  template: ChatTemplate;
+}
+
+async function runRecall(values: RecallValues, context: BenchContext): Promise<BenchResult> {
+  const { sentences, cases } = await readCases(values["case-file"]);
+  const kinds = values.kinds ?? [...new Set(cases.map(({ kind }) => kind))];
+  for (const kind of kinds) {
+    if (!cases.some((each) => each.kind === kind)) throw new UsageError(`--kinds: the file has no cases "${kind}"`);
+  }
+  // A reply may be longer than the answer that its passage left room for.
+  const repliesTokensMax = Math.max(...cases.map(({ turns }) => turns.length)) * replyTokensMax;
+  const { device, subject } = await openSubject(values, repliesTokensMax);
+  try {
+    const sentenceTokens = sentences.map((sentence) => subject.tokenizer.encode(sentence).length);
+    const count = (text: string): number => subject.tokenizer.encode(text).length;
+    const rows: RecallRow[] = [];
+    for (const lengthTokens of values.lengths) {
+      for (const kind of kinds) {
+        const asked = cases.filter((each) => each.kind === kind).slice(0, values.cases);
+        const passages = asked.map((each) =>
+          passageOf(each, sentences, { tokens: lengthTokens, sentenceTokens, count }),
+        );
+        const counts = await askAll(subject, values, asked, passages, context.signal);
+        if (counts === undefined) break;
+        for (const [policy, each] of counts) rows.push(recallRow({ kind, lengthTokens, policy }, each));
+        context.progress(recallLines(rows.slice(-counts.size)).slice(1).join("\n"));
+      }
+    }
+    for (const line of recallLines(rows)) context.print(line);
+    const { model, weights, kv, budget } = values;
+    const settings = { model, weights, kv, budget, cases: values.cases, device: device.report.description };
+    return { ok: true, data: { settings, interrupted: context.signal.aborted, rows } };
+  } finally {
+    await device.close();
+  }
+}
+
+async function openSubject(values: RecallValues, repliesTokensMax: number) {
+  const folder = (await openModelFolder(values.model)).path;
+  const config = await readConfig(folder);
+  const longest = Math.max(...values.lengths);
+  if (longest > config.contextTokensMax) {
+    throw new UsageError(`--lengths: ${longest} is more than the model's context of ${config.contextTokensMax} tokens`);
+  }
+  const readJson = async (name: string) => JSON.parse(await readFile(join(folder, name), "utf8"));
+  const words = openTokenizer({
+    tokenizerJson: await readJson("tokenizer.json"),
+    tokenizerConfig: await readJson("tokenizer_config.json"),
+  });
+  const device = await openDevice({
+    kind: values.device,
+    ...(values.threads === undefined ? {} : { threads: values.threads }),
+  });
+  const contextTokens = Math.min(longest + repliesTokensMax, config.contextTokensMax);
+  const summaryKinds = values.policy.flatMap((name) => policyNamed(name).summary ?? []);
+  const runner = await openModel({
+    folder,
+    device,
+    encoding: values.weights,
+    kv: {
+      encoding: values.kv,
+      summaryKinds: [...new Set(summaryKinds)],
+      ...poolCounts({ layerCount: config.layerCount, contextTokens, rowsMax }),
+    },
+    rowsMax,
+  });
+  return { device, subject: { runner, sequence: new Sequence(runner, contextTokens), ...words } satisfies Subject };
+}
+
+/** Counts of each policy over `asked`; undefined if the run was stopped before the last case. */
+async function askAll(
+  subject: Subject,
+  values: RecallValues,
+  asked: readonly RecallCase[],
+  passages: readonly string[],
+  signal: AbortSignal,
+): Promise<Map<SelectionPolicyName, RecallCount> | undefined> {
+  const counts = new Map<SelectionPolicyName, RecallCount>(
+    values.policy.map((policy) => [policy, { cases: 0, right: 0, pagesSelected: 0, pagesInContext: 0 }]),
+  );
+  try {
+    for (const [index, question] of asked.entries()) {
+      await askOne(subject, values, { question, passage: passages[index] as string, counts, signal });
+    }
+    return counts;
+  } catch (error) {
+    if (signal.aborted) return undefined;
+    throw error;
+  }
+}
+
+async function askOne(
+  subject: Subject,
+  values: RecallValues,
+  options: {
+    question: RecallCase;
+    passage: string;
+    counts: ReadonlyMap<SelectionPolicyName, RecallCount>;
+    signal: AbortSignal;
+  },
+): Promise<void> {
+  const { question, passage, counts, signal } = options;
+  const { sequence, tokenizer } = subject;
+  const prompt = encodePrompt(subject, [userMessage(question, 0, passage)]);
+  const questionTokens = tokenizer.encode(question.turns[0]?.ask ?? "").length + markerTokens;
+  const kept = Math.max(0, Math.floor((prompt.length - questionTokens) / BLOCK_TOKENS) * BLOCK_TOKENS);
+  sequence.rewind(0);
+  await sequence.read(prompt.slice(0, kept), signal);
+  for (const [policy, count] of counts) {
+    sequence.rewind(kept);
+    const plan = policyNamed(policy).plan(values.budget);
+    const reply = await converse(subject, { question, passage, plan, rest: prompt.slice(kept), signal });
+    count.cases += 1;
+    count.right += isRight(reply, question.turns.at(-1)?.expect ?? []) ? 1 : 0;
+    count.pagesSelected += sequence.traffic.pagesSelected;
+    count.pagesInContext += sequence.traffic.pagesInContext;
+  }
+}
+
+/** The reply to the last turn; earlier replies are the model's own. */
+async function converse(
+  subject: Subject,
+  options: {
+    question: RecallCase;
+    passage: string;
+    plan: ReturnType<ReturnType<typeof policyNamed>["plan"]>;
+    rest: readonly number[];
+    signal: AbortSignal;
+  },
+): Promise<string> {
+  const { question, passage, plan, signal } = options;
+  const { sequence, tokenizer, template, runner } = subject;
+  const endIds = runner.config.eosTokenIds;
+  const messages: ChatMessage[] = [];
+  let prompt = options.rest;
+  let reply = "";
+  for (let turn = 0; turn < question.turns.length; turn++) {
+    messages.push(userMessage(question, turn, passage));
+    const ids = await sequence.answer(prompt, { plan, tokensMax: replyTokensMax, endIds, signal });
+    const ended = endIds.includes(ids.at(-1) as number);
+    reply = tokenizer.decode(ended ? ids.slice(0, -1) : ids);
+    if (turn === question.turns.length - 1) break;
+    const said = template.render(messages, { addGenerationPrompt: true }) + reply;
+    messages.push({ role: "assistant", content: reply });
+    const next = [...messages, userMessage(question, turn + 1, passage)];
+    const following = template.render(next, { addGenerationPrompt: true }).slice(said.length);
+    // The last id of a reply is not in the cache yet; an end token is what the template writes next.
+    prompt = [...(ended ? [] : ids.slice(-1)), ...tokenizer.encode(following, { special: true })];
+  }
+  return reply;
+}
+
+function encodePrompt({ tokenizer, template }: Subject, messages: readonly ChatMessage[]): number[] {
+  return tokenizer.encode(template.render(messages, { addGenerationPrompt: true }), { special: true });
+}

@@ -1,0 +1,144 @@
+/** One sequence on a model runner, without an engine: text is read, questions run under a plan, and the text is kept for the next plan. */
+import { BLOCK_TOKENS, type SampleRow, type SelectionPlan, type SliceTraffic } from "../../kernels/contract.ts";
+import type { ModelRunner } from "../../models/contract.ts";
+import { GROUP_TOKENS } from "../../models/selection/policy.ts";
+import { assert } from "../../protocol/assert.ts";
+
+/** No penalties, no bias, no noise. */
+const GREEDY: Omit<SampleRow, "row" | "position"> = {
+  temperature: 0,
+  topK: 0,
+  topP: 1,
+  minP: 0,
+  frequencyPenalty: 0,
+  presencePenalty: 0,
+  repetitionPenalty: 1,
+  seenIds: new Uint32Array(0),
+  seenCounts: new Uint32Array(0),
+  biasIds: new Uint32Array(0),
+  biasValues: new Float32Array(0),
+  seed: 0,
+};
+
+/** Pool counts for one {@link Sequence} of `contextTokens`, in steps of up to `rowsMax` rows. */
+export function poolCounts(options: { layerCount: number; contextTokens: number; rowsMax: number }) {
+  const blocks = Math.ceil(options.contextTokens / BLOCK_TOKENS);
+  return {
+    blockCount: blocks * options.layerCount,
+    summarySlotCount: blocks,
+    openSlotCount: openSlotCount(options.rowsMax),
+  };
+}
+
+function openSlotCount(rowsMax: number): number {
+  return Math.ceil(rowsMax / BLOCK_TOKENS) + 1;
+}
+
+/** Owns the whole pool of its runner; everything stays resident. */
+export class Sequence {
+  readonly #runner: ModelRunner;
+  readonly #blockCapacity: number;
+  readonly #blockIds: Int32Array;
+  readonly #summarySlots: Int32Array;
+  #length = 0;
+  #turnStart = 0;
+  #traffic: SliceTraffic = noTraffic();
+
+  constructor(runner: ModelRunner, contextTokens: number) {
+    const { layerCount } = runner.config;
+    this.#runner = runner;
+    this.#blockCapacity = Math.ceil(contextTokens / BLOCK_TOKENS);
+    this.#blockIds = Int32Array.from({ length: layerCount * this.#blockCapacity }, (_, id) => id);
+    this.#summarySlots = Int32Array.from({ length: this.#blockCapacity }, (_, slot) => slot);
+  }
+
+  /** What steps have read since {@link rewind}. */
+  get traffic(): SliceTraffic {
+    return this.#traffic;
+  }
+
+  /** Forgets everything from `tokenCount` on, which is at a block's border. */
+  rewind(tokenCount: number): void {
+    assert(tokenCount % BLOCK_TOKENS === 0 && tokenCount <= this.#length, "a sequence goes back to a block's border");
+    this.#length = tokenCount;
+    this.#traffic = noTraffic();
+  }
+
+  /** Reads a text densely; nothing is sampled. */
+  async read(ids: readonly number[], signal: AbortSignal): Promise<void> {
+    this.#turnStart = this.#length;
+    await this.#append(ids, { kind: "dense" }, signal, false);
+  }
+
+  /** Reads the rest of a turn's prompt and answers it, all under `plan`; the reply's ids, its end token included if it came. */
+  async answer(
+    ids: readonly number[],
+    options: { plan: SelectionPlan; tokensMax: number; endIds: readonly number[]; signal: AbortSignal },
+  ): Promise<number[]> {
+    const { plan, tokensMax, endIds, signal } = options;
+    this.#turnStart = this.#length;
+    const reply = [await this.#append(ids, plan, signal, true)];
+    while (reply.length < tokensMax && !endIds.includes(reply.at(-1) as number)) {
+      reply.push(await this.#append(reply.slice(-1), plan, signal, true));
+    }
+    return reply;
+  }
+
+  /** Steps over `ids`; the greedy token behind the last, or -1 if it is not `sampled`. */
+  async #append(ids: readonly number[], plan: SelectionPlan, signal: AbortSignal, sampled: boolean): Promise<number> {
+    const { rowsMax } = this.#runner;
+    let token = -1;
+    for (let start = 0; start < ids.length; start += rowsMax) {
+      signal.throwIfAborted();
+      const chunk = ids.slice(start, start + rowsMax);
+      const isLast = start + rowsMax >= ids.length;
+      token = await this.#step(chunk, plan, sampled && isLast);
+    }
+    return token;
+  }
+
+  async #step(ids: readonly number[], plan: SelectionPlan, sampled: boolean): Promise<number> {
+    const position = this.#length;
+    const rowCount = ids.length;
+    const firstBlock = Math.floor(position / BLOCK_TOKENS);
+    const lastBlock = Math.floor((position + rowCount - 1) / BLOCK_TOKENS);
+    const slotCount = openSlotCount(this.#runner.rowsMax);
+    const starts = ids.map((_, row) => row).filter((row) => row === 0 || this.#isGroupStart(position + row));
+    const [result] = await this.#runner.step([
+      {
+        slice: {
+          position,
+          rowCount,
+          blockIds: this.#blockIds,
+          blockCapacity: this.#blockCapacity,
+          summarySlots: this.#summarySlots,
+          openSlots: Int32Array.from({ length: lastBlock - firstBlock + 1 }, (_, i) => (firstBlock + i) % slotCount),
+          groupStarts: Int32Array.from(starts),
+          plan,
+        },
+        tokens: Uint32Array.from(ids),
+        exact: true,
+        ...(sampled ? { sample: { ...GREEDY, position: position + rowCount } } : {}),
+      },
+    ]);
+    assert(result !== undefined && result.misses.length === 0, "every block of the sequence is resident");
+    this.#length += rowCount;
+    addTraffic(this.#traffic, result.traffic);
+    return result.sample?.tokenId ?? -1;
+  }
+
+  #isGroupStart(position: number): boolean {
+    return (position - this.#turnStart) % GROUP_TOKENS === 0;
+  }
+}
+
+function noTraffic(): SliceTraffic {
+  return { pagesSelected: 0, pagesInContext: 0, kvBytes: 0, metadataBytes: 0 };
+}
+
+function addTraffic(sum: SliceTraffic, traffic: SliceTraffic): void {
+  sum.pagesSelected += traffic.pagesSelected;
+  sum.pagesInContext += traffic.pagesInContext;
+  sum.kvBytes += traffic.kvBytes;
+  sum.metadataBytes += traffic.metadataBytes;
+}

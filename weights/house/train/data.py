@@ -1,0 +1,216 @@
+"""Conversations for training: book text with facts in it, and questions about them, one conversation per sequence.
+
+Everything is a function of (seed, step): a run that goes on from a checkpoint sees the batches that it would have seen.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+
+import topics
+from tokenizer import IM_END, IM_START
+from words import CONTINUED, INTROS, SYSTEMS, TALK, draw
+
+KINDS = {"single": 0.25, "multi-key": 0.3, "absent": 0.1, "multi-value": 0.1, "table": 0.08, "variable": 0.07, "quote": 0.1}
+PASSAGE_TOKENS_MIN = 64
+# Share of a sequence that facts, questions and answers may take.
+TOLD_SHARE_MAX = 0.6
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`tokens` per sequence, `rows` sequences per step. Once the retrieval loss is below `leave_below`, the next stage begins."""
+
+    tokens: int
+    rows: int
+    leave_below: float
+
+
+class Codec:
+    """Texts to ids, with the pieces of ChatML at hand."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.im_start, self.im_end = tokenizer.token_to_id(IM_START), tokenizer.token_to_id(IM_END)
+        self.assistant, self.newline = self("assistant\n"), self("\n")
+        self.stops = {self(stop)[0]: self(f"{stop}\n\n") for stop in ".!?"}
+
+    def __call__(self, text):
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+
+class Writer:
+    """A sequence under construction: ids, and which of them are an answer's."""
+
+    def __init__(self, codec):
+        self.codec, self.ids, self.graded = codec, [], []
+
+    def add(self, ids, graded=False):
+        self.ids += ids
+        self.graded += [graded] * len(ids)
+
+    def user(self, *parts):
+        self.add([self.codec.im_start])
+        for part in parts:
+            self.add(part)
+        self.add([self.codec.im_end, *self.codec.newline])
+
+    def assistant(self, answer):
+        self.add([self.codec.im_start, *self.codec.assistant])
+        self.add([*self.codec(answer), self.codec.im_end], graded=True)
+        self.add(self.codec.newline)
+
+
+def draw_topic(random, names, books, decode, tokens):
+    """A topic of a random kind whose size goes with the length of the sequence."""
+    kind = random.choice(list(KINDS), p=list(KINDS.values()))
+    few = int(min(4, max(1, tokens // 256)))
+    many = int(random.integers(2, 3 + min(24, tokens // 96)))
+    match kind:
+        case "single":
+            return topics.single(random, names, int(random.integers(1, few + 1)))
+        case "multi-key":
+            return topics.multi_key(random, names, many, min(few, many))
+        case "absent":
+            return topics.absent(random, names, many)
+        case "multi-value":
+            return topics.multi_value(random, names, 2 if few < 2 else int(random.integers(2, 4)))
+        case "table":
+            return topics.table(random, names, many, min(few, many))
+        case "variable":
+            return topics.variable(random, names, int(random.integers(1, 2 + min(2, few))))
+        case _:
+            return topics.quote(random, names, [decode(ids) for ids in books.sentence_pair(random)])
+
+
+def encode_topic(codec, topic):
+    """The topic's texts and its questions' as ids."""
+    items = [codec(item) for item in topic.items]
+    questions = [(codec("user\n" + q.ask), codec(" " + q.ask), codec(q.ask), q.answer) for q in topic.questions]
+    cost = sum(map(len, items)) + sum(2 * len(ask) + 12 + len(codec(answer)) for ask, _, _, answer in questions)
+    return items, questions, cost
+
+
+def interleave(random, books, topics_items, tokens_max):
+    """A passage with every topic's items between its sentences, those of one topic in their order. None if there is no room."""
+    used = sum(len(item) for items in topics_items for item in items)
+    if tokens_max - used < PASSAGE_TOKENS_MIN:
+        return None
+    joints = books.passage(random, tokens_max - used)
+    placed = []
+    for items in topics_items:
+        cuts = np.sort(random.integers(0, len(joints), len(items)))
+        placed += [(int(cut), float(random.random()), item) for cut, item in zip(cuts, items)]
+    # A stable order at one joint that keeps each topic's own: sort by joint only, after a shuffle of whole topics.
+    placed.sort(key=lambda entry: entry[0])
+    out, at = [], 0
+    for cut, _, item in placed:
+        out += books.ids[joints[at] : joints[cut]].tolist() + item
+        at = cut
+    return out + books.ids[joints[at] : joints[-1]].tolist()
+
+
+def ask_after(random, codec, passage, question):
+    """Ids of a passage and a question behind it: in the same paragraph, or in one of its own."""
+    _, inline, alone, _ = question
+    if random.random() < 0.5 and passage[-1] in codec.stops:
+        return [passage[:-1], codec.stops[passage[-1]], alone]
+    return [passage, inline]
+
+
+def conversation(random, codec, books, tokens):
+    """Ids and answer mask of one conversation, `tokens` long both; what is left over at the end is book text behind `<|endoftext|>`."""
+    names = topics.Names(random, "train")
+    question_count = max(1, tokens // int(random.integers(80, 240)))
+    chosen, spent, asked = [], 0, 0
+    while asked < question_count:
+        encoded = encode_topic(codec, draw_topic(random, names, books, lambda ids: codec.tokenizer.decode(ids), tokens))
+        if spent + encoded[2] > tokens * TOLD_SHARE_MAX:
+            if chosen:
+                break
+            continue
+        chosen.append(encoded)
+        spent += encoded[2]
+        asked += len(encoded[1])
+    passage_count = 2 if len(chosen) > 1 and tokens >= 512 and random.random() < 0.3 else 1
+    split = int(random.integers(1, len(chosen))) if passage_count == 2 else len(chosen)
+    parts = [chosen[:split], chosen[split:]][:passage_count]
+    return assemble(random, codec, books, parts, tokens)
+
+
+def assemble(random, codec, books, parts, tokens):
+    """Turns of a conversation; `parts`: the encoded topics of each passage."""
+    plan = []
+    waiting = []
+    for number, part in enumerate(parts):
+        waiting += [question for _, questions, _ in part for question in questions]
+        random.shuffle(waiting)
+        # Some questions wait until more text has come.
+        now = len(waiting) if number == len(parts) - 1 else max(1, len(waiting) // 2)
+        plan.append(([items for items, _, _ in part], waiting[:now]))
+        waiting = waiting[now:]
+    # Lengths first: whatever the turns leave is the passages'.
+    random_state = random.bit_generator.state
+    empty = write_turns(random, codec, plan, [[codec(".")[0]]] * len(plan))
+    room = tokens - len(empty.ids)
+    weights = random.dirichlet([2.0] * len(plan)) * 0.8 + 0.2 / len(plan)
+    passages = [interleave(random, books, items, int(room * weight)) for (items, _), weight in zip(plan, weights)]
+    if any(passage is None for passage in passages):
+        return None
+    random.bit_generator.state = random_state
+    writer = write_turns(random, codec, plan, passages)
+    rest = tokens - len(writer.ids)
+    if rest < 0:
+        return None
+    start = int(random.integers(0, len(books.ids) - rest))
+    if rest > 0:
+        writer.add([books.end_of_text, *books.ids[start : start + rest - 1].tolist()])
+    return writer.ids, writer.graded
+
+
+def write_turns(random, codec, plan, passages):
+    """Draws the small talk and writes everything; equal states of `random` draw the same."""
+    writer = Writer(codec)
+    if random.random() < 0.1:
+        writer.add([codec.im_start, *codec("system\n" + draw(random, SYSTEMS)), codec.im_end, *codec.newline])
+    for number, ((_, questions), passage) in enumerate(zip(plan, passages)):
+        head = codec("user\n" + (CONTINUED if number > 0 else draw(random, INTROS["train"])))
+        later = questions
+        if random.random() < 0.25:
+            writer.user(head, passage)
+            writer.assistant("I have read it.")
+        else:
+            writer.user(head, *ask_after(random, codec, passage, questions[0]))
+            writer.assistant(questions[0][3])
+            later = questions[1:]
+        for question in later:
+            if random.random() < 0.15:
+                said, reply = draw(random, TALK["train"])
+                writer.user(codec("user\n" + said))
+                writer.assistant(reply)
+            writer.user(question[0])
+            writer.assistant(question[3])
+    return writer
+
+
+def skip_positions(random, tokens, positions_max):
+    """Positions of a sequence with gaps in it (PoSE): distances as they occur in a context of up to `positions_max`."""
+    positions = np.arange(tokens, dtype=np.int64)
+    if random.random() < 0.7:
+        span = int(2 ** random.uniform(7, np.log2(positions_max)))
+        for cut in random.integers(1, tokens, int(random.integers(1, 4))):
+            positions[cut:] += int(random.integers(0, span))
+    return np.minimum(positions, positions_max - 1)
+
+
+def batch(seed, step, stage, codec, books, positions_max):
+    """Step `step`'s inputs: ids `[rows, tokens + 1]`, graded `[rows, tokens + 1]` (bool), positions `[rows, tokens]`."""
+    random = np.random.default_rng([seed, step])
+    ids, graded, positions = [], [], []
+    while len(ids) < stage.rows:
+        made = conversation(random, codec, books, stage.tokens + 1)
+        if made is None:
+            continue
+        ids.append(np.array(made[0], np.int64))
+        graded.append(np.array(made[1], bool))
+        positions.append(skip_positions(random, stage.tokens, positions_max))
+    return np.stack(ids), np.stack(graded), np.stack(positions)
