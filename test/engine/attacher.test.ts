@@ -48,6 +48,7 @@ async function cold(session: TestSession, prompt: readonly number[]): Promise<Tu
       turnStart: session.ids.length,
       spans: session.spans,
       selection: session.selection,
+      topLogprobs: 0,
     }),
   );
 }
@@ -86,12 +87,15 @@ describe.each([
     cut(session, end);
     const prompt = randomIds(3, 40);
     const expected = await cold(session, prompt);
-    const found = await session.fork("s").turn(await open(store, segmentTokens), prompt);
+    const found = await session.fork("s").turn(await open(store, segmentTokens), prompt, { topLogprobs: 0 });
     expect(found.ids).toEqual(expected.ids);
+    expect(found.logprobs).toEqual(expected.logprobs);
+    expect(found.logprobs).toHaveLength(16);
     expect(found.usage.cachedTokens).toBe(name === "dense" ? denseTokens : questTokens);
     expect(found.usage.cachedTokens + found.usage.recomputedTokens).toBe(end);
     // The engine that served it finds whole blocks without the store, and gives the same answer.
-    const again = await session.fork("s").turn(engine, prompt);
+    const again = await session.fork("s").turn(engine, prompt, { topLogprobs: 0 });
+    expect(again.logprobs).toEqual(expected.logprobs);
     expect(again.ids).toEqual(expected.ids);
     expect(again.usage.cachedTokens).toBeGreaterThanOrEqual(Math.floor(end / 64) * 64);
   });
@@ -110,8 +114,11 @@ describe("a query group that was cut", () => {
       cut(session, 416 + 80 + seed + 1);
       const prompt = randomIds(30 + seed, 20);
       const expected = await cold(session, prompt);
-      const found = await session.fork("s").turn(seed % 2 === 0 ? engine : await open(store), prompt);
+      const found = await session
+        .fork("s")
+        .turn(seed % 2 === 0 ? engine : await open(store), prompt, { topLogprobs: 0 });
       expect(found.ids).toEqual(expected.ids);
+      expect(found.logprobs).toEqual(expected.logprobs);
       expect(found.usage.cachedTokens % 16).toBe(0);
       if (expected.ids[0] !== whole.ids[0]) differing += 1;
     }

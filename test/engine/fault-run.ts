@@ -52,6 +52,8 @@ interface Log {
 
 interface Outcome {
   ids: number[];
+  /** Of each token, to the last bit: a wrong byte of KV shows here long before it shows in the text. */
+  logprobs: number[];
   usage: EngineUsage;
   reason: FinishReason;
   spans: Span[];
@@ -158,6 +160,8 @@ class FaultRun {
     this.#checkUsage(fields, outcome);
     const expected = await this.#expected(fields);
     expect(outcome.ids, this.#at(`reply of ${log.id}`)).toEqual(expected.ids.slice(0, outcome.ids.length));
+    const { logprobs } = expected;
+    expect(outcome.logprobs, this.#at(`logprobs of ${log.id}`)).toEqual(logprobs.slice(0, outcome.ids.length));
     if (outcome.reason !== "cancelled") {
       expect(outcome.ids.length, this.#at("length")).toBe(expected.ids.length);
       expect(outcome.spans, this.#at("spans")).toEqual(expected.spans);
@@ -178,6 +182,7 @@ class FaultRun {
       spans: log.spans.map((span) => ({ ...span })),
       maxTokens,
       selection: log.selection,
+      topLogprobs: 0,
       sampling: { ...plain.sampling, temperature: this.#next() < 0.5 ? 0 : 0.8, seed: Math.floor(this.#next() * 1000) },
     };
   }
@@ -207,16 +212,20 @@ class FaultRun {
   #generate(engine: TestEngine, fields: GenerateRequest, abortAfter?: number): Promise<Outcome> {
     return new Promise((resolve, reject) => {
       const ids: number[] = [];
+      const logprobs: number[] = [];
       let terminals = 0;
       const terminal = () => {
         terminals += 1;
         if (terminals > 1) reject(new Error(this.#at("a second terminal event")));
       };
       const ticket = engine.engine.submit(fields, {
-        token: (id) => void ids.push(id),
+        token: (id, logprob) => {
+          ids.push(id);
+          logprobs.push(logprob?.logprob ?? Number.NaN);
+        },
         done: (reason, usage, spans) => {
           terminal();
-          resolve({ ids, usage: structuredClone(usage), reason, spans });
+          resolve({ ids, logprobs, usage: structuredClone(usage), reason, spans });
         },
         failed: (error) => {
           terminal();

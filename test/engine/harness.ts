@@ -80,6 +80,8 @@ export async function openTestEngine(options: TestEngineOptions): Promise<TestEn
 /** What one generation gave. */
 export interface TurnResult {
   ids: number[];
+  /** Of each token, where the request asked for them: a far sharper oracle than the ids. */
+  logprobs: number[];
   usage: EngineUsage;
   reason: FinishReason;
   spans: Span[];
@@ -120,9 +122,13 @@ export function generate(
 ): Promise<TurnResult> {
   return new Promise((resolve, reject) => {
     const ids: number[] = [];
+    const logprobs: number[] = [];
     const ticket = engine.engine.submit(fields, {
-      token: (id) => void ids.push(id),
-      done: (reason, usage, spans) => resolve({ ids, usage: structuredClone(usage), reason, spans }),
+      token: (id, logprob) => {
+        ids.push(id);
+        if (logprob) logprobs.push(logprob.logprob);
+      },
+      done: (reason, usage, spans) => resolve({ ids, logprobs, usage: structuredClone(usage), reason, spans }),
       failed: reject,
     });
     onTicket?.(ticket);
