@@ -10,8 +10,9 @@ import {
 } from "../../protocol/generate.ts";
 import { bytesToIds, idsToBytes } from "../../protocol/ids.ts";
 import type { ChatMessage, ChatTemplate, Tokenizer } from "../../tokenizer/contract.ts";
-import { deleteStoredSession, openEngineCall } from "../../workers/session-log/engine-call.ts";
+import { openEngineCall } from "../../workers/session-log/engine-call.ts";
 import { cutSpans, joinSpans } from "../../workers/session-log/spans.ts";
+import { deleteStored } from "../../workers/session-log/stored-session.ts";
 import { type Conversation, checkUsage, type Target, type TurnCall, TurnError, type TurnUsage } from "./target.ts";
 
 /** How turns are asked for. */
@@ -98,7 +99,7 @@ class EngineConversation implements Conversation {
 
   end(): Promise<void> {
     const { namespace } = this.#options;
-    return deleteStoredSession({ ...this.#peer(), namespace, sessionId: this.#id });
+    return deleteStored({ ...this.#peer(), namespace, sessionId: this.#id });
   }
 
   /** Nobody picks this engine, so nobody asks for its context or name. */

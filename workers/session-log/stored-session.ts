@@ -31,7 +31,7 @@ export async function deleteStored(session: StoredSession): Promise<void> {
  */
 export async function storedStatus(session: StoredSession): Promise<SessionStatus> {
   const response = await post(session, ENGINE_PATHS.sessionStatus, LIMITS.statusMsMax);
-  const status = await response.json<Partial<SessionStatus> | null>().catch(() => null);
+  const status = (await response.json().catch(() => null)) as Partial<SessionStatus> | null;
   const { persistedTokens, generation, pending } = status ?? {};
   if (!Number.isSafeInteger(persistedTokens) || !Number.isSafeInteger(generation) || typeof pending !== "boolean") {
     throw failed(new Error("the status is malformed"));
