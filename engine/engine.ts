@@ -127,6 +127,11 @@ export class Engine {
     return { cancel: () => this.#cancel(sequence) };
   }
 
+  /** Whether a turn of this session is running or on its way to be persisted. */
+  serves(sessionKey: string): boolean {
+    return this.#busySessions.has(sessionKey);
+  }
+
   /** Lets the loop look again. */
   wake(): void {
     this.#awake = true;

@@ -181,8 +181,10 @@ async function serve(options: EngineServerOptions, parts: Parts): Promise<Engine
 function sessionCalls(opened: OpenedEngine, store: PageStore, settings: EngineSettings) {
   return {
     async status(namespace: string, sessionId: string): Promise<SessionStatus> {
-      const known = opened.persister.status(`${namespace}/${sessionId}`);
-      if (known) return known;
+      const sessionKey = `${namespace}/${sessionId}`;
+      const serving = opened.engine.serves(sessionKey);
+      const known = opened.persister.status(sessionKey);
+      if (known) return { ...known, pending: known.pending || serving };
       const signal = AbortSignal.timeout(settings.storeGetMsMax);
       const loaded = await loadManifest(store, opened.keys.of(namespace).session(sessionId), signal).catch(
         () => undefined,
@@ -190,7 +192,7 @@ function sessionCalls(opened: OpenedEngine, store: PageStore, settings: EngineSe
       return {
         persistedTokens: loaded?.manifest.tokenCount ?? 0,
         generation: loaded?.manifest.generation ?? 0,
-        pending: false,
+        pending: serving,
       };
     },
     async delete(namespace: string, sessionId: string): Promise<void> {

@@ -7,7 +7,7 @@ const SEEDS = replayed === undefined ? [1, 2, 3, 4, 5, 6] : [Number(replayed)];
 
 describe("sessions over a faulty store", () => {
   const reports: FaultReport[] = [];
-  it.each(SEEDS)("seed %i", async (seed) => {
+  it.each(SEEDS)("seed %i", { timeout: 60_000 }, async (seed) => {
     reports.push(await faultRun(seed, 12));
   });
 
