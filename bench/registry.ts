@@ -21,4 +21,8 @@ export const benches: Readonly<Record<string, BenchEntry>> = {
     summary: "seeded random weights of a shape, as a HF folder and as GGUF, for comparisons with peers",
     load: async () => (await import("./make-shape/make-shape.ts")).makeShapeBench,
   },
+  decode: {
+    summary: "time and bytes of one more token, by context, selection policy and budget",
+    load: async () => (await import("./decode/decode.ts")).decodeBench,
+  },
 };

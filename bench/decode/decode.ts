@@ -1,0 +1,100 @@
+/** `npm run bench -- decode`: what one more token costs, by context, policy and budget. */
+import { parseBytes, parseChoice, parseInteger } from "../../cli/flags.ts";
+import { policyNamed } from "../../models/selection/registry.ts";
+import type { SelectionPolicyName } from "../../protocol/generate.ts";
+import { defineBench } from "../bench.ts";
+import { type Column, renderTable } from "../table.ts";
+import { openBenchModel } from "./bench-model.ts";
+import { fillRandom } from "./fill-random.ts";
+import { budgetFlag, contextsFlag, modelFlags, policiesFlag } from "./flags.ts";
+import { type DecodeRow, listCases, measureDecode } from "./measure-decode.ts";
+
+const columns: readonly Column<DecodeRow>[] = [
+  { header: "context", cell: (row) => String(row.contextTokens) },
+  { header: "policy", align: "left", cell: (row) => row.policy },
+  { header: "budget", cell: (row) => String(row.budgetTokens ?? "-") },
+  { header: "ms/token p50", cell: (row) => row.msPerToken.p50.toFixed(2) },
+  { header: "min", cell: (row) => row.msPerToken.min.toFixed(2) },
+  { header: "tokens/s", cell: (row) => row.tokensPerS.toFixed(1) },
+  { header: "KV MB/token", cell: (row) => (row.kvBytesPerToken / 1e6).toFixed(2) },
+  { header: "metadata MB/token", cell: (row) => (row.metadataBytesPerToken / 1e6).toFixed(2) },
+  { header: "pages %", cell: (row) => (row.pagesShare * 100).toFixed(1) },
+];
+
+/** Lines of the table of some rows. */
+export function decodeTable(rows: readonly DecodeRow[]): string[] {
+  return renderTable(columns, rows);
+}
+
+/** The summary kinds that some policies score by. */
+export function summaryKindsOf(policies: readonly SelectionPolicyName[]) {
+  const kinds = policies.map((name) => policyNamed(name).summary).filter((kind) => kind !== undefined);
+  return [...new Set(kinds)];
+}
+
+const decodeFlags = {
+  ...modelFlags,
+  contexts: contextsFlag("0,1024,4096,16384,32768,65536"),
+  policies: policiesFlag("dense,quest,mean-deviation"),
+  budget: budgetFlag("1024,2048"),
+  fill: {
+    help: "how contexts are filled: random (seeded keys and values, no prefill)",
+    placeholder: "HOW",
+    fallback: "random",
+    parse: parseChoice(["random"]),
+  },
+  tokens: {
+    help: "tokens decoded per case",
+    placeholder: "COUNT",
+    fallback: "32",
+    parse: parseInteger({ min: 1, max: 4096 }),
+  },
+  kv: { help: "encoding of sealed KV", placeholder: "KIND", fallback: "int8", parse: parseChoice(["int8", "f32"]) },
+  memory: {
+    help: "memory of the device, such as 2G (default: all it can have)",
+    placeholder: "SIZE",
+    parse: parseBytes,
+  },
+} as const;
+
+/** The benchmark as the registry names it. */
+export const decodeBench = defineBench({
+  summary:
+    "Decodes one sequence behind contexts filled with seeded KV: time, bytes of KV and bytes of metadata per token.",
+  flags: decodeFlags,
+  async run(values, context) {
+    const { contexts, policies, budget, tokens, memory, kv, ...rest } = values;
+    const contextTokens = Math.max(...contexts) + tokens;
+    const summaryKinds = summaryKindsOf(policies);
+    const model = await openBenchModel({
+      ...rest,
+      ...{ contextTokens, summaryKinds, kvEncoding: kv, memoryBytesMax: memory },
+    });
+    try {
+      context.progress(`filling ${Math.max(...contexts)} tokens`);
+      await fillRandom(model, rest.seed, Math.max(...contexts));
+      const rows: DecodeRow[] = [];
+      for (const item of listCases(contexts, policies, budget)) {
+        if (context.signal.aborted) break;
+        rows.push(await measureDecode(model, item, { tokenCount: tokens, signal: context.signal }));
+        context.progress(decodeTable(rows.slice(-1))[1]!);
+      }
+      const device = model.device.report.description;
+      const rssBytes = process.memoryUsage.rss();
+      const { weightBytes, poolBytes } = model.memory;
+      const aboveBytes = rssBytes - weightBytes - poolBytes;
+      context.print(`${values.model ?? values.shape}, ${device}, int8 weights, ${kv} KV, one sequence`);
+      for (const line of decodeTable(rows)) context.print(line);
+      context.print(
+        `memory: ${megabytes(weightBytes)} weights, ${megabytes(poolBytes)} KV pool, ${megabytes(aboveBytes)} above them resident`,
+      );
+      return { ok: true, data: { settings: values, device, rows, memory: { ...model.memory, rssBytes, aboveBytes } } };
+    } finally {
+      await model.close();
+    }
+  },
+});
+
+function megabytes(bytes: number): string {
+  return `${(bytes / 1e6).toFixed(0)} MB`;
+}

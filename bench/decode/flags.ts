@@ -1,0 +1,72 @@
+/** Flags that the benchmarks of whole models share. */
+import { type Flag, parseInteger, parseText } from "../../cli/flags.ts";
+import { UsageError } from "../../cli/usage-error.ts";
+import { splitBudget } from "../../models/selection/policy.ts";
+import { POLICY_NAMES } from "../../models/selection/registry.ts";
+import type { SelectionPolicyName } from "../../protocol/generate.ts";
+import { seedFlag } from "../make-shape/make-shape.ts";
+import { shapeFlag } from "../shapes.ts";
+
+const CONTEXT_TOKENS_MAX = 1_048_576;
+
+/** Items between commas, none twice. */
+export function parseList<T>(parseItem: (text: string) => T): (text: string) => T[] {
+  return (text) => {
+    const items = text.split(",").map((item) => parseItem(item.trim()));
+    if (new Set(items).size !== items.length) throw new UsageError("must not name anything twice");
+    return items;
+  };
+}
+
+function parsePolicy(text: string): SelectionPolicyName {
+  const found = POLICY_NAMES.find((name) => name === text);
+  if (found === undefined) throw new UsageError(`must be of ${POLICY_NAMES.join(", ")}`);
+  return found;
+}
+
+function parseBudgetTokens(text: string): number {
+  const budgetTokens = parseInteger({ min: 1, max: CONTEXT_TOKENS_MAX })(text);
+  try {
+    splitBudget(budgetTokens);
+  } catch (error) {
+    throw new UsageError((error as Error).message.replace("budget_tokens ", "").replace(/\.$/, ""));
+  }
+  return budgetTokens;
+}
+
+/** `--threads`. */
+export const threadsFlag: Flag<number> = {
+  help: "threads of the device (default: the cores there are, at most 8)",
+  placeholder: "COUNT",
+  parse: parseInteger({ min: 1, max: 64 }),
+};
+
+/** What is measured, and with how many threads. */
+export const modelFlags = {
+  shape: shapeFlag,
+  model: {
+    help: "a HF folder or GGUF file instead of the shape's seeded weights",
+    placeholder: "PATH",
+    parse: parseText,
+  },
+  threads: threadsFlag,
+  seed: seedFlag,
+} as const;
+
+/** `--contexts`: tokens before the first measured one. */
+export function contextsFlag(fallback: string) {
+  const parse = parseList(parseInteger({ min: 0, max: CONTEXT_TOKENS_MAX }));
+  return { help: "tokens of context, between commas", placeholder: "LIST", fallback, parse } as const;
+}
+
+/** `--policies`. */
+export function policiesFlag(fallback: string) {
+  const help = `selection policies: ${POLICY_NAMES.join(", ")}`;
+  return { help, placeholder: "LIST", fallback, parse: parseList(parsePolicy) } as const;
+}
+
+/** `--budget`. */
+export function budgetFlag(fallback: string) {
+  const help = "budgets of the policies in tokens, between commas";
+  return { help, placeholder: "LIST", fallback, parse: parseList(parseBudgetTokens) } as const;
+}
