@@ -9,7 +9,7 @@ import {
 import { QuireError } from "../protocol/errors.ts";
 import type { ModelConfig } from "./contract.ts";
 import { Fingerprint } from "./fingerprint.ts";
-import { parameterCount } from "./plan-memory.ts";
+import { parameterCount, tableEncoding } from "./plan-memory.ts";
 import type { RowRange, TensorSource } from "./tensor-source.ts";
 
 /** A projection into heads: matrix `[heads * headDim, width]`, bias f32 `[heads * headDim]`, norm of each head f32 `[headDim]`. */
@@ -71,13 +71,13 @@ export async function loadLlamaWeights(
   const { config } = options;
   const loader = new TensorLoader(options);
   const { width, vocabularySize } = config;
-  const embeddings = await loader.matrix("model.embed_tokens.weight", vocabularySize, width);
+  const embeddings = await loader.table("model.embed_tokens.weight", vocabularySize, width);
   const layers: LayerWeights[] = [];
   for (let layer = 0; layer < config.layerCount; layer++) layers.push(await loadLayer(loader, config, layer));
   const finalNorm = await loader.vector("model.norm.weight", width);
   // Tied checkpoints may carry a copy of the embeddings under this name; HF does not read it either.
   if (config.tiedEmbeddings) loader.ignore("lm_head.weight");
-  const head = config.tiedEmbeddings ? embeddings : await loader.matrix("lm_head.weight", vocabularySize, width);
+  const head = config.tiedEmbeddings ? embeddings : await loader.table("lm_head.weight", vocabularySize, width);
   loader.assertNothingLeft();
   return { weights: { embeddings, layers, finalNorm, head }, fingerprint: loader.fingerprint.digest() };
 }
@@ -115,6 +115,8 @@ async function loadProjection(
   return { matrix, ...(bias === undefined ? {} : { bias }), ...(norm === undefined ? {} : { norm }) };
 }
 
+type MatrixShape = Pick<Matrix, "outWidth" | "inWidth">;
+
 class TensorLoader {
   readonly fingerprint: Fingerprint;
   readonly #options: LoadWeightsOptions;
@@ -129,10 +131,21 @@ class TensorLoader {
     this.#totalCount = parameterCount(options.config);
   }
 
-  async matrix(name: string, outWidth: number, inWidth: number): Promise<Matrix> {
+  /** A matrix of a layer. */
+  matrix(name: string, outWidth: number, inWidth: number): Promise<Matrix> {
+    return this.#matrix(name, this.#options.encoding, { outWidth, inWidth });
+  }
+
+  /** Embeddings or output head. */
+  table(name: string, outWidth: number, inWidth: number): Promise<Matrix> {
+    return this.#matrix(name, tableEncoding(this.#options.encoding), { outWidth, inWidth });
+  }
+
+  async #matrix(name: string, encoding: MatrixEncoding, shape: MatrixShape): Promise<Matrix> {
+    const { outWidth, inWidth } = shape;
     this.#begin(name, [outWidth, inWidth]);
-    const { device, encoding } = this.#options;
-    const matrix = device.emptyMatrix(name, encoding, { outWidth, inWidth });
+    const { device } = this.#options;
+    const matrix = device.emptyMatrix(name, encoding, shape);
     const groups = Math.max(1, Math.floor(PIECE_VALUES / (inWidth * MATRIX_ROW_GROUP)));
     for (let first = 0; first < outWidth; first += groups * MATRIX_ROW_GROUP) {
       const count = Math.min(groups * MATRIX_ROW_GROUP, outWidth - first);

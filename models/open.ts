@@ -10,7 +10,7 @@ import type { TensorSource } from "./tensor-source.ts";
 /** How a model is to run, whatever it was read from. */
 export interface RunnerOptions {
   device: Device;
-  /** Weight matrices, embeddings and output head included; norms are always f32. */
+  /** Weight matrices; embeddings and output head too, but for int4 (see `tableEncoding`). Norms and biases are always f32. */
   encoding: MatrixEncoding;
   /** The pool's shape; layers, heads and head width come from the model. Counts: see `planPool`. */
   kv: Pick<KvPoolSpec, "encoding" | "summaryKinds" | "blockCount" | "openSlotCount" | "summarySlotCount">;

@@ -35,18 +35,31 @@ export function poolUnitBytes(
   };
 }
 
-/** Bytes of the weights as the runner keeps them: matrices in `encoding` (int8: one f32 scale per 32 inputs), norms and biases in f32. */
+/** Embeddings and output head suffer most from few bits and are read least: with int4 layers they are int8. */
+export function tableEncoding(encoding: MatrixEncoding): MatrixEncoding {
+  return encoding === "int4" ? "int8" : encoding;
+}
+
+/** Bytes of a row of `inWidth` weights; int8 and int4 have one f32 scale per 32 of them. */
+const ROW_BYTES: Readonly<Record<MatrixEncoding, (inWidth: number) => number>> = {
+  f32: (inWidth) => inWidth * 4,
+  bf16: (inWidth) => inWidth * 2,
+  int8: (inWidth) => inWidth + Math.ceil(inWidth / 32) * 4,
+  int4: (inWidth) => Math.ceil(inWidth / 32) * 20,
+};
+
+/** Bytes of the weights as the runner keeps them: matrices of layers in `encoding`, tables see {@link tableEncoding}, norms and biases f32. */
 export function weightBytes(config: ModelConfig, encoding: MatrixEncoding): number {
   const { width, ffnWidth, layerCount, headCount, kvHeadCount, headDim, vocabularySize } = config;
-  const matrix = (outWidth: number, inWidth: number) =>
-    encoding === "f32" ? outWidth * inWidth * 4 : outWidth * (inWidth + Math.ceil(inWidth / 32) * 4);
+  const matrix = (outWidth: number, inWidth: number) => outWidth * ROW_BYTES[encoding](inWidth);
   const layer =
     matrix(headCount * headDim, width) +
     2 * matrix(kvHeadCount * headDim, width) +
     matrix(width, headCount * headDim) +
     2 * matrix(ffnWidth, width) +
     matrix(width, ffnWidth);
-  const embeddings = matrix(vocabularySize, width) * (config.tiedEmbeddings ? 1 : 2);
+  const table = vocabularySize * ROW_BYTES[tableEncoding(encoding)](width);
+  const embeddings = table * (config.tiedEmbeddings ? 1 : 2);
   const norms = (2 * layerCount + 1) * width * 4;
   const biases = config.qkvBias ? layerCount * (headCount + 2 * kvHeadCount) * headDim * 4 : 0;
   const headNorms = config.qkNorm ? layerCount * 2 * headDim * 4 : 0;

@@ -1,6 +1,6 @@
 import { assert } from "../../protocol/assert.ts";
-import { SCALE_GROUP } from "./int8-rows.ts";
 import type { ReferenceMatrix } from "./memory.ts";
+import { SCALE_GROUP } from "./quantize-rows.ts";
 
 /** `out[r] = table[tokens[r]]`, decoded. `out` f32 `[rows, inWidth]`. */
 export function embed(out: Float32Array, table: ReferenceMatrix, tokens: Uint32Array): void {
@@ -11,8 +11,7 @@ export function embed(out: Float32Array, table: ReferenceMatrix, tokens: Uint32A
     for (let channel = 0; channel < width; channel++) {
       const at = token * width + channel;
       const scale = table.scales[token * groups + Math.floor(channel / SCALE_GROUP)] as number;
-      out[row * width + channel] =
-        table.encoding === "f32" ? (table.floats[at] as number) : (table.codes[at] as number) * scale;
+      out[row * width + channel] = table.isFloat ? (table.floats[at] as number) : (table.codes[at] as number) * scale;
     }
   });
 }

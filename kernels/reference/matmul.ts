@@ -1,9 +1,9 @@
-import { quantizeRows, SCALE_GROUP } from "./int8-rows.ts";
 import type { ReferenceMatrix } from "./memory.ts";
+import { quantizeRows, SCALE_GROUP } from "./quantize-rows.ts";
 
 /**
  * `out = x . matrix^T`, or `out += ...`; the finished product is rounded to f32 before it is added.
- * f32: accumulated in f64, so that this is closer to the truth than any device it judges. int8: exactly as `Matrix` says.
+ * f32 and bf16: accumulated in f64, so that this is closer to the truth than any device it judges. int8 and int4: exactly as `Matrix` says.
  */
 export function matmul(
   out: Float32Array,
@@ -12,7 +12,7 @@ export function matmul(
   rows: number,
   accumulate: boolean,
 ): void {
-  const product = matrix.encoding === "f32" ? floatProduct(x, matrix) : int8Product(x, matrix, rows);
+  const product = matrix.isFloat ? floatProduct(x, matrix) : quantizedProduct(x, matrix, rows);
   for (let row = 0; row < rows; row++) {
     for (let column = 0; column < matrix.outWidth; column++) {
       const at = row * matrix.outWidth + column;
@@ -35,7 +35,7 @@ function floatProduct(x: Float32Array, matrix: ReferenceMatrix): Product {
   };
 }
 
-function int8Product(x: Float32Array, matrix: ReferenceMatrix, rows: number): Product {
+function quantizedProduct(x: Float32Array, matrix: ReferenceMatrix, rows: number): Product {
   const { inWidth, codes, scales } = matrix;
   const groups = Math.ceil(inWidth / SCALE_GROUP);
   const input = quantizeRows(x, rows, inWidth);

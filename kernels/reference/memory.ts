@@ -11,7 +11,7 @@ import {
   summarySlotBytes,
 } from "../layout.ts";
 import { assertMatrixRows } from "../validate.ts";
-import { quantizeRows, SCALE_GROUP } from "./int8-rows.ts";
+import { quantizeRows, quantizeRowsInt4, roundToBf16, SCALE_GROUP } from "./quantize-rows.ts";
 
 /** A buffer: its bytes, and the same memory as f32 elements. Filled with NaN at first. */
 export class ReferenceBuffer implements DeviceBuffer {
@@ -31,12 +31,16 @@ export class ReferenceBuffer implements DeviceBuffer {
   }
 }
 
-/** Row-major weights: `floats` for f32, else `codes` `[outWidth, inWidth]` and `scales` `[outWidth, ceil(inWidth / 32)]`. */
+const ENCODINGS: readonly MatrixEncoding[] = ["f32", "bf16", "int8", "int4"];
+
+/** Row-major weights: `floats` for f32 and bf16, else `codes` `[outWidth, inWidth]` and `scales` `[outWidth, ceil(inWidth / 32)]`. */
 export class ReferenceMatrix implements Matrix {
   readonly label: string;
   readonly outWidth: number;
   readonly inWidth: number;
   readonly encoding: MatrixEncoding;
+  /** Whether weights are in `floats`. */
+  readonly isFloat: boolean;
   readonly floats: Float32Array;
   readonly codes: Int8Array;
   readonly scales: Float32Array;
@@ -46,8 +50,9 @@ export class ReferenceMatrix implements Matrix {
     for (const width of [outWidth, inWidth]) {
       assert(Number.isInteger(width) && width > 0, `matrix ${label}: widths must be positive integers`);
     }
-    assert(encoding === "f32" || encoding === "int8", `unknown matrix encoding ${String(encoding)}`);
-    const isFloat = encoding === "f32";
+    assert(ENCODINGS.includes(encoding), `unknown matrix encoding ${String(encoding)}`);
+    const isFloat = encoding === "f32" || encoding === "bf16";
+    this.isFloat = isFloat;
     this.label = label;
     this.outWidth = outWidth;
     this.inWidth = inWidth;
@@ -60,11 +65,12 @@ export class ReferenceMatrix implements Matrix {
   /** Encodes rows; see `Device.writeRows`. */
   writeRows(firstRow: number, data: Float32Array): void {
     const rows = assertMatrixRows(this, firstRow, data);
-    if (this.encoding === "f32") {
-      this.floats.set(data, firstRow * this.inWidth);
+    if (this.isFloat) {
+      this.floats.set(this.encoding === "f32" ? data : roundToBf16(data), firstRow * this.inWidth);
       return;
     }
-    const { codes, scales } = quantizeRows(data, rows, this.inWidth);
+    const quantize = this.encoding === "int8" ? quantizeRows : quantizeRowsInt4;
+    const { codes, scales } = quantize(data, rows, this.inWidth);
     this.codes.set(codes, firstRow * this.inWidth);
     this.scales.set(scales, firstRow * Math.ceil(this.inWidth / SCALE_GROUP));
   }

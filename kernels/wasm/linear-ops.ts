@@ -14,6 +14,10 @@ const PART_ROWS = 64;
 /** Parts per thread: a late thread costs a part of the op, not the op. */
 const PARTS_PER_THREAD = 4;
 
+const PACK_OP = { f32: OP.packF32, bf16: OP.packBf16, int8: OP.packInt8, int4: OP.packInt4 } as const;
+const EMBED_OP = { f32: OP.embedF32, bf16: OP.embedBf16, int8: OP.embedInt8, int4: OP.embedInt4 } as const;
+const MATMUL_OP = { f32: OP.matmulF32, bf16: OP.matmulBf16, int8: OP.matmulInt8, int4: OP.matmulInt4 } as const;
+
 /** Packs rows from `firstRow` on; see `Device.writeRows`. */
 export function packRows(machine: Machine, matrix: WasmMatrix, firstRow: number, data: Float32Array): void {
   const rowCount = assertMatrixRows(matrix, firstRow, data);
@@ -25,7 +29,7 @@ export function packRows(machine: Machine, matrix: WasmMatrix, firstRow: number,
     const rows = Math.min(stageRows, rowCount - row);
     machine.heap.floats.set(data.subarray(row * inWidth, (row + rows) * inWidth), stage / 4);
     const taskCount = Math.min(Math.ceil(rows / 8), machine.threads.threads * PARTS_PER_THREAD);
-    machine.threads.run(matrix.encoding === "f32" ? OP.packF32 : OP.packInt8, {
+    machine.threads.run(PACK_OP[matrix.encoding], {
       taskCount,
       work: rows * inWidth,
       args: [matrix.at + ((firstRow + row) / 8) * matrix.panelBytes, stage, rows, inWidth, taskCount],
@@ -39,7 +43,7 @@ export function embed(machine: Machine, outAt: number, table: WasmMatrix, tokens
   machine.opArena.clear();
   const tokensAt = takeWords(machine, tokens);
   const taskCount = rowParts(machine, tokens.length);
-  machine.threads.run(table.encoding === "f32" ? OP.embedF32 : OP.embedInt8, {
+  machine.threads.run(EMBED_OP[table.encoding], {
     taskCount,
     work: tokens.length * table.inWidth,
     args: [outAt, table.at, tokensAt, tokens.length, table.inWidth, taskCount],
@@ -91,12 +95,12 @@ export function matmul(
   { rows, accumulate }: { rows: number; accumulate: boolean },
 ): void {
   const { threads } = machine;
-  const isInt8 = matrix.encoding === "int8";
-  const x = isInt8 ? quantizedInputs(machine, at.x, matrix.inWidth, rows) : at.x;
+  const isQuantized = matrix.encoding === "int8" || matrix.encoding === "int4";
+  const x = isQuantized ? quantizedInputs(machine, at.x, matrix.inWidth, rows) : at.x;
   const parts = Math.ceil(rows / PART_ROWS);
   const panelQuads = Math.ceil(matrix.outWidth / 32);
   const panelParts = Math.max(1, Math.min(panelQuads, Math.ceil((threads.threads * PARTS_PER_THREAD) / parts)));
-  threads.run(isInt8 ? OP.matmulInt8 : OP.matmulF32, {
+  threads.run(MATMUL_OP[matrix.encoding], {
     taskCount: parts * panelParts,
     work: rows * matrix.outWidth * matrix.inWidth,
     args: [at.out, x, matrix.at, rows, matrix.inWidth, matrix.outWidth, accumulate ? 1 : 0, parts, panelParts],

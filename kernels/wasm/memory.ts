@@ -42,7 +42,15 @@ export class WasmBuffer implements DeviceBuffer {
   }
 }
 
-/** Packed weights at `at`; the layouts are those of assembly/matmul-f32.ts and assembly/matmul-int8.ts. */
+/** Bytes of 8 outputs; the layouts are those of assembly/matmul-*.ts. */
+const PANEL_BYTES: Readonly<Record<MatrixEncoding, (inWidth: number) => number>> = {
+  f32: (inWidth) => inWidth * 32,
+  bf16: (inWidth) => inWidth * 16,
+  int8: (inWidth) => Math.ceil(inWidth / 32) * 288,
+  int4: (inWidth) => Math.ceil(inWidth / 32) * 160,
+};
+
+/** Packed weights at `at`. */
 export class WasmMatrix implements Matrix {
   readonly heap: WasmHeap;
   readonly label: string;
@@ -57,13 +65,13 @@ export class WasmMatrix implements Matrix {
     for (const width of [shape.outWidth, shape.inWidth]) {
       assert(Number.isInteger(width) && width > 0, `matrix ${label}: widths must be positive integers`);
     }
-    assert(encoding === "f32" || encoding === "int8", `unknown matrix encoding ${String(encoding)}`);
+    assert(Object.hasOwn(PANEL_BYTES, encoding), `unknown matrix encoding ${String(encoding)}`);
     this.heap = heap;
     this.label = label;
     this.outWidth = shape.outWidth;
     this.inWidth = shape.inWidth;
     this.encoding = encoding;
-    this.panelBytes = encoding === "f32" ? shape.inWidth * 32 : Math.ceil(shape.inWidth / 32) * 288;
+    this.panelBytes = PANEL_BYTES[encoding](shape.inWidth);
     this.at = heap.allocate(Math.ceil(shape.outWidth / 8) * this.panelBytes);
   }
 }

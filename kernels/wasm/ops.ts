@@ -19,4 +19,10 @@ export const OP = {
   topK: 17,
   attend: 18,
   attendMerge: 19,
+  packBf16: 20,
+  embedBf16: 21,
+  matmulBf16: 22,
+  packInt4: 23,
+  embedInt4: 24,
+  matmulInt4: 25,
 } as const;

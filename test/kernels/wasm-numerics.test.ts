@@ -49,6 +49,29 @@ describe("wasm numerics", () => {
     }
   });
 
+  it("int4 products are exact at the ends of the range, in every lane and nibble", async () => {
+    // Row r has -8 at input r % 32 of each block and 7 elsewhere, so its scale is 1; inputs are 127 or -127 at one place, so theirs is 1 too.
+    const shape = { outWidth: 32, inWidth: 64 };
+    const weights = Float32Array.from({ length: shape.outWidth * shape.inWidth }, (_, index) =>
+      index % 32 === Math.floor(index / shape.inWidth) % 32 ? -8 : 7,
+    );
+    const matrix = device.matrix("ends", "int4", shape, weights);
+    for (const rows of [1, 4, 6, 64]) {
+      const inputs = new Float32Array(rows * shape.inWidth);
+      for (let row = 0; row < rows; row++) inputs[row * shape.inWidth + ((row * 37) % 64)] = row % 2 === 0 ? 127 : -127;
+      const out = poisoned(device, "out", rows * shape.outWidth);
+      const step = device.begin([]);
+      step.matmul({ out, x: upload(device, "x", inputs), matrix, rows });
+      await step.submit();
+      const expected = Array.from({ length: rows * shape.outWidth }, (_, index) => {
+        const row = Math.floor(index / shape.outWidth);
+        const isEnd = (row * 37) % 32 === index % shape.outWidth;
+        return (row % 2 === 0 ? 127 : -127) * (isEnd ? -8 : 7);
+      });
+      expect([...(await results(device, out))]).toEqual(expected);
+    }
+  });
+
   it("every int8 code of an embedding comes back, from both halves of a word", async () => {
     // Row r holds codes r..: each row's largest element is 127, so the scale is exactly 1.
     const inWidth = 32;

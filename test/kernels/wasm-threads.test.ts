@@ -156,7 +156,7 @@ describe("wasm results do not depend on the thread count", () => {
         return bytes;
       }),
     );
-    expect(first!.length).toBe(12);
+    expect(first!.length).toBe(16);
     for (const [index, other] of others.entries()) {
       other.forEach((bytes, part) => {
         expectSameBits(bytes, first![part]!, `${index + 2} threads, part ${part}`);
@@ -226,7 +226,7 @@ async function productBytes(device: Device): Promise<Uint8Array[]> {
   const weights = random.normals(shape.outWidth * shape.inWidth);
   for (const rows of [1, 70]) {
     const x = upload(device, "x", random.normals(rows * shape.inWidth));
-    for (const encoding of ["f32", "int8"] as const) {
+    for (const encoding of ["f32", "bf16", "int8", "int4"] as const) {
       const matrix = device.matrix("matrix", encoding, shape, weights);
       const out = device.buffer("out", rows * shape.outWidth * 4);
       const step = device.begin([]);

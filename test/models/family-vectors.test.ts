@@ -54,27 +54,33 @@ function hasScaling(rope: unknown): boolean {
   return rope != null && (rope as { rope_type: string }).rope_type !== "default";
 }
 
-describe("families with int8 weights", () => {
+describe("families with quantized weights", () => {
   let device: Device;
   beforeAll(async () => {
     device = await openDevice({ kind: "wasm" });
   });
   afterAll(() => device?.close());
 
-  it("stay close to HF's f32: top-1 agreement and divergence over all cases", async () => {
+  // Random weights leave logits close together: a trained model agrees far more often (quantized.test.ts).
+  it.each([
+    { encoding: "bf16", agreementMin: 0.94, divergenceMax: 1e-4 },
+    { encoding: "int8", agreementMin: 0.85, divergenceMax: 2e-3 },
+    { encoding: "int4", agreementMin: 0.4, divergenceMax: 0.2 },
+  ] as const)("$encoding stays close to HF's f32: top-1 agreement and divergence over all cases", async (limits) => {
+    const { encoding, agreementMin, divergenceMax } = limits;
     let agreed = 0;
     const divergences: number[] = [];
     for (const family of cases) {
-      const { logits } = await compute(device, family, { ...familyModel(family), encoding: "int8" });
+      const { logits } = await compute(device, family, { ...familyModel(family), encoding });
       logits.forEach((values, i) => {
         if (argmax(values) === argmax(family.logits[i]!)) agreed++;
         divergences.push(divergence(family.logits[i]!, values));
       });
     }
     const mean = divergences.reduce((a, b) => a + b) / divergences.length;
-    console.log(`int8: top-1 ${agreed}/${divergences.length}, mean KL ${mean.toExponential(2)} nats`);
-    expect(agreed / divergences.length).toBeGreaterThan(0.85);
-    expect(mean).toBeLessThan(2e-3);
+    console.log(`${encoding}: top-1 ${agreed}/${divergences.length}, mean KL ${mean.toExponential(2)} nats`);
+    expect(agreed / divergences.length).toBeGreaterThan(agreementMin);
+    expect(mean).toBeLessThan(divergenceMax);
   });
 });
 

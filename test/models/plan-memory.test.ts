@@ -28,6 +28,10 @@ describe("memory plan", () => {
   it("knows the bytes of house-0's weights: 771,712 parameters, 1,152 of them norms", () => {
     expect(weightBytes(house, "f32")).toBe(771_712 * 4);
     expect(weightBytes(house, "int8")).toBe(((771_712 - 1_152) * 36) / 32 + 1_152 * 4);
+    expect(weightBytes(house, "bf16")).toBe((771_712 - 1_152) * 2 + 1_152 * 4);
+    // The embeddings, 260 of 128, stay int8.
+    const layers = ((771_712 - 1_152 - 260 * 128) * 20) / 32;
+    expect(weightBytes(house, "int4")).toBe(layers + (260 * 128 * 36) / 32 + 1_152 * 4);
     const untied = weightBytes({ ...house, tiedEmbeddings: false }, "f32");
     expect(untied - weightBytes(house, "f32")).toBe(260 * 128 * 4);
   });

@@ -156,7 +156,7 @@ export function matmulInt8Task(task: i32): void {
 /** f32(dot) * (scaleW * scaleX) of four outputs. */
 // @ts-ignore: decorator
 @inline
-function scaled(dot: v128, weightScales: v128, inputScale: v128): v128 {
+export function scaled(dot: v128, weightScales: v128, inputScale: v128): v128 {
   return f32x4.mul(f32x4.convert_i32x4_s(dot), f32x4.mul(weightScales, inputScale));
 }
 

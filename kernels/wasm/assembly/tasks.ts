@@ -1,17 +1,24 @@
 // One op number, one kernel.
 import { attendMergeTask, attendTask } from "./attend";
 import { ropeTask, sealTask } from "./append";
-import { embedF32Task, matmulF32Task, packF32Task } from "./matmul-f32";
+import { embedFloatTask, matmulFloatTask, packFloatTask } from "./matmul-f32";
+import { embedInt4Task, matmulInt4Task, packInt4Task } from "./matmul-int4";
 import { embedInt8Task, matmulInt8Task, packInt8Task, quantizeRowsTask } from "./matmul-int8";
 import {
   OP_ATTEND,
   OP_ATTEND_MERGE,
+  OP_EMBED_BF16,
   OP_EMBED_F32,
+  OP_EMBED_INT4,
   OP_EMBED_INT8,
   OP_GATHER_ROWS,
+  OP_MATMUL_BF16,
   OP_MATMUL_F32,
+  OP_MATMUL_INT4,
   OP_MATMUL_INT8,
+  OP_PACK_BF16,
   OP_PACK_F32,
+  OP_PACK_INT4,
   OP_PACK_INT8,
   OP_QUANTIZE_ROWS,
   OP_RMS_NORM,
@@ -30,15 +37,21 @@ import { scorePagesTask, scoreTokensTask, topKTask, voteStatsTask, voteSumTask }
 /** Runs one task of an op on a thread; an unknown op is a trap. */
 export function runTask(op: i32, task: i32, thread: i32): void {
   switch (op) {
-    case OP_EMBED_F32: return embedF32Task(task);
+    case OP_EMBED_F32: return embedFloatTask<f32>(task);
+    case OP_EMBED_BF16: return embedFloatTask<u16>(task);
+    case OP_EMBED_INT4: return embedInt4Task(task);
     case OP_EMBED_INT8: return embedInt8Task(task);
     case OP_RMS_NORM: return rmsNormTask(task);
     case OP_SILU_MUL: return siluMulTask(task);
     case OP_GATHER_ROWS: return gatherRowsTask(task);
-    case OP_PACK_F32: return packF32Task(task);
+    case OP_PACK_F32: return packFloatTask<f32>(task);
+    case OP_PACK_BF16: return packFloatTask<u16>(task);
+    case OP_PACK_INT4: return packInt4Task(task);
     case OP_PACK_INT8: return packInt8Task(task);
-    case OP_MATMUL_F32: return matmulF32Task(task);
+    case OP_MATMUL_F32: return matmulFloatTask<f32>(task);
+    case OP_MATMUL_BF16: return matmulFloatTask<u16>(task);
     case OP_QUANTIZE_ROWS: return quantizeRowsTask(task);
+    case OP_MATMUL_INT4: return matmulInt4Task(task);
     case OP_MATMUL_INT8: return matmulInt8Task(task);
     case OP_ROPE: return ropeTask(task);
     case OP_SEAL: return sealTask(task, thread);

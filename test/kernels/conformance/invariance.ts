@@ -35,12 +35,14 @@ function describeRowInvariance(lane: Lane): void {
     const device = lane.device();
     const random = new Random(SEED);
     const weights = random.normals(outWidth * inWidth);
-    const f32 = device.matrix("weights", "f32", { outWidth, inWidth }, weights);
-    const int8 = device.matrix("weights", "int8", { outWidth, inWidth }, weights);
+    const products = (["f32", "bf16", "int8", "int4"] as const).map((encoding) => {
+      const matrix = device.matrix("weights", encoding, { outWidth, inWidth }, weights);
+      const op: Op = (recorder, args) => recorder.matmul({ ...args, matrix });
+      return { name: `matmul ${encoding}`, width: outWidth, op };
+    });
     const weight = upload(device, "norm weight", random.normals(inWidth));
     return [
-      { name: "matmul f32", width: outWidth, op: (recorder, args) => recorder.matmul({ ...args, matrix: f32 }) },
-      { name: "matmul int8", width: outWidth, op: (recorder, args) => recorder.matmul({ ...args, matrix: int8 }) },
+      ...products,
       {
         name: "rmsNorm",
         width: inWidth,

@@ -7,7 +7,7 @@ import { poisoned, results, upload } from "../support/floats.ts";
 import type { Lane } from "../support/lane.ts";
 import { Random, SEED } from "../support/random.ts";
 
-const ENCODINGS = ["f32", "int8"] as const satisfies MatrixEncoding[];
+const ENCODINGS = ["f32", "bf16", "int8", "int4"] as const satisfies MatrixEncoding[];
 
 /** Runs one op on one device with fresh, poisoned output. */
 async function run(
@@ -62,23 +62,40 @@ function rint(value: number): number {
 }
 
 /** Codes and scales of a row by the definition in the contract. */
-function quantizedRow(row: Float32Array): { codes: number[]; scales: number[] } {
+function quantizedRow(row: Float32Array, encoding: "int8" | "int4"): { codes: number[]; scales: number[] } {
   const scales: number[] = [];
   const codes = Array.from(row, (value, index) => {
     const start = index - (index % 32);
     if (index === start) {
-      scales.push(Math.fround(Math.max(...Array.from(row.subarray(start, start + 32), Math.abs)) / 127));
+      const block = Array.from(row.subarray(start, start + 32));
+      const largest = block.find((each) => Math.abs(each) === Math.max(...block.map(Math.abs)))!;
+      scales.push(Math.fround(encoding === "int8" ? Math.abs(largest) / 127 : largest / -8));
     }
     const scale = scales.at(-1)!;
-    return scale === 0 ? 0 : rint(Math.fround(value / scale));
+    const code = scale === 0 ? 0 : rint(Math.fround(value / scale));
+    return encoding === "int8" ? code : Math.min(7, code);
   });
   return { codes, scales };
+}
+
+/** The nearest of the f32 values whose lower half is zero; of two, the one with an even upper half. */
+function bf16(value: number): number {
+  const view = new DataView(new ArrayBuffer(4));
+  view.setFloat32(0, value);
+  const upper = view.getUint16(0);
+  const [down, up] = [upper, upper + 1].map((half) => {
+    view.setUint32(0, half * 65536);
+    return view.getFloat32(0);
+  }) as [number, number];
+  const nearer = Math.abs(value - down) - Math.abs(up - value);
+  return nearer < 0 || (nearer === 0 && upper % 2 === 0) ? down : up;
 }
 
 function decodedRow(data: Float32Array, row: number, width: number, encoding: MatrixEncoding): Float32Array {
   const values = data.slice(row * width, (row + 1) * width);
   if (encoding === "f32") return values;
-  const { codes, scales } = quantizedRow(values);
+  if (encoding === "bf16") return values.map(bf16);
+  const { codes, scales } = quantizedRow(values, encoding);
   return Float32Array.from(codes, (code, index) => code * scales[Math.floor(index / 32)]!);
 }
 
@@ -139,7 +156,8 @@ function describeMatmul(lane: Lane): void {
         });
       };
       const { product, magnitudes } = plainProduct(x, weights, { rows, inWidth, outWidth, encoding });
-      const relative = encoding === "f32" ? lane.tolerances.matmul : lane.tolerances.matmulInt8;
+      const isFloat = encoding === "f32" || encoding === "bf16";
+      const relative = isFloat ? lane.tolerances.matmul : lane.tolerances.matmulInt8;
       const bound = { relative, scale: magnitudes };
       const actual = await multiply(lane.device(), false);
       expectClose(actual, product, { ...bound, relative: Math.max(relative, 2e-6) }, "against f64");
@@ -197,10 +215,11 @@ interface ProductShape {
 
 /** The product in f64 of what the encoding leaves of both sides, and the sums of |x||w|. */
 function plainProduct(x: Float32Array, weights: Float32Array, { rows, inWidth, outWidth, encoding }: ProductShape) {
-  const decode = (data: Float32Array, count: number): Float32Array[] =>
+  const decode = (data: Float32Array, count: number, encoding: MatrixEncoding): Float32Array[] =>
     Array.from({ length: count }, (_, row) => decodedRow(data, row, inWidth, encoding));
-  const inputs = decode(x, rows);
-  const outputs = decode(weights, outWidth);
+  const isFloat = encoding === "f32" || encoding === "bf16";
+  const inputs = decode(x, rows, isFloat ? "f32" : "int8");
+  const outputs = decode(weights, outWidth, encoding);
   const product = inputs.flatMap((a) => outputs.map((b) => a.reduce((sum, value, k) => sum + value * b[k]!, 0)));
   const magnitudes = inputs.flatMap((a) => outputs.map((b) => a.reduce((sum, v, k) => sum + Math.abs(v * b[k]!), 0)));
   return { product, magnitudes };
