@@ -17,6 +17,10 @@ export const benches: Readonly<Record<string, BenchEntry>> = {
     summary: "share of right answers by kind of question, length of the context and selection policy",
     load: async () => (await import("./recall/recall.ts")).recallBench,
   },
+  tokenizer: {
+    summary: "tokens per second in workerd and in Node, against @huggingface/tokenizers",
+    load: async () => (await import("./tokenizer/tokenizer.ts")).tokenizerBench,
+  },
   "make-shape": {
     summary: "seeded random weights of a shape, as a HF folder and as GGUF, for comparisons with peers",
     load: async () => (await import("./make-shape/make-shape.ts")).makeShapeBench,

@@ -1,6 +1,10 @@
 /** Classes of code points as pre-tokenizers tell them apart; each code point has exactly one. */
+
+/** `\p{L}` */
 export const LETTER = 1;
+/** `\p{N}` */
 export const NUMBER = 2;
+/** Neither letter, number nor white space. */
 export const OTHER = 3;
 /** White space (Unicode's `White_Space`, Oniguruma's `\s`) but CR and LF. Classes from here on are white space. */
 export const SPACE = 4;
