@@ -9,7 +9,8 @@ import type { SessionInfo } from "./turn-job.ts";
 
 /**
  * Describes a session, no text, and how much of it would outlive its engine: once `persist_pending` is false, `persisted_tokens` of it
- * need not be computed again, whatever dies. Both are null when no engine can tell.
+ * need not be computed again, whatever dies (after a turn that rewrote the log, up to its next commit, they are of the log as it was).
+ * Both are null when no engine can tell.
  * @throws {QuireError} `session_not_found`.
  */
 export async function getSession(request: Request, env: Env, id: string): Promise<Response> {
@@ -65,7 +66,8 @@ function sessionBody(
     tokens: info.tokens,
     turns: info.turns,
     parent_id: info.parentId ?? null,
-    persisted_tokens: stored?.persistedTokens ?? null,
+    // An engine may have run on behind what an aborted turn left in the log.
+    persisted_tokens: stored ? Math.min(stored.persistedTokens, info.tokens) : null,
     persist_pending: stored?.pending ?? null,
     messages: info.messages.map(({ role, tokenEnd }) => ({ role, token_end: tokenEnd ?? null })),
   };

@@ -23,10 +23,13 @@ describe("how much of a session is durable", () => {
     expect(await describeSession(id)).toMatchObject({ tokens: 8, persisted_tokens: 0, persist_pending: true });
     await engine.storedStatus({ persistedTokens: 7, generation: 1, pending: false });
     expect(await describeSession(id)).toMatchObject({ tokens: 8, persisted_tokens: 7, persist_pending: false });
+    // As after a client left and the engine had computed more than it was given.
+    await engine.storedStatus({ persistedTokens: 11, generation: 2, pending: false });
+    expect(await describeSession(id)).toMatchObject({ tokens: 8, persisted_tokens: 8, persist_pending: false });
     expect(await idle.statusRequests()).toEqual([]);
     const { namespace } = (await engine.lastCall()).request;
     const asked = { version: 1, namespace, sessionId: id };
-    expect(await engine.statusRequests()).toEqual([asked, asked]);
+    expect(await engine.statusRequests()).toEqual([asked, asked, asked]);
   });
 
   it("is pending while a turn runs", async () => {
