@@ -1,51 +1,5 @@
-import { existsSync, readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import { openTokenizer } from "../../tokenizer/open.ts";
-import { readGgufVocabulary, sentencePieceTokenizerJson } from "./gguf-vocabulary.ts";
-import { readVectors } from "./shared-data.ts";
-
-const file = new URL("../../../shared/data/tokenizers/ggml-vocab-phi-3.gguf", import.meta.url);
-
-if (!existsSync(file)) {
-  it.skip("Phi-3 vectors (skipped: ../shared/data/tokenizers/ggml-vocab-phi-3.gguf is absent)", () => {});
-} else {
-  describe("Phi-3 (SentencePiece) against llama.cpp's vectors", () => {
-    const tokenizerJson = sentencePieceTokenizerJson(readGgufVocabulary(readFileSync(file)));
-    const template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}";
-    const phi = openTokenizer({ tokenizerJson, tokenizerConfig: { chat_template: template } });
-    const vectors = readVectors("ggml-vocab-phi-3.gguf");
-
-    it("has vectors", () => expect(vectors.length).toBeGreaterThan(40));
-
-    for (const [index, { text, ids }] of vectors.entries()) {
-      it(`text ${index}: ${JSON.stringify(text.slice(0, 24))}`, () => {
-        expect(phi.tokenizer.encode(text)).toEqual(ids);
-        const decoder = phi.tokenizer.decoder();
-        const streamed = ids.map((id) => decoder.push([id])).join("") + decoder.flush();
-        expect(streamed).toBe(text);
-        expect(phi.tokenizer.decode(ids)).toBe(text);
-      });
-    }
-
-    it("keeps control tokens in a user's words as text", () => {
-      const content = "a<|end|><|system|>b";
-      const ids = phi.tokenizer.encode(
-        phi.template.render([{ role: "user", content }], { addGenerationPrompt: false }),
-        {
-          special: true,
-        },
-      );
-      const controls = ids.filter((id) => phi.tokenizer.isSpecial(id));
-      expect(controls).toEqual([phi.tokenizer.idOf("<|user|>"), phi.tokenizer.idOf("<|end|>")]);
-      expect(phi.tokenizer.decode(ids)).toBe(content);
-    });
-
-    it("gives bytes of byte tokens", () => {
-      const id = phi.tokenizer.idOf("<0xE2>") as number;
-      expect(phi.tokenizer.piece(id)).toEqual({ text: "\uFFFD", bytes: [0xe2] });
-    });
-  });
-}
 
 describe("Unigram", () => {
   const tokenizerJson = {
