@@ -88,14 +88,15 @@ def main():
     parser.add_argument("--json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    model = open_model(args.checkpoint)
-    if torch.cuda.is_available():
-        model = model.cuda()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = open_model(args.checkpoint).to(device)
     codec = Codec(Tokenizer.from_file(args.tokenizer))
     sentences, cases = read_cases(args.cases)
     lengths = [int(length) for length in args.lengths.split(",")]
     kinds = args.kinds.split(",") if args.kinds else None
-    rows = evaluate(model, codec, sentences, cases, lengths=lengths, count=args.count, kinds=kinds)
+    # On a GPU in bf16, as in training; on a CPU in f32.
+    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        rows = evaluate(model, codec, sentences, cases, lengths=lengths, count=args.count, kinds=kinds)
     if args.json:
         with open(args.json, "w", encoding="utf8") as file:
             json.dump(rows, file, indent=1)

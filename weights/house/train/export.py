@@ -25,7 +25,7 @@ from tokenizer import END_OF_TEXT, IM_END, IM_START
 FOLDER_BYTES_MAX = 60_000_000
 REPLY_TOKENS_MAX = 48
 # Positions of the first prompt whose logits are kept beside the last one's.
-LOGITS_AT = (0, 100, 250)
+LOGITS_AT = (0, 60, 150)
 CASES = (("second-turn", 400), ("multi-key", 1500), ("quote", 3000))
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}{% endfor %}"
@@ -49,7 +49,7 @@ def hugging_face_weights(weights):
     out = {"model.embed_tokens.weight": weights["embeddings.weight"], "model.norm.weight": weights["norm.weight"]}
     for name, weight in weights.items():
         if name.startswith("blocks."):
-            _, layer, part, _ = name.removeprefix("_orig_mod.").split(".")
+            _, layer, part, _ = name.split(".")
             out[f"model.layers.{layer}.{LAYER_NAMES[part]}.weight"] = weight
     return {name: weight.to(torch.bfloat16).contiguous() for name, weight in out.items()}
 
@@ -123,7 +123,7 @@ def answer_turn(model, tokenizer, turns, keep_ids):
         if following == end or len(greedy) == REPLY_TOKENS_MAX:
             break
         following = int(model(torch.tensor([prompt + greedy])).logits[0, -1].argmax())
-    return out | {"greedy": greedy, "text": tokenizer.decode([i for i in greedy if i != end])}
+    return out | {"greedy": greedy, "text": tokenizer.decode(greedy, skip_special_tokens=True)}
 
 
 def write_vectors(cases_path, folder):

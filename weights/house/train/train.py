@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
 """Trains the house model.
 
-Usage: train.py --size small|base --data FOLDER --out FOLDER --seconds N [--stop-after N] [--resume] [--steps N]
+Usage: train.py --size small|base --data FOLDER --out FOLDER --seconds N [--stop-after N] [--resume | --start WEIGHTS] [--steps N]
 
 FOLDER of --data holds tokenizer.json and train.npy (see tokenizer.py, books.py). --seconds is the training time of the whole run, over
 all its parts; a part ends after --stop-after seconds, and --resume goes on from OUT/checkpoint.pt exactly as if nothing had
 happened. The learning rate is constant and falls to zero over the last fifth. OUT/before-decay.pt is the state before that, from
-which a longer run can go on (copy it to checkpoint.pt). OUT/log.jsonl has the losses.
+which a longer run can go on (copy it to checkpoint.pt). OUT/weights.pt, written at the end of a part, has the weights alone in bf16;
+--start goes on from such a file with fresh optimizers, which warm up again. OUT/log.jsonl has the losses.
 """
 import argparse
 import json
+import multiprocessing
 import os
 import time
 from collections import deque
@@ -34,23 +36,23 @@ AHEAD_STEPS = {"small": 1, "base": 48}
 # The shares of the run after which a stage ends even if its loss is still high.
 STAGES = {
     "small": [
-        (Stage(256, 32, 0.5), 0.4),
-        (Stage(512, 16, 0.3), 0.6),
-        (Stage(1024, 8, 0.2), 0.8),
+        (Stage(256, 32, 0.3), 0.4),
+        (Stage(512, 16, 0.2), 0.6),
+        (Stage(1024, 8, 0.12), 0.8),
         (Stage(2048, 4, 0.0), 1.0),
     ],
     "base": [
-        (Stage(256, 512, 0.5), 0.2),
-        (Stage(512, 256, 0.3), 0.3),
-        (Stage(1024, 128, 0.2), 0.4),
-        (Stage(2048, 64, 0.12), 0.55),
+        (Stage(256, 512, 0.3), 0.2),
+        (Stage(512, 256, 0.2), 0.3),
+        (Stage(1024, 128, 0.12), 0.4),
+        (Stage(2048, 64, 0.08), 0.55),
         (Stage(8192, 16, 0.0), 0.9),
         (Stage(32768, 4, 0.0), 1.0),
     ],
 }
 # Share of book tokens whose loss is computed: the head is a third of a small model's work.
 LANGUAGE_SHARE = {"small": 0.25, "base": 1.0}
-LEARNING_RATE = {"small": 3e-3, "base": 2e-3}
+LEARNING_RATE = {"small": 2.5e-3, "base": 1.5e-3}
 
 _worker = {}
 
@@ -75,7 +77,10 @@ class Batches:
     def __init__(self, folder, positions_max, process_count):
         self.positions_max, self.ordered = positions_max, deque()
         self.data = open_data(folder) if process_count == 0 else None
-        self.pool = ProcessPoolExecutor(process_count, initializer=open_worker, initargs=(folder,)) if process_count else None
+        # Spawned: a forked process would inherit a CUDA context that it must not touch.
+        context = multiprocessing.get_context("spawn")
+        options = {"mp_context": context, "initializer": open_worker, "initargs": (folder,)}
+        self.pool = ProcessPoolExecutor(process_count, **options) if process_count else None
 
     def order(self, step, stage_index, stage):
         args = (step, stage, self.positions_max)
@@ -112,7 +117,7 @@ class Run:
         else:
             self.optimizers = [torch.optim.AdamW(matrices + others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)]
         self.rate = rate
-        self.state = {"step": 0, "stage": 0, "tokens": 0, "seconds": 0.0, "retrieval": None, "pending": []}
+        self.state = {"step": 0, "stage": 0, "tokens": 0, "seconds": 0.0, "retrieval": None, "pending": [], "warm_from": 0}
         if self.device == "cuda":
             torch.set_float32_matmul_precision("high")
             # Blocks one by one: six lengths of the whole model would take minutes to compile.
@@ -126,7 +131,8 @@ class Run:
 
     def rate_factor(self):
         decay = min(1.0, (1.0 - self.progress()) / DECAY_SHARE)
-        return min(1.0, (self.state["step"] + 1) / WARM_UP_STEPS) * max(0.01, decay)
+        warm = min(1.0, (self.state["step"] - self.state["warm_from"] + 1) / WARM_UP_STEPS)
+        return warm * max(0.01, decay)
 
     def step(self, made):
         """One step; returns the losses of book text and of answers, and the share of answer tokens that were right."""
@@ -178,6 +184,18 @@ class Run:
         torch.save(whole, f"{path}.part")
         os.replace(f"{path}.part", path)
 
+    def save_weights(self):
+        """Writes OUT/weights.pt; evaluate.py and export.py read it as they read a checkpoint."""
+        weights = {name: weight.bfloat16().cpu() for name, weight in self.model.state_dict().items()}
+        whole = {"size": self.args.size, "model": weights, "state": self.state}
+        torch.save(whole, os.path.join(self.args.out, "weights.pt"))
+
+    def start_from(self, path):
+        """Takes weights and progress of another run; its optimizers are not known."""
+        whole = torch.load(path, map_location=self.device)
+        self.model.load_state_dict(whole["model"])
+        self.state = whole["state"] | {"warm_from": whole["state"]["step"]}
+
     def load(self, name):
         whole = torch.load(os.path.join(self.args.out, name), map_location=self.device)
         self.model.load_state_dict(whole["model"])
@@ -218,6 +236,7 @@ def train(run, log):
             run.save("checkpoint.pt")
             saved = time.monotonic()
     run.save("checkpoint.pt")
+    run.save_weights()
     batches.close()
 
 
@@ -230,7 +249,8 @@ def main():
     parser.add_argument("--stop-after", type=float, default=float("inf"))
     parser.add_argument("--steps", type=int, default=0, help="length of the run in steps instead of seconds")
     parser.add_argument("--resume", action="store_true", help="go on from OUT/checkpoint.pt")
-    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
+    parser.add_argument("--start", metavar="WEIGHTS", help="begin with the weights and the progress of weights.pt")
+    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--processes", type=int, default=0, help="processes that make batches; 0: the training process does")
     parser.add_argument("--save-every", type=float, default=300, help="seconds between checkpoints")
@@ -241,6 +261,8 @@ def main():
     run = Run(args)
     if args.resume:
         run.load("checkpoint.pt")
+    elif args.start:
+        run.start_from(args.start)
     print(f"{run.model.parameter_count()} parameters on {run.device}, from step {run.state['step']}", flush=True)
     with open(os.path.join(args.out, "log.jsonl"), "a", encoding="utf8") as log:
         train(run, log)

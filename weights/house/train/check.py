@@ -1,0 +1,87 @@
+#!/usr/bin/env python3
+"""Checks what the training scripts rest on, in half a minute.   Usage: check.py FOLDER   (tokenizer.json, train.npy, held.npy)
+
+1. Ids of generated sequences are those of the whole text: joints between sentences merge with nothing.
+2. A right answer stands in the text of every question whose answer is not "not mentioned", and graded tokens are answers only.
+3. No name of the evaluation is in training sequences, and no phrasing of it.
+4. Equal seeds and steps give equal batches.
+5. Our forward pass with kept keys and values gives the same logits as without.
+"""
+import argparse
+import os
+import re
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+import words
+from books import Books
+from data import Codec, Stage, batch
+from model import Llama, Shape
+
+SEQUENCES = 200
+
+
+def check_sequences(codec, books):
+    tokenizer = codec.tokenizer
+    phrases = "|".join(re.sub(r"\\{.\\}", r"\\w+", re.escape(text)) for text in words.FACTS["held"] + words.ASKS["held"])
+    held_phrase = re.compile(phrases, re.IGNORECASE)
+    assert held_phrase.search("They say that the pin of Badoru is 1234.")
+    for step, tokens in enumerate((256, 512, 1024, 2048)):
+        ids, graded, positions = batch(7, step, Stage(tokens, SEQUENCES // 4, 0.0), codec, books, 32_768)
+        assert ids.shape == graded.shape == (SEQUENCES // 4, tokens + 1) and positions.shape == (SEQUENCES // 4, tokens)
+        assert (np.diff(positions) >= 0).all() and positions.max() < 32_768
+        for row, mask in zip(ids, graded):
+            ends = np.flatnonzero(row == books.end_of_text)
+            talk = row[: ends[0]] if len(ends) else row
+            text = tokenizer.decode(talk.tolist(), skip_special_tokens=False)
+            assert tokenizer.encode(text, add_special_tokens=False).ids == talk.tolist()
+            for answer in tokenizer.decode(row[mask].tolist(), skip_special_tokens=False).split("<|im_end|>")[:-1]:
+                check_answer(text, answer)
+            assert not held_phrase.search(text), "a phrasing of the evaluation"
+    again = batch(7, 3, Stage(2048, SEQUENCES // 4, 0.0), codec, books, 32_768)
+    assert all((a == b).all() for a, b in zip(again, (ids, graded, positions)))
+
+
+def check_answer(text, answer):
+    """The last word of a lookup's answer stands in the text once more than in the answers."""
+    before = text[: text.rfind(answer)]
+    if " is " in answer and not answer.endswith("not mentioned.") and answer.startswith("The "):
+        value = answer.rstrip(".").split(" is ")[-1]
+        assert value in before, answer
+    for word in answer.replace(".", " ").split():
+        syllables = [word[i : i + 2].lower() for i in (0, 2, 4)]
+        if len(word) == 6 and word[0].isupper() and all(s in words.SYLLABLES for s in syllables):
+            name = tuple(words.SYLLABLES.index(s) for s in syllables)
+            assert answer.startswith("It goes on:") or not words.is_held_out_name(name), word
+
+
+def check_kept_keys():
+    torch.manual_seed(0)
+    shape = Shape(vocabulary=50, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn_width=48, positions_max=64)
+    model = Llama(shape).eval()
+    ids, positions = torch.randint(0, 50, (1, 20)), torch.arange(20)[None]
+    with torch.no_grad():
+        whole, _ = model(ids, positions)
+        _, past = model(ids[:, :19], positions[:, :19])
+        last, _ = model(ids[:, 19:], positions[:, 19:], past)
+    assert torch.allclose(whole[0, -1], last[0, 0], atol=1e-5)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    tokenizer = Tokenizer.from_file(os.path.join(args.folder, "tokenizer.json"))
+    codec = Codec(tokenizer)
+    for name in ("train", "held"):
+        books = Books(np.load(os.path.join(args.folder, f"{name}.npy")), tokenizer)
+        check_sequences(codec, books)
+    check_kept_keys()
+    print("all checks passed")
+
+
+if __name__ == "__main__":
+    main()
