@@ -182,3 +182,27 @@ describe("a session that comes back from another engine", () => {
     }
   });
 });
+
+describe("another tenant", () => {
+  it("finds neither the session's objects in the store nor its tail on the device, under the same names and tokens", async () => {
+    const namespace = "fedcba9876543210";
+    const store = new MemoryStore();
+    const engine = await open(store);
+    const long = new TestSession("s", DENSE);
+    await long.turn(engine, randomIds(1, 150));
+    const short = new TestSession("t", DENSE);
+    await short.turn(engine, randomIds(2, 20));
+    await settled(engine);
+    const fresh = await open(store);
+    for (const [session, own] of [
+      [long, fresh],
+      [short, engine],
+    ] as const) {
+      const stranger = await session.fork(session.id).turn(own, [1, 2, 3], { namespace });
+      expect(stranger.usage).toMatchObject({ cachedTokens: 0, bytesFetched: 0, recomputedTokens: session.ids.length });
+      const owner = await session.fork(session.id).turn(own, [1, 2, 3]);
+      expect(owner.usage.cachedTokens).toBe(session.ids.length);
+      expect(owner.ids).toEqual(stranger.ids);
+    }
+  });
+});
