@@ -4,6 +4,7 @@ import type { Command } from "./command.ts";
 import { engineFlags } from "./engine-flags.ts";
 import { jsonLog } from "./engine-log.ts";
 import { describeFlags, type FlagValues, parseFlags, parseHttpUrl, parsePort, parseText } from "./flags.ts";
+import { loadReport } from "./load-report.ts";
 import { openModelFolder } from "./model-folder.ts";
 import { findPort } from "./ports.ts";
 import { listenForStop } from "./stop-request.ts";
@@ -92,6 +93,10 @@ function openServer(
     engineKey: values["engine-key"],
     edgeUrl: values.edge,
     publicUrl: values["public-url"],
+    onLoadProgress: loadReport(
+      (line) => process.stderr.write(line),
+      () => performance.now(),
+    ),
     log: jsonLog(
       (line) => process.stderr.write(line),
       () => new Date(),

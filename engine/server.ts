@@ -6,6 +6,7 @@ import { basename, resolve } from "node:path";
 import type { Device, KvEncoding, MatrixEncoding, SummaryKind } from "../kernels/contract.ts";
 import { openDevice } from "../kernels/open.ts";
 import type { ModelRunner } from "../models/contract.ts";
+import type { LoadProgress } from "../models/llama-weights.ts";
 import { readModelConfig } from "../models/model-files.ts";
 import { openModel } from "../models/open.ts";
 import { planPool, smallestPoolBytes } from "../models/plan-memory.ts";
@@ -50,6 +51,8 @@ export interface EngineServerOptions {
   /** URL at which the edge reaches this engine, if not its own address. */
   publicUrl?: string | undefined;
   settings?: Partial<EngineSettings>;
+  /** Called often while weights are loaded. */
+  onLoadProgress?: ((progress: LoadProgress) => void) | undefined;
   log: EngineLog;
 }
 
@@ -121,6 +124,7 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
       folder: options.modelFolder,
       device,
       encoding: options.weightEncoding,
+      ...(options.onLoadProgress === undefined ? {} : { onProgress: options.onLoadProgress }),
       kv,
       rowsMax,
       sampledMax: settings.runningMax,

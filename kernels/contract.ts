@@ -51,6 +51,8 @@ export interface Matrix {
   readonly outWidth: number;
   readonly inWidth: number;
   readonly encoding: MatrixEncoding;
+  /** Bytes of the packed form. */
+  readonly packedBytes: number;
 }
 
 /** Shape and capacity of a pool. */
@@ -340,6 +342,8 @@ export interface Device {
   /** Device kind, kernel version, fused or not: part of what names stored bytes. Same id, same bits. */
   readonly numericsId: string;
   readonly report: DeviceReport;
+  /** Names how this device packs matrices: what {@link readPacked} gave may be written to an equal matrix of a device with the same id. */
+  readonly packingId: string;
   buffer(label: string, bytes: number): DeviceBuffer;
   release(buffer: DeviceBuffer): void;
   /** Copies `data` to `byteOffset`; ordered with recorded ops. */
@@ -360,6 +364,10 @@ export interface Device {
    * the count unless the rows are the last. The bits are those of {@link matrix}, however rows are cut. Not while a step is recorded.
    */
   writeRows(matrix: Matrix, firstRow: number, data: Float32Array): void;
+  /** Bytes of the packed form, a copy. For caches of weights, not for the decode loop. */
+  readPacked(matrix: Matrix, byteOffset: number, bytes: number): Promise<Uint8Array<ArrayBuffer>>;
+  /** Writes bytes of the packed form; `data` is not kept. Not while a step is recorded. */
+  writePacked(matrix: Matrix, byteOffset: number, data: Uint8Array): void;
   /** @throws {AssertionError} on an impossible spec; memory that does not suffice is the caller's to check against `report`. */
   kvPool(spec: KvPoolSpec): KvPool;
   /** Begins a step. One at a time per device. */

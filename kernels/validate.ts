@@ -144,3 +144,13 @@ export function assertMatrixRows(
   assert(isWhole, `matrix ${label}: row ${end} of ${outWidth} does not end a group of ${MATRIX_ROW_GROUP}`);
   return rows;
 }
+
+/** Checks a range of a matrix's packed form. */
+export function assertPackedRange(
+  { label, packedBytes }: { label: string; packedBytes: number },
+  byteOffset: number,
+  bytes: number,
+): void {
+  const inside = Number.isInteger(byteOffset) && byteOffset >= 0 && bytes >= 0 && byteOffset + bytes <= packedBytes;
+  assert(inside, `matrix ${label}: packed bytes ${byteOffset}..${byteOffset + bytes} are outside of ${packedBytes}`);
+}

@@ -3,7 +3,7 @@ import type { MatrixEncoding } from "../kernels/contract.ts";
 import type { ModelConfig } from "./contract.ts";
 
 /** Goes up when equal inputs would give different hidden states: names of stored bytes change with it. */
-const FORWARD_VERSION = 1;
+export const FORWARD_VERSION = 1;
 
 /**
  * SHA-256 over what decides a model's hidden states: the forward pass's version, the configuration's arithmetic fields, the encoding

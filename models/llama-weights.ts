@@ -11,6 +11,7 @@ import type { ModelConfig } from "./contract.ts";
 import { Fingerprint } from "./fingerprint.ts";
 import { parameterCount, tableEncoding } from "./plan-memory.ts";
 import type { RowRange, TensorSource } from "./tensor-source.ts";
+import type { WeightCache } from "./weight-cache.ts";
 
 /** A projection into heads: matrix `[heads * headDim, width]`, bias f32 `[heads * headDim]`, norm of each head f32 `[headDim]`. */
 export interface Projection {
@@ -46,7 +47,17 @@ export interface LoadWeightsOptions {
   config: ModelConfig;
   encoding: MatrixEncoding;
   source: TensorSource;
+  /** Packed matrices of the same checkpoint, if there are. */
+  cache?: WeightCache;
   onProgress?: (progress: LoadProgress) => void;
+}
+
+/** What loading gives. */
+export interface LoadedWeights {
+  weights: LlamaWeights;
+  fingerprint: string;
+  /** By their HF names, in the order in which they were loaded. */
+  matrices: ReadonlyMap<string, Matrix>;
 }
 
 /** How far loading is, in values of the tensors that are read. */
@@ -65,9 +76,7 @@ const PIECE_VALUES = 4 * 1024 * 1024;
  * @throws {QuireError} `invalid_request` when a tensor is missing, has another shape than the configuration says, or is one that
  * the forward pass would ignore (a bias of another family).
  */
-export async function loadLlamaWeights(
-  options: LoadWeightsOptions,
-): Promise<{ weights: LlamaWeights; fingerprint: string }> {
+export async function loadLlamaWeights(options: LoadWeightsOptions): Promise<LoadedWeights> {
   const { config } = options;
   const loader = new TensorLoader(options);
   const { width, vocabularySize } = config;
@@ -79,7 +88,8 @@ export async function loadLlamaWeights(
   if (config.tiedEmbeddings) loader.ignore("lm_head.weight");
   const head = config.tiedEmbeddings ? embeddings : await loader.table("lm_head.weight", vocabularySize, width);
   loader.assertNothingLeft();
-  return { weights: { embeddings, layers, finalNorm, head }, fingerprint: loader.fingerprint.digest() };
+  const fingerprint = options.cache?.fingerprint ?? loader.fingerprint.digest();
+  return { weights: { embeddings, layers, finalNorm, head }, fingerprint, matrices: loader.matrices };
 }
 
 async function loadLayer(loader: TensorLoader, config: ModelConfig, layer: number): Promise<LayerWeights> {
@@ -119,6 +129,7 @@ type MatrixShape = Pick<Matrix, "outWidth" | "inWidth">;
 
 class TensorLoader {
   readonly fingerprint: Fingerprint;
+  readonly matrices = new Map<string, Matrix>();
   readonly #options: LoadWeightsOptions;
   readonly #left: Set<string>;
   readonly #totalCount: number;
@@ -144,8 +155,13 @@ class TensorLoader {
   async #matrix(name: string, encoding: MatrixEncoding, shape: MatrixShape): Promise<Matrix> {
     const { outWidth, inWidth } = shape;
     this.#begin(name, [outWidth, inWidth]);
-    const { device } = this.#options;
+    const { device, cache } = this.#options;
     const matrix = device.emptyMatrix(name, encoding, shape);
+    this.matrices.set(name, matrix);
+    if (await cache?.fill(name, device, matrix)) {
+      this.#advance(name, outWidth * inWidth);
+      return matrix;
+    }
     const groups = Math.max(1, Math.floor(PIECE_VALUES / (inWidth * MATRIX_ROW_GROUP)));
     for (let first = 0; first < outWidth; first += groups * MATRIX_ROW_GROUP) {
       const count = Math.min(groups * MATRIX_ROW_GROUP, outWidth - first);
@@ -194,9 +210,12 @@ class TensorLoader {
   async #piece(name: string, rows: RowRange): Promise<Float32Array> {
     const data = await this.#options.source.readRows(name, rows);
     this.fingerprint.update(data);
-    this.#loadedCount += data.length;
-    const { onProgress } = this.#options;
-    onProgress?.({ tensor: name, loadedCount: this.#loadedCount, totalCount: this.#totalCount });
+    this.#advance(name, data.length);
     return data;
+  }
+
+  #advance(tensor: string, count: number): void {
+    this.#loadedCount += count;
+    this.#options.onProgress?.({ tensor, loadedCount: this.#loadedCount, totalCount: this.#totalCount });
   }
 }

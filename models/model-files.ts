@@ -51,23 +51,36 @@ export async function readModelConfig(path: string): Promise<ModelConfig> {
   }
 }
 
-/** Configuration and tensors; the caller closes `source`. @throws {QuireError} as {@link readModelConfig}. */
-export async function openModelFiles(path: string): Promise<{ config: ModelConfig; source: TensorSource }> {
-  const location = await locateModel(path);
-  if (location.format === "gguf") return openGgufModel(location.path);
-  const config = await readConfig(location.path);
-  const source =
-    location.format === "safetensors"
-      ? await openSafetensors(join(location.path, WEIGHTS))
-      : await openShardedSafetensors(location.path);
-  return { config, source };
+/** A model's files, open. */
+export interface ModelFiles {
+  config: ModelConfig;
+  /** The caller closes it. */
+  source: TensorSource;
+  /** Paths of the files that hold tensors. */
+  weightFiles: string[];
+  /** Where files derived from this model belong: append a suffix. */
+  cachePrefix: string;
 }
 
-async function openGgufModel(path: string): Promise<{ config: ModelConfig; source: TensorSource }> {
+/** Configuration and tensors. @throws {QuireError} as {@link readModelConfig}. */
+export async function openModelFiles(path: string): Promise<ModelFiles> {
+  const location = await locateModel(path);
+  if (location.format === "gguf") return openGgufModel(location.path);
+  const folder = location.path;
+  const config = await readConfig(folder);
+  const isWhole = location.format === "safetensors";
+  const source = isWhole ? await openSafetensors(join(folder, WEIGHTS)) : await openShardedSafetensors(folder);
+  const names = isWhole ? [WEIGHTS] : (await readdir(folder)).filter((name) => name.endsWith(".safetensors")).sort();
+  const weightFiles = names.map((name) => join(folder, name));
+  return { config, source, weightFiles, cachePrefix: join(folder, "quire-cache") };
+}
+
+async function openGgufModel(path: string): Promise<ModelFiles> {
   const file = await openGguf(path);
   try {
     const config = await readGgufConfig(file);
-    return { config, source: new GgufTensors(file, config) };
+    const source = new GgufTensors(file, config);
+    return { config, source, weightFiles: [path], cachePrefix: `${path}.quire-cache` };
   } catch (thrown) {
     await file.close();
     throw thrown;

@@ -2,10 +2,12 @@ import type { Device, KvPoolSpec, MatrixEncoding } from "../kernels/contract.ts"
 import { LIMITS } from "../protocol/limits.ts";
 import type { ModelConfig, ModelRunner } from "./contract.ts";
 import { LlamaRunner } from "./llama.ts";
-import { type LoadProgress, loadLlamaWeights } from "./llama-weights.ts";
-import { openModelFiles } from "./model-files.ts";
+import { type LoadedWeights, type LoadProgress, loadLlamaWeights } from "./llama-weights.ts";
+import { type ModelFiles, openModelFiles } from "./model-files.ts";
 import type { Observe } from "./observer.ts";
+import { parameterCount } from "./plan-memory.ts";
 import type { TensorSource } from "./tensor-source.ts";
+import { openWeightCache, weightCacheKey, writeWeightCache } from "./weight-cache.ts";
 
 /** How a model is to run, whatever it was read from. */
 export interface RunnerOptions {
@@ -24,26 +26,66 @@ export interface RunnerOptions {
   observe?: Observe;
 }
 
+/** Smaller models load in a moment, and a cache beside each would only be in the way. */
+const CACHE_PARAMETERS_MIN = 64_000_000;
+
+/** How {@link openModel} treats the cache of packed weights beside the model. */
+export interface CacheOptions {
+  /** `auto` (default): for int8 and int4 weights of models with 64 million parameters or more. */
+  weightCache?: "auto" | "always" | "never";
+}
+
 /**
  * Opens a model on a device and allocates its pool. `folder`: a HF folder (`config.json`, `generation_config.json`, `model.safetensors` or
- * shards with their index) or a GGUF file, see model-files.ts.
+ * shards with their index) or a GGUF file, see model-files.ts. Packed weights are kept in a file beside it and taken from there the next
+ * time, see weight-cache.ts; that they cannot be written is no error.
  * @throws {QuireError} `invalid_request`, one line, when it does not hold a model that the forward pass supports.
  */
-export async function openModel(options: RunnerOptions & { folder: string }): Promise<ModelRunner> {
-  const { config, source } = await openModelFiles(options.folder);
+export async function openModel(options: RunnerOptions & CacheOptions & { folder: string }): Promise<ModelRunner> {
+  const files = await openModelFiles(options.folder);
+  const { config, source } = files;
   try {
-    return await openRunner({ ...options, config, source });
+    if (!isCached(options, config)) return await openRunner({ ...options, config, source });
+    return await openCached(options, files);
   } finally {
     await source.close();
   }
 }
 
-/** As {@link openModel}, from a configuration and tensors that need not be files. Does not close `source`. */
+function isCached({ weightCache = "auto", encoding }: RunnerOptions & CacheOptions, config: ModelConfig): boolean {
+  if (weightCache !== "auto") return weightCache === "always";
+  return (encoding === "int8" || encoding === "int4") && parameterCount(config) >= CACHE_PARAMETERS_MIN;
+}
+
+async function openCached(options: RunnerOptions, files: ModelFiles): Promise<ModelRunner> {
+  const { device, encoding } = options;
+  const { config, source, weightFiles, cachePrefix } = files;
+  const { packingId } = device;
+  const path = `${cachePrefix}.${encoding}.${packingId}.bin`;
+  const key = await weightCacheKey({ files: weightFiles, config, encoding, packingId });
+  const cache = await openWeightCache(path, key);
+  try {
+    const loaded = await loadLlamaWeights({ ...options, config, source, ...(cache === undefined ? {} : { cache }) });
+    if (cache === undefined || cache.isBroken) {
+      const { fingerprint, matrices } = loaded;
+      await writeWeightCache(path, { key, fingerprint, device, matrices });
+    }
+    return runnerOf({ ...options, config }, loaded);
+  } finally {
+    await cache?.close();
+  }
+}
+
+/** As {@link openModel}, from a configuration and tensors that need not be files, without a cache. Does not close `source`. */
 export async function openRunner(
   options: RunnerOptions & { config: ModelConfig; source: TensorSource },
 ): Promise<ModelRunner> {
+  return runnerOf(options, await loadLlamaWeights(options));
+}
+
+function runnerOf(options: RunnerOptions & { config: ModelConfig }, loaded: LoadedWeights): ModelRunner {
   const { device, config, kv, rowsMax, observe } = options;
-  const { weights, fingerprint } = await loadLlamaWeights(options);
+  const { weights, fingerprint } = loaded;
   const { layerCount, kvHeadCount, headDim } = config;
   return new LlamaRunner({
     device,

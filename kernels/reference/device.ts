@@ -12,6 +12,7 @@ import type {
   StepRecorder,
   StepSlice,
 } from "../contract.ts";
+import { assertPackedRange } from "../validate.ts";
 import { ownBuffer, ownMatrix, ReferenceBuffer, ReferenceMatrix, ReferencePool } from "./memory.ts";
 import { ReferenceRecorder } from "./recorder.ts";
 
@@ -23,6 +24,7 @@ export function openReferenceDevice({ memoryBytesMax = 2 ** 32 }: { memoryBytesM
 class ReferenceDevice implements Device {
   readonly kind = "reference";
   readonly numericsId = "reference-1";
+  readonly packingId = "reference-1";
   readonly report: DeviceReport;
   #running: ReferenceRecorder | undefined;
   #closed = false;
@@ -70,6 +72,18 @@ class ReferenceDevice implements Device {
   writeRows(matrix: Matrix, firstRow: number, data: Float32Array): void {
     this.#assertUsable();
     ownMatrix(matrix).writeRows(firstRow, data);
+  }
+
+  async readPacked(matrix: Matrix, byteOffset: number, bytes: number): Promise<Uint8Array<ArrayBuffer>> {
+    this.#assertUsable();
+    assertPackedRange(matrix, byteOffset, bytes);
+    return ownMatrix(matrix).packed.slice(byteOffset, byteOffset + bytes);
+  }
+
+  writePacked(matrix: Matrix, byteOffset: number, data: Uint8Array): void {
+    this.#assertUsable();
+    assertPackedRange(matrix, byteOffset, data.length);
+    ownMatrix(matrix).packed.set(data, byteOffset);
   }
 
   kvPool(spec: KvPoolSpec): KvPool {

@@ -44,6 +44,9 @@ export class ReferenceMatrix implements Matrix {
   readonly floats: Float32Array;
   readonly codes: Int8Array;
   readonly scales: Float32Array;
+  readonly packedBytes: number;
+  /** All of the above: floats, or scales and then codes. */
+  readonly packed: Uint8Array<ArrayBuffer>;
 
   constructor(label: string, encoding: MatrixEncoding, shape: { outWidth: number; inWidth: number }) {
     const { outWidth, inWidth } = shape;
@@ -57,9 +60,15 @@ export class ReferenceMatrix implements Matrix {
     this.outWidth = outWidth;
     this.inWidth = inWidth;
     this.encoding = encoding;
-    this.floats = new Float32Array(isFloat ? outWidth * inWidth : 0).fill(Number.NaN);
-    this.codes = new Int8Array(isFloat ? 0 : outWidth * inWidth);
-    this.scales = new Float32Array(isFloat ? 0 : outWidth * Math.ceil(inWidth / SCALE_GROUP)).fill(Number.NaN);
+    const codeCount = isFloat ? 0 : outWidth * inWidth;
+    const floatCount = isFloat ? outWidth * inWidth : outWidth * Math.ceil(inWidth / SCALE_GROUP);
+    const memory = new ArrayBuffer(floatCount * 4 + codeCount);
+    const floats = new Float32Array(memory, 0, floatCount).fill(Number.NaN);
+    this.packedBytes = memory.byteLength;
+    this.packed = new Uint8Array(memory);
+    this.floats = isFloat ? floats : new Float32Array(0);
+    this.scales = isFloat ? new Float32Array(0) : floats;
+    this.codes = new Int8Array(memory, floatCount * 4, codeCount);
   }
 
   /** Encodes rows; see `Device.writeRows`. */
@@ -76,6 +85,7 @@ export class ReferenceMatrix implements Matrix {
   }
 }
 
+/** A KV pool with an array for every block and slot. Ids out of range and bytes of the wrong length are assertions. */
 export class ReferencePool implements KvPool {
   readonly spec: Readonly<KvPoolSpec>;
   readonly blockBytes: number;

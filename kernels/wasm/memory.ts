@@ -17,6 +17,7 @@ import {
   openSlotValuesAt,
   summarySlotBytes,
 } from "../layout.ts";
+import { assertPackedRange } from "../validate.ts";
 import type { WasmHeap } from "./heap.ts";
 
 /** Memory at `at`, zero at first; -1 once released. */
@@ -59,6 +60,7 @@ export class WasmMatrix implements Matrix {
   readonly encoding: MatrixEncoding;
   /** Bytes of 8 outputs. */
   readonly panelBytes: number;
+  readonly packedBytes: number;
   readonly at: number;
 
   constructor(heap: WasmHeap, label: string, encoding: MatrixEncoding, shape: { outWidth: number; inWidth: number }) {
@@ -72,7 +74,14 @@ export class WasmMatrix implements Matrix {
     this.inWidth = shape.inWidth;
     this.encoding = encoding;
     this.panelBytes = PANEL_BYTES[encoding](shape.inWidth);
-    this.at = heap.allocate(Math.ceil(shape.outWidth / 8) * this.panelBytes);
+    this.packedBytes = Math.ceil(shape.outWidth / 8) * this.panelBytes;
+    this.at = heap.allocate(this.packedBytes);
+  }
+
+  /** A view of packed bytes; good until the next allocation. */
+  packed(byteOffset: number, bytes: number): Uint8Array<SharedArrayBuffer> {
+    assertPackedRange(this, byteOffset, bytes);
+    return this.heap.bytes.subarray(this.at + byteOffset, this.at + byteOffset + bytes);
   }
 }
 

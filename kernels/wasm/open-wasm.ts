@@ -61,6 +61,8 @@ export async function loadKernels(): Promise<WebAssembly.Module> {
 class WasmDevice implements Device {
   readonly kind = "wasm";
   readonly numericsId = "wasm-1";
+  /** Goes up with any layout of assembly/matmul-*.ts. */
+  readonly packingId = "wasm-1";
   readonly report: DeviceReport;
   readonly #machine: Machine;
   readonly #arenas: StepArenas;
@@ -120,6 +122,16 @@ class WasmDevice implements Device {
   writeRows(matrix: Matrix, firstRow: number, data: Float32Array): void {
     this.#assertUsable();
     packRows(this.#machine, ownMatrix(this.#machine.heap, matrix), firstRow, data);
+  }
+
+  async readPacked(matrix: Matrix, byteOffset: number, bytes: number): Promise<Uint8Array<ArrayBuffer>> {
+    this.#assertUsable();
+    return copyOf(ownMatrix(this.#machine.heap, matrix).packed(byteOffset, bytes));
+  }
+
+  writePacked(matrix: Matrix, byteOffset: number, data: Uint8Array): void {
+    this.#assertUsable();
+    ownMatrix(this.#machine.heap, matrix).packed(byteOffset, data.length).set(data);
   }
 
   kvPool(spec: KvPoolSpec): KvPool {

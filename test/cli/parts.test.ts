@@ -7,6 +7,7 @@ import { describe, expect, it } from "vitest";
 import { openDataFolder } from "../../cli/data-folder.ts";
 import { devVars, localConfig } from "../../cli/edge-process.ts";
 import { parseBudget, parseBytes, parseFlags, parseHttpUrl, parseInteger, parsePort } from "../../cli/flags.ts";
+import { loadReport } from "../../cli/load-report.ts";
 import { openModelFolder } from "../../cli/model-folder.ts";
 import { findPort } from "../../cli/ports.ts";
 import { curlLine } from "../../cli/ready-block.ts";
@@ -174,6 +175,29 @@ describe("the model folder", () => {
 });
 
 describe("small parts", () => {
+  it("reports loading every two seconds, and nothing that is faster", () => {
+    const lines: string[] = [];
+    let nowMs = 100;
+    const report = loadReport(
+      (line) => lines.push(line),
+      () => nowMs,
+    );
+    for (const [atMs, loadedCount] of [
+      [200, 1e6],
+      [2_099, 2e6],
+      [2_100, 50e6],
+      [4_000, 60e6],
+      [5_100, 199.9e6],
+    ] as const) {
+      nowMs = atMs;
+      report({ tensor: "t", loadedCount, totalCount: 200e6 });
+    }
+    expect(lines).toEqual([
+      "quire: loading weights: 25 % of 200 million after 2 s\n",
+      "quire: loading weights: 99 % of 200 million after 5 s\n",
+    ]);
+  });
+
   it("finds a free port and says which address cannot be used", async () => {
     expect(await findPort({ host: "127.0.0.1", port: 0, flag: "--port" })).toBeGreaterThan(0);
     await expect(findPort({ host: "192.0.2.1", port: 0, flag: "--port" })).rejects.toThrow(

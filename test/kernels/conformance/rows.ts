@@ -173,37 +173,52 @@ function describeMatmul(lane: Lane): void {
 }
 
 function describeMatrixPieces(lane: Lane): void {
-  it.each(ENCODINGS)("a matrix of %s written in pieces is the matrix written whole, to the bit", async (encoding) => {
-    const random = new Random(SEED);
-    const shape = { outWidth: 45, inWidth: 70 };
-    const { outWidth, inWidth } = shape;
-    const weights = random.normals(outWidth * inWidth);
-    const x = random.normals(3 * inWidth);
-    const device = lane.device();
-    const multiply = (matrix: Matrix) =>
-      run(device, 3 * outWidth, [x], (recorder, out, [x]) => recorder.matmul({ out, x: x!, matrix, rows: 3 }));
-    const pieces = device.emptyMatrix("pieces", encoding, shape);
-    for (const [first, end] of [
-      [24, 45],
-      [0, 8],
-      [8, 24],
-    ] as const) {
-      device.writeRows(pieces, first, weights.slice(first * inWidth, end * inWidth));
-    }
-    expectSameBits(await multiply(pieces), await multiply(device.matrix("whole", encoding, shape, weights)));
-    const rows = (count: number) => new Float32Array(count * inWidth);
-    for (const [first, data] of [
-      [4, rows(8)],
-      [0, rows(7)],
-      [40, rows(8)],
-      [48, rows(8)],
-      [-8, rows(8)],
-      [0, rows(0)],
-      [0, new Float32Array(8 * inWidth - 1)],
-    ] as const) {
-      expect(() => device.writeRows(pieces, first, data)).toThrow(AssertionError);
-    }
-  });
+  it.each(ENCODINGS)(
+    "a matrix of %s written in pieces, or copied packed, is the matrix written whole, to the bit",
+    async (encoding) => {
+      const random = new Random(SEED);
+      const shape = { outWidth: 45, inWidth: 70 };
+      const { outWidth, inWidth } = shape;
+      const weights = random.normals(outWidth * inWidth);
+      const x = random.normals(3 * inWidth);
+      const device = lane.device();
+      const multiply = (matrix: Matrix) =>
+        run(device, 3 * outWidth, [x], (recorder, out, [x]) => recorder.matmul({ out, x: x!, matrix, rows: 3 }));
+      const pieces = device.emptyMatrix("pieces", encoding, shape);
+      for (const [first, end] of [
+        [24, 45],
+        [0, 8],
+        [8, 24],
+      ] as const) {
+        device.writeRows(pieces, first, weights.slice(first * inWidth, end * inWidth));
+      }
+      expectSameBits(await multiply(pieces), await multiply(device.matrix("whole", encoding, shape, weights)));
+      const copy = device.emptyMatrix("copy", encoding, shape);
+      expect(copy.packedBytes).toBe(pieces.packedBytes);
+      const half = Math.floor(copy.packedBytes / 2);
+      for (const [at, bytes] of [
+        [half, copy.packedBytes - half],
+        [0, half],
+      ] as const) {
+        device.writePacked(copy, at, await device.readPacked(pieces, at, bytes));
+      }
+      expectSameBits(await multiply(copy), await multiply(pieces));
+      expect(() => device.writePacked(copy, copy.packedBytes, Uint8Array.of(0))).toThrow(AssertionError);
+      await expect(device.readPacked(copy, -1, 1)).rejects.toThrow(AssertionError);
+      const rows = (count: number) => new Float32Array(count * inWidth);
+      for (const [first, data] of [
+        [4, rows(8)],
+        [0, rows(7)],
+        [40, rows(8)],
+        [48, rows(8)],
+        [-8, rows(8)],
+        [0, rows(0)],
+        [0, new Float32Array(8 * inWidth - 1)],
+      ] as const) {
+        expect(() => device.writeRows(pieces, first, data)).toThrow(AssertionError);
+      }
+    },
+  );
 }
 
 interface ProductShape {
