@@ -3,7 +3,7 @@ import { expect, it } from "vitest";
 import { faultRun } from "./fault-run.ts";
 
 const FIRST = 1000;
-const COUNT = 60;
+const COUNT = 40;
 
 it.each(Array.from({ length: COUNT }, (_, index) => FIRST + index))("seed %i", { timeout: 60_000 }, async (seed) => {
   const report = await faultRun(seed, 16);

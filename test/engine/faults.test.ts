@@ -3,7 +3,7 @@ import { describe, expect, it } from "vitest";
 import { type FaultReport, faultRun, HEAVY } from "./fault-run.ts";
 
 const replayed = process.env.QUIRE_FAULT_SEED;
-const SEEDS = replayed === undefined ? [1, 2, 3, 4, 5, 6] : [Number(replayed)];
+const SEEDS = replayed === undefined ? [1, 2, 3, 4] : [Number(replayed)];
 
 describe("sessions over a faulty store", () => {
   const reports: FaultReport[] = [];
@@ -17,7 +17,7 @@ describe("sessions over a faulty store", () => {
       expect(sum(key), key).toBeGreaterThan(0);
   });
 
-  it("without faults only what was killed or cut away is computed again", async () => {
+  it("all of it holds without faults, too", async () => {
     const none = Object.fromEntries(Object.keys(HEAVY).map((fault) => [fault, 0])) as unknown as typeof HEAVY;
     const report = await faultRun(77, 8, none);
     expect(report.faults).toBe(0);
