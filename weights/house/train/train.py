@@ -165,9 +165,12 @@ class Run:
         right = ((logits.detach().argmax(-1) == targets).float() * answers).sum() / answers.sum()
         return language.detach(), retrieval.detach(), right.detach()
 
-    def note(self, losses):
+    def note(self, stage_index, losses):
         """Updates the running retrieval loss and moves on to the next stage where it is time."""
         state, (stage, ends_at) = self.state, STAGES[self.args.size][self.state["stage"]]
+        if stage_index != state["stage"]:
+            # Batches of the stage before, ordered ahead, say nothing about this one.
+            return
         before = state["retrieval"]
         state["retrieval"] = losses[1] if before is None else 0.95 * before + 0.05 * losses[1]
         is_last = state["stage"] == len(STAGES[self.args.size]) - 1
@@ -223,7 +226,7 @@ def train(run, log):
         was_decaying = 1 - run.progress() < DECAY_SHARE
         now = time.monotonic()
         state["seconds"], mark = state["seconds"] + now - mark, now
-        run.note(losses)
+        run.note(stage_index, losses)
         if state["step"] % args.log_every == 0:
             line = {key: state[key] for key in ("step", "tokens")}
             line |= {"seconds": round(state["seconds"]), "length": stages[stage_index][0].tokens}
