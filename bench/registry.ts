@@ -29,4 +29,12 @@ export const benches: Readonly<Record<string, BenchEntry>> = {
     summary: "time and bytes of one more token, by context, selection policy and budget",
     load: async () => (await import("./decode/decode.ts")).decodeBench,
   },
+  prefill: {
+    summary: "tokens per second of a prompt, by context, selection policy and budget",
+    load: async () => (await import("./prefill/prefill.ts")).prefillBench,
+  },
+  peers: {
+    summary: "this engine and llama.cpp on the same machine in turns: ratios",
+    load: async () => (await import("./peers/peers.ts")).peersBench,
+  },
 };

@@ -18,7 +18,8 @@ export function parseList<T>(parseItem: (text: string) => T): (text: string) => 
   };
 }
 
-function parsePolicy(text: string): SelectionPolicyName {
+/** One policy by name. @throws {UsageError} for another text. */
+export function parsePolicy(text: string): SelectionPolicyName {
   const found = POLICY_NAMES.find((name) => name === text);
   if (found === undefined) throw new UsageError(`must be of ${POLICY_NAMES.join(", ")}`);
   return found;
