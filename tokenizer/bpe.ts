@@ -18,6 +18,11 @@ import { Utf8Decoder } from "./utf8-decoder.ts";
 
 /** SentencePiece writes spaces as this. */
 const METASPACE = "\u2581";
+/**
+ * Longer pieces are cut in parts of this many units, and those in parts of as many symbols: only there ids can differ from
+ * the reference. Merging takes 28 bytes a symbol, and a Worker that runs out of memory takes other requests with it.
+ */
+const PART_LENGTH_MAX = 2 ** 20;
 /** Buffers up to this size are used again. */
 const KEPT_SYMBOL_COUNT_MAX = 262_144;
 
@@ -115,6 +120,11 @@ export class Bpe implements Tokenizer {
     let from = 0;
     for (let index = 0; index < count; index++) {
       const end = ends[index] as number;
+      while (end - from > PART_LENGTH_MAX) {
+        const cut = partEnd(units, from + PART_LENGTH_MAX);
+        this.#encodePiece(units, from, cut, ids);
+        from = cut;
+      }
       if (!this.#cache.get(units, from, end, ids)) {
         const first = ids.length;
         this.#encodePiece(units, from, end, ids);
@@ -135,8 +145,12 @@ export class Bpe implements Tokenizer {
     }
     // A unit is at most three bytes.
     const work = this.#workOf((end - from) * 3);
-    const count = this.#merger.merge(work, symbols.fill(units, from, end, work));
-    for (let at = 0; at < count; at++) ids.push(work[at] as number);
+    const length = symbols.fill(units, from, end, work);
+    for (let start = 0; start < length; start += PART_LENGTH_MAX) {
+      const part = start === 0 ? work : work.subarray(start);
+      const count = this.#merger.merge(part, Math.min(length - start, PART_LENGTH_MAX));
+      for (let at = 0; at < count; at++) ids.push(part[at] as number);
+    }
   }
 
   #workOf(length: number): Int32Array {
@@ -173,6 +187,11 @@ export class Bpe implements Tokenizer {
     }
     return atStart && text[0] === 0x20 ? text.subarray(1) : text;
   }
+}
+
+/** `at`, or the place before it where a pair of surrogates would be cut. */
+function partEnd(units: Uint16Array, at: number): number {
+  return ((units[at] as number) & 0xfc00) === 0xdc00 ? at - 1 : at;
 }
 
 /**

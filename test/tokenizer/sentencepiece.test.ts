@@ -1,5 +1,7 @@
+import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { openTokenizer } from "../../tokenizer/open.ts";
+import { mixedTexts } from "./mixed-text.ts";
 import { loadSharedModel } from "./shared-data.ts";
 
 const shared = loadSharedModel("Phi-3");
@@ -35,6 +37,25 @@ if (typeof shared === "string") {
       const controls = ids.filter((id) => phi.tokenizer.isSpecial(id));
       expect(controls).toEqual([phi.tokenizer.idOf("<|user|>"), phi.tokenizer.idOf("<|end|>")]);
       expect(phi.tokenizer.decode(ids)).toBe(content);
+    });
+
+    it("streams random ids as it decodes them whole", () => {
+      fc.assert(
+        fc.property(fc.array(fc.integer({ min: -1, max: 32_100 }), { maxLength: 40 }), (ids) => {
+          const decoder = phi.tokenizer.decoder();
+          const streamed = () => ids.map((id) => decoder.push([id])).join("") + decoder.flush();
+          expect(streamed()).toBe(phi.tokenizer.decode(ids));
+          expect(streamed()).toBe(phi.tokenizer.decode(ids));
+        }),
+        { seed: 5, numRuns: 300 },
+      );
+    });
+
+    it("reads back what it wrote", () => {
+      for (const text of mixedTexts(21, 20_000)) {
+        // The model writes spaces as this character, and reads it as one.
+        expect(phi.tokenizer.decode(phi.tokenizer.encode(text))).toBe(text.replaceAll("\u2581", " "));
+      }
     });
 
     it("gives bytes of byte tokens", () => {

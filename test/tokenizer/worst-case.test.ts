@@ -51,6 +51,32 @@ for (const model of SHARED_MODELS) {
   });
 }
 
+describe("a word longer than a part", () => {
+  const shared = loadSharedModel("GPT-2");
+  if (typeof shared === "string") {
+    it.skip(`is cut (${shared})`, () => {});
+    return;
+  }
+  const { tokenizer } = openTokenizer({ tokenizerJson: shared.tokenizerJson, tokenizerConfig: {} });
+
+  it("is cut after 2^20 units, never inside of a pair", { timeout: WORST_MS_MAX * 2 }, () => {
+    const part = 2 ** 20;
+    const pairs = `${"a".repeat(part - 1)}\u{10437}bc`;
+    const ids = tokenizer.encode(pairs);
+    expect(tokenizer.decode(ids)).toBe(pairs);
+    expect(ids.slice(-20)).toEqual(
+      [...tokenizer.encode("a".repeat(part - 1)), ...tokenizer.encode("\u{10437}bc")].slice(-20),
+    );
+  });
+
+  it("of characters of many bytes is cut after 2^20 bytes, and whole when it is read", {
+    timeout: WORST_MS_MAX * 2,
+  }, () => {
+    const han = "\u6f22\u5b57".repeat(2 ** 18);
+    expect(tokenizer.decode(tokenizer.encode(han))).toBe(han);
+  });
+});
+
 describe("normalizing", () => {
   it("equals the runtime's, also for long runs of marks of any classes", () => {
     // Marks of many classes, ones that decompose, starters among marks, letters that become marks.
