@@ -303,6 +303,8 @@ export interface StepRecorder {
   /**
    * Causal attention over the last `select`'s pages: a row at position p reads its own block floor(p/64) from the open slot (f32), earlier ones from
    * sealed blocks, skipping those not resident; scale 1/sqrt(headDim); query head h uses KV head floor(h / (headCount/kvHeadCount)). `out` `[rows, headCount, headDim]`.
+   * Over an int8 block a device may round, per query and block, `q * key scales` and `weights * value scales` to 16 bits (1/65534 of the
+   * largest, where the codes themselves are rounded by 1/254 of theirs) and then compute exactly; the reference rounds neither.
    */
   attend(args: { pool: KvPool; layer: number; headCount: number; q: DeviceBuffer; out: DeviceBuffer }): void;
   /** Samples rows of `logits` `[*, width]`; the samples come back from `submit` in this order. */
