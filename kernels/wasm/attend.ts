@@ -28,8 +28,10 @@ interface Tile {
 const TILE_BYTES = 48;
 /** Queries (rows times query heads of a KV head) of a tile: they stay in a core's first cache with the block they read. */
 const TILE_QUERIES = 32;
-/** With fewer tasks than this per thread, splits become tasks. */
+/** With fewer tasks than this per thread, splits become tasks; one thread needs no more than one. */
 const TASKS_PER_THREAD_MIN = 4;
+/** Steps whose tiles have at most this many queries wait for memory more than they compute: tasks take as many KV heads as leave enough tasks. */
+const FEW_QUERIES = 8;
 const PARTIAL_BYTES_MAX = 32 * 1024 * 1024;
 
 /** Causal attention of every query group over what `select` chose. */
@@ -42,9 +44,12 @@ export function attend(machine: Machine, args: AttendArgs, selections: readonly 
   const queryMax = Math.max(...tiles.map((tile) => tile.rowCount)) * group;
   const splitMax = Math.max(...tiles.map((tile) => tile.splitCount));
   const partialBytes = tiles.map((tile) => tile.splitCount * kvHeadCount * tile.rowCount * group * (headDim + 2) * 4);
+  const isFew = queryMax <= FEW_QUERIES;
+  const { threads } = machine.threads;
+  const tasksWanted = threads === 1 ? 1 : threads * TASKS_PER_THREAD_MIN;
   const isCut =
     splitMax > 1 &&
-    tiles.length * kvHeadCount < machine.threads.threads * TASKS_PER_THREAD_MIN &&
+    tiles.length * (isFew ? 1 : kvHeadCount) < tasksWanted &&
     partialBytes.reduce((sum, bytes) => sum + bytes, 0) <= PARTIAL_BYTES_MAX;
   machine.opArena.clear();
   const tilesAt = machine.opArena.take(tiles.length * TILE_BYTES);
@@ -52,12 +57,17 @@ export function attend(machine: Machine, args: AttendArgs, selections: readonly 
     const partialAt = isCut ? machine.opArena.take(partialBytes[index] as number) : 0;
     writeTile(machine, tilesAt + index * TILE_BYTES, tile, partialAt);
   });
-  machine.threads.ensureScratch(queryMax * (headDim * 3 + BLOCK_TOKENS + 4) * 4 + BLOCK_TOKENS * headDim * 4);
-  const launchArgs = kernelArgs(args, { tilesAt, splitMax: isCut ? splitMax : 0, queryMax });
-  const taskCount = tiles.length * kvHeadCount;
+  const uncut = isCut ? tiles.reduce((sum, tile) => sum + tile.splitCount, 0) : tiles.length;
+  const headTasks = isFew ? Math.min(kvHeadCount, Math.ceil(tasksWanted / uncut)) : kvHeadCount;
+  const headsPerTask = Math.ceil(kvHeadCount / headTasks);
+  // Per query: itself, two outputs, two states, the scores of a block, two factors, and codes of 16 bits padded to eights.
+  const queryBytes = (headDim * 3 + 4 + BLOCK_TOKENS + 2) * 4 + Math.ceil(headDim / 8) * 16;
+  machine.threads.ensureScratch(headsPerTask * (16 + queryMax * queryBytes));
+  const launchArgs = kernelArgs(args, { tilesAt, splitMax: isCut ? splitMax : 0, queryMax, headsPerTask });
+  const taskCount = tiles.length * Math.ceil(kvHeadCount / headsPerTask);
   const work = tiles.reduce((sum, tile) => sum + tile.rowCount * attendedTokens(tile), 0) * headCount * headDim * 2;
   machine.threads.run(OP.attend, { taskCount: isCut ? taskCount * splitMax : taskCount, work, ...launchArgs });
-  if (isCut) machine.threads.run(OP.attendMerge, { taskCount, work: 0, ...launchArgs });
+  if (isCut) machine.threads.run(OP.attendMerge, { taskCount: tiles.length * kvHeadCount, work: 0, ...launchArgs });
 }
 
 function tilesOf(selection: GroupSelection, headsPerKvHead: number): Tile[] {
@@ -93,7 +103,12 @@ function writeTile({ heap }: Machine, at: number, tile: Tile, partialAt: number)
 
 function kernelArgs(
   { pool, layer, headCount, q, out }: AttendArgs,
-  { tilesAt, splitMax, queryMax }: { tilesAt: number; splitMax: number; queryMax: number },
+  {
+    tilesAt,
+    splitMax,
+    queryMax,
+    headsPerTask,
+  }: { tilesAt: number; splitMax: number; queryMax: number; headsPerTask: number },
 ): { args: number[]; floats: [number, number][] } {
   const { kvHeadCount, headDim, encoding } = pool.spec;
   const { keyScalesAt, valuesAt, valueScalesAt } = pool.layout;
@@ -102,6 +117,7 @@ function kernelArgs(
     ...[tilesAt, kvHeadCount, headCount / kvHeadCount, headDim, q, out, 0, pool.blocksAt, pool.blockBytes],
     ...[encoding === "int8" ? 1 : 0, keyScalesAt, valuesAt, valueScalesAt, pool.openAt, pool.openSlotBytes],
     ...[keysOffset, openSlotValuesAt(pool.spec) * 4 + keysOffset, splitMax, queryMax],
+    headsPerTask,
   ];
   return { args, floats: [[6, 1 / Math.sqrt(headDim)]] };
 }

@@ -85,6 +85,9 @@ export class WasmMatrix implements Matrix {
   }
 }
 
+/** A sum of this many products of 16 and 8 bits fits 32 (assembly/attend-int8.ts). */
+const INT8_HEAD_DIM_MAX = 512;
+
 /** Blocks, open slots and summaries, each kind in one piece, zero at first: another tenant's bytes never show. */
 export class WasmPool implements KvPool {
   readonly heap: WasmHeap;
@@ -99,6 +102,8 @@ export class WasmPool implements KvPool {
 
   constructor(heap: WasmHeap, spec: KvPoolSpec) {
     assertPoolSpec(spec);
+    const fits = spec.encoding !== "int8" || spec.headDim <= INT8_HEAD_DIM_MAX;
+    assert(fits, `int8 KV takes heads of at most ${INT8_HEAD_DIM_MAX} channels`);
     this.heap = heap;
     this.spec = { ...spec, summaryKinds: [...spec.summaryKinds] };
     this.layout = blockLayout(spec);

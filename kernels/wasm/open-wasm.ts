@@ -60,9 +60,9 @@ export async function loadKernels(): Promise<WebAssembly.Module> {
 
 class WasmDevice implements Device {
   readonly kind = "wasm";
-  readonly numericsId = "wasm-1";
+  readonly numericsId = "wasm-2";
   /** Goes up with any layout of assembly/matmul-*.ts. */
-  readonly packingId = "wasm-1";
+  readonly packingId = "wasm-2";
   readonly report: DeviceReport;
   readonly #machine: Machine;
   readonly #arenas: StepArenas;

@@ -20,6 +20,8 @@ const STOP_MS_MAX = 2_000;
 export interface KernelExports {
   dispatch(op: number, taskCount: number, workerCount: number, stallSlices: number): number;
   workerLoop(thread: number): void;
+  /** Once per memory, before any op. */
+  writeExpTable(): void;
 }
 
 /** How a pool is started. */
@@ -54,7 +56,9 @@ export class ThreadPool {
     this.#heap = heap;
     this.#sharedWorkMin = sharedWorkMin;
     this.#stallSlices = Math.max(1, Math.ceil(stallMsMax / 100));
-    this.#dispatch = kernelExports(new WebAssembly.Instance(module, { env: { memory: heap.memory } })).dispatch;
+    const kernels = kernelExports(new WebAssembly.Instance(module, { env: { memory: heap.memory } }));
+    kernels.writeExpTable();
+    this.#dispatch = kernels.dispatch;
     // The control page never moves: a view of the first buffer stays good when the memory grows.
     this.#args = new Int32Array(heap.bytes.buffer, ARGS, ARG_COUNT_MAX);
     this.#floatArgs = new Float32Array(heap.bytes.buffer, ARGS, ARG_COUNT_MAX);

@@ -1,6 +1,8 @@
 // Attention. A tile is up to 32 queries (rows of one query group in one block of 64 positions, times the query heads of a KV head); a task
-// is a tile in one KV head, or one split (512 positions) of it where there are few tiles. Reduction order is that of the contract: within a
-// split one online softmax per block, then splits in ascending order, so tiles, threads and the cut into tasks do not show in the result.
+// is a tile in some KV heads, or one split (512 positions) of it where there are few tiles. Reduction order is that of the contract: within
+// a split one online softmax per block, then splits in ascending order, so tiles, threads and the cut into tasks do not show in the result.
+// Tasks of few queries take all KV heads, block by block, keys before values, because these lie side by side: one thread reads random pieces
+// of 4 KiB at 8 GB/s and of 64 KiB at 18 GB/s.
 // Measured, one thread of a shared AMD EPYC (AVX-512) core, Node 24.21, head width 64, 8 KV heads, f32: decode of 2,048 positions (in cache)
 // 29 GB/s; 64 rows of 16 heads at 16,384 positions 22 GFLOP/s.
 //
@@ -8,9 +10,9 @@
 //   0 first row   4 row count   8 position of the first row   12 block ids of the layer   16 page masks (0: all pages)
 //   20 bytes of page masks per KV head   24 token masks (0: all tokens of a page)   28 open slot   32 partial results   36 split count
 //   40 query group
+import { addValuesInt8, quantizeQuery, quantizeWeights, queryCodeBytes, scoreInt8 } from "./attend-int8";
 import { arg, argAt, argF32, scratchOf } from "./control";
 import { scoreTokens } from "./dot";
-import { decodeKeys, decodeValues } from "./kv-decode";
 import { exp1, exp4, maxLanes, sumLanes } from "./vector";
 
 const TILE_BYTES: usize = 48;
@@ -21,13 +23,20 @@ const FEW_QUERIES: i32 = 8;
 
 // args: 0 tiles, 1 KV head count, 2 heads per KV head, 3 headDim, 4 q, 5 out, 6 scale, 7 blocks, 8 block bytes, 9 int8?, offsets in a
 // block: 10 key scales, 11 values, 12 value scales; 13 open slots, 14 slot bytes, offsets in a slot: 15 keys of the layer, 16 values;
-// 17 largest split count (0: a task does all splits), 18 queries of the largest tile
+// 17 largest split count (0: a task does all splits), 18 queries of the largest tile, 19 KV heads of a task
 
-// The scratch of a task, after the queries: state per query {max, sum} of the split and of all splits, scores, outputs of both, decoded KV.
+// The scratch of a task in one KV head: whether the split has a token, the queries, state per query {max, sum} of the split and of all
+// splits, scores, outputs of both; over int8 blocks also the factor of each query, that of its weights, and its codes.
 // @ts-ignore: decorator
 @inline
-function queriesAt(thread: i32): usize {
-  return scratchOf(thread);
+function headScratchBytes(): usize {
+  const perQuery = <usize>(arg(3) * 3 + 70) * 4 + queryCodeBytes(<usize>arg(3));
+  return 16 + <usize>arg(18) * perQuery;
+}
+// @ts-ignore: decorator
+@inline
+function queriesAt(scratch: usize): usize {
+  return scratch + 16;
 }
 // @ts-ignore: decorator
 @inline
@@ -36,63 +45,98 @@ function outputBytes(): usize {
 }
 // @ts-ignore: decorator
 @inline
-function splitStateAt(thread: i32): usize {
-  return scratchOf(thread) + outputBytes();
+function splitStateAt(scratch: usize): usize {
+  return queriesAt(scratch) + outputBytes();
 }
 // @ts-ignore: decorator
 @inline
-function finalStateAt(thread: i32): usize {
-  return splitStateAt(thread) + <usize>arg(18) * 8;
+function finalStateAt(scratch: usize): usize {
+  return splitStateAt(scratch) + <usize>arg(18) * 8;
 }
 // @ts-ignore: decorator
 @inline
-function scoresAt(thread: i32): usize {
-  return finalStateAt(thread) + <usize>arg(18) * 8;
+function scoresAt(scratch: usize): usize {
+  return finalStateAt(scratch) + <usize>arg(18) * 8;
 }
 // @ts-ignore: decorator
 @inline
-function splitOutputAt(thread: i32): usize {
-  return scoresAt(thread) + <usize>arg(18) * SCORE_BYTES;
+function splitOutputAt(scratch: usize): usize {
+  return scoresAt(scratch) + <usize>arg(18) * SCORE_BYTES;
 }
 // @ts-ignore: decorator
 @inline
-function finalOutputAt(thread: i32): usize {
-  return splitOutputAt(thread) + outputBytes();
+function finalOutputAt(scratch: usize): usize {
+  return splitOutputAt(scratch) + outputBytes();
 }
 // @ts-ignore: decorator
 @inline
-function decodedAt(thread: i32): usize {
-  return finalOutputAt(thread) + outputBytes();
+function queryFactorsAt(scratch: usize): usize {
+  return finalOutputAt(scratch) + outputBytes();
+}
+// @ts-ignore: decorator
+@inline
+function weightFactorsAt(scratch: usize): usize {
+  return queryFactorsAt(scratch) + <usize>arg(18) * 4;
+}
+// @ts-ignore: decorator
+@inline
+function queryCodesAt(scratch: usize): usize {
+  return weightFactorsAt(scratch) + <usize>arg(18) * 4;
 }
 
-/** Task = (tile * KV head count + KV head) [* largest split count + split]. */
+/** Task = (tile * tasks of a tile + first KV head / KV heads of a task) [* largest split count + split]. */
 export function attendTask(task: i32, thread: i32): void {
   const splitMax = arg(17);
   const unit = splitMax == 0 ? task : task / splitMax;
-  const tile = argAt(0) + <usize>(unit / arg(1)) * TILE_BYTES;
-  const kvHead = unit % arg(1);
-  const queryCount = load<i32>(tile, 4) * arg(2);
+  const headTasks = (arg(1) + arg(19) - 1) / arg(19);
+  const tile = argAt(0) + <usize>(unit / headTasks) * TILE_BYTES;
+  const first = (unit % headTasks) * arg(19);
+  const end = min(arg(1), first + arg(19));
   const splitCount = load<i32>(tile, 36);
-  if (splitMax == 0) {
-    loadQueries(tile, kvHead, thread);
-    clearState(finalStateAt(thread), finalOutputAt(thread), queryCount);
-    for (let split = 0; split < splitCount; split++) {
-      if (!attendSplit(tile, kvHead, split, thread)) continue;
-      merge(finalStateAt(thread), finalOutputAt(thread), splitStateAt(thread), splitOutputAt(thread), queryCount);
+  const scratch = scratchOf(thread);
+  if (splitMax != 0 && task % splitMax >= splitCount) return;
+  for (let kvHead = first; kvHead < end; kvHead++) loadQueries(tile, kvHead, headScratch(scratch, kvHead - first));
+  if (splitMax == 0) return attendAllSplits(tile, first, end, scratch);
+  attendSplit(tile, first, end, task % splitMax, scratch);
+  for (let kvHead = first; kvHead < end; kvHead++) {
+    storePartial(partialAt(tile, kvHead, task % splitMax), tile, headScratch(scratch, kvHead - first));
+  }
+}
+
+// @ts-ignore: decorator
+@inline
+function headScratch(scratch: usize, index: i32): usize {
+  return scratch + <usize>index * headScratchBytes();
+}
+
+function attendAllSplits(tile: usize, first: i32, end: i32, scratch: usize): void {
+  const queryCount = load<i32>(tile, 4) * arg(2);
+  for (let index = 0; index < end - first; index++) {
+    const at = headScratch(scratch, index);
+    clearState(finalStateAt(at), finalOutputAt(at), queryCount);
+  }
+  for (let split = 0; split < load<i32>(tile, 36); split++) {
+    attendSplit(tile, first, end, split, scratch);
+    for (let index = 0; index < end - first; index++) {
+      const at = headScratch(scratch, index);
+      if (load<i32>(at) == 0) continue;
+      merge(finalStateAt(at), finalOutputAt(at), splitStateAt(at), splitOutputAt(at), queryCount);
     }
-    finish(tile, kvHead, finalStateAt(thread), finalOutputAt(thread));
+  }
+  for (let index = 0; index < end - first; index++) {
+    const at = headScratch(scratch, index);
+    finish(tile, first + index, finalStateAt(at), finalOutputAt(at));
+  }
+}
+
+function storePartial(partial: usize, tile: usize, scratch: usize): void {
+  const queryCount = <usize>(load<i32>(tile, 4) * arg(2));
+  if (load<i32>(scratch) == 0) {
+    store<f32>(partial, NEGATIVE_INFINITY);
     return;
   }
-  const split = task % splitMax;
-  if (split >= splitCount) return;
-  loadQueries(tile, kvHead, thread);
-  const partial = partialAt(tile, kvHead, split);
-  if (attendSplit(tile, kvHead, split, thread)) {
-    memory.copy(partial, splitStateAt(thread), <usize>queryCount * 8);
-    memory.copy(partial + <usize>queryCount * 8, splitOutputAt(thread), <usize>queryCount * <usize>arg(3) * 4);
-  } else {
-    store<f32>(partial, NEGATIVE_INFINITY);
-  }
+  memory.copy(partial, splitStateAt(scratch), queryCount * 8);
+  memory.copy(partial + queryCount * 8, splitOutputAt(scratch), queryCount * <usize>arg(3) * 4);
 }
 
 /** Second pass where splits ran as tasks. Task = tile * KV head count + KV head; same arguments. */
@@ -100,13 +144,15 @@ export function attendMergeTask(task: i32, thread: i32): void {
   const tile = argAt(0) + <usize>(task / arg(1)) * TILE_BYTES;
   const kvHead = task % arg(1);
   const queryCount = load<i32>(tile, 4) * arg(2);
-  clearState(finalStateAt(thread), finalOutputAt(thread), queryCount);
+  const state = finalStateAt(scratchOf(thread));
+  const output = finalOutputAt(scratchOf(thread));
+  clearState(state, output, queryCount);
   for (let split = 0; split < load<i32>(tile, 36); split++) {
     const partial = partialAt(tile, kvHead, split);
     if (load<f32>(partial) == NEGATIVE_INFINITY) continue;
-    merge(finalStateAt(thread), finalOutputAt(thread), partial, partial + <usize>queryCount * 8, queryCount);
+    merge(state, output, partial, partial + <usize>queryCount * 8, queryCount);
   }
-  finish(tile, kvHead, finalStateAt(thread), finalOutputAt(thread));
+  finish(tile, kvHead, state, output);
 }
 
 function partialAt(tile: usize, kvHead: i32, split: i32): usize {
@@ -115,11 +161,11 @@ function partialAt(tile: usize, kvHead: i32, split: i32): usize {
 }
 
 /** Gathers the tile's query vectors: [row][head of the KV head]. */
-function loadQueries(tile: usize, kvHead: i32, thread: i32): void {
+function loadQueries(tile: usize, kvHead: i32, scratch: usize): void {
   const groupBytes = <usize>(arg(2) * arg(3)) * 4;
   const rowBytes = groupBytes * <usize>arg(1);
   let from = argAt(4) + <usize>load<u32>(tile) * rowBytes + <usize>kvHead * groupBytes;
-  let to = queriesAt(thread);
+  let to = queriesAt(scratch);
   for (let row = load<i32>(tile, 4); row > 0; row--) {
     memory.copy(to, from, groupBytes);
     from += rowBytes;
@@ -175,69 +221,109 @@ function finish(tile: usize, kvHead: i32, state: usize, output: usize): void {
   }
 }
 
-/** Attends to one split; false when nothing of it is selected and resident. */
-function attendSplit(tile: usize, kvHead: i32, split: i32, thread: i32): bool {
+/** Attends to one split; the first word of a head's scratch says whether any of it is selected and resident. */
+function attendSplit(tile: usize, first: i32, headEnd: i32, split: i32, scratch: usize): void {
   const position = load<i32>(tile, 8);
   const ownBlock = position >> 6;
   const ids = <usize>load<u32>(tile, 12);
   const pageMasks = <usize>load<u32>(tile, 16);
-  const headMasks = pageMasks + <usize>kvHead * <usize>load<u32>(tile, 20);
   const tokenMasks = <usize>load<u32>(tile, 24);
+  for (let index = 0; index < headEnd - first; index++) store<i32>(headScratch(scratch, index), 0);
   const end = min(ownBlock, split * 8 + 8);
-  let found = false;
   for (let block = split * 8; block < end; block++) {
-    const pages = pageMasks == 0 ? 15 : load<u8>(headMasks + <usize>block);
     const id = load<i32>(ids + ((<usize>block) << 2));
-    if (pages == 0 || id < 0) continue;
-    if (!found) clearState(splitStateAt(thread), splitOutputAt(thread), load<i32>(tile, 4) * arg(2));
-    found = true;
+    if (id < 0) continue;
+    const from = argAt(7) + <usize>id * argAt(8);
     const tokens: u64 = tokenMasks == 0 ? <u64>-1 : load<u64>(tokenMasks + ((<usize>block) << 3));
-    attendSealed(tile, kvHead, argAt(7) + <usize>id * argAt(8), pages, tokens, thread);
+    for (let kvHead = first; kvHead < headEnd; kvHead++) {
+      const pages = pageMasks == 0 ? 15 : pagesOf(tile, kvHead, block);
+      if (pages == 0) continue;
+      const at = headScratch(scratch, kvHead - first);
+      begin(tile, at);
+      weighSealed(tile, kvHead, from, pages, tokens, at);
+    }
+    for (let kvHead = first; kvHead < headEnd; kvHead++) {
+      const pages = pageMasks == 0 ? 15 : pagesOf(tile, kvHead, block);
+      if (pages != 0) addSealed(tile, kvHead, from, pages, headScratch(scratch, kvHead - first));
+    }
   }
-  if (ownBlock >> 3 == split) {
-    if (!found) clearState(splitStateAt(thread), splitOutputAt(thread), load<i32>(tile, 4) * arg(2));
-    found = true;
-    attendOpen(tile, kvHead, position & 63, thread);
+  if (ownBlock >> 3 != split) return;
+  for (let kvHead = first; kvHead < headEnd; kvHead++) {
+    const at = headScratch(scratch, kvHead - first);
+    begin(tile, at);
+    attendOpen(tile, kvHead, position & 63, at);
   }
-  return found;
 }
 
-/** A sealed block: the chosen tokens of the chosen pages, the same for every query of the tile. */
-function attendSealed(tile: usize, kvHead: i32, block: usize, pages: i32, tokens: u64, thread: i32): void {
+// @ts-ignore: decorator
+@inline
+function pagesOf(tile: usize, kvHead: i32, block: i32): i32 {
+  return load<u8>(<usize>load<u32>(tile, 16) + <usize>kvHead * <usize>load<u32>(tile, 20) + <usize>block);
+}
+
+/** The split has something: clears its state the first time. */
+// @ts-ignore: decorator
+@inline
+function begin(tile: usize, scratch: usize): void {
+  if (load<i32>(scratch) != 0) return;
+  store<i32>(scratch, 1);
+  clearState(splitStateAt(scratch), splitOutputAt(scratch), load<i32>(tile, 4) * arg(2));
+}
+
+/** The chosen tokens of the chosen pages of a sealed block, the same for every query of the tile: scores, then weights. */
+function weighSealed(tile: usize, kvHead: i32, block: usize, pages: i32, tokens: u64, scratch: usize): void {
   const headDim = <usize>arg(3);
-  const head = <usize>kvHead * 64 * headDim;
   const queryCount = load<i32>(tile, 4) * arg(2);
   const isInt8 = arg(9) != 0;
-  const keys = isInt8 ? decodedAt(thread) : block + head * 4;
-  if (queryCount <= FEW_QUERIES) {
-    const size: usize = isInt8 ? 1 : 4;
-    const sum = fetchPages(block + head * size, pages, headDim * 16 * size)
-      + fetchPages(block + argAt(11) + head * size, pages, headDim * 16 * size);
+  const pageBytes = isInt8 ? headDim << 4 : headDim << 6;
+  const keys = block + (<usize>kvHead << 2) * pageBytes;
+  if (queryCount <= FEW_QUERIES && pages != 15) {
+    const sum = fetchPages(keys, pages, pageBytes) + fetchPages(keys + argAt(11), pages, pageBytes);
     // Stored where it will be overwritten: loads whose result is not used might be left out.
-    store<i32>(scoresAt(thread), sum);
+    store<i32>(scoresAt(scratch), sum);
   }
+  if (isInt8) quantizeQueries(block, kvHead, queryCount, scratch);
+  const factors = queryFactorsAt(scratch);
   for (let page: usize = 0; page < 4; page++) {
     if ((pages & (1 << <i32>page)) == 0) continue;
-    if (isInt8) {
-      const scales = block + argAt(10) + <usize>kvHead * headDim * 4;
-      decodeKeys(keys, block + head, scales, headDim, page * 16, page * 16 + 16);
-    }
-    const to = scoresAt(thread) + page * 64;
-    scoreTokens(to, SCORE_BYTES, queriesAt(thread), queryCount, keys + page * headDim * 64, 16, headDim, argF32(6));
+    const to = scoresAt(scratch) + page * 64;
+    const from = keys + page * pageBytes;
+    if (isInt8) scoreInt8(to, SCORE_BYTES, queryCodesAt(scratch), factors, queryCount, from, headDim);
+    else scoreTokens(to, SCORE_BYTES, queriesAt(scratch), queryCount, from, 16, headDim, argF32(6));
   }
+  const valueScales = block + argAt(12) + <usize>kvHead * 256;
   for (let query = 0; query < queryCount; query++) {
-    const scores = scoresAt(thread) + <usize>query * SCORE_BYTES;
+    const scores = scoresAt(scratch) + <usize>query * SCORE_BYTES;
     if (tokens != <u64>-1) hideTokens(scores, tokens);
-    softmaxPages(scores, pages, splitStateAt(thread) + ((<usize>query) << 3), outputOf(thread, query));
+    softmaxPages(scores, pages, splitStateAt(scratch) + ((<usize>query) << 3), outputOf(scratch, query));
+    if (!isInt8) continue;
+    store<f32>(weightFactorsAt(scratch) + ((<usize>query) << 2), quantizeWeights(scores, valueScales, pages));
   }
-  const values = isInt8 ? decodedAt(thread) : block + argAt(11) + head * 4;
+}
+
+function quantizeQueries(block: usize, kvHead: i32, queryCount: i32, scratch: usize): void {
+  const headDim = <usize>arg(3);
+  const codeBytes = queryCodeBytes(headDim);
+  const scales = block + argAt(10) + <usize>kvHead * headDim * 4;
+  for (let query: usize = 0; query < <usize>queryCount; query++) {
+    const q = queriesAt(scratch) + query * headDim * 4;
+    const unit = quantizeQuery(queryCodesAt(scratch) + query * codeBytes, q, scales, headDim);
+    store<f32>(queryFactorsAt(scratch) + (query << 2), unit * argF32(6));
+  }
+}
+
+/** The values of what {@link weighSealed} weighed. */
+function addSealed(tile: usize, kvHead: i32, block: usize, pages: i32, scratch: usize): void {
+  const headDim = <usize>arg(3);
+  const queryCount = load<i32>(tile, 4) * arg(2);
+  const values = block + argAt(11) + <usize>kvHead * 64 * headDim * (arg(9) != 0 ? 1 : 4);
+  if (arg(9) != 0) {
+    const factors = weightFactorsAt(scratch);
+    addValuesInt8(splitOutputAt(scratch), scoresAt(scratch), SCORE_BYTES, factors, queryCount, values, headDim, pages);
+    return;
+  }
   for (let page: usize = 0; page < 4; page++) {
-    if ((pages & (1 << <i32>page)) == 0) continue;
-    if (isInt8) {
-      const scales = block + argAt(12) + <usize>kvHead * 256;
-      decodeValues(values, block + argAt(11) + head, scales, headDim, page * 16, page * 16 + 16);
-    }
-    addValues(thread, queryCount, page * 16, page * 16 + 16, values);
+    if ((pages & (1 << <i32>page)) != 0) addValues(scratch, queryCount, page * 16, page * 16 + 16, values);
   }
 }
 
@@ -257,30 +343,30 @@ function fetchPages(from: usize, pages: i32, pageBytes: usize): i32 {
 }
 
 /** The block the rows lie in: row i sees tokens up to `first + i`. */
-function attendOpen(tile: usize, kvHead: i32, first: i32, thread: i32): void {
+function attendOpen(tile: usize, kvHead: i32, first: i32, scratch: usize): void {
   const headDim = <usize>arg(3);
   const rowCount = load<i32>(tile, 4);
   const group = arg(2);
   const tokenCount = first + rowCount;
   const open = argAt(13) + <usize>load<u32>(tile, 28) * argAt(14) + <usize>kvHead * 256 * headDim;
-  const queries = queriesAt(thread);
-  scoreTokens(scoresAt(thread), SCORE_BYTES, queries, rowCount * group, open + argAt(15), tokenCount, headDim, argF32(6));
+  const queries = queriesAt(scratch);
+  scoreTokens(scoresAt(scratch), SCORE_BYTES, queries, rowCount * group, open + argAt(15), tokenCount, headDim, argF32(6));
   const pages = (1 << ((tokenCount + 15) >> 4)) - 1;
   for (let query = 0; query < rowCount * group; query++) {
-    const scores = scoresAt(thread) + <usize>query * SCORE_BYTES;
+    const scores = scoresAt(scratch) + <usize>query * SCORE_BYTES;
     const visible = first + query / group + 1;
     for (let token = visible; token < (tokenCount + 15 & ~15); token++) {
       store<f32>(scores + ((<usize>token) << 2), NEGATIVE_INFINITY);
     }
-    softmaxPages(scores, pages, splitStateAt(thread) + ((<usize>query) << 3), outputOf(thread, query));
+    softmaxPages(scores, pages, splitStateAt(scratch) + ((<usize>query) << 3), outputOf(scratch, query));
   }
-  addValues(thread, rowCount * group, 0, <usize>tokenCount, open + argAt(16));
+  addValues(scratch, rowCount * group, 0, <usize>tokenCount, open + argAt(16));
 }
 
 // @ts-ignore: decorator
 @inline
-function outputOf(thread: i32, query: i32): usize {
-  return splitOutputAt(thread) + <usize>(query * arg(3)) * 4;
+function outputOf(scratch: usize, query: i32): usize {
+  return splitOutputAt(scratch) + <usize>(query * arg(3)) * 4;
 }
 
 function hideTokens(scores: usize, tokens: u64): void {
@@ -298,8 +384,8 @@ function softmaxPages(scores: usize, pages: i32, state: usize, output: usize): v
   for (let page: usize = 0; page < 4; page++) {
     if ((pages & (1 << <i32>page)) == 0) continue;
     const at = scores + (page << 6);
-    const low = f32x4.max(v128.load(at), v128.load(at, 16));
-    largest = f32x4.max(largest, f32x4.max(low, f32x4.max(v128.load(at, 32), v128.load(at, 48))));
+    const low = f32x4.pmax(v128.load(at), v128.load(at, 16));
+    largest = f32x4.pmax(largest, f32x4.pmax(low, f32x4.pmax(v128.load(at, 32), v128.load(at, 48))));
   }
   const before = load<f32>(state);
   const most = max<f32>(before, maxLanes(largest));
@@ -325,13 +411,13 @@ function softmaxPages(scores: usize, pages: i32, state: usize, output: usize): v
 }
 
 /** output[query] += weight[query][token] * values[token], tokens ascending. */
-function addValues(thread: i32, queryCount: i32, first: usize, end: usize, values: usize): void {
+function addValues(scratch: usize, queryCount: i32, first: usize, end: usize, values: usize): void {
   const headBytes = (<usize>arg(3)) << 2;
   const from = values + first * headBytes;
   const valuesEnd = values + end * headBytes;
   for (let query = 0; query < queryCount; query += 2) {
-    const weights = scoresAt(thread) + <usize>query * SCORE_BYTES + (first << 2);
-    const output = outputOf(thread, query);
+    const weights = scoresAt(scratch) + <usize>query * SCORE_BYTES + (first << 2);
+    const output = outputOf(scratch, query);
     let d: usize = 0;
     if (query + 1 < queryCount) {
       for (; d + 64 <= headBytes; d += 64) addSixteen2(output + d, headBytes, weights, from + d, valuesEnd + d, headBytes);

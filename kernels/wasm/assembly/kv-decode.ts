@@ -24,19 +24,3 @@ export function decodeKeys(out: usize, codes: usize, scales: usize, headDim: usi
     if (channel < headDim) v128.store(to + channel * 4, f32x4.mul(fourCodes(from + channel), v128.load(scales + channel * 4)));
   }
 }
-
-/** Tokens [first, end) of `[64][headDim]` values of one head, one scale per token; `out` is the place of token 0. */
-export function decodeValues(out: usize, codes: usize, scales: usize, headDim: usize, first: usize, end: usize): void {
-  for (let token = first; token < end; token++) {
-    const from = codes + token * headDim;
-    const to = out + token * headDim * 4;
-    const scale = v128.load32_splat(scales + token * 4);
-    let channel: usize = 0;
-    for (; channel + 8 <= headDim; channel += 8) {
-      const codes8 = v128.load8x8_s(from + channel);
-      v128.store(to + channel * 4, f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_low_i16x8_s(codes8)), scale));
-      v128.store(to + channel * 4, f32x4.mul(f32x4.convert_i32x4_s(i32x4.extend_high_i16x8_s(codes8)), scale), 16);
-    }
-    if (channel < headDim) v128.store(to + channel * 4, f32x4.mul(fourCodes(from + channel), scale));
-  }
-}

@@ -1,4 +1,5 @@
 // Small vector helpers. All are plain (not relaxed) SIMD: the same bits on every host.
+import { EXP_TABLE } from "./control";
 
 /** Sum of four lanes, in a fixed order. */
 // @ts-ignore: decorator
@@ -25,28 +26,65 @@ export function sumLanes4(a: v128, b: v128, c: v128, d: v128): v128 {
   return f32x4.add(v128.shuffle<f32>(ab, cd, 0, 1, 4, 5), v128.shuffle<f32>(ab, cd, 2, 3, 6, 7));
 }
 
+/** As {@link sumLanes4}, for integers. */
+// @ts-ignore: decorator
+@inline
+export function sumLanes4i(a: v128, b: v128, c: v128, d: v128): v128 {
+  const ab = i32x4.add(v128.shuffle<i32>(a, b, 0, 4, 1, 5), v128.shuffle<i32>(a, b, 2, 6, 3, 7));
+  const cd = i32x4.add(v128.shuffle<i32>(c, d, 0, 4, 1, 5), v128.shuffle<i32>(c, d, 2, 6, 3, 7));
+  return i32x4.add(v128.shuffle<i32>(ab, cd, 0, 1, 4, 5), v128.shuffle<i32>(ab, cd, 2, 3, 6, 7));
+}
+
+/**
+ * Writes the constants of the exponential to where it reads them. A vector constant in the code costs the host's compiler several
+ * instructions at every use, a load that fills all lanes is one.
+ */
+export function writeExpTable(): void {
+  store<f32>(EXP_TABLE, -87.0);
+  store<f32>(EXP_TABLE, 88.0, 4);
+  store<f32>(EXP_TABLE, 1.44269504088896341, 8);
+  store<f32>(EXP_TABLE, 12582912.0, 12);
+  store<f32>(EXP_TABLE, 0.693359375, 16);
+  store<f32>(EXP_TABLE, -2.12194440e-4, 20);
+  store<f32>(EXP_TABLE, 1.9875691500e-4, 24);
+  store<f32>(EXP_TABLE, 1.3981999507e-3, 28);
+  store<f32>(EXP_TABLE, 8.3334519073e-3, 32);
+  store<f32>(EXP_TABLE, 4.1665795894e-2, 36);
+  store<f32>(EXP_TABLE, 1.6666665459e-1, 40);
+  store<f32>(EXP_TABLE, 5.0000001201e-1, 44);
+}
+
+// @ts-ignore: decorator
+@inline
+function expConstant(index: usize): v128 {
+  return v128.load32_splat(EXP_TABLE + (index << 2));
+}
+
 /**
  * e^x per lane, relative error below 2e-7 (Cephes polynomial of degree 5). 0 below -87, e^88 above 88, NaN stays NaN, e^0 is exactly 1.
  */
 // @ts-ignore: decorator
 @inline
 export function exp4(x: v128): v128 {
-  const underflow = f32x4.lt(x, f32x4.splat(-87.0));
-  const clamped = f32x4.min(f32x4.max(x, f32x4.splat(-87.0)), f32x4.splat(88.0));
+  const least = expConstant(0);
+  const underflow = f32x4.lt(x, least);
+  // pmin and pmax are one instruction each, min and max are several; a NaN in the first operand stays.
+  const clamped = f32x4.pmin(f32x4.pmax(x, least), expConstant(1));
   // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits, ready to become an exponent.
-  const shifted = f32x4.add(f32x4.mul(clamped, f32x4.splat(1.44269504088896341)), f32x4.splat(12582912.0));
-  const n = f32x4.sub(shifted, f32x4.splat(12582912.0));
+  const rounder = expConstant(3);
+  const shifted = f32x4.add(f32x4.mul(clamped, expConstant(2)), rounder);
+  const n = f32x4.sub(shifted, rounder);
   // ln 2 in two parts, so that the reduced argument is exact to the last bit.
-  let r = f32x4.sub(clamped, f32x4.mul(n, f32x4.splat(0.693359375)));
-  r = f32x4.sub(r, f32x4.mul(n, f32x4.splat(-2.12194440e-4)));
-  let y = f32x4.splat(1.9875691500e-4);
-  y = f32x4.add(f32x4.mul(y, r), f32x4.splat(1.3981999507e-3));
-  y = f32x4.add(f32x4.mul(y, r), f32x4.splat(8.3334519073e-3));
-  y = f32x4.add(f32x4.mul(y, r), f32x4.splat(4.1665795894e-2));
-  y = f32x4.add(f32x4.mul(y, r), f32x4.splat(1.6666665459e-1));
-  y = f32x4.add(f32x4.mul(y, r), f32x4.splat(5.0000001201e-1));
-  y = f32x4.add(f32x4.add(f32x4.mul(f32x4.mul(y, r), r), r), f32x4.splat(1.0));
-  const power = i32x4.add(i32x4.shl(shifted, 23), i32x4.splat(0x3f800000));
+  let r = f32x4.sub(clamped, f32x4.mul(n, expConstant(4)));
+  r = f32x4.sub(r, f32x4.mul(n, expConstant(5)));
+  let y = f32x4.add(f32x4.mul(expConstant(6), r), expConstant(7));
+  y = f32x4.add(f32x4.mul(y, r), expConstant(8));
+  y = f32x4.add(f32x4.mul(y, r), expConstant(9));
+  y = f32x4.add(f32x4.mul(y, r), expConstant(10));
+  y = f32x4.add(f32x4.mul(y, r), expConstant(11));
+  const one = f32x4.splat(1.0);
+  y = f32x4.add(f32x4.add(f32x4.mul(f32x4.mul(y, r), r), r), one);
+  const power = i32x4.add(i32x4.shl(shifted, 23), one);
   return v128.andnot(f32x4.mul(y, power), underflow);
 }
 
@@ -55,6 +93,13 @@ export function exp4(x: v128): v128 {
 @inline
 export function exp1(x: f32): f32 {
   return f32x4.extract_lane(exp4(f32x4.splat(x)), 0);
+}
+
+/** Nearest integers, ties to even, of numbers below 2^22; a NaN becomes some integer. */
+// @ts-ignore: decorator
+@inline
+export function nearestInt4(x: v128): v128 {
+  return i32x4.sub(f32x4.add(x, f32x4.splat(12582912.0)), i32x4.splat(0x4b400000));
 }
 
 /** Stores the first `count` (1..8) of eight f32. */

@@ -100,7 +100,9 @@ export function describeAttention(lane: Lane): void {
       const sequence = makeSequence(small, 150, SEED);
       const layer = sequence.layers[0]!;
       sequence.layers[0] = { ...layer, q: layer.q.map((value) => value * 40) };
-      const strict = { ...lane, tolerances: { ...lane.tolerances, attention: lane.tolerances.attention * 100 } };
+      const { attention, attentionInt8 } = lane.tolerances;
+      const tolerances = { ...lane.tolerances, attention: attention * 100, attentionInt8: attentionInt8 * 100 };
+      const strict = { ...lane, tolerances };
       const twin = new Twin(strict, small, { blockCapacity: 3 });
       await twin.fill(sequence, 100);
       await twin.run([{ sequence, position: 100, rowCount: 50 }]);

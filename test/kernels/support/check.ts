@@ -45,7 +45,7 @@ export class Twin {
         const what = `part ${index} layer ${layer}`;
         const bound = { relative: 0, absolute: this.#tolerances.rotation * magnitude(expected.q[index]![layer]!) };
         expectClose(result.q[index]![layer]!, expected.q[index]![layer]!, bound, `${what} q against the reference`);
-        const absolute = attentionBound(this.#tolerances, part, layer);
+        const absolute = attentionBound(this.#tolerances, this.stage.shape, part, layer);
         const [out, reference] = [result.out[index]![layer]!, expected.out[index]![layer]!];
         expectClose(out, reference, { relative: 0, absolute }, `${what} attention against the reference`);
       }
@@ -55,8 +55,10 @@ export class Twin {
   }
 }
 
-function attentionBound({ attention }: Tolerances, part: Part, layer: number): number {
-  return attention * magnitude(part.sequence.layers[layer]!.v);
+function attentionBound(tolerances: Tolerances, { encoding }: StageShape, part: Part, layer: number): number {
+  return (
+    (encoding === "int8" ? tolerances.attentionInt8 : tolerances.attention) * magnitude(part.sequence.layers[layer]!.v)
+  );
 }
 
 /**
@@ -80,7 +82,7 @@ export async function checkStep(
       expect(views.length, "views").toBe(groupCount * stage.shape.kvHeadCount);
       for (const view of views) {
         const at: GroupAt = { memory, part, view, q, rows: groupRows(part, view.group) };
-        const bound = attentionBound(tolerances, part, layer);
+        const bound = attentionBound(tolerances, stage.shape, part, layer);
         checkAttention(at, out, bound, `part ${sliceIndex} layer ${layer} group ${view.group}`);
         const { wanted, metadataBytes } = checkSelection(at, tolerances);
         addTraffic(traffic, at, metadataBytes);
