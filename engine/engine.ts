@@ -8,28 +8,21 @@ import type { ModelRunner, SequenceResult, SequenceStep } from "../models/contra
 import { assert } from "../protocol/assert.ts";
 import { QuireError } from "../protocol/errors.ts";
 import type { GenerateRequest } from "../protocol/generate.ts";
-import type { Attacher } from "./attacher.ts";
-import type { BlockCache, LogicalBlock } from "./block-cache.ts";
-import type { BlockFetcher, BlockLayer } from "./block-fetcher.ts";
-import { ChunkSizer } from "./chunk-sizer.ts";
-import type { GateClass } from "./gate.ts";
-import type { OpenBlocks } from "./open-blocks.ts";
-import type { Persister } from "./persister.ts";
-import { replayableSpans, resolveSelection } from "./request-check.ts";
-import { sampleParams, takeSample } from "./sampling.ts";
-import { Sequence, type SequenceSink } from "./sequence.ts";
+import { replayableSpans, resolveSelection } from "./http/request-check.ts";
+import type { Attacher } from "./kv/attacher.ts";
+import type { BlockCache, LogicalBlock } from "./kv/block-cache.ts";
+import type { BlockFetcher, BlockLayer } from "./kv/block-fetcher.ts";
+import type { GateClass } from "./kv/gate.ts";
+import type { OpenBlocks } from "./kv/open-blocks.ts";
+import { parkTail } from "./kv/tail-parking.ts";
+import type { Persister } from "./persist/persister.ts";
+import { ChunkSizer } from "./sequence/chunk-sizer.ts";
+import type { PlannedSlice } from "./sequence/planned-slice.ts";
+import { sampleParams, takeSample } from "./sequence/sampling.ts";
+import { Sequence, type SequenceSink } from "./sequence/sequence.ts";
+import { commitSlice, denseNeeds, discardSlice, fillTables, nextRows, planSlice } from "./sequence/slice-planner.ts";
+import { countFetch, countMisses, countTraffic } from "./sequence/traffic.ts";
 import type { Clock, EngineLog, EngineSettings } from "./settings.ts";
-import {
-  commitSlice,
-  denseNeeds,
-  discardSlice,
-  fillTables,
-  nextRows,
-  type PlannedSlice,
-  planSlice,
-} from "./slice-planner.ts";
-import { parkTail } from "./tail-parking.ts";
-import { countFetch, countMisses, countTraffic } from "./traffic.ts";
 
 /** The parts an engine drives; see `open.ts`. */
 export interface EngineParts {

@@ -5,15 +5,15 @@ import type { ModelRunner } from "../models/contract.ts";
 import { assert } from "../protocol/assert.ts";
 import type { PageStore } from "../storage/contract.ts";
 import { kvGeometry } from "../storage/geometry.ts";
-import { Attacher } from "./attacher.ts";
-import { BlockCache } from "./block-cache.ts";
-import { BlockFetcher } from "./block-fetcher.ts";
 import { Engine } from "./engine.ts";
-import { FreeList } from "./free-list.ts";
-import { Gate } from "./gate.ts";
-import { OpenBlocks } from "./open-blocks.ts";
-import { Persister } from "./persister.ts";
-import { SessionKeys } from "./session-keys.ts";
+import { Attacher } from "./kv/attacher.ts";
+import { BlockCache } from "./kv/block-cache.ts";
+import { BlockFetcher } from "./kv/block-fetcher.ts";
+import { FreeList } from "./kv/free-list.ts";
+import { Gate } from "./kv/gate.ts";
+import { OpenBlocks } from "./kv/open-blocks.ts";
+import { Persister } from "./persist/persister.ts";
+import { SessionKeys } from "./persist/session-keys.ts";
 import type { Clock, EngineLog, EngineSettings } from "./settings.ts";
 
 /** Everything that an engine does not make itself. */

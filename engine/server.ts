@@ -16,9 +16,9 @@ import { deleteSession } from "../storage/gc.ts";
 import { loadManifest } from "../storage/manifest.ts";
 import { openStore } from "../storage/open.ts";
 import { assertFits } from "./fit-device.ts";
-import { engineHttpServer } from "./http.ts";
+import { engineHttpServer } from "./http/http-server.ts";
+import { startRegistration } from "./http/registration.ts";
 import { type OpenedEngine, openEngine } from "./open.ts";
-import { startRegistration } from "./registration.ts";
 import { ENGINE_DEFAULTS, type EngineLog, type EngineSettings, systemClock } from "./settings.ts";
 
 /** Settings of an engine process; `quire serve` has a flag for most of them. */

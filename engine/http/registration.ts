@@ -1,0 +1,46 @@
+/** Tells the edge, once a second, that this engine is there and how busy it is. A beat that fails is followed by the next. */
+import type { EngineHeartbeat } from "../../protocol/generate.ts";
+import { LIMITS } from "../../protocol/limits.ts";
+import type { EngineLog } from "../settings.ts";
+
+/** Where to register, and what to say. */
+export interface RegistrationOptions {
+  /** Base URL of the edge. */
+  edgeUrl: string;
+  key: string;
+  beat(): EngineHeartbeat;
+  log: EngineLog;
+}
+
+/** Begins at once; `stop` sends a last beat that says draining. */
+export function startRegistration(options: RegistrationOptions): { stop(): Promise<void> } {
+  let failing = false;
+  const send = async (beat: EngineHeartbeat) => {
+    try {
+      const response = await fetch(new URL("/v1/engines/heartbeat", options.edgeUrl), {
+        method: "POST",
+        headers: { "content-type": "application/json", authorization: `Bearer ${options.key}` },
+        body: JSON.stringify(beat),
+        signal: AbortSignal.timeout(LIMITS.engineExpiryMs),
+      });
+      await response.body?.cancel();
+      if (!response.ok) throw new Error(`the edge answered ${response.status}`);
+      if (failing) options.log("heartbeat.recovered", { edgeUrl: options.edgeUrl });
+      failing = false;
+    } catch (error) {
+      if (!failing) options.log("heartbeat.failed", { edgeUrl: options.edgeUrl, error: String(error) });
+      failing = true;
+    }
+  };
+  let last = send(options.beat());
+  const timer = setInterval(() => {
+    last = send(options.beat());
+  }, LIMITS.engineHeartbeatMs);
+  return {
+    async stop() {
+      clearInterval(timer);
+      await last;
+      await send({ ...options.beat(), draining: true });
+    },
+  };
+}

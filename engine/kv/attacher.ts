@@ -1,0 +1,305 @@
+/**
+ * Finds the KV a new sequence can start from: blocks and tails that are on the device, then, for a session, its manifest in the page store
+ * (and its parent's after a fork): summaries first, then the tail; blocks stay in the store until a query selects them. Whatever is
+ * absent, late, damaged or about other tokens is left as a gap, which is computed from the log. Never an error for the user.
+ */
+import { BLOCK_TOKENS, type KvPool } from "../../kernels/contract.ts";
+import { LIMITS } from "../../protocol/limits.ts";
+import type { PageStore } from "../../storage/contract.ts";
+import type { KvGeometry } from "../../storage/geometry.ts";
+import { sameGeometry } from "../../storage/geometry.ts";
+import { loadManifest, type Manifest, type WholeRef } from "../../storage/manifest.ts";
+import { decodeSummaryObject, type SegmentSummary, summarySlot } from "../../storage/summary-object.ts";
+import { decodeTail, type Tail } from "../../storage/tail.ts";
+import type { SessionKeys } from "../persist/session-keys.ts";
+import type { Sequence } from "../sequence/sequence.ts";
+import { nextRows } from "../sequence/slice-planner.ts";
+import { countedReads, countFetch } from "../sequence/traffic.ts";
+import type { Clock, EngineLog } from "../settings.ts";
+import type { BlockCache, LogicalBlock } from "./block-cache.ts";
+import type { BlockFetcher, BlockLayer } from "./block-fetcher.ts";
+import type { Gate } from "./gate.ts";
+import { agreement, type OpenBlock, type OpenBlocks } from "./open-blocks.ts";
+import { SpanList } from "./provenance.ts";
+import type { StoredSegment } from "./stored-segment.ts";
+import { claimTail } from "./tail-parking.ts";
+
+/** What an attacher works with; all of it stays the engine's. */
+export interface AttacherOptions {
+  store: PageStore;
+  pool: KvPool;
+  cache: BlockCache;
+  opens: OpenBlocks;
+  fetcher: BlockFetcher;
+  gate: Gate;
+  geometry: KvGeometry;
+  keys: SessionKeys;
+  clock: Clock;
+  log: EngineLog;
+  getMsMax: number;
+  missWaitMs: number;
+  /** Told of every manifest that was read, so that the next commit can replace it. */
+  onManifest(sequence: Sequence, loaded: { manifest: Manifest; etag: string }): void;
+}
+
+/** Attaches sequences to KV that exists. */
+export class Attacher {
+  readonly #options: AttacherOptions;
+
+  constructor(options: AttacherOptions) {
+    this.#options = options;
+  }
+
+  /** Gives the sequence every block and tail that can be trusted. Ends early when it is aborted. */
+  async attach(sequence: Sequence): Promise<void> {
+    const { clock, missWaitMs } = this.#options;
+    this.#fromDevice(sequence);
+    const onDevice = new Set<LogicalBlock | OpenBlock>(sequence.opens.values());
+    for (const block of sequence.blocks) if (block?.resident) onDevice.add(block);
+    const { session, turnStart } = sequence.request;
+    if (session && turnStart > 0 && (sequence.nextPosition ?? turnStart) < turnStart) {
+      for (const sessionId of [session.id, session.parentId]) {
+        if (sessionId !== undefined && (sequence.nextPosition ?? 0) < turnStart && !sequence.abortRequested) {
+          await this.#fromStore(sequence, sessionId);
+        }
+      }
+      await this.#firstBurst(sequence);
+    }
+    for (const [index, block] of sequence.blocks.entries()) if (block) sequence.reused.add(index);
+    const cachedTokens = reusedTokens(sequence, () => true);
+    const device = reusedTokens(sequence, (part) => onDevice.has(part));
+    sequence.usage.cachedTokens = cachedTokens;
+    sequence.usage.source = { device, host: 0, store: cachedTokens - device };
+    sequence.missWaitUntilMs = clock.nowMs() + missWaitMs;
+  }
+
+  /** At least the prompt's last token is always computed: its logits are wanted. */
+  #fromDevice(sequence: Sequence): void {
+    const { cache, opens } = this.#options;
+    const limit = sequence.promptEnd - 1;
+    for (let index = 0; (index + 1) * BLOCK_TOKENS <= limit; index++) {
+      const block = cache.acquire(sequence.blockKey(index));
+      if (block) sequence.blocks[index] = block;
+    }
+    const index = Math.floor((sequence.nextPosition ?? 0) / BLOCK_TOKENS);
+    claimTail(sequence, opens, { index, limit: limit - index * BLOCK_TOKENS });
+  }
+
+  async #fromStore(sequence: Sequence, sessionId: string): Promise<void> {
+    const { log } = this.#options;
+    try {
+      const manifest = await this.#manifest(sequence, sessionId);
+      if (!manifest) return;
+      const matching = matchingSegments(sequence, manifest);
+      await Promise.all([this.#summaries(sequence, manifest, matching), this.#tail(sequence, manifest, matching)]);
+    } catch (error) {
+      log("attach.miss", { requestId: sequence.request.requestId, error: String(error) });
+    }
+  }
+
+  async #manifest(sequence: Sequence, sessionId: string): Promise<Manifest | undefined> {
+    const { store, gate, keys, geometry, onManifest } = this.#options;
+    const loaded = await gate.run("demand", () =>
+      loadManifest(
+        countedReads(store, sequence),
+        keys.of(sequence.namespace).session(sessionId),
+        this.#deadline(sequence),
+      ),
+    );
+    if (!loaded) return undefined;
+    if (sessionId === sequence.request.session?.id) onManifest(sequence, loaded);
+    return sameGeometry(loaded.manifest.geometry, geometry) ? loaded.manifest : undefined;
+  }
+
+  async #summaries(sequence: Sequence, manifest: Manifest, segmentCount: number): Promise<void> {
+    const { log } = this.#options;
+    const end = segmentCount * this.#options.geometry.segmentTokens;
+    const wanted = manifest.summaries.filter(
+      (ref) => ref.fromToken < end && hasGap(sequence, ref.fromToken, ref.fromToken + ref.tokenCount),
+    );
+    await Promise.all(
+      wanted.map(async (ref) => {
+        try {
+          const object = await this.#whole(sequence, ref);
+          const expected = {
+            sha256: ref.sha256,
+            geometry: this.#options.geometry,
+            fromToken: ref.fromToken,
+            tokenCount: ref.tokenCount,
+          };
+          this.#admitSegments(sequence, manifest, ref, decodeSummaryObject(object, expected).segments, segmentCount);
+        } catch (error) {
+          log("attach.summary-lost", {
+            requestId: sequence.request.requestId,
+            objectKey: ref.objectKey,
+            error: String(error),
+          });
+        }
+      }),
+    );
+  }
+
+  #admitSegments(
+    sequence: Sequence,
+    manifest: Manifest,
+    ref: WholeRef,
+    summaries: readonly SegmentSummary[],
+    segmentCount: number,
+  ): void {
+    const { segmentTokens } = this.#options.geometry;
+    for (const [offset, summary] of summaries.entries()) {
+      const index = ref.fromToken / segmentTokens + offset;
+      const segment = manifest.segments[index];
+      if (!segment || index >= segmentCount || segment.chain !== summary.chain) continue;
+      const stored: StoredSegment = {
+        chain: segment.chain,
+        fromToken: segment.fromToken,
+        tokenCount: segment.tokenCount,
+        objectKey: segment.objectKey,
+        objectOffset: segment.objectOffset,
+        objectBytes: segment.objectBytes,
+        checksums: summary.checksums,
+        summary: ref,
+        slots: undefined,
+        damaged: false,
+        written: Promise.resolve(true),
+      };
+      this.#admitBlocks(sequence, stored, summary);
+    }
+  }
+
+  /** Store-backed blocks: summaries on the device, bytes still in the store. */
+  #admitBlocks(sequence: Sequence, stored: StoredSegment, summary: SegmentSummary): void {
+    const { cache, opens, pool, geometry } = this.#options;
+    const first = stored.fromToken / BLOCK_TOKENS;
+    const limit = sequence.promptEnd - 1;
+    for (let offset = 0; offset < stored.tokenCount / BLOCK_TOKENS; offset++) {
+      const index = first + offset;
+      if (sequence.blocks[index] || (index + 1) * BLOCK_TOKENS > limit || sequence.abortRequested) continue;
+      const block = cache.create(index);
+      block.stored = stored;
+      if (geometry.summarySlotBytes > 0) pool.writeSummary(block.summarySlot, summarySlot(geometry, summary, offset));
+      sequence.blocks[index] = cache.publish(block, sequence.blockKey(index));
+      sequence.dropOpen(index, opens);
+    }
+  }
+
+  async #tail(sequence: Sequence, manifest: Manifest, segmentCount: number): Promise<void> {
+    const { log, geometry } = this.#options;
+    const ref = manifest.tail;
+    if (
+      !ref ||
+      ref.fromToken !== segmentCount * geometry.segmentTokens ||
+      !hasGap(sequence, ref.fromToken, manifest.tokenCount)
+    )
+      return;
+    try {
+      const object = await this.#whole(sequence, ref);
+      const expected = { sha256: ref.sha256, geometry, fromToken: ref.fromToken, tokenCount: ref.tokenCount };
+      this.#admitTail(sequence, decodeTail(object, expected), new SpanList(manifest.spans));
+    } catch (error) {
+      log("attach.tail-lost", {
+        requestId: sequence.request.requestId,
+        objectKey: ref.objectKey,
+        error: String(error),
+      });
+    }
+  }
+
+  /** As much of a tail as has the sequence's tokens, attended in the same way. */
+  #admitTail(sequence: Sequence, tail: Tail, spans: SpanList): void {
+    if (sequence.abortRequested) return;
+    const limit = sequence.promptEnd - 1;
+    for (let offset = 0; offset * BLOCK_TOKENS < tail.ids.length; offset++) {
+      const index = tail.fromToken / BLOCK_TOKENS + offset;
+      const from = index * BLOCK_TOKENS;
+      const stored = {
+        ids: tail.ids.subarray(offset * BLOCK_TOKENS, (offset + 1) * BLOCK_TOKENS),
+        describe: (tokenCount: number) => spans.describeWhole(from, tokenCount),
+      };
+      const ids = sequence.ids.subarray(from, from + BLOCK_TOKENS);
+      const own = (tokenCount: number) => sequence.spans.describeWhole(from, tokenCount);
+      const tokenCount = agreement(stored, ids, own, limit - from);
+      if (offset < tail.blockCount) {
+        if (tokenCount < BLOCK_TOKENS) return;
+        if (!sequence.blocks[index]) this.#admitTailBlock(sequence, tail, offset);
+      } else if (tokenCount > (sequence.opens.get(index)?.tokenCount ?? 0) && !sequence.blocks[index]) {
+        this.#admitOpen(sequence, tail, { index, tokenCount });
+      }
+    }
+  }
+
+  #admitTailBlock(sequence: Sequence, tail: Tail, offset: number): void {
+    const { cache, opens, pool, geometry } = this.#options;
+    const index = tail.fromToken / BLOCK_TOKENS + offset;
+    const block = cache.create(index);
+    cache.allocateAll(block);
+    for (const [layer, id] of block.deviceBlocks.entries()) pool.writeBlock(id, tail.block(offset, layer));
+    if (geometry.summarySlotBytes > 0) pool.writeSummary(block.summarySlot, tail.summary(offset));
+    sequence.blocks[index] = cache.publish(block, sequence.blockKey(index));
+    sequence.dropOpen(index, opens);
+  }
+
+  #admitOpen(sequence: Sequence, tail: Tail, open: { index: number; tokenCount: number }): void {
+    const { opens, pool } = this.#options;
+    if (opens.availableCount === 0) return;
+    const slot = opens.take();
+    pool.writeOpen(slot, tail.ids.length % BLOCK_TOKENS, tail.open);
+    sequence.adoptOpen(open.index, { slot, tokenCount: open.tokenCount }, opens);
+  }
+
+  /** What every query of the first step attends to (sinks and recent pages) comes in one parallel burst, all layers. */
+  async #firstBurst(sequence: Sequence): Promise<void> {
+    const { fetcher } = this.#options;
+    const rows = nextRows(sequence, LIMITS.stepRowsMax);
+    if (!rows || rows.plan.kind === "dense" || sequence.abortRequested) return;
+    const { sinkPages, recentPages } = rows.plan;
+    const pagesPerBlock = BLOCK_TOKENS / 16;
+    const sinkBlocks = Math.ceil(sinkPages / pagesPerBlock);
+    const firstRecent = Math.floor(Math.max(0, rows.from / 16 - recentPages) / pagesPerBlock);
+    const forced = sequence.blocks.filter(
+      (block): block is LogicalBlock => block !== undefined && (block.index < sinkBlocks || block.index >= firstRecent),
+    );
+    const wanted: BlockLayer[] = forced.flatMap((block) =>
+      Array.from(block.deviceBlocks, (_, layer) => ({ block, layer })),
+    );
+    countFetch(sequence, await fetcher.fetch(wanted, "demand"));
+  }
+
+  async #whole(sequence: Sequence, ref: WholeRef): Promise<Uint8Array> {
+    const { store, gate } = this.#options;
+    const counted = countedReads(store, sequence);
+    const object = await gate.run("demand", () => counted.get(ref.objectKey, { signal: this.#deadline(sequence) }));
+    if (!object) throw new Error("object is not in the store");
+    return object.bytes;
+  }
+
+  #deadline(sequence: Sequence): AbortSignal {
+    return AbortSignal.any([sequence.abort.signal, AbortSignal.timeout(this.#options.getMsMax)]);
+  }
+}
+
+/** Leading segments of a manifest that hold the sequence's own tokens, attended in the same way. */
+function matchingSegments(sequence: Sequence, manifest: Manifest): number {
+  let count = 0;
+  for (const segment of manifest.segments) {
+    const end = segment.fromToken + segment.tokenCount;
+    if (end > sequence.promptEnd || sequence.chain(end / BLOCK_TOKENS - 1) !== segment.chain) break;
+    count += 1;
+  }
+  return count;
+}
+
+function hasGap(sequence: Sequence, fromToken: number, toToken: number): boolean {
+  for (let index = fromToken / BLOCK_TOKENS; index * BLOCK_TOKENS < toToken; index++) {
+    if (!sequence.blocks[index]) return true;
+  }
+  return false;
+}
+
+function reusedTokens(sequence: Sequence, counts: (part: LogicalBlock | OpenBlock) => boolean): number {
+  let count = 0;
+  for (const block of sequence.blocks) if (block && counts(block)) count += BLOCK_TOKENS;
+  for (const open of sequence.opens.values()) if (counts(open)) count += open.tokenCount;
+  return count;
+}

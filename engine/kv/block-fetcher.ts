@@ -1,0 +1,168 @@
+/**
+ * Brings stored blocks to the device by verified range reads. Neighbouring blocks of one layer in one segment are one read; a block
+ * that is on its way already is not asked for twice; every read has a deadline. What cannot be read or does not match its
+ * checksum is marked lost, for its holders to compute again.
+ */
+import { BLOCK_TOKENS, type KvPool, NOT_RESIDENT } from "../../kernels/contract.ts";
+import { assert } from "../../protocol/assert.ts";
+import { crc32 } from "../../storage/checksum.ts";
+import type { PageStore } from "../../storage/contract.ts";
+import type { KvGeometry } from "../../storage/geometry.ts";
+import { checksumIndex, segmentRange } from "../../storage/segment.ts";
+import type { BlockCache, LogicalBlock } from "./block-cache.ts";
+import type { Gate, GateClass } from "./gate.ts";
+import type { StoredSegment } from "./stored-segment.ts";
+
+/** Largest range that neighbours are merged into. */
+const RANGE_BYTES_MAX = 4 * 1024 * 1024;
+
+/** One layer of one logical block. */
+export interface BlockLayer {
+  block: LogicalBlock;
+  layer: number;
+}
+
+/** What one call read from the store. */
+export interface FetchTotals {
+  bytes: number;
+  /** Pages of one layer, all KV heads: 4 per block. */
+  blocks: number;
+}
+
+interface RangeRead {
+  segment: StoredSegment;
+  layer: number;
+  blocks: LogicalBlock[];
+}
+
+/** What a fetcher works with. */
+export interface BlockFetcherOptions {
+  store: PageStore;
+  pool: KvPool;
+  cache: BlockCache;
+  geometry: KvGeometry;
+  gate: Gate;
+  getMsMax: number;
+  /** Told why a read failed. */
+  onFailure(segment: StoredSegment, cause: unknown): void;
+}
+
+/** Reads for all sequences of an engine. */
+export class BlockFetcher {
+  readonly #options: BlockFetcherOptions;
+  readonly #inFlight = new Map<LogicalBlock, Map<number, Promise<void>>>();
+  #lossNoticed = false;
+
+  constructor(options: BlockFetcherOptions) {
+    this.#options = options;
+  }
+
+  /** True once after blocks were marked lost. */
+  takeLossNotice(): boolean {
+    const noticed = this.#lossNoticed;
+    this.#lossNoticed = false;
+    return noticed;
+  }
+
+  get inFlightCount(): number {
+    return this.#inFlight.size;
+  }
+
+  /**
+   * Resolves when every wanted layer is resident or its block is lost; never rejects. Callers hold references to the blocks; those that
+   * are released meanwhile are read in vain. Returns what this call itself read.
+   */
+  async fetch(wanted: readonly BlockLayer[], kind: GateClass): Promise<FetchTotals> {
+    const totals: FetchTotals = { bytes: 0, blocks: 0 };
+    const pending: Promise<void>[] = [];
+    const fresh: BlockLayer[] = [];
+    for (const item of wanted) {
+      if (item.block.lost || item.block.deviceBlocks[item.layer] !== NOT_RESIDENT) continue;
+      const known = this.#inFlight.get(item.block)?.get(item.layer);
+      if (known) pending.push(known);
+      else fresh.push(item);
+    }
+    for (const read of mergeNeighbours(fresh, this.#options.geometry.blockBytes)) {
+      const done = this.#options.gate.run(kind, () => this.#read(read, totals));
+      for (const block of read.blocks) this.#track(block, read.layer, done);
+      pending.push(done);
+    }
+    await Promise.all(pending);
+    return totals;
+  }
+
+  async #read(read: RangeRead, totals: FetchTotals): Promise<void> {
+    const { store, geometry, getMsMax, onFailure } = this.#options;
+    const wanted = read.blocks.filter((block) => block.refCount > 0 && !block.lost);
+    if (wanted.length === 0) return;
+    const first = indexInSegment(read.blocks[0] as LogicalBlock, read.segment);
+    const range = segmentRange(geometry, read.layer, first, read.blocks.length);
+    try {
+      const object = await store.get(read.segment.objectKey, {
+        range: { offset: read.segment.objectOffset + range.offset, bytes: range.bytes },
+        signal: AbortSignal.timeout(getMsMax),
+      });
+      if (!object) throw new Error("segment is not in the store");
+      totals.bytes += object.bytes.byteLength;
+      for (const [offset, block] of read.blocks.entries()) {
+        this.#admit(
+          block,
+          read,
+          object.bytes.subarray(offset * geometry.blockBytes, (offset + 1) * geometry.blockBytes),
+          totals,
+        );
+      }
+    } catch (cause) {
+      onFailure(read.segment, cause);
+      for (const block of wanted) this.#lose(block);
+    }
+  }
+
+  #admit(block: LogicalBlock, read: RangeRead, bytes: Uint8Array, totals: FetchTotals): void {
+    const { cache, pool, geometry, onFailure } = this.#options;
+    if (block.refCount === 0 || block.lost || block.deviceBlocks[read.layer] !== NOT_RESIDENT) return;
+    const index = checksumIndex(geometry, read.layer, indexInSegment(block, read.segment));
+    if (bytes.byteLength !== geometry.blockBytes || crc32(bytes) !== read.segment.checksums[index]) {
+      onFailure(read.segment, new Error(`block ${block.index} of layer ${read.layer} does not match its checksum`));
+      this.#lose(block);
+      return;
+    }
+    pool.writeBlock(cache.allocateLayer(block, read.layer), bytes);
+    totals.blocks += 1;
+  }
+
+  #lose(block: LogicalBlock): void {
+    this.#lossNoticed = true;
+    this.#options.cache.markLost(block);
+  }
+
+  #track(block: LogicalBlock, layer: number, done: Promise<void>): void {
+    const layers = this.#inFlight.get(block) ?? new Map<number, Promise<void>>();
+    this.#inFlight.set(block, layers);
+    layers.set(layer, done);
+    const over = () => {
+      layers.delete(layer);
+      if (layers.size === 0) this.#inFlight.delete(block);
+    };
+    done.then(over, over);
+  }
+}
+
+function indexInSegment(block: LogicalBlock, segment: StoredSegment): number {
+  return block.index - segment.fromToken / BLOCK_TOKENS;
+}
+
+/** Groups by segment and layer, and joins blocks that follow each other. */
+function mergeNeighbours(wanted: readonly BlockLayer[], blockBytes: number): RangeRead[] {
+  const sorted = [...wanted].sort((a, b) => a.layer - b.layer || a.block.index - b.block.index);
+  const reads: RangeRead[] = [];
+  for (const { block, layer } of sorted) {
+    const segment = block.stored;
+    assert(segment, "a block that is not resident is stored");
+    const last = reads.at(-1);
+    const follows = last?.segment === segment && last.layer === layer && last.blocks.at(-1)?.index === block.index - 1;
+    if (last && follows && (last.blocks.length + 1) * blockBytes <= RANGE_BYTES_MAX) last.blocks.push(block);
+    else if (!(last?.layer === layer && last.blocks.includes(block))) reads.push({ segment, layer, blocks: [block] });
+  }
+  return reads;
+}

@@ -1,0 +1,23 @@
+/** Where the bytes of a run of blocks are (or are about to be) in the page store. */
+import type { WholeRef } from "../../storage/manifest.ts";
+
+/** One segment; every logical block in it points here. */
+export interface StoredSegment {
+  /** Chain (hex) after its last token. */
+  readonly chain: string;
+  readonly fromToken: number;
+  readonly tokenCount: number;
+  readonly objectKey: string;
+  readonly objectOffset: number;
+  readonly objectBytes: number;
+  /** CRC-32 of each block, `[layer][block]`. */
+  readonly checksums: Uint32Array;
+  /** The object that holds its summaries; replaced when they are compacted. */
+  summary: WholeRef | undefined;
+  /** Summary slots of a segment whose summary object is not written yet. */
+  slots: Uint8Array | undefined;
+  /** Its summaries cannot be had from the store any more: it has to be put again. */
+  damaged: boolean;
+  /** Settles when the object is in the store (true) or could not be put (false). */
+  readonly written: Promise<boolean>;
+}

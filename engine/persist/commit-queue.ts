@@ -1,0 +1,287 @@
+/**
+ * Commits of turns: summary objects and the tail, then the manifest with compare-and-swap, segments before all. At most one commit per
+ * session at a time and per `manifestCommitMs`; a newer turn of a session replaces one that still waits.
+ */
+
+import type { Span } from "../../protocol/generate.ts";
+import { withDeadline } from "../../storage/deadline.ts";
+import { envelopeDigest } from "../../storage/envelope.ts";
+import { FormatError } from "../../storage/format-error.ts";
+import { LAYOUT_VERSION, type ObjectKeys } from "../../storage/keys.ts";
+import { commitManifest, loadManifest, type Manifest, type WholeRef } from "../../storage/manifest.ts";
+import { MANIFEST_FORMAT_VERSION } from "../../storage/manifest-check.ts";
+import { encodeTail } from "../../storage/tail.ts";
+import { SpanList } from "../kv/provenance.ts";
+import type { StoredSegment } from "../kv/stored-segment.ts";
+import type { PersisterOptions } from "./persister-options.ts";
+import { retried } from "./retry.ts";
+import { writeSummaries } from "./summary-writer.ts";
+
+/** Everything a commit needs, copied out of the engine's memory. */
+export interface TurnSnapshot {
+  sessionKey: string;
+  sessionId: string;
+  namespace: string;
+  tokenCount: number;
+  /** Chain at `tokenCount`. */
+  chain: string;
+  /** Provenance of `[0, tokenCount)`. */
+  spans: Span[];
+  segments: StoredSegment[];
+  tail:
+    | { fromToken: number; ids: Uint32Array; blocks: Uint8Array[][]; summaries: Uint8Array[]; open: Uint8Array }
+    | undefined;
+  /** Called once, when the snapshot is committed, replaced by a newer one or given up. */
+  release(): void;
+}
+
+/** What the engine knows of a session's durability. */
+export interface CommitStatus {
+  /** Tokens that the last commit made durable. */
+  persistedTokens: number;
+  generation: number;
+  /** A commit waits or is under way. */
+  pending: boolean;
+}
+
+interface SessionState {
+  etag: string | undefined;
+  generation: number;
+  tokenCount: number;
+  tailKey: string | undefined;
+  /** Of the last manifest: used again, so that sessions which share segments do not undo each other's objects. */
+  summaries: readonly WholeRef[];
+  /** Its session was deleted: nothing more is written for it. */
+  forgotten: boolean;
+  committedAtMs: number;
+  waiting: TurnSnapshot | undefined;
+  running: Promise<void> | undefined;
+}
+
+/** Commit states are kept for this many sessions; a forgotten one is read again from the store. */
+const SESSION_STATE_MAX = 10_000;
+const CONFLICT_TRIES_MAX = 4;
+
+/** All commits of an engine. Never throws at its callers: what cannot be committed is logged, and stays recomputable. */
+export class CommitQueue {
+  readonly #options: PersisterOptions;
+  readonly #sessions = new Map<string, SessionState>();
+  #hurry = false;
+
+  constructor(options: PersisterOptions) {
+    this.#options = options;
+  }
+
+  /** The manifest that was found for a session. One that is being replaced right now is old news. */
+  note(sessionKey: string, loaded: { manifest: Manifest; etag: string }): void {
+    const state = this.#state(sessionKey);
+    if (state.running === undefined) adopt(state, loaded);
+  }
+
+  /** Undefined for a session that this engine knows nothing of. */
+  status(sessionKey: string): CommitStatus | undefined {
+    const state = this.#sessions.get(sessionKey);
+    if (!state) return undefined;
+    return { persistedTokens: state.tokenCount, generation: state.generation, pending: state.running !== undefined };
+  }
+
+  /** Drops what waits and resolves when what is under way has ended: nothing that was pushed before is written afterwards. */
+  async forget(sessionKey: string): Promise<void> {
+    const state = this.#sessions.get(sessionKey);
+    if (!state) return;
+    this.#sessions.delete(sessionKey);
+    state.forgotten = true;
+    await state.running;
+  }
+
+  /** Queues a commit in place of one that still waits. */
+  push(snapshot: TurnSnapshot): void {
+    const state = this.#state(snapshot.sessionKey);
+    state.waiting?.release();
+    state.waiting = snapshot;
+    state.running ??= this.#drain(state);
+  }
+
+  /** Resolves when everything that was pushed before is committed or given up, without the pace between commits. */
+  async flush(): Promise<void> {
+    this.#hurry = true;
+    await Promise.all([...this.#sessions.values()].map((state) => state.running));
+    this.#hurry = false;
+  }
+
+  async #drain(state: SessionState): Promise<void> {
+    const { clock, log, manifestCommitMs } = this.#options;
+    while (state.waiting) {
+      while (!this.#hurry && !state.forgotten && clock.nowMs() < state.committedAtMs + manifestCommitMs) {
+        await clock.sleep(Math.min(50, state.committedAtMs + manifestCommitMs - clock.nowMs()));
+      }
+      const snapshot = state.waiting;
+      state.waiting = undefined;
+      try {
+        if (!state.forgotten) await this.#commit(state, snapshot);
+      } catch (error) {
+        log("persist.commit-failed", { sessionKey: snapshot.sessionKey, error: String(error) });
+      }
+      snapshot.release();
+      state.committedAtMs = clock.nowMs();
+    }
+    state.running = undefined;
+  }
+
+  async #commit(state: SessionState, whole: TurnSnapshot): Promise<void> {
+    const { keys, log, store } = this.#options;
+    const objectKeys = keys.of(whole.namespace);
+    const snapshot = await storedPart(whole);
+    if (snapshot.tokenCount === 0) return;
+    const summaries = await writeSummaries(this.#options, objectKeys, snapshot.segments, state.summaries);
+    for (let attempt = 0; attempt < CONFLICT_TRIES_MAX; attempt++) {
+      if (state.forgotten) return;
+      const oldTail = state.tailKey;
+      const generation = state.generation + 1;
+      const tail = await this.#writeTail(objectKeys, snapshot, generation);
+      const manifest: Manifest = { ...this.#header(snapshot), generation, summaries, ...(tail ? { tail } : {}) };
+      const result = await retried(this.#options, (signal) =>
+        commitManifest(store, objectKeys.session(snapshot.sessionId), manifest, state.etag, signal),
+      );
+      const over = result.outcome === "stored" || (await this.#reload(state, objectKeys, manifest));
+      if (result.outcome === "stored") adopt(state, { manifest, etag: result.etag });
+      // Whatever the manifest in force names stays, also where another writer came to the same tail.
+      for (const key of [oldTail, tail?.objectKey])
+        if (key !== undefined && key !== state.tailKey && (over || key !== oldTail)) await this.#discard(key);
+      if (over) return;
+    }
+    log("persist.conflict", { sessionKey: snapshot.sessionKey, tries: CONFLICT_TRIES_MAX });
+  }
+
+  #header(snapshot: TurnSnapshot): Omit<Manifest, "generation" | "summaries" | "tail"> {
+    const { geometry, modelFingerprint, numericsId } = this.#options;
+    return {
+      formatVersion: MANIFEST_FORMAT_VERSION,
+      layoutVersion: LAYOUT_VERSION,
+      sessionId: snapshot.sessionId,
+      modelFingerprint,
+      numericsId,
+      geometry,
+      tokenCount: snapshot.tokenCount,
+      chain: snapshot.chain,
+      spans: snapshot.spans,
+      segments: snapshot.segments.map(({ chain, fromToken, tokenCount, objectKey, objectOffset, objectBytes }) => ({
+        chain,
+        fromToken,
+        tokenCount,
+        objectKey,
+        objectOffset,
+        objectBytes,
+      })),
+      hotBlocks: [],
+      updatedMs: Date.now(),
+    };
+  }
+
+  async #writeTail(objectKeys: ObjectKeys, snapshot: TurnSnapshot, generation: number): Promise<Manifest["tail"]> {
+    const { tail } = snapshot;
+    if (!tail) return undefined;
+    const bytes = encodeTail({
+      geometry: this.#options.geometry,
+      fromToken: tail.fromToken,
+      generation,
+      chain: snapshot.chain,
+      ids: tail.ids,
+      block: (index, layer) => tail.blocks[index]?.[layer] as Uint8Array,
+      summary: (index) => tail.summaries[index] as Uint8Array,
+      open: tail.open,
+    });
+    const objectKey = objectKeys.tail(snapshot.sessionId, snapshot.chain, generation);
+    await retried(this.#options, (signal) => this.#options.store.put(objectKey, bytes, { signal }));
+    return {
+      objectKey,
+      objectBytes: bytes.byteLength,
+      sha256: envelopeDigest(bytes),
+      fromToken: tail.fromToken,
+      tokenCount: tail.ids.length,
+    };
+  }
+
+  /** Learns who committed before us. True when that commit already holds our turn, so that ours need not be made. */
+  async #reload(state: SessionState, objectKeys: ObjectKeys, ours: Manifest): Promise<boolean> {
+    try {
+      const loaded = await retried(this.#options, (signal) =>
+        loadManifest(this.#options.store, objectKeys.session(ours.sessionId), signal),
+      );
+      if (loaded) adopt(state, loaded);
+      else Object.assign(state, { etag: undefined, tailKey: undefined, summaries: [] });
+      return loaded !== undefined && holds(loaded.manifest, ours);
+    } catch (error) {
+      if (!(error instanceof FormatError) || error.code !== "corrupt" || error.etag === undefined) throw error;
+      state.etag = error.etag;
+      return false;
+    }
+  }
+
+  /** The superseded tail goes best-effort: what stays is garbage that `quire gc` finds. */
+  async #discard(objectKey: string): Promise<void> {
+    const { store, putMsMax } = this.#options;
+    try {
+      await withDeadline({ deadlineMs: putMsMax, what: "discarding a tail" }, () => store.delete([objectKey]));
+    } catch (error) {
+      this.#options.log("persist.discard-failed", { objectKey, error: String(error) });
+    }
+  }
+
+  #state(sessionKey: string): SessionState {
+    const known = this.#sessions.get(sessionKey);
+    if (known) this.#sessions.delete(sessionKey);
+    const state = known ?? {
+      etag: undefined,
+      generation: 0,
+      tokenCount: 0,
+      tailKey: undefined,
+      summaries: [],
+      forgotten: false,
+      committedAtMs: Number.NEGATIVE_INFINITY,
+      waiting: undefined,
+      running: undefined,
+    };
+    this.#sessions.set(sessionKey, state);
+    if (this.#sessions.size > SESSION_STATE_MAX) {
+      for (const [key, old] of this.#sessions) {
+        if (old.running === undefined) {
+          this.#sessions.delete(key);
+          break;
+        }
+      }
+    }
+    return state;
+  }
+}
+
+function adopt(state: SessionState, { manifest, etag }: { manifest: Manifest; etag: string }): void {
+  state.etag = etag;
+  state.generation = manifest.generation;
+  state.tokenCount = manifest.tokenCount;
+  state.tailKey = manifest.tail?.objectKey;
+  state.summaries = manifest.summaries;
+}
+
+/** Whether a manifest is ours (its answer was lost, or another engine computed the same turn), or goes on after our last segment. */
+function holds(theirs: Manifest, ours: Manifest): boolean {
+  if (theirs.tokenCount === ours.tokenCount && theirs.chain === ours.chain) return true;
+  const last = ours.segments.at(-1);
+  return (
+    theirs.tokenCount > ours.tokenCount &&
+    last !== undefined &&
+    theirs.segments[ours.segments.length - 1]?.chain === last.chain
+  );
+}
+
+/** Waits for the segments' own writes; what follows one that failed is left out. */
+async function storedPart(snapshot: TurnSnapshot): Promise<TurnSnapshot> {
+  const written = await Promise.all(snapshot.segments.map((segment) => segment.written));
+  const failed = written.indexOf(false);
+  if (failed === -1) return snapshot;
+  const segments = snapshot.segments.slice(0, failed);
+  const last = segments.at(-1);
+  const tokenCount = last ? last.fromToken + last.tokenCount : 0;
+  const spans = new SpanList(snapshot.spans).until(tokenCount);
+  return { ...snapshot, segments, tail: undefined, tokenCount, chain: last?.chain ?? snapshot.chain, spans };
+}

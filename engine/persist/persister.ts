@@ -1,0 +1,278 @@
+/**
+ * Writes what turns leave behind. Segments are put as soon as their last block is sealed, while decoding goes on; at the end of a turn only the
+ * tail and the manifest remain. The bytes are copied before a sequence gives its memory back, so the store never holds up decoding;
+ * what would exceed the write-behind budget is left for the end of the turn, and in the end left out: KV is a cache of the log.
+ */
+import { BLOCK_TOKENS } from "../../kernels/contract.ts";
+import type { Manifest } from "../../storage/manifest.ts";
+import { decodeSegmentHeader, encodeSegment, segmentBytes } from "../../storage/segment.ts";
+import { tailBytes } from "../../storage/tail.ts";
+import type { LogicalBlock } from "../kv/block-cache.ts";
+import type { StoredSegment } from "../kv/stored-segment.ts";
+import type { Sequence } from "../sequence/sequence.ts";
+import { CommitQueue, type CommitStatus, type TurnSnapshot } from "./commit-queue.ts";
+import type { PersisterOptions } from "./persister-options.ts";
+import { retried } from "./retry.ts";
+
+/** Persistence of one engine. */
+export class Persister {
+  readonly #options: PersisterOptions;
+  readonly #commits: CommitQueue;
+  #pendingBytes = 0;
+
+  constructor(options: PersisterOptions) {
+    this.#options = options;
+    this.#commits = new CommitQueue(options);
+  }
+
+  /** Bytes that wait to be written. */
+  get pendingBytes(): number {
+    return this.#pendingBytes;
+  }
+
+  /** The manifest a session was attached by. */
+  noteManifest(sequence: Sequence, loaded: { manifest: Manifest; etag: string }): void {
+    if (sequence.sessionKey !== undefined) this.#commits.note(sequence.sessionKey, loaded);
+  }
+
+  /** What is known of a session's commits. */
+  status(sessionKey: string): CommitStatus | undefined {
+    return this.#commits.status(sessionKey);
+  }
+
+  /** Before a session's objects are deleted: resolves when nothing of it will be written any more. */
+  async forget(sessionKey: string): Promise<void> {
+    await this.#commits.forget(sessionKey);
+  }
+
+  /** Blocks were sealed: segments that are whole now go on their way. */
+  sealed(sequence: Sequence, blockIndices: readonly number[]): void {
+    if (!sequence.request.session) return;
+    const perSegment = this.#blocksPerSegment;
+    for (const segmentIndex of new Set(blockIndices.map((index) => Math.floor(index / perSegment)))) {
+      const blocks = this.#blocksOf(sequence, segmentIndex);
+      if (blocks?.every((block) => block.resident)) this.#put(sequence, segmentIndex, blocks);
+    }
+  }
+
+  /** Copies what the turn left and queues its commit. Resolves when the sequence's memory may be released. */
+  async endTurn(sequence: Sequence): Promise<void> {
+    await this.copied(sequence);
+    const tokenCount = sequence.computedCount;
+    const { session } = sequence.request;
+    if (!session || tokenCount <= sequence.request.turnStart) return;
+    const segments = await this.#segments(sequence, tokenCount);
+    const segmentEnd = segments.length * this.#options.geometry.segmentTokens;
+    const wholeSegments = Math.floor(tokenCount / this.#options.geometry.segmentTokens);
+    const tail =
+      segments.length === wholeSegments && segmentEnd < tokenCount
+        ? await this.#copyTail(sequence, segmentEnd, tokenCount)
+        : undefined;
+    const end = tail ? tokenCount : segmentEnd;
+    await this.copied(sequence);
+    if (end === 0) return;
+    const heldBytes = tail ? bytesOf(tail) : 0;
+    this.#pendingBytes += heldBytes;
+    const snapshot: TurnSnapshot = {
+      sessionKey: sequence.sessionKey as string,
+      sessionId: session.id,
+      namespace: sequence.namespace,
+      tokenCount: end,
+      chain: sequence.chainAt(end),
+      spans: sequence.spans.until(end),
+      segments,
+      tail,
+      release: () => {
+        this.#pendingBytes -= heldBytes;
+      },
+    };
+    this.#commits.push(snapshot);
+  }
+
+  /** Resolves when no read of the sequence's memory is under way. */
+  async copied(sequence: Sequence): Promise<void> {
+    await Promise.allSettled([...sequence.copying]);
+  }
+
+  /** Commits everything that is queued, whatever the pace between commits. */
+  async flush(): Promise<void> {
+    await this.#commits.flush();
+  }
+
+  get #blocksPerSegment(): number {
+    return this.#options.geometry.segmentTokens / BLOCK_TOKENS;
+  }
+
+  #blocksOf(sequence: Sequence, segmentIndex: number): LogicalBlock[] | undefined {
+    const perSegment = this.#blocksPerSegment;
+    const blocks: LogicalBlock[] = [];
+    for (let index = segmentIndex * perSegment; index < (segmentIndex + 1) * perSegment; index++) {
+      const block = sequence.blocks[index];
+      if (!block) return undefined;
+      blocks.push(block);
+    }
+    return blocks;
+  }
+
+  /**
+   * Every whole segment from 0 on, stored or on its way; ends before the first that cannot be written. One that is stored in part, or
+   * whose repair failed, is named all the same: what is missing of it is recomputed, what follows it is not lost.
+   */
+  async #segments(sequence: Sequence, tokenCount: number): Promise<StoredSegment[]> {
+    const { geometry } = this.#options;
+    const segments: StoredSegment[] = [];
+    for (let index = 0; (index + 1) * geometry.segmentTokens <= tokenCount; index++) {
+      const blocks = this.#blocksOf(sequence, index);
+      if (!blocks) break;
+      const segment =
+        commonSegment(blocks) ?? (await this.#putAgain(sequence, index, blocks)) ?? anySegment(blocks, sequence);
+      if (!segment) break;
+      segments.push(segment);
+    }
+    return segments;
+  }
+
+  async #putAgain(
+    sequence: Sequence,
+    segmentIndex: number,
+    blocks: readonly LogicalBlock[],
+  ): Promise<StoredSegment | undefined> {
+    await this.#fetch(blocks);
+    return blocks.every((block) => block.resident) ? this.#put(sequence, segmentIndex, blocks) : undefined;
+  }
+
+  async #fetch(blocks: readonly LogicalBlock[]): Promise<void> {
+    const wanted = blocks.flatMap((block) => Array.from(block.deviceBlocks, (_, layer) => ({ block, layer })));
+    await this.#options.fetcher.fetch(wanted, "demand");
+  }
+
+  /** Puts a segment of resident blocks; undefined where the write-behind budget has no room. */
+  #put(sequence: Sequence, segmentIndex: number, blocks: readonly LogicalBlock[]): StoredSegment | undefined {
+    const known = commonSegment(blocks);
+    if (known) return known;
+    const { geometry, keys, log, writeBehindBytesMax } = this.#options;
+    const objectBytes = segmentBytes(geometry);
+    if (this.#pendingBytes + objectBytes > writeBehindBytesMax) {
+      log("persist.dropped", { requestId: sequence.request.requestId, segmentIndex, pendingBytes: this.#pendingBytes });
+      return undefined;
+    }
+    const chain = sequence.chain((segmentIndex + 1) * this.#blocksPerSegment - 1);
+    const checksums = new Uint32Array(geometry.layerCount * this.#blocksPerSegment);
+    const slots = new Uint8Array(geometry.summarySlotBytes * this.#blocksPerSegment);
+    const objectKey = keys.of(sequence.namespace).segment(chain);
+    const fromToken = segmentIndex * geometry.segmentTokens;
+    this.#pendingBytes += objectBytes;
+    const copied = this.#copySegment(blocks, { chain, fromToken, checksums, slots });
+    track(sequence.copying, copied);
+    const written = copied
+      .then((bytes) => this.#write(objectKey, bytes))
+      .catch((error: unknown) => {
+        log("persist.segment-failed", { objectKey, error: String(error) });
+        return false;
+      });
+    const segment: StoredSegment = {
+      chain,
+      fromToken,
+      tokenCount: geometry.segmentTokens,
+      objectKey,
+      objectOffset: 0,
+      objectBytes,
+      checksums,
+      summary: undefined,
+      slots,
+      damaged: false,
+      written,
+    };
+    for (const block of blocks) block.stored = segment;
+    void written.then((stored) => {
+      this.#pendingBytes -= objectBytes;
+      if (!stored) for (const block of blocks) if (block.stored === segment) block.stored = undefined;
+    });
+    return segment;
+  }
+
+  async #copySegment(
+    blocks: readonly LogicalBlock[],
+    into: { chain: string; fromToken: number; checksums: Uint32Array; slots: Uint8Array },
+  ): Promise<Uint8Array> {
+    const { pool, geometry } = this.#options;
+    const bytes = await Promise.all(
+      blocks.map((block) => Promise.all(Array.from(block.deviceBlocks, (id) => pool.readBlock(id)))),
+    );
+    if (geometry.summarySlotBytes > 0) {
+      const slots = await Promise.all(blocks.map((block) => pool.readSummary(block.summarySlot)));
+      for (const [index, slot] of slots.entries()) into.slots.set(slot, index * geometry.summarySlotBytes);
+    }
+    const encoded = encodeSegment({
+      geometry,
+      fromToken: into.fromToken,
+      chain: into.chain,
+      block: (layer, index) => bytes[index]?.[layer] as Uint8Array,
+    });
+    into.checksums.set(decodeSegmentHeader(encoded).checksums);
+    return encoded;
+  }
+
+  async #write(objectKey: string, bytes: Uint8Array): Promise<boolean> {
+    await retried(this.#options, (signal) => this.#options.store.put(objectKey, bytes, { signal }));
+    return true;
+  }
+
+  async #copyTail(sequence: Sequence, fromToken: number, tokenCount: number): Promise<TurnSnapshot["tail"]> {
+    const { pool, geometry, log, writeBehindBytesMax } = this.#options;
+    if (this.#pendingBytes + tailBytes(geometry, tokenCount - fromToken) > writeBehindBytesMax) {
+      log("persist.dropped", { requestId: sequence.request.requestId, tail: true, pendingBytes: this.#pendingBytes });
+      return undefined;
+    }
+    const firstIndex = fromToken / BLOCK_TOKENS;
+    const endIndex = Math.floor(tokenCount / BLOCK_TOKENS);
+    const sealed = sequence.blocks.slice(firstIndex, endIndex);
+    if (!sealed.every((block) => block !== undefined)) return undefined;
+    await this.#fetch(sealed);
+    if (!sealed.every((block) => block.resident)) return undefined;
+    const open = sequence.opens.get(endIndex);
+    const openCount = tokenCount % BLOCK_TOKENS;
+    if (openCount > 0 && !open) return undefined;
+    const withSummaries = geometry.summarySlotBytes > 0;
+    return {
+      fromToken,
+      ids: sequence.ids.slice(fromToken, tokenCount),
+      blocks: await Promise.all(
+        sealed.map((block) => Promise.all(Array.from(block.deviceBlocks, (id) => pool.readBlock(id)))),
+      ),
+      summaries: await Promise.all(
+        sealed.map((block) => (withSummaries ? pool.readSummary(block.summarySlot) : new Uint8Array(0))),
+      ),
+      open: open && openCount > 0 ? await pool.readOpen(open.slot, openCount) : new Uint8Array(0),
+    };
+  }
+}
+
+/** The segment that all blocks are stored in, if they share one. */
+function commonSegment(blocks: readonly LogicalBlock[]): StoredSegment | undefined {
+  const segment = blocks[0]?.stored;
+  return segment &&
+    !segment.damaged &&
+    blocks.every((block) => block.stored === segment || block.stored?.chain === segment.chain)
+    ? segment
+    : undefined;
+}
+
+/** A segment that some of the blocks are stored in. */
+function anySegment(blocks: readonly LogicalBlock[], sequence: Sequence): StoredSegment | undefined {
+  const chain = sequence.chain((blocks.at(-1) as LogicalBlock).index);
+  return blocks.find((block) => block.stored?.chain === chain && !block.stored.damaged)?.stored;
+}
+
+function bytesOf(tail: NonNullable<TurnSnapshot["tail"]>): number {
+  const blocks = tail.blocks.flat().reduce((sum, block) => sum + block.byteLength, 0);
+  return blocks + tail.open.byteLength + tail.summaries.reduce((sum, summary) => sum + summary.byteLength, 0);
+}
+
+function track(set: Set<Promise<unknown>>, promise: Promise<unknown>): void {
+  set.add(promise);
+  promise.then(
+    () => set.delete(promise),
+    () => set.delete(promise),
+  );
+}

@@ -1,0 +1,17 @@
+import type { StepSlice } from "../../kernels/contract.ts";
+import type { LogicalBlock } from "../kv/block-cache.ts";
+
+/** Rows `[from, to)` of a sequence, with the memory they are written to. */
+export interface PlannedSlice {
+  from: number;
+  to: number;
+  slice: StepSlice;
+  tokens: Uint32Array;
+  /** Blocks this slice seals, by index; not yet the sequence's. */
+  sealing: Map<number, LogicalBlock>;
+  /** Slot of each touched block; those in `borrowed` were taken for this slice. */
+  slots: Map<number, number>;
+  borrowed: Set<number>;
+  /** A miss may be attended around (default mode, new tokens); otherwise it voids the step. */
+  exact: boolean;
+}

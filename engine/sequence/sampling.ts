@@ -1,0 +1,59 @@
+/** Between the sampler on the device and a sequence's tokens. */
+import type { Sample, SampleRow } from "../../kernels/contract.ts";
+import type { TokenLogprob } from "../../protocol/generate.ts";
+import type { Sequence } from "./sequence.ts";
+
+const NONE = new Uint32Array(0);
+
+/** What the device needs to sample the next token: noise depends on the seed and the token's position alone, so a step can be repeated. */
+export function sampleParams(sequence: Sequence): Omit<SampleRow, "row"> {
+  const { sampling, topLogprobs } = sequence.request;
+  const { seenIds, seenCounts } = seen(sequence);
+  return {
+    temperature: sampling.temperature,
+    topK: sampling.topK,
+    topP: sampling.topP,
+    minP: sampling.minP,
+    frequencyPenalty: sampling.frequencyPenalty,
+    presencePenalty: sampling.presencePenalty,
+    repetitionPenalty: sampling.repetitionPenalty,
+    seenIds,
+    seenCounts,
+    biasIds: Uint32Array.from(sampling.logitBias, ([id]) => id),
+    biasValues: Float32Array.from(sampling.logitBias, ([, value]) => value),
+    seed: sampling.seed,
+    position: sequence.tokenCount,
+    ...(topLogprobs === undefined ? {} : { topLogprobs }),
+  };
+}
+
+/** Tokens of prompt and reply with their counts in the reply; empty where no penalty asks for them. */
+function seen(sequence: Sequence): { seenIds: Uint32Array; seenCounts: Uint32Array } {
+  const { frequencyPenalty, presencePenalty, repetitionPenalty } = sequence.request.sampling;
+  if (frequencyPenalty === 0 && presencePenalty === 0 && repetitionPenalty === 1)
+    return { seenIds: NONE, seenCounts: NONE };
+  const counts = new Map<number, number>();
+  for (const [position, id] of sequence.ids.entries()) {
+    counts.set(id, (counts.get(id) ?? 0) + (position >= sequence.promptEnd ? 1 : 0));
+  }
+  return { seenIds: Uint32Array.from(counts.keys()), seenCounts: Uint32Array.from(counts.values()) };
+}
+
+/** Appends a sampled token, reports it, and decides whether the turn ends with it. */
+export function takeSample(sequence: Sequence, sample: Sample, nowMs: number): void {
+  const { request, usage } = sequence;
+  if (!sequence.started) {
+    sequence.started = true;
+    usage.firstTokenMs = nowMs - sequence.queuedAtMs;
+  }
+  sequence.accept(sample.tokenId);
+  usage.completionTokens = sequence.generatedCount;
+  usage.totalMs = nowMs - sequence.queuedAtMs;
+  if (request.stopTokens.includes(sample.tokenId)) sequence.finishReason = "stop";
+  else if (sequence.generatedCount >= request.maxTokens) sequence.finishReason = "length";
+  sequence.sink.token(sample.tokenId, logprobOf(sample));
+}
+
+function logprobOf(sample: Sample): TokenLogprob | undefined {
+  return sample.logprob === undefined ? undefined : { logprob: sample.logprob, top: sample.top ?? [] };
+}

@@ -1,0 +1,261 @@
+/**
+ * One request in the engine: its tokens, their provenance, and the KV that exists for them. KV is a list of sealed logical blocks,
+ * any of which may be absent (a gap: never computed, or lost), and open blocks that are partly filled. Computing always goes on at the
+ * first token without KV, so a lost span is filled by the same code that prefills a prompt.
+ */
+import { randomBytes } from "node:crypto";
+import { BLOCK_TOKENS } from "../../kernels/contract.ts";
+import type { Checkpoint } from "../../models/contract.ts";
+import { assert } from "../../protocol/assert.ts";
+import type { EngineUsage, FinishReason, GenerateRequest, Span, TokenLogprob } from "../../protocol/generate.ts";
+import { bytesToIds } from "../../protocol/ids.ts";
+import type { BlockCache, LogicalBlock } from "../kv/block-cache.ts";
+import { CHAIN_ROOT, extendChain } from "../kv/chain.ts";
+import type { OpenBlock, OpenBlocks } from "../kv/open-blocks.ts";
+import { DENSE, formatHow, SpanList } from "../kv/provenance.ts";
+import type { PlannedSlice } from "./planned-slice.ts";
+
+/** Receives what a request produces. Calls come in order; exactly one of `done` and `failed` ends them. */
+export interface SequenceSink {
+  token(id: number, logprob: TokenLogprob | undefined): void;
+  /** `spans`: how the tokens from the turn's start on were computed. */
+  done(reason: FinishReason, usage: EngineUsage, spans: Span[]): void;
+  failed(error: unknown): void;
+}
+
+/**
+ * queued -> attaching (finding KV) -> running <-> waiting (for blocks) -> settling (persisting what the turn left) -> ended.
+ * Any of them can go to ended by an abort.
+ */
+export type Phase = "queued" | "attaching" | "running" | "waiting" | "settling" | "ended";
+
+/** A step that was recorded and found blocks missing: it goes on from the checkpoint, or is dropped. */
+export interface SuspendedStep {
+  planned: PlannedSlice;
+  checkpoint: Checkpoint;
+}
+
+/** What a request needs of selection, resolved by the engine. */
+export interface ResolvedSelection {
+  policy: string;
+  version: number;
+  groupTokens: number;
+  budgetTokens: number;
+  exact: boolean;
+}
+
+/** A checked request and who hears of it. */
+export interface SequenceOptions {
+  request: GenerateRequest;
+  selection: ResolvedSelection;
+  sink: SequenceSink;
+  nowMs: number;
+}
+
+/** State only; the engine drives it. */
+export class Sequence {
+  readonly request: GenerateRequest;
+  readonly selection: ResolvedSelection;
+  readonly sink: SequenceSink;
+  readonly queuedAtMs: number;
+  readonly promptEnd: number;
+  readonly spans: SpanList;
+  /** Sealed blocks by index; undefined: a gap. */
+  readonly blocks: (LogicalBlock | undefined)[] = [];
+  /** Partly filled blocks by index. */
+  readonly opens = new Map<number, OpenBlock>();
+  readonly usage: EngineUsage;
+  phase: Phase = "queued";
+  suspended: SuspendedStep | undefined;
+  finishReason: FinishReason | undefined;
+  tokenCount: number;
+  generatedCount = 0;
+  /** Logical blocks reserved in the cache. */
+  reservedCount = 0;
+  /** True once the first token was sampled. */
+  started = false;
+  /** KV has been looked for; nothing outside of the engine's loop works on this sequence any more. */
+  attached = false;
+  /** Default mode: until then, the prompt's steps wait for missing pages. */
+  missWaitUntilMs = 0;
+  abortRequested = false;
+  /** Its terminal event has been sent. */
+  concluded = false;
+  /** Blocks that were found rather than computed, by index: what `usage.cachedTokens` counts. */
+  readonly reused = new Set<number>();
+  readonly abort = new AbortController();
+  /** Reads of this sequence's blocks for the store that are under way: its memory is not released before they end. */
+  readonly copying = new Set<Promise<unknown>>();
+  error: unknown;
+  readonly #ids: Uint32Array;
+  readonly #chains: string[] = [];
+  readonly #nonce = randomBytes(8).toString("hex");
+
+  constructor(options: SequenceOptions) {
+    const { request, selection } = options;
+    this.request = request;
+    this.selection = selection;
+    this.sink = options.sink;
+    this.queuedAtMs = options.nowMs;
+    const prompt = bytesToIds(request.tokens);
+    this.promptEnd = prompt.length;
+    this.tokenCount = prompt.length;
+    this.#ids = new Uint32Array(prompt.length + request.maxTokens);
+    this.#ids.set(prompt);
+    this.spans = new SpanList(request.spans);
+    this.spans.append(prompt.length, request.turnStart === 0 ? DENSE : this.#how(selection.groupTokens));
+    this.usage = emptyUsage(request, selection, prompt.length);
+  }
+
+  get namespace(): string {
+    return this.request.namespace;
+  }
+
+  /** Names the session within the engine; undefined without one. */
+  get sessionKey(): string | undefined {
+    const { session, namespace } = this.request;
+    return session && `${namespace}/${session.id}`;
+  }
+
+  /** Spans of this turn's tokens, prompt and reply. */
+  turnSpans(): Span[] {
+    return this.spans.since(this.request.turnStart);
+  }
+
+  /** Most logical blocks this request can come to hold. */
+  get blocksMax(): number {
+    return Math.ceil((this.promptEnd + this.request.maxTokens) / BLOCK_TOKENS);
+  }
+
+  /** The ids so far, prompt and reply; a view. */
+  get ids(): Uint32Array {
+    return this.#ids.subarray(0, this.tokenCount);
+  }
+
+  /** Position of the first token without KV, or undefined when all have it. */
+  get nextPosition(): number | undefined {
+    const wholeBlocks = Math.floor(this.tokenCount / BLOCK_TOKENS);
+    for (let index = 0; index <= wholeBlocks; index++) {
+      if (this.blocks[index]) continue;
+      const position = index * BLOCK_TOKENS + (this.opens.get(index)?.tokenCount ?? 0);
+      if (position < this.tokenCount) return position;
+    }
+    return undefined;
+  }
+
+  /** Tokens from 0 on that have KV without a gap. */
+  get computedCount(): number {
+    return this.nextPosition ?? this.tokenCount;
+  }
+
+  /** Chain after block `index`, whose 64 tokens must be known. */
+  chain(index: number): string {
+    while (this.#chains.length <= index) {
+      const from = this.#chains.length * BLOCK_TOKENS;
+      assert(from + BLOCK_TOKENS <= this.tokenCount, "a chain covers known tokens");
+      this.#chains.push(this.#extend(from, from + BLOCK_TOKENS));
+    }
+    return index < 0 ? CHAIN_ROOT : (this.#chains[index] as string);
+  }
+
+  /** Chain after any token count, unsealed tail included. */
+  chainAt(tokenCount: number): string {
+    const whole = Math.floor(tokenCount / BLOCK_TOKENS);
+    return tokenCount % BLOCK_TOKENS === 0 ? this.chain(whole - 1) : this.#extend(whole * BLOCK_TOKENS, tokenCount);
+  }
+
+  blockKey(index: number): string {
+    return `${this.namespace}:${this.chain(index)}`;
+  }
+
+  /** Takes a sampled token. */
+  accept(id: number): void {
+    this.#ids[this.tokenCount] = id;
+    this.tokenCount += 1;
+    this.generatedCount += 1;
+    this.spans.extend(this.#how(1));
+  }
+
+  /** Tokens `[from, to)` were attended while selected pages were missing: their KV is this session's only. */
+  markApproximate(from: number, to: number): void {
+    this.spans.markApproximate(from, to, this.#nonce);
+    this.#chains.length = Math.min(this.#chains.length, Math.floor(from / BLOCK_TOKENS));
+  }
+
+  /** Lets go of blocks that turned out to be lost; they are gaps from now on, and not reused. Returns how many. */
+  dropLost(cache: BlockCache): number {
+    let count = 0;
+    for (const [index, block] of this.blocks.entries()) {
+      if (!block?.lost) continue;
+      this.blocks[index] = undefined;
+      cache.release(block);
+      count += 1;
+      if (!this.reused.delete(index)) continue;
+      this.usage.cachedTokens -= BLOCK_TOKENS;
+      this.usage.source.store -= BLOCK_TOKENS;
+    }
+    return count;
+  }
+
+  /** An open block, or more of one, where the sequence has nothing as good; the slot it replaces is given back. */
+  adoptOpen(index: number, open: OpenBlock, opens: OpenBlocks): void {
+    this.dropOpen(index, opens);
+    this.opens.set(index, open);
+  }
+
+  /** Gives an open block back: its tokens are sealed elsewhere. */
+  dropOpen(index: number, opens: OpenBlocks): void {
+    const open = this.opens.get(index);
+    if (!open) return;
+    this.opens.delete(index);
+    opens.give(open.slot);
+  }
+
+  /** The one release path of a sequence's memory: blocks deepest first, so that the least useful are evicted first. */
+  releaseAll(cache: BlockCache, opens: OpenBlocks): void {
+    for (let index = this.blocks.length - 1; index >= 0; index--) {
+      const block = this.blocks[index];
+      if (block) cache.release(block);
+    }
+    this.blocks.length = 0;
+    for (const open of this.opens.values()) opens.give(open.slot);
+    this.opens.clear();
+    cache.unreserve(this.reservedCount);
+    this.reservedCount = 0;
+  }
+
+  #how(groupTokens: number): string {
+    const { policy, version, budgetTokens } = this.selection;
+    return policy === DENSE ? DENSE : formatHow({ policy, version, budgetTokens, groupTokens });
+  }
+
+  #extend(from: number, to: number): string {
+    const previous = this.chain(Math.floor(from / BLOCK_TOKENS) - 1);
+    return extendChain(previous, this.#ids.subarray(from, to), this.spans.describe(from, to));
+  }
+}
+
+function emptyUsage(request: GenerateRequest, selection: ResolvedSelection, promptTokens: number): EngineUsage {
+  return {
+    promptTokens,
+    completionTokens: 0,
+    cachedTokens: 0,
+    source: { device: 0, host: 0, store: 0 },
+    recomputedTokens: 0,
+    bytesBeforeFirstToken: 0,
+    bytesFetched: 0,
+    pagesBeforeFirstToken: 0,
+    pagesFetched: 0,
+    policy: request.selection.policy,
+    budgetTokens: selection.budgetTokens,
+    exact: selection.exact,
+    pagesSelected: 0,
+    pagesInContext: 0,
+    pagesMissed: 0,
+    kvBytesRead: 0,
+    metadataBytesRead: 0,
+    queueMs: 0,
+    firstTokenMs: 0,
+    totalMs: 0,
+  };
+}

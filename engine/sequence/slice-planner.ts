@@ -1,0 +1,172 @@
+/**
+ * Decides which rows of a sequence the next step computes, and gathers what the device must know about them. A slice never crosses the
+ * border of a span, of a gap, of the budget (below it everything is dense), or the middle of a query group.
+ */
+import { BLOCK_TOKENS, NOT_RESIDENT, PAGE_TOKENS, type SelectionPlan, type StepSlice } from "../../kernels/contract.ts";
+import { policyNamed } from "../../models/selection/registry.ts";
+import { assert } from "../../protocol/assert.ts";
+import type { BlockCache, LogicalBlock } from "../kv/block-cache.ts";
+import type { OpenBlocks } from "../kv/open-blocks.ts";
+import { groupStarts, parseHow } from "../kv/provenance.ts";
+import type { PlannedSlice } from "./planned-slice.ts";
+import type { Sequence } from "./sequence.ts";
+
+/** The rows that would come next: a span piece with one plan. */
+export interface RowRange {
+  from: number;
+  to: number;
+  plan: SelectionPlan;
+  groupTokens: number;
+  /** Tokens of an earlier turn, computed again. */
+  replay: boolean;
+}
+
+/**
+ * The next rows of a sequence, at most `rowsMax` and no more than fit into `slotsMax` further open slots; undefined when nothing is
+ * left or a whole query group does not fit.
+ */
+export function nextRows(
+  sequence: Sequence,
+  rowsMax: number,
+  slotsMax: number = Number.POSITIVE_INFINITY,
+): RowRange | undefined {
+  const from = sequence.nextPosition;
+  if (from === undefined || rowsMax < 1) return undefined;
+  const span = sequence.spans.at(from);
+  const how = parseHow(span.how);
+  const selected = how !== undefined && from >= how.budgetTokens;
+  let to = Math.min(span.end, gapEnd(sequence, from), from + rowsMax);
+  to = Math.min(to, slotsEnd(sequence, { from, to }, slotsMax));
+  if (how && !selected) to = Math.min(to, how.budgetTokens);
+  if (selected && how.groupTokens > 1 && to < span.end && to % PAGE_TOKENS !== 0) to -= to % PAGE_TOKENS;
+  if (to <= from) return undefined;
+  return {
+    from,
+    to,
+    plan: selected ? policyNamed(how.policy).plan(how.budgetTokens) : { kind: "dense" },
+    groupTokens: selected ? how.groupTokens : BLOCK_TOKENS,
+    replay: from < sequence.request.turnStart,
+  };
+}
+
+function gapEnd(sequence: Sequence, from: number): number {
+  let index = Math.floor(from / BLOCK_TOKENS) + 1;
+  while (index * BLOCK_TOKENS < sequence.tokenCount && !sequence.blocks[index] && !sequence.opens.has(index))
+    index += 1;
+  return Math.min(index * BLOCK_TOKENS, sequence.tokenCount);
+}
+
+/** First token that `slotsMax` open slots beside the sequence's own do not reach. */
+function slotsEnd(sequence: Sequence, rows: { from: number; to: number }, slotsMax: number): number {
+  let slotsLeft = slotsMax;
+  let index = Math.floor(rows.from / BLOCK_TOKENS);
+  for (; index * BLOCK_TOKENS < rows.to; index++) {
+    if (sequence.opens.has(index)) continue;
+    if (slotsLeft === 0) break;
+    slotsLeft -= 1;
+  }
+  return index * BLOCK_TOKENS;
+}
+
+/** What a slice writes to. */
+type SliceMemory = Pick<PlannedSlice, "sealing" | "slots" | "borrowed">;
+
+function takeMemory(sequence: Sequence, rows: RowRange, memory: { cache: BlockCache; opens: OpenBlocks }): SliceMemory {
+  const taken: SliceMemory = { sealing: new Map(), slots: new Map(), borrowed: new Set() };
+  try {
+    for (let index = Math.floor(rows.from / BLOCK_TOKENS); index * BLOCK_TOKENS < rows.to; index++) {
+      const open = sequence.opens.get(index);
+      taken.slots.set(index, open?.slot ?? memory.opens.take());
+      if (!open) taken.borrowed.add(index);
+      if ((index + 1) * BLOCK_TOKENS > rows.to) continue;
+      const block = memory.cache.create(index);
+      taken.sealing.set(index, block);
+      memory.cache.allocateAll(block);
+    }
+  } catch (error) {
+    discardSlice(taken, memory);
+    throw error;
+  }
+  return taken;
+}
+
+/** Takes the memory for a range of rows and describes it for the device. Where it throws, it has taken nothing. */
+export function planSlice(
+  sequence: Sequence,
+  rows: RowRange,
+  memory: { cache: BlockCache; opens: OpenBlocks; layerCount: number },
+): PlannedSlice {
+  const { from, to } = rows;
+  const { sealing, slots, borrowed } = takeMemory(sequence, rows, memory);
+  const blockCapacity = Math.ceil(to / BLOCK_TOKENS);
+  const slice: StepSlice = {
+    position: from,
+    rowCount: to - from,
+    blockIds: new Int32Array(memory.layerCount * blockCapacity),
+    blockCapacity,
+    summarySlots: new Int32Array(blockCapacity),
+    openSlots: Int32Array.from(slots.values()),
+    groupStarts: rows.plan.kind === "dense" ? Int32Array.of(0) : groupStarts(from, to, rows.groupTokens),
+    plan: rows.plan,
+  };
+  const planned: PlannedSlice = {
+    from,
+    to,
+    slice,
+    tokens: sequence.ids.slice(from, to),
+    sealing,
+    slots,
+    borrowed,
+    exact: sequence.selection.exact || rows.replay || rows.plan.kind === "dense",
+  };
+  fillTables(sequence, planned);
+  return planned;
+}
+
+/** Writes the block table and summary slots as they are now (again before a suspended step goes on). */
+export function fillTables(sequence: Sequence, planned: PlannedSlice): void {
+  const { blockIds, blockCapacity, summarySlots } = planned.slice;
+  const layerCount = blockIds.length / blockCapacity;
+  for (let index = 0; index < blockCapacity; index++) {
+    const block = sequence.blocks[index] ?? planned.sealing.get(index);
+    summarySlots[index] = block?.summarySlot ?? NOT_RESIDENT;
+    for (let layer = 0; layer < layerCount; layer++) {
+      blockIds[layer * blockCapacity + index] = block?.deviceBlocks[layer] ?? NOT_RESIDENT;
+    }
+  }
+}
+
+/** The rows have KV now: their blocks become the sequence's, whole ones are published. Returns indices of newly sealed blocks. */
+export function commitSlice(
+  sequence: Sequence,
+  planned: PlannedSlice,
+  memory: { cache: BlockCache; opens: OpenBlocks },
+): number[] {
+  const sealed: number[] = [];
+  for (const [index, slot] of planned.slots) {
+    const block = planned.sealing.get(index);
+    if (!block) {
+      sequence.opens.set(index, { slot, tokenCount: planned.to - index * BLOCK_TOKENS });
+      continue;
+    }
+    sequence.opens.delete(index);
+    memory.opens.give(slot);
+    assert(!sequence.blocks[index], "a block is sealed into a gap");
+    sequence.blocks[index] = memory.cache.publish(block, sequence.blockKey(index));
+    sealed.push(index);
+  }
+  return sealed;
+}
+
+/** The rows will not be computed: gives back what was taken for them. */
+export function discardSlice(planned: SliceMemory, memory: { cache: BlockCache; opens: OpenBlocks }): void {
+  for (const block of planned.sealing.values()) memory.cache.release(block);
+  for (const index of planned.borrowed) memory.opens.give(planned.slots.get(index) as number);
+}
+
+/** Device blocks that a dense slice needs and that are not resident, every layer. */
+export function denseNeeds(sequence: Sequence, rows: RowRange): LogicalBlock[] {
+  if (rows.plan.kind !== "dense") return [];
+  const before = sequence.blocks.slice(0, Math.ceil(rows.to / BLOCK_TOKENS));
+  return before.filter((block): block is LogicalBlock => block !== undefined && !block.resident);
+}

@@ -1,0 +1,47 @@
+/** Adds what happened to a request's usage. */
+import { PAGES_PER_BLOCK, type SliceTraffic } from "../../kernels/contract.ts";
+import type { EngineUsage } from "../../protocol/generate.ts";
+import type { PageStore } from "../../storage/contract.ts";
+import type { FetchTotals } from "../kv/block-fetcher.ts";
+import type { Sequence } from "./sequence.ts";
+
+/** What a step's attention read. */
+export function countTraffic(usage: EngineUsage, traffic: SliceTraffic): void {
+  usage.pagesSelected += traffic.pagesSelected;
+  usage.pagesInContext += traffic.pagesInContext;
+  usage.kvBytesRead += traffic.kvBytes;
+  usage.metadataBytesRead += traffic.metadataBytes;
+}
+
+/** Blocks that were selected, not resident and not waited for. */
+export function countMisses(usage: EngineUsage, blockCount: number): void {
+  usage.pagesMissed += blockCount * PAGES_PER_BLOCK;
+}
+
+/** Blocks that came from the store. */
+export function countFetch(sequence: Sequence, totals: FetchTotals): void {
+  countBytes(sequence, totals.bytes);
+  sequence.usage.pagesFetched += totals.blocks * PAGES_PER_BLOCK;
+  if (!sequence.started) sequence.usage.pagesBeforeFirstToken += totals.blocks * PAGES_PER_BLOCK;
+}
+
+/** A store for the other objects that are read for a request (manifest, summaries, tail): their bytes are counted. */
+export function countedReads(store: PageStore, sequence: Sequence): PageStore {
+  return {
+    name: store.name,
+    async get(key, options) {
+      const object = await store.get(key, options);
+      if (object) countBytes(sequence, object.bytes.byteLength);
+      return object;
+    },
+    put: (key, bytes, options) => store.put(key, bytes, options),
+    delete: (keys) => store.delete(keys),
+    list: (prefix, options) => store.list(prefix, options),
+    close: () => store.close(),
+  };
+}
+
+function countBytes(sequence: Sequence, bytes: number): void {
+  sequence.usage.bytesFetched += bytes;
+  if (!sequence.started) sequence.usage.bytesBeforeFirstToken += bytes;
+}

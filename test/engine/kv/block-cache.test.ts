@@ -1,0 +1,118 @@
+/** The block cache against a naive twin that counts with plain lists. */
+import { expect, it } from "vitest";
+import { BlockCache, type LogicalBlock } from "../../../engine/kv/block-cache.ts";
+import { FreeList } from "../../../engine/kv/free-list.ts";
+import { uniform } from "../tiny-model.ts";
+
+const LAYERS = 2;
+
+interface TwinBlock {
+  block: LogicalBlock;
+  key: string | undefined;
+  refs: number;
+  layers: Set<number>;
+}
+
+/** What must be true, kept the slow way. */
+class Twin {
+  readonly blocks = new Set<TwinBlock>();
+  readonly idleOrder: TwinBlock[] = [];
+  byKey(key: string): TwinBlock | undefined {
+    return [...this.blocks].find((twin) => twin.key === key && !twin.block.lost);
+  }
+  get held(): number {
+    return [...this.blocks].filter((twin) => twin.refs > 0).length;
+  }
+}
+
+it("finds, shares, evicts and frees as a plain list of blocks does", () => {
+  for (let seed = 0; seed < 60; seed++) run(seed, 400);
+});
+
+function run(seed: number, steps: number): void {
+  const next = uniform(seed);
+  const pick = <T>(items: readonly T[]): T | undefined => items[Math.floor(next() * items.length)];
+  const capacity = 6;
+  const deviceBlocks = new FreeList(capacity * LAYERS);
+  const summarySlots = new FreeList(capacity);
+  const cache = new BlockCache({ layerCount: LAYERS, deviceBlocks, summarySlots });
+  const twin = new Twin();
+  const fail = (what: string) => `seed ${seed}: ${what}`;
+  const forget = (gone: TwinBlock) => {
+    twin.blocks.delete(gone);
+    const at = twin.idleOrder.indexOf(gone);
+    if (at !== -1) twin.idleOrder.splice(at, 1);
+  };
+  const sweep = () => {
+    for (const candidate of [...twin.idleOrder]) if (candidate.block.summarySlot === -1) forget(candidate);
+  };
+  for (let step = 0; step < steps; step++) {
+    const held = [...twin.blocks].filter((candidate) => candidate.refs > 0);
+    const action = next();
+    if (action < 0.3 && twin.held < capacity) {
+      const evictable = twin.idleOrder[0];
+      const full = summarySlots.freeCount === 0;
+      const block = cache.create(step);
+      if (full) expect(evictable?.block.summarySlot, fail("the oldest idle block went")).toBe(-1);
+      sweep();
+      twin.blocks.add({ block, key: undefined, refs: 1, layers: new Set() });
+    } else if (action < 0.45) {
+      const target = pick(held.filter((candidate) => candidate.layers.size < LAYERS));
+      if (!target) continue;
+      const layer = target.layers.has(0) ? 1 : 0;
+      cache.allocateLayer(target.block, layer);
+      sweep();
+      target.layers.add(layer);
+    } else if (action < 0.6) {
+      const target = pick(held.filter((candidate) => candidate.key === undefined && candidate.refs === 1));
+      if (!target) continue;
+      const key = `key-${Math.floor(next() * 8)}`;
+      const known = twin.byKey(key);
+      const result = cache.publish(target.block, key);
+      expect(result, fail("publish")).toBe(known?.block ?? target.block);
+      if (known) {
+        if (known.refs === 0) twin.idleOrder.splice(twin.idleOrder.indexOf(known), 1);
+        known.refs += 1;
+        for (const layer of target.layers) known.layers.add(layer);
+        forget(target);
+      } else target.key = key;
+    } else if (action < 0.75) {
+      const key = `key-${Math.floor(next() * 8)}`;
+      const known = twin.byKey(key);
+      const wouldPin = known?.refs === 0;
+      if (wouldPin && twin.held >= capacity) continue;
+      expect(cache.acquire(key), fail("acquire")).toBe(known?.block);
+      if (!known) continue;
+      if (known.refs === 0) twin.idleOrder.splice(twin.idleOrder.indexOf(known), 1);
+      known.refs += 1;
+    } else if (action < 0.8) {
+      const target = pick(held.filter((candidate) => candidate.key !== undefined && !candidate.block.lost));
+      if (target) cache.markLost(target.block);
+    } else {
+      const target = pick(held);
+      if (!target) continue;
+      cache.release(target.block);
+      target.refs -= 1;
+      if (target.refs > 0) continue;
+      if (target.key !== undefined && !target.block.lost) twin.idleOrder.push(target);
+      else forget(target);
+    }
+    const layers = [...twin.blocks].reduce((sum, candidate) => sum + candidate.layers.size, 0);
+    expect(deviceBlocks.count - deviceBlocks.freeCount, fail(`device blocks at step ${step}`)).toBe(layers);
+    expect(summarySlots.count - summarySlots.freeCount, fail(`summary slots at step ${step}`)).toBe(twin.blocks.size);
+    expect(cache.idleCount, fail("idle")).toBe(twin.idleOrder.length);
+    const ids = [...twin.blocks].flatMap((candidate) => [...candidate.block.deviceBlocks].filter((id) => id !== -1));
+    expect(new Set(ids).size, fail("no device block has two owners")).toBe(ids.length);
+  }
+}
+
+it("never promises more than it holds", () => {
+  const cache = new BlockCache({ layerCount: LAYERS, deviceBlocks: new FreeList(10), summarySlots: new FreeList(9) });
+  expect(cache.capacity).toBe(5);
+  expect(cache.reserve(3)).toBe(true);
+  expect(cache.reserve(3)).toBe(false);
+  expect(cache.unreservedCount).toBe(2);
+  cache.unreserve(3);
+  expect(cache.reserve(5)).toBe(true);
+  expect(() => cache.unreserve(6)).toThrow(/more than was reserved/);
+});

@@ -1,0 +1,216 @@
+import { beforeEach, describe, expect, it } from "vitest";
+import { BlockCache, type LogicalBlock } from "../../../engine/kv/block-cache.ts";
+import { BlockFetcher, type BlockLayer } from "../../../engine/kv/block-fetcher.ts";
+import { FreeList } from "../../../engine/kv/free-list.ts";
+import { Gate } from "../../../engine/kv/gate.ts";
+import type { StoredSegment } from "../../../engine/kv/stored-segment.ts";
+import type { KvPool } from "../../../kernels/contract.ts";
+import { type GetOptions, StoreError } from "../../../storage/contract.ts";
+import { kvGeometry } from "../../../storage/geometry.ts";
+import { MemoryStore } from "../../../storage/memory-store.ts";
+import { decodeSegmentHeader, encodeSegment, segmentBytes } from "../../../storage/segment.ts";
+import { noise } from "../../storage/random.ts";
+
+const LAYERS = 2;
+const GEOMETRY = kvGeometry({
+  layerCount: LAYERS,
+  kvHeadCount: 1,
+  headDim: 4,
+  encoding: "int8",
+  summaryKinds: ["min-max"],
+  segmentTokens: 256,
+});
+const bytesOf = (index: number, layer: number) => noise(100 * index + layer, GEOMETRY.blockBytes);
+
+class RecordingStore extends MemoryStore {
+  readonly ranges: GetOptions["range"][] = [];
+  hold: Promise<void> | undefined;
+  override async get(key: string, options: GetOptions = {}) {
+    this.ranges.push(options.range);
+    await this.hold;
+    return await super.get(key, options);
+  }
+}
+
+let store: RecordingStore;
+let cache: BlockCache;
+let written: Map<number, Uint8Array>;
+let fetcher: BlockFetcher;
+let failures: string[];
+
+beforeEach(() => {
+  store = new RecordingStore();
+  cache = new BlockCache({
+    layerCount: LAYERS,
+    deviceBlocks: new FreeList(12 * LAYERS),
+    summarySlots: new FreeList(12),
+  });
+  written = new Map();
+  failures = [];
+  fetcher = new BlockFetcher({
+    store,
+    pool: { writeBlock: (id: number, bytes: Uint8Array) => void written.set(id, bytes.slice()) } as KvPool,
+    cache,
+    geometry: GEOMETRY,
+    gate: new Gate(4, 2),
+    getMsMax: 50,
+    onFailure: (_segment, cause) => void failures.push(String(cause)),
+  });
+});
+
+/** Blocks 4n..4n+3 in a segment that is in the store. */
+async function segment(number: number, damage?: (bytes: Uint8Array) => Uint8Array): Promise<LogicalBlock[]> {
+  const bytes = encodeSegment({
+    geometry: GEOMETRY,
+    fromToken: number * 256,
+    chain: String(number).repeat(64),
+    block: (layer, index) => bytesOf(4 * number + index, layer),
+  });
+  const stored: StoredSegment = {
+    chain: String(number).repeat(64),
+    fromToken: number * 256,
+    tokenCount: 256,
+    objectKey: `kv/00/x/seg/${number}`,
+    objectOffset: 0,
+    objectBytes: segmentBytes(GEOMETRY),
+    checksums: decodeSegmentHeader(bytes).checksums,
+    summary: undefined,
+    slots: undefined,
+    damaged: false,
+    written: Promise.resolve(true),
+  };
+  await store.put(stored.objectKey, damage ? damage(bytes) : bytes);
+  return [0, 1, 2, 3].map((offset) => {
+    const block = cache.create(4 * number + offset);
+    block.stored = stored;
+    return cache.publish(block, `ns:${block.index}`);
+  });
+}
+
+const all = (blocks: readonly LogicalBlock[]): BlockLayer[] =>
+  blocks.flatMap((block) => Array.from({ length: LAYERS }, (_, layer) => ({ block, layer })));
+
+function expectRight(block: LogicalBlock): void {
+  expect(block.resident).toBe(true);
+  for (const [layer, id] of block.deviceBlocks.entries()) expect(written.get(id)).toEqual(bytesOf(block.index, layer));
+}
+
+describe("reads", () => {
+  it("join neighbours of one layer and segment, and bring each block to its place", async () => {
+    const blocks = [...(await segment(0)), ...(await segment(1))];
+    const totals = await fetcher.fetch(all(blocks).reverse(), "demand");
+    expect(store.ranges.map((range) => range!.bytes)).toEqual(Array(4).fill(4 * GEOMETRY.blockBytes));
+    expect(totals).toEqual({ bytes: 16 * GEOMETRY.blockBytes, blocks: 16 });
+    for (const block of blocks) expectRight(block);
+    expect(await fetcher.fetch(all(blocks), "demand"), "resident blocks are not read").toEqual({ bytes: 0, blocks: 0 });
+    expect([store.ranges.length, fetcher.inFlightCount]).toEqual([4, 0]);
+  });
+
+  it("leave out what was not asked for", async () => {
+    const [first, , third, fourth] = await segment(0);
+    await fetcher.fetch(
+      [first!, third!, fourth!, third!].map((block) => ({ block, layer: 1 })),
+      "demand",
+    );
+    expect(store.ranges.map((range) => range!.bytes / GEOMETRY.blockBytes)).toEqual([1, 2]);
+    expect(third!.residentLayerCount).toBe(1);
+  });
+
+  it("are not made twice for a block that is on its way", async () => {
+    const blocks = await segment(0);
+    let open = () => {};
+    store.hold = new Promise<void>((resolve) => (open = resolve));
+    const first = fetcher.fetch(all(blocks.slice(0, 2)), "fill");
+    const second = fetcher.fetch(all(blocks), "demand");
+    open();
+    expect((await first).blocks).toBe(4);
+    expect((await second).blocks).toBe(4);
+    expect(store.ranges).toHaveLength(4);
+    for (const block of blocks) expectRight(block);
+  });
+
+  it("that nobody wants any more take no memory", async () => {
+    const blocks = await segment(0);
+    let open = () => {};
+    store.hold = new Promise<void>((resolve) => (open = resolve));
+    const pending = fetcher.fetch(all(blocks), "demand");
+    for (const block of blocks) cache.release(block);
+    cache.evictIdle();
+    open();
+    await pending;
+    expect(cache.freeDeviceBlockCount).toBe(12 * LAYERS);
+    expect(failures).toEqual([]);
+  });
+
+  it("that find the block filled meanwhile leave it as it is", async () => {
+    const [block] = await segment(0);
+    let open = () => {};
+    store.hold = new Promise<void>((resolve) => (open = resolve));
+    const pending = fetcher.fetch(all([block!]), "demand");
+    // Another sequence computed the same block: publishing gives its layers to this one.
+    const computed = cache.create(0);
+    cache.allocateAll(computed);
+    expect(cache.publish(computed, "ns:0")).toBe(block);
+    expect(block!.resident).toBe(true);
+    open();
+    await pending;
+    expect([block!.lost, failures.length]).toEqual([false, 0]);
+    expect(cache.freeDeviceBlockCount).toBe(11 * LAYERS);
+  });
+});
+
+describe("bytes that are wrong or late", () => {
+  it.each<[string, (bytes: Uint8Array) => Uint8Array]>([
+    ["a flipped bit", (bytes) => bytes.map((byte, at) => (at === bytes.length - 1 ? byte ^ 4 : byte))],
+    ["a torn object", (bytes) => bytes.slice(0, bytes.length - 1)],
+  ])(
+    "%s: the block is lost, its neighbours of an intact range are not, and nobody finds it again",
+    async (_name, damage) => {
+      const blocks = await segment(0, damage);
+      await fetcher.fetch(
+        blocks.map((block) => ({ block, layer: 0 })),
+        "demand",
+      );
+      await fetcher.fetch([{ block: blocks[3]!, layer: 1 }], "demand");
+      expect(blocks.map((block) => block.lost)).toEqual([false, false, false, true]);
+      expect(fetcher.takeLossNotice()).toBe(true);
+      expect(fetcher.takeLossNotice()).toBe(false);
+      expect(cache.acquire("ns:3")).toBeUndefined();
+      expect(failures).toHaveLength(1);
+    },
+  );
+
+  it("a short answer and one of other bytes are misses", async () => {
+    const blocks = await segment(0);
+    const get = store.get.bind(store);
+    store.get = async (key, options) => {
+      const object = await get(key, options);
+      return { ...object!, bytes: object!.bytes.subarray(0, object!.bytes.length - 7) };
+    };
+    await fetcher.fetch(all(blocks.slice(0, 1)), "demand");
+    expect(blocks[0]!.lost).toBe(true);
+    store.get = (key) => get(key, { range: { offset: 0, bytes: GEOMETRY.blockBytes } });
+    await fetcher.fetch(all(blocks.slice(1, 2)), "demand");
+    expect(blocks[1]!.lost).toBe(true);
+    expect(written.size).toBe(0);
+  });
+
+  it("a missing object and a store that stalls past the deadline are misses; fetch itself never rejects", async () => {
+    const [missing] = await segment(0);
+    const [late] = await segment(1);
+    await store.delete([missing!.stored!.objectKey]);
+    await fetcher.fetch(all([missing!]), "demand");
+    store.get = (_key, options) =>
+      new Promise((_resolve, reject) =>
+        options?.signal?.addEventListener("abort", () => reject(new StoreError("aborted", "too late"))),
+      );
+    const startMs = performance.now();
+    // The deadline's own timer does not keep a process alive.
+    const alive = setTimeout(() => {}, 5000);
+    await fetcher.fetch(all([late!]), "fill");
+    clearTimeout(alive);
+    expect(performance.now() - startMs).toBeLessThan(3000);
+    expect([missing!.lost, late!.lost]).toEqual([true, true]);
+    expect(fetcher.inFlightCount).toBe(0);
+  });
+});

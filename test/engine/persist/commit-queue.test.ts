@@ -1,0 +1,201 @@
+import { describe, expect, it } from "vitest";
+import { StoreError } from "../../../storage/contract.ts";
+import { beginEnvelope, sealEnvelope } from "../../../storage/envelope.ts";
+import { MemoryStore } from "../../../storage/memory-store.ts";
+import { faultyStore } from "../../storage/faulty-store.ts";
+import { CommitWorld } from "./commit-world.ts";
+
+describe("a commit", () => {
+  it("names segments, summaries and tail that can all be read, and deletes the tail it replaces", async () => {
+    const world = new CommitWorld(new MemoryStore());
+    const first = await world.turn("a", 200);
+    await world.push(first);
+    expect(await world.readAll()).toMatchObject({
+      generation: 1,
+      tokenCount: 200,
+      tail: { fromToken: 192, tokenCount: 8 },
+    });
+    const second = await world.turn("a", 260, { known: first.segments });
+    await world.push(second);
+    expect(await world.readAll()).toMatchObject({ generation: 2, tokenCount: 260 });
+    expect(await world.countOf("tail")).toBe(1);
+    await world.push(await world.turn("a", 320, { known: second.segments }));
+    expect((await world.readAll()).tail).toBeUndefined();
+    expect(await world.countOf("tail")).toBe(0);
+    expect(first.released).toBe(1);
+    expect(world.queue.status(first.sessionKey)).toEqual({ persistedTokens: 320, generation: 3, pending: false });
+  });
+
+  it("ends before a segment that could not be put, and still validates", async () => {
+    const world = new CommitWorld(new MemoryStore());
+    const snapshot = await world.turn("a", 330, { failedSegment: 3 });
+    snapshot.spans = [
+      { end: 100, how: "dense" },
+      { end: 330, how: "quest.1:128@16" },
+    ];
+    await world.push(snapshot);
+    const manifest = await world.readAll();
+    expect(manifest).toMatchObject({ tokenCount: 192, chain: snapshot.segments[2]!.chain });
+    expect(manifest.spans).toEqual([
+      { end: 100, how: "dense" },
+      { end: 192, how: "quest.1:128@16" },
+    ]);
+    expect(manifest.tail).toBeUndefined();
+    await world.push(await world.turn("b", 100, { failedSegment: 0, sessionId: "nothing" }));
+    expect(await world.manifest("nothing")).toBeUndefined();
+  });
+
+  it("is made at most once in manifestCommitMs, and the newest turn wins", async () => {
+    const world = new CommitWorld(new MemoryStore(), 1000);
+    const [first, second, third] = [await world.turn("a", 70), await world.turn("a", 80), await world.turn("a", 90)];
+    let commits = 0;
+    const put = world.store.put.bind(world.store);
+    world.store.put = (key, ...rest) => {
+      if (key.includes("/session/")) commits += 1;
+      return put(key, ...rest);
+    };
+    world.queue.push(first);
+    await expect.poll(() => commits).toBe(1);
+    const committedAt = world.clock.ms;
+    world.queue.push(second);
+    world.queue.push(third);
+    expect([first.released, second.released]).toEqual([1, 1]);
+    await expect.poll(() => commits).toBe(2);
+    expect(world.clock.ms - committedAt).toBeGreaterThanOrEqual(1000);
+    await world.queue.flush();
+    expect(await world.readAll()).toMatchObject({ tokenCount: 90, generation: 2 });
+    expect(third.released).toBe(1);
+    const before = world.clock.ms;
+    world.queue.push(await world.turn("a", 95));
+    await world.queue.flush();
+    expect(world.clock.ms - before, "a flush does not wait").toBeLessThan(200);
+    expect(commits).toBe(3);
+  });
+});
+
+describe("another writer", () => {
+  it("that is ahead on the same segments keeps its manifest and its tail", async () => {
+    const store = new MemoryStore();
+    const [one, other] = [new CommitWorld(store), new CommitWorld(store)];
+    await other.push(await other.turn("a", 300));
+    await one.push(await one.turn("a", 200));
+    expect(await one.readAll()).toMatchObject({ tokenCount: 300, generation: 1 });
+    expect(await one.countOf("tail")).toBe(1);
+    expect(one.queue.status("00ff/s")).toMatchObject({ persistedTokens: 300 });
+  });
+
+  it("that is behind or on another branch is replaced, tail and all", async () => {
+    for (const [branch, tokenCount] of [
+      ["a", 100],
+      ["b", 500],
+    ] as const) {
+      const store = new MemoryStore();
+      const [one, other] = [new CommitWorld(store), new CommitWorld(store)];
+      await other.push(await other.turn(branch, tokenCount));
+      await one.push(await one.turn("a", 200));
+      expect(await one.readAll()).toMatchObject({ tokenCount: 200, generation: 2 });
+      expect(await one.countOf("tail")).toBe(1);
+      // The other learns of it the same way.
+      await other.push(await other.turn("a", 210));
+      expect(await other.readAll()).toMatchObject({ tokenCount: 210, generation: 3 });
+      expect(await other.countOf("tail")).toBe(1);
+    }
+  });
+
+  it("that computed the same turn does not lose its tail", async () => {
+    const store = new MemoryStore();
+    const [one, other] = [new CommitWorld(store), new CommitWorld(store)];
+    await other.push(await other.turn("a", 200));
+    await one.push(await one.turn("a", 200));
+    expect(await one.readAll()).toMatchObject({ tokenCount: 200, generation: 1 });
+    expect(one.logged).toEqual([]);
+  });
+
+  it("that never stops is given up on, with a line in the log", async () => {
+    const store = new MemoryStore();
+    const world = new CommitWorld(store);
+    const put = store.put.bind(store);
+    store.put = async (key, ...rest) => (key.includes("/session/") ? { outcome: "conflict" } : await put(key, ...rest));
+    const snapshot = await world.turn("a", 100);
+    await world.push(snapshot);
+    expect(world.logged).toEqual(["persist.conflict"]);
+    expect(await world.countOf("tail")).toBe(0);
+    expect(snapshot.released).toBe(1);
+  });
+});
+
+describe("a store that fails", () => {
+  it("a commit whose answer was lost is found to have been made", async () => {
+    const inner = new MemoryStore();
+    const store = faultyStore(inner, { seed: 1, rates: {}, only: (key) => key.includes("/session/") });
+    const world = new CommitWorld(store);
+    await world.push(await world.turn("a", 100));
+    const snapshot = await world.turn("a", 150);
+    const put = store.put.bind(store);
+    let puts = 0;
+    store.put = async (key, ...rest) => {
+      const result = await put(key, ...rest);
+      if (key.includes("/session/") && puts++ === 0) throw new StoreError("unavailable", "the answer was lost");
+      return result;
+    };
+    await world.push(snapshot);
+    expect(puts).toBe(2);
+    expect(await world.readAll()).toMatchObject({ tokenCount: 150, generation: 2 });
+    expect(await world.countOf("tail")).toBe(1);
+    expect(world.logged).toEqual([]);
+  });
+
+  it("passing faults of any put are tried again; lasting ones are logged and the next turn commits everything", async () => {
+    for (const kind of ["/sum/", "/tail/", "/session/"]) {
+      const store = new MemoryStore();
+      const world = new CommitWorld(store);
+      const first = await world.turn("a", 100);
+      const put = store.put.bind(store);
+      let failures = 1;
+      store.put = async (key, ...rest) => {
+        if (key.includes(kind) && failures-- > 0) throw new StoreError("unavailable", "down");
+        return await put(key, ...rest);
+      };
+      await world.push(first);
+      expect(await world.readAll(), kind).toMatchObject({ tokenCount: 100 });
+      failures = 2;
+      await world.push(await world.turn("a", 170, { known: first.segments }));
+      expect(world.logged, kind).toEqual(["persist.commit-failed"]);
+      failures = 0;
+      await world.push(await world.turn("a", 200, { known: first.segments }));
+      expect(await world.readAll(), kind).toMatchObject({ tokenCount: 200 });
+    }
+  });
+
+  it("replaces a corrupt manifest, never one of a newer version", async () => {
+    const store = new MemoryStore();
+    await store.put(new CommitWorld(store).keys.session("s"), new Uint8Array(100));
+    const world = new CommitWorld(store);
+    await world.push(await world.turn("a", 100));
+    expect(await world.readAll()).toMatchObject({ tokenCount: 100 });
+
+    const newer = sealEnvelope(beginEnvelope({ magic: "QUIREMAN", version: 99 }, 8));
+    await store.put(world.keys.session("s"), newer);
+    await world.push(await world.turn("a", 110));
+    expect((await store.get(world.keys.session("s")))?.bytes).toEqual(newer);
+    expect(world.logged).toEqual(["persist.commit-failed"]);
+  });
+});
+
+describe("a session that is deleted", () => {
+  it("is not written again by what waited or was under way", async () => {
+    const store = new MemoryStore();
+    const world = new CommitWorld(store, 60_000);
+    await world.push(await world.turn("a", 70));
+    const waiting = await world.turn("a", 100);
+    world.clock.sleep = () => new Promise((resolve) => setTimeout(resolve, 5));
+    world.queue.push(waiting);
+    await world.queue.forget(waiting.sessionKey);
+    await store.delete([world.keys.session("s")]);
+    await world.queue.flush();
+    await new Promise((resolve) => setTimeout(resolve, 30));
+    expect(await world.manifest()).toBeUndefined();
+    expect(waiting.released).toBe(1);
+    expect(world.queue.status(waiting.sessionKey)).toBeUndefined();
+  });
+});
