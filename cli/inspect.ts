@@ -23,7 +23,7 @@ const inspectFlags = {
 
 const summaryKinds = ["min-max", "mean-deviation"] as const;
 const gibibyte = 2 ** 30;
-const usualMemoryBytes = [1, 2, 4, 8, 16, 32].map((count) => count * gibibyte);
+const usualMemoryBytes = [1, 2, 3, 4, 8, 16].map((count) => count * gibibyte);
 
 /** The command. */
 export const inspectCommand: Command = {
@@ -50,6 +50,7 @@ async function inspect(path: string, values: InspectValues) {
   const { layerCount, kvHeadCount, headDim } = config;
   const memoryBytes = values.memory === undefined ? usualMemoryBytes : [values.memory];
   const kv = { encoding: values.kv, summaryKinds };
+  const settings = { config, weights: values.weights, kv: values.kv, summaryKinds };
   return {
     model: resolve(path),
     format,
@@ -60,7 +61,9 @@ async function inspect(path: string, values: InspectValues) {
     kv: values.kv,
     summaryKinds,
     segmentBytes: segmentBytes(kvGeometry({ layerCount, kvHeadCount, headDim, ...kv })),
-    ...modelCosts({ config, weights: values.weights, kv: values.kv, summaryKinds, memoryBytes }),
+    /** The longest context on the CPU device, however much memory the machine has. */
+    cpuContextTokensMax: modelCosts({ ...settings, memoryBytes: [HEAP_BYTES_MAX] }).fits[0]!.contextTokensMax,
+    ...modelCosts({ ...settings, memoryBytes }),
   };
 }
 
@@ -100,11 +103,13 @@ function contexts({ contexts: rows }: ModelCosts): string {
     .join("\n");
 }
 
-function fits({ fits: rows }: ModelCosts): string {
+function fits({ fits: rows, cpuContextTokensMax }: Report): string {
   return rows
     .map(({ memoryBytes, contextTokensMax }) => {
       const answer = contextTokensMax === 0 ? "does not fit" : `${contextTokensMax} tokens`;
-      return `${size(memoryBytes).padStart(16)}  ${answer}`;
+      const isBeyond = contextTokensMax > cpuContextTokensMax;
+      const note = isBeyond ? `  (the CPU device ends at ${size(HEAP_BYTES_MAX)}: ${cpuContextTokensMax})` : "";
+      return `${size(memoryBytes).padStart(16)}  ${answer}${note}`;
     })
     .join("\n");
 }

@@ -50,5 +50,13 @@ export function convertBf16(bytes: Uint8Array, out: Float32Array): void {
 /** Little-endian f16 to f32; `bytes` begins at an even offset. */
 export function convertF16(bytes: Uint8Array, out: Float32Array): void {
   const halves = new Uint16Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 2);
-  for (let i = 0; i < halves.length; i++) out[i] = halfToNumber(halves[i]!);
+  const words = new Uint32Array(out.buffer, out.byteOffset, halves.length);
+  for (let i = 0; i < halves.length; i++) {
+    const half = halves[i]!;
+    const exponent = half & 0x7c00;
+    // Normal numbers move their bits; the rest are rare.
+    if (exponent !== 0 && exponent !== 0x7c00)
+      words[i] = ((half & 0x8000) << 16) | (((half & 0x7fff) << 13) + 0x3800_0000);
+    else out[i] = halfToNumber(half);
+  }
 }

@@ -17,6 +17,7 @@ describe("quire inspect", () => {
     expect(report.summaryTokenBytes).toBe((2 * 4 * 2 * 2 * 32 * 4) / 16);
     expect(report.segmentBytes).toBeGreaterThan(256 * report.kvTokenBytes);
     expect(report.segmentBytes).toBeLessThan(256 * report.kvTokenBytes + 1024);
+    expect(report.cpuContextTokensMax).toBe(32768);
     expect(report.fits).toEqual([{ memoryBytes: 2 ** 26, contextTokensMax: 32768 }]);
   });
 

@@ -115,6 +115,81 @@ describe("model configuration", () => {
     expect(parseConfig(json, {}).eosTokenIds).toEqual([259]);
   });
 
+  /** What these files say of the forward pass; the rest of each is of no concern here. */
+  const hub: [name: string, json: Record<string, unknown>, expected: object][] = [
+    [
+      "Llama-3.2-1B-Instruct",
+      {
+        ...{ architectures: ["LlamaForCausalLM"], attention_bias: false, attention_dropout: 0.0, bos_token_id: 128000 },
+        ...{ eos_token_id: [128001, 128008, 128009], head_dim: 64, hidden_act: "silu", hidden_size: 2048 },
+        ...{ initializer_range: 0.02, intermediate_size: 8192, max_position_embeddings: 131072, mlp_bias: false },
+        ...{ model_type: "llama", num_attention_heads: 32, num_hidden_layers: 16, num_key_value_heads: 8 },
+        ...{
+          pretraining_tp: 1,
+          rms_norm_eps: 1e-5,
+          rope_theta: 500000.0,
+          tie_word_embeddings: true,
+          vocab_size: 128256,
+        },
+        rope_scaling: {
+          factor: 32.0,
+          high_freq_factor: 4.0,
+          low_freq_factor: 1.0,
+          original_max_position_embeddings: 8192,
+          rope_type: "llama3",
+        },
+        ...{ torch_dtype: "bfloat16", use_cache: true },
+      },
+      { contextTokensMax: 131072, eosTokenIds: [128001, 128008, 128009], ropeScaling: { type: "llama3", factor: 32 } },
+    ],
+    [
+      "Qwen2.5-0.5B-Instruct",
+      {
+        ...{ attention_dropout: 0.0, bos_token_id: 151643, eos_token_id: 151645, hidden_act: "silu", hidden_size: 896 },
+        ...{ intermediate_size: 4864, max_position_embeddings: 32768, max_window_layers: 21, model_type: "qwen2" },
+        ...{ num_attention_heads: 14, num_hidden_layers: 24, num_key_value_heads: 2, rms_norm_eps: 1e-6 },
+        ...{ rope_theta: 1000000.0, sliding_window: 32768, tie_word_embeddings: true, torch_dtype: "bfloat16" },
+        ...{ use_cache: true, use_sliding_window: false, vocab_size: 151936 },
+      },
+      { headDim: 64, qkvBias: true, ropeTheta: 1e6 },
+    ],
+    [
+      "Qwen3-0.6B",
+      {
+        ...{ attention_bias: false, bos_token_id: 151643, eos_token_id: 151645, head_dim: 128, hidden_act: "silu" },
+        ...{ hidden_size: 1024, intermediate_size: 3072, max_position_embeddings: 40960, max_window_layers: 28 },
+        ...{ model_type: "qwen3", num_attention_heads: 16, num_hidden_layers: 28, num_key_value_heads: 8 },
+        ...{ rms_norm_eps: 1e-6, rope_scaling: null, rope_theta: 1000000, sliding_window: null, vocab_size: 151936 },
+        ...{ tie_word_embeddings: true, torch_dtype: "bfloat16", use_sliding_window: false },
+      },
+      { headDim: 128, qkNorm: true, contextTokensMax: 40960 },
+    ],
+    [
+      "SmolLM2-135M-Instruct",
+      {
+        ...{ attention_bias: false, bos_token_id: 1, eos_token_id: 2, hidden_act: "silu", hidden_size: 576 },
+        ...{ intermediate_size: 1536, is_llama_config: true, max_position_embeddings: 8192, mlp_bias: false },
+        ...{ model_type: "llama", num_attention_heads: 9, num_hidden_layers: 30, num_key_value_heads: 3 },
+        ...{ rms_norm_eps: 1e-5, rope_interleaved: false, rope_scaling: null, rope_theta: 100000 },
+        ...{ tie_word_embeddings: true, torch_dtype: "bfloat16", vocab_size: 49152 },
+      },
+      { headDim: 64, tiedEmbeddings: true },
+    ],
+    [
+      "Mistral-7B-Instruct-v0.3",
+      {
+        ...{ bos_token_id: 1, eos_token_id: 2, hidden_act: "silu", hidden_size: 4096, intermediate_size: 14336 },
+        ...{ max_position_embeddings: 32768, model_type: "mistral", num_attention_heads: 32, num_hidden_layers: 32 },
+        ...{ num_key_value_heads: 8, rms_norm_eps: 1e-5, rope_theta: 1000000.0, sliding_window: null },
+        ...{ tie_word_embeddings: false, torch_dtype: "bfloat16", vocab_size: 32768 },
+      },
+      { headDim: 128, contextTokensMax: 32768 },
+    ],
+  ];
+  it.each(hub)("reads %s", (_, json, expected) => {
+    expect(parseConfig(json)).toMatchObject(expected);
+  });
+
   const refused: [field: string, change: Record<string, unknown>][] = [
     ["model_type", { model_type: "mamba" }],
     ["hidden_act", { hidden_act: "gelu" }],
