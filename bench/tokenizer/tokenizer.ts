@@ -11,6 +11,8 @@ import { makeTexts } from "./texts.ts";
 /** Text 0 warms the runtime's compiler up, the others are measured. */
 const TEXT_COUNT = 4;
 const CHARS_PER_TOKEN = 3.4;
+/** What the project promises on new texts in workerd, in tokens per second. */
+const BAR_TOKENS_PER_S: Readonly<Record<string, number>> = { "GPT-2": 1.5e6, Qwen2: 1.5e6, "Phi-3": 0.5e6 };
 const flags = {
   tokens: {
     help: "length of the measured texts in tokens, about",
@@ -100,10 +102,23 @@ async function runBench(options: Options, context: BenchContext): Promise<BenchR
   } finally {
     await Promise.all(runtimes.map((runtime) => runtime.close()));
   }
+  const bars = rows.filter(isPromised).map((row) => {
+    const barTokensPerS = BAR_TOKENS_PER_S[row.model] ?? 0;
+    return { model: row.model, barTokensPerS, isMet: rates(row).newTextTokensPerS >= barTokensPerS };
+  });
   for (const line of [...reportLines(rows), ...skipped]) context.print(line);
+  for (const { model, barTokensPerS, isMet } of bars) {
+    context.print(
+      `${model} in workerd: ${isMet ? "at least" : "LESS than"} ${barTokensPerS / 1e6} Mtok/s on a new text`,
+    );
+  }
   for (const model of different) context.print(`${model}: NOT the same ids everywhere`);
-  const data = { options, texts: made, rows: rows.map((row) => ({ ...row, ...rates(row) })), skipped, different };
+  const data = { options, texts: made, rows: rows.map((row) => ({ ...row, ...rates(row) })), bars, skipped, different };
   return { ok: different.length === 0, data };
+}
+
+function isPromised({ runtime, implementation }: Row): boolean {
+  return runtime.startsWith("workerd") && implementation === "quire";
 }
 
 function fileOf(implementation: Implementation, tokenizerJson: unknown): ArrayBuffer {
