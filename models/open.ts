@@ -61,7 +61,8 @@ async function openCached(options: RunnerOptions, files: ModelFiles): Promise<Mo
   const { device, encoding } = options;
   const { config, source, weightFiles, cachePrefix } = files;
   const { packingId } = device;
-  const path = `${cachePrefix}.${encoding}.${packingId}.bin`;
+  // Not by packing: a newer version takes the place of what an older one left.
+  const path = `${cachePrefix}.${encoding}.${device.kind}.bin`;
   const key = await weightCacheKey({ files: weightFiles, config, encoding, packingId });
   const cache = await openWeightCache(path, key);
   try {

@@ -24,7 +24,7 @@ describe.each(["wasm", "reference"] as const)("the cache of packed weights on th
   });
   afterEach(() => rm(folder, { recursive: true, force: true }));
 
-  const cachePath = (encoding: MatrixEncoding = "int8") => join(folder, `quire-cache.${encoding}.${kind}-1.bin`);
+  const cachePath = (encoding: MatrixEncoding = "int8") => join(folder, `quire-cache.${encoding}.${kind}.bin`);
 
   interface Opened {
     fingerprint: string;
@@ -36,7 +36,10 @@ describe.each(["wasm", "reference"] as const)("the cache of packed weights on th
   }
 
   /** Opens the model and says what it computes and where its weights came from. */
-  async function opened(encoding: MatrixEncoding = "int8", weightCache?: "auto" | "always"): Promise<Opened> {
+  async function opened(
+    encoding: MatrixEncoding = "int8",
+    { weightCache, packing }: { weightCache?: "auto" | "always"; packing?: string } = {},
+  ): Promise<Opened> {
     const counts = { packed: 0, rows: 0 };
     const counting: Device = Object.create(device, {
       writePacked: {
@@ -56,7 +59,8 @@ describe.each(["wasm", "reference"] as const)("the cache of packed weights on th
           (name) => [name, { value: (device[name] as (...args: unknown[]) => unknown).bind(device) }],
         ),
       ),
-      packingId: { value: device.packingId },
+      packingId: { value: packing ?? device.packingId },
+      kind: { value: device.kind },
     });
     const runner = await openModel({
       folder,
@@ -86,7 +90,7 @@ describe.each(["wasm", "reference"] as const)("the cache of packed weights on th
   });
 
   it("is not made for a small model unless asked for", async () => {
-    await opened("int8", "auto");
+    await opened("int8", { weightCache: "auto" });
     expect((await readdir(folder)).filter((name) => name.startsWith("quire-cache"))).toEqual([]);
   });
 
@@ -122,6 +126,13 @@ describe.each(["wasm", "reference"] as const)("the cache of packed weights on th
     expect(healed).toMatchObject({ fingerprint: whole.fingerprint, top: whole.top });
     expect(healed.rows).toBeGreaterThan(0);
     expect(await opened()).toMatchObject({ rows: 0, fingerprint: whole.fingerprint, top: whole.top });
+  });
+
+  it("of another packing is replaced", async () => {
+    await opened("int8", { packing: "older" });
+    expect((await opened()).rows).toBeGreaterThan(0);
+    expect((await opened()).rows).toBe(0);
+    expect((await readdir(folder)).filter((name) => name.startsWith("quire-cache")).length).toBe(1);
   });
 
   it("that cannot be written is no error, nor is one that another process is writing", async () => {
