@@ -37,4 +37,8 @@ export const benches: Readonly<Record<string, BenchEntry>> = {
     summary: "this engine and llama.cpp on the same machine in turns: ratios",
     load: async () => (await import("./peers/peers.ts")).peersBench,
   },
+  kernels: {
+    summary: "every op of the CPU device: GB/s, GOP/s, and the share of what the machine can do",
+    load: async () => (await import("./kernels/kernels.ts")).kernelsBench,
+  },
 };

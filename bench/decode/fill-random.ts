@@ -8,8 +8,13 @@ import { assert } from "../../protocol/assert.ts";
 import { type Random, seededRandom } from "../random.ts";
 import { type BenchModel, CHUNK_ROWS, FILL_ROW_SETS, openSlotsFor } from "./bench-model.ts";
 
+/** What is filled: a pool, the device it is on, and one sequence's places in it. */
+export interface Fillable extends Pick<BenchModel, "config" | "device" | "capacityTokens" | "blockTable"> {
+  runner: Pick<BenchModel["runner"], "pool">;
+}
+
 /** Fills positions 0 to `tokenCount` (rounded up to whole blocks), every layer. The same seed gives the same bytes. */
-export async function fillRandom(model: BenchModel, seed: number, tokenCount: number): Promise<void> {
+export async function fillRandom(model: Fillable, seed: number, tokenCount: number): Promise<void> {
   const { config, device, runner } = model;
   const end = Math.ceil(tokenCount / BLOCK_TOKENS) * BLOCK_TOKENS;
   assert(end <= model.capacityTokens, `the pool holds ${model.capacityTokens} tokens, not ${end}`);
@@ -42,7 +47,7 @@ export async function fillRandom(model: BenchModel, seed: number, tokenCount: nu
   }
 }
 
-function normalBuffer({ device }: BenchModel, label: string, bytes: number, random: Random): DeviceBuffer {
+function normalBuffer({ device }: Fillable, label: string, bytes: number, random: Random): DeviceBuffer {
   const values = Float32Array.from({ length: bytes / 4 }, () => drawNormal(random));
   const buffer = device.buffer(label, bytes);
   device.write(buffer, 0, new Uint8Array(values.buffer));

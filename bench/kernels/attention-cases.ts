@@ -1,0 +1,148 @@
+/** Cases of appending, selecting and attending behind a context of seeded KV. */
+import { BLOCK_TOKENS, type KvPool, type StepReadback, type StepSlice } from "../../kernels/contract.ts";
+import { RopePositions } from "../../models/rope-table.ts";
+import { policyNamed } from "../../models/selection/registry.ts";
+import type { SelectionPolicyName } from "../../protocol/generate.ts";
+import { openSlotsFor } from "../decode/bench-model.ts";
+import { fillRandom } from "../decode/fill-random.ts";
+import type { KernelCase, KernelWork } from "./kernel-case.ts";
+import { type CaseInput, filled } from "./linear-cases.ts";
+
+/** Layers take turns, so that no cache holds what one layer reads. */
+const LAYERS_MAX = 4;
+const POLICIES = ["quest", "mean-deviation"] as const;
+
+/** How long the context is, and how much of it is selected. */
+export interface AttentionInput extends CaseInput {
+  contextTokens: number;
+  budgetTokens: number;
+}
+
+/** Fills a pool of up to 4 layers and returns the cases; `contextTokens` is a multiple of 64. */
+export async function attentionCases(input: AttentionInput): Promise<KernelCase[]> {
+  const { device, contextTokens, rows, budgetTokens } = input;
+  const config = { ...input.config, layerCount: Math.min(LAYERS_MAX, input.config.layerCount) };
+  const { kvHeadCount, headDim, headCount, layerCount } = config;
+  const end = contextTokens + rows;
+  const blockCapacity = Math.ceil(end / BLOCK_TOKENS);
+  const pool = device.kvPool({
+    ...{ layerCount, kvHeadCount, headDim, encoding: "int8", summaryKinds: ["min-max", "mean-deviation"] },
+    ...{ blockCount: blockCapacity * layerCount, openSlotCount: 10, summarySlotCount: blockCapacity },
+  });
+  const table = {
+    blockIds: Int32Array.from({ length: layerCount * blockCapacity }, (_, i) => i),
+    blockCapacity,
+    summarySlots: Int32Array.from({ length: blockCapacity }, (_, i) => i),
+  };
+  const capacityTokens = blockCapacity * BLOCK_TOKENS;
+  await fillRandom({ config, device, capacityTokens, runner: { pool }, blockTable: () => table }, input.seed, end);
+  const slice = (position: number, rowCount: number, policy: SelectionPolicyName): StepSlice => {
+    const { groupTokens, plan } = policyNamed(policy);
+    const groupCount = policy === "dense" ? 1 : Math.ceil(rowCount / groupTokens);
+    const groupStarts = Int32Array.from({ length: groupCount }, (_, group) => group * groupTokens);
+    return {
+      ...table,
+      position,
+      rowCount,
+      openSlots: openSlotsFor(position, rowCount),
+      groupStarts,
+      plan: plan(budgetTokens),
+    };
+  };
+  const q = filled(input, "q", rows * headCount * headDim);
+  const out = device.buffer("attended", rows * headCount * headDim * 4);
+  const attention = { pool, headCount, layerCount, q, out };
+  const decode = (policy: SelectionPolicyName) => slice(contextTokens, 1, policy);
+  const flops = (queries: number, tokens: number) => 4 * queries * headCount * headDim * tokens;
+  return [
+    ...appendCases(input, {
+      ...attention,
+      end,
+      slices: [1, BLOCK_TOKENS].map((count) => slice(contextTokens, count, "dense")),
+    }),
+    ...POLICIES.map((policy) => selectCase(`select (${policy})`, attention, decode(policy), contextTokens)),
+    attendCase("attend, decode, dense", attention, decode("dense"), {
+      ...{ size: `1 x ${contextTokens}`, flops: flops(1, contextTokens) },
+    }),
+    attendCase("select and attend, decode, quest", attention, decode("quest"), {
+      ...{ size: `1 x ${budgetTokens} of ${contextTokens}`, flops: flops(1, Math.min(budgetTokens, contextTokens)) },
+    }),
+    attendCase("attend, prefill, dense", attention, slice(contextTokens, rows, "dense"), {
+      ...{ size: `${rows} x ${contextTokens}`, flops: flops(rows, contextTokens + rows / 2) },
+    }),
+  ];
+}
+
+interface Attention {
+  pool: KvPool;
+  headCount: number;
+  layerCount: number;
+  q: ReturnType<typeof filled>;
+  out: ReturnType<typeof filled>;
+}
+
+function appendCases(
+  input: AttentionInput,
+  { pool, headCount, layerCount, q, end, slices }: Attention & { end: number; slices: readonly StepSlice[] },
+): KernelCase[] {
+  const { kvHeadCount, headDim } = pool.spec;
+  const rope = new RopePositions(input.device, { ...input.config, contextTokensMax: end });
+  rope.ensure(0, end - 1);
+  const k = filled(input, "k", BLOCK_TOKENS * kvHeadCount * headDim);
+  const v = filled(input, "v", BLOCK_TOKENS * kvHeadCount * headDim);
+  return slices.map((slice) => {
+    const seals = slice.rowCount === BLOCK_TOKENS;
+    const rowBytes = slice.rowCount * (2 * headCount + 4 * kvHeadCount) * headDim * 4;
+    const sealBytes = seals ? pool.blockBytes + pool.summarySlotBytes / layerCount : 0;
+    return {
+      ...{ op: seals ? "append, seals a block" : "append", size: `${slice.rowCount} rows`, slices: [slice] },
+      record: (recorder, turn) =>
+        recorder.append({ pool, layer: turn % layerCount, headCount, q, k, v, rope: rope.table }),
+      work: () => ({
+        bytes: rowBytes + sealBytes,
+        ops: slice.rowCount * (headCount + kvHeadCount) * headDim * 3,
+        arithmetic: "f32",
+      }),
+    };
+  });
+}
+
+function selectCase(
+  op: string,
+  { pool, headCount, layerCount, q }: Attention,
+  slice: StepSlice,
+  contextTokens: number,
+): KernelCase {
+  return {
+    ...{ op, size: `1 x ${contextTokens}`, slices: [slice] },
+    record: (recorder, turn) => recorder.select({ pool, layer: turn % layerCount, headCount, q }),
+    work: (traffic) => scoreWork(traffic, headCount / pool.spec.kvHeadCount),
+  };
+}
+
+/** Each value of a summary is multiplied and added once per query head of its KV head. */
+function scoreWork(traffic: StepReadback["traffic"], headsPerKvHead: number): KernelWork {
+  const bytes = traffic[0]!.metadataBytes;
+  return { bytes, ops: (bytes / 4) * 2 * headsPerKvHead, arithmetic: "f32" };
+}
+
+/** Attention with the select that must come before it. */
+function attendCase(
+  op: string,
+  { pool, headCount, layerCount, q, out }: Attention,
+  slice: StepSlice,
+  { size, flops }: { size: string; flops: number },
+): KernelCase {
+  return {
+    ...{ op, size, slices: [slice] },
+    record: (recorder, turn) => {
+      const layer = turn % layerCount;
+      recorder.select({ pool, layer, headCount, q });
+      recorder.attend({ pool, layer, headCount, q, out });
+    },
+    work: (traffic) => {
+      const score = scoreWork(traffic, headCount / pool.spec.kvHeadCount);
+      return { bytes: traffic[0]!.kvBytes + score.bytes, ops: flops + score.ops, arithmetic: "f32" };
+    },
+  };
+}
