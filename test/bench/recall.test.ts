@@ -34,6 +34,23 @@ describe("evaluation cases", () => {
     expect(new Set(kinds.values())).toEqual(new Set([200]));
   });
 
+  it("ask for names of the tenth that training never uses", () => {
+    const syllables = [..."bdfgklmnprstvz"].flatMap((consonant) => [..."aeiou"].map((vowel) => consonant + vowel));
+    let nameCount = 0;
+    for (const { turns } of file.cases) {
+      for (const { answer } of turns) {
+        const name = /^The [a-z]+ of ([A-Z][a-z]{5}) (?:is|are) /.exec(answer)?.[1]?.toLowerCase();
+        if (name === undefined) continue;
+        const [a = -1, b = -1, c = -1] = [0, 2, 4].map((at) => syllables.indexOf(name.slice(at, at + 2)));
+        expect(Math.min(a, b, c)).toBeGreaterThanOrEqual(0);
+        expect((a + 3 * b + 7 * c) % 10).toBe(0);
+        nameCount++;
+      }
+    }
+    // All kinds but variable and quote have one, second-turn three.
+    expect(nameCount).toBe(6 * 200 + 3 * 200);
+  });
+
   // Length and SHA-256 of what `passage` in weights/house/train/prompts.py makes of case 3 of each kind, a byte counted as a token.
   it.each([
     ["code", 2912, "df0a89e91bfd7b71"],

@@ -99,11 +99,11 @@ def interleave(random, books, topics_items, tokens_max):
     placed = []
     for items in topics_items:
         cuts = np.sort(random.integers(0, len(joints), len(items)))
-        placed += [(int(cut), float(random.random()), item) for cut, item in zip(cuts, items)]
-    # A stable order at one joint that keeps each topic's own: sort by joint only, after a shuffle of whole topics.
+        placed += [(int(cut), item) for cut, item in zip(cuts, items)]
+    # By joint only: sorting is stable, so items of one topic that share a joint keep their order.
     placed.sort(key=lambda entry: entry[0])
     out, at = [], 0
-    for cut, _, item in placed:
+    for cut, item in placed:
         out += books.ids[joints[at] : joints[cut]].tolist() + item
         at = cut
     return out + books.ids[joints[at] : joints[-1]].tolist()

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Trains the base model on a borrowed GPU machine without a network, in calls of at most ten minutes.
 #
-#   gpu-run.sh prepare BOOKS.txt FOLDER      where there is a network: tokenizer, books and a wheel into FOLDER (about 45 MB)
+#   gpu-run.sh prepare BOOKS.txt FOLDER      where there is a network: tokenizer, books and a wheel into FOLDER (about 32 MB)
 #   gpu-run.sh run FOLDER OUT TOTAL PART     there: PART more seconds of a run of TOTAL seconds; repeat until it is over
 #
 # What a call leaves in OUT: weights.pt in pieces of 15 MB (put together: cat OUT/weights.pt.* > weights.pt), log.jsonl, recall.json.
