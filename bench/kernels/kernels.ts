@@ -13,6 +13,9 @@ import { type KernelRow, measureKernel } from "./kernel-case.ts";
 import { linearCases } from "./linear-cases.ts";
 import { type MachineLimits, measureMachineLimits } from "./machine-limits.ts";
 
+/** Short enough to fit between interruptions. */
+const LIMIT_WINDOW_MS = 2;
+
 const kernelsFlags = {
   shape: shapeFlag,
   threads: threadsFlag,
@@ -63,7 +66,7 @@ export const kernelsBench = defineBench({
     const device = await openDevice({ kind: "wasm", ...(threads === undefined ? {} : { threads }) });
     try {
       context.progress("measuring the machine's limits");
-      const limits = await measureMachineLimits(device.report.threadCount, Math.min(6, values.ms));
+      const limits = await measureMachineLimits(device.report.threadCount, LIMIT_WINDOW_MS);
       const { seed, rows: chunkRows, context: contextTokens, budget: budgetTokens } = values;
       const input = { device, config: shapeConfig(values.shape), seed, rows: chunkRows, contextTokens, budgetTokens };
       const rows: KernelRow[] = [];

@@ -7,8 +7,8 @@ import asc from "assemblyscript/asc";
 /** Exports of the compiled loops; `rounds` is how often. Each returns something that depends on all of its work. */
 export interface LimitLoops {
   memory: WebAssembly.Memory;
-  /** Reads `bytes` bytes (a multiple of 256) from address 1024 on, `rounds` times. */
-  read(bytes: number, rounds: number): number;
+  /** Reads `bytes` bytes, a multiple of 256, from address `at` on. */
+  read(at: number, bytes: number): number;
   /** 8 * 32 operations a round: products of signed 8-bit with 7-bit values, added in 32 bits. */
   multiplyInt8(rounds: number): number;
   /** 8 * 8 operations a round: fused multiply-adds. */
@@ -23,12 +23,10 @@ const each = (line: (name: string, index: number) => string) => names.map(line).
 const sum = (add: string) => names.slice(1).reduce((left, right) => `${add}(${left}, ${right})`, "a");
 
 const source = `
-export function read(bytes: i32, rounds: i32): i32 {
+export function read(from: usize, bytes: usize): i32 {
   ${each((name) => `let ${name} = i32x4.splat(0);`)}
-  for (let round = 0; round < rounds; round++) {
-    for (let at: usize = 1024, end: usize = 1024 + bytes; at < end; at += 256) {
-      ${each((name, i) => `${name} = v128.xor(${name}, v128.xor(v128.load(at, ${i * 32}), v128.load(at, ${i * 32 + 16})));`)}
-    }
+  for (let at = from, end = from + bytes; at < end; at += 256) {
+    ${each((name, i) => `${name} = v128.xor(${name}, v128.xor(v128.load(at, ${i * 32}), v128.load(at, ${i * 32 + 16})));`)}
   }
   return i32x4.extract_lane(${sum("v128.xor")}, 0);
 }

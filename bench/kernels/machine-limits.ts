@@ -14,7 +14,7 @@ export interface MachineLimits {
   f32OpsPerS: number;
 }
 
-/** Measures for about `24 * windowMs` per limit; short windows find the moments at which nothing else runs. */
+/** Measures for about `100 * windowMs` per limit; short windows find the moments at which nothing else runs. */
 export async function measureMachineLimits(threads: number, windowMs: number): Promise<MachineLimits> {
   const binary = await compileLimitLoops();
   const workers = Array.from(
@@ -33,7 +33,7 @@ export async function measureMachineLimits(threads: number, windowMs: number): P
   }
 }
 
-const WINDOWS = 24;
+const WINDOWS = 100;
 
 async function best(workers: readonly Worker[], task: LimitTask): Promise<number> {
   let perS = 0;
