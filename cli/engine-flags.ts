@@ -45,7 +45,7 @@ export const engineFlags = {
     parse: parseBytes,
   },
   context: {
-    help: "longest context in tokens; without it what the model was made for",
+    help: "longest context in tokens; without it what the model was made for, or what half of the pool holds",
     placeholder: "TOKENS",
     env: "QUIRE_CONTEXT",
     parse: parseInteger({ min: 64, max: 16_777_216 }),

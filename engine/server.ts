@@ -9,7 +9,7 @@ import type { ModelRunner } from "../models/contract.ts";
 import type { LoadProgress } from "../models/llama-weights.ts";
 import { readModelConfig } from "../models/model-files.ts";
 import { openModel } from "../models/open.ts";
-import { planPool, smallestPoolBytes } from "../models/plan-memory.ts";
+import { defaultContextTokens, planPool, smallestPoolBytes } from "../models/plan-memory.ts";
 import type { EngineHeartbeat, SessionStatus } from "../protocol/generate.ts";
 import type { PageStore } from "../storage/contract.ts";
 import { deleteSession } from "../storage/gc.ts";
@@ -42,7 +42,7 @@ export interface EngineServerOptions {
   poolBytes: number;
   /** Memory the device may take for weights, steps and pool together; default: what it can. */
   memoryBytesMax?: number | undefined;
-  /** Default: what the model allows. */
+  /** Default: what the model allows, or `defaultContextTokens` where the pool is too small for that. */
   contextTokensMax?: number | undefined;
   /** Bearer key shared with the edge; undefined: none is asked for. */
   engineKey?: string | undefined;
@@ -90,7 +90,10 @@ interface Parts {
 
 async function openParts(options: EngineServerOptions): Promise<Parts> {
   const config = await readModelConfig(options.modelFolder);
-  const contextTokensMax = Math.min(options.contextTokensMax ?? config.contextTokensMax, config.contextTokensMax);
+  const { kvEncoding: encoding, summaryKinds, poolBytes } = options;
+  const rowsMax = options.settings?.stepRowsMax ?? ENGINE_DEFAULTS.stepRowsMax;
+  const fitting = defaultContextTokens({ config, encoding, summaryKinds, poolBytes, rowsMax });
+  const contextTokensMax = Math.min(options.contextTokensMax ?? fitting, config.contextTokensMax);
   const settings: EngineSettings = {
     ...ENGINE_DEFAULTS,
     engineId: `engine-${randomBytes(6).toString("hex")}`,
@@ -98,8 +101,6 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
     contextTokensMax,
     ...options.settings,
   };
-  const { kvEncoding: encoding, summaryKinds, poolBytes } = options;
-  const rowsMax = settings.stepRowsMax;
   const asked = { config, encoding, summaryKinds, contextTokens: contextTokensMax, rowsMax };
   const plan = planPool({ ...asked, poolBytes, runningMax: settings.runningMax });
   settings.runningMax = plan.runningMax;

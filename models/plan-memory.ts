@@ -162,6 +162,19 @@ export function planPool(request: PoolRequest): PoolPlan {
   };
 }
 
+/**
+ * A context for a pool that nobody chose one for: the model's own where it fits, else as many whole blocks as fit into half of the pool, so
+ * that other sequences have room; at least one block.
+ */
+export function defaultContextTokens(request: Omit<PoolRequest, "contextTokens" | "runningMax">): number {
+  const { config, poolBytes } = request;
+  const needed = (contextTokens: number) => smallestPoolBytes({ ...request, contextTokens });
+  if (needed(config.contextTokensMax) <= poolBytes) return config.contextTokensMax;
+  const blockBytes = needed(BLOCK_TOKENS) - needed(0);
+  const blocks = Math.floor((poolBytes / 2 - needed(0)) / blockBytes);
+  return Math.min(config.contextTokensMax, Math.max(1, blocks) * BLOCK_TOKENS);
+}
+
 /** Bytes of the smallest pool that holds one sequence of `contextTokens`, all of it resident. */
 export function smallestPoolBytes(request: Omit<PoolRequest, "poolBytes" | "runningMax">): number {
   const unit = poolUnitBytes(request.config, request.encoding, request.summaryKinds);

@@ -1,7 +1,13 @@
 import { beforeAll, describe, expect, it } from "vitest";
 import { readConfig } from "../../models/config.ts";
 import type { ModelConfig } from "../../models/contract.ts";
-import { activationBytes, planPool, poolUnitBytes, weightBytes } from "../../models/plan-memory.ts";
+import {
+  activationBytes,
+  defaultContextTokens,
+  planPool,
+  poolUnitBytes,
+  weightBytes,
+} from "../../models/plan-memory.ts";
 
 let house: ModelConfig;
 beforeAll(async () => {
@@ -85,5 +91,17 @@ describe("memory plan", () => {
     const neededBytes = 512 * (4 * 32768 + 2 * 8192) + 10 * 131072;
     expect(planPool({ ...request, contextTokens, poolBytes: neededBytes }).tokenCapacity).toBe(contextTokens);
     expect(() => planPool({ ...request, contextTokens, poolBytes: neededBytes - 1 })).toThrow(/cannot hold/);
+  });
+
+  it("chooses the model's context where the pool holds it, else what leaves room for others", () => {
+    const pool = { config: house, encoding: "f32", summaryKinds: ["min-max"] } as const;
+    // As above: 512 blocks of 147,456 bytes and ten open slots hold the whole context.
+    const wholeBytes = 512 * 147_456 + 10 * 131_072;
+    expect(defaultContextTokens({ ...pool, poolBytes: wholeBytes })).toBe(32_768);
+    const contextTokens = defaultContextTokens({ ...pool, poolBytes: wholeBytes - 1 });
+    expect(contextTokens).toBe(Math.floor((wholeBytes / 2 - 10 * 131_072) / 147_456) * 64);
+    const plan = planPool({ ...pool, poolBytes: wholeBytes - 1, contextTokens, runningMax: 4 });
+    expect(plan.runningMax).toBe(4);
+    expect(defaultContextTokens({ ...pool, poolBytes: 1 })).toBe(64);
   });
 });
