@@ -1,4 +1,5 @@
 /** One sequence on a model runner, without an engine: text is read, questions run under a plan, and the text is kept for the next plan. */
+import { setImmediate } from "node:timers/promises";
 import { BLOCK_TOKENS, type SampleRow, type SelectionPlan, type SliceTraffic } from "../../kernels/contract.ts";
 import type { ModelRunner } from "../../models/contract.ts";
 import { GROUP_TOKENS } from "../../models/selection/policy.ts";
@@ -89,6 +90,8 @@ export class Sequence {
     const { rowsMax } = this.#runner;
     let token = -1;
     for (let start = 0; start < ids.length; start += rowsMax) {
+      // Steps of a CPU device never leave the microtask queue: without this a Ctrl-C would not be heard before the end.
+      await setImmediate();
       signal.throwIfAborted();
       const chunk = ids.slice(start, start + rowsMax);
       const isLast = start + rowsMax >= ids.length;

@@ -1,9 +1,11 @@
 /** The recall benchmark: its texts against those of the training scripts, its arithmetic, and a run on house-0. */
 import { createHash } from "node:crypto";
+import { EventEmitter } from "node:events";
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { beforeAll, describe, expect, it } from "vitest";
+import { main } from "../../bench/main.ts";
 import { type CaseFile, isRight, passageOf, readCases } from "../../bench/recall/cases.ts";
 import { type RecallRow, wilsonInterval } from "../../bench/recall/report.ts";
 import { withTempFolder } from "../cli/run-quire.ts";
@@ -158,6 +160,32 @@ describe("npm run bench -- recall", () => {
       const run = await runBench(["recall", `--case-file=${path}`, ...flags]);
       expect(run.code).toBe(0);
       expect(run.out).toMatch(/turns +600 +dense +1 +100\.0/);
+    });
+  }, 60_000);
+
+  it("stops when it is told to, and reports what was measured until then", async () => {
+    await withTempFolder(async (folder) => {
+      const path = join(folder, "recall.json");
+      const signals = new EventEmitter();
+      const flags = ["--kinds=code", "--lengths=512,8192", "--cases=20", "--policy=dense", "--threads=1"];
+      const code = await main(["recall", ...flags, `--json=${path}`], {
+        env: {},
+        signals,
+        out: () => undefined,
+        // The first length is done. A signal comes as a timer does, between turns of the event loop.
+        err: (text) => {
+          if (/code +512/.test(text)) setTimeout(() => signals.emit("SIGINT"), 0);
+        },
+      });
+      expect(code).toBe(0);
+      const { rows, interrupted } = JSON.parse(await readFile(path, "utf8")) as {
+        rows: RecallRow[];
+        interrupted: boolean;
+      };
+      expect(interrupted).toBe(true);
+      expect(rows.map(({ lengthTokens, cases }) => ({ lengthTokens, cases }))).toEqual([
+        { lengthTokens: 512, cases: 20 },
+      ]);
     });
   }, 60_000);
 
