@@ -4,7 +4,7 @@
 Usage: train.py --size small|base --data FOLDER --out FOLDER --seconds N [--stop-after N] [--resume | --start WEIGHTS] [--steps N]
 
 FOLDER of --data holds tokenizer.json and train.npy (see tokenizer.py, books.py). --seconds is the training time of the whole run, over
-all its parts; a part ends after --stop-after seconds, and --resume goes on from OUT/checkpoint.pt exactly as if nothing had
+all its parts; a part ends after --stop-after seconds or at a SIGTERM, and --resume goes on from OUT/checkpoint.pt exactly as if nothing had
 happened. The learning rate is constant and falls to zero over the last fifth. OUT/before-decay.pt is the state before that, from
 which a longer run can go on (copy it to checkpoint.pt). OUT/weights.pt, written at the end of a part, has the weights alone in bf16;
 --start goes on from such a file with fresh optimizers, which warm up again. OUT/log.jsonl has the losses.
@@ -13,6 +13,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import signal
 import time
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
@@ -213,8 +214,11 @@ def train(run, log):
     batches = Batches(args.data, SHAPES[args.size].positions_max, args.processes)
     for step, stage_index in state["pending"]:
         batches.order(step, stage_index, stages[stage_index][0])
+    # The step that runs is finished and saved.
+    stops = []
+    signal.signal(signal.SIGTERM, lambda *_: stops.append(True))
     began = mark = saved = time.monotonic()
-    while run.progress() < 1 and time.monotonic() - began < args.stop_after:
+    while run.progress() < 1 and time.monotonic() - began < args.stop_after and not stops:
         while len(batches.ordered) < AHEAD_STEPS[args.size]:
             ahead = state["step"] + len(batches.ordered)
             batches.order(ahead, state["stage"], stages[state["stage"]][0])
@@ -243,6 +247,16 @@ def train(run, log):
     batches.close()
 
 
+def cut_log(path, step):
+    """Takes lines behind `step` out of the log: a part that was killed wrote them after its last checkpoint."""
+    if not os.path.exists(path):
+        return
+    with open(path, encoding="utf8") as file:
+        kept = [line for line in file if json.loads(line)["step"] <= step]
+    with open(path, "w", encoding="utf8") as file:
+        file.writelines(kept)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", choices=SHAPES, required=True)
@@ -267,7 +281,9 @@ def main():
     elif args.start:
         run.start_from(args.start)
     print(f"{run.model.parameter_count()} parameters on {run.device}, from step {run.state['step']}", flush=True)
-    with open(os.path.join(args.out, "log.jsonl"), "a", encoding="utf8") as log:
+    log_path = os.path.join(args.out, "log.jsonl")
+    cut_log(log_path, run.state["step"])
+    with open(log_path, "a", encoding="utf8") as log:
         train(run, log)
     print(f"step {run.state['step']}, {run.state['tokens']} tokens, {run.state['seconds']:.0f} s", flush=True)
 
