@@ -27,8 +27,8 @@ export interface Unit {
   blockIdsAt?: number;
 }
 
-/** Runs the scoring op over all units' current tile of queries: records at `unitsAt`, `chunks` chunks of `chunkItems` items each. */
-export type ScoreUnits = (launch: { unitsAt: number; taskCount: number; chunks: number; work: number }) => void;
+/** Runs the scoring op over all units' current tile of queries: records at `unitsAt`, of at most `itemMax` items each. */
+export type ScoreUnits = (launch: { unitsAt: number; unitCount: number; itemMax: number; work: number }) => void;
 
 const UNIT_BYTES = 96;
 /** Raw scores of a tile of queries over all units may take this much; more queries run in further tiles. */
@@ -65,7 +65,7 @@ function rankSame(machine: Machine, units: readonly Unit[], headDim: number, sco
     units.forEach((unit, index) => {
       writeUnit(machine, unitsAt + index * UNIT_BYTES, unit, places[index] as Place, { first, tile });
     });
-    score({ unitsAt, taskCount: units.length * chunks, chunks, work: perQuery * tile });
+    score({ unitsAt, unitCount: units.length, itemMax, work: perQuery * tile });
     if (isVote) vote(machine, units, { unitsAt, tile, chunks, scale: 1 / Math.sqrt(headDim) });
   }
   machine.threads.ensureScratch(1024);

@@ -164,11 +164,19 @@ function choosePages(
   });
   machine.opArena.clear();
   const group = args.headCount / pool.spec.kvHeadCount;
-  const ranked = rankUnits(machine, units, headDim, ({ unitsAt, taskCount, chunks, work }) => {
+  const ranked = rankUnits(machine, units, headDim, ({ unitsAt, unitCount, itemMax, work }) => {
+    // The first block may hold three pages before the first candidate.
+    const chunks = Math.ceil((itemMax + PAGES_PER_BLOCK - 1) / CHUNK_ITEMS);
+    const blocks = CHUNK_ITEMS / PAGES_PER_BLOCK;
+    // |q| of the units of a task.
+    machine.threads.ensureScratch(args.headCount * headDim * 4);
     machine.threads.run(OP.scorePages, {
-      taskCount,
+      taskCount: Math.ceil(unitCount / pool.spec.kvHeadCount) * chunks,
       work,
-      args: [unitsAt, chunks, CHUNK_ITEMS, args.headCount, group, headDim, pool.summariesAt, pool.summarySlotBytes],
+      args: [
+        ...[unitsAt, chunks, blocks, args.headCount, group, headDim, pool.summariesAt, pool.summarySlotBytes],
+        ...[pool.spec.kvHeadCount, unitCount],
+      ],
     });
   });
   const chosen = new Map(scored.map((draft, index) => [draft, ranked[index] as number[]]));
@@ -227,12 +235,13 @@ function chooseTokens(
 function scoreTokens(
   machine: Machine,
   { pool, headCount }: SelectArgs,
-  { unitsAt, taskCount, chunks, work }: { unitsAt: number; taskCount: number; chunks: number; work: number },
+  { unitsAt, unitCount, itemMax, work }: { unitsAt: number; unitCount: number; itemMax: number; work: number },
 ): void {
+  const chunks = Math.ceil(itemMax / CHUNK_ITEMS);
   const { kvHeadCount, headDim, encoding } = pool.spec;
   machine.threads.ensureScratch(BLOCK_TOKENS * headDim * 4);
   machine.threads.run(OP.scoreTokens, {
-    taskCount,
+    taskCount: unitCount * chunks,
     work,
     args: [
       ...[unitsAt, chunks, CHUNK_ITEMS / PAGE_TOKENS, headCount, headCount / kvHeadCount, headDim, pool.blocksAt],

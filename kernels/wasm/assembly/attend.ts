@@ -3,13 +3,13 @@
 // a split one online softmax per block, then splits in ascending order, so tiles, threads and the cut into tasks do not show in the result.
 // Tasks of few queries take all KV heads, block by block, keys before values, because these lie side by side: one thread reads random pieces
 // of 4 KiB at 8 GB/s and of 64 KiB at 18 GB/s.
-// Measured, one thread of a shared AMD EPYC (AVX-512) core, Node 24.21, head width 64, 8 KV heads, f32: decode of 2,048 positions (in cache)
-// 29 GB/s; 64 rows of 16 heads at 16,384 positions 22 GFLOP/s.
+// Measured figures: docs/kernels.md.
 //
 // Tile record, mirrored in kernels/wasm/attend-tiles.ts:
 //   0 first row   4 row count   8 position of the first row   12 block ids of the layer   16 page masks (0: all pages)
 //   20 bytes of page masks per KV head   24 token masks (0: all tokens of a page)   28 open slot   32 partial results   36 split count
 //   40 query group
+import { addValues } from "./attend-f32";
 import { addValuesInt8, quantizeQuery, quantizeWeights, queryCodeBytes, scoreInt8 } from "./attend-int8";
 import { arg, argAt, argF32, scratchOf } from "./control";
 import { scoreTokens } from "./dot";
@@ -235,6 +235,7 @@ function attendSplit(tile: usize, first: i32, headEnd: i32, split: i32, scratch:
     if (id < 0) continue;
     const from = argAt(7) + <usize>id * argAt(8);
     const tokens: u64 = tokenMasks == 0 ? <u64>-1 : load<u64>(tokenMasks + ((<usize>block) << 3));
+    if (pageMasks != 0 && load<i32>(tile, 4) * arg(2) <= FEW_QUERIES) fetchChosen(tile, first, headEnd, block, from, scratch);
     for (let kvHead = first; kvHead < headEnd; kvHead++) {
       const pages = pageMasks == 0 ? 15 : pagesOf(tile, kvHead, block);
       if (pages == 0) continue;
@@ -277,11 +278,6 @@ function weighSealed(tile: usize, kvHead: i32, block: usize, pages: i32, tokens:
   const isInt8 = arg(9) != 0;
   const pageBytes = isInt8 ? headDim << 4 : headDim << 6;
   const keys = block + (<usize>kvHead << 2) * pageBytes;
-  if (queryCount <= FEW_QUERIES && pages != 15) {
-    const sum = fetchPages(keys, pages, pageBytes) + fetchPages(keys + argAt(11), pages, pageBytes);
-    // Stored where it will be overwritten: loads whose result is not used might be left out.
-    store<i32>(scoresAt(scratch), sum);
-  }
   if (isInt8) quantizeQueries(block, kvHead, queryCount, scratch);
   const factors = queryFactorsAt(scratch);
   for (let page: usize = 0; page < 4; page++) {
@@ -323,15 +319,34 @@ function addSealed(tile: usize, kvHead: i32, block: usize, pages: i32, scratch: 
     return;
   }
   for (let page: usize = 0; page < 4; page++) {
-    if ((pages & (1 << <i32>page)) != 0) addValues(scratch, queryCount, page * 16, page * 16 + 16, values);
+    if ((pages & (1 << <i32>page)) == 0) continue;
+    addValues(splitOutputAt(scratch), scoresAt(scratch), queryCount, values, page * 16, page * 16 + 16, headDim);
   }
 }
 
 /**
- * Reads one word of every cache line that the chosen pages' keys and values take, so that all of it is on its way before the first score
- * needs any: selected pages lie apart, where no hardware prefetch follows. (16K context, 128 of 1024 pages, head width 64, f32, one thread:
- * 2.8 ms without, 1.8 ms with.)
+ * Reads one word of every cache line that the chosen pages of a block take in these KV heads, so that all of it is on its way before the first
+ * score needs any: selected pages lie apart, where no hardware prefetch follows. (16K context, 128 of 1024 pages, head width 64, f32, one
+ * thread: 2.8 ms without, 1.8 ms with.)
  */
+function fetchChosen(tile: usize, first: i32, end: i32, block: i32, from: usize, scratch: usize): void {
+  const isInt8 = arg(9) != 0;
+  const headDim = <usize>arg(3);
+  const pageBytes = isInt8 ? headDim << 4 : headDim << 6;
+  let sum = 0;
+  for (let kvHead = first; kvHead < end; kvHead++) {
+    const pages = pagesOf(tile, kvHead, block);
+    if (pages == 0) continue;
+    const keys = from + (<usize>kvHead << 2) * pageBytes;
+    sum += fetchPages(keys, pages, pageBytes) + fetchPages(keys + argAt(11), pages, pageBytes);
+    if (!isInt8) continue;
+    sum += fetchPages(from + argAt(10) + <usize>kvHead * headDim * 4, 1, headDim << 2);
+    sum += fetchPages(from + argAt(12) + <usize>kvHead * 256, pages, 64);
+  }
+  // Stored where it will be overwritten: loads whose result is not used might be left out.
+  store<i32>(scoresAt(scratch), sum);
+}
+
 function fetchPages(from: usize, pages: i32, pageBytes: usize): i32 {
   let sum = 0;
   for (let page: usize = 0; page < 4; page++) {
@@ -360,7 +375,8 @@ function attendOpen(tile: usize, kvHead: i32, first: i32, scratch: usize): void 
     }
     softmaxPages(scores, pages, splitStateAt(scratch) + ((<usize>query) << 3), outputOf(scratch, query));
   }
-  addValues(scratch, rowCount * group, 0, <usize>tokenCount, open + argAt(16));
+  const values = open + argAt(16);
+  addValues(splitOutputAt(scratch), scoresAt(scratch), rowCount * group, values, 0, <usize>tokenCount, headDim);
 }
 
 // @ts-ignore: decorator
@@ -408,82 +424,4 @@ function softmaxPages(scores: usize, pages: i32, state: usize, output: usize): v
   const keeps = f32x4.splat(keep);
   const end = output + <usize>arg(3) * 4;
   for (let at = output; at < end; at += 16) v128.store(at, f32x4.mul(v128.load(at), keeps));
-}
-
-/** output[query] += weight[query][token] * values[token], tokens ascending. */
-function addValues(scratch: usize, queryCount: i32, first: usize, end: usize, values: usize): void {
-  const headBytes = (<usize>arg(3)) << 2;
-  const from = values + first * headBytes;
-  const valuesEnd = values + end * headBytes;
-  for (let query = 0; query < queryCount; query += 2) {
-    const weights = scoresAt(scratch) + <usize>query * SCORE_BYTES + (first << 2);
-    const output = outputOf(scratch, query);
-    let d: usize = 0;
-    if (query + 1 < queryCount) {
-      for (; d + 64 <= headBytes; d += 64) addSixteen2(output + d, headBytes, weights, from + d, valuesEnd + d, headBytes);
-      for (; d < headBytes; d += 16) {
-        addFour(output + d, weights, from + d, valuesEnd + d, headBytes);
-        addFour(output + headBytes + d, weights + SCORE_BYTES, from + d, valuesEnd + d, headBytes);
-      }
-    } else {
-      for (; d + 64 <= headBytes; d += 64) addSixteen(output + d, weights, from + d, valuesEnd + d, headBytes);
-      for (; d < headBytes; d += 16) addFour(output + d, weights, from + d, valuesEnd + d, headBytes);
-    }
-  }
-}
-
-function addFour(output: usize, weights: usize, from: usize, end: usize, step: usize): void {
-  let a = v128.load(output);
-  for (let at = from; at < end; at += step) {
-    a = f32x4.add(a, f32x4.mul(v128.load(at), v128.load32_splat(weights)));
-    weights += 4;
-  }
-  v128.store(output, a);
-}
-
-function addSixteen(output: usize, weights: usize, from: usize, end: usize, step: usize): void {
-  let a = v128.load(output), b = v128.load(output, 16), c = v128.load(output, 32), d = v128.load(output, 48);
-  for (let at = from; at < end; at += step) {
-    const w = v128.load32_splat(weights);
-    a = f32x4.add(a, f32x4.mul(v128.load(at), w));
-    b = f32x4.add(b, f32x4.mul(v128.load(at, 16), w));
-    c = f32x4.add(c, f32x4.mul(v128.load(at, 32), w));
-    d = f32x4.add(d, f32x4.mul(v128.load(at, 48), w));
-    weights += 4;
-  }
-  v128.store(output, a);
-  v128.store(output, b, 16);
-  v128.store(output, c, 32);
-  v128.store(output, d, 48);
-}
-
-function addSixteen2(output: usize, outputBytes: usize, weights: usize, from: usize, end: usize, step: usize): void {
-  const second = output + outputBytes;
-  let a = v128.load(output), b = v128.load(output, 16), c = v128.load(output, 32), d = v128.load(output, 48);
-  let e = v128.load(second), f = v128.load(second, 16), g = v128.load(second, 32), h = v128.load(second, 48);
-  for (let at = from; at < end; at += step) {
-    const w = v128.load32_splat(weights);
-    const x = v128.load32_splat(weights, 256);
-    let v = v128.load(at);
-    a = f32x4.add(a, f32x4.mul(v, w));
-    e = f32x4.add(e, f32x4.mul(v, x));
-    v = v128.load(at, 16);
-    b = f32x4.add(b, f32x4.mul(v, w));
-    f = f32x4.add(f, f32x4.mul(v, x));
-    v = v128.load(at, 32);
-    c = f32x4.add(c, f32x4.mul(v, w));
-    g = f32x4.add(g, f32x4.mul(v, x));
-    v = v128.load(at, 48);
-    d = f32x4.add(d, f32x4.mul(v, w));
-    h = f32x4.add(h, f32x4.mul(v, x));
-    weights += 4;
-  }
-  v128.store(output, a);
-  v128.store(output, b, 16);
-  v128.store(output, c, 32);
-  v128.store(output, d, 48);
-  v128.store(second, e);
-  v128.store(second, f, 16);
-  v128.store(second, g, 32);
-  v128.store(second, h, 48);
 }

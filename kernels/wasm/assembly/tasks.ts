@@ -55,7 +55,7 @@ export function runTask(op: i32, task: i32, thread: i32): void {
     case OP_MATMUL_INT8: return matmulInt8Task(task);
     case OP_ROPE: return ropeTask(task);
     case OP_SEAL: return sealTask(task, thread);
-    case OP_SCORE_PAGES: return scorePagesTask(task);
+    case OP_SCORE_PAGES: return scorePagesTask(task, thread);
     case OP_SCORE_TOKENS: return scoreTokensTask(task, thread);
     case OP_VOTE_STATS: return voteStatsTask(task);
     case OP_VOTE_SUM: return voteSumTask(task);
