@@ -8,6 +8,7 @@ import { openBenchModel } from "./bench-model.ts";
 import { fillRandom } from "./fill-random.ts";
 import { budgetFlag, contextsFlag, modelFlags, policiesFlag } from "./flags.ts";
 import { type DecodeRow, listCases, measureDecode } from "./measure-decode.ts";
+import { residentBytes } from "./resident-memory.ts";
 
 const columns: readonly Column<DecodeRow>[] = [
   { header: "context", cell: (row) => String(row.contextTokens) },
@@ -80,7 +81,7 @@ export const decodeBench = defineBench({
         context.progress(decodeTable(rows.slice(-1))[1]!);
       }
       const device = model.device.report.description;
-      const rssBytes = process.memoryUsage.rss();
+      const rssBytes = residentBytes();
       const { weightBytes, poolBytes } = model.memory;
       const aboveBytes = rssBytes - weightBytes - poolBytes;
       context.print(`${values.model ?? values.shape}, ${device}, int8 weights, ${kv} KV, one sequence`);
