@@ -3,6 +3,7 @@ import { Environment, Interpreter, Template } from "@huggingface/jinja";
 import { QuireError } from "../protocol/errors.ts";
 import type { ChatMessage, ChatTemplate } from "./contract.ts";
 import { hasMarkCharacters, markText } from "./marks.ts";
+import { callPython, PYTHON_FUNCTIONS } from "./template-python.ts";
 
 /** What a template is compiled from. */
 export interface ChatTemplateParts {
@@ -18,7 +19,7 @@ export interface ChatTemplateParts {
 
 /**
  * Compiles a chat template once. The template sees `messages`, `add_generation_prompt`, `bos_token`, `eos_token`,
- * `raise_exception` and `range`; there is no clock (`strftime_now` is undefined, as templates that use it allow for), so
+ * `raise_exception` and `range`, and `tools` and `documents` as none; there is no clock (`strftime_now` is undefined, as templates that use it allow for), so
  * equal messages give equal text.
  * @throws {QuireError} `internal` for a template that does not parse.
  */
@@ -60,7 +61,9 @@ function parse(source: string): Template["parsed"] {
     throw new QuireError("internal", "chat template: characters U+FDD0 to U+FDDF are not supported");
   }
   try {
-    return new Template(source).parsed;
+    const program = new Template(source).parsed;
+    callPython(program);
+    return program;
   } catch (cause) {
     throw new QuireError("internal", "chat template: does not parse", { cause });
   }
@@ -85,6 +88,10 @@ function globals(): Record<string, unknown> {
     False: false,
     none: null,
     None: null,
+    // The reference always defines these two.
+    tools: null,
+    documents: null,
+    ...PYTHON_FUNCTIONS,
     range,
     raise_exception: (message: unknown) => {
       throw new QuireError("invalid_request", String(message), { param: "messages" });
