@@ -1,7 +1,8 @@
-/** What HF transformers renders of chat templates (make-renderings.py), and a small tokenizer for each family. */
+/** What HF transformers renders of chat templates (make-renderings.py). */
 import { readFileSync } from "node:fs";
 import type { ChatMessage } from "../../../tokenizer/contract.ts";
 import { type OpenedTokenizer, openTokenizer } from "../../../tokenizer/open.ts";
+import { smallTokenizer } from "./small-tokenizer.ts";
 
 /** A rendering, or the words in which the template refused. */
 export type Rendering = { text: string } | { error: string };
@@ -37,44 +38,9 @@ export const FAMILIES: readonly Family[] = Object.entries(file.families).map(([n
   source: read(`./jinja/${name}.jinja`),
 }));
 
-interface TokenizerJson {
-  added_tokens: object[];
-  model: { vocab: Record<string, number>; merges: string[][] };
-}
-
-/** Merges that reach over the borders between template, contents and replies: line breaks, spaces, words. */
-const MERGES = [
-  ["Ċ", "Ċ"],
-  ["Ġ", "a"],
-  ["a", "n"],
-  ["an", "s"],
-  ["Ċ", "a"],
-  ["Ġ", "Ġ"],
-  ["t", "h"],
-  ["i", "n"],
-  ["th", "in"],
-] as const;
-
-/**
- * The tokenizer.json of a family in little: bytes, {@link MERGES}, the family's special tokens, and Qwen3's two tokens for
- * thoughts, which are no special ones.
- */
+/** {@link smallTokenizer} of a family. */
 export function smallTokenizerJson(family: Family): unknown {
-  const json = JSON.parse(read("../../../weights/house-0/tokenizer.json")) as TokenizerJson;
-  const { vocab } = json.model;
-  let id = Math.max(...Object.values(vocab), ...json.added_tokens.map((token) => (token as { id: number }).id)) + 1;
-  for (const [left, right] of MERGES) vocab[left + right] = id++;
-  json.model.merges = MERGES.map((pair) => [...pair]);
-  const flags = { single_word: false, lstrip: false, rstrip: false, normalized: false };
-  const thoughts = family.name === "qwen3" ? ["<think>", "</think>"] : [];
-  const added = [...family.specials, ...thoughts].map((content) => ({
-    id: id++,
-    content,
-    ...flags,
-    special: !thoughts.includes(content),
-  }));
-  json.added_tokens = added;
-  return json;
+  return smallTokenizer(read("../../../weights/house-0/tokenizer.json"), family);
 }
 
 /** Tokenizer and template of a family, opened as a model's files are. */
