@@ -10,6 +10,7 @@ Usage: quire <command> [flags]
 
   start              the edge (Worker, Durable Objects, local object store) and one engine on this machine
   serve              an engine alone
+  pull               a model from the hub, into a folder
   inspect            what a model is, what its context costs, and what fits into which memory
   compile-tokenizer  a model's vocabulary as one file that the edge opens at once
 
@@ -26,6 +27,8 @@ async function loadCommand(name: string): Promise<Command | undefined> {
       return (await import("./serve.ts")).serveCommand;
     case "compile-tokenizer":
       return (await import("./compile-tokenizer.ts")).compileTokenizerCommand;
+    case "pull":
+      return (await import("./pull.ts")).pullCommand;
     case "inspect":
       return (await import("./inspect.ts")).inspectCommand;
     default:
