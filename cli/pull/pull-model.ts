@@ -9,7 +9,7 @@ import { onDisk, stagedPath } from "./part-file.ts";
 import { PullError } from "./pull-error.ts";
 import { type Patience, withRetries } from "./retry.ts";
 import { selectFiles } from "./select-files.ts";
-import { openStage } from "./stage.ts";
+import { isStageLeft, openStage } from "./stage.ts";
 
 /** What is wanted. */
 export interface PullRequest {
@@ -76,7 +76,8 @@ export async function pullModel(request: PullRequest, context: PullContext): Pro
   checkPaths(paths);
   const files = paths.map((path) => revision.file(path));
   const missing = await findMissing(files, { out: request.out, record, signal: context.signal });
-  if (missing.length > 0) await obtain(missing, { request, context, revision, files, record });
+  if (missing.length > 0 || (await isStageLeft(request.out)))
+    await obtain(missing, { request, context, revision, files, record });
   await keepRecord({ request, revision, files, record }, true);
   return { commit: revision.commit, paths, downloadedCount: missing.length };
 }
@@ -148,7 +149,7 @@ async function obtain(missing: readonly HubFile[], work: Work & { context: PullC
   const stage = await openStage(request.out);
   try {
     await checkRoom(missing, stage.folder);
-    context.observer.onStart(missing);
+    if (missing.length > 0) context.observer.onStart(missing);
     await downloadAll(missing, { ...work, stage: stage.folder, commit: revision.commit });
     context.signal.throwIfAborted();
     await removeStale(work);
@@ -234,5 +235,7 @@ async function keepRecord({ request, revision, files, record }: Work, complete: 
     entries[path] = { sizeBytes, hash, mtimeMs: (complete ? found?.mtimeMs : undefined) ?? 0 };
   }
   const names = { repo, revision: request.revision, commit, ...(include === undefined ? {} : { include }) };
-  await writeModelRecord(out, { ...names, complete, files: entries });
+  const next = { ...names, complete, files: entries };
+  // A folder that cannot be written can still be found whole.
+  if (JSON.stringify(next) !== JSON.stringify(record)) await writeModelRecord(out, next);
 }

@@ -1,5 +1,5 @@
 /** The staging folder of a pull, inside the model's folder, so that moving files into place is a rename. */
-import { mkdir, open, readFile, rm } from "node:fs/promises";
+import { mkdir, open, readFile, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { onDisk } from "./part-file.ts";
 import { PullError } from "./pull-error.ts";
@@ -13,9 +13,16 @@ export interface Stage {
   remove(): Promise<void>;
 }
 
+const stageName = ".pull";
+
+/** True where an earlier pull has left its staging folder, with parts or for nothing. */
+export async function isStageLeft(out: string): Promise<boolean> {
+  return (await stat(join(out, stageName)).catch(() => undefined)) !== undefined;
+}
+
 /** Opens or makes the staging folder of a model's folder. @throws {PullError} when another pull is at work there. */
 export async function openStage(out: string): Promise<Stage> {
-  const folder = join(out, ".pull");
+  const folder = join(out, stageName);
   const lockPath = join(folder, "lock");
   await onDisk(out, () => mkdir(folder, { recursive: true }));
   await takeLock(out, lockPath);

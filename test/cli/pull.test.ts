@@ -1,5 +1,5 @@
 import { randomBytes } from "node:crypto";
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
@@ -113,6 +113,28 @@ describe("quire pull from an honest hub", () => {
     hub.files.delete("generation_config.json");
     hub.files.set("config.json", Buffer.from('{"new":1}'));
     expect(await pull()).toMatchObject({ commit: hub.commit, downloadedCount: 1 });
+    expectPulled();
+  });
+
+  it("goes on when it was killed between moving one file and the next", async () => {
+    await pull();
+    const before = JSON.parse(readFileSync(join(out, "quire-pull.json"), "utf8"));
+    hub.commit = "f".repeat(40);
+    hub.files.set("config.json", Buffer.from("[]"));
+    hub.files.set("tokenizer.json", Buffer.from("[]"));
+    const moved = Object.fromEntries(
+      Object.entries(before.files).map(([path, file]) => [path, { ...Object(file), mtimeMs: 0 }]),
+    );
+    writeFileSync(
+      join(out, "quire-pull.json"),
+      JSON.stringify({ ...before, commit: hub.commit, complete: false, files: moved }),
+    );
+    writeFileSync(join(out, "tokenizer.json"), "[]");
+    mkdirSync(join(out, ".pull"));
+    expect(await pull()).toMatchObject({ commit: hub.commit, downloadedCount: 1 });
+    expectPulled();
+    mkdirSync(join(out, ".pull"));
+    expect(await pull()).toMatchObject({ downloadedCount: 0 });
     expectPulled();
   });
 
@@ -251,6 +273,28 @@ describe("quire pull and its token", () => {
     } finally {
       await other.close();
     }
+  });
+
+  it("takes no way from https to http, and another port for another host", async () => {
+    const asked: [string, string | null][] = [];
+    const answer = (location: string): typeof fetch => {
+      return async (input, init) => {
+        const headers = new Headers(init?.headers as Record<string, string>);
+        asked.push([String(input), headers.get("authorization")]);
+        return asked.length > 1 ? new Response("there") : new Response(null, { status: 302, headers: { location } });
+      };
+    };
+    const get = (location: string) => {
+      asked.length = 0;
+      const client = new HubClient({ endpoint: "https://hub.test/base", token, patience, fetch: answer(location) });
+      return client.get("/x", { what: "x", signal: new AbortController().signal });
+    };
+    await expect(get("http://hub.test/y")).rejects.toThrow(/redirects to http:\/\/hub\.test: refused/);
+    expect(asked).toEqual([["https://hub.test/base/x", `Bearer ${token}`]]);
+    await (await get("https://hub.test:444/y")).discard();
+    expect(asked.at(-1)).toEqual(["https://hub.test:444/y", null]);
+    await (await get("https://user:key@hub.test/y")).discard();
+    expect(asked.at(-1)).toEqual(["https://hub.test/y", `Bearer ${token}`]);
   });
 
   it("asks the endpoint for a new address when a signed one has run out, and says no signature", async () => {
