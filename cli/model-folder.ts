@@ -61,7 +61,18 @@ async function openFolderFiles(folder: string, path: string): Promise<EdgeFiles>
   const edgeFiles = [...requiredEdgeFiles, ...optional.filter(([, there]) => there).map(([name]) => String(name))];
   for (const name of edgeFiles) await checkJson(folder, join(path, name), name);
   await readModelConfig(path);
-  return { edgeFiles, readEdgeFile: (name) => readFile(join(path, name)) };
+  const template = await readFile(join(path, "chat_template.jinja"), "utf8").catch(() => undefined);
+  const readEdgeFile = async (name: string): Promise<Uint8Array> => {
+    const bytes = await readFile(join(path, name));
+    return name === "tokenizer_config.json" && template !== undefined ? withChatTemplate(bytes, template) : bytes;
+  };
+  return { edgeFiles, readEdgeFile };
+}
+
+/** Checkpoints that recent versions of transformers saved keep their template in a file of its own, which goes before the configuration's. */
+function withChatTemplate(tokenizerConfig: Uint8Array, template: string): Uint8Array {
+  const config: unknown = JSON.parse(new TextDecoder().decode(tokenizerConfig));
+  return new TextEncoder().encode(JSON.stringify({ ...(config as object), chat_template: template }));
 }
 
 /** The edge reads what a folder would hold. */

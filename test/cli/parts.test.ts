@@ -138,6 +138,20 @@ describe("the model folder", () => {
       expect(more.edgeFiles).toContain("generation_config.json");
     }));
 
+  it("takes its chat template from chat_template.jinja where there is one", () =>
+    withTempFolder(async (parent) => {
+      const config = JSON.stringify({ bos_token: "<s>", chat_template: "old" });
+      const folder = await folderWith(parent, {
+        ...whole,
+        "tokenizer_config.json": config,
+        "chat_template.jinja": "new",
+      });
+      const model = await openModelFolder(folder);
+      expect(model.edgeFiles).not.toContain("chat_template.jinja");
+      const bytes = await model.readEdgeFile("tokenizer_config.json");
+      expect(JSON.parse(new TextDecoder().decode(bytes))).toEqual({ bos_token: "<s>", chat_template: "new" });
+    }));
+
   it("is refused in one line otherwise", () =>
     withTempFolder(async (parent) => {
       for (const name of Object.keys(whole)) {
