@@ -30,10 +30,3 @@ export function tokenToBytes(token: string): Uint8Array | undefined {
   }
   return bytes;
 }
-
-/** The inverse of {@link tokenToBytes}. */
-export function bytesToToken(bytes: Uint8Array): string {
-  let token = "";
-  for (const byte of bytes) token += BYTE_TO_CHAR[byte];
-  return token;
-}

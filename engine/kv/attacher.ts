@@ -3,7 +3,8 @@
  * (and its parent's after a fork): summaries first, then the tail; blocks stay in the store until a query selects them. Whatever is
  * absent, late, damaged or about other tokens is left as a gap, which is computed from the log. Never an error for the user.
  */
-import { BLOCK_TOKENS, type KvPool } from "../../kernels/contract.ts";
+import { BLOCK_TOKENS, type KvPool, PAGES_PER_BLOCK } from "../../kernels/contract.ts";
+import { pageRange } from "../../kernels/page-range.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import type { PageStore } from "../../storage/contract.ts";
 import type { KvGeometry } from "../../storage/geometry.ts";
@@ -253,13 +254,10 @@ export class Attacher {
     const { fetcher } = this.#options;
     const rows = nextRows(sequence, LIMITS.stepRowsMax);
     if (!rows || rows.plan.kind === "dense" || sequence.abortRequested) return;
-    const { sinkPages, recentPages } = rows.plan;
-    const pagesPerBlock = BLOCK_TOKENS / 16;
-    const sinkBlocks = Math.ceil(sinkPages / pagesPerBlock);
-    const firstRecent = Math.floor(Math.max(0, rows.from / 16 - recentPages) / pagesPerBlock);
-    const forced = sequence.blocks.filter(
-      (block): block is LogicalBlock => block !== undefined && (block.index < sinkBlocks || block.index >= firstRecent),
-    );
+    const { sinkEnd, recentStart } = pageRange(rows.plan, { positionFirst: rows.from, positionLast: rows.from });
+    const isForced = ({ index }: LogicalBlock) =>
+      index * PAGES_PER_BLOCK < sinkEnd || (index + 1) * PAGES_PER_BLOCK > recentStart;
+    const forced = sequence.blocks.filter((block): block is LogicalBlock => block !== undefined && isForced(block));
     const wanted: BlockLayer[] = forced.flatMap((block) =>
       Array.from(block.deviceBlocks, (_, layer) => ({ block, layer })),
     );

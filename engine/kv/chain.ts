@@ -3,8 +3,6 @@
  * all integers little-endian. Equal chains mean equal tokens attended in the same way, so equal bytes on one numerics id.
  */
 import { createHash } from "node:crypto";
-import { BLOCK_TOKENS } from "../../kernels/contract.ts";
-import type { SpanList } from "./provenance.ts";
 
 /** Where every chain starts. */
 export const CHAIN_ROOT: string = createHash("sha256").update("quire chain 1").digest("hex");
@@ -18,16 +16,4 @@ export function extendChain(previous: string, ids: Uint32Array, provenance: stri
     .update(new Uint8Array(ids.buffer, ids.byteOffset, ids.byteLength))
     .update(provenance)
     .digest("hex");
-}
-
-/** Chain after each whole block of `ids[0, tokenCount)`. */
-export function blockChains(ids: Uint32Array, tokenCount: number, spans: SpanList): string[] {
-  const chains: string[] = [];
-  let chain = CHAIN_ROOT;
-  for (let from = 0; from + BLOCK_TOKENS <= tokenCount; from += BLOCK_TOKENS) {
-    const to = from + BLOCK_TOKENS;
-    chain = extendChain(chain, ids.subarray(from, to), spans.describe(from, to));
-    chains.push(chain);
-  }
-  return chains;
 }

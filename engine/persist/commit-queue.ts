@@ -218,7 +218,7 @@ export class CommitQueue {
     }
   }
 
-  /** The superseded tail goes best-effort: what stays is garbage that `quire gc` finds. */
+  /** The superseded tail goes best-effort: what stays is garbage that `collectGarbage` (storage/gc.ts) finds. */
   async #discard(objectKey: string): Promise<void> {
     const { store, putMsMax } = this.#options;
     try {

@@ -14,7 +14,7 @@ import type { SelectionPolicyName } from "../../protocol/generate.ts";
 /** Smallest budget: sinks, the block being written (4 pages) and at least three chosen pages. */
 export const BUDGET_TOKENS_MIN = 128;
 
-/** Rows of one query group in prefill; groups are aligned to the start of the turn, and decode rows are groups of one. */
+/** Rows of one query group in prefill; a group ends at a page border or with its span, and decode rows are groups of one. */
 export const GROUP_TOKENS = 16;
 
 /** Implementations are stateless and immutable; equal (name, version, budget) always gives an equal plan. */

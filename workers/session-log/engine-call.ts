@@ -1,7 +1,13 @@
 /** One generation at an engine: POST a frame, read frames until the terminal event. */
 import { isErrorCode, QuireError } from "../../protocol/errors.ts";
 import { encodeFrame, FrameDecoder } from "../../protocol/frames.ts";
-import { ENGINE_PATHS, type EngineEvent, type GenerateRequest, PROTOCOL_VERSION } from "../../protocol/generate.ts";
+import {
+  type CancelRequest,
+  ENGINE_PATHS,
+  type EngineEvent,
+  type GenerateRequest,
+  PROTOCOL_VERSION,
+} from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import type { PickedEngine } from "../fleet-table.ts";
 
@@ -91,7 +97,8 @@ async function cancelCall(
   closing: AbortController,
 ): Promise<void> {
   const timer = setTimeout(() => closing.abort(), LIMITS.cancelMsMax);
-  const body = encodeFrame({ version: PROTOCOL_VERSION, requestId: options.request.requestId });
+  const cancel: CancelRequest = { version: PROTOCOL_VERSION, requestId: options.request.requestId };
+  const body = encodeFrame(cancel);
   try {
     const answer = await options.fetch(`${options.engine.url}${ENGINE_PATHS.cancel}`, {
       method: "POST",

@@ -1,7 +1,10 @@
 import { describe, expect, it } from "vitest";
-import { blockChains, CHAIN_ROOT, extendChain } from "../../../engine/kv/chain.ts";
+import { CHAIN_ROOT, extendChain } from "../../../engine/kv/chain.ts";
 import { formatHow, groupStarts, isHow, parseHow, SpanList } from "../../../engine/kv/provenance.ts";
+import { Sequence } from "../../../engine/sequence/sequence.ts";
 import { BLOCK_TOKENS } from "../../../kernels/contract.ts";
+import { idsToBytes } from "../../../protocol/ids.ts";
+import { request } from "../harness.ts";
 import { uniform } from "../tiny-model.ts";
 
 /** The slow way: one entry per token. */
@@ -91,6 +94,18 @@ describe("provenance", () => {
     expect([...groupStarts(3, 6, 1)]).toEqual([0, 1, 2]);
   });
 });
+
+/** Chain after each whole block of a log of `tokenCount` tokens, as a sequence that goes on from it has them. */
+function blockChains(ids: Uint32Array, tokenCount: number, spans: SpanList): string[] {
+  const tokens = idsToBytes([...ids.subarray(0, tokenCount), 0]);
+  const sequence = new Sequence({
+    request: request({ tokens, turnStart: tokenCount, spans: spans.until(tokenCount) }),
+    selection: { policy: "dense", version: 1, groupTokens: 16, budgetTokens: 0, exact: true },
+    sink: { token() {}, done() {}, failed() {} },
+    nowMs: 0,
+  });
+  return Array.from({ length: Math.floor(tokenCount / BLOCK_TOKENS) }, (_, index) => sequence.chain(index));
+}
 
 describe("chain", () => {
   const ids = Uint32Array.from({ length: 200 }, (_, index) => index);
