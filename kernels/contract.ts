@@ -59,7 +59,7 @@ export interface Matrix {
 export interface KvPoolSpec {
   layerCount: number;
   kvHeadCount: number;
-  /** A multiple of 4 (8 in stories260K, 32 in house-0, 64-128 in larger models). */
+  /** A multiple of 4 (8 in stories260K, 32 in house-0, 64-128 in larger models), at most 512, so that a score's integer sums fit 32 bits. */
   headDim: number;
   encoding: KvEncoding;
   /** Which summaries are written when a block is sealed; a plan may only score by one of these. */
@@ -79,9 +79,14 @@ export interface KvPoolSpec {
  * block, int8: K i8 `[kvHead][64][headDim]`, K scales f32 `[kvHead][headDim]`, V i8 `[kvHead][64][headDim]`, V scales f32 `[kvHead][64]`
  *   (keys per channel within the block, values per token; scale = max|x|/127 in f32, code = round-half-even(x / scale), 0 where scale is 0)
  * open slot:   K f32 `[layer][kvHead][64][headDim]`, then V the same; keys are post-RoPE
- * summary slot: per kind in the order of `summaryKinds`: f32 `[layer][kvHead][4][2][headDim]`, entry 0 = centre c, 1 = radius r, computed
- *   from the *sealed* (decoded) keys of the page: min-max: c = (max+min)/2, r = (max-min)/2; mean-deviation: c = mean,
- *   r = population standard deviation (sums in f32, tokens ascending, two passes). A summary can so be rebuilt from a stored block.
+ * summary slot, of each kind: `[layer][kvHead]{ i8 codes [4 pages][2][headDim], f32 scales [4 pages][2] }`, entry 0 = centre c, 1 = radius r,
+ *   each vector under one scale. Computed from the *sealed* (decoded) keys of the page, every operation rounded to f32, tokens ascending:
+ *   min-max: c = (max+min)/2, r = (max-min)/2; mean-deviation: c = mean, r = population standard deviation (two passes). Then
+ *   scale = max|c|/127, code = round-half-even(c / scale), 0 where the scale is 0; mean-deviation: the radius likewise. min-max: so that
+ *   |k - code * scale| <= radius holds for every key of the page (but for f32 rounding), r' = r + |c - f32(code * scale)|,
+ *   scale = max r'/127, code = min(127, ceil(r' / scale)). A vector with a value that is not finite has codes and a scale that make every
+ *   score of the page NaN. A summary can so be rebuilt from a stored block, with the same bytes on every device.
+ *   A slot may hold one kind and not yet the other; whoever owns the slots knows which.
  */
 export interface KvPool {
   readonly spec: Readonly<KvPoolSpec>;
@@ -89,19 +94,26 @@ export interface KvPool {
   readonly blockBytes: number;
   /** Bytes of one open slot (all layers). */
   readonly openSlotBytes: number;
-  /** Bytes of one summary slot (all layers, kinds). */
-  readonly summarySlotBytes: number;
+  /** Bytes of one kind of one summary slot (all layers). */
+  readonly summaryBytes: number;
   readBlock(blockId: number): Promise<Uint8Array<ArrayBuffer>>;
   /** Copies `bytes`; visible to every op recorded afterwards. */
   writeBlock(blockId: number, bytes: Uint8Array): void;
-  readSummary(slot: number): Promise<Uint8Array<ArrayBuffer>>;
-  writeSummary(slot: number, bytes: Uint8Array): void;
+  /** @throws {AssertionError} (as `writeSummary`) when the pool does not keep that kind. */
+  readSummary(slot: number, kind: SummaryKind): Promise<Uint8Array<ArrayBuffer>>;
+  /** Leaves the slot's other kind as it was. */
+  writeSummary(slot: number, kind: SummaryKind, bytes: Uint8Array): void;
   /** The first `tokenCount` tokens: K f32 `[layer][kvHead][tokenCount][headDim]`, then V. */
   readOpen(slot: number, tokenCount: number): Promise<Uint8Array<ArrayBuffer>>;
   writeOpen(slot: number, tokenCount: number, bytes: Uint8Array): void;
 }
 
-/** Scores a page for a query: `q.c + radiusWeight * |q|.r`, channels ascending. Quest: min-max, 1. */
+/**
+ * Scores a page for a query: `q.c + radiusWeight * |q|.r`. Quest: min-max, 1. Exact in integers, so every device gives the same bits:
+ * qScale = f32(max|q| / 32767); qCode = round-half-even(f32(q / qScale)), within +-32767, 0 where qScale is 0 or the quotient NaN;
+ * dotC = sum of qCode * codeC, dotR = sum of |qCode| * codeR over the channels, both exact; then, each operation rounded to f32,
+ * score = ((qScale * scaleC) * f32(dotC)) + (((qScale * scaleR) * radiusWeight) * f32(dotR)), radiusWeight as f32.
+ */
 export interface PageScorer {
   summary: SummaryKind;
   radiusWeight: number;
@@ -171,6 +183,8 @@ export interface StepSlice {
   /** First row of each query group, ascending, starting with 0. Rows of a group share a selection. Decode: [0]. */
   groupStarts: Int32Array;
   plan: SelectionPlan;
+  /** Ask for {@link StepReadback.chosenBlocks} of this slice. */
+  reportBlocks?: boolean;
 }
 
 /** Rotary embedding, tabulated by absolute position. */
@@ -244,6 +258,13 @@ export interface StepReadback {
   misses: Miss[];
   /** One per slice. */
   traffic: SliceTraffic[];
+  /**
+   * One per slice, undefined for a slice that did not ask (`reportBlocks`); absent when none asked. A bitmap
+   * `[layerCount][ceil(blockCapacity / 32)]`, bit b % 32 of word floor(b / 32): logical block b of that layer holds a candidate page that
+   * some query group and KV head chose, resident or not; forced pages, dense and identity set nothing. In token plans: a page with a chosen
+   * token, or a kept page that missed. For the hot set, prefetch and eviction.
+   */
+  chosenBlocks?: (Uint32Array | undefined)[];
 }
 
 /**
