@@ -1,5 +1,5 @@
-/** A block's bytes in plain TypeScript: sealing, decoding, and the page summaries of decoded keys. The definition, not the fast path. */
-import { BLOCK_TOKENS, PAGE_TOKENS, PAGES_PER_BLOCK, type SummaryKind } from "./contract.ts";
+/** A block's bytes in plain TypeScript: sealing and decoding. The definition, not the fast path. Summaries are in summary-codec.ts. */
+import { BLOCK_TOKENS } from "./contract.ts";
 import { type BlockShape, blockLayout } from "./layout.ts";
 
 /** Rounds to the nearest integer, halves to even, as IEEE 754 and SIMD hardware do. */
@@ -96,45 +96,6 @@ export function decodeValues(shape: BlockShape, block: Uint8Array, kvHead: numbe
     for (let at = token * headDim; at < (token + 1) * headDim; at++) values[at] = (from[at] as number) * scale;
   }
   return values;
-}
-
-/**
- * Summaries of a block's four pages from its decoded keys `[64][headDim]`: f32 `[4][2][headDim]`, centre then radius.
- * Every operation is rounded to f32, tokens ascending, so that a summary rebuilt from a stored block has the same bytes.
- */
-export function summarizeKeys(kind: SummaryKind, keys: Float32Array, headDim: number): Float32Array<ArrayBuffer> {
-  const summary = new Float32Array(PAGES_PER_BLOCK * 2 * headDim);
-  for (let page = 0; page < PAGES_PER_BLOCK; page++) {
-    for (let channel = 0; channel < headDim; channel++) {
-      const column = (token: number): number => keys[(page * PAGE_TOKENS + token) * headDim + channel] as number;
-      const [centre, radius] = kind === "min-max" ? minMax(column) : meanDeviation(column);
-      summary[page * 2 * headDim + channel] = centre;
-      summary[page * 2 * headDim + headDim + channel] = radius;
-    }
-  }
-  return summary;
-}
-
-function minMax(column: (token: number) => number): [centre: number, radius: number] {
-  let min = column(0);
-  let max = min;
-  for (let token = 1; token < PAGE_TOKENS; token++) {
-    min = Math.min(min, column(token));
-    max = Math.max(max, column(token));
-  }
-  return [Math.fround(Math.fround(max + min) / 2), Math.fround(Math.fround(max - min) / 2)];
-}
-
-function meanDeviation(column: (token: number) => number): [centre: number, radius: number] {
-  let sum = 0;
-  for (let token = 0; token < PAGE_TOKENS; token++) sum = Math.fround(sum + column(token));
-  const mean = Math.fround(sum / PAGE_TOKENS);
-  let squares = 0;
-  for (let token = 0; token < PAGE_TOKENS; token++) {
-    const difference = Math.fround(column(token) - mean);
-    squares = Math.fround(squares + Math.fround(difference * difference));
-  }
-  return [mean, Math.fround(Math.sqrt(Math.fround(squares / PAGE_TOKENS)))];
 }
 
 function floats(bytes: Uint8Array, at: number, count: number): Float32Array {

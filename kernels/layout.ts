@@ -46,28 +46,37 @@ export function openHeadAt(spec: Pick<KvPoolSpec, "kvHeadCount" | "headDim">, la
   return (layer * spec.kvHeadCount + kvHead) * BLOCK_TOKENS * spec.headDim;
 }
 
-type SummaryShape = Pick<KvPoolSpec, "layerCount" | "kvHeadCount" | "headDim" | "summaryKinds">;
+type SummaryShape = Pick<KvPoolSpec, "layerCount" | "kvHeadCount" | "headDim">;
 
-/** Bytes of one summary slot: all kinds, all layers. */
-export function summarySlotBytes(spec: SummaryShape): number {
-  return spec.summaryKinds.length * summaryKindElements(spec) * 4;
+/** Bytes of one kind of one summary slot: all layers. */
+export function summaryBytes(spec: SummaryShape): number {
+  return summaryHeadAt(spec, spec.layerCount, 0);
 }
 
-/**
- * Element (f32) within a summary slot of `[kind][layer][kvHead][page 0][centre][channel 0]`. A page takes `2 * headDim` elements
- * (centre, then radius), a block's four pages follow each other.
- * @throws {AssertionError} when the pool keeps no summaries of that kind.
- */
-export function summaryHeadAt(spec: SummaryShape, kind: SummaryKind, layer: number, kvHead: number): number {
-  const kindIndex = spec.summaryKinds.indexOf(kind);
-  assert(kindIndex >= 0, `the pool keeps no ${kind} summaries`);
-  const head = layer * spec.kvHeadCount + kvHead;
-  return kindIndex * summaryKindElements(spec) + head * PAGES_PER_BLOCK * 2 * spec.headDim;
+/** Bytes of the summaries of one KV head of one block: i8 codes `[4 pages][2][headDim]`, then f32 scales `[4 pages][2]`. */
+export function summaryHeadBytes(headDim: number): number {
+  return summaryScalesAt(headDim) + PAGES_PER_BLOCK * 2 * 4;
 }
 
-function summaryKindElements(spec: SummaryShape): number {
-  return spec.layerCount * spec.kvHeadCount * PAGES_PER_BLOCK * 2 * spec.headDim;
+/** Byte at which the scales begin within a KV head's summaries. */
+export function summaryScalesAt(headDim: number): number {
+  return PAGES_PER_BLOCK * 2 * headDim;
 }
+
+/** Byte at which a layer's KV head begins within one kind of a summary slot. */
+export function summaryHeadAt(spec: Omit<SummaryShape, "layerCount">, layer: number, kvHead: number): number {
+  return (layer * spec.kvHeadCount + kvHead) * summaryHeadBytes(spec.headDim);
+}
+
+/** The index of a kind in `summaryKinds`. @throws {AssertionError} when the pool keeps no summaries of that kind. */
+export function summaryKindIndex(spec: Pick<KvPoolSpec, "summaryKinds">, kind: SummaryKind): number {
+  const index = spec.summaryKinds.indexOf(kind);
+  assert(index >= 0, `the pool keeps no ${kind} summaries`);
+  return index;
+}
+
+/** The largest head: a sum of this many products of 16 and 8 bits fits 32, in page scores and in attention over int8 blocks. */
+const HEAD_DIM_MAX = 512;
 
 /** @throws {AssertionError} for a spec that no device can serve. */
 export function assertPoolSpec(spec: KvPoolSpec): void {
@@ -78,6 +87,7 @@ export function assertPoolSpec(spec: KvPoolSpec): void {
     assert(Number.isInteger(spec[name]) && spec[name] >= 0, `${name} must be an integer >= 0`);
   }
   assert(spec.headDim % 4 === 0, `headDim ${spec.headDim} is not a multiple of 4`);
+  assert(spec.headDim <= HEAD_DIM_MAX, `headDim ${spec.headDim} is more than ${HEAD_DIM_MAX}`);
   assert(spec.encoding === "f32" || spec.encoding === "int8", `unknown KV encoding ${String(spec.encoding)}`);
   assert(new Set(spec.summaryKinds).size === spec.summaryKinds.length, "summaryKinds holds a kind twice");
   for (const kind of spec.summaryKinds) {

@@ -6,6 +6,8 @@ import {
   PAGE_TOKENS,
   PAGES_PER_BLOCK,
   type SliceTraffic,
+  type StepReadback,
+  type StepSlice,
 } from "./contract.ts";
 import type { QueryGroup } from "./page-range.ts";
 
@@ -16,9 +18,9 @@ export function emptyTraffic(): SliceTraffic {
   return { pagesSelected: 0, pagesInContext: 0, kvBytes: 0, metadataBytes: 0 };
 }
 
-/** Bytes of the summaries (of one kind) of `pageCount` pages of one KV head. */
+/** Bytes of the summaries (of one kind) of `pageCount` pages of one KV head: two vectors of codes, each with its scale. */
 export function summaryReadBytes(headDim: number, pageCount: number): number {
-  return pageCount * 2 * headDim * 4;
+  return pageCount * 2 * (headDim + 4);
 }
 
 /** Bytes of the keys of some sealed pages of one KV head, read for token scoring: codes, and int8 scales once per block. */
@@ -76,6 +78,43 @@ function bitCount(mask: number): number {
   let count = 0;
   for (let rest = mask; rest !== 0; rest &= rest - 1) count++;
   return count;
+}
+
+/** Bitmaps of the blocks that selection chose, for the slices that asked: see `StepReadback.chosenBlocks`. */
+export class ChosenBlocks {
+  readonly #slices: readonly StepSlice[];
+  readonly #bitmaps: (Uint32Array | undefined)[];
+
+  constructor(slices: readonly StepSlice[]) {
+    this.#slices = slices;
+    this.#bitmaps = slices.map((slice) => {
+      const layerCount = slice.blockCapacity === 0 ? 0 : slice.blockIds.length / slice.blockCapacity;
+      return slice.reportBlocks ? new Uint32Array(layerCount * wordsOf(slice)) : undefined;
+    });
+  }
+
+  /** Whether `add` keeps anything for this slice. */
+  wants(sliceIndex: number): boolean {
+    return this.#bitmaps[sliceIndex] !== undefined;
+  }
+
+  /** Notes the block of a chosen candidate page. */
+  add({ sliceIndex, layer, block }: Miss): void {
+    const bitmap = this.#bitmaps[sliceIndex];
+    if (bitmap === undefined) return;
+    const word = layer * wordsOf(this.#slices[sliceIndex] as StepSlice) + (block >>> 5);
+    bitmap[word] = ((bitmap[word] as number) | (1 << (block & 31))) >>> 0;
+  }
+
+  /** What a readback carries: nothing where no slice asked. */
+  list(): Pick<StepReadback, "chosenBlocks"> {
+    return this.#bitmaps.some((bitmap) => bitmap !== undefined) ? { chosenBlocks: this.#bitmaps } : {};
+  }
+}
+
+/** Words of one layer in the bitmap. */
+function wordsOf({ blockCapacity }: StepSlice): number {
+  return Math.ceil(blockCapacity / 32);
 }
 
 /** Blocks that were wanted and not resident, each (slice, layer, block) once. */

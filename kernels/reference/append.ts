@@ -1,7 +1,7 @@
 import { assert } from "../../protocol/assert.ts";
-import { decodeKeys, encodeBlockHead, summarizeKeys } from "../block-codec.ts";
+import { decodeKeys, encodeBlockHead } from "../block-codec.ts";
 import { BLOCK_TOKENS, NOT_RESIDENT, type StepSlice } from "../contract.ts";
-import { summaryHeadAt } from "../layout.ts";
+import { summarizeKeys } from "../summary-codec.ts";
 import { sealedByStep } from "../validate.ts";
 import type { ReferencePool } from "./memory.ts";
 
@@ -86,8 +86,8 @@ function sealBlocks({ pool, layer }: AppendArgs, slice: StepSlice): void {
       if (summarySlot === NOT_RESIDENT) continue;
       const keys = decodeKeys(pool.spec, bytes, kvHead);
       for (const kind of pool.spec.summaryKinds) {
-        const at = summaryHeadAt(pool.spec, kind, layer, kvHead);
-        pool.summary(summarySlot).set(summarizeKeys(kind, keys, pool.spec.headDim), at);
+        const bytes = summarizeKeys(kind, keys, pool.spec.headDim);
+        pool.setSummary(summarySlot, kind, { layer, kvHead, bytes });
       }
     }
   }

@@ -23,7 +23,7 @@ export function openReferenceDevice({ memoryBytesMax = 2 ** 32 }: { memoryBytesM
 
 class ReferenceDevice implements Device {
   readonly kind = "reference";
-  readonly numericsId = "reference-1";
+  readonly numericsId = "reference-2";
   readonly packingId = "reference-1";
   readonly report: DeviceReport;
   #running: ReferenceRecorder | undefined;

@@ -1,14 +1,17 @@
 /** Memory of the reference device: plain arrays, filled with NaN at birth so that a read before a write is seen. */
 import { assert } from "../../protocol/assert.ts";
-import type { DeviceBuffer, KvPool, KvPoolSpec, Matrix, MatrixEncoding } from "../contract.ts";
-import { BLOCK_TOKENS } from "../contract.ts";
+import type { DeviceBuffer, KvPool, KvPoolSpec, Matrix, MatrixEncoding, SummaryKind } from "../contract.ts";
+import { BLOCK_TOKENS, PAGES_PER_BLOCK } from "../contract.ts";
 import {
   assertPoolSpec,
   blockLayout,
   openHeadAt,
   openSlotBytes,
   openSlotValuesAt,
-  summarySlotBytes,
+  summaryBytes,
+  summaryHeadAt,
+  summaryKindIndex,
+  summaryScalesAt,
 } from "../layout.ts";
 import { assertMatrixRows } from "../validate.ts";
 import { quantizeRows, quantizeRowsInt4, roundToBf16, SCALE_GROUP } from "./quantize-rows.ts";
@@ -85,27 +88,32 @@ export class ReferenceMatrix implements Matrix {
   }
 }
 
+interface SummaryOfHead {
+  layer: number;
+  kvHead: number;
+  bytes: Uint8Array;
+}
+
 /** A KV pool with an array for every block and slot. Ids out of range and bytes of the wrong length are assertions. */
 export class ReferencePool implements KvPool {
   readonly spec: Readonly<KvPoolSpec>;
   readonly blockBytes: number;
   readonly openSlotBytes: number;
-  readonly summarySlotBytes: number;
+  readonly summaryBytes: number;
   readonly #blocks: Uint8Array<ArrayBuffer>[];
   readonly #open: Float32Array<ArrayBuffer>[];
-  readonly #summaries: Float32Array<ArrayBuffer>[];
+  /** Per kind of the spec, per slot. */
+  readonly #summaries: Uint8Array<ArrayBuffer>[][];
 
   constructor(spec: KvPoolSpec) {
     assertPoolSpec(spec);
     this.spec = { ...spec, summaryKinds: [...spec.summaryKinds] };
     this.blockBytes = blockLayout(spec).bytes;
     this.openSlotBytes = openSlotBytes(spec);
-    this.summarySlotBytes = summarySlotBytes(spec);
+    this.summaryBytes = summaryBytes(spec);
     this.#blocks = poisoned(spec.blockCount, this.blockBytes);
     this.#open = poisoned(spec.openSlotCount, this.openSlotBytes).map((bytes) => new Float32Array(bytes.buffer));
-    this.#summaries = poisoned(spec.summarySlotCount, this.summarySlotBytes).map(
-      (bytes) => new Float32Array(bytes.buffer),
-    );
+    this.#summaries = spec.summaryKinds.map(() => poisoned(spec.summarySlotCount, this.summaryBytes));
   }
 
   /** The bytes of a block, not a copy. */
@@ -123,9 +131,20 @@ export class ReferencePool implements KvPool {
     return this.#openHead(slot, openSlotValuesAt(this.spec) + openHeadAt(this.spec, layer, kvHead));
   }
 
-  /** The f32 elements of a summary slot, not a copy. */
-  summary(slot: number): Float32Array {
-    return entry(this.#summaries, slot, "summary slot");
+  /** The summaries of one KV head of a slot: codes `[4 pages][2][headDim]` and scales `[4 pages][2]`, not copies. */
+  summary(slot: number, kind: SummaryKind, layer: number, kvHead: number): { codes: Int8Array; scales: Float32Array } {
+    const { buffer } = this.#summary(slot, kind);
+    const at = summaryHeadAt(this.spec, layer, kvHead);
+    const codeCount = summaryScalesAt(this.spec.headDim);
+    return {
+      codes: new Int8Array(buffer, at, codeCount),
+      scales: new Float32Array(buffer, at + codeCount, PAGES_PER_BLOCK * 2),
+    };
+  }
+
+  /** Puts what `summarizeKeys` made of one KV head into a slot. */
+  setSummary(slot: number, kind: SummaryKind, { layer, kvHead, bytes }: SummaryOfHead): void {
+    this.#summary(slot, kind).set(bytes, summaryHeadAt(this.spec, layer, kvHead));
   }
 
   async readBlock(blockId: number): Promise<Uint8Array<ArrayBuffer>> {
@@ -137,16 +156,13 @@ export class ReferencePool implements KvPool {
     this.block(blockId).set(bytes);
   }
 
-  async readSummary(slot: number): Promise<Uint8Array<ArrayBuffer>> {
-    return new Uint8Array(entry(this.#summaries, slot, "summary slot").slice().buffer);
+  async readSummary(slot: number, kind: SummaryKind): Promise<Uint8Array<ArrayBuffer>> {
+    return this.#summary(slot, kind).slice();
   }
 
-  writeSummary(slot: number, bytes: Uint8Array): void {
-    assert(
-      bytes.length === this.summarySlotBytes,
-      `a summary slot has ${this.summarySlotBytes} bytes, not ${bytes.length}`,
-    );
-    new Uint8Array(entry(this.#summaries, slot, "summary slot").buffer).set(bytes);
+  writeSummary(slot: number, kind: SummaryKind, bytes: Uint8Array): void {
+    assert(bytes.length === this.summaryBytes, `a summary has ${this.summaryBytes} bytes, not ${bytes.length}`);
+    this.#summary(slot, kind).set(bytes);
   }
 
   async readOpen(slot: number, tokenCount: number): Promise<Uint8Array<ArrayBuffer>> {
@@ -160,6 +176,11 @@ export class ReferencePool implements KvPool {
     assert(bytes.length === elements * 4, `${tokenCount} open tokens have ${elements * 4} bytes, not ${bytes.length}`);
     const from = new Float32Array(bytes.slice().buffer);
     this.#eachOpenHead(slot, tokenCount, (head, at) => head.set(from.subarray(at, at + head.length)));
+  }
+
+  #summary(slot: number, kind: SummaryKind): Uint8Array<ArrayBuffer> {
+    const slots = this.#summaries[summaryKindIndex(this.spec, kind)] as Uint8Array<ArrayBuffer>[];
+    return entry(slots, slot, "summary slot");
   }
 
   #openHead(slot: number, at: number): Float32Array {

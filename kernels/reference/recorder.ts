@@ -10,7 +10,7 @@ import type {
   StepSlice,
 } from "../contract.ts";
 import { sampleRow } from "../sample-row.ts";
-import { emptyTraffic, MissSet } from "../traffic.ts";
+import { ChosenBlocks, emptyTraffic, MissSet } from "../traffic.ts";
 import { assertSlices, assertSlicesFit } from "../validate.ts";
 import { append } from "./append.ts";
 import { attend } from "./attend.ts";
@@ -31,6 +31,7 @@ export class ReferenceRecorder implements StepRecorder {
   readonly #onEnd: () => void;
   readonly #traffic: SliceTraffic[];
   readonly #misses = new MissSet();
+  readonly #chosenBlocks: ChosenBlocks;
   readonly #samples: Sample[] = [];
   readonly #checkedPools = new Set<ReferencePool>();
   #selected: { pool: ReferencePool; layer: number; groups: GroupSelection[] } | undefined;
@@ -41,6 +42,7 @@ export class ReferenceRecorder implements StepRecorder {
     this.#slices = slices;
     this.#rowCount = slices.reduce((rows, slice) => rows + slice.rowCount, 0);
     this.#traffic = slices.map(emptyTraffic);
+    this.#chosenBlocks = new ChosenBlocks(slices);
     this.#onEnd = onEnd;
   }
 
@@ -101,7 +103,7 @@ export class ReferenceRecorder implements StepRecorder {
   select({ pool, layer, headCount, q }: Args<"select">): void {
     const own = this.#poolFor(pool, layer, headCount);
     const queries = floatsOf(q, this.#rowCount * headCount * pool.spec.headDim);
-    const counters = { misses: this.#misses, traffic: this.#traffic };
+    const counters = { misses: this.#misses, chosenBlocks: this.#chosenBlocks, traffic: this.#traffic };
     const groups = select({ pool: own, layer, headCount, q: queries }, this.#slices, counters);
     this.#selected = { pool: own, layer, groups };
   }
@@ -129,7 +131,8 @@ export class ReferenceRecorder implements StepRecorder {
     this.#assertOpen();
     this.#ended = true;
     this.#onEnd();
-    return { samples: this.#samples, misses: this.#misses.list(), traffic: this.#traffic };
+    const misses = this.#misses.list();
+    return { samples: this.#samples, misses, traffic: this.#traffic, ...this.#chosenBlocks.list() };
   }
 
   /** What the last `select` chose. */

@@ -1,9 +1,7 @@
 /** Scores of selection: one raw score per (query, candidate), and how several queries' scores become one. */
-
-import { decodeKeys } from "../block-codec.ts";
+import { decodeKeys, roundHalfEven } from "../block-codec.ts";
 import type { CombineRule, PageScorer, StepSlice } from "../contract.ts";
 import { PAGE_TOKENS, PAGES_PER_BLOCK } from "../contract.ts";
-import { summaryHeadAt } from "../layout.ts";
 import type { ReferencePool } from "./memory.ts";
 
 /** The queries of one group that vote together: a row's query vector `[headDim]` and the KV head it reads. */
@@ -12,7 +10,7 @@ export interface Query {
   kvHead: number;
 }
 
-/** `q.c + radiusWeight * |q|.r` of pages `[start, end)`, rounded to f32 once. */
+/** Scores of pages `[start, end)`, as `PageScorer` defines them. */
 export function scorePages(
   { pool, layer, slice }: { pool: ReferencePool; layer: number; slice: StepSlice },
   scorer: PageScorer,
@@ -21,20 +19,38 @@ export function scorePages(
 ): Float32Array {
   const { headDim } = pool.spec;
   const scores = new Float32Array(end - start);
-  const headAt = summaryHeadAt(pool.spec, scorer.summary, layer, query.kvHead);
+  const { codes: q, scale: qScale } = queryCodes(query.vector);
+  const weight = Math.fround(scorer.radiusWeight);
   for (let page = start; page < end; page++) {
-    const summary = pool.summary(slice.summarySlots[Math.floor(page / PAGES_PER_BLOCK)] as number);
-    const centreAt = headAt + (page % PAGES_PER_BLOCK) * 2 * headDim;
+    const slot = slice.summarySlots[Math.floor(page / PAGES_PER_BLOCK)] as number;
+    const { codes, scales } = pool.summary(slot, scorer.summary, layer, query.kvHead);
+    const entry = (page % PAGES_PER_BLOCK) * 2;
     let towardsCentre = 0;
     let reach = 0;
     for (let channel = 0; channel < headDim; channel++) {
-      const value = query.vector[channel] as number;
-      towardsCentre += value * (summary[centreAt + channel] as number);
-      reach += Math.abs(value) * (summary[centreAt + headDim + channel] as number);
+      const code = q[channel] as number;
+      towardsCentre += code * (codes[entry * headDim + channel] as number);
+      reach += Math.abs(code) * (codes[(entry + 1) * headDim + channel] as number);
     }
-    scores[page - start] = towardsCentre + scorer.radiusWeight * reach;
+    const centreUnit = Math.fround(qScale * (scales[entry] as number));
+    const reachUnit = Math.fround(Math.fround(qScale * (scales[entry + 1] as number)) * weight);
+    const centrePart = Math.fround(centreUnit * Math.fround(towardsCentre));
+    scores[page - start] = centrePart + Math.fround(reachUnit * Math.fround(reach));
   }
   return scores;
+}
+
+/** A query in 16 bits. */
+function queryCodes(vector: Float32Array): { codes: Float64Array; scale: number } {
+  let max = 0;
+  for (const value of vector) max = Math.max(max, Math.abs(value));
+  const scale = Math.fround(max / 32767);
+  const codes = Float64Array.from(vector, (value) => {
+    const quotient = Math.fround(value / scale);
+    if (scale === 0 || Number.isNaN(quotient)) return 0;
+    return Math.max(-32767, Math.min(32767, roundHalfEven(quotient)));
+  });
+  return { codes, scale };
 }
 
 /** Per query: `q.k` against the decoded keys of every token of `pages` (all resident), rounded to f32 once. */

@@ -20,7 +20,7 @@ import {
   topIndices,
   withForcedPages,
 } from "../page-range.ts";
-import { keyReadBytes, type MissSet, summaryReadBytes } from "../traffic.ts";
+import { type ChosenBlocks, keyReadBytes, type MissSet, summaryReadBytes } from "../traffic.ts";
 import type { ReferencePool } from "./memory.ts";
 import { combine, type Query, scorePages, scoreTokens } from "./score.ts";
 
@@ -59,17 +59,22 @@ interface Scope {
   group: QueryGroup;
   range: PageRange;
   misses: MissSet;
+  chosenBlocks: ChosenBlocks;
   traffic: SliceTraffic;
 }
 
-/**
- * Selections of every query group and KV head, ascending by (slice, group, KV head). Adds to `misses` what was wanted and is not
- * resident, and to `traffic` (one per slice) what was read.
- */
+/** What a step gathers as its layers select: what was wanted and is not resident, which blocks were chosen, and per slice what was read. */
+export interface SelectCounters {
+  misses: MissSet;
+  chosenBlocks: ChosenBlocks;
+  traffic: readonly SliceTraffic[];
+}
+
+/** Selections of every query group and KV head, ascending by (slice, group, KV head). Adds to `counters`. */
 export function select(
   args: SelectArgs,
   slices: readonly StepSlice[],
-  { misses, traffic }: { misses: MissSet; traffic: readonly SliceTraffic[] },
+  { misses, chosenBlocks, traffic }: SelectCounters,
 ): GroupSelection[] {
   const selections: GroupSelection[] = [];
   let sliceRow = 0;
@@ -78,9 +83,10 @@ export function select(
       const firstRow = sliceRow + group.firstRow;
       const range = pageRange(slice.plan, group);
       const sliceTraffic = traffic[sliceIndex] as SliceTraffic;
-      const scope = { args, slice, sliceIndex, firstRow, group, range, misses, traffic: sliceTraffic };
+      const scope = { args, slice, sliceIndex, firstRow, group, range, misses, chosenBlocks, traffic: sliceTraffic };
       selectGroup(scope).forEach((chosen, kvHead) => {
         noteMisses(scope, chosen);
+        noteChosen(scope, chosen);
         if (chosen.pages !== undefined) {
           sliceTraffic.pagesSelected += chosen.pages.length;
           sliceTraffic.pagesInContext += range.pageEnd;
@@ -129,9 +135,10 @@ function choosePages(scope: Scope, plan: Plan, kvHeads: readonly number[]): numb
 /** The second stage of a token plan: the best tokens of the kept pages. */
 function chooseTokens(scope: Scope, pages: number[], kvHeads: readonly number[]): Chosen {
   const { args, range, slice } = scope;
-  const isCandidate = (page: number): boolean => page >= range.sinkEnd && page < range.recentStart;
   noteMisses(scope, { pages });
-  const kept = pages.filter((page) => isCandidate(page) && isResident(scope, Math.floor(page / PAGES_PER_BLOCK)));
+  const isHere = (page: number): boolean => isResident(scope, Math.floor(page / PAGES_PER_BLOCK));
+  noteChosen(scope, { pages: pages.filter((page) => !isHere(page)) });
+  const kept = pages.filter((page) => isCandidate(range, page) && isHere(page));
   const takeTokens = range.takePages * PAGE_TOKENS;
   let tokens = Array.from({ length: kept.length * PAGE_TOKENS }, (_, index) => index);
   if (takeTokens < tokens.length) {
@@ -145,7 +152,7 @@ function chooseTokens(scope: Scope, pages: number[], kvHeads: readonly number[])
     const page = kept[Math.floor(index / PAGE_TOKENS)] as number;
     masks.set(page, (masks.get(page) ?? 0) | (1 << (index % PAGE_TOKENS)));
   }
-  const attended = pages.filter((page) => !isCandidate(page) || masks.has(page));
+  const attended = pages.filter((page) => !isCandidate(range, page) || masks.has(page));
   return { pages: attended, tokenMasks: attended.map((page) => masks.get(page) ?? 0xffff) };
 }
 
@@ -167,6 +174,19 @@ function queriesOf({ args, firstRow, group }: Scope, kvHeads: readonly number[])
 
 function isResident({ args, slice }: Scope, block: number): boolean {
   return slice.blockIds[args.layer * slice.blockCapacity + block] !== NOT_RESIDENT;
+}
+
+function isCandidate(range: PageRange, page: number): boolean {
+  return page >= range.sinkEnd && page < range.recentStart;
+}
+
+/** Blocks of the candidates among the pages. */
+function noteChosen({ args, sliceIndex, range, chosenBlocks }: Scope, { pages = [] }: Chosen): void {
+  if (!chosenBlocks.wants(sliceIndex)) return;
+  for (const page of pages) {
+    if (!isCandidate(range, page)) continue;
+    chosenBlocks.add({ sliceIndex, layer: args.layer, block: Math.floor(page / PAGES_PER_BLOCK) });
+  }
 }
 
 /** Blocks before the last row's own that hold a chosen page and are not on the device. */
