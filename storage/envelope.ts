@@ -18,6 +18,8 @@ export interface EnvelopeKind {
   readonly magic: string;
   /** The version written, and the newest that is read. */
   readonly version: number;
+  /** The oldest that is read; without it, only the one written. */
+  readonly oldestVersion?: number;
 }
 
 /** An envelope under construction: fill `body`, then call {@link sealEnvelope}. */
@@ -56,7 +58,7 @@ export function envelopeDigest(bytes: Uint8Array): string {
 
 /**
  * Verifies an object and returns its body, a view into `bytes`.
- * @throws {FormatError} `corrupt`; `unsupported_version` for an intact object of a newer version; `mismatch` for an
+ * @throws {FormatError} `corrupt`; `unsupported_version` for an intact object of a version that is not read; `mismatch` for an
  *   intact object whose digest is not `expectedDigest`.
  */
 export function openEnvelope(kind: EnvelopeKind, bytes: Uint8Array, expectedDigest?: string): Uint8Array {
@@ -70,8 +72,9 @@ export function openEnvelope(kind: EnvelopeKind, bytes: Uint8Array, expectedDige
   refuseUnless(intact, `${kind.magic}: digest does not match`);
   const version = view.getUint32(8, true);
   refuseUnless(version >= 1, `${kind.magic}: version 0`);
-  if (version > kind.version) {
-    throw new FormatError("unsupported_version", `${kind.magic}: version ${version}, newest known is ${kind.version}`);
+  const oldest = kind.oldestVersion ?? kind.version;
+  if (version > kind.version || version < oldest) {
+    throw new FormatError("unsupported_version", `${kind.magic}: version ${version}, not ${oldest} to ${kind.version}`);
   }
   if (expectedDigest !== undefined && envelopeDigest(bytes) !== expectedDigest) {
     throw new FormatError("mismatch", `${kind.magic}: not the object that was named`);

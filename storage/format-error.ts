@@ -2,7 +2,7 @@
 export type FormatErrorCode =
   /** Damaged, cut, or never ours. */
   | "corrupt"
-  /** Intact, but written by a newer version than this one can read: leave it alone. */
+  /** Intact, but of a version that is not read here, newer or too old: leave it alone. */
   | "unsupported_version"
   /** Intact, but not what was asked for: another geometry, chain or position. */
   | "mismatch";

@@ -10,7 +10,7 @@ import { LIMITS } from "../protocol/limits.ts";
 import { type ListPage, type PageStore, StoreError } from "./contract.ts";
 import { FormatError } from "./format-error.ts";
 import { type ObjectKeys, parseObjectKey } from "./keys.ts";
-import { loadManifest, objectKeysOf } from "./manifest.ts";
+import { loadSessionRecord } from "./session-record.ts";
 
 const DELETE_KEYS_MAX = 1000;
 const PREFIX_PATTERN = /^kv\/([0-9a-f]{1,64}\/)?$/;
@@ -132,7 +132,7 @@ async function readManifests(
       return;
     }
     report.manifestCount++;
-    for (const key of objectKeysOf(outcome)) reachable.named.add(key);
+    for (const key of outcome.objectKeys) reachable.named.add(key);
   };
   for (let from = 0; from < sessions.length; from += LIMITS.storeConcurrency) {
     await Promise.all(sessions.slice(from, from + LIMITS.storeConcurrency).map(readOne));
@@ -144,7 +144,7 @@ async function readManifests(
 async function readManifest(store: PageStore, key: string, signal: AbortSignal | undefined) {
   for (let attempt = 1; ; attempt++) {
     try {
-      return (await loadManifest(store, key, signal))?.manifest;
+      return await loadSessionRecord(store, key, signal);
     } catch (error) {
       if (error instanceof FormatError && error.code === "unsupported_version") return "newer";
       const damaged = error instanceof FormatError || (error instanceof StoreError && error.code === "corrupt");

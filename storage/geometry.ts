@@ -21,8 +21,10 @@ const SUMMARY_KIND_COUNT_MAX = 4;
 
 /** How sealed blocks are encoded. */
 export type StoredEncoding = (typeof ENCODINGS)[number];
-/** Kinds of page summaries that a slot may hold. */
+/** Kinds of page summaries. */
 export type StoredSummaryKind = (typeof SUMMARY_KINDS)[number];
+/** Kinds of summary objects: where no summaries are kept, `none` still has the chains and block checksums. */
+export type SummaryObjectKind = StoredSummaryKind | "none";
 
 /** Sizes and settings that every stored byte depends on. */
 export interface KvGeometry {
@@ -30,14 +32,14 @@ export interface KvGeometry {
   readonly kvHeadCount: number;
   readonly headDim: number;
   readonly encoding: StoredEncoding;
-  /** In the order in which they lie in a summary slot; each at most once. */
+  /** Which are stored, in the order in which a tail holds them; each at most once. */
   readonly summaryKinds: readonly StoredSummaryKind[];
   /** One block of one layer: 64 tokens, K and V, all KV heads. */
   readonly blockBytes: number;
   /** One token of an open slot: K and V in f32, all layers. */
   readonly openTokenBytes: number;
-  /** Summaries of one logical block: 4 pages, all layers and kinds. 0 without kinds. */
-  readonly summarySlotBytes: number;
+  /** Summaries of one kind of one logical block: 4 pages, all layers. */
+  readonly summaryBytes: number;
   /** A multiple of 64. */
   readonly segmentTokens: number;
 }
@@ -69,7 +71,7 @@ export function kvGeometry(shape: KvShape): KvGeometry {
     summaryKinds: [...summaryKinds],
     blockBytes: encoding === "f32" ? f32BlockBytes : int8BlockBytes,
     openTokenBytes: 2 * layerCount * kvHeadCount * headDim * 4,
-    summarySlotBytes: summaryKinds.length * layerCount * kvHeadCount * PAGES_PER_BLOCK * 2 * headDim * 4,
+    summaryBytes: layerCount * kvHeadCount * PAGES_PER_BLOCK * (2 * headDim + 2 * 4),
     segmentTokens: shape.segmentTokens ?? SEGMENT_TOKENS_DEFAULT,
   };
   assert(isKvGeometry(geometry), "geometry: impossible shape");
@@ -88,7 +90,7 @@ export function isKvGeometry(value: unknown): value is KvGeometry {
     isKindList(g.summaryKinds) &&
     inRange(g.blockBytes, 1, 2 ** 30) &&
     inRange(g.openTokenBytes, 1, 2 ** 30) &&
-    inRange(g.summarySlotBytes, g.summaryKinds.length === 0 ? 0 : 1, 2 ** 30) &&
+    inRange(g.summaryBytes, 1, 2 ** 30) &&
     inRange(g.segmentTokens, BLOCK_TOKENS, 65_536) &&
     g.segmentTokens % BLOCK_TOKENS === 0
   );
@@ -104,9 +106,19 @@ export function sameGeometry(a: KvGeometry, b: KvGeometry): boolean {
     a.summaryKinds.join() === b.summaryKinds.join() &&
     a.blockBytes === b.blockBytes &&
     a.openTokenBytes === b.openTokenBytes &&
-    a.summarySlotBytes === b.summarySlotBytes &&
+    a.summaryBytes === b.summaryBytes &&
     a.segmentTokens === b.segmentTokens
   );
+}
+
+/** Kinds of summary objects that cover every segment of such a geometry, in order; at least one. */
+export function summaryObjectKinds(geometry: KvGeometry): readonly SummaryObjectKind[] {
+  return geometry.summaryKinds.length === 0 ? ["none"] : geometry.summaryKinds;
+}
+
+/** Number of a kind in binary formats: 0 for `none`. */
+export function summaryKindCode(kind: SummaryObjectKind): number {
+  return kind === "none" ? 0 : SUMMARY_KINDS.indexOf(kind) + 1;
 }
 
 /** Blocks of one layer in one segment. */
@@ -123,12 +135,11 @@ export function writeGeometry(bytes: Uint8Array, offset: number, geometry: KvGeo
   view.setUint32(offset + 8, geometry.headDim, true);
   view.setUint32(offset + 12, ENCODINGS.indexOf(geometry.encoding), true);
   for (let i = 0; i < SUMMARY_KIND_COUNT_MAX; i++) {
-    const kind = geometry.summaryKinds[i];
-    view.setUint8(offset + 16 + i, kind === undefined ? 0 : SUMMARY_KINDS.indexOf(kind) + 1);
+    view.setUint8(offset + 16 + i, summaryKindCode(geometry.summaryKinds[i] ?? "none"));
   }
   view.setUint32(offset + 20, geometry.blockBytes, true);
   view.setUint32(offset + 24, geometry.openTokenBytes, true);
-  view.setUint32(offset + 28, geometry.summarySlotBytes, true);
+  view.setUint32(offset + 28, geometry.summaryBytes, true);
   view.setUint32(offset + 32, geometry.segmentTokens, true);
 }
 
@@ -152,7 +163,7 @@ export function readGeometry(bytes: Uint8Array, offset: number, expected?: KvGeo
     summaryKinds: kindCodes.slice(0, kindCount).map((code) => SUMMARY_KINDS[code - 1]),
     blockBytes: view.getUint32(offset + 20, true),
     openTokenBytes: view.getUint32(offset + 24, true),
-    summarySlotBytes: view.getUint32(offset + 28, true),
+    summaryBytes: view.getUint32(offset + 28, true),
     segmentTokens: view.getUint32(offset + 32, true),
   };
   refuseUnless(isKvGeometry(geometry), "geometry: out of bounds");

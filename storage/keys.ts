@@ -2,7 +2,7 @@
  * Every key of the page store:
  *
  *   kv/<namespace>/<fingerprint16>.<numericsId>.<layout>/seg/<chain>
- *                                                       /sum/<chain>-<tokenCount>
+ *                                                       /sum-<kind>/<chain>-<tokenCount>
  *                                                       /tail/<sessionKey>/<chain>-<generation>
  *                                                       /session/<sessionKey>
  *
@@ -12,11 +12,11 @@
 import { assert } from "../protocol/assert.ts";
 import { isChainHex } from "./bytes.ts";
 import { sha256Hex } from "./checksum.ts";
-import { GEOMETRY_BYTES, type KvGeometry, writeGeometry } from "./geometry.ts";
+import { GEOMETRY_BYTES, type KvGeometry, type SummaryObjectKind, writeGeometry } from "./geometry.ts";
 import { isKeyPart } from "./key-rules.ts";
 
 /** Version of the byte layouts of blocks, summaries and open tokens. */
-export const LAYOUT_VERSION = 1;
+export const LAYOUT_VERSION = 2;
 
 /** Everything stored lies under this prefix. */
 export const ROOT_PREFIX = "kv/";
@@ -43,7 +43,7 @@ export interface ObjectKeys {
   readonly prefix: string;
   segment(chain: string): string;
   /** `chain` at the end of the run, `tokenCount` its length. */
-  summary(chain: string, tokenCount: number): string;
+  summary(kind: SummaryObjectKind, chain: string, tokenCount: number): string;
   tail(sessionId: string, chain: string, generation: number): string;
   /** Every tail of a session begins with this. */
   tailPrefix(sessionId: string): string;
@@ -74,7 +74,7 @@ export function objectKeys(space: KeySpace): ObjectKeys {
     namespace: space.namespace,
     prefix,
     segment: (chain) => `${prefix}seg/${checkedChain(chain)}`,
-    summary: (chain, tokenCount) => `${prefix}sum/${checkedChain(chain)}-${checkedCount(tokenCount)}`,
+    summary: (kind, chain, tokenCount) => `${prefix}sum-${kind}/${checkedChain(chain)}-${checkedCount(tokenCount)}`,
     tail: (sessionId, chain, generation) =>
       `${prefix}tail/${sessionKeyOf(sessionId)}/${checkedChain(chain)}-${checkedCount(generation)}`,
     tailPrefix: (sessionId) => `${prefix}tail/${sessionKeyOf(sessionId)}/`,
@@ -82,15 +82,19 @@ export function objectKeys(space: KeySpace): ObjectKeys {
   };
 }
 
-const KEY_PATTERN = /^(kv\/[0-9a-f]{1,64}\/)[A-Za-z0-9._-]+\/(seg|sum|tail|session)\//;
+/** Layout version 1 had all kinds of summaries in objects under `sum`. */
+const KEY_PATTERN = /^(kv\/[0-9a-f]{1,64}\/)[A-Za-z0-9._-]+\/(seg|sum(?:-[a-z-]+)?|tail|session)\//;
 
-/** Which kind of object a key names, and its tenant's prefix; undefined for keys that are not ours. */
+/** Which kind of object a key names, of any layout version, and its tenant's prefix; undefined for keys that are not ours. */
 export function parseObjectKey(
   key: string,
 ): { kind: "seg" | "sum" | "tail" | "session"; namespacePrefix: string } | undefined {
   const match = KEY_PATTERN.exec(key);
   if (match === null) return undefined;
-  return { namespacePrefix: match[1] as string, kind: match[2] as "seg" | "sum" | "tail" | "session" };
+  return {
+    namespacePrefix: match[1] as string,
+    kind: (match[2] as string).split("-")[0] as "seg" | "sum" | "tail" | "session",
+  };
 }
 
 function geometryTag(geometry: KvGeometry): string {

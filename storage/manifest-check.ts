@@ -1,13 +1,15 @@
 /** What makes a manifest acceptable, whatever wrote it: hostile JSON must not get past here. */
 import { isChainHex } from "./bytes.ts";
-import { BLOCK_TOKENS, isKvGeometry, type KvGeometry } from "./geometry.ts";
+import { BLOCK_TOKENS, isKvGeometry, type KvGeometry, summaryObjectKinds } from "./geometry.ts";
 import { isStoreKey } from "./key-rules.ts";
 import { segmentBytes } from "./segment.ts";
 import { tailBytes } from "./tail.ts";
 
 /** Version of the manifest's fields and envelope. */
-export const MANIFEST_FORMAT_VERSION = 1;
+export const MANIFEST_FORMAT_VERSION = 2;
 const TEXT_CHARACTERS_MAX = 1024;
+/** Hot blocks of one layer; bounds what a hostile manifest can ask for. */
+const HOT_BLOCKS_MAX = 1024;
 
 type Fields = Record<string, unknown>;
 
@@ -48,16 +50,28 @@ function coverageProblem(manifest: Fields, geometry: KvGeometry, tokenCount: num
   const { segmentTokens } = geometry;
   const sealedTokens = segments.length * segmentTokens;
   if (!segments.every((ref, i) => isSegmentRef(ref, geometry, i * segmentTokens))) return "segments";
-  let nextToken = 0;
-  for (const ref of summaries as unknown[]) {
-    if (!isWholeRef(ref) || ref.fromToken !== nextToken || ref.tokenCount % segmentTokens !== 0) return "summaries";
-    nextToken += ref.tokenCount;
-  }
-  if (nextToken !== sealedTokens) return "summaries do not cover the segments";
+  const summaryProblem = summariesProblem(summaries, geometry, sealedTokens);
+  if (summaryProblem !== undefined) return summaryProblem;
   if (tail === undefined) return sealedTokens === tokenCount ? undefined : "tail is missing";
   if (!isWholeRef(tail) || tail.fromToken !== sealedTokens) return "tail";
   if (tail.objectBytes !== tailBytes(geometry, tail.tokenCount)) return "tail has another length";
   return sealedTokens + tail.tokenCount === tokenCount ? undefined : "tail does not end at tokenCount";
+}
+
+/** Every kind of the geometry covers the segments, one kind after the other. */
+function summariesProblem(summaries: unknown[], geometry: KvGeometry, sealedTokens: number): string | undefined {
+  let at = 0;
+  for (const kind of summaryObjectKinds(geometry)) {
+    let nextToken = 0;
+    for (; nextToken < sealedTokens; at++) {
+      const ref = summaries[at];
+      if (!isWholeRef(ref) || ref.kind !== kind || ref.fromToken !== nextToken) return "summaries";
+      if (ref.tokenCount % geometry.segmentTokens !== 0) return "summaries";
+      nextToken += ref.tokenCount;
+    }
+    if (nextToken !== sealedTokens) return "summaries do not cover the segments";
+  }
+  return at === summaries.length ? undefined : "summaries of more than the segments";
 }
 
 function hotBlocksProblem(hotBlocks: unknown, geometry: KvGeometry, tokenCount: number): string | undefined {
@@ -65,7 +79,11 @@ function hotBlocksProblem(hotBlocks: unknown, geometry: KvGeometry, tokenCount: 
   if (hotBlocks.length !== 0 && hotBlocks.length !== geometry.layerCount) return "hotBlocks";
   const blockCount = Math.ceil(tokenCount / BLOCK_TOKENS);
   const acceptable = hotBlocks.every(
-    (layer) => Array.isArray(layer) && layer.every((block) => isCount(block, 0) && block < blockCount),
+    (layer) =>
+      Array.isArray(layer) &&
+      layer.length <= HOT_BLOCKS_MAX &&
+      new Set(layer).size === layer.length &&
+      layer.every((block) => isCount(block, 0) && block < blockCount),
   );
   return acceptable ? undefined : "hotBlocks";
 }

@@ -7,11 +7,14 @@ import type { Span } from "../protocol/generate.ts";
 import type { PageStore, PutResult } from "./contract.ts";
 import { beginEnvelope, openEnvelope, sealEnvelope } from "./envelope.ts";
 import { FormatError, refuseUnless } from "./format-error.ts";
-import type { KvGeometry } from "./geometry.ts";
+import type { KvGeometry, SummaryObjectKind } from "./geometry.ts";
 import { parseObjectKey } from "./keys.ts";
 import { MANIFEST_FORMAT_VERSION, manifestProblem } from "./manifest-check.ts";
 
-const KIND = { magic: "QUIREMAN", version: MANIFEST_FORMAT_VERSION } as const;
+/** First bytes of every manifest, of any version. */
+export const MANIFEST_MAGIC = "QUIREMAN";
+
+const KIND = { magic: MANIFEST_MAGIC, version: MANIFEST_FORMAT_VERSION } as const;
 
 /** Where one segment lies. Several segments may share one object. */
 export interface SegmentRef {
@@ -27,7 +30,7 @@ export interface SegmentRef {
   objectBytes: number;
 }
 
-/** A summary object or tail, read whole. */
+/** An object that is read whole: a tail, or what {@link SummaryRef} names. */
 export interface WholeRef {
   objectKey: string;
   objectBytes: number;
@@ -35,6 +38,11 @@ export interface WholeRef {
   sha256: string;
   fromToken: number;
   tokenCount: number;
+}
+
+/** An object with summaries of one kind. */
+export interface SummaryRef extends WholeRef {
+  kind: SummaryObjectKind;
 }
 
 /** What is stored of one session. Field by field in `docs/page-format.md`. */
@@ -56,11 +64,11 @@ export interface Manifest {
   spans: Span[];
   /** Consecutive from token 0. */
   segments: SegmentRef[];
-  /** Runs of whole segments, consecutive from token 0, together covering exactly `segments`. */
-  summaries: WholeRef[];
+  /** For each kind of the geometry, in its order: runs of whole segments, consecutive from token 0, covering exactly `segments`. */
+  summaries: SummaryRef[];
   /** Present exactly when `tokenCount` goes beyond the segments. */
   tail?: WholeRef | undefined;
-  /** Empty, or per layer the logical blocks the last turn used most, most used first. */
+  /** Empty, or per layer the logical blocks that the last turn chose most often, most often first. */
   hotBlocks: number[][];
   updatedMs: number;
 }
@@ -77,7 +85,7 @@ export function encodeManifest(manifest: Manifest): Uint8Array<ArrayBuffer> {
 
 /**
  * Verifies everything that can be verified without other objects.
- * @throws {FormatError} `corrupt`, or `unsupported_version` for an intact manifest of a newer version.
+ * @throws {FormatError} `corrupt`, or `unsupported_version` for an intact manifest of another version.
  */
 export function decodeManifest(bytes: Uint8Array): Manifest {
   const body = openEnvelope(KIND, bytes);
@@ -170,7 +178,7 @@ function ordered(manifest: Manifest): Manifest {
       summaryKinds: g.summaryKinds,
       blockBytes: g.blockBytes,
       openTokenBytes: g.openTokenBytes,
-      summarySlotBytes: g.summarySlotBytes,
+      summaryBytes: g.summaryBytes,
       segmentTokens: g.segmentTokens,
     },
     generation: manifest.generation,
@@ -185,7 +193,7 @@ function ordered(manifest: Manifest): Manifest {
       objectOffset: ref.objectOffset,
       objectBytes: ref.objectBytes,
     })),
-    summaries: manifest.summaries.map(whole),
+    summaries: manifest.summaries.map((ref) => ({ kind: ref.kind, ...whole(ref) })),
     ...(manifest.tail === undefined ? {} : { tail: whole(manifest.tail) }),
     hotBlocks: manifest.hotBlocks,
     updatedMs: manifest.updatedMs,

@@ -1,9 +1,10 @@
 /**
- * Summaries of a run of whole segments: one segment, or several compacted. For each segment its chain, a copy of its
- * block checksums (so that block ranges can be verified without reading the segment's header) and its summary slots.
+ * Summaries of one kind of a run of whole segments: one segment, or several compacted. For each segment its chain, a copy
+ * of its block checksums (so that block ranges can be verified without reading the segment's header) and its slots.
+ * Each kind is an object of its own, because a turn scores by one kind only.
  *
- * Body of an envelope "QUIRESUM": 0 geometry (36)   36 u32 from token   40 u32 segment count n   44 chains, n x 32
- *   then checksums u32 `[segment][layer][block]`   then summary slots `[segment][block]`
+ * Body of an envelope "QUIRESUM": 0 geometry (36)   36 u32 from token   40 u32 segment count n   44 u32 kind
+ *   48 chains, n x 32   then checksums u32 `[segment][layer][block]`   then summary slots `[segment][block]`
  */
 import { assert } from "../protocol/assert.ts";
 import { CHAIN_BYTES, chainToBytes, readU32s, toHex, viewOf, writeU32s } from "./bytes.ts";
@@ -14,14 +15,18 @@ import {
   GEOMETRY_BYTES,
   type KvGeometry,
   readGeometry,
+  type SummaryObjectKind,
   sameGeometry,
+  summaryKindCode,
+  summaryObjectKinds,
   writeGeometry,
 } from "./geometry.ts";
 
-const KIND = { magic: "QUIRESUM", version: 1 } as const;
+const KIND = { magic: "QUIRESUM", version: 2 } as const;
 const FROM_TOKEN_OFFSET = GEOMETRY_BYTES;
 const SEGMENT_COUNT_OFFSET = GEOMETRY_BYTES + 4;
-const CHAINS_OFFSET = GEOMETRY_BYTES + 8;
+const KIND_OFFSET = GEOMETRY_BYTES + 8;
+const CHAINS_OFFSET = GEOMETRY_BYTES + 12;
 /** Bounds what a damaged or hostile count can ask for. */
 const SEGMENT_COUNT_MAX = 65_536;
 
@@ -31,13 +36,15 @@ export interface SegmentSummary {
   chain: string;
   /** CRC-32 of each block, `[layer][block]`; as in the segment's header. */
   checksums: Uint32Array;
-  /** Summary slots of the segment's blocks, one after the other. */
+  /** Summary slots of the segment's blocks, one after the other; empty in objects of kind `none`. */
   slots: Uint8Array;
 }
 
 /** Summaries of consecutive segments. */
 export interface SummaryObject {
   geometry: KvGeometry;
+  /** One that the geometry keeps. */
+  kind: SummaryObjectKind;
   /** A multiple of `geometry.segmentTokens`. */
   fromToken: number;
   /** Consecutive segments, at least one. */
@@ -49,21 +56,23 @@ export interface SummaryExpectation {
   /** Digest that the manifest names, hex. */
   sha256?: string;
   geometry?: KvGeometry;
+  kind?: SummaryObjectKind;
   fromToken?: number;
   tokenCount?: number;
 }
 
-/** The summary slot of one block, a view. */
+/** The summary slot of one block, a view; not for objects of kind `none`. */
 export function summarySlot(geometry: KvGeometry, segment: SegmentSummary, blockIndex: number): Uint8Array {
   assert(blockIndex >= 0 && blockIndex < blocksPerSegment(geometry), "summary slot: no such block");
-  const offset = blockIndex * geometry.summarySlotBytes;
-  return segment.slots.subarray(offset, offset + geometry.summarySlotBytes);
+  const offset = blockIndex * geometry.summaryBytes;
+  return segment.slots.subarray(offset, offset + geometry.summaryBytes);
 }
 
 /** Encodes a summary object; `envelopeDigest` of the result names it. @throws {AssertionError} for wrong sizes or positions. */
 export function encodeSummaryObject(input: SummaryObject): Uint8Array<ArrayBuffer> {
-  const { geometry, fromToken, segments } = input;
-  const sizes = sizesOf(geometry);
+  const { geometry, kind, fromToken, segments } = input;
+  const sizes = sizesOf(geometry, kind);
+  assert(summaryObjectKinds(geometry).includes(kind), "summaries: the geometry keeps no such kind");
   assert(segments.length >= 1 && segments.length <= SEGMENT_COUNT_MAX, "summaries: impossible segment count");
   assert(fromToken >= 0 && fromToken % geometry.segmentTokens === 0, "summaries: do not begin at a segment border");
   const envelope = beginEnvelope(KIND, CHAINS_OFFSET + segments.length * sizes.perSegmentBytes);
@@ -71,6 +80,7 @@ export function encodeSummaryObject(input: SummaryObject): Uint8Array<ArrayBuffe
   writeGeometry(body, 0, geometry);
   viewOf(body).setUint32(FROM_TOKEN_OFFSET, fromToken, true);
   viewOf(body).setUint32(SEGMENT_COUNT_OFFSET, segments.length, true);
+  viewOf(body).setUint32(KIND_OFFSET, summaryKindCode(kind), true);
   for (const [i, segment] of segments.entries()) {
     assert(segment.checksums.length === sizes.checksumCount, "summaries: checksum table of a wrong size");
     assert(segment.slots.byteLength === sizes.slotsBytes, "summaries: slots of a wrong size");
@@ -92,7 +102,10 @@ export function decodeSummaryObject(bytes: Uint8Array, expected: SummaryExpectat
   const geometry = readGeometry(body, 0, expected.geometry);
   const fromToken = viewOf(body).getUint32(FROM_TOKEN_OFFSET, true);
   const segmentCount = viewOf(body).getUint32(SEGMENT_COUNT_OFFSET, true);
-  const sizes = sizesOf(geometry);
+  const kindCode = viewOf(body).getUint32(KIND_OFFSET, true);
+  const kind = summaryObjectKinds(geometry).find((known) => summaryKindCode(known) === kindCode);
+  refuseUnless(kind !== undefined, "summaries: a kind that the geometry does not keep");
+  const sizes = sizesOf(geometry, kind);
   refuseUnless(segmentCount >= 1 && segmentCount <= SEGMENT_COUNT_MAX, "summaries: impossible segment count");
   refuseUnless(
     body.byteLength === CHAINS_OFFSET + segmentCount * sizes.perSegmentBytes,
@@ -100,6 +113,7 @@ export function decodeSummaryObject(bytes: Uint8Array, expected: SummaryExpectat
   );
   refuseUnless(fromToken % geometry.segmentTokens === 0, "summaries: do not begin at a segment border");
   const asExpected =
+    (expected.kind === undefined || expected.kind === kind) &&
     (expected.fromToken === undefined || expected.fromToken === fromToken) &&
     (expected.tokenCount === undefined || expected.tokenCount === segmentCount * geometry.segmentTokens);
   if (!asExpected) throw new FormatError("mismatch", "summaries: not the run expected");
@@ -111,12 +125,12 @@ export function decodeSummaryObject(bytes: Uint8Array, expected: SummaryExpectat
       slots: body.subarray(at.slots, at.slots + sizes.slotsBytes),
     };
   });
-  return { geometry, fromToken, segments };
+  return { geometry, kind, fromToken, segments };
 }
 
 /**
  * One object out of consecutive ones, which are not changed.
- * @throws {AssertionError} when they do not follow each other or differ in geometry.
+ * @throws {AssertionError} when they do not follow each other or differ in geometry or kind.
  */
 export function compactSummaries(objects: readonly SummaryObject[]): SummaryObject {
   const [first] = objects;
@@ -124,11 +138,13 @@ export function compactSummaries(objects: readonly SummaryObject[]): SummaryObje
   let nextToken = first.fromToken;
   for (const object of objects) {
     assert(sameGeometry(object.geometry, first.geometry), "compaction: geometries differ");
+    assert(object.kind === first.kind, "compaction: kinds differ");
     assert(object.fromToken === nextToken, "compaction: objects do not follow each other");
     nextToken += object.segments.length * object.geometry.segmentTokens;
   }
   return {
     geometry: first.geometry,
+    kind: first.kind,
     fromToken: first.fromToken,
     segments: objects.flatMap((object) => object.segments),
   };
@@ -140,9 +156,9 @@ interface Sizes {
   perSegmentBytes: number;
 }
 
-function sizesOf(geometry: KvGeometry): Sizes {
+function sizesOf(geometry: KvGeometry, kind: SummaryObjectKind): Sizes {
   const checksumCount = geometry.layerCount * blocksPerSegment(geometry);
-  const slotsBytes = blocksPerSegment(geometry) * geometry.summarySlotBytes;
+  const slotsBytes = kind === "none" ? 0 : blocksPerSegment(geometry) * geometry.summaryBytes;
   return { checksumCount, slotsBytes, perSegmentBytes: CHAIN_BYTES + 4 * checksumCount + slotsBytes };
 }
 

@@ -3,16 +3,23 @@
  * and generation. Its last, open block is stored in f32 as it lies in the open slot, so that appending goes on exactly.
  *
  * Body of an envelope "QUIRETAI": 0 geometry (36)   36 u32 from token   40 u32 token count n   44 u32 generation
- *   48 chain (32)   80 token ids u32, n   then blocks `[block][layer]`, floor(n/64) of them   then their summary slots
- *   then the n mod 64 open tokens: K f32 `[layer][kvHead][n mod 64][headDim]`, then V the same
+ *   48 chain (32)   80 token ids u32, n   then blocks `[block][layer]`, floor(n/64) of them   then their summary
+ *   slots `[kind][block]`*   then the n mod 64 open tokens: K f32 `[layer][kvHead][n mod 64][headDim]`, then V the same
  */
 import { assert } from "../protocol/assert.ts";
 import { CHAIN_BYTES, chainToBytes, readU32s, toHex, viewOf, writeU32s } from "./bytes.ts";
 import { beginEnvelope, openEnvelope, sealEnvelope } from "./envelope.ts";
 import { FormatError, refuseUnless } from "./format-error.ts";
-import { BLOCK_TOKENS, GEOMETRY_BYTES, type KvGeometry, readGeometry, writeGeometry } from "./geometry.ts";
+import {
+  BLOCK_TOKENS,
+  GEOMETRY_BYTES,
+  type KvGeometry,
+  readGeometry,
+  type StoredSummaryKind,
+  writeGeometry,
+} from "./geometry.ts";
 
-const KIND = { magic: "QUIRETAI", version: 1 } as const;
+const KIND = { magic: "QUIRETAI", version: 2 } as const;
 const FROM_TOKEN_OFFSET = GEOMETRY_BYTES;
 const TOKEN_COUNT_OFFSET = GEOMETRY_BYTES + 4;
 const GENERATION_OFFSET = GEOMETRY_BYTES + 8;
@@ -32,8 +39,8 @@ export interface TailInput {
   ids: Uint32Array;
   /** Bytes of a sealed block, `index` counted within the tail. */
   block(index: number, layer: number): Uint8Array;
-  /** Summary slot of a sealed block. */
-  summary(index: number): Uint8Array;
+  /** Summary slot of a sealed block, for each kind that the geometry keeps. */
+  summary(index: number, kind: StoredSummaryKind): Uint8Array;
   /** The `ids.length % 64` tokens of the open block, `openTokenBytes` each, as the open slot gives them. */
   open: Uint8Array;
 }
@@ -84,9 +91,11 @@ export function encodeTail(input: TailInput): Uint8Array<ArrayBuffer> {
       assert(block.byteLength === geometry.blockBytes, "tail: block of a wrong size");
       body.set(block, at.blocks + (index * geometry.layerCount + layer) * geometry.blockBytes);
     }
-    const summary = input.summary(index);
-    assert(summary.byteLength === geometry.summarySlotBytes, "tail: summary of a wrong size");
-    body.set(summary, at.summaries + index * geometry.summarySlotBytes);
+    for (const kind of geometry.summaryKinds) {
+      const summary = input.summary(index, kind);
+      assert(summary.byteLength === geometry.summaryBytes, "tail: summary of a wrong size");
+      body.set(summary, summaryOffset(geometry, ids.length, { index, kind }));
+    }
   }
   assert(input.open.byteLength === at.end - at.open, "tail: open block of a wrong size");
   body.set(input.open, at.open);
@@ -128,7 +137,7 @@ export function decodeTail(bytes: Uint8Array, expected: TailExpectation = {}): T
 
 function viewsOf(body: Uint8Array, geometry: KvGeometry, tokenCount: number) {
   const at = offsetsOf(geometry, tokenCount);
-  const { blockBytes, layerCount, summarySlotBytes } = geometry;
+  const { blockBytes, layerCount, summaryBytes } = geometry;
   return {
     block(index: number, layer: number): Uint8Array {
       assert(index >= 0 && index < blockCountOf(tokenCount), "tail: no such block");
@@ -136,10 +145,10 @@ function viewsOf(body: Uint8Array, geometry: KvGeometry, tokenCount: number) {
       const offset = at.blocks + (index * layerCount + layer) * blockBytes;
       return body.subarray(offset, offset + blockBytes);
     },
-    summary(index: number): Uint8Array {
+    summary(index: number, kind: StoredSummaryKind): Uint8Array {
       assert(index >= 0 && index < blockCountOf(tokenCount), "tail: no such summary");
-      const offset = at.summaries + index * summarySlotBytes;
-      return body.subarray(offset, offset + summarySlotBytes);
+      const offset = summaryOffset(geometry, tokenCount, { index, kind });
+      return body.subarray(offset, offset + summaryBytes);
     },
     open: body.subarray(at.open, at.end),
   };
@@ -149,11 +158,22 @@ function blockCountOf(tokenCount: number): number {
   return Math.floor(tokenCount / BLOCK_TOKENS);
 }
 
+function summaryOffset(
+  geometry: KvGeometry,
+  tokenCount: number,
+  slot: { index: number; kind: StoredSummaryKind },
+): number {
+  const kindIndex = geometry.summaryKinds.indexOf(slot.kind);
+  assert(kindIndex !== -1, "tail: the geometry keeps no such kind of summary");
+  const slots = kindIndex * blockCountOf(tokenCount) + slot.index;
+  return offsetsOf(geometry, tokenCount).summaries + slots * geometry.summaryBytes;
+}
+
 function offsetsOf(geometry: KvGeometry, tokenCount: number) {
   const blockCount = blockCountOf(tokenCount);
   const blocks = IDS_OFFSET + 4 * tokenCount;
   const summaries = blocks + blockCount * geometry.layerCount * geometry.blockBytes;
-  const open = summaries + blockCount * geometry.summarySlotBytes;
+  const open = summaries + geometry.summaryKinds.length * blockCount * geometry.summaryBytes;
   const end = open + (tokenCount % BLOCK_TOKENS) * geometry.openTokenBytes;
   return { blocks, summaries, open, end };
 }

@@ -1,3 +1,4 @@
+import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import { AssertionError } from "../../protocol/assert.ts";
 import type { PageStore } from "../../storage/contract.ts";
@@ -5,7 +6,9 @@ import { collectGarbage, deleteSession } from "../../storage/gc.ts";
 import { namespacePrefix } from "../../storage/keys.ts";
 import { commitManifest, encodeManifest, loadManifest, objectKeysOf } from "../../storage/manifest.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
+import { decodeSessionRecord } from "../../storage/session-record.ts";
 import { faultyStore } from "./faulty-store.ts";
+import { goldenPath } from "./golden.ts";
 import { repairEnvelope } from "./hostile.ts";
 import { seededRandom } from "./random.ts";
 import { chainOf, SMALL, sampleKeys, sampleSession } from "./samples.ts";
@@ -88,6 +91,21 @@ describe("garbage collection", () => {
     for (const key of objectKeysOf(kept?.manifest ?? one.manifest)) expect(await store.get(key), key).toBeDefined();
   });
 
+  it("keeps what a manifest of layout 1 names until its session is too old", async () => {
+    const { store, clock } = clockedStore();
+    const bytes = new Uint8Array(readFileSync(goldenPath("manifest-layout-1")));
+    const { objectKeys, updatedMs } = decodeSessionRecord(bytes);
+    const key = [...objectKeys][0]!.replace(/seg.*/, "session/aa");
+    for (const named of [...objectKeys, key]) await store.put(named, named === key ? bytes : Buffer.from("x"));
+    await store.put(orphan, Buffer.from("x"));
+    const nowMs = clock.nowMs + 2 * HOUR_MS;
+    const kept = await collectGarbage(store, "kv/", { graceMs: HOUR_MS, nowMs });
+    expect([kept.deletedKeys, kept.unreadableKeys, kept.manifestCount]).toEqual([[orphan], [], 1]);
+    const sessionAgeMsMax = nowMs - updatedMs - 1;
+    const expired = await collectGarbage(store, "kv/", { graceMs: HOUR_MS, nowMs, sessionAgeMsMax });
+    expect(new Set(expired.deletedKeys)).toEqual(new Set([...objectKeys, key]));
+  });
+
   it("touches nothing of a tenant whose manifest is of a newer version, or cannot be read", async () => {
     const { store, clock } = clockedStore();
     await save(store, one);
@@ -95,7 +113,7 @@ describe("garbage collection", () => {
     const foreign = sampleKeys(SMALL, "ab02").segment(chainOf("orphan"));
     await store.put(foreign, Buffer.from("x"));
     const newer = encodeManifest(fork.manifest);
-    newer[8] = 2;
+    newer[8] = 3;
     repairEnvelope(newer);
     await store.put(fork.key, newer);
     const options = { graceMs: HOUR_MS, nowMs: clock.nowMs + 2 * HOUR_MS };

@@ -13,19 +13,19 @@ import { SMALL, TINY } from "./samples.ts";
 
 describe("geometry", () => {
   it("computes the sizes of the pool's layouts", () => {
-    // 4 layers, 2 KV heads, dimension 32, int8 with both summaries, counted by hand.
+    // 4 layers, 2 KV heads, dimension 32, int8, counted by hand.
     const shape = { layerCount: 4, kvHeadCount: 2, headDim: 32, summaryKinds: ["min-max", "mean-deviation"] as const };
     const int8 = kvGeometry({ ...shape, encoding: "int8" });
     expect(int8.blockBytes).toBe(2 * (2048 + 128 + 2048 + 256));
     expect(int8.openTokenBytes).toBe(2 * 4 * 2 * 32 * 4);
-    expect(int8.summarySlotBytes).toBe(2 * 4 * 2 * 4 * 2 * 32 * 4);
+    expect(int8.summaryBytes).toBe(4 * 2 * (4 * 2 * 32 + 4 * 2 * 4));
     expect(int8.segmentTokens).toBe(256);
     expect(kvGeometry({ ...shape, encoding: "f32" }).blockBytes).toBe(2 * 2 * 64 * 32 * 4);
   });
 
   it("survives its 36 bytes, and differs wherever a field differs", () => {
     const bytes = new Uint8Array(GEOMETRY_BYTES + 2);
-    for (const geometry of [SMALL, TINY, { ...SMALL, summaryKinds: [], summarySlotBytes: 0 }]) {
+    for (const geometry of [SMALL, TINY, { ...SMALL, summaryKinds: [] }]) {
       writeGeometry(bytes, 1, geometry);
       expect(readGeometry(bytes, 1)).toEqual(geometry);
       expect(sameGeometry(readGeometry(bytes, 1), geometry)).toBe(true);
@@ -49,7 +49,7 @@ describe("geometry", () => {
       { segmentTokens: 100 },
       { segmentTokens: 0 },
       { blockBytes: 2 ** 31 },
-      { summarySlotBytes: 0 },
+      { summaryBytes: 0 },
       { encoding: "f16" },
       { summaryKinds: ["min-max", "min-max"] },
       { summaryKinds: ["other"] },

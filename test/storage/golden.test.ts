@@ -2,13 +2,16 @@ import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import { crc32, sha256Hex } from "../../storage/checksum.ts";
 import { kvGeometry } from "../../storage/geometry.ts";
+import { parseObjectKey } from "../../storage/keys.ts";
 import { decodeManifest } from "../../storage/manifest.ts";
 import { decodeSegment, encodeSegment } from "../../storage/segment.ts";
+import { decodeSessionRecord } from "../../storage/session-record.ts";
 import { decodeSummaryObject, summarySlot } from "../../storage/summary-object.ts";
 import { decodeTail } from "../../storage/tail.ts";
-import { goldenObjects, goldenPath } from "./golden.ts";
+import { BOTH, goldenObjects, goldenPath } from "./golden.ts";
+import { codeOf } from "./hostile.ts";
 import * as independent from "./independent-decoder.mjs";
-import { blockOf, chainOf, SMALL, SMALL_SHAPE } from "./samples.ts";
+import { blockOf, chainOf, SMALL, SMALL_SHAPE, slotNoise } from "./samples.ts";
 
 const golden = (name: string): Uint8Array => new Uint8Array(readFileSync(goldenPath(name)));
 const plain = (bytes: Uint8Array): string => Buffer.from(bytes).toString("hex");
@@ -32,32 +35,38 @@ describe("golden files", () => {
     }
   });
 
-  it("summaries: reader, document and file agree", () => {
-    const ours = decodeSummaryObject(golden("summaries"), { geometry: SMALL, fromToken: 128, tokenCount: 256 });
-    const theirs = independent.decodeSummaries(golden("summaries"));
+  it.each(["summaries", "summaries-none"])("%s: reader, document and file agree", (name) => {
+    const kind = name === "summaries" ? "mean-deviation" : "none";
+    const ours = decodeSummaryObject(golden(name), { kind, fromToken: 128, tokenCount: 256 });
+    const theirs = independent.decodeSummaries(golden(name));
     expect(theirs.geometry).toEqual(ours.geometry);
-    expect(theirs.fromToken).toBe(128);
+    expect([theirs.fromToken, theirs.kind]).toEqual([128, kind]);
     expect(theirs.segments).toHaveLength(2);
     for (const [i, segment] of theirs.segments.entries()) {
       const own = ours.segments[i];
       if (own === undefined) throw new Error("a segment is missing");
       expect(segment.chain).toBe(own.chain);
       expect(segment.checksums).toEqual([...own.checksums]);
-      expect(segment.slots.map(plain)).toEqual([0, 1].map((index) => plain(summarySlot(SMALL, own, index))));
+      const slots = kind === "none" ? ["", ""] : [0, 1].map((index) => plain(summarySlot(SMALL, own, index)));
+      expect(segment.slots.map(plain)).toEqual(slots);
     }
   });
 
   it("tail: reader, document and file agree", () => {
-    const ours = decodeTail(golden("tail"), { geometry: SMALL, fromToken: 256, tokenCount: 70, chain: chainOf(326) });
+    const ours = decodeTail(golden("tail"), { geometry: BOTH, fromToken: 256, tokenCount: 134, chain: chainOf(390) });
     const theirs = independent.decodeTail(golden("tail"));
     expect(theirs.geometry).toEqual(ours.geometry);
     expect([theirs.fromToken, theirs.generation, theirs.chain]).toEqual([256, 3, ours.chain]);
     expect(theirs.ids).toEqual([...ours.ids]);
-    expect(theirs.blocks).toHaveLength(1);
-    expect(theirs.blocks[0]?.map(plain)).toEqual([plain(ours.block(0, 0)), plain(ours.block(0, 1))]);
-    expect(theirs.slots.map(plain)).toEqual([plain(ours.summary(0))]);
+    expect(theirs.blocks).toHaveLength(2);
+    expect(theirs.blocks[1]?.map(plain)).toEqual([plain(ours.block(1, 0)), plain(ours.block(1, 1))]);
+    expect(Object.keys(theirs.slots)).toEqual(["min-max", "mean-deviation"]);
+    for (const kind of BOTH.summaryKinds)
+      expect(theirs.slots[kind]?.map(plain)).toEqual([0, 1].map((index) => plain(slotNoise(index + 50, kind, 128))));
+    for (const kind of BOTH.summaryKinds)
+      expect(theirs.slots[kind]?.map(plain)).toEqual([0, 1].map((index) => plain(ours.summary(index, kind))));
     expect(plain(theirs.open)).toBe(plain(ours.open));
-    expect(ours.open.byteLength).toBe(6 * SMALL.openTokenBytes);
+    expect(ours.open.byteLength).toBe(6 * BOTH.openTokenBytes);
   });
 
   it("manifest: reader, document and file agree", () => {
@@ -65,6 +74,18 @@ describe("golden files", () => {
     expect(independent.decodeManifest(golden("manifest"))).toEqual(ours);
     expect(ours.tail?.sha256).toHaveLength(64);
     expect(ours.tokenCount).toBe(326);
+  });
+
+  it("files of layout 1: segments and what a manifest names still read, summaries and tails are refused as too old", () => {
+    const segment = decodeSegment(golden("segment-layout-1"), { fromToken: 128, chain: chainOf(256) });
+    for (let layer = 0; layer < 2; layer++)
+      expect(plain(segment.block(layer, 1))).toBe(plain(blockOf(SMALL, 128, layer, 1)));
+    const record = decodeSessionRecord(golden("manifest-layout-1"));
+    expect(record).toMatchObject({ formatVersion: 1, sessionId: "a session", tokenCount: 326, generation: 3 });
+    expect([...record.objectKeys].map((key) => parseObjectKey(key)?.kind)).toEqual(["seg", "seg", "sum", "tail"]);
+    expect(codeOf(golden("manifest-layout-1"), decodeManifest)).toBe("unsupported_version");
+    expect(codeOf(golden("summaries-layout-1"), (bytes) => decodeSummaryObject(bytes))).toBe("unsupported_version");
+    expect(codeOf(golden("tail-layout-1"), (bytes) => decodeTail(bytes))).toBe("unsupported_version");
   });
 
   it("the document's int8 block gives back keys and values that were encoded by its rule", () => {

@@ -1,7 +1,11 @@
 /** The objects behind the golden files. */
 import { join } from "node:path";
+import { type KvGeometry, kvGeometry } from "../../storage/geometry.ts";
 import { encodeManifest } from "../../storage/manifest.ts";
-import { SMALL, sampleSegment, sampleSession, sampleSummaryObject, sampleTail } from "./samples.ts";
+import { SMALL, SMALL_SHAPE, sampleSegment, sampleSession, sampleSummaryObject, sampleTail } from "./samples.ts";
+
+/** {@link SMALL} with both kinds of summaries. */
+export const BOTH: KvGeometry = kvGeometry({ ...SMALL_SHAPE, summaryKinds: ["min-max", "mean-deviation"] });
 
 /** Path of a golden file. */
 export function goldenPath(name: string): string {
@@ -10,11 +14,12 @@ export function goldenPath(name: string): string {
 
 /** What today's encoders make of the samples. */
 export function goldenObjects(): [name: string, bytes: Uint8Array][] {
-  const { manifest } = sampleSession(SMALL, { sessionId: "a session", segmentCount: 2, tailTokens: 70 });
+  const { manifest } = sampleSession(BOTH, { sessionId: "a session", segmentCount: 2, tailTokens: 70 });
   return [
     ["segment", sampleSegment(SMALL, 128)],
     ["summaries", sampleSummaryObject(SMALL, 2, 128)],
-    ["tail", sampleTail(SMALL, 70, 256)],
+    ["summaries-none", sampleSummaryObject(kvGeometry({ ...SMALL_SHAPE, summaryKinds: [] }), 2, 128)],
+    ["tail", sampleTail(BOTH, 134, 256)],
     ["manifest", encodeManifest(manifest)],
   ];
 }

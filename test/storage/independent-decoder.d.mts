@@ -7,7 +7,7 @@ interface Geometry {
   summaryKinds: string[];
   blockBytes: number;
   openTokenBytes: number;
-  summarySlotBytes: number;
+  summaryBytes: number;
   segmentTokens: number;
 }
 
@@ -26,6 +26,7 @@ export function decodeSummaries(bytes: Uint8Array): {
   digest: string;
   geometry: Geometry;
   fromToken: number;
+  kind: string;
   segments: { chain: string; checksums: number[]; slots: Uint8Array[] }[];
 };
 
@@ -38,7 +39,7 @@ export function decodeTail(bytes: Uint8Array): {
   chain: string;
   ids: number[];
   blocks: Uint8Array[][];
-  slots: Uint8Array[];
+  slots: Record<string, Uint8Array[]>;
   open: Uint8Array;
 };
 
@@ -50,3 +51,9 @@ export function decodeInt8Block(
   geometry: { kvHeadCount: number; headDim: number },
   block: Uint8Array,
 ): { keys: Float32Array; values: Float32Array };
+
+/** Decodes one kind of a summary slot to f32. */
+export function decodeSummarySlot(
+  geometry: { layerCount: number; kvHeadCount: number; headDim: number },
+  slot: Uint8Array,
+): { centre: Float32Array; radius: Float32Array };

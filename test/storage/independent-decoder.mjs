@@ -5,7 +5,7 @@
 import { createHash } from "node:crypto";
 
 const ENCODINGS = ["f32", "int8"];
-const KINDS = ["", "min-max", "mean-deviation"];
+const KINDS = ["none", "min-max", "mean-deviation"];
 
 /** CRC-32 of gzip, bit by bit. */
 function crc(bytes) {
@@ -55,7 +55,7 @@ function geometryAt(view, offset) {
     summaryKinds,
     blockBytes: u32(view, offset + 20),
     openTokenBytes: u32(view, offset + 24),
-    summarySlotBytes: u32(view, offset + 28),
+    summaryBytes: u32(view, offset + 28),
     segmentTokens: u32(view, offset + 32),
   };
 }
@@ -90,7 +90,7 @@ export function decodeSegment(bytes) {
 function bodyOf(bytes, magic) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   check(ascii(view, 0, 8) === magic, `${magic} magic`);
-  check(u32(view, 8) === 1, `${magic} version`);
+  check(u32(view, 8) === 2, `${magic} version`);
   const n = u32(view, 12);
   check(bytes.byteLength === 16 + n + 32, `${magic} length`);
   const digest = createHash("sha256")
@@ -100,29 +100,32 @@ function bodyOf(bytes, magic) {
   return { body: bytes.subarray(16, 16 + n), digest };
 }
 
-/** A summary object: `{digest, geometry, fromToken, segments: {chain, checksums, slots: [block]}[]}`. Throws on damage. */
+/** A summary object: `{digest, geometry, fromToken, kind, segments: {chain, checksums, slots: [block]}[]}`. Throws on damage. */
 export function decodeSummaries(bytes) {
   const { body, digest } = bodyOf(bytes, "QUIRESUM");
   const view = new DataView(body.buffer, body.byteOffset, body.byteLength);
   const geometry = geometryAt(view, 0);
   const count = u32(view, 40);
+  const kind = KINDS[u32(view, 44)];
+  const slotBytes = kind === "none" ? 0 : geometry.summaryBytes;
   const perLayer = geometry.segmentTokens / 64;
   const tableCount = geometry.layerCount * perLayer;
   const segments = [];
   for (let s = 0; s < count; s++) {
     const checksums = [];
-    for (let i = 0; i < tableCount; i++) checksums.push(u32(view, 44 + 32 * count + 4 * (s * tableCount + i)));
+    for (let i = 0; i < tableCount; i++) checksums.push(u32(view, 48 + 32 * count + 4 * (s * tableCount + i)));
     const slots = [];
     for (let b = 0; b < perLayer; b++) {
-      const offset = 44 + 32 * count + 4 * count * tableCount + (s * perLayer + b) * geometry.summarySlotBytes;
-      slots.push(body.subarray(offset, offset + geometry.summarySlotBytes));
+      const offset = 48 + 32 * count + 4 * count * tableCount + (s * perLayer + b) * slotBytes;
+      slots.push(body.subarray(offset, offset + slotBytes));
     }
-    segments.push({ chain: hex(view, 44 + 32 * s, 32), checksums, slots });
+    segments.push({ chain: hex(view, 48 + 32 * s, 32), checksums, slots });
   }
-  return { digest, geometry, fromToken: u32(view, 36), segments };
+  check(body.byteLength === 48 + count * (32 + 4 * tableCount + perLayer * slotBytes), "summaries length");
+  return { digest, geometry, fromToken: u32(view, 36), kind, segments };
 }
 
-/** A tail: `{digest, geometry, fromToken, generation, chain, ids, blocks: [block][layer], slots, open}`. Throws on damage. */
+/** A tail: `{digest, geometry, fromToken, generation, chain, ids, blocks: [block][layer], slots: {[kind]: [block]}, open}`. Throws on damage. */
 export function decodeTail(bytes) {
   const { body, digest } = bodyOf(bytes, "QUIRETAI");
   const view = new DataView(body.buffer, body.byteOffset, body.byteLength);
@@ -140,7 +143,8 @@ export function decodeTail(bytes) {
     blocks.push([]);
     for (let layer = 0; layer < geometry.layerCount; layer++) blocks[b].push(take(geometry.blockBytes));
   }
-  const slots = blocks.map(() => take(geometry.summarySlotBytes));
+  const slots = {};
+  for (const kind of geometry.summaryKinds) slots[kind] = blocks.map(() => take(geometry.summaryBytes));
   const open = take((n % 64) * geometry.openTokenBytes);
   check(offset === body.byteLength, "tail length");
   return {
@@ -181,4 +185,26 @@ export function decodeInt8Block(geometry, block) {
     }
   }
   return { keys, values };
+}
+
+/**
+ * Values of one kind of a summary slot: `{centre, radius}`, f32 `[layer][kvHead][4][headDim]` each, decoded (section 2).
+ */
+export function decodeSummarySlot(geometry, slot) {
+  const { layerCount: L, kvHeadCount: H, headDim: D } = geometry;
+  check(slot.byteLength === L * H * (8 * D + 32), "summary slot length");
+  const view = new DataView(slot.buffer, slot.byteOffset, slot.byteLength);
+  const values = [new Float32Array(L * H * 4 * D), new Float32Array(L * H * 4 * D)];
+  for (let head = 0; head < L * H; head++) {
+    const at = head * (8 * D + 32);
+    for (let page = 0; page < 4; page++) {
+      for (let entry = 0; entry < 2; entry++) {
+        const vector = page * 2 + entry;
+        const scale = view.getFloat32(at + 8 * D + 4 * vector, true);
+        for (let d = 0; d < D; d++)
+          values[entry][(head * 4 + page) * D + d] = view.getInt8(at + vector * D + d) * scale;
+      }
+    }
+  }
+  return { centre: values[0], radius: values[1] };
 }

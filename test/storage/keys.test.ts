@@ -15,9 +15,9 @@ describe("object keys", () => {
     const keys = objectKeys(space);
     const sessionKey = createHash("sha256").update("séance", "utf8").digest("hex");
     const chain = chainOf(1);
-    expect(keys.prefix).toMatch(/^kv\/ab01\/0123456789abcdef\.wasm-1-fused\.1-[0-9a-f]{12}\/$/);
+    expect(keys.prefix).toMatch(/^kv\/ab01\/0123456789abcdef\.wasm-1-fused\.2-[0-9a-f]{12}\/$/);
     expect(keys.segment(chain)).toBe(`${keys.prefix}seg/${chain}`);
-    expect(keys.summary(chain, 4096)).toBe(`${keys.prefix}sum/${chain}-4096`);
+    expect(keys.summary("min-max", chain, 4096)).toBe(`${keys.prefix}sum-min-max/${chain}-4096`);
     expect(keys.tail("séance", chain, 7)).toBe(`${keys.prefix}tail/${sessionKey}/${chain}-7`);
     expect(keys.session("séance")).toBe(`${keys.prefix}session/${sessionKey}`);
     expect(keys.tail("séance", chain, 7).startsWith(keys.tailPrefix("séance"))).toBe(true);
@@ -74,13 +74,22 @@ describe("object keys", () => {
       expect(() => objectKeys({ ...space, ...change }), JSON.stringify(change)).toThrow(AssertionError);
     }
     expect(() => objectKeys(space).segment("not a chain")).toThrow(AssertionError);
-    expect(() => objectKeys(space).summary(chainOf(1), 0)).toThrow(AssertionError);
+    expect(() => objectKeys(space).summary("none", chainOf(1), 0)).toThrow(AssertionError);
     expect(() => namespacePrefix("a/b")).toThrow(AssertionError);
   });
 
   it("are told apart from keys of others", () => {
-    expect(parseObjectKey(sampleKeys(SMALL).segment(chainOf(1)))?.kind).toBe("seg");
-    for (const key of ["kv/ab01/x", "other/ab01/x/seg/y", "kv/AB/x/seg/y", "kv/ab01/x/odd/y"]) {
+    const keys = sampleKeys(SMALL);
+    expect(parseObjectKey(keys.segment(chainOf(1)))?.kind).toBe("seg");
+    expect(parseObjectKey(keys.summary("mean-deviation", chainOf(1), 128))?.kind).toBe("sum");
+    expect(parseObjectKey(`kv/ab01/0123456789abcdef.wasm-1.1-abc/sum/${chainOf(1)}-128`)?.kind).toBe("sum");
+    for (const key of [
+      "kv/ab01/x",
+      "other/ab01/x/seg/y",
+      "kv/AB/x/seg/y",
+      "kv/ab01/x/odd/y",
+      "kv/ab01/x/seg-min-max/y",
+    ]) {
       expect(parseObjectKey(key)).toBeUndefined();
     }
   });

@@ -24,7 +24,7 @@ const session = (segmentCount = 2, tailTokens = 70, sessionId = "a session") =>
   sampleSession(SMALL, { sessionId, segmentCount, tailTokens });
 
 /** An intact envelope around any text. */
-function envelopeOf(text: string | Uint8Array, version = 1): Uint8Array {
+function envelopeOf(text: string | Uint8Array, version = 2): Uint8Array {
   const body = Buffer.from(text as string);
   const envelope = beginEnvelope({ magic: "QUIREMAN", version }, body.byteLength);
   envelope.body.set(body);
@@ -59,7 +59,7 @@ describe("manifest", () => {
   });
 
   it("refuses a newer version with a code of its own", () => {
-    expect(codeOf(envelopeOf("not even JSON", 2), decodeManifest)).toBe("unsupported_version");
+    expect(codeOf(envelopeOf("not even JSON", 3), decodeManifest)).toBe("unsupported_version");
     const bytes = encodeManifest(session().manifest);
     bytes[8] = 9;
     repairEnvelope(bytes);
@@ -67,7 +67,7 @@ describe("manifest", () => {
   });
 
   it("refuses content that is no manifest, though its envelope is intact", () => {
-    for (const text of ["", "null", "[]", "{}", "7", "{", "[".repeat(100_000), '{"formatVersion":1}']) {
+    for (const text of ["", "null", "[]", "{}", "7", "{", "[".repeat(100_000), '{"formatVersion":2}']) {
       expect(codeOf(envelopeOf(text), decodeManifest), text.slice(0, 20)).toBe("corrupt");
     }
     expect(codeOf(envelopeOf(Uint8Array.from([0xff, 0xfe])), decodeManifest)).toBe("corrupt");
@@ -116,6 +116,12 @@ describe("manifest", () => {
       "a segment of other bytes": { segments: [first, { ...second, objectBytes: 1 }] },
       "a key outside of the contract": { segments: [first, { ...second, objectKey: "../x" }] },
       "no summaries": { summaries: [] },
+      "summaries of a kind that the geometry does not keep": { summaries: [{ ...summary, kind: "min-max" }] },
+      "summaries without a kind": { summaries: [{ ...summary, kind: undefined }] },
+      "summaries twice": { summaries: [summary, summary] },
+      "summaries of one kind where there are two": {
+        geometry: { ...manifest.geometry, summaryKinds: ["mean-deviation", "min-max"] },
+      },
       "summaries with a gap": { summaries: [{ ...summary, fromToken: 128 }] },
       "summaries of half a segment": { summaries: [{ ...summary, tokenCount: 100 }] },
       "a tail elsewhere": { tail: { ...manifest.tail, fromToken: 128 } },
@@ -131,6 +137,7 @@ describe("manifest", () => {
       },
       "no spans": { spans: [] },
       "a hot block beyond the end": { hotBlocks: [[], [6]] },
+      "a hot block twice": { hotBlocks: [[], [2, 2]] },
       "hot blocks of one layer": { hotBlocks: [[]] },
     };
     for (const [what, change] of Object.entries(changes)) {

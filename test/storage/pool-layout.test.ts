@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { decodeKeys, decodeValues, encodeBlockHead } from "../../kernels/block-codec.ts";
-import { blockLayout, openSlotBytes, summarySlotBytes } from "../../kernels/layout.ts";
+import { blockLayout, openSlotBytes, summaryBytes } from "../../kernels/layout.ts";
+import { decodeSummary, summarizeKeys } from "../../kernels/summary-codec.ts";
 import { type KvShape, kvGeometry } from "../../storage/geometry.ts";
 import { encodeSegment } from "../../storage/segment.ts";
 import * as independent from "./independent-decoder.mjs";
@@ -19,7 +20,32 @@ describe("stored bytes are pool bytes", () => {
       const geometry = kvGeometry(shape);
       expect(geometry.blockBytes).toBe(blockLayout(shape).bytes);
       expect(geometry.openTokenBytes * 64).toBe(openSlotBytes(shape));
-      expect(geometry.summarySlotBytes).toBe(summarySlotBytes(shape));
+      expect(geometry.summaryBytes).toBe(summaryBytes(shape));
+    }
+  });
+
+  it("the document's reading of a summary slot gives the centres and radii that the devices decode", () => {
+    const shape = { layerCount: 2, kvHeadCount: 2, headDim: 8, encoding: "int8" as const, summaryKinds: [] };
+    const random = seededRandom(42);
+    for (const kind of ["min-max", "mean-deviation"] as const) {
+      const heads = Array.from({ length: 4 }, () =>
+        summarizeKeys(
+          kind,
+          Float32Array.from({ length: 64 * 8 }, () => random() * 4 - 2),
+          8,
+        ),
+      );
+      const { centre, radius } = independent.decodeSummarySlot(shape, Buffer.concat(heads));
+      for (const [head, bytes] of heads.entries()) {
+        // [4 pages][centre, radius][8]
+        const values = decodeSummary(bytes, 8);
+        for (let page = 0; page < 4; page++) {
+          const at = (head * 4 + page) * 8;
+          expect([...centre.subarray(at, at + 8)]).toEqual([...values.subarray(page * 16, page * 16 + 8)]);
+          expect([...radius.subarray(at, at + 8)]).toEqual([...values.subarray(page * 16 + 8, page * 16 + 16)]);
+        }
+      }
+      expect(radius.every((value) => value > 0)).toBe(true);
     }
   });
 

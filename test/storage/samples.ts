@@ -1,7 +1,15 @@
 /** Small objects of every format, made from seeds: what the format tests start from. */
 import { sha256Hex } from "../../storage/checksum.ts";
 import { envelopeDigest } from "../../storage/envelope.ts";
-import { blocksPerSegment, type KvGeometry, type KvShape, kvGeometry } from "../../storage/geometry.ts";
+import {
+  blocksPerSegment,
+  type KvGeometry,
+  type KvShape,
+  kvGeometry,
+  type StoredSummaryKind,
+  type SummaryObjectKind,
+  summaryObjectKinds,
+} from "../../storage/geometry.ts";
 import { objectKeys } from "../../storage/keys.ts";
 import type { Manifest } from "../../storage/manifest.ts";
 import { encodeSegment, segmentBytes } from "../../storage/segment.ts";
@@ -9,7 +17,7 @@ import { encodeSummaryObject, type SegmentSummary } from "../../storage/summary-
 import { encodeTail } from "../../storage/tail.ts";
 import { noise } from "./random.ts";
 
-/** Two layers, one KV head of 4 channels, int8, one summary kind, 128-token segments. */
+/** Two layers, one KV head of 4 channels, int8, one kind of summaries, 128-token segments. */
 export const SMALL_SHAPE: KvShape = {
   layerCount: 2,
   kvHeadCount: 1,
@@ -33,7 +41,7 @@ export const TINY: KvGeometry = {
   summaryKinds: ["min-max", "mean-deviation"],
   blockBytes: 12,
   openTokenBytes: 3,
-  summarySlotBytes: 5,
+  summaryBytes: 5,
   segmentTokens: 128,
 };
 
@@ -57,27 +65,33 @@ export function sampleSegment(geometry: KvGeometry, fromToken = 0): Uint8Array<A
   });
 }
 
-/** What a summary object holds of one segment. */
-export function sampleSummary(geometry: KvGeometry, fromToken: number): SegmentSummary {
+/** What a summary object of a kind holds of one segment. */
+export function sampleSummary(geometry: KvGeometry, fromToken: number, kind: SummaryObjectKind): SegmentSummary {
   const blockCount = blocksPerSegment(geometry);
   const checksums = Uint32Array.from({ length: geometry.layerCount * blockCount }, (_, i) => (fromToken + i) * 7_919);
   return {
     chain: chainOf(fromToken + geometry.segmentTokens),
     checksums,
-    slots: noise(fromToken + 1, blockCount * geometry.summarySlotBytes),
+    slots: kind === "none" ? new Uint8Array(0) : slotNoise(fromToken, kind, blockCount * geometry.summaryBytes),
   };
 }
 
-/** An encoded summary object of consecutive segments. */
+/** Bytes of summary slots, other ones for each kind. */
+export function slotNoise(seed: number, kind: StoredSummaryKind, bytes: number): Uint8Array {
+  return noise(seed + (kind === "min-max" ? 1 : 50_001), bytes);
+}
+
+/** An encoded summary object of consecutive segments, of the geometry's first kind unless another is named. */
 export function sampleSummaryObject(
   geometry: KvGeometry,
   segmentCount: number,
   fromToken = 0,
+  kind = summaryObjectKinds(geometry)[0] as SummaryObjectKind,
 ): Uint8Array<ArrayBuffer> {
   const segments = Array.from({ length: segmentCount }, (_, i) =>
-    sampleSummary(geometry, fromToken + i * geometry.segmentTokens),
+    sampleSummary(geometry, fromToken + i * geometry.segmentTokens, kind),
   );
-  return encodeSummaryObject({ geometry, fromToken, segments });
+  return encodeSummaryObject({ geometry, kind, fromToken, segments });
 }
 
 /** An encoded tail. */
@@ -89,7 +103,7 @@ export function sampleTail(geometry: KvGeometry, tokenCount: number, fromToken =
     chain: chainOf(fromToken + tokenCount),
     ids: Uint32Array.from({ length: tokenCount }, (_, i) => (i * 2_654_435_761) >>> 0),
     block: (index, layer) => blockOf(geometry, fromToken, layer, index),
-    summary: (index) => noise(index + 50, geometry.summarySlotBytes),
+    summary: (index, kind) => slotNoise(index + 50, kind, geometry.summaryBytes),
     open: noise(99, (tokenCount % 64) * geometry.openTokenBytes),
   });
 }
@@ -126,17 +140,18 @@ export function sampleSession(
     objects.set(objectKey, bytes);
     return { objectKey, objectBytes: bytes.byteLength, sha256: envelopeDigest(bytes), fromToken, tokenCount: count };
   };
-  const summaryKey = segmentCount === 0 ? "" : keys.summary(chainOf(sealedTokens), sealedTokens);
-  const summaries =
-    segmentCount === 0 ? [] : [whole(summaryKey, sampleSummaryObject(geometry, segmentCount), 0, sealedTokens)];
+  const summaries = (segmentCount === 0 ? [] : summaryObjectKinds(geometry)).map((kind) => {
+    const objectKey = keys.summary(kind, chainOf(sealedTokens), sealedTokens);
+    return { kind, ...whole(objectKey, sampleSummaryObject(geometry, segmentCount, 0, kind), 0, sealedTokens) };
+  });
   const tailKey = keys.tail(sessionId, chainOf(tokenCount), 3);
   const tail =
     tailTokens === 0
       ? {}
       : { tail: whole(tailKey, sampleTail(geometry, tailTokens, sealedTokens), sealedTokens, tailTokens) };
   const manifest: Manifest = {
-    formatVersion: 1,
-    layoutVersion: 1,
+    formatVersion: 2,
+    layoutVersion: 2,
     sessionId,
     modelFingerprint: sha256Hex("model"),
     numericsId: "wasm-1-fused",

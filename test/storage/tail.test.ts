@@ -13,7 +13,7 @@ import {
 } from "./hostile.ts";
 import * as independent from "./independent-decoder.mjs";
 import { noise } from "./random.ts";
-import { blockOf, chainOf, SMALL, sampleTail, TINY } from "./samples.ts";
+import { blockOf, chainOf, SMALL, sampleTail, slotNoise, TINY } from "./samples.ts";
 
 const decode = (bytes: Uint8Array): unknown => decodeTail(bytes);
 
@@ -37,7 +37,10 @@ describe("tail", () => {
             expect(written.equals(tail.block(block, layer))).toBe(true);
             expect(written.equals(theirs.blocks[block]?.[layer] ?? new Uint8Array(0))).toBe(true);
           }
-          expect(Buffer.from(tail.summary(block)).equals(noise(block + 50, SMALL.summarySlotBytes))).toBe(true);
+          for (const kind of SMALL.summaryKinds)
+            expect(Buffer.from(tail.summary(block, kind)).equals(slotNoise(block + 50, kind, SMALL.summaryBytes))).toBe(
+              true,
+            );
         }
         const open = noise(99, (tokenCount % 64) * SMALL.openTokenBytes);
         expect(Buffer.from(tail.open).equals(open)).toBe(true);
@@ -78,7 +81,7 @@ describe("tail", () => {
       expect(codeOf(bytes, (it) => decodeTail(it, { ...expected, ...change }))).toBe("mismatch");
     }
     const newer = bytes.slice();
-    newer[8] = 2;
+    newer[8] = 3;
     repairEnvelope(newer);
     expect(codeOf(newer, decode)).toBe("unsupported_version");
   });
@@ -90,6 +93,7 @@ describe("tail", () => {
     expect(() => encodeTail({ ...tail, generation: 0 })).toThrow(AssertionError);
     expect(() => encodeTail({ ...tail, open: tail.open.subarray(1) })).toThrow(AssertionError);
     expect(() => encodeTail({ ...tail, ids: tail.ids.subarray(1) })).toThrow(AssertionError);
+    expect(() => tail.summary(0, "min-max")).toThrow(AssertionError);
     expect(() => tail.block(1, 0)).toThrow(AssertionError);
     expect(() => tail.block(0, 2)).toThrow(AssertionError);
   });
