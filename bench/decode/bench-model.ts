@@ -152,9 +152,10 @@ class SingleSequence implements BenchModel {
   }
 
   get memory() {
-    const { spec, blockBytes, openSlotBytes, summarySlotBytes } = this.runner.pool;
+    const { spec, blockBytes, openSlotBytes, summaryBytes } = this.runner.pool;
+    const slotBytes = spec.summaryKinds.length * summaryBytes;
     const poolBytes =
-      spec.blockCount * blockBytes + spec.openSlotCount * openSlotBytes + spec.summarySlotCount * summarySlotBytes;
+      spec.blockCount * blockBytes + spec.openSlotCount * openSlotBytes + spec.summarySlotCount * slotBytes;
     return {
       weightBytes: weightBytes(this.config, "int8"),
       activationBytes: activationBytes(this.config, CHUNK_ROWS, 1),

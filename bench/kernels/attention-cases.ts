@@ -93,7 +93,8 @@ function appendCases(
   return slices.map((slice) => {
     const seals = slice.rowCount === BLOCK_TOKENS;
     const rowBytes = slice.rowCount * (2 * headCount + 4 * kvHeadCount) * headDim * 4;
-    const sealBytes = seals ? pool.blockBytes + pool.summarySlotBytes / layerCount : 0;
+    const summaryBytes = (pool.spec.summaryKinds.length * pool.summaryBytes) / layerCount;
+    const sealBytes = seals ? pool.blockBytes + summaryBytes : 0;
     return {
       ...{ op: seals ? "append, seals a block" : "append", size: `${slice.rowCount} rows`, slices: [slice] },
       record: (recorder, turn) =>
@@ -120,10 +121,10 @@ function selectCase(
   };
 }
 
-/** Each value of a summary is multiplied and added once per query head of its KV head. */
+/** Each code of a summary is multiplied and added once per query head of its KV head. */
 function scoreWork(traffic: StepReadback["traffic"], headsPerKvHead: number): KernelWork {
   const bytes = traffic[0]!.metadataBytes;
-  return { bytes, ops: (bytes / 4) * 2 * headsPerKvHead, arithmetic: "f32" };
+  return { bytes, ops: bytes * 2 * headsPerKvHead, arithmetic: "int8" };
 }
 
 /** Attention with the select that must come before it. */

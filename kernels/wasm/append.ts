@@ -59,12 +59,10 @@ function seal(machine: Machine, { pool, layer }: AppendArgs, slices: readonly St
   const table = machine.opArena.take(records.length * 4);
   machine.heap.words.set(records, table / 4);
   const { kvHeadCount, headDim, encoding, summaryKinds } = pool.spec;
-  machine.threads.ensureScratch(64 * headDim * 4);
+  // The decoded keys, then a centre and a radius.
+  machine.threads.ensureScratch((64 + 2) * headDim * 4);
   const kindIds = [0, 1].map((index) => (summaryKinds[index] === "mean-deviation" ? 1 : 0));
-  const kindOffsets = [0, 1].map((index) => {
-    const kind = summaryKinds[index];
-    return kind === undefined ? 0 : summaryHeadAt(pool.spec, kind, layer, 0) * 4;
-  });
+  const kindAddresses = [0, 1].map((index) => (pool.summariesAt[index] ?? 0) + summaryHeadAt(pool.spec, layer, 0));
   const { keyScalesAt, valuesAt, valueScalesAt } = pool.layout;
   const taskCount = (records.length / 4) * kvHeadCount;
   machine.threads.run(OP.seal, {
@@ -72,12 +70,12 @@ function seal(machine: Machine, { pool, layer }: AppendArgs, slices: readonly St
     work: taskCount * 64 * headDim * 4,
     args: [
       ...[table, kvHeadCount, headDim, encoding === "int8" ? 1 : 0, keyScalesAt, valuesAt, valueScalesAt],
-      ...[summaryKinds.length, ...kindIds, ...kindOffsets],
+      ...[summaryKinds.length, ...kindIds, ...kindAddresses, pool.summaryBytes],
     ],
   });
 }
 
-/** {open keys, open values, device block, summary slot or 0} of every block that this step fills. */
+/** {open keys, open values, device block, summary slot or -1} of every block that this step fills. */
 function sealRecords(pool: WasmPool, layer: number, slices: readonly StepSlice[]): number[] {
   const records: number[] = [];
   const keysOffset = openHeadAt(pool.spec, layer, 0) * 4;
@@ -90,7 +88,7 @@ function sealRecords(pool: WasmPool, layer: number, slices: readonly StepSlice[]
       const summarySlot = slice.summarySlots[block] ?? NOT_RESIDENT;
       const open = pool.openAt + slot * pool.openSlotBytes;
       records.push(open + keysOffset, open + valuesOffset, pool.blocksAt + blockId * pool.blockBytes);
-      records.push(summarySlot === NOT_RESIDENT ? 0 : pool.summariesAt + summarySlot * pool.summarySlotBytes);
+      records.push(summarySlot === NOT_RESIDENT ? -1 : summarySlot);
     }
   }
   return records;

@@ -7,6 +7,7 @@ import {
   type KvPoolSpec,
   type Matrix,
   type MatrixEncoding,
+  type SummaryKind,
 } from "../contract.ts";
 import {
   assertPoolSpec,
@@ -15,7 +16,8 @@ import {
   openHeadAt,
   openSlotBytes,
   openSlotValuesAt,
-  summarySlotBytes,
+  summaryBytes,
+  summaryKindIndex,
 } from "../layout.ts";
 import { assertPackedRange } from "../validate.ts";
 import type { WasmHeap } from "./heap.ts";
@@ -85,34 +87,30 @@ export class WasmMatrix implements Matrix {
   }
 }
 
-/** A sum of this many products of 16 and 8 bits fits 32 (assembly/attend-int8.ts). */
-const INT8_HEAD_DIM_MAX = 512;
-
-/** Blocks, open slots and summaries, each kind in one piece, zero at first: another tenant's bytes never show. */
+/** Blocks, open slots and summaries of each kind, each in one piece, zero at first: another tenant's bytes never show. */
 export class WasmPool implements KvPool {
   readonly heap: WasmHeap;
   readonly spec: Readonly<KvPoolSpec>;
   readonly layout: BlockLayout;
   readonly blockBytes: number;
   readonly openSlotBytes: number;
-  readonly summarySlotBytes: number;
+  readonly summaryBytes: number;
   readonly blocksAt: number;
   readonly openAt: number;
-  readonly summariesAt: number;
+  /** One per kind of the spec. */
+  readonly summariesAt: readonly number[];
 
   constructor(heap: WasmHeap, spec: KvPoolSpec) {
     assertPoolSpec(spec);
-    const fits = spec.encoding !== "int8" || spec.headDim <= INT8_HEAD_DIM_MAX;
-    assert(fits, `int8 KV takes heads of at most ${INT8_HEAD_DIM_MAX} channels`);
     this.heap = heap;
     this.spec = { ...spec, summaryKinds: [...spec.summaryKinds] };
     this.layout = blockLayout(spec);
     this.blockBytes = this.layout.bytes;
     this.openSlotBytes = openSlotBytes(spec);
-    this.summarySlotBytes = summarySlotBytes(spec);
+    this.summaryBytes = summaryBytes(spec);
     this.blocksAt = heap.allocateZeroed(spec.blockCount * this.blockBytes);
     this.openAt = heap.allocateZeroed(spec.openSlotCount * this.openSlotBytes);
-    this.summariesAt = heap.allocateZeroed(spec.summarySlotCount * this.summarySlotBytes);
+    this.summariesAt = spec.summaryKinds.map(() => heap.allocateZeroed(spec.summarySlotCount * this.summaryBytes));
   }
 
   async readBlock(blockId: number): Promise<Uint8Array<ArrayBuffer>> {
@@ -124,14 +122,13 @@ export class WasmPool implements KvPool {
     this.#block(blockId).set(bytes);
   }
 
-  async readSummary(slot: number): Promise<Uint8Array<ArrayBuffer>> {
-    return copyOf(this.#summary(slot));
+  async readSummary(slot: number, kind: SummaryKind): Promise<Uint8Array<ArrayBuffer>> {
+    return copyOf(this.#summary(slot, kind));
   }
 
-  writeSummary(slot: number, bytes: Uint8Array): void {
-    const expected = this.summarySlotBytes;
-    assert(bytes.length === expected, `a summary slot has ${expected} bytes, not ${bytes.length}`);
-    this.#summary(slot).set(bytes);
+  writeSummary(slot: number, kind: SummaryKind, bytes: Uint8Array): void {
+    assert(bytes.length === this.summaryBytes, `a summary has ${this.summaryBytes} bytes, not ${bytes.length}`);
+    this.#summary(slot, kind).set(bytes);
   }
 
   async readOpen(slot: number, tokenCount: number): Promise<Uint8Array<ArrayBuffer>> {
@@ -152,10 +149,10 @@ export class WasmPool implements KvPool {
     return this.heap.bytes.subarray(at, at + this.blockBytes);
   }
 
-  #summary(slot: number): Uint8Array<SharedArrayBuffer> {
+  #summary(slot: number, kind: SummaryKind): Uint8Array<SharedArrayBuffer> {
     assertIndex(slot, this.spec.summarySlotCount, "summary slot");
-    const at = this.summariesAt + slot * this.summarySlotBytes;
-    return this.heap.bytes.subarray(at, at + this.summarySlotBytes);
+    const at = (this.summariesAt[summaryKindIndex(this.spec, kind)] as number) + slot * this.summaryBytes;
+    return this.heap.bytes.subarray(at, at + this.summaryBytes);
   }
 
   #openBytes(tokenCount: number): number {

@@ -25,4 +25,5 @@ export const OP = {
   packInt4: 23,
   embedInt4: 24,
   matmulInt4: 25,
+  quantizeQueries: 26,
 } as const;

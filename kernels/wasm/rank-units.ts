@@ -17,10 +17,14 @@ export interface Unit {
   /** How many: 1..itemCount. */
   take: number;
   combine: CombineRule;
-  /** Page scores: first candidate page, address of the slice's summary slots, where the summaries of the layer begin in a slot. */
+  /**
+   * Page scores: first candidate page, address of the slice's summary slots, address of the scorer's summaries of the layer in slot 0, index
+   * of the first row and head among the query codes.
+   */
   candidateFirst?: number;
   summarySlotsAt?: number;
-  summaryOffset?: number;
+  summariesAt?: number;
+  queryVector?: number;
   radiusWeight?: number;
   /** Token scores: the kept pages and the layer's block ids, as addresses. */
   keptPagesAt?: number;
@@ -111,8 +115,8 @@ function writeUnit(
   const record = [
     ...[unit.queryAt, first, queries, unit.headCount, unit.kvHeadFirst, unit.candidateFirst ?? 0, unit.itemCount],
     ...[unit.summarySlotsAt ?? 0, place.scores, place.raw, place.stats, unit.take, place.chosen, 0],
-    ...[unit.combine === "max" ? 0 : 1, unit.summaryOffset ?? 0, strideOf(unit), 0],
-    ...[unit.keptPagesAt ?? 0, unit.blockIdsAt ?? 0],
+    ...[unit.combine === "max" ? 0 : 1, unit.summariesAt ?? 0, strideOf(unit), 0],
+    ...[unit.keptPagesAt ?? 0, unit.blockIdsAt ?? 0, unit.queryVector ?? 0],
   ];
   heap.words.set(record, at / 4);
   heap.floats[at / 4 + 13] = unit.radiusWeight ?? 0;

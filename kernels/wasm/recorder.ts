@@ -12,7 +12,7 @@ import type {
   StepSlice,
 } from "../contract.ts";
 import { sampleRow } from "../sample-row.ts";
-import { emptyTraffic, MissSet } from "../traffic.ts";
+import { ChosenBlocks, emptyTraffic, MissSet } from "../traffic.ts";
 import { assertSlices, assertSlicesFit } from "../validate.ts";
 import { append, writeRowTable } from "./append.ts";
 import { attend, countKvBytes } from "./attend.ts";
@@ -42,6 +42,7 @@ export class WasmRecorder implements StepRecorder {
   readonly #onEnd: () => void;
   readonly #traffic: SliceTraffic[];
   readonly #misses = new MissSet();
+  readonly #chosenBlocks: ChosenBlocks;
   readonly #samples: Sample[] = [];
   readonly #checkedPools = new Set<WasmPool>();
   #selected: { pool: WasmPool; layer: number; groups: GroupSelection[] } | undefined;
@@ -55,6 +56,7 @@ export class WasmRecorder implements StepRecorder {
     this.#slices = slices;
     this.#rowCount = slices.reduce((rows, slice) => rows + slice.rowCount, 0);
     this.#traffic = slices.map(emptyTraffic);
+    this.#chosenBlocks = new ChosenBlocks(slices);
     this.#onEnd = onEnd;
     arenas.step.clear();
     this.#rowTable = arenas.step.take(Math.max(8, this.#rowCount * 8));
@@ -128,7 +130,7 @@ export class WasmRecorder implements StepRecorder {
     const own = this.#poolFor(pool, layer, headCount);
     const queries = this.#floats(q, this.#rowCount * headCount * own.spec.headDim);
     const args = { pool: own, layer, headCount, q: queries, arena: this.#arenas.selection };
-    const counters = { misses: this.#misses, traffic: this.#traffic };
+    const counters = { misses: this.#misses, chosenBlocks: this.#chosenBlocks, traffic: this.#traffic };
     this.#selected = undefined;
     this.#run(() => {
       this.#selected = { pool: own, layer, groups: select(this.#machine, args, this.#slices, counters) };
@@ -167,7 +169,8 @@ export class WasmRecorder implements StepRecorder {
     this.#onEnd();
     const failure = this.#failure ?? this.#machine.threads.failure;
     if (failure !== undefined) throw failure;
-    return { samples: this.#samples, misses: this.#misses.list(), traffic: this.#traffic };
+    const misses = this.#misses.list();
+    return { samples: this.#samples, misses, traffic: this.#traffic, ...this.#chosenBlocks.list() };
   }
 
   /** What the last `select` chose, ascending by (slice, group, KV head). */

@@ -9,7 +9,7 @@ import {
   type SliceTraffic,
   type StepSlice,
 } from "../contract.ts";
-import { summaryHeadAt } from "../layout.ts";
+import { summaryHeadAt, summaryKindIndex } from "../layout.ts";
 import {
   keepPages,
   needsPageScores,
@@ -21,7 +21,7 @@ import {
   selectsPerLayer,
   withForcedPages,
 } from "../page-range.ts";
-import { keyReadBytes, type MissSet, summaryReadBytes } from "../traffic.ts";
+import { type ChosenBlocks, keyReadBytes, type MissSet, summaryReadBytes } from "../traffic.ts";
 import type { Arena } from "./heap.ts";
 import type { Machine } from "./machine.ts";
 import type { WasmPool } from "./memory.ts";
@@ -78,22 +78,35 @@ interface Draft {
   tokenMasks: Map<number, number> | undefined;
 }
 
-/**
- * Selections of every query group, ascending by (slice, group). Adds to `misses` what was wanted and is not resident, and to `traffic`
- * (one per slice) what was read.
- */
+/** What a step gathers as its layers select: what was wanted and is not resident, which blocks were chosen, and per slice what was read. */
+export interface SelectCounters {
+  misses: MissSet;
+  chosenBlocks: ChosenBlocks;
+  traffic: readonly SliceTraffic[];
+}
+
+/** Selections of every query group, ascending by (slice, group). Adds to `counters`. */
 export function select(
   machine: Machine,
   args: SelectArgs,
   slices: readonly StepSlice[],
-  { misses, traffic }: { misses: MissSet; traffic: readonly SliceTraffic[] },
+  counters: SelectCounters,
 ): GroupSelection[] {
+  const { misses, traffic } = counters;
   args.arena.clear();
   const selections = listGroups(machine, args, slices);
   const drafts = selections.flatMap((selection) => draftsOf(args, selection));
   choosePages(machine, args, drafts, traffic);
-  chooseTokens(machine, args, drafts, { misses, traffic });
-  for (const draft of drafts) finishDraft(draft);
+  chooseTokens(machine, args, drafts, counters);
+  for (const draft of drafts) {
+    finishDraft(draft);
+    noteChosen(
+      args.layer,
+      draft,
+      draft.candidates.filter((page) => draft.tokenMasks?.has(page) ?? true),
+      counters,
+    );
+  }
   for (const selection of selections) {
     noteMisses(args.layer, selection, misses);
     if (selection.range.everything) continue;
@@ -147,6 +160,7 @@ function choosePages(
 ): void {
   const { pool, layer } = args;
   const { headDim } = pool.spec;
+  const group = args.headCount / pool.spec.kvHeadCount;
   const scored = drafts.filter(({ plan, selection }) => needsPageScores(plan, selection.range));
   const units = scored.map((draft): Unit => {
     const { plan, selection } = draft;
@@ -158,24 +172,25 @@ function choosePages(
       combine: pageCombine(plan),
       candidateFirst: selection.range.sinkEnd,
       summarySlotsAt: selection.summarySlotsAt,
-      summaryOffset: summaryHeadAt(pool.spec, plan.scorer.summary, layer, 0) * 4,
+      summariesAt:
+        (pool.summariesAt[summaryKindIndex(pool.spec, plan.scorer.summary)] as number) +
+        summaryHeadAt(pool.spec, layer, 0),
+      queryVector: selection.firstRow * args.headCount + draft.kvHeadFirst * group,
       radiusWeight: plan.scorer.radiusWeight,
     };
   });
   machine.opArena.clear();
-  const group = args.headCount / pool.spec.kvHeadCount;
+  const codes = quantizeQueries(machine, args, scored);
   const ranked = rankUnits(machine, units, headDim, ({ unitsAt, unitCount, itemMax, work }) => {
     // The first block may hold three pages before the first candidate.
     const chunks = Math.ceil((itemMax + PAGES_PER_BLOCK - 1) / CHUNK_ITEMS);
     const blocks = CHUNK_ITEMS / PAGES_PER_BLOCK;
-    // |q| of the units of a task.
-    machine.threads.ensureScratch(args.headCount * headDim * 4);
     machine.threads.run(OP.scorePages, {
       taskCount: Math.ceil(unitCount / pool.spec.kvHeadCount) * chunks,
       work,
       args: [
-        ...[unitsAt, chunks, blocks, args.headCount, group, headDim, pool.summariesAt, pool.summarySlotBytes],
-        ...[pool.spec.kvHeadCount, unitCount],
+        ...[unitsAt, chunks, blocks, args.headCount, group, headDim, codes.codesAt, codes.scalesAt],
+        ...[pool.spec.kvHeadCount, unitCount, pool.summaryBytes],
       ],
     });
   });
@@ -191,13 +206,31 @@ function choosePages(
   }
 }
 
-/** Second stage of token plans: the best tokens of those kept pages that are resident. */
-function chooseTokens(
+/** Vectors of one task of quantization. */
+const QUERIES_PER_TASK = 64;
+
+/** Every query vector of the step up to the last row that scores, in 16 bits. Takes from the op arena. */
+function quantizeQueries(
   machine: Machine,
-  args: SelectArgs,
-  drafts: readonly Draft[],
-  { misses, traffic }: { misses: MissSet; traffic: readonly SliceTraffic[] },
-): void {
+  { pool, headCount, q }: SelectArgs,
+  scored: readonly Draft[],
+): { codesAt: number; scalesAt: number } {
+  const { headDim } = pool.spec;
+  const rowEnd = Math.max(0, ...scored.map(({ selection }) => selection.firstRow + selection.group.rowCount));
+  const vectors = rowEnd * headCount;
+  const codesAt = machine.opArena.take(vectors * Math.ceil(headDim / 8) * 16);
+  const scalesAt = machine.opArena.take(vectors * 4);
+  machine.threads.run(OP.quantizeQueries, {
+    taskCount: Math.ceil(vectors / QUERIES_PER_TASK),
+    work: vectors * headDim * 4,
+    args: [q, codesAt, scalesAt, vectors, headDim, QUERIES_PER_TASK],
+  });
+  return { codesAt, scalesAt };
+}
+
+/** Second stage of token plans: the best tokens of those kept pages that are resident. */
+function chooseTokens(machine: Machine, args: SelectArgs, drafts: readonly Draft[], counters: SelectCounters): void {
+  const { misses, traffic } = counters;
   const voting = drafts.filter(({ plan }) => plan.kind === "tokens");
   if (voting.length === 0) return;
   machine.opArena.clear();
@@ -205,9 +238,15 @@ function chooseTokens(
   for (const draft of voting) {
     const { selection } = draft;
     for (const page of draft.candidates) noteMiss(args.layer, selection, Math.floor(page / PAGES_PER_BLOCK), misses);
-    draft.candidates = draft.candidates.filter((page) =>
-      isResident(args.layer, selection.slice, Math.floor(page / PAGES_PER_BLOCK)),
+    const isHere = (page: number): boolean =>
+      isResident(args.layer, selection.slice, Math.floor(page / PAGES_PER_BLOCK));
+    noteChosen(
+      args.layer,
+      draft,
+      draft.candidates.filter((page) => !isHere(page)),
+      counters,
     );
+    draft.candidates = draft.candidates.filter(isHere);
     const take = selection.range.takePages * PAGE_TOKENS;
     if (take >= draft.candidates.length * PAGE_TOKENS) {
       draft.tokenMasks = new Map(draft.candidates.map((page) => [page, 0xffff]));
@@ -281,6 +320,17 @@ function finishDraft({ selection, kvHeadFirst, kvHeadCount, candidates, tokenMas
   const chosen: Chosen = { pages };
   if (tokenMasks !== undefined) chosen.tokenMasks = pages.map((page) => tokenMasks.get(page) ?? 0xffff);
   for (let kvHead = kvHeadFirst; kvHead < kvHeadFirst + kvHeadCount; kvHead++) selection.chosen[kvHead] = chosen;
+}
+
+/** Blocks of chosen candidates, for slices that ask. */
+function noteChosen(
+  layer: number,
+  { selection: { sliceIndex } }: Draft,
+  pages: readonly number[],
+  { chosenBlocks }: SelectCounters,
+): void {
+  if (!chosenBlocks.wants(sliceIndex)) return;
+  for (const page of pages) chosenBlocks.add({ sliceIndex, layer, block: Math.floor(page / PAGES_PER_BLOCK) });
 }
 
 /** Blocks before the last row's own that hold a chosen page and are not on the device. */

@@ -6,7 +6,6 @@ import {
   int8Code,
   int8Scale,
   roundHalfEven,
-  summarizeKeys,
 } from "../../kernels/block-codec.ts";
 import { blockLayout } from "../../kernels/layout.ts";
 import { plainBlock } from "./support/oracle.ts";
@@ -71,36 +70,5 @@ describe("block codec", () => {
         expect(Math.abs(decoded.values[at]! - values[at]!)).toBeLessThanOrEqual(step);
       });
     });
-  });
-});
-
-describe("summaries", () => {
-  it("by hand: page 1 counts from 0 to 15 in channel 2", () => {
-    const keys = new Float32Array(64 * 4);
-    for (let token = 0; token < 16; token++) keys[(16 + token) * 4 + 2] = token;
-    const minMax = summarizeKeys("min-max", keys, 4);
-    expect([minMax[8 + 2], minMax[8 + 4 + 2]]).toEqual([7.5, 7.5]);
-    const deviation = summarizeKeys("mean-deviation", keys, 4);
-    expect([deviation[8 + 2], deviation[8 + 4 + 2]]).toEqual([7.5, Math.fround(Math.sqrt(21.25))]);
-    expect(minMax.filter((value) => value !== 0).length).toBe(2);
-  });
-
-  it(`min-max bounds every q.k of the page, as Quest needs (seed ${SEED})`, () => {
-    const random = new Random(SEED);
-    const keys = random.normals(64 * 12);
-    const summary = summarizeKeys("min-max", keys, 12);
-    for (let round = 0; round < 200; round++) {
-      const q = random.normals(12);
-      for (let token = 0; token < 64; token++) {
-        const at = Math.floor(token / 16) * 24;
-        let score = 0;
-        let bound = 0;
-        for (let channel = 0; channel < 12; channel++) {
-          score += q[channel]! * keys[token * 12 + channel]!;
-          bound += q[channel]! * summary[at + channel]! + Math.abs(q[channel]!) * summary[at + 12 + channel]!;
-        }
-        expect(bound).toBeGreaterThanOrEqual(score - 1e-5);
-      }
-    }
   });
 });

@@ -6,8 +6,11 @@ import {
   openHeadAt,
   openSlotBytes,
   openSlotValuesAt,
+  summaryBytes,
   summaryHeadAt,
-  summarySlotBytes,
+  summaryHeadBytes,
+  summaryKindIndex,
+  summaryScalesAt,
 } from "../../kernels/layout.ts";
 
 const SPEC: KvPoolSpec = {
@@ -34,16 +37,25 @@ describe("layout, worked out by hand for 4 layers, 2 KV heads of 32", () => {
     expect(openHeadAt(SPEC, 3, 1)).toBe(7 * 2048);
   });
 
-  it("a summary slot is kind by kind", () => {
-    expect(summarySlotBytes(SPEC)).toBe(2 * 4 * 2 * 4 * 2 * 32 * 4);
-    expect(summaryHeadAt(SPEC, "min-max", 0, 1)).toBe(256);
-    expect(summaryHeadAt(SPEC, "mean-deviation", 2, 1)).toBe(2048 + 5 * 256);
-    expect(() => summaryHeadAt({ ...SPEC, summaryKinds: ["min-max"] }, "mean-deviation", 0, 0)).toThrow("keeps no");
+  it("a summary slot is codes, then scales, KV head by KV head", () => {
+    expect(summaryScalesAt(32)).toBe(256);
+    expect(summaryHeadBytes(32)).toBe(288);
+    expect(summaryBytes(SPEC)).toBe(4 * 2 * 288);
+    expect(summaryHeadAt(SPEC, 0, 1)).toBe(288);
+    expect(summaryHeadAt(SPEC, 2, 1)).toBe(5 * 288);
+    expect(summaryKindIndex(SPEC, "mean-deviation")).toBe(1);
+    expect(() => summaryKindIndex({ summaryKinds: ["min-max"] }, "mean-deviation")).toThrow("keeps no");
   });
 
   it("refuses impossible pools", () => {
     expect(() => assertPoolSpec(SPEC)).not.toThrow();
-    for (const change of [{ headDim: 30 }, { headDim: 0 }, { kvHeadCount: 1.5 }, { blockCount: -1 }]) {
+    for (const change of [
+      { headDim: 30 },
+      { headDim: 516 },
+      { headDim: 0 },
+      { kvHeadCount: 1.5 },
+      { blockCount: -1 },
+    ]) {
       expect(() => assertPoolSpec({ ...SPEC, ...change }), JSON.stringify(change)).toThrow();
     }
     expect(() => assertPoolSpec({ ...SPEC, encoding: "f16" as "f32" })).toThrow("encoding");

@@ -96,15 +96,17 @@ describe("the reference device, by hand", () => {
     const pool = poolOf(7);
     // Channel 0 of the query is 1, channel 1 is -2: score = c0 - 2 c1 + r0 + 2 r1. Page 5 scores 3, page 9 scores 4, page 12 scores 2.
     for (let slot = 0; slot < 7; slot++) {
-      const summary = new Float32Array(4 * 2 * 4);
+      const summary = new Uint8Array(4 * 2 * 4 + 4 * 2 * 4);
+      const codes = new Int8Array(summary.buffer);
+      new Float32Array(summary.buffer, 4 * 2 * 4).fill(1);
       for (let page = slot * 4; page < slot * 4 + 4; page++) {
         const at = (page % 4) * 8;
-        if (page === 5) summary.set([3], at);
-        if (page === 9) summary.set([0, 0, 0, 0, 0, 2], at);
-        if (page === 12) summary.set([0, -1], at);
-        if (page === 13) summary.set([0, 1, 0, 0, 3], at);
+        if (page === 5) codes.set([3], at);
+        if (page === 9) codes.set([0, 0, 0, 0, 0, 2], at);
+        if (page === 12) codes.set([0, -1], at);
+        if (page === 13) codes.set([0, 1, 0, 0, 3], at);
       }
-      pool.writeSummary(slot, bytesOf(summary));
+      pool.writeSummary(slot, "min-max", summary);
     }
     const slice: StepSlice = {
       ...decodeAt(399, 7),
@@ -123,8 +125,8 @@ describe("the reference device, by hand", () => {
     expect(recorder.hasMissed(0)).toBe(true);
     const { misses, traffic } = await recorder.submit();
     expect(misses).toEqual([{ sliceIndex: 0, layer: 0, block: 2 }]);
-    // Candidates are pages 1 to 22; a page's summary is 2 * 4 f32.
-    expect(traffic).toEqual([{ pagesSelected: 5, pagesInContext: 25, kvBytes: 0, metadataBytes: 22 * 32 }]);
+    // Candidates are pages 1 to 22; a page's summary is twice 4 codes and a scale.
+    expect(traffic).toEqual([{ pagesSelected: 5, pagesInContext: 25, kvBytes: 0, metadataBytes: 22 * 16 }]);
   });
 });
 

@@ -40,7 +40,7 @@ describe("traffic", () => {
   });
 
   it("prices summaries and scored keys", () => {
-    expect(summaryReadBytes(32, 10)).toBe(10 * 256);
+    expect(summaryReadBytes(32, 10)).toBe(10 * 72);
     expect(keyReadBytes({ headDim: 32, encoding: "f32" }, [0, 1, 9])).toBe(3 * 16 * 128);
     expect(keyReadBytes({ headDim: 32, encoding: "int8" }, [0, 1, 9])).toBe(3 * 16 * 32 + 2 * 128);
   });

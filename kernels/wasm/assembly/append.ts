@@ -2,6 +2,7 @@
 import { arg, argAt, partStart, scratchOf } from "./control";
 import { decodeKeys } from "./kv-decode";
 import { codeOf, codes4 } from "./matmul-int8";
+import { summarizeBlock, summaryHeadBytes } from "./summaries";
 import { maxLanes } from "./vector";
 
 /**
@@ -55,9 +56,9 @@ function rotate(out: usize, x: usize, cos: usize, sin: usize, halfBytes: usize):
 
 /**
  * Encodes one KV head of one full block and writes its summaries. Task = block * kvHeadCount + kvHead.
- * args: blocks {open keys, open values, device block, summary slot (0: none)} (addresses of the layer, head 0), kvHeadCount, headDim,
+ * args: blocks {open keys, open values, device block (addresses of the layer, head 0), summary slot (-1: none)}, kvHeadCount, headDim,
  * int8?, offsets in a block: key scales, values, value scales; kind count, kind 0, kind 1 (0: min-max, 1: mean-deviation),
- * offset of kind 0 and of kind 1 in a summary slot (for the layer)
+ * summaries of kind 0 and of kind 1 (of the layer in slot 0), bytes of a summary slot
  */
 export function sealTask(task: i32, thread: i32): void {
   const kvHeadCount = arg(1);
@@ -85,15 +86,12 @@ export function sealTask(task: i32, thread: i32): void {
     keys = scratchOf(thread);
     decodeKeys(keys, codes, scales, headDim, 0, 64);
   }
-  const summary = <usize>load<u32>(record, 12);
-  if (summary == 0) return;
+  const slot = load<i32>(record, 12);
+  if (slot < 0) return;
+  const scratch = scratchOf(thread) + headDim * 256;
   for (let kind = 0; kind < arg(7); kind++) {
-    const to = summary + argAt(10 + kind) + head * headDim * 32;
-    for (let page: usize = 0; page < 4; page++) {
-      const from = keys + page * headDim * 64;
-      if (arg(8 + kind) == 0) minMax(to + page * headDim * 8, from, headDim);
-      else meanDeviation(to + page * headDim * 8, from, headDim);
-    }
+    const to = argAt(10 + kind) + <usize>slot * argAt(12) + head * summaryHeadBytes(headDim);
+    summarizeBlock(to, keys, headDim, arg(8 + kind), scratch);
   }
 }
 
@@ -121,38 +119,5 @@ function encodeValue(codes: usize, scaleAt: usize, value: usize, headDim: usize)
   store<f32>(scaleAt, scale);
   for (let channel: usize = 0; channel < headDim; channel++) {
     store<i8>(codes + channel, <i8>codeOf(load<f32>(value + channel * 4), scale));
-  }
-}
-
-/** centre = (max + min) / 2, radius = (max - min) / 2 over 16 tokens. */
-function minMax(to: usize, keys: usize, headDim: usize): void {
-  const half = f32x4.splat(0.5);
-  for (let at: usize = 0; at < headDim * 4; at += 16) {
-    let low = v128.load(keys + at);
-    let high = low;
-    for (let token: usize = 1; token < 16; token++) {
-      const key = v128.load(keys + at + token * headDim * 4);
-      low = f32x4.min(low, key);
-      high = f32x4.max(high, key);
-    }
-    v128.store(to + at, f32x4.mul(f32x4.add(high, low), half));
-    v128.store(to + at + headDim * 4, f32x4.mul(f32x4.sub(high, low), half));
-  }
-}
-
-/** centre = mean, radius = population standard deviation over 16 tokens, two passes, tokens ascending. */
-function meanDeviation(to: usize, keys: usize, headDim: usize): void {
-  const sixteenth = f32x4.splat(0.0625);
-  for (let at: usize = 0; at < headDim * 4; at += 16) {
-    let sum = f32x4.splat(0);
-    for (let token: usize = 0; token < 16; token++) sum = f32x4.add(sum, v128.load(keys + at + token * headDim * 4));
-    const mean = f32x4.mul(sum, sixteenth);
-    let squares = f32x4.splat(0);
-    for (let token: usize = 0; token < 16; token++) {
-      const difference = f32x4.sub(v128.load(keys + at + token * headDim * 4), mean);
-      squares = f32x4.add(squares, f32x4.mul(difference, difference));
-    }
-    v128.store(to + at, mean);
-    v128.store(to + at + headDim * 4, f32x4.sqrt(f32x4.mul(squares, sixteenth)));
   }
 }

@@ -1,15 +1,16 @@
-// Selection: page scores from summaries, token scores from keys, soft votes, and the best K. One unit is one query group in one KV head
+// Selection: token scores from keys (page scores are in score-pages.ts), soft votes, and the best K. One unit is one query group in one KV head
 // (or in the whole layer). The unit record, mirrored in kernels/wasm/selection-units.ts:
 //   0 q of the first row and head   4 first query   8 query count   12 query heads of the unit   16 first KV head
 //   20 first candidate page   24 item count   28 summary slots of the slice   32 scores [items]   36 raw scores [queries][stride]
 //   40 stats [queries]{max, sum}   44 K   48 chosen items [K]   52 radius weight (f32)   56 combine (0 max, 1 softmax-sum)
-//   60 offset of kind, layer and head 0 in a summary slot   64 stride of raw scores (elements, a multiple of 4)
+//   60 summaries of the kind and layer in slot 0, head 0   64 stride of raw scores (elements, a multiple of 4)
 //   72 kept pages (tokens: item = kept index * 16 + token)   76 block ids of the layer
+//   80 index of the first row and head among the query codes
 // A query is a (row, head) pair of the unit, rows first. Queries run in tiles, so that raw scores stay small.
 import { arg, argAt, argF32, scratchOf } from "./control";
 import { scoreTokens } from "./dot";
 import { decodeKeys } from "./kv-decode";
-import { exp1, exp4, maxLanes, sumLanes, sumLanes4 } from "./vector";
+import { exp1, exp4, maxLanes, sumLanes } from "./vector";
 
 const UNIT_BYTES: usize = 96;
 const NEGATIVE_INFINITY: f32 = -Infinity;
@@ -18,188 +19,6 @@ const NEGATIVE_INFINITY: f32 = -Infinity;
 @inline
 function at(unit: usize, offset: usize): usize {
   return <usize>load<u32>(unit + offset);
-}
-
-/**
- * Scores a chunk of candidate pages: score = q.c + weight |q|.r, four lane sums by channel mod 4, then the lanes. Combine max reduces at
- * once, softmax-sum leaves raw scores. A task takes some units side by side, block by block: the KV heads of a layer lie together, and one
- * thread reads pieces of 16 KiB twice as fast as pieces of 1 KiB. Task = team of units * chunks + chunk.
- * args: units, chunks, blocks of a chunk, headCount, heads per KV head, headDim, summaries, summary slot bytes, units of a team, unit count
- */
-export function scorePagesTask(task: i32, thread: i32): void {
-  const team = (task / arg(1)) * arg(8);
-  const teamEnd = min(arg(9), team + arg(8));
-  const rowBytes = <usize>(arg(4) * arg(5)) * 4;
-  for (let index = team; index < teamEnd; index++) {
-    const unit = argAt(0) + <usize>index * UNIT_BYTES;
-    if (isOneRow(unit)) storeAbs(scratchOf(thread) + <usize>(index - team) * rowBytes, at(unit, 0), rowBytes);
-  }
-  const first = (task % arg(1)) * arg(2);
-  for (let block = first; block < first + arg(2); block++) {
-    for (let index = team; index < teamEnd; index++) {
-      scoreBlock(argAt(0) + <usize>index * UNIT_BYTES, block, scratchOf(thread) + <usize>(index - team) * rowBytes);
-    }
-  }
-}
-
-/** Whether a unit's queries are those of one KV head in one row, which is what decoding asks for. */
-// @ts-ignore: decorator
-@inline
-function isOneRow(unit: usize): bool {
-  return <i32>at(unit, 12) == arg(4) && at(unit, 8) == at(unit, 12) && at(unit, 4) == 0;
-}
-
-function storeAbs(to: usize, from: usize, bytes: usize): void {
-  for (let at: usize = 0; at < bytes; at += 16) v128.store(to + at, f32x4.abs(v128.load(from + at)));
-}
-
-/** The candidates of a unit that lie in its `index`-th block. */
-function scoreBlock(unit: usize, index: i32, absolutes: usize): void {
-  const firstPage = <i32>at(unit, 20);
-  const begin = ((firstPage >> 2) + index) * 4 - firstPage;
-  const end = min(<i32>at(unit, 24), begin + 4);
-  let item = max(0, begin);
-  if (isOneRow(unit)) {
-    for (; item < end; item += 2) scoreTwoPages(unit, item, min(item + 1, end - 1), absolutes);
-  } else {
-    for (; item < end; item++) scorePage(unit, item);
-  }
-}
-
-// @ts-ignore: decorator
-@inline
-function summaryAt(unit: usize, item: i32): usize {
-  const page = <i32>at(unit, 20) + item;
-  const slot = at(at(unit, 28) + ((<usize>(page >> 2)) << 2), 0);
-  return argAt(6) + slot * argAt(7) + at(unit, 60) + <usize>(page & 3) * <usize>arg(5) * 8;
-}
-
-/**
- * Two items of one block, for the queries of one KV head in one row, two at a time; |q| lies at `absolutes`. The items may be the same, and a
- * last query alone is scored twice.
- */
-function scoreTwoPages(unit: usize, item: i32, nextItem: i32, absolutes: usize): void {
-  const headBytes = <usize>arg(5) << 2;
-  const weights = v128.load32_splat(unit, 52);
-  const scores = at(unit, 32);
-  const combinesByMax = at(unit, 56) == 0;
-  const stride = at(unit, 64) << 2;
-  const c = summaryAt(unit, item) + at(unit, 16) * (headBytes << 3);
-  const next = c + <usize>(nextItem - item) * (headBytes << 1);
-  let raw = at(unit, 36);
-  let q = at(unit, 0);
-  let absolute = absolutes;
-  let best: f32 = NEGATIVE_INFINITY, nextBest: f32 = NEGATIVE_INFINITY;
-  for (let left = arg(4); left > 0; left -= 2) {
-    const step = left > 1 ? headBytes : 0;
-    const sums = scoreTwoByTwo(q, absolute, step, c, next, headBytes, weights);
-    if (combinesByMax) {
-      best = max<f32>(max<f32>(best, f32x4.extract_lane(sums, 0)), f32x4.extract_lane(sums, 1));
-      nextBest = max<f32>(max<f32>(nextBest, f32x4.extract_lane(sums, 2)), f32x4.extract_lane(sums, 3));
-    } else {
-      const second = left > 1 ? raw + stride : raw;
-      store<f32>(raw + ((<usize>item) << 2), f32x4.extract_lane(sums, 0));
-      store<f32>(raw + ((<usize>nextItem) << 2), f32x4.extract_lane(sums, 2));
-      store<f32>(second + ((<usize>item) << 2), f32x4.extract_lane(sums, 1));
-      store<f32>(second + ((<usize>nextItem) << 2), f32x4.extract_lane(sums, 3));
-      raw += stride << 1;
-    }
-    q += headBytes << 1;
-    absolute += headBytes << 1;
-  }
-  if (!combinesByMax) return;
-  store<f32>(scores + ((<usize>item) << 2), best);
-  store<f32>(scores + ((<usize>nextItem) << 2), nextBest);
-}
-
-/** {page 0 with query 0, page 0 with query 1, page 1 with query 0, page 1 with query 1}. */
-// @ts-ignore: decorator
-@inline
-function scoreTwoByTwo(
-  q: usize,
-  absolute: usize,
-  step: usize,
-  page: usize,
-  next: usize,
-  headBytes: usize,
-  weights: v128,
-): v128 {
-  let a = f32x4.splat(0), b = f32x4.splat(0), c = f32x4.splat(0), d = f32x4.splat(0);
-  let e = f32x4.splat(0), f = f32x4.splat(0), g = f32x4.splat(0), h = f32x4.splat(0);
-  const radius = page + headBytes;
-  const nextRadius = next + headBytes;
-  const second = q + step;
-  const secondAbsolute = absolute + step;
-  for (let at: usize = 0; at < headBytes; at += 16) {
-    let x = v128.load(q + at);
-    let y = v128.load(second + at);
-    let v = v128.load(page + at);
-    a = f32x4.add(a, f32x4.mul(x, v));
-    b = f32x4.add(b, f32x4.mul(y, v));
-    v = v128.load(next + at);
-    c = f32x4.add(c, f32x4.mul(x, v));
-    d = f32x4.add(d, f32x4.mul(y, v));
-    x = v128.load(absolute + at);
-    y = v128.load(secondAbsolute + at);
-    v = v128.load(radius + at);
-    e = f32x4.add(e, f32x4.mul(x, v));
-    f = f32x4.add(f, f32x4.mul(y, v));
-    v = v128.load(nextRadius + at);
-    g = f32x4.add(g, f32x4.mul(x, v));
-    h = f32x4.add(h, f32x4.mul(y, v));
-  }
-  return sumLanes4(
-    f32x4.add(a, f32x4.mul(weights, e)),
-    f32x4.add(b, f32x4.mul(weights, f)),
-    f32x4.add(c, f32x4.mul(weights, g)),
-    f32x4.add(d, f32x4.mul(weights, h)),
-  );
-}
-
-function scorePage(unit: usize, item: i32): void {
-  const headDim = <usize>arg(5);
-  const summary = summaryAt(unit, item);
-  const heads = <i32>at(unit, 12);
-  const weights = v128.load32_splat(unit, 52);
-  const combinesByMax = at(unit, 56) == 0;
-  const queryFirst = <i32>at(unit, 4);
-  const queryEnd = queryFirst + <i32>at(unit, 8);
-  let raw = at(unit, 36) + ((<usize>item) << 2);
-  let best: f32 = queryFirst == 0 ? NEGATIVE_INFINITY : load<f32>(at(unit, 32) + ((<usize>item) << 2));
-  let head = queryFirst % heads;
-  let rowAt = at(unit, 0) + <usize>((queryFirst / heads) * arg(3)) * headDim * 4;
-  let query = queryFirst;
-  while (query < queryEnd) {
-    // The query heads of one KV head in one row, as far as they belong to the tile.
-    const headEnd = min(head - (head % arg(4)) + arg(4), head + queryEnd - query);
-    const kvSummary = summary + (at(unit, 16) + <usize>(head / arg(4))) * headDim * 32;
-    query += headEnd - head;
-    for (; head < headEnd; head++) {
-      const score = scoreSummary(rowAt + <usize>head * headDim * 4, kvSummary, headDim << 2, weights);
-      if (combinesByMax) {
-        best = max<f32>(best, score);
-      } else {
-        store<f32>(raw, score);
-        raw += at(unit, 64) << 2;
-      }
-    }
-    if (head == heads) {
-      head = 0;
-      rowAt += <usize>arg(3) * headDim * 4;
-    }
-  }
-  if (combinesByMax) store<f32>(at(unit, 32) + ((<usize>item) << 2), best);
-}
-
-function scoreSummary(q: usize, summary: usize, headBytes: usize, weights: v128): f32 {
-  const radius = summary + headBytes;
-  let centres = f32x4.splat(0), radii = f32x4.splat(0);
-  for (let at: usize = 0; at < headBytes; at += 16) {
-    const x = v128.load(q + at);
-    centres = f32x4.add(centres, f32x4.mul(x, v128.load(summary + at)));
-    radii = f32x4.add(radii, f32x4.mul(f32x4.abs(x), v128.load(radius + at)));
-  }
-  return sumLanes(f32x4.add(centres, f32x4.mul(weights, radii)));
 }
 
 /**

@@ -20,6 +20,7 @@ import {
   OP_PACK_F32,
   OP_PACK_INT4,
   OP_PACK_INT8,
+  OP_QUANTIZE_QUERIES,
   OP_QUANTIZE_ROWS,
   OP_RMS_NORM,
   OP_ROPE,
@@ -32,7 +33,8 @@ import {
   OP_VOTE_SUM,
 } from "./ops";
 import { gatherRowsTask, rmsNormTask, siluMulTask } from "./row-ops";
-import { scorePagesTask, scoreTokensTask, topKTask, voteStatsTask, voteSumTask } from "./select";
+import { quantizeQueriesTask, scorePagesTask } from "./score-pages";
+import { scoreTokensTask, topKTask, voteStatsTask, voteSumTask } from "./select";
 
 /** Runs one task of an op on a thread; an unknown op is a trap. */
 export function runTask(op: i32, task: i32, thread: i32): void {
@@ -55,7 +57,8 @@ export function runTask(op: i32, task: i32, thread: i32): void {
     case OP_MATMUL_INT8: return matmulInt8Task(task);
     case OP_ROPE: return ropeTask(task);
     case OP_SEAL: return sealTask(task, thread);
-    case OP_SCORE_PAGES: return scorePagesTask(task, thread);
+    case OP_QUANTIZE_QUERIES: return quantizeQueriesTask(task);
+    case OP_SCORE_PAGES: return scorePagesTask(task);
     case OP_SCORE_TOKENS: return scoreTokensTask(task, thread);
     case OP_VOTE_STATS: return voteStatsTask(task);
     case OP_VOTE_SUM: return voteSumTask(task);

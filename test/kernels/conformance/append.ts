@@ -1,13 +1,13 @@
 /** Conformance of append: what open slots, sealed blocks and summaries hold. */
 import { describe, expect, it } from "vitest";
-import { decodeKeys, encodeBlockHead, summarizeKeys } from "../../../kernels/block-codec.ts";
+import { decodeKeys, encodeBlockHead } from "../../../kernels/block-codec.ts";
 import type { KvEncoding } from "../../../kernels/contract.ts";
 import { NOT_RESIDENT } from "../../../kernels/contract.ts";
-import { summaryHeadAt } from "../../../kernels/layout.ts";
+import { summarizeKeys } from "../../../kernels/summary-codec.ts";
 import { expectClose, expectSameBits, magnitude } from "../support/compare.ts";
 import { bytesOf, floatsOf, upload } from "../support/floats.ts";
 import type { Lane } from "../support/lane.ts";
-import { plainOpen } from "../support/oracle.ts";
+import { plainBlock, plainOpen, plainSummary } from "../support/oracle.ts";
 import { Random, SEED } from "../support/random.ts";
 import { makeSequence, ropeAngles, type Sequence, Stage, type StageShape } from "../support/stage.ts";
 
@@ -24,10 +24,13 @@ function shapeOf(encoding: KvEncoding, headDim: number): StageShape {
 
 /** Every byte of the pool. */
 export async function poolBytes({ pool }: Stage): Promise<Uint8Array[]> {
-  const { blockCount, summarySlotCount, openSlotCount } = pool.spec;
+  const { blockCount, summarySlotCount, openSlotCount, summaryKinds } = pool.spec;
   const all: Uint8Array[] = [];
   for (let id = 0; id < blockCount; id++) all.push(await pool.readBlock(id));
-  for (let slot = 0; slot < summarySlotCount; slot++) all.push(await pool.readSummary(slot));
+  for (let slot = 0; slot < summarySlotCount; slot++) {
+    const kinds = await Promise.all(summaryKinds.map((kind) => pool.readSummary(slot, kind)));
+    all.push(Uint8Array.from(kinds.flatMap((bytes) => [...bytes])));
+  }
   for (let slot = 0; slot < openSlotCount; slot++) all.push(await pool.readOpen(slot, 64));
   return all;
 }
@@ -37,7 +40,7 @@ export function paint({ pool }: Stage, seed: number): void {
   const random = new Random(seed);
   for (let id = 0; id < pool.spec.blockCount; id++) pool.writeBlock(id, random.bytes(pool.blockBytes));
   for (let slot = 0; slot < pool.spec.summarySlotCount; slot++) {
-    pool.writeSummary(slot, bytesOf(random.normals(pool.summarySlotBytes / 4)));
+    for (const kind of pool.spec.summaryKinds) pool.writeSummary(slot, kind, random.bytes(pool.summaryBytes));
   }
   for (let slot = 0; slot < pool.spec.openSlotCount; slot++) {
     pool.writeOpen(slot, 64, bytesOf(random.normals(pool.openSlotBytes / 4)));
@@ -73,7 +76,7 @@ export function describeAppend(lane: Lane): void {
       const { blockIds, summarySlots, openSlots, blockCapacity } = stage.place(sequence);
       for (let block = 0; block < 2; block++) {
         const open = floatsOf(await stage.pool.readOpen(openSlots[block]!, 64));
-        const summary = floatsOf(await stage.pool.readSummary(summarySlots[block]!));
+        const slot = summarySlots[block]!;
         for (let layer = 0; layer < 2; layer++) {
           const sealed = await stage.pool.readBlock(blockIds[layer * blockCapacity + block]!);
           const expected = new Uint8Array(stage.pool.blockBytes);
@@ -81,10 +84,33 @@ export function describeAppend(lane: Lane): void {
             const at = (layer * 2 + head) * 64 * 20;
             const values = open.subarray(open.length / 2 + at);
             encodeBlockHead(stage.pool.spec, expected, head, open.subarray(at), values);
-            checkSummaries(lane, stage, { sealed, summary, layer, head });
+            await checkSummaries(stage, { sealed, slot, layer, head });
           }
           expectSameBits(sealed, expected, `block ${block} layer ${layer}`);
         }
+      }
+    });
+
+    it.each([4, 36, 64])("summaries of extreme keys have the codec's bytes, headDim %i", async (headDim) => {
+      const shape = { ...shapeOf(encoding, headDim), layerCount: 1 };
+      const stage = new Stage(lane.device(), shape, { blockCapacity: 4 });
+      const sequence = makeSequence(shape, 256, SEED);
+      const { k } = sequence.layers[0]!;
+      const width = 2 * headDim;
+      const random = new Random(SEED);
+      // Block 0: pages of zeros, of one value, of tiny and of huge ones. Block 1: integers, which make halves. Block 2: a lone large channel.
+      for (let at = 0; at < 64 * width; at++) {
+        const page = Math.floor(at / width / 16);
+        k[at] = [0, 0.75, random.normal(1e-42), random.normal(1e30)][page]!;
+      }
+      for (let at = 64 * width; at < 128 * width; at++) k[at] = random.integer(9) - 4;
+      for (let at = 128 * width; at < 192 * width; at += headDim) k[at] = 1000 * random.normal();
+      await stage.fill(sequence, 256);
+      const { blockIds, summarySlots } = stage.place(sequence);
+      for (let block = 0; block < 4; block++) {
+        const sealed = await stage.pool.readBlock(blockIds[block]!);
+        const slot = summarySlots[block]!;
+        for (const head of [0, 1]) await checkSummaries(stage, { sealed, slot, layer: 0, head });
       }
     });
 
@@ -130,13 +156,14 @@ export function describeAppend(lane: Lane): void {
       const stage = new Stage(device, shape, { blockCapacity: 2 });
       const sequence = makeSequence(shape, 64, SEED);
       paint(stage, SEED);
-      const before = await Promise.all([0, 1].map((slot) => stage.pool.readSummary(slot)));
+      const read = (slot: number) => stage.pool.readSummary(slot, "min-max");
+      const before = await Promise.all([0, 1].map(read));
       const slice = stage.sliceOf({ sequence, position: 0, rowCount: 64 });
       const recorder = device.begin([{ ...slice, summarySlots: Int32Array.of(NOT_RESIDENT) }]);
       const [q, k, v] = (["q", "k", "v"] as const).map((name) => upload(device, name, sequence.layers[0]![name]));
       recorder.append({ pool: stage.pool, layer: 0, headCount: 2, q: q!, k: k!, v: v!, rope: stage.rope });
       await recorder.submit();
-      for (const slot of [0, 1]) expectSameBits(await stage.pool.readSummary(slot), before[slot]!, `slot ${slot}`);
+      for (const slot of [0, 1]) expectSameBits(await read(slot), before[slot]!, `slot ${slot}`);
     });
   });
 }
@@ -169,21 +196,37 @@ function checkToken(lane: Lane, shape: StageShape, sequence: Sequence, at: Token
   }
 }
 
-function checkSummaries(
-  lane: Lane,
+async function checkSummaries(
   stage: Stage,
-  { sealed, summary, layer, head }: { sealed: Uint8Array; summary: Float32Array; layer: number; head: number },
-): void {
-  const { headDim } = stage.shape;
+  { sealed, slot, layer, head }: { sealed: Uint8Array; slot: number; layer: number; head: number },
+): Promise<void> {
+  const { headDim, kvHeadCount } = stage.shape;
   const keys = decodeKeys(stage.pool.spec, sealed, head);
+  const headBytes = 8 * headDim + 32;
   for (const kind of ["min-max", "mean-deviation"] as const) {
-    const at = summaryHeadAt(stage.pool.spec, kind, layer, head);
-    const actual = summary.slice(at, at + 4 * 2 * headDim);
-    const expected = summarizeKeys(kind, keys, headDim);
-    if (kind === "min-max") expectSameBits(actual, expected, "min-max summaries");
-    const absolute = lane.tolerances.rotation * magnitude(keys);
-    expectClose(actual, expected, { relative: 0, absolute }, `${kind} summaries`);
+    const bytes = await stage.pool.readSummary(slot, kind);
+    const at = (layer * kvHeadCount + head) * headBytes;
+    expectSameBits(bytes.subarray(at, at + headBytes), summarizeKeys(kind, keys, headDim), `${kind} summaries`);
+    if (kind === "min-max") checkBound(plainBlock(stage.shape, sealed).keys[head]!, stage, { bytes, layer, head });
   }
+}
+
+/** Every decoded key lies within the radius of its page's centre, but for rounding in f32. */
+function checkBound(
+  keys: number[][],
+  { shape }: Stage,
+  { bytes, layer, head }: { bytes: Uint8Array; layer: number; head: number },
+): void {
+  keys.forEach((key, token) => {
+    const summary = plainSummary(shape, bytes, { layer, kvHead: head, page: Math.floor(token / 16) });
+    key.forEach((value, channel) => {
+      const centre = summary.centre[channel]! * summary.centreScale;
+      const radius = summary.radius[channel]! * summary.radiusScale;
+      // A scale below the smallest normal f32 is off by half a unit of those, times 127 for each of two scales.
+      const slack = (Math.abs(centre) + radius) * 1e-6 + 2e-43;
+      expect(Math.abs(value - centre), `token ${token} channel ${channel}`).toBeLessThanOrEqual(radius + slack);
+    });
+  });
 }
 
 /** Rows of an open slot for which `isOld` holds are as before, the others not. */

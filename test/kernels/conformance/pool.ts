@@ -14,7 +14,7 @@ const ENCODINGS: readonly KvEncoding[] = ["f32", "int8"];
 export function describePool(lane: Lane): void {
   describe.each(ENCODINGS)(`pool, %s KV (seed ${SEED})`, (encoding) => {
     const spec = {
-      ...{ layerCount: 3, kvHeadCount: 2, headDim: 12, encoding, summaryKinds: ["mean-deviation"] as const },
+      ...{ layerCount: 3, kvHeadCount: 2, headDim: 12, encoding, summaryKinds: ["mean-deviation", "min-max"] as const },
       ...{ blockCount: 5, openSlotCount: 2, summarySlotCount: 3 },
     };
 
@@ -24,7 +24,7 @@ export function describePool(lane: Lane): void {
         encoding === "f32" ? 2 * 64 * 12 * 4 * 2 : 2 * (64 * 12 + 12 * 4 + 64 * 12 + 64 * 4),
       );
       expect(pool.openSlotBytes).toBe(3 * 2 * 64 * 12 * 4 * 2);
-      expect(pool.summarySlotBytes).toBe(3 * 2 * 4 * 2 * 12 * 4);
+      expect(pool.summaryBytes).toBe(3 * 2 * 4 * 2 * (12 + 4));
       expect(pool.spec).toEqual(spec);
     });
 
@@ -69,11 +69,19 @@ export function describePool(lane: Lane): void {
       expect(() => pool.writeBlock(0, new Uint8Array(pool.blockBytes - 1))).toThrow();
       expect(() => pool.writeBlock(5, new Uint8Array(pool.blockBytes))).toThrow();
       expect(() => pool.writeBlock(-1, new Uint8Array(pool.blockBytes))).toThrow();
-      expect(() => pool.writeSummary(0, new Uint8Array(pool.summarySlotBytes + 4))).toThrow();
-      expect(() => pool.writeSummary(3, new Uint8Array(pool.summarySlotBytes))).toThrow();
+      expect(() => pool.writeSummary(0, "min-max", new Uint8Array(pool.summaryBytes + 4))).toThrow();
+      expect(() => pool.writeSummary(3, "min-max", new Uint8Array(pool.summaryBytes))).toThrow();
       expect(() => pool.writeOpen(0, 2, new Uint8Array(pool.openSlotBytes))).toThrow();
       expect(() => pool.writeOpen(0, 65, new Uint8Array(0))).toThrow();
       expect(() => pool.writeOpen(2, 0, new Uint8Array(0))).toThrow();
+    });
+
+    it("refuses a kind of summary that it does not keep", async () => {
+      const pool = lane.device().kvPool({ ...spec, summaryKinds: ["min-max"] });
+      const bytes = new Uint8Array(pool.summaryBytes);
+      expect(() => pool.writeSummary(0, "min-max", bytes)).not.toThrow();
+      expect(() => pool.writeSummary(0, "mean-deviation", bytes)).toThrow("keeps no mean-deviation");
+      await expect(pool.readSummary(0, "mean-deviation")).rejects.toThrow("keeps no mean-deviation");
     });
 
     it("a sequence moved by its bytes to another pool goes on to the bit", async () => {
@@ -91,8 +99,10 @@ export function describePool(lane: Lane): void {
           const at = layer * from.blockCapacity + block;
           away.pool.writeBlock(to.blockIds[at]!, await home.pool.readBlock(from.blockIds[at]!));
         }
-        const summary = await home.pool.readSummary(from.summarySlots[block]!);
-        away.pool.writeSummary(to.summarySlots[block]!, summary);
+        for (const kind of shape.summaryKinds) {
+          const summary = await home.pool.readSummary(from.summarySlots[block]!, kind);
+          away.pool.writeSummary(to.summarySlots[block]!, kind, summary);
+        }
       }
       away.pool.writeOpen(to.openSlots[6]!, 16, await home.pool.readOpen(from.openSlots[6]!, 16));
       for (const { name, plan } of [{ name: "dense", plan: { kind: "dense" } as const }, ...PLANS]) {
@@ -127,10 +137,12 @@ function entriesOf(pool: KvPool, random: Random): Entry[] {
       write: (bytes) => pool.writeBlock(id, bytes),
       read: () => pool.readBlock(id),
     })),
-    ...list("summary", pool.spec.summarySlotCount, pool.summarySlotBytes, (id) => ({
-      write: (bytes) => pool.writeSummary(id, bytes),
-      read: () => pool.readSummary(id),
-    })),
+    ...pool.spec.summaryKinds.flatMap((kind) =>
+      list(`${kind} summary`, pool.spec.summarySlotCount, pool.summaryBytes, (id) => ({
+        write: (bytes) => pool.writeSummary(id, kind, bytes),
+        read: () => pool.readSummary(id, kind),
+      })),
+    ),
     ...list("open slot", pool.spec.openSlotCount, pool.openSlotBytes, (id) => ({
       write: (bytes) => pool.writeOpen(id, 64, bytes),
       read: () => pool.readOpen(id, 64),

@@ -1,10 +1,11 @@
 /** Conformance of selection: which pages and tokens each plan chooses, and attention over them. */
 import { describe, expect, it } from "vitest";
-import type { KvEncoding, SelectionPlan } from "../../../kernels/contract.ts";
+import { type KvEncoding, NOT_RESIDENT, type SelectionPlan } from "../../../kernels/contract.ts";
 import { Twin } from "../support/check.ts";
 import { expectSameBits } from "../support/compare.ts";
+import { upload } from "../support/floats.ts";
 import type { Lane } from "../support/lane.ts";
-import { SEED } from "../support/random.ts";
+import { Random, SEED } from "../support/random.ts";
 import { makeSequence, type Part, Stage, type StageShape } from "../support/stage.ts";
 
 const QUEST = { summary: "min-max", radiusWeight: 1 } as const;
@@ -120,11 +121,50 @@ export function describeSelection(lane: Lane): void {
       expect(sparse.pagesSelected).toBe(12 * 2);
       expect(sparse.kvBytes).toBeLessThan(dense.kvBytes / 2);
       // 44 pages in context, 1 sink, 2 recent: but recent starts with the block of the query, at page 40.
-      expect(sparse.metadataBytes).toBe(2 * 39 * 2 * 16 * 4);
+      expect(sparse.metadataBytes).toBe(2 * 39 * 2 * (16 + 4));
+    });
+
+    it.each(PLANS)("$name reads one kind of summary, whatever the other holds", async ({ plan }) => {
+      if (plan.kind === "dense" || plan.scorer === undefined) return;
+      const kind = plan.scorer.summary === "min-max" ? "mean-deviation" : "min-max";
+      const sequence = makeSequence(shape, LENGTH, SEED);
+      const twin = new Twin(lane, shape, { blockCapacity: 11 });
+      await twin.fill(sequence, LENGTH - 1);
+      const part = { sequence, position: LENGTH - 1, rowCount: 1, plan };
+      const before = await twin.run([part]);
+      const random = new Random(SEED);
+      const garbage = Array.from({ length: 11 }, () => random.bytes(twin.stage.pool.summaryBytes));
+      twin.writeSummaries(sequence, kind, (block) => garbage[block]!);
+      expectSameBits((await twin.run([part])).out[0]![0]!, before.out[0]![0]!);
+    });
+
+    it("reports chosen blocks for the slices that ask", async () => {
+      const twin = new Twin(lane, shape, { blockCapacity: 50 });
+      // 2,200 positions: 35 blocks, so that a layer's bitmap is two words.
+      const long = makeSequence(shape, 2200, SEED);
+      const short = makeSequence(shape, 700, SEED + 1);
+      await twin.fill(long, 1000);
+      await twin.fill(short, 690);
+      const absent = [{ block: 3 }, { block: 5 }];
+      const asking = { sequence: long, position: 1000, rowCount: 1, plan: PLANS[1]!.plan, absent };
+      const silent = { sequence: short, position: 690, rowCount: 3, plan: PLANS[4]!.plan, reportBlocks: false };
+      const { readback } = await twin.run([silent, asking]);
+      expect(readback.chosenBlocks?.map((bitmap) => bitmap?.length)).toEqual([undefined, 2]);
+      expect("chosenBlocks" in (await twin.run([silent])).readback).toBe(false);
     });
   });
 
   describeSelectionLimits(lane);
+}
+
+/** One slot of one kind: small codes, many of them equal, under scales that may be anything. */
+function odd(random: Random, { layerCount, kvHeadCount, headDim }: StageShape): Uint8Array {
+  const heads = Array.from({ length: layerCount * kvHeadCount }, () => {
+    const codes = Int8Array.from({ length: 8 * headDim }, () => 64 + random.integer(2));
+    const scales = Float32Array.from({ length: 8 }, () => [0, 1, 1, 1, 1, 1e-39, 1e38, Number.NaN][random.integer(8)]!);
+    return [new Uint8Array(codes.buffer), new Uint8Array(scales.buffer)];
+  });
+  return Uint8Array.from(heads.flat().flatMap((bytes) => [...bytes]));
 }
 
 function describeSelectionLimits(lane: Lane): void {
@@ -169,8 +209,8 @@ function describeSelectionLimits(lane: Lane): void {
     const stage = new Stage(lane.device(), shape, { blockCapacity: 7 });
     await stage.fill(sequence, 399);
     const { summarySlots } = stage.place(sequence);
-    const same = new Uint8Array(new Float32Array(stage.pool.summarySlotBytes / 4).fill(0.25).buffer);
-    for (const slot of summarySlots) stage.pool.writeSummary(slot, same);
+    const same = new Uint8Array(stage.pool.summaryBytes).fill(0x3c);
+    for (const slot of summarySlots) for (const kind of shape.summaryKinds) stage.pool.writeSummary(slot, kind, same);
     for (const { name, plan } of PLANS) {
       if (plan.kind !== "pages" || plan.scorer === undefined) continue;
       const tied: SelectionPlan = { ...plan, budgetPages: 10, sinkPages: 2, recentPages: 2 };
@@ -181,6 +221,69 @@ function describeSelectionLimits(lane: Lane): void {
       }
       if (lane.device().debugSelection !== undefined) expect(views[0]!.length).toBe(2);
     }
+  });
+
+  it.each([1, 2, 3, 4, 5, 6])(
+    "scores that differ by one unit, or are no numbers, rank as defined (case %i)",
+    async (round) => {
+      const random = new Random(SEED * 100 + round);
+      const wide: StageShape = {
+        ...shape,
+        headDim: 4 * (1 + random.integer(9)),
+        headCount: 2 * (1 + random.integer(5)),
+      };
+      const sequence = makeSequence(wide, 800, SEED);
+      const twin = new Twin(lane, wide, { blockCapacity: 13 });
+      await twin.fill(sequence, 795);
+      for (const kind of wide.summaryKinds) {
+        const slots = Array.from({ length: 13 }, () => odd(random, wide));
+        twin.writeSummaries(sequence, kind, (block) => slots[block]!);
+      }
+      for (const { plan } of PLANS) {
+        if (plan.kind !== "pages" || plan.combine !== "max") continue;
+        await twin.run([{ sequence, position: 795, rowCount: 4, plan: { ...plan, budgetPages: 8 + round * 3 } }]);
+      }
+    },
+  );
+
+  it("the largest codes of 512 channels do not overflow", async () => {
+    const device = lane.device();
+    const pool = device.kvPool({
+      ...{ layerCount: 1, kvHeadCount: 1, headDim: 512, encoding: "int8", summaryKinds: ["min-max"] },
+      ...{ blockCount: 0, openSlotCount: 1, summarySlotCount: 7 },
+    });
+    for (let slot = 0; slot < 7; slot++) {
+      const bytes = new Uint8Array(pool.summaryBytes);
+      const codes = new Int8Array(bytes.buffer);
+      const scales = new Float32Array(bytes.buffer, 8 * 512, 8);
+      // Page 9 is as good as can be, page 14 as bad, the others in between.
+      for (let page = 0; page < 4; page++) {
+        const best = slot * 4 + page === 9 ? 127 : slot * 4 + page === 14 ? -128 : 3;
+        codes.fill(best, page * 1024, page * 1024 + 512);
+        codes.fill(Math.max(0, best), page * 1024 + 512, page * 1024 + 1024);
+        scales.fill(1, page * 2, page * 2 + 2);
+      }
+      pool.writeSummary(slot, "min-max", bytes);
+    }
+    const ids = Int32Array.from({ length: 7 }, (_, block) => block);
+    const absent = new Int32Array(7).fill(NOT_RESIDENT);
+    const plan = {
+      budgetPages: 4,
+      sinkPages: 1,
+      recentPages: 2,
+      scorer: QUEST,
+      scope: "kv-head",
+      combine: "max",
+    } as const;
+    const recorder = device.begin([
+      {
+        ...{ position: 399, rowCount: 1, blockIds: absent, blockCapacity: 7, summarySlots: ids, reportBlocks: true },
+        ...{ openSlots: Int32Array.of(0), groupStarts: Int32Array.of(0), plan: { kind: "pages", ...plan } },
+      },
+    ]);
+    recorder.select({ pool, layer: 0, headCount: 1, q: upload(device, "q", new Float32Array(512).fill(1)) });
+    const { chosenBlocks } = await recorder.submit();
+    expect(chosenBlocks).toEqual([Uint32Array.of(1 << 2)]);
   });
 
   it("equal token scores go to the lower position", async () => {

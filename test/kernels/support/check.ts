@@ -1,6 +1,6 @@
 /** Judges a step: against the naive oracle, from the device's own pool bytes, and against the reference device. */
 import { expect } from "vitest";
-import type { Miss, SelectionPlan, SelectionView, SliceTraffic } from "../../../kernels/contract.ts";
+import type { Miss, SelectionPlan, SelectionView, SliceTraffic, SummaryKind } from "../../../kernels/contract.ts";
 import { expectClose, magnitude } from "./compare.ts";
 import type { Lane, Tolerances } from "./lane.ts";
 import {
@@ -33,12 +33,22 @@ export class Twin {
     await this.#reference.fill(sequence, end);
   }
 
+  /** Overwrites one kind of the summaries of a sequence's logical blocks; `make` gives the bytes of a slot. */
+  writeSummaries(sequence: Sequence, kind: SummaryKind, make: (block: number) => Uint8Array): void {
+    for (const stage of [this.stage, this.#reference]) {
+      stage.place(sequence).summarySlots.forEach((slot, block) => {
+        stage.pool.writeSummary(slot, kind, make(block));
+      });
+    }
+  }
+
   /** Runs a step on both and checks it; returns what the device under test gave. */
   async run(parts: readonly Part[]): Promise<StageResult> {
     const result = await this.stage.run(parts);
     const expected = await this.#reference.run(parts);
     expect(result.readback.misses, "misses").toEqual(expected.readback.misses);
     expect(result.readback.traffic, "traffic").toEqual(expected.readback.traffic);
+    expect(result.readback.chosenBlocks, "chosen blocks").toEqual(expected.readback.chosenBlocks);
     if (this.stage.device.debugSelection !== undefined) expect(result.views, "selections").toEqual(expected.views);
     parts.forEach((part, index) => {
       for (let layer = 0; layer < this.stage.shape.layerCount; layer++) {
@@ -72,6 +82,7 @@ export async function checkStep(
 ): Promise<void> {
   const misses = new Map<string, Miss>();
   for (const [sliceIndex, part] of parts.entries()) {
+    const chosenBlocks: number[][] = [];
     const traffic: SliceTraffic = { pagesSelected: 0, pagesInContext: 0, kvBytes: 0, metadataBytes: 0 };
     for (let layer = 0; layer < stage.shape.layerCount; layer++) {
       const memory = await Memory.of(stage, part, layer);
@@ -79,22 +90,42 @@ export async function checkStep(
       const out = result.out[sliceIndex]![layer]!;
       const views = result.views[layer]!.filter((view) => view.sliceIndex === sliceIndex);
       const groupCount = part.groupStarts?.length ?? 1;
+      const chosenHere = new Set<number>();
       expect(views.length, "views").toBe(groupCount * stage.shape.kvHeadCount);
       for (const view of views) {
         const at: GroupAt = { memory, part, view, q, rows: groupRows(part, view.group) };
         const bound = attentionBound(tolerances, stage.shape, part, layer);
         checkAttention(at, out, bound, `part ${sliceIndex} layer ${layer} group ${view.group}`);
-        const { wanted, metadataBytes } = checkSelection(at, tolerances);
+        const { wanted, metadataBytes, chosen } = checkSelection(at, tolerances);
         addTraffic(traffic, at, metadataBytes);
+        for (const page of chosen) chosenHere.add(Math.floor(page / 4));
         for (const block of absentBlocks(at, wanted)) {
           misses.set(`${sliceIndex}/${layer}/${block}`, { sliceIndex, layer, block });
         }
       }
+      chosenBlocks.push([...chosenHere].sort((a, b) => a - b));
     }
+    checkBitmap(stage, part, result.readback.chosenBlocks?.[sliceIndex], chosenBlocks);
     expect(result.readback.traffic[sliceIndex], `traffic of part ${sliceIndex}, by the oracle`).toEqual(traffic);
   }
   const order = (a: Miss, b: Miss): number => a.sliceIndex - b.sliceIndex || a.layer - b.layer || a.block - b.block;
   expect(result.readback.misses, "misses, by the oracle").toEqual([...misses.values()].sort(order));
+}
+
+/** Bit b of a layer's row is set exactly for the blocks listed for it. */
+function checkBitmap(stage: Stage, part: Part, bitmap: Uint32Array | undefined, chosenBlocks: number[][]): void {
+  if (part.reportBlocks === false) {
+    expect(bitmap, "no bitmap").toBeUndefined();
+    return;
+  }
+  const words = Math.ceil(stage.place(part.sequence).blockCapacity / 32);
+  expect(bitmap?.length, "words of the bitmap").toBe(words * stage.shape.layerCount);
+  const listed = chosenBlocks.map((_, layer) =>
+    Array.from({ length: words * 32 }, (_, block) => block).filter(
+      (block) => ((bitmap![layer * words + Math.floor(block / 32)]! >>> (block % 32)) & 1) === 1,
+    ),
+  );
+  expect(listed, "blocks with a chosen page, by the oracle").toEqual(chosenBlocks);
 }
 
 function positionsOf({ part, rows }: GroupAt): { p0: number; p1: number } {
@@ -166,6 +197,8 @@ interface Asked {
   /** Pages whose blocks must be resident, or else are misses; undefined: all. */
   wanted: readonly number[] | undefined;
   metadataBytes: number;
+  /** Candidate pages that were chosen, resident or not. */
+  chosen: readonly number[];
 }
 
 /** Forced pages must be there, the rest must be the best candidates; scores within the tolerance may swap. */
@@ -175,7 +208,7 @@ function checkSelection(at: GroupAt, { score: tolerance }: Tolerances): Asked {
   const range = plainRange(plan, p0, p1);
   if (plan.kind === "dense" || range === undefined) {
     expect(at.view.pages).toBeUndefined();
-    return { wanted: undefined, metadataBytes: 0 };
+    return { wanted: undefined, metadataBytes: 0, chosen: [] };
   }
   const pages = at.view.pages!;
   expect(pages, "ascending, each once").toEqual([...new Set(pages)].sort((a, b) => a - b));
@@ -185,17 +218,31 @@ function checkSelection(at: GroupAt, { score: tolerance }: Tolerances): Asked {
   if (plan.kind === "tokens") return checkTokens(at, plan, range, tolerance);
   expect(chosen.length, "pages taken").toBe(range.take);
   if (plan.scorer === undefined || range.take === 0 || range.take === range.candidates.length) {
-    return { wanted: pages, metadataBytes: 0 };
+    return { wanted: pages, metadataBytes: 0, chosen };
   }
   const everyHead = Array.from({ length: at.memory.shape.kvHeadCount }, (_, head) => head);
   const queries = queriesOf(at, plan.scope === "layer" ? everyHead : [at.view.kvHead]);
   const rule = { scorer: plan.scorer, combine: plan.combine };
-  expectBest(scorePagesPlainly(at.memory, queries, range.candidates, rule), range.candidates, chosen, tolerance);
-  return { wanted: pages, metadataBytes: summaryBytes(at, range) };
+  const scores = scorePagesPlainly(at.memory, queries, range.candidates, rule);
+  if (plan.combine === "max") expect(chosen, "the best, to the bit").toEqual(bestOf(scores, range));
+  else expectBest(scores, range.candidates, chosen, tolerance);
+  return { wanted: pages, metadataBytes: summaryBytes(at, range), chosen };
+}
+
+/** The candidates that exact scores choose: descending, ties to the lower page; a NaN below all. */
+function bestOf(scores: readonly number[], { candidates, take }: PlainRange): number[] {
+  const value = (score: number): number => (Number.isNaN(score) ? Number.NEGATIVE_INFINITY : score);
+  const ranked = candidates
+    .map((page, index) => ({ page, score: value(scores[index]!) }))
+    .sort((a, b) => (a.score === b.score ? a.page - b.page : b.score > a.score ? 1 : -1));
+  return ranked
+    .slice(0, take)
+    .map(({ page }) => page)
+    .sort((a, b) => a - b);
 }
 
 function summaryBytes({ memory }: GroupAt, { candidates }: PlainRange): number {
-  return candidates.length * 2 * memory.shape.headDim * 4;
+  return candidates.length * (2 * memory.shape.headDim + 2 * 4);
 }
 
 function tokensOf(pages: readonly number[]): number[] {
@@ -234,7 +281,8 @@ function checkTokens(
     const int8Bytes = tokens.length * shape.headDim + blockCount * shape.headDim * 4;
     metadataBytes += shape.encoding === "int8" ? int8Bytes : tokens.length * shape.headDim * 4;
   }
-  return { wanted: [...forced, ...kept], metadataBytes };
+  const missed = kept.filter((page) => !present.includes(page));
+  return { wanted: [...forced, ...kept], metadataBytes, chosen: [...missed, ...chosen.map((token) => token >> 4)] };
 }
 
 function expectBest(scores: number[], ids: readonly number[], chosen: readonly number[], tolerance: number): void {

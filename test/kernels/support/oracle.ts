@@ -53,18 +53,50 @@ export function plainOpen(shape: StageShape, bytes: Uint8Array, layer: number, t
   return { keys: part(0), values: part(1) };
 }
 
-/** Centre and radius of one page in a summary slot's bytes. */
+/** What one page leaves: 8-bit codes, and the value of one unit of each vector's codes. */
+export interface PlainSummary {
+  centre: number[];
+  radius: number[];
+  centreScale: number;
+  radiusScale: number;
+}
+
+/** One page in the bytes of one kind of a summary slot. */
 export function plainSummary(
-  shape: StageShape,
+  shape: Pick<StageShape, "kvHeadCount" | "headDim">,
   bytes: Uint8Array,
-  { kind, layer, kvHead, page }: { kind: SummaryKind; layer: number; kvHead: number; page: number },
-): { centre: number[]; radius: number[] } {
+  { layer, kvHead, page }: { layer: number; kvHead: number; page: number },
+): PlainSummary {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  const pageIndex =
-    ((shape.summaryKinds.indexOf(kind) * shape.layerCount + layer) * shape.kvHeadCount + kvHead) * 4 + (page % 4);
-  const read = (entry: number): number[] =>
-    times(shape.headDim, (channel) => view.getFloat32(((pageIndex * 2 + entry) * shape.headDim + channel) * 4, true));
-  return { centre: read(0), radius: read(1) };
+  const headAt = (layer * shape.kvHeadCount + kvHead) * (4 * 2 * shape.headDim + 4 * 2 * 4);
+  const entry = (page % 4) * 2;
+  const codes = (index: number): number[] =>
+    times(shape.headDim, (channel) => view.getInt8(headAt + index * shape.headDim + channel));
+  const scale = (index: number): number => view.getFloat32(headAt + 8 * shape.headDim + index * 4, true);
+  return {
+    ...{ centre: codes(entry), radius: codes(entry + 1) },
+    ...{ centreScale: scale(entry), radiusScale: scale(entry + 1) },
+  };
+}
+
+/**
+ * A query against a page, by the contract's definition of a score. Sums of products of 16 and 8 bits are exact in f64. Returns a function, so
+ * that a query is rounded once for many pages.
+ */
+export function plainScorer(query: Float32Array, radiusWeight: number): (summary: PlainSummary) => number {
+  const f32 = Math.fround;
+  const unit = f32(Math.max(0, ...query.map(Math.abs)) / 32767);
+  // Adding and taking away 1.5 * 2^52 leaves the nearest integer, ties to even.
+  const nearest = (value: number): number => value + 6755399441055744 - 6755399441055744;
+  const codes = Array.from(query, (value) =>
+    unit === 0 ? 0 : Math.max(-32767, Math.min(32767, nearest(f32(value / unit)))),
+  );
+  const magnitudes = codes.map(Math.abs);
+  return (summary) => {
+    const towards = f32(f32(unit * summary.centreScale) * f32(dot(codes, summary.centre)));
+    const reachUnit = f32(f32(unit * summary.radiusScale) * f32(radiusWeight));
+    return f32(towards + f32(reachUnit * f32(dot(magnitudes, summary.radius))));
+  };
 }
 
 function times<T>(count: number, make: (index: number) => T): T[] {
@@ -81,7 +113,8 @@ function dot(a: ArrayLike<number>, b: ArrayLike<number>): number {
 export class Memory {
   readonly #sealed = new Map<number, PlainBlock>();
   readonly #open = new Map<number, PlainBlock>();
-  readonly #summaries = new Map<number, Uint8Array>();
+  /** By kind and block. */
+  readonly #summaries = new Map<string, Uint8Array>();
   readonly shape: StageShape;
   readonly layer: number;
 
@@ -99,7 +132,9 @@ export class Memory {
     for (let block = 0; block < Math.floor(end / 64); block++) {
       const id = slice.blockIds[layer * slice.blockCapacity + block]!;
       if (id >= 0) memory.#sealed.set(block, plainBlock(stage.shape, await pool.readBlock(id)));
-      memory.#summaries.set(block, await pool.readSummary(slice.summarySlots[block]!));
+      for (const kind of stage.shape.summaryKinds) {
+        memory.#summaries.set(`${kind}/${block}`, await pool.readSummary(slice.summarySlots[block]!, kind));
+      }
     }
     const first = Math.floor(part.position / 64);
     for (let block = first; block * 64 < end; block++) {
@@ -121,9 +156,9 @@ export class Memory {
     return source && { key: source.keys[kvHead]![token % 64]!, value: source.values[kvHead]![token % 64]! };
   }
 
-  summary(kind: SummaryKind, kvHead: number, page: number): { centre: number[]; radius: number[] } {
-    const bytes = this.#summaries.get(Math.floor(page / 4))!;
-    return plainSummary(this.shape, bytes, { kind, layer: this.layer, kvHead, page });
+  summary(kind: SummaryKind, kvHead: number, page: number): PlainSummary {
+    const bytes = this.#summaries.get(`${kind}/${Math.floor(page / 4)}`)!;
+    return plainSummary(this.shape, bytes, { layer: this.layer, kvHead, page });
   }
 }
 
@@ -179,19 +214,17 @@ export interface PlainQuery {
   kvHead: number;
 }
 
-/** Combined page scores, in the order of `pages`. */
+/** Combined page scores, in the order of `pages`; exact where they combine by max. */
 export function scorePagesPlainly(
   memory: Memory,
   queries: readonly PlainQuery[],
   pages: readonly number[],
   rule: { scorer: { summary: SummaryKind; radiusWeight: number }; combine: "max" | "softmax-sum" },
 ): number[] {
-  const raw = queries.map(({ vector, kvHead }) =>
-    pages.map((page) => {
-      const { centre, radius } = memory.summary(rule.scorer.summary, kvHead, page);
-      return dot(vector, centre) + rule.scorer.radiusWeight * dot(vector.map(Math.abs), radius);
-    }),
-  );
+  const raw = queries.map(({ vector, kvHead }) => {
+    const score = plainScorer(vector, rule.scorer.radiusWeight);
+    return pages.map((page) => score(memory.summary(rule.scorer.summary, kvHead, page)));
+  });
   return rule.combine === "max"
     ? pages.map((_, i) => Math.max(...raw.map((scores) => scores[i]!)))
     : vote(raw, memory.shape);

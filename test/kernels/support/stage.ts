@@ -57,6 +57,8 @@ export interface Part {
   groupStarts?: number[];
   /** Logical blocks that the device is told are not there, in every layer or in the one given. */
   absent?: { block: number; layer?: number }[];
+  /** Default true. */
+  reportBlocks?: boolean;
 }
 
 /** All that a step gave, cut by part. */
@@ -159,6 +161,7 @@ export class Stage {
       openSlots: openSlots.slice(first, end),
       groupStarts: Int32Array.from(part.groupStarts ?? [0]),
       plan: part.plan ?? { kind: "dense" },
+      reportBlocks: part.reportBlocks ?? true,
     };
   }
 
