@@ -11,16 +11,27 @@ import type { GenerateRequest } from "../protocol/generate.ts";
 import { replayableSpans, resolveSelection } from "./http/request-check.ts";
 import type { Attacher } from "./kv/attacher.ts";
 import type { BlockCache, LogicalBlock } from "./kv/block-cache.ts";
-import type { BlockFetcher, BlockLayer } from "./kv/block-fetcher.ts";
+import { allLayers, type BlockFetcher, type BlockLayer } from "./kv/block-fetcher.ts";
 import type { GateClass } from "./kv/gate.ts";
 import type { OpenBlocks } from "./kv/open-blocks.ts";
+import type { SummarySupply } from "./kv/summary-supply.ts";
 import { parkTail } from "./kv/tail-parking.ts";
 import type { Persister } from "./persist/persister.ts";
 import { ChunkSizer } from "./sequence/chunk-sizer.ts";
 import type { PlannedSlice } from "./sequence/planned-slice.ts";
 import { sampleParams, takeSample } from "./sequence/sampling.ts";
 import { Sequence, type SequenceSink } from "./sequence/sequence.ts";
-import { commitSlice, denseNeeds, discardSlice, fillTables, nextRows, planSlice } from "./sequence/slice-planner.ts";
+import {
+  commitSlice,
+  denseNeeds,
+  discardSlice,
+  fillTables,
+  nextRows,
+  planSlice,
+  type RowRange,
+  scoredKind,
+  summaryNeeds,
+} from "./sequence/slice-planner.ts";
 import { countFetch, countMisses, countTraffic } from "./sequence/traffic.ts";
 import type { Clock, EngineLog, EngineSettings } from "./settings.ts";
 
@@ -31,6 +42,7 @@ export interface EngineParts {
   cache: BlockCache;
   opens: OpenBlocks;
   fetcher: BlockFetcher;
+  supply: SummarySupply;
   attacher: Attacher;
   persister: Persister;
   clock: Clock;
@@ -105,7 +117,8 @@ export class Engine {
     const { summaryKinds } = runner.pool.spec;
     const selection = resolveSelection(request.selection, summaryKinds);
     const checked = { ...request, spans: replayableSpans(request.spans, summaryKinds) };
-    const sequence = new Sequence({ request: checked, selection, sink, nowMs: clock.nowMs() });
+    const { layerCount } = runner.config;
+    const sequence = new Sequence({ request: checked, selection, sink, layerCount, nowMs: clock.nowMs() });
     if (sequence.blocksMax > cache.capacity) {
       throw new QuireError(
         "context_length_exceeded",
@@ -238,6 +251,7 @@ export class Engine {
   /** One row for everyone who decodes, then prefill and lost spans in order of arrival, within the row budget and the open slots there are. */
   #plan(): [Sequence, PlannedSlice][] {
     const { cache, opens, runner, settings } = this.#parts;
+    const { layerCount, summaryKinds } = runner.pool.spec;
     const ready = [...this.#active].filter((sequence) => sequence.phase === "running" && !sequence.suspended);
     const decoding = ready.filter(
       ({ started, nextPosition, tokenCount }) => started && nextPosition === tokenCount - 1,
@@ -252,8 +266,13 @@ export class Engine {
         this.#wait(sequence, allLayers(needs));
         continue;
       }
+      const unscored = summaryNeeds(sequence, rows);
+      if (unscored.length > 0) {
+        this.#waitForSummaries(sequence, rows, unscored);
+        continue;
+      }
       try {
-        planned.push([sequence, planSlice(sequence, rows, { cache, opens, layerCount: runner.config.layerCount })]);
+        planned.push([sequence, planSlice(sequence, rows, { cache, opens, layerCount, summaryKinds })]);
       } catch (error) {
         this.#fail(sequence, error);
         continue;
@@ -298,6 +317,8 @@ export class Engine {
     const { cache, opens, persister } = this.#parts;
     countTraffic(sequence.usage, result.traffic);
     const missed = this.#missedBlocks(sequence, result.misses);
+    // A step that is void goes on from its checkpoint's layer, and reports those layers then.
+    if (result.chosenBlocks) sequence.heat.observe(result.chosenBlocks, result.checkpoint?.layer);
     if (result.checkpoint) {
       sequence.suspended = { planned, checkpoint: result.checkpoint };
       const layer = result.checkpoint.layer;
@@ -312,6 +333,7 @@ export class Engine {
       );
       return;
     }
+    sequence.heat.tick();
     if (missed.length > 0) {
       sequence.markApproximate(planned.from, planned.to);
       countMisses(sequence.usage, missed.length);
@@ -345,10 +367,29 @@ export class Engine {
 
   /** The sequence goes on when these are on the device or known to be lost. */
   #wait(sequence: Sequence, wanted: readonly BlockLayer[]): void {
+    this.#waitFor(sequence, this.#fetch(sequence, wanted, "demand"));
+  }
+
+  /** `then` is called if the sequence still waits: its blocks are nobody else's to use until then. */
+  #waitFor(sequence: Sequence, what: Promise<void>, then?: () => void): void {
     sequence.phase = "waiting";
-    void this.#fetch(sequence, wanted, "demand").then(() => {
-      if (sequence.phase === "waiting") sequence.phase = "running";
+    void what.then(() => {
+      if (sequence.phase === "waiting") {
+        then?.();
+        sequence.phase = "running";
+      }
       this.wake();
+    });
+  }
+
+  /** The sequence goes on when these blocks have the summaries that its rows score, or are gaps that are computed again. */
+  #waitForSummaries(sequence: Sequence, rows: RowRange, blocks: readonly LogicalBlock[]): void {
+    const kind = scoredKind(rows.plan);
+    assert(kind, "a plan that scores nothing needs no summaries");
+    const { cache, supply } = this.#parts;
+    const asked = new Set(blocks);
+    this.#waitFor(sequence, supply.supply(sequence, kind, blocks), () => {
+      sequence.drop(cache, (block) => asked.has(block) && !block.summaries.has(kind));
     });
   }
 
@@ -380,7 +421,7 @@ export class Engine {
     this.#attachedOne = false;
     for (const sequence of this.#active) {
       if (sequence.phase !== "running" && sequence.phase !== "waiting") continue;
-      if (sequence.dropLost(cache) > 0) this.#dropSuspended(sequence);
+      if (sequence.drop(cache, (block) => block.lost) > 0) this.#dropSuspended(sequence);
     }
   }
 
@@ -468,8 +509,4 @@ export class Engine {
 
 function describeError(error: unknown): string {
   return error instanceof Error ? (error.stack ?? error.message) : String(error);
-}
-
-function allLayers(blocks: readonly LogicalBlock[]): BlockLayer[] {
-  return blocks.flatMap((block) => Array.from(block.deviceBlocks, (_, layer) => ({ block, layer })));
 }

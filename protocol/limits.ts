@@ -54,6 +54,9 @@ export const LIMITS = {
   storeConcurrency: 16,
   /** Bytes that may wait to be persisted before the oldest unsealed work is dropped. */
   writeBehindBytesMax: 256 * 1024 * 1024,
+  /** Most used blocks of a layer that a manifest records, and how many bytes of them a resumed turn reads before it starts. */
+  hotBlocksPerLayerMax: 64,
+  hotBurstBytesMax: 16 * 1024 * 1024,
   /** At most one manifest commit per session in this time. */
   manifestCommitMs: 1_000,
   objectBytesMax: 64 * 1024 * 1024,

@@ -13,6 +13,7 @@ import type { BlockCache, LogicalBlock } from "../kv/block-cache.ts";
 import { CHAIN_ROOT, extendChain } from "../kv/chain.ts";
 import type { OpenBlock, OpenBlocks } from "../kv/open-blocks.ts";
 import { DENSE, formatHow, SpanList } from "../kv/provenance.ts";
+import { BlockHeat } from "./block-heat.ts";
 import type { PlannedSlice } from "./planned-slice.ts";
 
 /** Receives what a request produces. Calls come in order; exactly one of `done` and `failed` ends them. */
@@ -49,6 +50,7 @@ export interface SequenceOptions {
   request: GenerateRequest;
   selection: ResolvedSelection;
   sink: SequenceSink;
+  layerCount: number;
   nowMs: number;
 }
 
@@ -83,6 +85,10 @@ export class Sequence {
   concluded = false;
   /** Blocks that were found rather than computed, by index: what `usage.cachedTokens` counts. */
   readonly reused = new Set<number>();
+  /** Which blocks its queries choose. */
+  readonly heat: BlockHeat;
+  /** Per layer the blocks that the session's last turn chose most; read with the first burst. */
+  hotBlocks: readonly (readonly number[])[] = [];
   readonly abort = new AbortController();
   /** Reads of this sequence's blocks for the store that are under way: its memory is not released before they end. */
   readonly copying = new Set<Promise<unknown>>();
@@ -97,6 +103,7 @@ export class Sequence {
     this.selection = selection;
     this.sink = options.sink;
     this.queuedAtMs = options.nowMs;
+    this.heat = new BlockHeat(options.layerCount);
     const prompt = bytesToIds(request.tokens);
     this.promptEnd = prompt.length;
     this.tokenCount = prompt.length;
@@ -182,11 +189,11 @@ export class Sequence {
     this.#chains.length = Math.min(this.#chains.length, Math.floor(from / BLOCK_TOKENS));
   }
 
-  /** Lets go of blocks that turned out to be lost; they are gaps from now on, and not reused. Returns how many. */
-  dropLost(cache: BlockCache): number {
+  /** Lets go of blocks that cannot be used, such as lost ones; they are gaps from now on, and not reused. Returns how many. */
+  drop(cache: BlockCache, isUnusable: (block: LogicalBlock) => boolean): number {
     let count = 0;
     for (const [index, block] of this.blocks.entries()) {
-      if (!block?.lost) continue;
+      if (!block || !isUnusable(block)) continue;
       this.blocks[index] = undefined;
       cache.release(block);
       count += 1;

@@ -112,7 +112,7 @@ describe("a model for one sequence", () => {
             hex.push(Buffer.from(await model.runner.pool.readBlock(id)).toString("hex"));
           }
         }
-        const summary = new Float32Array((await model.runner.pool.readSummary(15)).buffer);
+        const summary = new Float32Array((await model.runner.pool.readSummary(15, "min-max")).buffer, 64 * 8);
         expect(summary.every(Number.isFinite)).toBe(true);
         contents.push(hex);
       } finally {
