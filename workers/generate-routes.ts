@@ -1,7 +1,7 @@
 /** POST /v1/chat/completions and POST /v1/completions. */
 import { QuireError } from "../protocol/errors.ts";
 import { LIMITS } from "../protocol/limits.ts";
-import { authenticate, type Tenant } from "./auth.ts";
+import { authenticate, type Tenant } from "./auth/authenticate.ts";
 import { readJsonObject } from "./body.ts";
 import { chainHashes, chainStart } from "./chain.ts";
 import { within } from "./deadline.ts";
@@ -18,7 +18,7 @@ import { validateCompletion } from "./validate-completion.ts";
 
 /** Answers a chat request. @throws {QuireError} for whatever is known before the first header. */
 export async function chatCompletions(request: Request, env: Env, requestId: string): Promise<Response> {
-  const tenant = await authenticate(request, env);
+  const tenant = await authenticate(request, env, "generate");
   const chat = validateChat(await readJsonObject(request), validationContext(request, env));
   const model = await resolveModel(env, chat.model);
   const chain = await chainHashes(chainStart(model), chat.messages);
@@ -28,7 +28,7 @@ export async function chatCompletions(request: Request, env: Env, requestId: str
 
 /** Answers a completion request. @throws {QuireError} for whatever is known before the first header. */
 export async function completions(request: Request, env: Env, requestId: string): Promise<Response> {
-  const tenant = await authenticate(request, env);
+  const tenant = await authenticate(request, env, "generate");
   const completion = validateCompletion(await readJsonObject(request), validationContext(request, env));
   const model = await resolveModel(env, completion.model);
   const { turn: options } = completion;

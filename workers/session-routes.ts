@@ -1,7 +1,7 @@
 /** GET and DELETE /v1/sessions/:id, POST /v1/sessions/:id/fork. */
 import { QuireError } from "../protocol/errors.ts";
 import type { SessionStatus } from "../protocol/generate.ts";
-import { authenticate } from "./auth.ts";
+import { authenticate } from "./auth/authenticate.ts";
 import type { Env } from "./env.ts";
 import { checkSessionId, newSessionId } from "./session-id.ts";
 import { sessionOf } from "./stubs.ts";
@@ -14,7 +14,7 @@ import type { SessionInfo } from "./turn-job.ts";
  * @throws {QuireError} `session_not_found`.
  */
 export async function getSession(request: Request, env: Env, id: string): Promise<Response> {
-  const { namespace } = await authenticate(request, env);
+  const { namespace } = await authenticate(request, env, "sessions:read");
   const [info, stored] = await Promise.all([
     infoOf(env, namespace, id),
     sessionOf(env, namespace, checkSessionId(id, "id")).stored(),
@@ -24,7 +24,7 @@ export async function getSession(request: Request, env: Env, id: string): Promis
 
 /** Deletes a session. @throws {QuireError} `session_not_found`, `session_busy`. */
 export async function deleteSession(request: Request, env: Env, id: string): Promise<Response> {
-  const { namespace } = await authenticate(request, env);
+  const { namespace } = await authenticate(request, env, "sessions:write");
   const removed = await sessionOf(env, namespace, checkSessionId(id, "id")).remove();
   if (removed === "busy") {
     throw new QuireError("session_busy", "This session is working on a turn.", { retryAfterMs: 1_000 });
@@ -35,7 +35,7 @@ export async function deleteSession(request: Request, env: Env, id: string): Pro
 
 /** Makes a new session with the log of another one, up to its last finished turn. @throws {QuireError} `session_not_found`. */
 export async function forkSession(request: Request, env: Env, parentId: string): Promise<Response> {
-  const { namespace } = await authenticate(request, env);
+  const { namespace } = await authenticate(request, env, "sessions:write");
   checkSessionId(parentId, "id");
   const id = newSessionId();
   const fork = sessionOf(env, namespace, id);

@@ -4,7 +4,7 @@ import type { EngineHeartbeat, Span } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { compileTokenizer, openTokenizer } from "../../tokenizer/open.ts";
 import tokenizerConfig from "../../weights/house-0/tokenizer_config.json?raw";
-import { namespaceOf } from "../../workers/auth.ts";
+import { namespaceOf } from "../../workers/auth/namespace.ts";
 import { chainHashes, chainStart } from "../../workers/chain.ts";
 import { within } from "../../workers/deadline.ts";
 import { FleetTable } from "../../workers/fleet-table.ts";
