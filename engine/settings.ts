@@ -1,5 +1,5 @@
 /** What an engine can be told. Every limit has a default here or in `protocol/limits.ts`. */
-import type { SelectionPolicyName } from "../protocol/generate.ts";
+import type { SelectionConfiguration } from "../protocol/generate.ts";
 import { LIMITS } from "../protocol/limits.ts";
 
 /** Limits and defaults of one engine. */
@@ -20,7 +20,7 @@ export interface EngineSettings {
   contextTokensMax: number;
   /** Tokens of one segment; a multiple of 64. */
   segmentTokens: number;
-  defaultPolicy: SelectionPolicyName;
+  defaultPolicy: SelectionConfiguration;
   defaultBudgetTokens: number;
   /** Default mode: how long the prompt of a resumed turn waits for missing pages before it goes on without them. */
   missWaitMs: number;

@@ -1,5 +1,5 @@
 /** What crosses the wire, and what it looks like in this library. */
-import type { EngineUsage, SelectionPolicyName } from "../protocol/generate.ts";
+import type { EngineUsage, SelectionConfiguration } from "../protocol/generate.ts";
 import { isRecord, QuireConnectionError } from "./errors.ts";
 
 /** One message of a conversation. */
@@ -22,7 +22,7 @@ export interface SendOptions {
   frequencyPenalty?: number;
   presencePenalty?: number;
   repetitionPenalty?: number;
-  selection?: { policy?: SelectionPolicyName; budgetTokens?: number; exact?: boolean };
+  selection?: { policy?: SelectionConfiguration; budgetTokens?: number; exact?: boolean };
 }
 
 /** What the engine did for a reply: reuse, bytes moved, pages selected. */

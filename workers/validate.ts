@@ -2,6 +2,7 @@
 
 import type { SelectionRequest } from "../protocol/generate.ts";
 import { LIMITS } from "../protocol/limits.ts";
+import { parseSelection } from "../protocol/selection.ts";
 import { asRecord, checkNumber, type Fields, invalid, invalidType } from "./fields.ts";
 import { readSessionId } from "./session-id.ts";
 import type { SamplingOptions } from "./turn-job.ts";
@@ -84,16 +85,10 @@ export function readSelection(quire: Fields | undefined, defaults: SelectionRequ
   const selection = quire.object("selection");
   quire.refuseOthers();
   if (!selection) return defaults;
-  const policy = selection.string("policy") ?? defaults.policy;
+  const policy = parseSelection(selection.string("policy") ?? defaults.policy).canonical;
   const budgetTokens = selection.number("budget_tokens", { min: 16, max: 1 << 20, integer: true });
   const exact = selection.boolean("exact") ?? defaults.exact;
   selection.refuseOthers();
-  if (!isPolicy(policy)) {
-    throw invalid(
-      "quire.selection.policy",
-      `Invalid value: '${policy}'. Supported values are: ${POLICIES.map((name) => `'${name}'`).join(", ")}.`,
-    );
-  }
   if (budgetTokens !== undefined && budgetTokens % 16 !== 0) {
     throw invalid(
       "quire.selection.budget_tokens",
@@ -101,13 +96,6 @@ export function readSelection(quire: Fields | undefined, defaults: SelectionRequ
     );
   }
   return { policy, budgetTokens: budgetTokens ?? defaults.budgetTokens, exact };
-}
-
-const POLICIES = ["dense", "streaming", "quest", "mean-deviation", "tokenselect"] as const;
-
-/** True for the name of a selection policy. */
-export function isPolicy(name: unknown): name is SelectionRequest["policy"] {
-  return POLICIES.some((policy) => policy === name);
 }
 
 function readLogitBias(fields: Fields): [number, number][] {
