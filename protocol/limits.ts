@@ -42,6 +42,24 @@ export const LIMITS = {
   sessionIdleMsMax: 30 * 24 * 3_600_000,
   /** Events of a turn that may wait for a slow client before reading from the engine pauses. */
   turnBufferBytesMax: 4 * 1024 * 1024,
+  /** Keys in the secret table, and in the key ring. */
+  keyTableCountMax: 256,
+  keyRingCountMax: 1_000_000,
+  /** What an isolate remembers of the key ring: how long a revoked key may still work elsewhere. */
+  keyCacheCountMax: 4_096,
+  keyCacheMsMax: 10_000,
+  keyLabelLengthMax: 128,
+  keyRequestBytesMax: 4 * 1024,
+  /** Keys in one page of a list. */
+  keyPageCountMax: 1_000,
+  keyRingMsMax: 5_000,
+  /** What a tenant may ask for where nobody says otherwise, and what can be said at most. */
+  requestsPerMinuteDefault: 600,
+  requestsPerMinuteMax: 10_000_000,
+  tokensPerMinuteDefault: 2_000_000,
+  tokensPerMinuteMax: 10_000_000_000,
+  turnsConcurrentDefault: 32,
+  turnsConcurrentMax: 10_000,
   /** How long the edge waits for the end of a generation that it cancelled before it closes the connection. */
   cancelMsMax: 1_000,
   /** Deadlines of remote calls. */
