@@ -88,7 +88,7 @@ function setTomlString(toml: string, name: string, value: string): string {
 /** The Worker's secrets in the format of `.dev.vars`; JSON stands in single quotes, which it never contains. */
 export function devVars(secrets: Secrets, selection: DefaultSelection): string {
   const lines = [
-    `QUIRE_API_KEYS='${apiKeyTable(secrets.apiKey)}'`,
+    `QUIRE_API_KEYS='${apiKeyTable(secrets)}'`,
     `QUIRE_TENANT_SALT=${secrets.tenantSalt}`,
     `QUIRE_ENGINE_KEY=${secrets.engineKey}`,
   ];

@@ -3,7 +3,7 @@ import { type IRequest, Router } from "itty-router";
 import { ERROR_TABLE, errorBody, QuireError, toQuireError } from "../protocol/errors.ts";
 import { authenticate } from "./auth/authenticate.ts";
 import { authenticateEngine } from "./auth/engine.ts";
-import { createKey, expireKey, listKeys, revokeKey } from "./auth/key-routes.ts";
+import { createKey, expireKey, getKey, listKeys, revokeKey } from "./auth/key-routes.ts";
 import { readJsonObject } from "./body.ts";
 import type { Env } from "./env.ts";
 import { fleetOf } from "./fleet.ts";
@@ -44,7 +44,13 @@ const ROUTES: readonly [string, Readonly<Record<string, Handler>>][] = [
   ],
   ["/v1/sessions/:id/fork", { POST: (request, env) => forkSession(request, env, param(request, "id")) }],
   ["/v1/keys", { GET: listKeys, POST: createKey }],
-  ["/v1/keys/:id", { DELETE: (request, env) => revokeKey(request, env, param(request, "id")) }],
+  [
+    "/v1/keys/:id",
+    {
+      GET: (request, env) => getKey(request, env, param(request, "id")),
+      DELETE: (request, env) => revokeKey(request, env, param(request, "id")),
+    },
+  ],
   ["/v1/keys/:id/expire", { POST: (request, env) => expireKey(request, env, param(request, "id")) }],
   ["/v1/engines/heartbeat", { POST: heartbeat }],
 ];

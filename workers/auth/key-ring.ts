@@ -49,6 +49,12 @@ export class KeyRing extends DurableObject<Env> {
     return rows.toArray().map(recordOf);
   }
 
+  /** Undefined when there is none of that id. */
+  async get(id: string): Promise<KeyRecord | undefined> {
+    const [row] = this.#sql.exec("SELECT hash, record FROM keys WHERE id = ?", id).toArray();
+    return row && recordOf(row);
+  }
+
   /** Lets a key end at `expiresS`, never later than it would have; undefined when there is none of that id. */
   async expire(id: string, expiresS: number): Promise<KeyRecord | undefined> {
     const [row] = this.#sql.exec("SELECT hash, record FROM keys WHERE id = ?", id).toArray();

@@ -43,6 +43,14 @@ export async function listKeys(request: Request, env: Env): Promise<Response> {
   return Response.json({ object: "list", data: page.slice(0, limit).map(keyBody), has_more: page.length > limit });
 }
 
+/** GET /v1/keys/:id: its record, no hash. */
+export async function getKey(request: Request, env: Env, id: string): Promise<Response> {
+  await authenticate(request, env, "keys");
+  const record = await keyRingOf(env).get(checkKeyId(id));
+  if (!record) throw notFound(id);
+  return Response.json(keyBody(record));
+}
+
 /** POST /v1/keys/:id/expire `{expires_s}`: the key ends then, or at once for a time that has passed. */
 export async function expireKey(request: Request, env: Env, id: string): Promise<Response> {
   await authenticate(request, env, "keys");
