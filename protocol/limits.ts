@@ -42,6 +42,15 @@ export const LIMITS = {
   sessionIdleMsMax: 30 * 24 * 3_600_000,
   /** Events of a turn that may wait for a slow client before reading from the engine pauses. */
   turnBufferBytesMax: 4 * 1024 * 1024,
+  /** A resumable turn runs on without a listener for this long, and only while all it said fits into the next two limits. */
+  resumableMsMax: 60_000,
+  /** What of a resumable turn is kept for clients that come back. */
+  replayBytesMax: 4 * 1024 * 1024,
+  replayEventCountMax: 65_536,
+  /** How long a finished turn can still be asked for. */
+  replayKeepMs: 300_000,
+  /** Connections that follow one resumable turn; one more ends the oldest. */
+  streamListenerCountMax: 4,
   /** Keys in the secret table, and in the key ring. */
   keyTableCountMax: 256,
   keyRingCountMax: 1_000_000,

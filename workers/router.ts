@@ -12,7 +12,7 @@ import { readHeartbeat } from "./heartbeat.ts";
 import { modelBody } from "./openai-shapes.ts";
 import { playground } from "./playground.ts";
 import { SESSION_HEADER } from "./session-id.ts";
-import { deleteSession, forkSession, getSession } from "./session-routes.ts";
+import { deleteSession, forkSession, getSession, resumeStream, stopStream } from "./session-routes.ts";
 
 const HEARTBEAT_BYTES_MAX = 16 * 1024;
 
@@ -40,6 +40,13 @@ const ROUTES: readonly [string, Readonly<Record<string, Handler>>][] = [
     {
       GET: (request, env) => getSession(request, env, param(request, "id")),
       DELETE: (request, env) => deleteSession(request, env, param(request, "id")),
+    },
+  ],
+  [
+    "/v1/sessions/:id/stream",
+    {
+      GET: (request, env) => resumeStream(request, env, param(request, "id")),
+      DELETE: (request, env) => stopStream(request, env, param(request, "id")),
     },
   ],
   ["/v1/sessions/:id/fork", { POST: (request, env) => forkSession(request, env, param(request, "id")) }],

@@ -13,6 +13,8 @@ export interface ResponseOptions {
   sessionId: string | undefined;
   stream: boolean;
   includeUsage: boolean;
+  /** `quire.resumable`. */
+  resumable: boolean;
 }
 
 /** Reads sampling parameters. `randomSeed` serves requests without one. */
@@ -65,7 +67,8 @@ export function readResponse(fields: Fields, quire: Fields | undefined, headers:
   const includeUsage = streamOptions?.boolean("include_usage") ?? false;
   streamOptions?.unsupported("include_obfuscation", (value) => typeof value === "boolean");
   streamOptions?.refuseOthers();
-  return { model: fields.string("model"), sessionId: readSessionId(quire, headers), stream, includeUsage };
+  const resumable = quire?.boolean("resumable") ?? false;
+  return { model: fields.string("model"), sessionId: readSessionId(quire, headers), stream, includeUsage, resumable };
 }
 
 /** Reads `n` against the session: a session has one history, so it takes one choice. */
@@ -77,11 +80,9 @@ export function readChoiceCount(fields: Fields, sessionId: string | undefined): 
   return count;
 }
 
-/** Reads `quire.selection` and `quire.resumable` over the server's defaults; `quire.session_id` is read with the header. */
+/** Reads `quire.selection` over the server's defaults; the other fields of `quire` are read by {@link readResponse}. */
 export function readSelection(quire: Fields | undefined, defaults: SelectionRequest): SelectionRequest {
   if (!quire) return defaults;
-  const resumable = quire.boolean("resumable");
-  if (resumable) throw invalid("quire.resumable", "'quire.resumable' is not supported by this server.");
   const selection = quire.object("selection");
   quire.refuseOthers();
   if (!selection) return defaults;
