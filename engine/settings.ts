@@ -43,7 +43,7 @@ export const ENGINE_DEFAULTS: Omit<EngineSettings, "engineId" | "modelId" | "con
   queueMax: LIMITS.engineQueueMax,
   stepRowsMax: LIMITS.stepRowsMax,
   stepMsTarget: LIMITS.stepMsMax * 0.6,
-  interTokenGrowthMax: 1.6,
+  interTokenGrowthMax: 1.5,
   interTokenMsMin: 12,
   segmentTokens: 256,
   defaultPolicy: "quest",
