@@ -3,7 +3,7 @@ import { readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { assert } from "../protocol/assert.ts";
-import type { SelectionPolicyName } from "../protocol/generate.ts";
+import type { SelectionConfiguration } from "../protocol/generate.ts";
 import { type Child, startChild } from "./child-process.ts";
 import { apiKeyTable, type DataFolder, type Secrets } from "./data-folder.ts";
 
@@ -14,7 +14,7 @@ export const bucketName = "quire-pages";
 
 /** Selection of requests that name none; absent fields are the Worker's own defaults. */
 export interface DefaultSelection {
-  policy?: SelectionPolicyName | undefined;
+  policy?: SelectionConfiguration | undefined;
   budgetTokens?: number | undefined;
   exact?: boolean | undefined;
 }
@@ -88,7 +88,7 @@ function setTomlString(toml: string, name: string, value: string): string {
 /** The Worker's secrets in the format of `.dev.vars`; JSON stands in single quotes, which it never contains. */
 export function devVars(secrets: Secrets, selection: DefaultSelection): string {
   const lines = [
-    `QUIRE_API_KEYS='${apiKeyTable(secrets.apiKey)}'`,
+    `QUIRE_API_KEYS='${apiKeyTable(secrets)}'`,
     `QUIRE_TENANT_SALT=${secrets.tenantSalt}`,
     `QUIRE_ENGINE_KEY=${secrets.engineKey}`,
   ];

@@ -3,21 +3,20 @@
  * wakes it. A request's life: `submit` -> queued -> attaching (KV from cache and store) -> running (prefill and decode in one batch,
  * suspended while selected blocks are fetched) -> settling (tail and manifest) -> ended.
  */
-import type { Miss, Sample } from "../kernels/contract.ts";
-import type { ModelRunner, SequenceResult, SequenceStep } from "../models/contract.ts";
+import { type Miss, PAGE_TOKENS, type Sample } from "../kernels/contract.ts";
+import type { SequenceResult, SequenceStep } from "../models/contract.ts";
 import { assert } from "../protocol/assert.ts";
 import { QuireError } from "../protocol/errors.ts";
 import type { GenerateRequest } from "../protocol/generate.ts";
 import { replayableSpans, resolveSelection } from "./http/request-check.ts";
-import type { Attacher } from "./kv/attacher.ts";
-import type { BlockCache, LogicalBlock } from "./kv/block-cache.ts";
-import { allLayers, type BlockFetcher, type BlockLayer } from "./kv/block-fetcher.ts";
+import type { LogicalBlock } from "./kv/block-cache.ts";
+import { allLayers, type BlockLayer } from "./kv/block-fetcher.ts";
 import type { GateClass } from "./kv/gate.ts";
-import type { OpenBlocks } from "./kv/open-blocks.ts";
-import type { SummarySupply } from "./kv/summary-supply.ts";
 import { parkTail } from "./kv/tail-parking.ts";
-import type { Persister } from "./persist/persister.ts";
-import { ChunkSizer } from "./sequence/chunk-sizer.ts";
+import type { EngineParts, EngineStatus, Ticket } from "./parts.ts";
+import { CostModel, type StepLoad } from "./schedule/cost-model.ts";
+import { StepBudget } from "./schedule/step-budget.ts";
+import { addLoads, loadOf, NO_LOAD } from "./schedule/step-load.ts";
 import type { PlannedSlice } from "./sequence/planned-slice.ts";
 import { sampleParams, takeSample } from "./sequence/sampling.ts";
 import { Sequence, type SequenceSink } from "./sequence/sequence.ts";
@@ -33,21 +32,6 @@ import {
   summaryNeeds,
 } from "./sequence/slice-planner.ts";
 import { countFetch, countMisses, countTraffic } from "./sequence/traffic.ts";
-import type { Clock, EngineLog, EngineSettings } from "./settings.ts";
-
-/** The parts an engine drives; see `open.ts`. */
-export interface EngineParts {
-  settings: EngineSettings;
-  runner: ModelRunner;
-  cache: BlockCache;
-  opens: OpenBlocks;
-  fetcher: BlockFetcher;
-  supply: SummarySupply;
-  attacher: Attacher;
-  persister: Persister;
-  clock: Clock;
-  log: EngineLog;
-}
 
 /** While everything waits for the store, deadlines are looked at this often. */
 const DEADLINE_CHECK_MS = 250;
@@ -55,31 +39,13 @@ const DEADLINE_CHECK_MS = 250;
 /** Share of a step's time that I/O gets behind it. */
 const BREATH_SHARE = 0.05;
 
-/** What the engine tells of itself. */
-export interface EngineStatus {
-  runningCount: number;
-  queuedCount: number;
-  freeBlockCount: number;
-  blockCount: number;
-  /** Device blocks, open slots held by sequences: 0 when idle, else something leaked. */
-  heldBlockCount: number;
-  heldSlotCount: number;
-  draining: boolean;
-}
-
-/** A submitted request. */
-export interface Ticket {
-  /** Ends it at once, in any phase. */
-  cancel(): void;
-}
-
 /** One model, one pool, one loop. `submit` is synchronous and cheap; everything else happens in the loop. */
 export class Engine {
   readonly #parts: EngineParts;
   readonly #queue: Sequence[] = [];
   readonly #active = new Set<Sequence>();
   readonly #busySessions = new Set<string>();
-  readonly #chunks: ChunkSizer;
+  readonly #cost = new CostModel();
   #draining = false;
   #stopped = false;
   #wake: (() => void) | undefined;
@@ -90,7 +56,6 @@ export class Engine {
 
   constructor(parts: EngineParts) {
     this.#parts = parts;
-    this.#chunks = new ChunkSizer({ rowsMax: parts.settings.stepRowsMax, targetMs: parts.settings.stepMsTarget });
     this.#loop = this.#run();
   }
 
@@ -181,11 +146,9 @@ export class Engine {
    * Lets I/O run between steps, for a share of the step's time: a file or an HTTP answer takes many turns of the event loop, and with one turn
    * per prefill step of 150 ms a put took over 10 s.
    */
-  async #breathe(startMs: number): Promise<void> {
+  #breathe(startMs: number): Promise<void> {
     const { clock } = this.#parts;
-    const untilMs = clock.nowMs() + BREATH_SHARE * (clock.nowMs() - startMs);
-    do await new Promise<void>((resolve) => setImmediate(resolve));
-    while (clock.nowMs() < untilMs);
+    return clock.breathe(BREATH_SHARE * (clock.nowMs() - startMs));
   }
 
   async #sleep(): Promise<void> {
@@ -234,10 +197,9 @@ export class Engine {
     const results = await this.#runStep(
       planned.map(([sequence, slice]) => ({ sequence, slice, step: this.#sequenceStep(sequence, slice) })),
     );
-    const rows = planned.reduce((sum, [, slice]) => sum + slice.slice.rowCount, 0);
     // A step that was void ended early: its time says nothing of its rows.
     const whole = results.every((result) => result.checkpoint === undefined);
-    if (whole && rows > planned.length) this.#chunks.observe(rows, clock.nowMs() - startMs);
+    if (whole) this.#cost.observe(planned.map(plannedLoad).reduce(addLoads), clock.nowMs() - startMs);
     for (const [index, [sequence, slice]] of planned.entries()) {
       try {
         this.#finishSlice(sequence, slice, results[index] as SequenceResult);
@@ -248,38 +210,59 @@ export class Engine {
     return true;
   }
 
-  /** One row for everyone who decodes, then prefill and lost spans in order of arrival, within the row budget and the open slots there are. */
+  /** One row for everyone who decodes, then prefill and lost spans in order of arrival, within the time, the rows and the open slots there are. */
   #plan(): [Sequence, PlannedSlice][] {
-    const { cache, opens, runner, settings } = this.#parts;
-    const { layerCount, summaryKinds } = runner.pool.spec;
+    const { runner, settings } = this.#parts;
     const ready = [...this.#active].filter((sequence) => sequence.phase === "running" && !sequence.suspended);
-    const decoding = ready.filter(
-      ({ started, nextPosition, tokenCount }) => started && nextPosition === tokenCount - 1,
-    );
+    const isDecoding = ({ started, nextPosition, tokenCount }: Sequence) => started && nextPosition === tokenCount - 1;
     const planned: [Sequence, PlannedSlice][] = [];
-    let rowsLeft = Math.min(runner.rowsMax, settings.stepRowsMax, decoding.length + this.#chunks.rows);
-    for (const sequence of new Set([...decoding, ...ready])) {
-      const rows = nextRows(sequence, rowsLeft, opens.availableCount);
-      if (!rows) continue;
-      const needs = denseNeeds(sequence, rows);
-      if (needs.length > 0) {
-        this.#wait(sequence, allLayers(needs));
-        continue;
-      }
-      const unscored = summaryNeeds(sequence, rows);
-      if (unscored.length > 0) {
-        this.#waitForSummaries(sequence, rows, unscored);
-        continue;
-      }
-      try {
-        planned.push([sequence, planSlice(sequence, rows, { cache, opens, layerCount, summaryKinds })]);
-      } catch (error) {
-        this.#fail(sequence, error);
-        continue;
-      }
-      rowsLeft -= rows.to - rows.from;
+    for (const sequence of ready) {
+      if (!isDecoding(sequence) || planned.length === Math.min(runner.rowsMax, settings.stepRowsMax)) continue;
+      const slice = this.#slice(sequence, 1);
+      if (slice) planned.push([sequence, slice]);
+    }
+    const decodes = planned.map(plannedLoad).reduce(addLoads, NO_LOAD);
+    const budget = new StepBudget({ cost: this.#cost, targets: settings, rowsMax: runner.rowsMax, decodes });
+    for (const sequence of ready) {
+      const position = sequence.nextPosition;
+      if (isDecoding(sequence) || position === undefined) continue;
+      const rows = budget.rowsFor(sequence, position);
+      // A query group is never cut, so the first prompt's is taken whole.
+      const slice =
+        this.#slice(sequence, rows) ??
+        (budget.isFirst && rows < PAGE_TOKENS
+          ? this.#slice(sequence, Math.min(PAGE_TOKENS, budget.rowsLeft))
+          : undefined);
+      if (!slice) continue;
+      planned.push([sequence, slice]);
+      budget.take(plannedLoad([sequence, slice]));
     }
     return planned;
+  }
+
+  /** The next rows of a sequence, at most `rowsMax`, with memory taken for them; undefined when it has to wait or none fit. */
+  #slice(sequence: Sequence, rowsMax: number): PlannedSlice | undefined {
+    const { cache, opens, runner } = this.#parts;
+    if (sequence.phase !== "running" || sequence.error !== undefined) return undefined;
+    const rows = nextRows(sequence, rowsMax, opens.availableCount);
+    if (!rows) return undefined;
+    const needs = denseNeeds(sequence, rows);
+    if (needs.length > 0) {
+      this.#wait(sequence, allLayers(needs));
+      return undefined;
+    }
+    const unscored = summaryNeeds(sequence, rows);
+    if (unscored.length > 0) {
+      this.#waitForSummaries(sequence, rows, unscored);
+      return undefined;
+    }
+    try {
+      const { layerCount, summaryKinds } = runner.pool.spec;
+      return planSlice(sequence, rows, { cache, opens, layerCount, summaryKinds });
+    } catch (error) {
+      this.#fail(sequence, error);
+      return undefined;
+    }
   }
 
   #sequenceStep(sequence: Sequence, planned: PlannedSlice): SequenceStep {
@@ -509,4 +492,8 @@ export class Engine {
 
 function describeError(error: unknown): string {
   return error instanceof Error ? (error.stack ?? error.message) : String(error);
+}
+
+function plannedLoad([sequence, { from, to }]: [Sequence, PlannedSlice]): StepLoad {
+  return loadOf(sequence, { from, to, sampledRows: to === sequence.tokenCount ? 1 : 0 });
 }

@@ -9,6 +9,7 @@ export const ERROR_TABLE = {
   permission_denied: { status: 403, type: "permission_error", retry: false },
   not_found: { status: 404, type: "invalid_request_error", retry: false },
   model_not_found: { status: 404, type: "invalid_request_error", retry: false },
+  stream_not_found: { status: 404, type: "invalid_request_error", retry: false },
   session_not_found: { status: 404, type: "invalid_request_error", retry: false },
   method_not_allowed: { status: 405, type: "invalid_request_error", retry: false },
   session_busy: { status: 409, type: "conflict_error", retry: true },

@@ -28,9 +28,12 @@ export interface Span {
 /** Names of the selection policies, as they cross the wire. */
 export type SelectionPolicyName = "dense" | "streaming" | "quest" | "mean-deviation" | "tokenselect";
 
+/** A policy, or one with modifiers behind it, as `selection.ts` reads it: `quest+scope(layer)`. */
+export type SelectionConfiguration = SelectionPolicyName | `${SelectionPolicyName}+${string}`;
+
 /** What a request asks of selection; absent fields take the engine's defaults. */
 export interface SelectionRequest {
-  policy: SelectionPolicyName;
+  policy: SelectionConfiguration;
   /** Tokens that a decode step may attend to, sinks and recent pages included; a multiple of 16. */
   budgetTokens: number;
   /** Wait for missing pages before attending (true), or attend to what is resident and count the rest. */
@@ -140,7 +143,7 @@ export interface EngineUsage {
   bytesFetched: number;
   pagesBeforeFirstToken: number;
   pagesFetched: number;
-  policy: SelectionPolicyName;
+  policy: SelectionConfiguration;
   budgetTokens: number;
   exact: boolean;
   /** Pages attended to / pages in context, summed over steps, layers and KV heads where selection ran. */

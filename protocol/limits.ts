@@ -10,6 +10,8 @@ export const LIMITS = {
   topLogprobsMax: 20,
   choiceCountMax: 8,
   logitBiasCountMax: 1024,
+  /** A selection configuration such as `quest+scope(layer)`; it is part of what names stored bytes. */
+  selectionCharsMax: 128,
   /** `max_tokens` when the request names none (bounded by what the context leaves). */
   completionTokensDefault: 1024,
   sessionIdBytesMax: 128,
@@ -40,6 +42,33 @@ export const LIMITS = {
   sessionIdleMsMax: 30 * 24 * 3_600_000,
   /** Events of a turn that may wait for a slow client before reading from the engine pauses. */
   turnBufferBytesMax: 4 * 1024 * 1024,
+  /** A resumable turn runs on without a listener for this long, and only while all it said fits into the next two limits. */
+  resumableMsMax: 60_000,
+  /** What of a resumable turn is kept for clients that come back. */
+  replayBytesMax: 4 * 1024 * 1024,
+  replayEventCountMax: 65_536,
+  /** How long a finished turn can still be asked for. */
+  replayKeepMs: 300_000,
+  /** Connections that follow one resumable turn; one more ends the oldest. */
+  streamListenerCountMax: 4,
+  /** Keys in the secret table, and in the key ring. */
+  keyTableCountMax: 256,
+  keyRingCountMax: 1_000_000,
+  /** What an isolate remembers of the key ring: how long a revoked key may still work elsewhere. */
+  keyCacheCountMax: 4_096,
+  keyCacheMsMax: 10_000,
+  keyLabelLengthMax: 128,
+  keyRequestBytesMax: 4 * 1024,
+  /** Keys in one page of a list. */
+  keyPageCountMax: 1_000,
+  keyRingMsMax: 5_000,
+  /** What a tenant may ask for where nobody says otherwise, and what can be said at most. */
+  requestsPerMinuteDefault: 600,
+  requestsPerMinuteMax: 10_000_000,
+  tokensPerMinuteDefault: 2_000_000,
+  tokensPerMinuteMax: 10_000_000_000,
+  turnsConcurrentDefault: 32,
+  turnsConcurrentMax: 10_000,
   /** How long the edge waits for the end of a generation that it cancelled before it closes the connection. */
   cancelMsMax: 1_000,
   /** Deadlines of remote calls. */

@@ -2,6 +2,11 @@
 import { QuireError } from "../protocol/errors.ts";
 import { LIMITS } from "../protocol/limits.ts";
 
+/** How much of a body is read. */
+export interface BodyLimits {
+  bytesMax?: number;
+}
+
 /**
  * The parsed JSON object of a request body.
  * @throws {QuireError} `request_too_large` over `bytesMax` (declared or counted), `invalid_request` for bytes that are not UTF-8,
@@ -9,7 +14,7 @@ import { LIMITS } from "../protocol/limits.ts";
  */
 export async function readJsonObject(
   request: Request,
-  bytesMax: number = LIMITS.requestBytesMax,
+  { bytesMax = LIMITS.requestBytesMax }: BodyLimits = {},
 ): Promise<Record<string, unknown>> {
   const text = decodeUtf8(await readBounded(request, bytesMax));
   checkDepth(text);

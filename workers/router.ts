@@ -1,7 +1,9 @@
 /** Every route of the edge, and what all answers have in common: request id, CORS, OpenAI-shaped errors. */
 import { type IRequest, Router } from "itty-router";
 import { ERROR_TABLE, errorBody, QuireError, toQuireError } from "../protocol/errors.ts";
-import { authenticate, authenticateEngine } from "./auth.ts";
+import { authenticate } from "./auth/authenticate.ts";
+import { authenticateEngine } from "./auth/engine.ts";
+import { createKey, expireKey, getKey, listKeys, revokeKey } from "./auth/key-routes.ts";
 import { readJsonObject } from "./body.ts";
 import type { Env } from "./env.ts";
 import { fleetOf } from "./fleet.ts";
@@ -10,7 +12,7 @@ import { readHeartbeat } from "./heartbeat.ts";
 import { modelBody } from "./openai-shapes.ts";
 import { playground } from "./playground.ts";
 import { SESSION_HEADER } from "./session-id.ts";
-import { deleteSession, forkSession, getSession } from "./session-routes.ts";
+import { deleteSession, forkSession, getSession, resumeStream, stopStream } from "./session-routes.ts";
 
 const HEARTBEAT_BYTES_MAX = 16 * 1024;
 
@@ -40,7 +42,23 @@ const ROUTES: readonly [string, Readonly<Record<string, Handler>>][] = [
       DELETE: (request, env) => deleteSession(request, env, param(request, "id")),
     },
   ],
+  [
+    "/v1/sessions/:id/stream",
+    {
+      GET: (request, env) => resumeStream(request, env, param(request, "id")),
+      DELETE: (request, env) => stopStream(request, env, param(request, "id")),
+    },
+  ],
   ["/v1/sessions/:id/fork", { POST: (request, env) => forkSession(request, env, param(request, "id")) }],
+  ["/v1/keys", { GET: listKeys, POST: createKey }],
+  [
+    "/v1/keys/:id",
+    {
+      GET: (request, env) => getKey(request, env, param(request, "id")),
+      DELETE: (request, env) => revokeKey(request, env, param(request, "id")),
+    },
+  ],
+  ["/v1/keys/:id/expire", { POST: (request, env) => expireKey(request, env, param(request, "id")) }],
   ["/v1/engines/heartbeat", { POST: heartbeat }],
 ];
 
@@ -113,12 +131,12 @@ function errorResponse(thrown: unknown, requestId: string): Response {
 }
 
 async function listModels(request: Request, env: Env): Promise<Response> {
-  await authenticate(request, env);
+  await authenticate(request, env, undefined);
   return Response.json({ object: "list", data: (await fleetOf(env).models()).map(modelBody) });
 }
 
 async function getModel(request: IRequest, env: Env): Promise<Response> {
-  await authenticate(request, env);
+  await authenticate(request, env, undefined);
   const id = param(request, "id");
   const model = (await fleetOf(env).models()).find((live) => live.id === id);
   if (model) return Response.json(modelBody(model));
@@ -129,7 +147,7 @@ async function getModel(request: IRequest, env: Env): Promise<Response> {
 
 async function heartbeat(request: Request, env: Env): Promise<Response> {
   await authenticateEngine(request, env);
-  await fleetOf(env).heartbeat(readHeartbeat(await readJsonObject(request, HEARTBEAT_BYTES_MAX)));
+  await fleetOf(env).heartbeat(readHeartbeat(await readJsonObject(request, { bytesMax: HEARTBEAT_BYTES_MAX })));
   return Response.json({ status: "ok" });
 }
 

@@ -10,7 +10,7 @@ import { readConfig } from "../../models/config.ts";
 import type { ModelRunner } from "../../models/contract.ts";
 import { openModel } from "../../models/open.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
-import type { SelectionPolicyName } from "../../protocol/generate.ts";
+import type { SelectionConfiguration } from "../../protocol/generate.ts";
 import type { ChatMessage, ChatTemplate, Tokenizer } from "../../tokenizer/contract.ts";
 import { openTokenizer } from "../../tokenizer/open.ts";
 import { type BenchContext, type BenchResult, defineBench } from "../bench.ts";
@@ -115,8 +115,8 @@ async function askAll(
   asked: readonly RecallCase[],
   passages: readonly string[],
   signal: AbortSignal,
-): Promise<Map<SelectionPolicyName, RecallCount> | undefined> {
-  const counts = new Map<SelectionPolicyName, RecallCount>(
+): Promise<Map<SelectionConfiguration, RecallCount> | undefined> {
+  const counts = new Map<SelectionConfiguration, RecallCount>(
     values.policy.map((policy) => [policy, { cases: 0, right: 0, pagesSelected: 0, pagesInContext: 0 }]),
   );
   try {
@@ -136,7 +136,7 @@ async function askOne(
   options: {
     question: RecallCase;
     passage: string;
-    counts: ReadonlyMap<SelectionPolicyName, RecallCount>;
+    counts: ReadonlyMap<SelectionConfiguration, RecallCount>;
     signal: AbortSignal;
   },
 ): Promise<void> {

@@ -1,7 +1,7 @@
 /** Checks a request at the engine's border: whatever comes in, one clear error that names the field, or a request that can be run. */
-import { PAGE_TOKENS, type SummaryKind } from "../../kernels/contract.ts";
+import type { SummaryKind } from "../../kernels/contract.ts";
 import { BUDGET_TOKENS_MIN } from "../../models/selection/policy.ts";
-import { POLICY_NAMES, policyNamed } from "../../models/selection/registry.ts";
+import { policyNamed } from "../../models/selection/registry.ts";
 import { QuireError } from "../../protocol/errors.ts";
 import {
   type GenerateRequest,
@@ -12,6 +12,7 @@ import {
 } from "../../protocol/generate.ts";
 import { bytesToIds } from "../../protocol/ids.ts";
 import { LIMITS } from "../../protocol/limits.ts";
+import { isCanonicalSelection } from "../../protocol/selection.ts";
 import { DENSE, isHow, parseHow } from "../kv/provenance.ts";
 import type { ResolvedSelection } from "../sequence/sequence.ts";
 
@@ -135,10 +136,13 @@ function checkHow(how: string): void {
   const parsed = parseHow(how);
   if (parsed === undefined) return;
   const { policy, budgetTokens } = parsed;
-  if (policy === DENSE || !(POLICY_NAMES as readonly string[]).includes(policy))
-    refuse("spans.how", `has the unknown policy ${policy}`);
-  if (budgetTokens % PAGE_TOKENS !== 0 || budgetTokens < BUDGET_TOKENS_MIN)
-    refuse("spans.how", `has the impossible budget ${budgetTokens}`);
+  if (policy === DENSE || !isCanonicalSelection(policy)) refuse("spans.how", `has the unknown policy ${policy}`);
+  try {
+    policyNamed(policy).plan(budgetTokens);
+  } catch (error) {
+    if (error instanceof QuireError) refuse("spans.how", `has the impossible budget ${budgetTokens}`);
+    throw error;
+  }
 }
 
 /**

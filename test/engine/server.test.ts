@@ -152,6 +152,12 @@ describe("bad input gets one clear answer", () => {
       "spans.how",
     ],
     ["a provenance of no form", { turnStart: 3, spans: [{ end: 3, how: "quest" }] }, "invalid_request", "spans.how"],
+    [
+      "a provenance whose sinks take its budget",
+      { turnStart: 3, spans: [{ end: 3, how: "quest+sink(128).1:128@16" }] },
+      "invalid_request",
+      "spans.how",
+    ],
     ["more than the context", { maxTokens: 8192 }, "context_length_exceeded", "maxTokens"],
     ["no tokens to generate", { maxTokens: 0 }, "invalid_request", "maxTokens"],
     [

@@ -18,6 +18,9 @@ export default defineConfig({
           QUIRE_API_KEYS: JSON.stringify({
             [keyHash("key-of-a")]: { tenant: "a" },
             [keyHash("key-of-b")]: { tenant: "b" },
+            [keyHash("key-of-operator")]: { tenant: "operators", scopes: ["keys"] },
+            [keyHash("key-that-reads")]: { tenant: "a", scopes: ["sessions:read"] },
+            [keyHash("key-that-ended")]: { tenant: "a", expires_s: 1_700_000_000 },
           }),
           QUIRE_TENANT_SALT: "salt for tests",
           QUIRE_ENGINE_KEY: "engine-key-for-tests",

@@ -166,14 +166,14 @@ export async function eventsOf(response: Response): Promise<unknown[]> {
   return parseEvents(await response.text());
 }
 
-/** Parses whole events; every one must end in an empty line. */
+/** Parses whole events; every one but a comment has an id and ends in an empty line. */
 export function parseEvents(text: string): unknown[] {
   const events = text.split("\n\n");
   if (events.pop() !== "") throw new Error(`the stream is cut: ${JSON.stringify(text.slice(-80))}`);
   return events.map((event) => {
     if (event.startsWith(":")) return ":";
-    if (!event.startsWith("data: ") || event.includes("\n")) throw new Error(`not an event: ${event}`);
-    const data = event.slice("data: ".length);
+    const [, data] = /^id: [0-9a-f]{20}\.\d+\ndata: (.*)$/.exec(event) ?? [];
+    if (data === undefined) throw new Error(`not an event: ${event}`);
     return data === "[DONE]" ? data : (JSON.parse(data) as unknown);
   });
 }

@@ -3,7 +3,7 @@ import { QuireError } from "../../protocol/errors.ts";
 import type { Span } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import type { ChatMessage } from "../../tokenizer/contract.ts";
-import { hex, sha256 } from "../auth.ts";
+import { hex, sha256 } from "../auth/digest.ts";
 import { chainHashes, chainStart } from "../chain.ts";
 import type { ModelAssets } from "../model-assets.ts";
 import type { TurnInput, TurnJob } from "../turn-job.ts";

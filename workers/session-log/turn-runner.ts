@@ -47,6 +47,8 @@ export class TurnRunner {
   readonly #failedIds: string[] = [];
   /** Admitted and not over. */
   readonly #calls = new Set<EngineCall>();
+  /** Length of what was sent of each choice that has begun. */
+  readonly #sentLengths = new Map<number, number>();
   #engine: PickedEngine | undefined;
   #firstCall: EngineCall | undefined;
   #maxTokens = 0;
@@ -129,6 +131,7 @@ export class TurnRunner {
       stopStrings: job.stopStrings,
     });
     const result: ChoiceResult = { reply, reason: "length", usage: undefined, spans: [] };
+    if (index === 0) this.#begin(index);
     for (let attempt = 0; ; attempt++) {
       let call: EngineCall | undefined;
       try {
@@ -147,6 +150,7 @@ export class TurnRunner {
     }
     // What a client that is gone was not given is no part of the reply.
     if (!this.#options.stream.gone.aborted) this.#send(index, reply.finish());
+    this.#begin(index);
     if (reply.ended === "stop-string" || reply.ended === "end-token") result.reason = "stop";
     return result;
   }
@@ -175,8 +179,18 @@ export class TurnRunner {
 
   #send(choice: number, delta: ReplyDelta): void {
     if (delta.text === "" && delta.logprobs.length === 0) return;
+    this.#begin(choice);
     const logprobs = this.#options.job.topLogprobs === undefined ? undefined : delta.logprobs;
-    this.#options.stream.send({ type: "text", choice, text: delta.text, logprobs });
+    const offset = this.#sentLengths.get(choice) ?? 0;
+    this.#sentLengths.set(choice, offset + delta.text.length);
+    this.#options.stream.send({ type: "text", choice, text: delta.text, offset, logprobs });
+  }
+
+  /** Says once that a choice has begun; the older interface has no word for it. */
+  #begin(choice: number): void {
+    if (this.#options.job.head.kind !== "chat" || this.#sentLengths.has(choice)) return;
+    this.#sentLengths.set(choice, 0);
+    this.#options.stream.send({ type: "begin", choice });
   }
 
   /** Another engine continues from the ids so far, unless it would have to know which of them are the reply. */

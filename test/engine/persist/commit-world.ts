@@ -37,6 +37,9 @@ export class FakeClock {
     this.ms += ms;
     await new Promise((resolve) => setImmediate(resolve));
   }
+  breathe(ms: number): Promise<void> {
+    return this.sleep(ms);
+  }
 }
 
 /** What one engine's commits work with. */
