@@ -143,6 +143,8 @@ export interface TurnUsage {
   promptTokens: number;
   completionTokens: number;
   sessionId?: string | undefined;
+  /** Engines that served the turn, in order. */
+  engineIds: string[];
   engine?: EngineUsage | undefined;
 }
 

@@ -244,7 +244,7 @@ export class SessionLog extends DurableObject<Env> {
       return [{ type: "error", error: { code: "cancelled", message: "The turn was ended: nobody listened to it." } }];
     }
     const finishes = results.map(({ reason }, choice): TurnEvent => ({ type: "finish", choice, reason }));
-    return [...finishes, { type: "usage", usage: usageOf(job, turn.prepared, results) }, { type: "end" }];
+    return [...finishes, { type: "usage", usage: usageOf(job, turn, results) }, { type: "end" }];
   }
 
   /** Writes the turn, and enters its transcripts: without the index a turn is only slower, so it may fail. */
@@ -342,8 +342,9 @@ interface RunningTurn {
   spans: ReturnType<typeof cutSpans>;
 }
 
-function usageOf(job: TurnJob, prepared: PreparedTurn, results: readonly ChoiceResult[]): TurnUsage {
+function usageOf(job: TurnJob, { prepared, runner }: RunningTurn, results: readonly ChoiceResult[]): TurnUsage {
   return {
+    engineIds: [...runner.engineIds],
     promptTokens: prepared.tokens.length,
     completionTokens: results.reduce((sum, { reply }) => sum + reply.generatedCount, 0),
     sessionId: job.session?.id,
