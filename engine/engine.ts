@@ -3,7 +3,7 @@
  * wakes it. A request's life: `submit` -> queued -> attaching (KV from cache and store) -> running (prefill and decode in one batch,
  * suspended while selected blocks are fetched) -> settling (tail and manifest) -> ended.
  */
-import { type Miss, PAGE_TOKENS, type Sample } from "../kernels/contract.ts";
+import type { Miss, Sample, SummaryKind } from "../kernels/contract.ts";
 import type { SequenceResult, SequenceStep } from "../models/contract.ts";
 import { assert } from "../protocol/assert.ts";
 import { QuireError } from "../protocol/errors.ts";
@@ -14,23 +14,15 @@ import { allLayers, type BlockLayer } from "./kv/block-fetcher.ts";
 import type { GateClass } from "./kv/gate.ts";
 import { parkTail } from "./kv/tail-parking.ts";
 import type { EngineParts, EngineStatus, Ticket } from "./parts.ts";
-import { CostModel, type StepLoad } from "./schedule/cost-model.ts";
-import { StepBudget } from "./schedule/step-budget.ts";
-import { addLoads, loadOf, NO_LOAD } from "./schedule/step-load.ts";
+import { CostModel } from "./schedule/cost-model.ts";
+import { addLoads } from "./schedule/step-load.ts";
+import { type PlannedPart, StepPlanner } from "./schedule/step-planner.ts";
+import { Tenants } from "./schedule/tenants.ts";
+import { WaitingQueue } from "./schedule/waiting-queue.ts";
 import type { PlannedSlice } from "./sequence/planned-slice.ts";
 import { sampleParams, takeSample } from "./sequence/sampling.ts";
 import { Sequence, type SequenceSink } from "./sequence/sequence.ts";
-import {
-  commitSlice,
-  denseNeeds,
-  discardSlice,
-  fillTables,
-  nextRows,
-  planSlice,
-  type RowRange,
-  scoredKind,
-  summaryNeeds,
-} from "./sequence/slice-planner.ts";
+import { commitSlice, discardSlice, fillTables, planSlice, rowNeeds, scoredKind } from "./sequence/slice-planner.ts";
 import { countFetch, countMisses, countTraffic } from "./sequence/traffic.ts";
 
 /** While everything waits for the store, deadlines are looked at this often. */
@@ -42,7 +34,9 @@ const BREATH_SHARE = 0.05;
 /** One model, one pool, one loop. `submit` is synchronous and cheap; everything else happens in the loop. */
 export class Engine {
   readonly #parts: EngineParts;
-  readonly #queue: Sequence[] = [];
+  readonly #queue: WaitingQueue;
+  readonly #tenants = new Tenants();
+  readonly #planner: StepPlanner;
   readonly #active = new Set<Sequence>();
   readonly #busySessions = new Set<string>();
   readonly #cost = new CostModel();
@@ -56,6 +50,13 @@ export class Engine {
 
   constructor(parts: EngineParts) {
     this.#parts = parts;
+    const { settings, cache } = parts;
+    this.#queue = new WaitingQueue({
+      ...{ tenants: this.#tenants, queueMax: settings.queueMax, runningMax: settings.runningMax },
+      blocksMax: cache.capacity,
+      isResident: (key) => cache.has(key),
+    });
+    this.#planner = this.#openPlanner();
     this.#loop = this.#run();
   }
 
@@ -90,10 +91,11 @@ export class Engine {
         `The request may grow to ${sequence.blocksMax * 64} tokens; the KV pool holds ${cache.capacity * 64}.`,
       );
     }
-    if (this.#queue.length >= settings.queueMax) {
+    if (!this.#queue.hasRoom(sequence.namespace, clock.nowMs())) {
       throw new QuireError("queue_full", `The engine's queue of ${settings.queueMax} is full.`, { retryAfterMs: 1000 });
     }
-    this.#queue.push(sequence);
+    this.#tenants.enter(sequence.namespace, clock.nowMs());
+    this.#queue.add(sequence);
     this.wake();
     return { cancel: () => this.#cancel(sequence) };
   }
@@ -157,18 +159,17 @@ export class Engine {
     else await Promise.race([woken, this.#parts.clock.sleep(DEADLINE_CHECK_MS)]);
   }
 
-  /** First come, first served; a session's next turn waits until the one before has settled, without holding up others. */
+  /** As many as may run and find blocks, in the queue's order; a session's next turn waits until the one before has settled. */
   #admit(): void {
     const { settings, cache, clock } = this.#parts;
-    for (const sequence of [...this.#queue]) {
-      if (this.#active.size >= settings.runningMax) return;
-      const session = sequence.sessionKey;
-      if (session !== undefined && this.#busySessions.has(session)) continue;
-      if (!cache.reserve(sequence.blocksMax)) return;
+    const isFree = ({ sessionKey }: Sequence) => sessionKey === undefined || !this.#busySessions.has(sessionKey);
+    while (this.#active.size < settings.runningMax) {
+      const sequence = this.#queue.next(clock.nowMs(), isFree, ({ blocksMax }) => cache.reserve(blocksMax));
+      if (!sequence) return;
       sequence.reservedCount = sequence.blocksMax;
-      this.#queue.splice(this.#queue.indexOf(sequence), 1);
+      this.#tenants.start(sequence.namespace, sequence.reservedCount);
       this.#active.add(sequence);
-      if (session !== undefined) this.#busySessions.add(session);
+      if (sequence.sessionKey !== undefined) this.#busySessions.add(sequence.sessionKey);
       sequence.usage.queueMs = clock.nowMs() - sequence.queuedAtMs;
       void this.#attach(sequence);
     }
@@ -190,17 +191,15 @@ export class Engine {
   async #step(): Promise<boolean> {
     const suspended = [...this.#active].find((sequence) => sequence.phase === "running" && sequence.suspended);
     const resumed = suspended !== undefined && (await this.#resume(suspended));
-    const planned = this.#plan();
-    if (planned.length === 0) return resumed;
     const { clock } = this.#parts;
+    const parts = this.#planner.plan(this.#active, clock.nowMs());
+    if (parts.length === 0) return resumed;
     const startMs = clock.nowMs();
     const results = await this.#runStep(
-      planned.map(([sequence, slice]) => ({ sequence, slice, step: this.#sequenceStep(sequence, slice) })),
+      parts.map(({ sequence, slice }) => ({ sequence, slice, step: this.#sequenceStep(sequence, slice) })),
     );
-    // A step that was void ended early: its time says nothing of its rows.
-    const whole = results.every((result) => result.checkpoint === undefined);
-    if (whole) this.#cost.observe(planned.map(plannedLoad).reduce(addLoads), clock.nowMs() - startMs);
-    for (const [index, [sequence, slice]] of planned.entries()) {
+    this.#account(parts, results, clock.nowMs() - startMs);
+    for (const [index, { sequence, slice }] of parts.entries()) {
       try {
         this.#finishSlice(sequence, slice, results[index] as SequenceResult);
       } catch (error) {
@@ -210,59 +209,32 @@ export class Engine {
     return true;
   }
 
-  /** One row for everyone who decodes, then prefill and lost spans in order of arrival, within the time, the rows and the open slots there are. */
-  #plan(): [Sequence, PlannedSlice][] {
-    const { runner, settings } = this.#parts;
-    const ready = [...this.#active].filter((sequence) => sequence.phase === "running" && !sequence.suspended);
-    const isDecoding = ({ started, nextPosition, tokenCount }: Sequence) => started && nextPosition === tokenCount - 1;
-    const planned: [Sequence, PlannedSlice][] = [];
-    for (const sequence of ready) {
-      if (!isDecoding(sequence) || planned.length === Math.min(runner.rowsMax, settings.stepRowsMax)) continue;
-      const slice = this.#slice(sequence, 1);
-      if (slice) planned.push([sequence, slice]);
-    }
-    const decodes = planned.map(plannedLoad).reduce(addLoads, NO_LOAD);
-    const budget = new StepBudget({ cost: this.#cost, targets: settings, rowsMax: runner.rowsMax, decodes });
-    for (const sequence of ready) {
-      const position = sequence.nextPosition;
-      if (isDecoding(sequence) || position === undefined) continue;
-      const rows = budget.rowsFor(sequence, position);
-      // A query group is never cut, so the first prompt's is taken whole.
-      const slice =
-        this.#slice(sequence, rows) ??
-        (budget.isFirst && rows < PAGE_TOKENS
-          ? this.#slice(sequence, Math.min(PAGE_TOKENS, budget.rowsLeft))
-          : undefined);
-      if (!slice) continue;
-      planned.push([sequence, slice]);
-      budget.take(plannedLoad([sequence, slice]));
-    }
-    return planned;
+  /** A step's time teaches what steps cost, and is shared out among those who were in it. */
+  #account(parts: readonly PlannedPart[], results: readonly SequenceResult[], ms: number): void {
+    const cost = this.#cost;
+    const weights = parts.map(({ load }) => Math.max(1e-3, cost.predictMs(load) - cost.fixedMs));
+    const sum = weights.reduce((a, b) => a + b);
+    for (const [i, { sequence }] of parts.entries()) this.#tenants.charge(sequence.namespace, (ms * weights[i]!) / sum);
+    // A step that was void ended early: its time says nothing of its rows.
+    if (results.every((result) => result.checkpoint === undefined))
+      cost.observe(parts.map(({ load }) => load).reduce(addLoads), ms);
   }
 
-  /** The next rows of a sequence, at most `rowsMax`, with memory taken for them; undefined when it has to wait or none fit. */
-  #slice(sequence: Sequence, rowsMax: number): PlannedSlice | undefined {
-    const { cache, opens, runner } = this.#parts;
-    if (sequence.phase !== "running" || sequence.error !== undefined) return undefined;
-    const rows = nextRows(sequence, rowsMax, opens.availableCount);
-    if (!rows) return undefined;
-    const needs = denseNeeds(sequence, rows);
-    if (needs.length > 0) {
-      this.#wait(sequence, allLayers(needs));
-      return undefined;
-    }
-    const unscored = summaryNeeds(sequence, rows);
-    if (unscored.length > 0) {
-      this.#waitForSummaries(sequence, rows, unscored);
-      return undefined;
-    }
-    try {
-      const { layerCount, summaryKinds } = runner.pool.spec;
-      return planSlice(sequence, rows, { cache, opens, layerCount, summaryKinds });
-    } catch (error) {
-      this.#fail(sequence, error);
-      return undefined;
-    }
+  #openPlanner(): StepPlanner {
+    const { settings, runner, cache, opens } = this.#parts;
+    const { layerCount, summaryKinds } = runner.pool.spec;
+    return new StepPlanner({
+      ...{ settings, rowsMax: runner.rowsMax, cost: this.#cost, tenants: this.#tenants },
+      slotsLeft: () => opens.availableCount,
+      needs: rowNeeds,
+      fetch: (sequence, rows, blocks) => {
+        const kind = scoredKind(rows.plan);
+        if (kind === undefined) this.#wait(sequence, allLayers(blocks));
+        else this.#waitForSummaries(sequence, kind, blocks);
+      },
+      take: (sequence, rows) => planSlice(sequence, rows, { cache, opens, layerCount, summaryKinds }),
+      fail: (sequence, error) => this.#fail(sequence, error),
+    });
   }
 
   #sequenceStep(sequence: Sequence, planned: PlannedSlice): SequenceStep {
@@ -336,7 +308,8 @@ export class Engine {
   }
 
   #accept(sequence: Sequence, sample: Sample): void {
-    takeSample(sequence, sample, this.#parts.clock.nowMs());
+    sequence.lastTokenMs = this.#parts.clock.nowMs();
+    takeSample(sequence, sample, sequence.lastTokenMs);
     if (sequence.finishReason !== undefined) this.#conclude(sequence);
     else if (sequence.generatedCount === 1) void this.#fillRest(sequence);
   }
@@ -366,9 +339,7 @@ export class Engine {
   }
 
   /** The sequence goes on when these blocks have the summaries that its rows score, or are gaps that are computed again. */
-  #waitForSummaries(sequence: Sequence, rows: RowRange, blocks: readonly LogicalBlock[]): void {
-    const kind = scoredKind(rows.plan);
-    assert(kind, "a plan that scores nothing needs no summaries");
+  #waitForSummaries(sequence: Sequence, kind: SummaryKind, blocks: readonly LogicalBlock[]): void {
     const { cache, supply } = this.#parts;
     const asked = new Set(blocks);
     this.#waitFor(sequence, supply.supply(sequence, kind, blocks), () => {
@@ -425,14 +396,9 @@ export class Engine {
     const { clock, settings } = this.#parts;
     for (const sequence of [...this.#queue, ...this.#active]) {
       if (sequence.phase === "settling" || sequence.phase === "ended") continue;
-      const late = clock.nowMs() - sequence.queuedAtMs > settings.turnMsMax;
-      if (late)
-        sequence.error ??= new QuireError(
-          "deadline_exceeded",
-          `The turn took longer than ${settings.turnMsMax / 1000} s.`,
-        );
+      sequence.error ??= lateness(sequence, clock.nowMs(), settings.turnMsMax);
       if (!sequence.abortRequested && sequence.error === undefined) continue;
-      if (sequence.phase === "queued") this.#queue.splice(this.#queue.indexOf(sequence), 1);
+      if (sequence.phase === "queued") this.#queue.remove(sequence);
       else if (sequence.phase === "attaching") {
         // Its memory is written to until the store has answered, but nobody need wait for that.
         this.#conclude(sequence);
@@ -444,7 +410,7 @@ export class Engine {
 
   /** Persists what the turn left (also an aborted one's), then gives everything back. */
   async #settle(sequence: Sequence): Promise<void> {
-    const { cache, opens, persister, log } = this.#parts;
+    const { cache, opens, persister, clock, log } = this.#parts;
     sequence.phase = "settling";
     this.#conclude(sequence);
     try {
@@ -455,10 +421,14 @@ export class Engine {
     } catch (error) {
       log("persist.failed", { requestId: sequence.request.requestId, error: String(error) });
     }
+    const blocks = sequence.reservedCount;
     sequence.releaseAll(cache, opens);
     sequence.phase = "ended";
-    if (this.#active.delete(sequence) && sequence.sessionKey !== undefined)
-      this.#busySessions.delete(sequence.sessionKey);
+    if (this.#active.delete(sequence)) {
+      this.#tenants.finish(sequence.namespace, blocks);
+      if (sequence.sessionKey !== undefined) this.#busySessions.delete(sequence.sessionKey);
+    }
+    this.#tenants.leave(sequence.namespace, clock.nowMs());
     this.wake();
   }
 
@@ -490,10 +460,15 @@ export class Engine {
   }
 }
 
-function describeError(error: unknown): string {
-  return error instanceof Error ? (error.stack ?? error.message) : String(error);
+/** The deadline that a request has missed, if any. */
+function lateness(sequence: Sequence, nowMs: number, turnMsMax: number): QuireError | undefined {
+  if (nowMs - sequence.queuedAtMs > turnMsMax)
+    return new QuireError("deadline_exceeded", `The turn took longer than ${turnMsMax / 1000} s.`);
+  if (sequence.started || nowMs <= sequence.firstTokenDueMs) return undefined;
+  const waitedMs = Math.round(sequence.firstTokenDueMs - sequence.queuedAtMs);
+  return new QuireError("deadline_exceeded", `No token came within the ${waitedMs} ms that the request allows.`);
 }
 
-function plannedLoad([sequence, { from, to }]: [Sequence, PlannedSlice]): StepLoad {
-  return loadOf(sequence, { from, to, sampledRows: to === sequence.tokenCount ? 1 : 0 });
+function describeError(error: unknown): string {
+  return error instanceof Error ? (error.stack ?? error.message) : String(error);
 }

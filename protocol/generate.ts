@@ -81,10 +81,19 @@ export interface GenerateRequest {
   /** Tokens before this one belong to earlier turns; `spans` covers exactly [0, turnStart). */
   turnStart: number;
   spans: Span[];
+  /**
+   * Tokens from here on are this turn's reply so far: another engine generated them and was lost. They are computed as that one did (row by
+   * row where a policy selects) and count as reply for penalties, so the rest is what it would have said. Absent: `tokens` ends with the prompt.
+   */
+  replyStart?: number | undefined;
   maxTokens: number;
   stopTokens: number[];
   sampling: SamplingParams;
   selection: SelectionRequest;
+  /** -1, 0 (absent) or 1: higher goes first among the requests of one tenant. */
+  priority?: number | undefined;
+  /** From its arrival at the engine: without a first token by then it ends with `deadline_exceeded`. The earlier due goes first. */
+  firstTokenMsMax?: number | undefined;
   /** Undefined: no logprobs. Otherwise how many alternatives beside the chosen token, 0-20. */
   topLogprobs?: number | undefined;
 }

@@ -69,6 +69,12 @@ export const LIMITS = {
   tokensPerMinuteMax: 10_000_000_000,
   turnsConcurrentDefault: 32,
   turnsConcurrentMax: 10_000,
+  /** How long a turn's place is kept before the turn begins, and then until it must be over. */
+  leaseUnheldMsMax: 30_000,
+  leaseHeldMsMax: 720_000,
+  /** What a tenant has used is written at most once in this time. */
+  budgetSaveMs: 1_000,
+  limiterMsMax: 1_000,
   /** How long the edge waits for the end of a generation that it cancelled before it closes the connection. */
   cancelMsMax: 1_000,
   /** Deadlines of remote calls. */

@@ -33,6 +33,8 @@ export interface SendOptions {
 /** What the engine did for a reply: reuse, bytes moved, pages selected. */
 export type QuireUsage = Partial<Omit<EngineUsage, "promptTokens" | "completionTokens" | "cachedTokens">> & {
   sessionId?: string;
+  /** Engines that served the turn, in order: more than one when one was lost. */
+  engines?: string[];
 };
 
 /** Tokens of a reply, and how many of the prompt did not have to be computed again. */

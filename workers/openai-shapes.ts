@@ -88,7 +88,11 @@ export function usageBody(usage: TurnUsage): object {
       accepted_prediction_tokens: 0,
       rejected_prediction_tokens: 0,
     },
-    quire: { session_id: usage.sessionId ?? null, ...(usage.engine && engineBody(usage.engine)) },
+    quire: {
+      session_id: usage.sessionId ?? null,
+      engines: usage.engineIds,
+      ...(usage.engine && engineBody(usage.engine)),
+    },
   };
 }
 

@@ -1,6 +1,6 @@
 /** Every route of the edge, and what all answers have in common: request id, CORS, OpenAI-shaped errors. */
 import { type IRequest, Router } from "itty-router";
-import { ERROR_TABLE, errorBody, QuireError, toQuireError } from "../protocol/errors.ts";
+import { errorBody, QuireError, toQuireError } from "../protocol/errors.ts";
 import { authenticate } from "./auth/authenticate.ts";
 import { authenticateEngine } from "./auth/engine.ts";
 import { createKey, expireKey, getKey, listKeys, revokeKey } from "./auth/key-routes.ts";
@@ -9,6 +9,8 @@ import type { Env } from "./env.ts";
 import { fleetOf } from "./fleet.ts";
 import { chatCompletions, completions } from "./generate-routes.ts";
 import { readHeartbeat } from "./heartbeat.ts";
+import { RATE_HEADER_NAMES } from "./limits/rate-headers.ts";
+import { logError } from "./log.ts";
 import { modelBody } from "./openai-shapes.ts";
 import { playground } from "./playground.ts";
 import { SESSION_HEADER } from "./session-id.ts";
@@ -20,7 +22,7 @@ const REQUEST_ID_HEADER = "x-request-id";
 
 const CORS_HEADERS: Readonly<Record<string, string>> = {
   "access-control-allow-origin": "*",
-  "access-control-expose-headers": `${REQUEST_ID_HEADER}, ${SESSION_HEADER}, retry-after`,
+  "access-control-expose-headers": [REQUEST_ID_HEADER, SESSION_HEADER, "retry-after", ...RATE_HEADER_NAMES].join(", "),
 };
 
 type Handler = (request: IRequest, env: Env, requestId: string) => Promise<Response> | Response;
@@ -119,11 +121,8 @@ function preflight(): Response {
 
 function errorResponse(thrown: unknown, requestId: string): Response {
   const error = toQuireError(thrown);
-  if (ERROR_TABLE[error.code].status >= 500) {
-    const cause = error.cause instanceof Error ? `${error.cause.name}: ${error.cause.message}` : undefined;
-    console.error(JSON.stringify({ level: "error", requestId, code: error.code, message: error.message, cause }));
-  }
-  const headers: Record<string, string> = {};
+  logError(requestId, error);
+  const headers: Record<string, string> = { ...error.headers };
   if (error.retryAfterMs !== undefined)
     headers["retry-after"] = String(Math.max(1, Math.ceil(error.retryAfterMs / 1000)));
   if (error.code === "invalid_api_key") headers["www-authenticate"] = "Bearer";

@@ -1,8 +1,10 @@
 /** GET and DELETE /v1/sessions/:id and /v1/sessions/:id/stream, POST /v1/sessions/:id/fork. */
 import { QuireError } from "../protocol/errors.ts";
 import type { SessionStatus } from "../protocol/generate.ts";
-import { authenticate } from "./auth/authenticate.ts";
+import { authenticate, type Tenant } from "./auth/authenticate.ts";
+import type { Scope } from "./auth/key-record.ts";
 import type { Env } from "./env.ts";
+import { countRequest } from "./limits/admission.ts";
 import { streamAnswer } from "./respond.ts";
 import { checkSessionId, newSessionId, readIdempotencyKey, SESSION_HEADER } from "./session-id.ts";
 import { sessionOf } from "./stubs.ts";
@@ -15,7 +17,7 @@ import type { ResumeRequest, SessionInfo } from "./turn-job.ts";
  * @throws {QuireError} `session_not_found`.
  */
 export async function getSession(request: Request, env: Env, id: string): Promise<Response> {
-  const { namespace } = await authenticate(request, env, "sessions:read");
+  const { namespace } = await countedTenant(request, env, "sessions:read");
   const [info, stored] = await Promise.all([
     infoOf(env, namespace, id),
     sessionOf(env, namespace, checkSessionId(id, "id")).stored(),
@@ -25,7 +27,7 @@ export async function getSession(request: Request, env: Env, id: string): Promis
 
 /** Deletes a session. @throws {QuireError} `session_not_found`, `session_busy`. */
 export async function deleteSession(request: Request, env: Env, id: string): Promise<Response> {
-  const { namespace } = await authenticate(request, env, "sessions:write");
+  const { namespace } = await countedTenant(request, env, "sessions:write");
   const removed = await sessionOf(env, namespace, checkSessionId(id, "id")).remove();
   if (removed === "busy") {
     throw new QuireError("session_busy", "This session is working on a turn.", { retryAfterMs: 1_000 });
@@ -36,7 +38,7 @@ export async function deleteSession(request: Request, env: Env, id: string): Pro
 
 /** Makes a new session with the log of another one, up to its last finished turn. @throws {QuireError} `session_not_found`. */
 export async function forkSession(request: Request, env: Env, parentId: string): Promise<Response> {
-  const { namespace } = await authenticate(request, env, "sessions:write");
+  const { namespace } = await countedTenant(request, env, "sessions:write");
   checkSessionId(parentId, "id");
   const id = newSessionId();
   const fork = sessionOf(env, namespace, id);
@@ -55,7 +57,7 @@ const EVENT_ID = /^([0-9a-f]{8,32})\.(\d{1,9})$/;
  * for an id that was never given out.
  */
 export async function resumeStream(request: Request, env: Env, id: string): Promise<Response> {
-  const { namespace } = await authenticate(request, env, "generate");
+  const { namespace } = await countedTenant(request, env, "generate");
   const { from, ...name } = readTurnName(request.headers);
   const session = sessionOf(env, namespace, checkSessionId(id, "id"));
   const feed = await session.resume({ from, ...name });
@@ -67,7 +69,7 @@ export async function resumeStream(request: Request, env: Env, id: string): Prom
 
 /** DELETE: ends the turn that runs, as a client does that goes away; what it said so far stays in the log. @throws {QuireError} `stream_not_found`. */
 export async function stopStream(request: Request, env: Env, id: string): Promise<Response> {
-  const { namespace } = await authenticate(request, env, "generate");
+  const { namespace } = await countedTenant(request, env, "generate");
   const { from: _, ...name } = readTurnName(request.headers);
   if (!(await sessionOf(env, namespace, checkSessionId(id, "id")).stopTurn(name))) throw streamNotFound(id);
   return Response.json({ id, object: "session.stream.stopped", stopped: true });
@@ -90,6 +92,12 @@ function streamNotFound(id: string): QuireError {
   return new QuireError("stream_not_found", `The session '${id}' has no such stream to go on with.`, {
     param: "Last-Event-ID",
   });
+}
+
+async function countedTenant(request: Request, env: Env, scope: Scope): Promise<Tenant> {
+  const tenant = await authenticate(request, env, scope);
+  await countRequest({ env, tenant });
+  return tenant;
 }
 
 async function infoOf(env: Env, namespace: string, id: string): Promise<SessionInfo> {

@@ -28,6 +28,7 @@ export interface TurnRequest {
   requestId: string;
   model: string;
   namespace: string;
+  leaseId: string;
   sessionId: string | undefined;
   options: TurnOptions;
   head: AnswerHead;
@@ -41,8 +42,8 @@ export interface TurnRequest {
  * @throws {QuireError} what the client has to hear instead of a stream.
  */
 export async function startTurn(env: Env, request: TurnRequest): Promise<StartedTurn> {
-  const { requestId, model, namespace, sessionId, options, head, resumable, idempotencyKey } = request;
-  const job: TurnJob = { ...options, requestId, model, namespace, head, resumable, idempotencyKey };
+  const { requestId, model, namespace, leaseId, sessionId, options, head, resumable, idempotencyKey } = request;
+  const job: TurnJob = { ...options, requestId, model, namespace, leaseId, head, resumable, idempotencyKey };
   const { input } = options;
   if (sessionId !== undefined) return runIn(env, { ...job, session: { id: sessionId, implicit: false } });
   if (input.kind !== "chat") return started(await passingSession(env).turn(encodeFrame(job)), undefined);

@@ -68,6 +68,8 @@ export interface TurnJob extends TurnOptions {
   resumable: boolean;
   /** The client's own name of a resumable turn: asked for again under it, the turn goes on and is not run twice. */
   idempotencyKey?: string | undefined;
+  /** The turn's place among its tenant's, see `limits/`; absent for one that nobody counts. */
+  leaseId?: string | undefined;
   /** Absent: nothing is logged, and the engine persists nothing. */
   session?: {
     id: string;
@@ -141,6 +143,8 @@ export interface TurnUsage {
   promptTokens: number;
   completionTokens: number;
   sessionId?: string | undefined;
+  /** Engines that served the turn, in order. */
+  engineIds: string[];
   engine?: EngineUsage | undefined;
 }
 

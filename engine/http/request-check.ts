@@ -54,10 +54,15 @@ export function checkRequest(value: unknown, bounds: RequestBounds): GenerateReq
     tokens,
     turnStart,
     spans: checkSpans(fields.spans, turnStart),
+    ...(fields.replyStart === undefined || fields.replyStart === null
+      ? {}
+      : { replyStart: integer(fields.replyStart, "replyStart", Math.max(1, turnStart), tokenCount) }),
     maxTokens,
     stopTokens: ids(fields.stopTokens, "stopTokens", 64),
     sampling: checkSampling(fields.sampling, bounds.vocabularySize),
     selection: checkSelection(fields.selection),
+    ...optional(fields, "priority", -1, 1),
+    ...optional(fields, "firstTokenMsMax", 1, LIMITS.turnMsMax),
     ...(top === undefined || top === null
       ? {}
       : { topLogprobs: integer(top, "topLogprobs", 0, LIMITS.topLogprobsMax) }),
@@ -195,6 +200,19 @@ function checkSelection(value: unknown): SelectionRequest {
   const exact = fields.exact;
   if (typeof exact !== "boolean") refuse("quire.selection.exact", "must be true or false");
   return { policy: name, budgetTokens, exact };
+}
+
+/** A whole number that may be absent. */
+function optional<Name extends string>(
+  fields: Fields,
+  name: Name,
+  min: number,
+  max: number,
+): { [key in Name]?: number } {
+  const value = fields[name];
+  return value === undefined || value === null
+    ? {}
+    : ({ [name]: integer(value, name, min, max) } as { [key in Name]: number });
 }
 
 function refuse(param: string, problem: string): never {

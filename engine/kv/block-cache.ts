@@ -106,6 +106,11 @@ export class BlockCache {
     assert(this.#reservedBlocks >= 0 && this.#reservedSlots >= 0, "unreserved more than was reserved");
   }
 
+  /** Whether {@link acquire} would find a block with all its layers on the device; nothing is touched. */
+  has(key: string): boolean {
+    return this.#published.get(key)?.resident === true;
+  }
+
   /** The published block of a key, with a new reference, or undefined. */
   acquire(key: string): LogicalBlock | undefined {
     const block = this.#published.get(key);

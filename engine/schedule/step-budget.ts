@@ -69,6 +69,12 @@ export class StepBudget {
     return rows === 0 && this.isFirst ? Math.min(1, most) : rows;
   }
 
+  /** Takes a row of one who decodes and was not among those that the step's time follows. */
+  takeDecode(load: StepLoad): void {
+    this.#load = addLoads(this.#load, load);
+    this.#rowsLeft -= load.rows;
+  }
+
   /** Takes rows of a prompt into the step. */
   take(load: StepLoad): void {
     this.#load = addLoads(this.#load, load);

@@ -60,7 +60,10 @@ export class Sequence {
   readonly selection: ResolvedSelection;
   readonly sink: SequenceSink;
   readonly queuedAtMs: number;
+  /** Tokens of the request: those behind it were generated here. */
   readonly promptEnd: number;
+  /** Where the reply begins: at `promptEnd`, or before it when an engine that was lost had begun it. */
+  readonly replyStart: number;
   readonly spans: SpanList;
   /** Sealed blocks by index; undefined: a gap. */
   readonly blocks: (LogicalBlock | undefined)[] = [];
@@ -80,6 +83,8 @@ export class Sequence {
   attached = false;
   /** Default mode: until then, the prompt's steps wait for missing pages. */
   missWaitUntilMs = 0;
+  /** When its last token was sampled: whose is longest ago is first where decodes take turns. */
+  lastTokenMs = 0;
   abortRequested = false;
   /** Its terminal event has been sent. */
   concluded = false;
@@ -106,12 +111,26 @@ export class Sequence {
     this.heat = new BlockHeat(options.layerCount);
     const prompt = bytesToIds(request.tokens);
     this.promptEnd = prompt.length;
+    this.replyStart = request.replyStart ?? prompt.length;
     this.tokenCount = prompt.length;
     this.#ids = new Uint32Array(prompt.length + request.maxTokens);
     this.#ids.set(prompt);
     this.spans = new SpanList(request.spans);
-    this.spans.append(prompt.length, request.turnStart === 0 ? DENSE : this.#how(selection.groupTokens));
+    const promptHow = request.turnStart === 0 ? DENSE : this.#how(selection.groupTokens);
+    const replyHow = this.#how(1);
+    this.spans.append(promptHow === replyHow ? prompt.length : this.replyStart, promptHow);
+    this.spans.append(prompt.length, replyHow);
     this.usage = emptyUsage(request, selection, prompt.length);
+  }
+
+  /** Higher goes first, among requests of one tenant. */
+  get priority(): number {
+    return this.request.priority ?? 0;
+  }
+
+  /** After that, a first token is of no use to the client. */
+  get firstTokenDueMs(): number {
+    return this.queuedAtMs + (this.request.firstTokenMsMax ?? Number.POSITIVE_INFINITY);
   }
 
   get namespace(): string {

@@ -180,22 +180,21 @@ export function discardSlice(planned: SliceMemory, memory: { cache: BlockCache; 
   for (const index of planned.borrowed) memory.opens.give(planned.slots.get(index) as number);
 }
 
-/** Device blocks that a dense slice needs and that are not resident, every layer. */
-export function denseNeeds(sequence: Sequence, rows: RowRange): LogicalBlock[] {
-  if (rows.plan.kind !== "dense") return [];
-  const before = sequence.blocks.slice(0, Math.ceil(rows.to / BLOCK_TOKENS));
-  return before.filter((block): block is LogicalBlock => block !== undefined && !block.resident);
-}
-
 /** The kind of summary by which a plan scores pages; undefined where it scores none. */
 export function scoredKind(plan: SelectionPlan): SummaryKind | undefined {
   return plan.kind === "dense" ? undefined : plan.scorer?.summary;
 }
 
-/** Blocks before the rows that lack the summary by which the rows' plan scores them. */
-export function summaryNeeds(sequence: Sequence, rows: RowRange): LogicalBlock[] {
+/**
+ * Blocks before the rows that are not ready for them: for a dense plan those that are not on the device in every layer, for one that
+ * scores pages those that lack its kind of summary.
+ */
+export function rowNeeds(sequence: Sequence, rows: RowRange): LogicalBlock[] {
   const kind = scoredKind(rows.plan);
-  if (kind === undefined) return [];
+  const isReady = (block: LogicalBlock): boolean => {
+    if (kind !== undefined) return block.summaries.has(kind);
+    return rows.plan.kind !== "dense" || block.resident;
+  };
   const before = sequence.blocks.slice(0, Math.ceil(rows.to / BLOCK_TOKENS));
-  return before.filter((block): block is LogicalBlock => block !== undefined && !block.summaries.has(kind));
+  return before.filter((block): block is LogicalBlock => block !== undefined && !isReady(block));
 }

@@ -86,7 +86,15 @@ describe("a reply that is cut", () => {
 
   it("waits for an edge that is away, within its retries, which each step forward renews", async () => {
     const away = fails(503, "no_engine");
-    server.scripts.push(cutAfter(300), away, cutAfter(300), (response) => response.destroy(), cutAfter(300), away, whole);
+    server.scripts.push(
+      cutAfter(300),
+      away,
+      cutAfter(300),
+      (response) => response.destroy(),
+      cutAfter(300),
+      away,
+      whole,
+    );
     expect(await quire({ maxRetries: 2 }).session().send("Hi").text()).toBe(TEXT);
     server.scripts.push(cutAfter(300), away, away, whole);
     const reply = quire({ maxRetries: 2 }).session().send("Hi");

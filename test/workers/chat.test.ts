@@ -14,6 +14,7 @@ const USAGE = {
   },
   quire: {
     session_id: expect.stringMatching(/^s-[0-9a-f-]{36}$/),
+    engines: [expect.stringMatching(/^engine-[0-9a-f-]{36}$/)],
     source: { device: 0, host: 0, store: 0 },
     recomputed_tokens: 0,
     bytes_before_first_token: 0,

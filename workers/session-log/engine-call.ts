@@ -176,6 +176,6 @@ function statusError(status: number): QuireError {
 
 function engineFailed(what: string, cause?: unknown): QuireError {
   return new QuireError("engine_failed", "The engine failed while it worked on this request.", {
-    cause: cause ?? new Error(what),
+    cause: cause ?? new QuireError("engine_failed", what),
   });
 }

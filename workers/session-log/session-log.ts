@@ -1,12 +1,14 @@
 /** Durable Object, one per session (and one, short-lived and without storage, per request that has none). */
 import { DurableObject } from "cloudflare:workers";
 import { assert } from "../../protocol/assert.ts";
-import { ERROR_TABLE, QuireError, toQuireError } from "../../protocol/errors.ts";
+import { QuireError, toQuireError } from "../../protocol/errors.ts";
 import type { SessionStatus } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { within } from "../deadline.ts";
 import type { Env } from "../env.ts";
 import { fleetOf } from "../fleet.ts";
+import { holdPlace, settlePlace } from "../limits/admission.ts";
+import { logError } from "../log.ts";
 import { isolateAssets, type ModelAssets } from "../model-assets.ts";
 import { indexOf, sessionOf } from "../stubs.ts";
 import type {
@@ -70,6 +72,7 @@ export class SessionLog extends DurableObject<Env> {
       const readable = stream.subscribe(0);
       assert(readable !== undefined, "a new stream is held from its start");
       // Not awaited: the object outlives the request, and the stream carries whatever happens.
+      void holdPlace(this.env, job);
       void this.#finish(job, turn, stream);
       return { status: "streaming", streamId: stream.id, first: 0, numericsId, head, stream: readable };
     } catch (thrown) {
@@ -159,7 +162,7 @@ export class SessionLog extends DurableObject<Env> {
     await indexOf(this.env, meta.namespace).forget(meta.id);
     this.#replays.clear();
     await this.#wipe();
-    await this.#deleteStored(meta).catch((thrown: unknown) => report(`delete ${meta.id}`, thrown));
+    await this.#deleteStored(meta).catch((thrown: unknown) => logError(`delete ${meta.id}`, thrown));
     return true;
   }
 
@@ -208,8 +211,9 @@ export class SessionLog extends DurableObject<Env> {
   /** Runs the turn to its end, writes the log, and only then says so. Never rejects. */
   async #finish(job: TurnJob, turn: RunningTurn, stream: TurnStream): Promise<void> {
     const last = await this.#settle(job, turn, stream).catch(async (thrown: unknown): Promise<TurnEvent[]> => {
-      await this.#giveUp(job).catch((cause: unknown) => report(job.requestId, cause));
-      report(job.requestId, thrown);
+      await this.#giveUp(job).catch((cause: unknown) => logError(job.requestId, cause));
+      logError(job.requestId, thrown);
+      await settlePlace(this.env, job, 0);
       return [{ type: "error", error: wireError(thrown) }];
     });
     for (const event of last) stream.send(event);
@@ -217,7 +221,7 @@ export class SessionLog extends DurableObject<Env> {
       this.#replays.end(stream);
     } catch (thrown) {
       // Without it the turn is only not there for clients that come back after the object's death.
-      report(job.requestId, thrown);
+      logError(job.requestId, thrown);
     }
     this.#running = undefined;
     this.#busy = false;
@@ -234,11 +238,13 @@ export class SessionLog extends DurableObject<Env> {
       if (isEmpty) await this.#giveUp(job);
       else await this.#commit(job, turn, first);
     }
+    // A client that was told the end may begin its next turn.
+    await settlePlace(this.env, job, spentTokens(turn.prepared, results));
     if (isGone) {
       return [{ type: "error", error: { code: "cancelled", message: "The turn was ended: nobody listened to it." } }];
     }
     const finishes = results.map(({ reason }, choice): TurnEvent => ({ type: "finish", choice, reason }));
-    return [...finishes, { type: "usage", usage: usageOf(job, turn.prepared, results) }, { type: "end" }];
+    return [...finishes, { type: "usage", usage: usageOf(job, turn, results) }, { type: "end" }];
   }
 
   /** Writes the turn, and enters its transcripts: without the index a turn is only slower, so it may fail. */
@@ -264,7 +270,7 @@ export class SessionLog extends DurableObject<Env> {
     const rows = indexRows(commit);
     if (rows.length === 0) return;
     const entered = indexOf(this.env, job.namespace).put(rows);
-    await within(LIMITS.indexMsMax, entered).catch((cause: unknown) => report(job.requestId, cause));
+    await within(LIMITS.indexMsMax, entered).catch((cause: unknown) => logError(job.requestId, cause));
   }
 
   /** Starts as a copy of another session's beginning; when that is not to be had, as an empty session. */
@@ -336,8 +342,9 @@ interface RunningTurn {
   spans: ReturnType<typeof cutSpans>;
 }
 
-function usageOf(job: TurnJob, prepared: PreparedTurn, results: readonly ChoiceResult[]): TurnUsage {
+function usageOf(job: TurnJob, { prepared, runner }: RunningTurn, results: readonly ChoiceResult[]): TurnUsage {
   return {
+    engineIds: [...runner.engineIds],
     promptTokens: prepared.tokens.length,
     completionTokens: results.reduce((sum, { reply }) => sum + reply.generatedCount, 0),
     sessionId: job.session?.id,
@@ -345,15 +352,13 @@ function usageOf(job: TurnJob, prepared: PreparedTurn, results: readonly ChoiceR
   };
 }
 
+/** What a turn is counted for: tokens that its log did not hold, and tokens that were generated. Luck with caches changes nothing. */
+function spentTokens(prepared: PreparedTurn, results: readonly ChoiceResult[]): number {
+  const generated = results.reduce((sum, { reply }) => sum + reply.generatedCount, 0);
+  return prepared.tokens.length - prepared.keepTokens + generated;
+}
+
 function wireError(thrown: unknown): WireError {
   const { code, message, param, retryAfterMs } = toQuireError(thrown);
   return { code, message, param, retryAfterMs };
-}
-
-/** What the client is not told. Never text of a conversation. */
-function report(requestId: string, thrown: unknown): void {
-  const error = toQuireError(thrown);
-  if (ERROR_TABLE[error.code].status < 500) return;
-  const cause = error.cause instanceof Error ? `${error.cause.name}: ${error.cause.message}` : undefined;
-  console.error(JSON.stringify({ level: "error", requestId, code: error.code, message: error.message, cause }));
 }

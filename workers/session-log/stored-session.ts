@@ -34,7 +34,7 @@ export async function storedStatus(session: StoredSession): Promise<SessionStatu
   const status = (await response.json().catch(() => null)) as Partial<SessionStatus> | null;
   const { persistedTokens, generation, pending } = status ?? {};
   if (!Number.isSafeInteger(persistedTokens) || !Number.isSafeInteger(generation) || typeof pending !== "boolean") {
-    throw failed(new Error("the status is malformed"));
+    throw failed(new QuireError("engine_failed", "the status is malformed"));
   }
   return { persistedTokens: Number(persistedTokens), generation: Number(generation), pending };
 }
@@ -55,7 +55,7 @@ async function post(session: StoredSession, path: string, msMax: number): Promis
   }
   if (response.ok) return response;
   await response.body?.cancel();
-  throw failed(new Error(`the engine answered ${response.status}`));
+  throw failed(new QuireError("engine_failed", `the engine answered ${response.status}`));
 }
 
 function failed(cause: unknown): QuireError {

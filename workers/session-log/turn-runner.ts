@@ -37,6 +37,8 @@ export interface ChoiceResult {
 
 /** Generations of one turn that run at a time: an object has six connections, and one is for cancels. */
 const LANE_COUNT = 4;
+/** Engines of one choice that may fail before the turn does. */
+const FAILURE_COUNT_MAX = 4;
 /** Engine failures that another engine may not have. */
 const RETRY_CODES: readonly string[] = ["engine_failed", "shutting_down"];
 
@@ -45,6 +47,7 @@ export class TurnRunner {
   readonly #options: RunnerOptions;
   readonly #stop = new AbortController();
   readonly #failedIds: string[] = [];
+  readonly #servedIds: string[] = [];
   /** Admitted and not over. */
   readonly #calls = new Set<EngineCall>();
   /** Length of what was sent of each choice that has begun. */
@@ -65,6 +68,11 @@ export class TurnRunner {
     options.stream.gone.addEventListener("abort", () => {
       for (const call of this.#calls) void call.cancel();
     });
+  }
+
+  /** The engines that admitted a generation of this turn, in order: one, unless it was lost. */
+  get engineIds(): readonly string[] {
+    return this.#servedIds;
   }
 
   /** The engine that serves this turn (the last one, when one failed). */
@@ -142,7 +150,7 @@ export class TurnRunner {
         if (this.#options.stream.gone.aborted) break;
         // The words are complete; only their accounts are lost.
         if (reply.ended !== undefined) break;
-        if (call === undefined || this.#stop.signal.aborted || attempt > 0) throw thrown;
+        if (call === undefined || this.#stop.signal.aborted || attempt + 1 >= FAILURE_COUNT_MAX) throw thrown;
         if (!this.#mayGoOn(thrown, reply) || !(await this.#replaceEngine(call.engineId))) throw thrown;
       } finally {
         if (call) this.#calls.delete(call);
@@ -193,15 +201,9 @@ export class TurnRunner {
     this.#options.stream.send({ type: "begin", choice });
   }
 
-  /** Another engine continues from the ids so far, unless it would have to know which of them are the reply. */
+  /** Whether another engine can go on from the ids so far. */
   #mayGoOn(thrown: unknown, reply: Reply): boolean {
-    const { frequencyPenalty, presencePenalty } = this.#options.job.sampling;
-    const isCountFree = (frequencyPenalty ?? 0) === 0 && (presencePenalty ?? 0) === 0;
-    return (
-      RETRY_CODES.includes(toQuireError(thrown).code) &&
-      reply.ids.length < this.#maxTokens &&
-      (reply.ids.length === 0 || isCountFree)
-    );
+    return RETRY_CODES.includes(toQuireError(thrown).code) && reply.ids.length < this.#maxTokens;
   }
 
   async #open(index: number, done: readonly number[]): Promise<EngineCall> {
@@ -247,6 +249,7 @@ export class TurnRunner {
       fetch,
     });
     this.#calls.add(call);
+    if (!this.#servedIds.includes(engine.engineId)) this.#servedIds.push(engine.engineId);
     if (stream.gone.aborted) void call.cancel();
     return call;
   }
@@ -270,6 +273,7 @@ export class TurnRunner {
       tokens: idsToBytes(all),
       turnStart,
       spans,
+      ...(done.length === 0 ? {} : { replyStart: tokens.length }),
       maxTokens: this.#maxTokens - done.length,
       stopTokens: [...assets.stopTokens],
       sampling: {
