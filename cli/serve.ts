@@ -44,7 +44,7 @@ const serveFlags = {
     parse: parseHttpUrl,
   },
   "engine-key": {
-    help: "bearer key shared with the edge; other users can see flags, so prefer the variable",
+    help: "secret shared with the edge, which signs its requests with it; other users can see flags, so prefer the variable",
     placeholder: "KEY",
     env: "QUIRE_ENGINE_KEY",
     parse: parseText,

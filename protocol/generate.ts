@@ -8,7 +8,7 @@ import type { ErrorCode } from "./errors.ts";
 /** Both sides refuse any other version. */
 export const PROTOCOL_VERSION = 1;
 
-/** Paths of an engine's HTTP interface, below the URL of its heartbeat; all POST, bearer key of edge and engines. */
+/** Paths of an engine's HTTP interface, below the URL of its heartbeat; all POST, signed (`signature.ts`). */
 export const ENGINE_PATHS = {
   generate: "/v1/generate",
   cancel: "/v1/cancel",

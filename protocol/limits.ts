@@ -75,6 +75,10 @@ export const LIMITS = {
   /** What a tenant has used is written at most once in this time. */
   budgetSaveMs: 1_000,
   limiterMsMax: 1_000,
+  /** Signed requests between edge and engines: how far clocks may differ, and how many nonces one peer remembers. */
+  signatureSkewMsMax: 30_000,
+  nonceCountMax: 65_536,
+  engineKeyLengthMin: 16,
   /** How long the edge waits for the end of a generation that it cancelled before it closes the connection. */
   cancelMsMax: 1_000,
   /** Deadlines of remote calls. */

@@ -16,7 +16,15 @@ export async function readJsonObject(
   request: Request,
   { bytesMax = LIMITS.requestBytesMax }: BodyLimits = {},
 ): Promise<Record<string, unknown>> {
-  const text = decodeUtf8(await readBounded(request, bytesMax));
+  return parseJsonObject(await readBytes(request, { bytesMax }));
+}
+
+/**
+ * The JSON object that bytes hold.
+ * @throws {QuireError} `invalid_request`, see {@link readJsonObject}.
+ */
+export function parseJsonObject(bytes: Uint8Array): Record<string, unknown> {
+  const text = decodeUtf8(bytes);
   checkDepth(text);
   let value: unknown;
   try {
@@ -30,7 +38,11 @@ export async function readJsonObject(
   return value as Record<string, unknown>;
 }
 
-async function readBounded(request: Request, bytesMax: number): Promise<Uint8Array> {
+/** The bytes of a request body. @throws {QuireError} `request_too_large`. */
+export async function readBytes(
+  request: Request,
+  { bytesMax = LIMITS.requestBytesMax }: BodyLimits = {},
+): Promise<Uint8Array<ArrayBuffer>> {
   const tooLarge = () =>
     new QuireError("request_too_large", `The request body is over the limit of ${bytesMax} bytes.`);
   // A declared length is only a chance to refuse early: bodies in chunks have none, and one that lies is counted.

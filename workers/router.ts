@@ -2,9 +2,9 @@
 import { type IRequest, Router } from "itty-router";
 import { errorBody, QuireError, toQuireError } from "../protocol/errors.ts";
 import { authenticate } from "./auth/authenticate.ts";
-import { authenticateEngine } from "./auth/engine.ts";
+import { assertSigned, authenticateEngine, refused } from "./auth/engine.ts";
 import { createKey, expireKey, getKey, listKeys, revokeKey } from "./auth/key-routes.ts";
-import { readJsonObject } from "./body.ts";
+import { parseJsonObject, readBytes } from "./body.ts";
 import type { Env } from "./env.ts";
 import { fleetOf } from "./fleet.ts";
 import { chatCompletions, completions } from "./generate-routes.ts";
@@ -145,8 +145,12 @@ async function getModel(request: IRequest, env: Env): Promise<Response> {
 }
 
 async function heartbeat(request: Request, env: Env): Promise<Response> {
-  await authenticateEngine(request, env);
-  await fleetOf(env).heartbeat(readHeartbeat(await readJsonObject(request, { bytesMax: HEARTBEAT_BYTES_MAX })));
+  const claims = await authenticateEngine(request, env);
+  const body = await readBytes(request, { bytesMax: HEARTBEAT_BYTES_MAX });
+  await assertSigned(claims, body);
+  const fleet = fleetOf(env);
+  if (!(await fleet.admitNonce(claims.nonce, claims.expiresMs))) throw refused();
+  await fleet.heartbeat(readHeartbeat(parseJsonObject(body)));
   return Response.json({ status: "ok" });
 }
 

@@ -5,6 +5,7 @@ import type { Step } from "./fake-engine/script.ts";
 import {
   ASSISTANT,
   BOS,
+  beat,
   END,
   ENGINE_KEY,
   edge,
@@ -276,12 +277,7 @@ describe("the fleet", () => {
 
   it("refuses heartbeats without the engine key, and malformed ones by name", async () => {
     const { engine, model } = await makeWorld();
-    const send = (key: string, changes: object) =>
-      edge("/v1/engines/heartbeat", {
-        method: "POST",
-        headers: { authorization: `Bearer ${key}` },
-        body: JSON.stringify(heartbeatOf(engine, model, changes)),
-      });
+    const send = (key: string, changes: object) => beat(heartbeatOf(engine, model, changes), key);
     expect((await send("wrong", {})).status).toBe(401);
     expect((await send(KEY_A, {})).status).toBe(401);
     expect((await send(ENGINE_KEY, { a_newer_field: 1 })).status).toBe(200);

@@ -1,9 +1,9 @@
 /** Who is calling: the tenant of a bearer key, found by the key's hash. */
+import { sha256Hex } from "../../protocol/digest.ts";
 import { QuireError } from "../../protocol/errors.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { within } from "../deadline.ts";
 import type { Env } from "../env.ts";
-import { sha256Hex } from "./digest.ts";
 import { isolateKeys } from "./key-cache.ts";
 import { assertKeyAllows, findInTable, type KeyRecord, type KeyTable, readKeyTable, type Scope } from "./key-record.ts";
 import { keyRingOf } from "./key-ring.ts";

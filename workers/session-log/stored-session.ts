@@ -3,9 +3,8 @@ import { QuireError } from "../../protocol/errors.ts";
 import { encodeFrame } from "../../protocol/frames.ts";
 import { ENGINE_PATHS, PROTOCOL_VERSION, type SessionRequest, type SessionStatus } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
+import { engineHeaders } from "../auth/engine-headers.ts";
 import type { PickedEngine } from "../fleet-table.ts";
-
-const FRAMES_TYPE = "application/x-quire-frames";
 
 /** A session, and the engine that is asked about it. */
 export interface StoredSession {
@@ -42,12 +41,13 @@ export async function storedStatus(session: StoredSession): Promise<SessionStatu
 async function post(session: StoredSession, path: string, msMax: number): Promise<Response> {
   const { engine, engineKey, namespace, sessionId } = session;
   const request: SessionRequest = { version: PROTOCOL_VERSION, namespace, sessionId };
+  const body = encodeFrame(request);
   let response: Response;
   try {
     response = await session.fetch(`${engine.url}${path}`, {
       method: "POST",
-      headers: { authorization: `Bearer ${engineKey}`, "content-type": FRAMES_TYPE },
-      body: encodeFrame(request),
+      headers: await engineHeaders({ engineKey, engineId: engine.engineId, path, body }),
+      body,
       signal: AbortSignal.timeout(msMax),
     });
   } catch (thrown) {
