@@ -2,17 +2,8 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { QuireError } from "../../protocol/errors.ts";
-import {
-  isCanonicalSelection,
-  MODIFIERS,
-  type ModifierName,
-  type ModifierRule,
-  parseSelection,
-  SELECTION_POLICIES,
-  splitSelections,
-} from "../../protocol/selection.ts";
-
-const NAMES = Object.keys(MODIFIERS) as ModifierName[];
+import { isCanonicalSelection, parseSelection, SELECTION_POLICIES, splitSelections } from "../../protocol/selection.ts";
+import { selectionParts } from "./arbitrary-selection.ts";
 
 function messageOf(text: string): string {
   try {
@@ -71,25 +62,9 @@ describe("the configuration language", () => {
     expect(messageOf(text)).toContain(message);
   });
 
-  const settings = fc.constantFrom(...SELECTION_POLICIES).chain((policy) => {
-    const usable = NAMES.filter((name) => (MODIFIERS[name] as ModifierRule).policies.includes(policy));
-    return fc.tuple(
-      fc.constant(policy),
-      fc.shuffledSubarray(usable).chain((names) => fc.tuple(...names.map(written))),
-    );
-  });
-
-  function written(name: ModifierName): fc.Arbitrary<string> {
-    const { rule }: ModifierRule = MODIFIERS[name];
-    if ("words" in rule) return fc.constantFrom(...rule.words).map((word) => `${name}(${word})`);
-    // Eighths are written out exactly in decimals.
-    const step = rule.step ?? 1 / 8;
-    return fc.integer({ min: rule.min / step, max: rule.max / step }).map((count) => `${name}(${count * step})`);
-  }
-
   it("is canonical after one reading, whatever the order", () => {
     fc.assert(
-      fc.property(settings, ([policy, modifiers]) => {
+      fc.property(selectionParts(), ([policy, modifiers]) => {
         const text = [policy, ...modifiers].join("+");
         fc.pre(text.length <= 120);
         const { canonical, modifiers: read } = parseSelection(text);
