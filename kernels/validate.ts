@@ -66,6 +66,9 @@ function assertPlan(plan: SelectionPlan, fail: (message: string) => string): voi
   for (const name of ["budgetPages", "sinkPages", "recentPages"] as const) {
     assert(Number.isInteger(plan[name]) && plan[name] >= 0, fail(`${name} must be an integer >= 0`));
   }
+  const { denseLayers = 0, layersPerChoice = 1 } = plan;
+  assert(Number.isInteger(denseLayers) && denseLayers >= 0, fail("denseLayers must be an integer >= 0"));
+  assert(Number.isInteger(layersPerChoice) && layersPerChoice >= 1, fail("layersPerChoice must be an integer >= 1"));
   if (plan.kind === "tokens") {
     assert(
       Number.isInteger(plan.candidatePages) && plan.candidatePages >= 0,
