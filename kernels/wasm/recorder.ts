@@ -131,9 +131,11 @@ export class WasmRecorder implements StepRecorder {
     const queries = this.#floats(q, this.#rowCount * headCount * own.spec.headDim);
     const args = { pool: own, layer, headCount, q: queries, arena: this.#arenas.selection };
     const counters = { misses: this.#misses, chosenBlocks: this.#chosenBlocks, traffic: this.#traffic };
+    const before = this.#selected;
+    const previous = before?.pool === own && before.layer === layer - 1 ? before.groups : undefined;
     this.#selected = undefined;
     this.#run(() => {
-      this.#selected = { pool: own, layer, groups: select(this.#machine, args, this.#slices, counters) };
+      this.#selected = { pool: own, layer, groups: select(this.#machine, args, this.#slices, counters, previous) };
     });
   }
 

@@ -11,6 +11,7 @@ import {
 } from "../contract.ts";
 import { summaryHeadAt, summaryKindIndex } from "../layout.ts";
 import {
+  choosingLayer,
   keepPages,
   needsPageScores,
   type PageRange,
@@ -85,24 +86,34 @@ export interface SelectCounters {
   traffic: readonly SliceTraffic[];
 }
 
-/** Selections of every query group, ascending by (slice, group). Adds to `counters`. */
+/**
+ * Selections of every query group, ascending by (slice, group). Adds to `counters`. `previous`: those of the layer before, where there
+ * was one.
+ */
 export function select(
   machine: Machine,
   args: SelectArgs,
   slices: readonly StepSlice[],
   counters: SelectCounters,
+  previous: readonly GroupSelection[] | undefined,
 ): GroupSelection[] {
   const { misses, traffic } = counters;
   args.arena.clear();
   const selections = listGroups(machine, args, slices);
-  const drafts = selections.flatMap((selection) => draftsOf(args, selection));
+  const choosing: GroupSelection[] = [];
+  for (const [index, selection] of selections.entries()) {
+    const { slice, range } = selection;
+    if (range.everything || choosingLayer(slice.plan, args.layer) === args.layer) choosing.push(selection);
+    else takeOver(args, selection, previous?.[index], counters);
+  }
+  const drafts = choosing.flatMap((selection) => draftsOf(args, selection));
   choosePages(machine, args, drafts, traffic);
   chooseTokens(machine, args, drafts, counters);
   for (const draft of drafts) {
     finishDraft(draft);
     noteChosen(
       args.layer,
-      draft,
+      draft.selection,
       draft.candidates.filter((page) => draft.tokenMasks?.has(page) ?? true),
       counters,
     );
@@ -131,7 +142,7 @@ function listGroups(machine: Machine, args: SelectArgs, slices: readonly StepSli
     const isDense = slice.plan.kind === "dense";
     const summarySlotsAt = isDense ? 0 : putWords(machine, args.arena, slice.summarySlots.subarray(0, blockEnd));
     queryGroups(slice).forEach((group, groupIndex) => {
-      const range = pageRange(slice.plan, group);
+      const range = pageRange(slice.plan, group, args.layer);
       const chosen = Array.from({ length: kvHeadCount }, (): Chosen => ({}));
       const place = { blockIdsAt, summarySlotsAt, pageMasksAt: 0, pageMaskStride: 0, tokenMasksAt: 0 };
       const firstRow = sliceRow + group.firstRow;
@@ -140,6 +151,22 @@ function listGroups(machine: Machine, args: SelectArgs, slices: readonly StepSli
     sliceRow += slice.rowCount;
   });
   return selections;
+}
+
+/** Attends to what the layer before attends to. */
+function takeOver(
+  { layer }: SelectArgs,
+  selection: GroupSelection,
+  previous: GroupSelection | undefined,
+  counters: SelectCounters,
+): void {
+  assert(previous !== undefined, "a layer that takes over a choice comes right behind the one that made it");
+  selection.chosen = previous.chosen;
+  const { sinkEnd, recentStart } = selection.range;
+  for (const pages of new Set(selection.chosen.map((chosen) => chosen.pages ?? []))) {
+    const candidates = pages.filter((page) => page >= sinkEnd && page < recentStart);
+    noteChosen(layer, selection, candidates, counters);
+  }
 }
 
 function draftsOf({ pool }: SelectArgs, selection: GroupSelection): Draft[] {
@@ -242,7 +269,7 @@ function chooseTokens(machine: Machine, args: SelectArgs, drafts: readonly Draft
       isResident(args.layer, selection.slice, Math.floor(page / PAGES_PER_BLOCK));
     noteChosen(
       args.layer,
-      draft,
+      selection,
       draft.candidates.filter((page) => !isHere(page)),
       counters,
     );
@@ -325,7 +352,7 @@ function finishDraft({ selection, kvHeadFirst, kvHeadCount, candidates, tokenMas
 /** Blocks of chosen candidates, for slices that ask. */
 function noteChosen(
   layer: number,
-  { selection: { sliceIndex } }: Draft,
+  { sliceIndex }: GroupSelection,
   pages: readonly number[],
   { chosenBlocks }: SelectCounters,
 ): void {
