@@ -276,7 +276,8 @@ export class Engine {
     if (result.chosenBlocks) sequence.heat.observe(result.chosenBlocks, result.checkpoint?.layer);
     if (result.checkpoint) {
       sequence.suspended = { planned, checkpoint: result.checkpoint };
-      const layer = result.checkpoint.layer;
+      // The checkpoint may be of an earlier layer, whose choice this one takes over.
+      const layer = Math.min(...result.misses.map((miss) => miss.layer));
       this.#wait(
         sequence,
         missed.filter((item) => item.layer === layer),

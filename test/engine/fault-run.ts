@@ -40,7 +40,7 @@ export interface FaultReport {
 const SELECTIONS: SelectionRequest[] = [
   { policy: "dense", budgetTokens: 0, exact: true },
   { policy: "quest", budgetTokens: 128, exact: true },
-  { policy: "quest", budgetTokens: 160, exact: true },
+  { policy: "quest+share(2)", budgetTokens: 160, exact: true },
   { policy: "quest", budgetTokens: 128, exact: false },
 ];
 const LOG_TOKENS_MAX = 560;
