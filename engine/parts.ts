@@ -31,6 +31,8 @@ export interface EngineStatus {
   heldBlockCount: number;
   heldSlotCount: number;
   draining: boolean;
+  /** What one more prompt token adds to a step, once steps have told. */
+  prefillMsPerToken: number | undefined;
 }
 
 /** A submitted request. */
