@@ -22,6 +22,8 @@ export interface Env {
   QUIRE_ENGINE_KEY: string;
   /** Optional JSON `{"requests_per_minute", "tokens_per_minute", "turns_concurrent"}`: of tenants whose keys say nothing else. */
   QUIRE_LIMITS?: string;
+  /** Origins of web pages that may use the API: `*`, or some with commas between; absent: none but the playground's own. */
+  QUIRE_CORS_ORIGINS?: string;
   /** Optional JSON `{"policy", "budget_tokens", "exact"}`: selection of requests that name none. */
   QUIRE_SELECTION?: string;
 }
