@@ -83,6 +83,15 @@ export class Engine {
     };
   }
 
+  /** Prompt tokens that are still to be computed or found, of all requests, queued and running. */
+  get waitingTokens(): number {
+    let count = 0;
+    for (const sequence of [...this.#queue, ...this.#active]) {
+      count += Math.max(0, sequence.promptEnd - sequence.computedCount);
+    }
+    return count;
+  }
+
   /**
    * Queues a checked request.
    * @throws {QuireError} `queue_full`, `shutting_down`, `context_length_exceeded` or `invalid_request`; nothing was started then.

@@ -210,6 +210,8 @@ export interface EngineHeartbeat {
   residentPrefixes?: string | undefined;
   /** Measured: one more prompt token. */
   prefillMsPerToken?: number | undefined;
+  /** Prompt tokens of its requests that are still to be computed or found. */
+  waitingTokens?: number | undefined;
   /** Stored bytes of one token, all layers. */
   kvBytesPerToken?: number | undefined;
 }

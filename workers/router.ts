@@ -7,7 +7,7 @@ import { createKey, expireKey, getKey, listKeys, revokeKey } from "./auth/key-ro
 import { parseJsonObject, readBytes } from "./body.ts";
 import { corsHeaders, preflight } from "./cors.ts";
 import type { Env } from "./env.ts";
-import { fleetOf } from "./fleet.ts";
+import { fleetOf, fleetShards } from "./fleet.ts";
 import { chatCompletions, completions } from "./generate-routes.ts";
 import { readHeartbeat } from "./heartbeat.ts";
 import { logError } from "./log.ts";
@@ -107,14 +107,14 @@ function errorResponse(thrown: unknown, requestId: string): Response {
 }
 
 async function listModels(request: Request, env: Env): Promise<Response> {
-  await authenticate(request, env, undefined);
-  return Response.json({ object: "list", data: (await fleetOf(env).models()).map(modelBody) });
+  const { namespace } = await authenticate(request, env, undefined);
+  return Response.json({ object: "list", data: (await fleetOf(env, namespace).models()).map(modelBody) });
 }
 
 async function getModel(request: IRequest, env: Env): Promise<Response> {
-  await authenticate(request, env, undefined);
+  const { namespace } = await authenticate(request, env, undefined);
   const id = param(request, "id");
-  const model = (await fleetOf(env).models()).find((live) => live.id === id);
+  const model = (await fleetOf(env, namespace).models()).find((live) => live.id === id);
   if (model) return Response.json(modelBody(model));
   throw new QuireError("model_not_found", `The model '${id}' does not exist or you do not have access to it.`, {
     param: "model",
@@ -125,9 +125,11 @@ async function heartbeat(request: Request, env: Env): Promise<Response> {
   const claims = await authenticateEngine(request, env);
   const body = await readBytes(request, { bytesMax: HEARTBEAT_BYTES_MAX });
   await assertSigned(claims, body);
-  const fleet = fleetOf(env);
-  if (!(await fleet.admitNonce(claims.nonce, claims.expiresMs))) throw refused();
-  await fleet.heartbeat(readHeartbeat(parseJsonObject(body)));
+  const [fleet, ...others] = fleetShards(env);
+  // One of them remembers nonces for all.
+  if (!fleet || !(await fleet.admitNonce(claims.nonce, claims.expiresMs))) throw refused();
+  const beat = readHeartbeat(parseJsonObject(body));
+  await Promise.all([fleet, ...others].map((shard) => shard.heartbeat(beat)));
   return Response.json({ status: "ok" });
 }
 
