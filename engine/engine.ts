@@ -4,16 +4,19 @@
  * suspended while selected blocks are fetched) -> settling (tail and manifest) -> ended.
  */
 import type { Miss, Sample, SummaryKind } from "../kernels/contract.ts";
-import type { SequenceResult, SequenceStep } from "../models/contract.ts";
+import type { ModelRunner, SequenceResult, SequenceStep } from "../models/contract.ts";
 import { assert } from "../protocol/assert.ts";
 import { QuireError } from "../protocol/errors.ts";
 import type { GenerateRequest } from "../protocol/generate.ts";
 import { replayableSpans, resolveSelection } from "./http/request-check.ts";
-import type { LogicalBlock } from "./kv/block-cache.ts";
-import { allLayers, type BlockLayer } from "./kv/block-fetcher.ts";
+import type { Attacher } from "./kv/attacher.ts";
+import type { BlockCache, LogicalBlock } from "./kv/block-cache.ts";
+import { allLayers, type BlockFetcher, type BlockLayer } from "./kv/block-fetcher.ts";
 import type { GateClass } from "./kv/gate.ts";
+import type { OpenBlocks } from "./kv/open-blocks.ts";
+import type { SummarySupply } from "./kv/summary-supply.ts";
 import { parkTail } from "./kv/tail-parking.ts";
-import type { EngineParts, EngineStatus, Ticket } from "./parts.ts";
+import type { Persister } from "./persist/persister.ts";
 import { Admission } from "./schedule/admission.ts";
 import { CostModel } from "./schedule/cost-model.ts";
 import { addLoads } from "./schedule/step-load.ts";
@@ -25,6 +28,21 @@ import { sampleParams, takeSample } from "./sequence/sampling.ts";
 import { blocksOf, Sequence, type SequenceSink } from "./sequence/sequence.ts";
 import { commitSlice, discardSlice, fillTables, planSlice, rowNeeds, scoredKind } from "./sequence/slice-planner.ts";
 import { countFetch, countMisses, countTraffic } from "./sequence/traffic.ts";
+import type { Clock, EngineLog, EngineSettings } from "./settings.ts";
+
+/** The parts an engine drives; see `open.ts`. */
+export interface EngineParts {
+  settings: EngineSettings;
+  runner: ModelRunner;
+  cache: BlockCache;
+  opens: OpenBlocks;
+  fetcher: BlockFetcher;
+  supply: SummarySupply;
+  attacher: Attacher;
+  persister: Persister;
+  clock: Clock;
+  log: EngineLog;
+}
 
 /** While everything waits for the store, deadlines are looked at this often. */
 const DEADLINE_CHECK_MS = 250;
@@ -32,8 +50,28 @@ const DEADLINE_CHECK_MS = 250;
 /** Share of a step's time that I/O gets behind it. */
 const BREATH_SHARE = 0.05;
 
+/** What the engine tells of itself. */
+export interface EngineStatus {
+  runningCount: number;
+  queuedCount: number;
+  freeBlockCount: number;
+  blockCount: number;
+  /** Device blocks, open slots held by sequences: 0 when idle, else something leaked. */
+  heldBlockCount: number;
+  heldSlotCount: number;
+  draining: boolean;
+  /** What one more prompt token adds to a step, once steps have told. */
+  prefillMsPerToken: number | undefined;
+}
+
 /** A prompt token attends to so many others, where nobody says. */
 const TYPICAL_CONTEXT_TOKENS = 2048;
+
+/** A submitted request. */
+export interface Ticket {
+  /** Ends it at once, in any phase. */
+  cancel(): void;
+}
 
 /** One model, one pool, one loop. `submit` is synchronous and cheap; everything else happens in the loop. */
 export class Engine {
