@@ -123,11 +123,8 @@ export class Engine {
 
   /** Prompt tokens that are still to be computed or found, of all requests, queued and running. */
   get waitingTokens(): number {
-    let count = 0;
-    for (const sequence of [...this.#queue, ...this.#active]) {
-      count += Math.max(0, sequence.promptEnd - sequence.computedCount);
-    }
-    return count;
+    const left = ({ promptEnd, computedCount }: Sequence) => Math.max(0, promptEnd - computedCount);
+    return [...this.#queue, ...this.#active].reduce((sum, sequence) => sum + left(sequence), 0);
   }
 
   /**
