@@ -93,6 +93,7 @@ function openServer(
     engineKey: values["engine-key"],
     edgeUrl: values.edge,
     publicUrl: values["public-url"],
+    settings: values["degraded-budget"] === undefined ? {} : { degradedBudgetTokens: values["degraded-budget"] },
     onLoadProgress: loadReport(
       (line) => process.stderr.write(line),
       () => performance.now(),

@@ -4,16 +4,20 @@
  * suspended while selected blocks are fetched) -> settling (tail and manifest) -> ended.
  */
 import type { Miss, Sample, SummaryKind } from "../kernels/contract.ts";
-import type { SequenceResult, SequenceStep } from "../models/contract.ts";
+import type { ModelRunner, SequenceResult, SequenceStep } from "../models/contract.ts";
 import { assert } from "../protocol/assert.ts";
 import { QuireError } from "../protocol/errors.ts";
 import type { GenerateRequest } from "../protocol/generate.ts";
 import { replayableSpans, resolveSelection } from "./http/request-check.ts";
-import type { LogicalBlock } from "./kv/block-cache.ts";
-import { allLayers, type BlockLayer } from "./kv/block-fetcher.ts";
+import type { Attacher } from "./kv/attacher.ts";
+import type { BlockCache, LogicalBlock } from "./kv/block-cache.ts";
+import { allLayers, type BlockFetcher, type BlockLayer } from "./kv/block-fetcher.ts";
 import type { GateClass } from "./kv/gate.ts";
+import type { OpenBlocks } from "./kv/open-blocks.ts";
+import type { SummarySupply } from "./kv/summary-supply.ts";
 import { parkTail } from "./kv/tail-parking.ts";
-import type { EngineParts, EngineStatus, Ticket } from "./parts.ts";
+import type { Persister } from "./persist/persister.ts";
+import { Admission } from "./schedule/admission.ts";
 import { CostModel } from "./schedule/cost-model.ts";
 import { addLoads } from "./schedule/step-load.ts";
 import { type PlannedPart, StepPlanner } from "./schedule/step-planner.ts";
@@ -21,9 +25,24 @@ import { Tenants } from "./schedule/tenants.ts";
 import { WaitingQueue } from "./schedule/waiting-queue.ts";
 import type { PlannedSlice } from "./sequence/planned-slice.ts";
 import { sampleParams, takeSample } from "./sequence/sampling.ts";
-import { Sequence, type SequenceSink } from "./sequence/sequence.ts";
+import { blocksOf, Sequence, type SequenceSink } from "./sequence/sequence.ts";
 import { commitSlice, discardSlice, fillTables, planSlice, rowNeeds, scoredKind } from "./sequence/slice-planner.ts";
 import { countFetch, countMisses, countTraffic } from "./sequence/traffic.ts";
+import type { Clock, EngineLog, EngineSettings } from "./settings.ts";
+
+/** The parts an engine drives; see `open.ts`. */
+export interface EngineParts {
+  settings: EngineSettings;
+  runner: ModelRunner;
+  cache: BlockCache;
+  opens: OpenBlocks;
+  fetcher: BlockFetcher;
+  supply: SummarySupply;
+  attacher: Attacher;
+  persister: Persister;
+  clock: Clock;
+  log: EngineLog;
+}
 
 /** While everything waits for the store, deadlines are looked at this often. */
 const DEADLINE_CHECK_MS = 250;
@@ -31,12 +50,36 @@ const DEADLINE_CHECK_MS = 250;
 /** Share of a step's time that I/O gets behind it. */
 const BREATH_SHARE = 0.05;
 
+/** What the engine tells of itself. */
+export interface EngineStatus {
+  runningCount: number;
+  queuedCount: number;
+  freeBlockCount: number;
+  blockCount: number;
+  /** Device blocks, open slots held by sequences: 0 when idle, else something leaked. */
+  heldBlockCount: number;
+  heldSlotCount: number;
+  draining: boolean;
+  /** What one more prompt token adds to a step, once steps have told. */
+  prefillMsPerToken: number | undefined;
+}
+
+/** A prompt token attends to so many others, where nobody says. */
+const TYPICAL_CONTEXT_TOKENS = 2048;
+
+/** A submitted request. */
+export interface Ticket {
+  /** Ends it at once, in any phase. */
+  cancel(): void;
+}
+
 /** One model, one pool, one loop. `submit` is synchronous and cheap; everything else happens in the loop. */
 export class Engine {
   readonly #parts: EngineParts;
   readonly #queue: WaitingQueue;
   readonly #tenants = new Tenants();
   readonly #planner: StepPlanner;
+  readonly #admission: Admission;
   readonly #active = new Set<Sequence>();
   readonly #busySessions = new Set<string>();
   readonly #cost = new CostModel();
@@ -57,6 +100,10 @@ export class Engine {
       isResident: (key) => cache.has(key),
     });
     this.#planner = this.#openPlanner();
+    this.#admission = new Admission({
+      ...{ settings, queue: this.#queue, tenants: this.#tenants, cost: this.#cost, active: this.#active },
+      freeBlocks: () => cache.unreservedCount,
+    });
     this.#loop = this.#run();
   }
 
@@ -70,7 +117,14 @@ export class Engine {
       heldBlockCount: runner.pool.spec.blockCount - cache.freeDeviceBlockCount - cache.idleDeviceBlockCount,
       heldSlotCount: opens.takenCount,
       draining: this.#draining,
+      prefillMsPerToken: this.#cost.observedCount === 0 ? undefined : this.#cost.rowMs(TYPICAL_CONTEXT_TOKENS),
     };
+  }
+
+  /** Prompt tokens that are still to be computed or found, of all requests, queued and running. */
+  get waitingTokens(): number {
+    const left = ({ promptEnd, computedCount }: Sequence) => Math.max(0, promptEnd - computedCount);
+    return [...this.#queue, ...this.#active].reduce((sum, sequence) => sum + left(sequence), 0);
   }
 
   /**
@@ -78,23 +132,23 @@ export class Engine {
    * @throws {QuireError} `queue_full`, `shutting_down`, `context_length_exceeded` or `invalid_request`; nothing was started then.
    */
   submit(request: GenerateRequest, sink: SequenceSink): Ticket {
-    const { settings, cache, clock, runner } = this.#parts;
+    const { cache, clock, runner } = this.#parts;
     if (this.#draining) throw new QuireError("shutting_down", "The engine is shutting down.", { retryAfterMs: 1000 });
     const { summaryKinds } = runner.pool.spec;
-    const selection = resolveSelection(request.selection, summaryKinds);
+    const nowMs = clock.nowMs();
+    const waitMs = this.#admission.waitMs(request.namespace, blocksOf(request));
+    const selection = this.#admission.underPressure(resolveSelection(request.selection, summaryKinds), waitMs);
     const checked = { ...request, spans: replayableSpans(request.spans, summaryKinds) };
     const { layerCount } = runner.config;
-    const sequence = new Sequence({ request: checked, selection, sink, layerCount, nowMs: clock.nowMs() });
+    const sequence = new Sequence({ request: checked, selection, sink, layerCount, nowMs });
     if (sequence.blocksMax > cache.capacity) {
       throw new QuireError(
         "context_length_exceeded",
         `The request may grow to ${sequence.blocksMax * 64} tokens; the KV pool holds ${cache.capacity * 64}.`,
       );
     }
-    if (!this.#queue.hasRoom(sequence.namespace, clock.nowMs())) {
-      throw new QuireError("queue_full", `The engine's queue of ${settings.queueMax} is full.`, { retryAfterMs: 1000 });
-    }
-    this.#tenants.enter(sequence.namespace, clock.nowMs());
+    this.#admission.check(sequence, waitMs, nowMs);
+    this.#tenants.enter(sequence.namespace, nowMs);
     this.#queue.add(sequence);
     this.wake();
     return { cancel: () => this.#cancel(sequence) };
@@ -167,7 +221,7 @@ export class Engine {
       const sequence = this.#queue.next(clock.nowMs(), isFree, ({ blocksMax }) => cache.reserve(blocksMax));
       if (!sequence) return;
       sequence.reservedCount = sequence.blocksMax;
-      this.#tenants.start(sequence.namespace, sequence.reservedCount);
+      this.#tenants.start(sequence.namespace, sequence.reservedCount, clock.nowMs());
       this.#active.add(sequence);
       if (sequence.sessionKey !== undefined) this.#busySessions.add(sequence.sessionKey);
       sequence.usage.queueMs = clock.nowMs() - sequence.queuedAtMs;

@@ -12,6 +12,14 @@ export interface EngineSettings {
   runningMax: number;
   /** Requests that wait; one more is refused with `queue_full`. */
   queueMax: number;
+  /** A request is refused when its prompt would have to wait longer, as far as can be told. */
+  waitMsMax: number;
+  /**
+   * Selection budget of turns that come when the wait is over `degradeWaitMs`, where they ask for more; undefined: never less than asked.
+   * Their usage says so (`budgetTokensAsked`), and so does the provenance of their KV.
+   */
+  degradedBudgetTokens?: number;
+  degradeWaitMs: number;
   /** Rows of one step. */
   stepRowsMax: number;
   /** Prefill chunks shrink until a step stays below this. */
@@ -41,6 +49,8 @@ export interface EngineSettings {
 export const ENGINE_DEFAULTS: Omit<EngineSettings, "engineId" | "modelId" | "contextTokensMax"> = {
   runningMax: LIMITS.engineRunningMax,
   queueMax: LIMITS.engineQueueMax,
+  waitMsMax: LIMITS.waitMsMax,
+  degradeWaitMs: 5_000,
   stepRowsMax: LIMITS.stepRowsMax,
   stepMsTarget: LIMITS.stepMsMax * 0.6,
   interTokenGrowthMax: 1.5,

@@ -154,6 +154,8 @@ export interface EngineUsage {
   pagesFetched: number;
   policy: SelectionConfiguration;
   budgetTokens: number;
+  /** The budget that was asked for, where the engine was too busy and took a smaller one (an engine setting, off by default). */
+  budgetTokensAsked?: number | undefined;
   exact: boolean;
   /** Pages attended to / pages in context, summed over steps, layers and KV heads where selection ran. */
   pagesSelected: number;
@@ -204,4 +206,12 @@ export interface EngineHeartbeat {
   freeBlockCount: number;
   blockCount: number;
   draining: boolean;
+  /** Which prefixes it holds on its device (`prefix-filter.ts`, base64). */
+  residentPrefixes?: string | undefined;
+  /** Measured: one more prompt token. */
+  prefillMsPerToken?: number | undefined;
+  /** Prompt tokens of its requests that are still to be computed or found. */
+  waitingTokens?: number | undefined;
+  /** Stored bytes of one token, all layers. */
+  kvBytesPerToken?: number | undefined;
 }

@@ -2,8 +2,14 @@
 export const LIMITS = {
   /** Largest HTTP body the edge reads, before it parses anything. */
   requestBytesMax: 16 * 1024 * 1024,
+  /** A body that comes slowly: between two pieces of it, and all of it. */
+  requestIdleMsMax: 10_000,
+  requestMsMax: 60_000,
   /** Deepest JSON nesting accepted. */
   jsonDepthMax: 32,
+  /** Objects and arrays of one body, and values of any kind: parsed, small ones take a hundred times their text. */
+  jsonContainerCountMax: 65_536,
+  jsonValueCountMax: 1_048_576,
   messageCountMax: 4096,
   stopStringCountMax: 16,
   stopStringBytesMax: 512,
@@ -21,6 +27,11 @@ export const LIMITS = {
   logRowIdsMax: 65_536,
   /** Requests waiting in one engine before it answers 429. */
   engineQueueMax: 64,
+  /** A client that is refused is told to come back within this, and at most so many of one tenant have a place kept for them. */
+  retryAfterMsMax: 600_000,
+  retryPromisesMax: 4_096,
+  /** A request that would have to wait longer before its prompt is begun is refused. */
+  waitMsMax: 120_000,
   /** Sequences that decode together. */
   engineRunningMax: 32,
   /** Rows (tokens) of one engine step. */
@@ -34,7 +45,12 @@ export const LIMITS = {
    * between two steps: both together stay below a second.
    */
   heartbeatMs: 150,
+  /** What an engine tells of the prefixes that it holds: 6,500 of them at 1 % of strangers, 1.7 million tokens. */
+  prefixFilterBytesMax: 8 * 1024,
+  /** Blocks of a prompt that are named for routing: 128K tokens. */
+  routedBlockCountMax: 2_048,
   engineHeartbeatMs: 1_000,
+  fleetShardCountMax: 64,
   engineExpiryMs: 5_000,
   /** Rows of one tenant's transcript index; the least recently used go first. */
   indexRowCountMax: 100_000,

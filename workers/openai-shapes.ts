@@ -111,6 +111,7 @@ function engineBody(usage: EngineUsage): object {
     pages_fetched: usage.pagesFetched,
     policy: usage.policy,
     budget_tokens: usage.budgetTokens,
+    ...(usage.budgetTokensAsked === undefined ? {} : { budget_tokens_asked: usage.budgetTokensAsked }),
     exact: usage.exact,
     pages_selected: usage.pagesSelected,
     pages_in_context: usage.pagesInContext,

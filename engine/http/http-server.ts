@@ -6,8 +6,7 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import { QuireError, toQuireError } from "../../protocol/errors.ts";
 import { ENGINE_PATHS, type SessionStatus } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
-import type { Engine } from "../engine.ts";
-import type { Ticket } from "../parts.ts";
+import type { Engine, Ticket } from "../engine.ts";
 import type { EngineLog } from "../settings.ts";
 import { EventWriter } from "./event-writer.ts";
 import { checkRequest, checkSessionRequest, type RequestBounds } from "./request-check.ts";

@@ -12,6 +12,10 @@ const QUANTUM_MS = 200;
 const RECENT_MS = 600_000;
 /** Tenants remembered while they have no work; the longest gone are forgotten first. */
 const TENANTS_MAX = 4_096;
+/** Share of the newest interval in a tenant's pace, what it is before anything was admitted, and the longest that counts. */
+const PACE_SHARE = 0.1;
+const PACE_MS_START = 1_000;
+const PACE_MS_MAX = 60_000;
 
 interface Account {
   servedMs: number;
@@ -21,6 +25,9 @@ interface Account {
   reservedBlocks: number;
   /** When its last request came or ended. */
   seenMs: number;
+  /** When its last request was admitted, and between two that had to wait, as of late. */
+  startedMs: number;
+  paceMs: number;
 }
 
 /** The accounts of one engine. */
@@ -54,8 +61,11 @@ export class Tenants {
   }
 
   /** A request starts to run with so many blocks set aside. */
-  start(namespace: string, blocks: number): void {
+  start(namespace: string, blocks: number, nowMs: number): void {
     const account = this.#of(namespace);
+    if (account.requestCount - account.runningCount > 1)
+      account.paceMs += PACE_SHARE * (Math.min(PACE_MS_MAX, nowMs - account.startedMs) - account.paceMs);
+    account.startedMs = nowMs;
     account.runningCount += 1;
     account.reservedBlocks += blocks;
   }
@@ -82,6 +92,11 @@ export class Tenants {
 
   reservedBlocks(namespace: string): number {
     return this.#accounts.get(namespace)?.reservedBlocks ?? 0;
+  }
+
+  /** Milliseconds between two of its requests that get to run, while others of it wait. */
+  paceMs(namespace: string): number {
+    return this.#accounts.get(namespace)?.paceMs ?? PACE_MS_START;
   }
 
   /** Requests that wait to run. */
@@ -142,5 +157,8 @@ export class Tenants {
 }
 
 function emptyAccount(): Account {
-  return { servedMs: 0, requestCount: 0, runningCount: 0, reservedBlocks: 0, seenMs: 0 };
+  return {
+    ...{ servedMs: 0, requestCount: 0, runningCount: 0, reservedBlocks: 0 },
+    ...{ seenMs: 0, startedMs: 0, paceMs: PACE_MS_START },
+  };
 }

@@ -112,7 +112,7 @@ export class WaitingQueue {
     let lookedUp = 0;
     for (const sequence of this.#waiting) {
       if (!mayStart(sequence) || !this.#isWithinShare(sequence, nowMs)) continue;
-      const foundTokens = lookedUp < LOOKED_UP_MAX ? this.#foundTokens(sequence) : 0;
+      const foundTokens = lookedUp < LOOKED_UP_MAX ? this.foundTokens(sequence) : 0;
       lookedUp += 1;
       const candidate = { sequence, foundTokens, isOverdue: nowMs - sequence.queuedAtMs > PATIENCE_MS };
       const head = heads.get(sequence.namespace);
@@ -132,7 +132,7 @@ export class WaitingQueue {
   }
 
   /** Leading tokens of a prompt that are on the device. */
-  #foundTokens(sequence: Sequence): number {
+  foundTokens(sequence: Sequence): number {
     let index = 0;
     while ((index + 1) * BLOCK_TOKENS < sequence.promptEnd && this.#options.isResident(sequence.blockKey(index)))
       index += 1;

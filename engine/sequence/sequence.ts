@@ -42,6 +42,8 @@ export interface ResolvedSelection {
   version: number;
   groupTokens: number;
   budgetTokens: number;
+  /** What the request asked for, where a busy engine gives less. */
+  budgetTokensAsked?: number;
   exact: boolean;
 }
 
@@ -150,7 +152,7 @@ export class Sequence {
 
   /** Most logical blocks this request can come to hold. */
   get blocksMax(): number {
-    return Math.ceil((this.promptEnd + this.request.maxTokens) / BLOCK_TOKENS);
+    return blocksOf(this.request);
   }
 
   /** The ids so far, prompt and reply; a view. */
@@ -261,6 +263,11 @@ export class Sequence {
   }
 }
 
+/** Most logical blocks that a request can come to hold. */
+export function blocksOf({ tokens, maxTokens }: GenerateRequest): number {
+  return Math.ceil((tokens.byteLength / 4 + maxTokens) / BLOCK_TOKENS);
+}
+
 function emptyUsage(request: GenerateRequest, selection: ResolvedSelection, promptTokens: number): EngineUsage {
   return {
     promptTokens,
@@ -274,6 +281,7 @@ function emptyUsage(request: GenerateRequest, selection: ResolvedSelection, prom
     pagesFetched: 0,
     policy: request.selection.policy,
     budgetTokens: selection.budgetTokens,
+    ...(selection.budgetTokensAsked === undefined ? {} : { budgetTokensAsked: selection.budgetTokensAsked }),
     exact: selection.exact,
     pagesSelected: 0,
     pagesInContext: 0,

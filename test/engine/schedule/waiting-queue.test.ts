@@ -29,7 +29,7 @@ function world(resident: ReadonlySet<string> = new Set(), runningMax = 8) {
   };
   const take = (nowMs: number, reserve: (sequence: Sequence) => boolean = () => true) => {
     const sequence = queue.next(nowMs, () => true, reserve);
-    if (sequence) tenants.start(sequence.namespace, sequence.blocksMax);
+    if (sequence) tenants.start(sequence.namespace, sequence.blocksMax, nowMs);
     return sequence;
   };
   return { tenants, queue, add, take };
