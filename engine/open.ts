@@ -75,11 +75,12 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
     cache,
     geometry,
     gate: reads,
+    clock,
     getMsMax: settings.storeGetMsMax,
     onFailure,
   });
   const getMsMax = settings.storeGetMsMax;
-  const supply = new SummarySupply({ store, pool, fetcher, gate: reads, geometry, log, getMsMax });
+  const supply = new SummarySupply({ store, pool, fetcher, gate: reads, geometry, clock, log, getMsMax });
   const persister = new Persister({
     store,
     pool,

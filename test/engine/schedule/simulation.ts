@@ -32,6 +32,12 @@ export class SimulatedClock implements Clock {
     return this.sleep(ms);
   }
 
+  deadline(ms: number): AbortSignal {
+    const controller = new AbortController();
+    void this.sleep(ms).then(() => controller.abort());
+    return controller.signal;
+  }
+
   /** Jumps from event to event until `done` resolves, at most to `untilMs`. */
   async run(done: Promise<unknown>, untilMs: number): Promise<void> {
     let over = false;
