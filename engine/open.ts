@@ -112,7 +112,19 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
     missWaitMs: settings.missWaitMs,
     onManifest: (sequence, loaded) => persister.noteManifest(sequence, loaded),
   });
-  const engine = new Engine({ settings, runner, cache, opens, fetcher, supply, attacher, persister, clock, log });
+  const engine = new Engine({
+    settings,
+    numericsId: options.numericsId,
+    runner,
+    cache,
+    opens,
+    fetcher,
+    supply,
+    attacher,
+    persister,
+    clock,
+    log,
+  });
   return {
     engine,
     persister,

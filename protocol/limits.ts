@@ -32,6 +32,9 @@ export const LIMITS = {
   retryPromisesMax: 4_096,
   /** A request that would have to wait longer before its prompt is begun is refused. */
   waitMsMax: 120_000,
+  /** Traces that an engine remembers, and events of one. */
+  traceCountMax: 256,
+  traceEventCountMax: 512,
   /** Sequences that decode together. */
   engineRunningMax: 32,
   /** Rows (tokens) of one engine step. */

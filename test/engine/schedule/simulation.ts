@@ -3,7 +3,8 @@
  * load take seconds, and the same load always takes the same course.
  */
 
-import type { EngineStatus, Ticket } from "../../../engine/engine.ts";
+import type { Ticket } from "../../../engine/engine.ts";
+import type { EngineStatus } from "../../../engine/engine-parts.ts";
 import { type OpenedEngine, openEngine } from "../../../engine/open.ts";
 import { type Clock, ENGINE_DEFAULTS, type EngineSettings } from "../../../engine/settings.ts";
 import { type KvPool, PAGE_TOKENS } from "../../../kernels/contract.ts";
