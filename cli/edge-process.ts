@@ -3,7 +3,7 @@ import { readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { assert } from "../protocol/assert.ts";
-import type { SelectionConfiguration } from "../protocol/generate.ts";
+import type { SelectionRequest } from "../protocol/generate.ts";
 import { LIMITS } from "../protocol/limits.ts";
 import { type Child, startChild } from "./child-process.ts";
 import { apiKeyTable, type DataFolder, type Secrets } from "./data-folder.ts";
@@ -15,7 +15,7 @@ export const bucketName = "quire-pages";
 
 /** Selection of requests that name none; absent fields are the Worker's own defaults. */
 export interface DefaultSelection {
-  policy?: SelectionConfiguration | undefined;
+  policy?: SelectionRequest["policy"] | undefined;
   budgetTokens?: number | undefined;
   exact?: boolean | undefined;
 }

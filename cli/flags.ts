@@ -1,8 +1,8 @@
 /** Command-line flags with environment variables behind them: declared once, parsed and explained from that. */
 import { parseArgs } from "node:util";
 import { QuireError } from "../protocol/errors.ts";
-import type { SelectionConfiguration } from "../protocol/generate.ts";
-import { parseSelection } from "../protocol/selection.ts";
+import type { SelectionConfiguration, SelectionRequest } from "../protocol/generate.ts";
+import { parseRequestedSelection, parseSelection } from "../protocol/selection.ts";
 import { UsageError } from "./usage-error.ts";
 
 /** One flag. Its value is the command line's, else the variable's, else the default. */
@@ -106,8 +106,17 @@ export function parseBudget(text: string): number {
 
 /** A selection configuration (protocol/selection.ts), in canonical form. */
 export function parseSelectionFlag(text: string): SelectionConfiguration {
+  return asUsageError(() => parseSelection(text).canonical);
+}
+
+/** As {@link parseSelectionFlag}, or `auto`. */
+export function parseRequestedSelectionFlag(text: string): SelectionRequest["policy"] {
+  return asUsageError(() => parseRequestedSelection(text));
+}
+
+function asUsageError<T>(parse: () => T): T {
   try {
-    return parseSelection(text).canonical;
+    return parse();
   } catch (error) {
     if (error instanceof QuireError) throw new UsageError(error.message.replace(/^Invalid '[^']*': |\.$/g, ""));
     throw error;

@@ -17,6 +17,7 @@ Usage: quire <command> [flags]
   gc                 deletes what no session names, what is too old, and what is beyond a tenant's bytes
   verify             checks every checksum and reference in a store
   trace              what happened to one request, as a timeline
+  calibrate          measures what "auto" should choose on a model
   compile-tokenizer  a model's vocabulary as one file that the edge opens at once
 
   quire <command> --help    the flags of a command
@@ -30,6 +31,8 @@ async function loadCommand(name: string): Promise<Command | undefined> {
       return (await import("./start.ts")).startCommand;
     case "serve":
       return (await import("./serve.ts")).serveCommand;
+    case "calibrate":
+      return (await import("./calibrate.ts")).calibrateCommand;
     case "compile-tokenizer":
       return (await import("./compile-tokenizer.ts")).compileTokenizerCommand;
     case "pull":

@@ -132,12 +132,13 @@ export class Engine {
   }
 
   #submit(request: GenerateRequest, sink: SequenceSink): Ticket {
-    const { cache, clock, runner } = this.#parts;
+    const { cache, clock, runner, settings } = this.#parts;
     if (this.#draining) throw new QuireError("shutting_down", "The engine is shutting down.", { retryAfterMs: 1000 });
     const { summaryKinds } = runner.pool.spec;
     const nowMs = clock.nowMs();
     const waitMs = this.#admission.waitMs(request.namespace, blocksOf(request));
-    const selection = this.#admission.underPressure(resolveSelection(request.selection, summaryKinds), waitMs);
+    const asked = resolveSelection(request, summaryKinds, settings.calibration);
+    const selection = this.#admission.underPressure(asked, waitMs);
     const checked = { ...request, spans: replayableSpans(request.spans, summaryKinds) };
     const { layerCount } = runner.config;
     const sequence = new Sequence({ request: checked, selection, sink, layerCount, nowMs });

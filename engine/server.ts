@@ -17,6 +17,7 @@ import type { PageStore } from "../storage/contract.ts";
 import { deleteSession } from "../storage/gc.ts";
 import { loadManifest } from "../storage/manifest.ts";
 import { openStore } from "../storage/open.ts";
+import { readCalibration } from "./calibration.ts";
 import { assertFits } from "./fit-device.ts";
 import { engineHttpServer } from "./http/http-server.ts";
 import { startRegistration } from "./http/registration.ts";
@@ -146,7 +147,9 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
       rowsMax,
       sampledMax: settings.runningMax,
     });
-    return { device, runner, store, settings, tokenCapacity: plan.tokenCapacity };
+    const calibration = await readCalibration(options.modelFolder, runner.fingerprint, options.log);
+    const calibrated = calibration === undefined ? settings : { ...settings, calibration };
+    return { device, runner, store, settings: calibrated, tokenCapacity: plan.tokenCapacity };
   } catch (error) {
     await device.close();
     await store.close();

@@ -1,5 +1,5 @@
 /** What an engine can be told. Every limit has a default here or in `protocol/limits.ts`. */
-import type { SelectionConfiguration } from "../protocol/generate.ts";
+import type { Calibration } from "../models/selection/calibration.ts";
 import { LIMITS } from "../protocol/limits.ts";
 
 /** Limits and defaults of one engine. */
@@ -32,8 +32,8 @@ export interface EngineSettings {
   contextTokensMax: number;
   /** Tokens of one segment; a multiple of 64. */
   segmentTokens: number;
-  defaultPolicy: SelectionConfiguration;
-  defaultBudgetTokens: number;
+  /** What `auto` stands for on this model; undefined: nobody has measured it. */
+  calibration?: Calibration;
   /** Default mode: how long the prompt of a resumed turn waits for missing pages before it goes on without them. */
   missWaitMs: number;
   storeGetMsMax: number;
@@ -56,8 +56,6 @@ export const ENGINE_DEFAULTS: Omit<EngineSettings, "engineId" | "modelId" | "con
   interTokenGrowthMax: 1.5,
   interTokenMsMin: 12,
   segmentTokens: 256,
-  defaultPolicy: "quest",
-  defaultBudgetTokens: 2048,
   missWaitMs: 500,
   storeGetMsMax: LIMITS.storeGetMsMax,
   storePutMsMax: LIMITS.storePutMsMax,

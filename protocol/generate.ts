@@ -32,9 +32,12 @@ export type SelectionPolicyName = "dense" | "streaming" | "quest" | "mean-deviat
 /** A policy, or one with modifiers behind it, as `selection.ts` reads it: `quest+scope(layer)`. */
 export type SelectionConfiguration = SelectionPolicyName | `${SelectionPolicyName}+${string}`;
 
+/** What a request may name instead: the engine chooses by the model's calibration (`quire calibrate`) and says in the usage what it chose. */
+export const AUTO_SELECTION = "auto";
+
 /** What a request asks of selection; absent fields take the engine's defaults. */
 export interface SelectionRequest {
-  policy: SelectionConfiguration;
+  policy: SelectionConfiguration | typeof AUTO_SELECTION;
   /** Tokens that a decode step may attend to, sinks and recent pages included; a multiple of 16. */
   budgetTokens: number;
   /** Wait for missing pages before attending (true), or attend to what is resident and count the rest. */

@@ -10,7 +10,12 @@
  * JavaScript prints them. What a configuration means is models/selection's to say.
  */
 import { QuireError } from "./errors.ts";
-import type { SelectionConfiguration, SelectionPolicyName } from "./generate.ts";
+import {
+  AUTO_SELECTION,
+  type SelectionConfiguration,
+  type SelectionPolicyName,
+  type SelectionRequest,
+} from "./generate.ts";
 import { LIMITS } from "./limits.ts";
 
 /** Every policy, in the order in which messages list them. */
@@ -115,11 +120,25 @@ export interface SelectionSetting {
  * @throws {QuireError} `invalid_request`, parameter `quire.selection.policy`, with the position and what could stand there.
  */
 export function parseSelection(text: string): SelectionSetting {
+  return parse(text, SELECTION_POLICIES);
+}
+
+/**
+ * The canonical form of what a request names: a configuration, or `auto`.
+ * @throws {QuireError} as {@link parseSelection}.
+ */
+export function parseRequestedSelection(text: string): SelectionRequest["policy"] {
+  if (text.trim() === AUTO_SELECTION) return AUTO_SELECTION;
+  return parse(text, [...SELECTION_POLICIES, AUTO_SELECTION]).canonical;
+}
+
+/** `known`: the policies that a message lists. */
+function parse(text: string, known: readonly string[]): SelectionSetting {
   if (text.length > LIMITS.selectionCharsMax) {
     throw refusal(`a selection has at most ${LIMITS.selectionCharsMax} characters, not ${text.length}`);
   }
   const scanner = new Scanner(text);
-  const policy = scanner.choice("a policy", SELECTION_POLICIES);
+  const policy = scanner.choice("a policy", SELECTION_POLICIES, known);
   const found = new Map<ModifierName, Modifier>();
   while (!scanner.atEnd()) {
     scanner.expect("+", `"+" or the end`);
@@ -183,14 +202,14 @@ class Scanner {
     this.#at += 1;
   }
 
-  /** One of some words. */
-  choice<const Word extends string>(what: string, words: readonly Word[]): Word {
+  /** One of some words; `listed`: those that a message names. */
+  choice<const Word extends string>(what: string, words: readonly Word[], listed: readonly string[] = words): Word {
     this.#skipSpaces();
     const word = this.#match(/[a-z][a-z0-9-]*/y);
     const found = words.find((each) => each === word);
     if (found === undefined) {
       throw this.#unexpected(
-        words.length === 0 ? "there is no further modifier" : `expected ${what}: ${words.join(", ")}`,
+        words.length === 0 ? "there is no further modifier" : `expected ${what}: ${listed.join(", ")}`,
       );
     }
     this.#at += found.length;

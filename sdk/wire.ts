@@ -1,5 +1,5 @@
 /** What crosses the wire, and what it looks like in this library. */
-import type { EngineUsage, SelectionConfiguration } from "../protocol/generate.ts";
+import type { EngineUsage, SelectionRequest } from "../protocol/generate.ts";
 import { isRecord, QuireConnectionError } from "./errors.ts";
 
 /** One message of a conversation. */
@@ -27,7 +27,7 @@ export interface SendOptions {
    * reply whose reader went away, also one that fell silent without a word.
    */
   resumable?: boolean;
-  selection?: { policy?: SelectionConfiguration; budgetTokens?: number; exact?: boolean };
+  selection?: { policy?: SelectionRequest["policy"]; budgetTokens?: number; exact?: boolean };
 }
 
 /** What the engine did for a reply: reuse, bytes moved, pages selected. */

@@ -1,7 +1,7 @@
 /** Selection of requests that name none. */
 import { assert } from "../protocol/assert.ts";
 import type { SelectionRequest } from "../protocol/generate.ts";
-import { parseSelection } from "../protocol/selection.ts";
+import { parseRequestedSelection } from "../protocol/selection.ts";
 import type { Env } from "./env.ts";
 
 /** Below its budget every policy is dense, so short contexts lose nothing by a default that selects. */
@@ -16,7 +16,7 @@ export function selectionDefaults(env: Env): SelectionRequest {
   assert(typeof policy === "string", "QUIRE_SELECTION names a policy");
   assert(Number.isSafeInteger(budgetTokens) && budgetTokens % 16 === 0, "QUIRE_SELECTION has a budget of whole pages");
   assert(typeof exact === "boolean", "QUIRE_SELECTION says whether it is exact");
-  return { policy: parseSelection(policy).canonical, budgetTokens, exact };
+  return { policy: parseRequestedSelection(policy), budgetTokens, exact };
 }
 
 function snakeCase(selection: SelectionRequest): { policy: string; budget_tokens: number; exact: boolean } {

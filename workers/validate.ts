@@ -2,7 +2,7 @@
 
 import type { SelectionRequest } from "../protocol/generate.ts";
 import { LIMITS } from "../protocol/limits.ts";
-import { parseSelection } from "../protocol/selection.ts";
+import { parseRequestedSelection } from "../protocol/selection.ts";
 import { asRecord, checkNumber, type Fields, invalid, invalidType } from "./fields.ts";
 import { readSessionId } from "./session-id.ts";
 import type { SamplingOptions } from "./turn-job.ts";
@@ -86,7 +86,7 @@ export function readSelection(quire: Fields | undefined, defaults: SelectionRequ
   const selection = quire.object("selection");
   quire.refuseOthers();
   if (!selection) return defaults;
-  const policy = parseSelection(selection.string("policy") ?? defaults.policy).canonical;
+  const policy = parseRequestedSelection(selection.string("policy") ?? defaults.policy);
   const budgetTokens = selection.number("budget_tokens", { min: 16, max: 1 << 20, integer: true });
   const exact = selection.boolean("exact") ?? defaults.exact;
   selection.refuseOthers();

@@ -6,7 +6,7 @@ import {
   parseChoice,
   parseHttpUrl,
   parseInteger,
-  parseSelectionFlag,
+  parseRequestedSelectionFlag,
   parseText,
 } from "../../cli/flags.ts";
 import { UsageError } from "../../cli/usage-error.ts";
@@ -92,7 +92,7 @@ export const loadFlags = {
   policy: {
     help: "selection: a policy, or one with modifiers; without it the target's default",
     placeholder: "SELECTION",
-    parse: parseSelectionFlag,
+    parse: parseRequestedSelectionFlag,
   },
   budget: {
     help: "tokens that a step attends to; without it the target's default",

@@ -1,9 +1,11 @@
 /** Checks a request at the engine's border: whatever comes in, one clear error that names the field, or a request that can be run. */
 import type { SummaryKind } from "../../kernels/contract.ts";
+import { type Calibration, chooseSelection } from "../../models/selection/calibration.ts";
 import { BUDGET_TOKENS_MIN } from "../../models/selection/policy.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
 import { QuireError } from "../../protocol/errors.ts";
 import {
+  AUTO_SELECTION,
   type GenerateRequest,
   PROTOCOL_VERSION,
   type SamplingParams,
@@ -12,7 +14,7 @@ import {
 } from "../../protocol/generate.ts";
 import { bytesToIds } from "../../protocol/ids.ts";
 import { LIMITS } from "../../protocol/limits.ts";
-import { isCanonicalSelection } from "../../protocol/selection.ts";
+import { isCanonicalSelection, parseRequestedSelection } from "../../protocol/selection.ts";
 import { DENSE, isHow, parseHow } from "../kv/provenance.ts";
 import type { ResolvedSelection } from "../sequence/sequence.ts";
 
@@ -77,22 +79,35 @@ export function checkSessionRequest(value: unknown): { namespace: string; sessio
   return { namespace, sessionId: sessionId(fields.sessionId, "sessionId") };
 }
 
-/** Resolves a selection against what the pool keeps. @throws {QuireError} when its summaries are not kept. */
-export function resolveSelection(request: SelectionRequest, kinds: readonly SummaryKind[]): ResolvedSelection {
-  const policy = policyNamed(request.policy);
+/**
+ * Resolves a request's selection against what the pool keeps; `auto` by the model's calibration.
+ * @throws {QuireError} when its summaries are not kept.
+ */
+export function resolveSelection(
+  { selection: { exact, ...asked }, tokens }: Pick<GenerateRequest, "selection" | "tokens">,
+  kinds: readonly SummaryKind[],
+  calibration: Calibration | undefined,
+): ResolvedSelection {
+  const { budgetTokens } = asked;
+  const contextTokens = tokens.byteLength / 4;
+  const chosen = isAuto(asked) ? chooseSelection(calibration, { contextTokens, budgetTokens }) : asked;
+  const policy = policyNamed(chosen.policy);
   if (policy.summary !== undefined && !kinds.includes(policy.summary)) {
     const message = `policy ${policy.name} needs ${policy.summary} summaries, which this engine does not keep.`;
     throw new QuireError("invalid_request", message, { param: "quire.selection.policy" });
   }
-  const { budgetTokens, exact } = request;
-  if (policy.name !== "dense") policy.plan(budgetTokens);
+  if (policy.name !== "dense") policy.plan(chosen.budgetTokens);
   return {
     policy: policy.name,
     version: policy.version,
     groupTokens: policy.groupTokens,
-    budgetTokens,
+    budgetTokens: chosen.budgetTokens,
     exact: exact || policy.name === "dense",
   };
+}
+
+function isAuto(selection: { policy: SelectionRequest["policy"] }): selection is { policy: typeof AUTO_SELECTION } {
+  return selection.policy === AUTO_SELECTION;
 }
 
 function checkTokens(value: unknown, vocabularySize: number): Uint8Array {
@@ -190,7 +205,7 @@ function checkSampling(value: unknown, vocabularySize: number): SamplingParams {
 
 function checkSelection(value: unknown): SelectionRequest {
   const fields = object(value, "selection");
-  const { name } = policyNamed(String(fields.policy));
+  const name = parseRequestedSelection(String(fields.policy));
   const budgetTokens = integer(
     fields.budgetTokens,
     "quire.selection.budget_tokens",

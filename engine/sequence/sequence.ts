@@ -7,7 +7,14 @@ import { randomBytes } from "node:crypto";
 import { BLOCK_TOKENS } from "../../kernels/contract.ts";
 import type { Checkpoint } from "../../models/contract.ts";
 import { assert } from "../../protocol/assert.ts";
-import type { EngineUsage, FinishReason, GenerateRequest, Span, TokenLogprob } from "../../protocol/generate.ts";
+import type {
+  EngineUsage,
+  FinishReason,
+  GenerateRequest,
+  SelectionConfiguration,
+  Span,
+  TokenLogprob,
+} from "../../protocol/generate.ts";
 import { bytesToIds } from "../../protocol/ids.ts";
 import type { BlockCache, LogicalBlock } from "../kv/block-cache.ts";
 import { CHAIN_ROOT, extendChain } from "../kv/chain.ts";
@@ -38,7 +45,7 @@ export interface SuspendedStep {
 
 /** What a request needs of selection, resolved by the engine. */
 export interface ResolvedSelection {
-  policy: string;
+  policy: SelectionConfiguration;
   version: number;
   groupTokens: number;
   budgetTokens: number;
@@ -122,7 +129,7 @@ export class Sequence {
     const replyHow = this.#how(1);
     this.spans.append(promptHow === replyHow ? prompt.length : this.replyStart, promptHow);
     this.spans.append(prompt.length, replyHow);
-    this.usage = emptyUsage(request, selection, prompt.length);
+    this.usage = emptyUsage(selection, prompt.length);
   }
 
   /** Higher goes first, among requests of one tenant. */
@@ -268,7 +275,7 @@ export function blocksOf({ tokens, maxTokens }: GenerateRequest): number {
   return Math.ceil((tokens.byteLength / 4 + maxTokens) / BLOCK_TOKENS);
 }
 
-function emptyUsage(request: GenerateRequest, selection: ResolvedSelection, promptTokens: number): EngineUsage {
+function emptyUsage(selection: ResolvedSelection, promptTokens: number): EngineUsage {
   return {
     promptTokens,
     completionTokens: 0,
@@ -279,7 +286,7 @@ function emptyUsage(request: GenerateRequest, selection: ResolvedSelection, prom
     bytesFetched: 0,
     pagesBeforeFirstToken: 0,
     pagesFetched: 0,
-    policy: request.selection.policy,
+    policy: selection.policy,
     budgetTokens: selection.budgetTokens,
     ...(selection.budgetTokensAsked === undefined ? {} : { budgetTokensAsked: selection.budgetTokensAsked }),
     exact: selection.exact,

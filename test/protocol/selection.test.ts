@@ -2,7 +2,13 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { QuireError } from "../../protocol/errors.ts";
-import { isCanonicalSelection, parseSelection, SELECTION_POLICIES, splitSelections } from "../../protocol/selection.ts";
+import {
+  isCanonicalSelection,
+  parseRequestedSelection,
+  parseSelection,
+  SELECTION_POLICIES,
+  splitSelections,
+} from "../../protocol/selection.ts";
 import { selectionParts } from "./arbitrary-selection.ts";
 
 function messageOf(text: string): string {
@@ -38,9 +44,15 @@ describe("the configuration language", () => {
     ["magic", `"magic" at position 0 of "magic": expected a policy: dense`],
     ["questx", `"questx" at position 0`],
     ["Quest", `"Quest" at position 0`],
-    ["quest+", `the end at position 6 of "quest+": expected a modifier of quest: radius, combine, scope, sink, recent, dense-layers, share`],
+    [
+      "quest+",
+      `the end at position 6 of "quest+": expected a modifier of quest: radius, combine, scope, sink, recent, dense-layers, share`,
+    ],
     ["quest+candidates(2)", `"candidates" at position 6`],
-    ["tokenselect+scope(layer)", `expected a modifier of tokenselect: radius, candidates, sink, recent, dense-layers, share`],
+    [
+      "tokenselect+scope(layer)",
+      `expected a modifier of tokenselect: radius, candidates, sink, recent, dense-layers, share`,
+    ],
     ["dense+sink(16)", `"sink" at position 6 of "dense+sink(16)": there is no further modifier`],
     ["quest sink(16)", `"sink" at position 6 of "quest sink(16)": expected "+" or the end`],
     ["quest+scope", `the end at position 11 of "quest+scope": expected "(" behind scope`],
@@ -80,6 +92,15 @@ describe("the configuration language", () => {
     for (const text of ["quest ", "quest+sink(064)", "quest+sink(64)+radius(1)", "magic", "dense.1:128@16"]) {
       expect(isCanonicalSelection(text), text).toBe(false);
     }
+  });
+
+  it("lets a request name auto, and nothing else do so", () => {
+    expect(parseRequestedSelection(" auto ")).toBe("auto");
+    expect(parseRequestedSelection("quest + sink(64)")).toBe("quest+sink(64)");
+    expect(() => parseRequestedSelection("autos")).toThrow(/expected a policy: dense, .*, tokenselect, auto/);
+    expect(() => parseRequestedSelection("auto+sink(64)")).toThrow(QuireError);
+    expect(messageOf("auto")).toContain(`"auto" at position 0`);
+    expect(isCanonicalSelection("auto")).toBe(false);
   });
 
   it("splits lists at commas outside of parentheses", () => {

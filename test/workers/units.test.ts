@@ -396,6 +396,8 @@ describe("QUIRE_SELECTION", () => {
       budgetTokens: 2048,
       exact: false,
     });
+    const auto = selectionDefaults({ ...env, QUIRE_SELECTION: '{"policy":"auto"}' });
+    expect(auto).toEqual({ policy: "auto", budgetTokens: 2048, exact: false });
     for (const broken of ['{"policy":"magic"}', '{"budget_tokens":1}', '{"exact":1}', "1"]) {
       expect(() => selectionDefaults({ ...env, QUIRE_SELECTION: broken })).toThrow();
     }

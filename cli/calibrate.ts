@@ -1,0 +1,107 @@
+/** `quire calibrate MODEL`: measures what `auto` should choose on a model, and writes it beside the model. */
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { type CalibrationRow, calibrationRows, decideCalibration } from "../bench/eval/calibrate.ts";
+import { figuresOf } from "../bench/eval/figures.ts";
+import { evalFlags } from "../bench/eval/flags.ts";
+import { runEval } from "../bench/eval/run.ts";
+import { describeMachine } from "../bench/machine.ts";
+import { renderTable } from "../bench/table.ts";
+import { calibrationPath } from "../engine/calibration.ts";
+import { type Calibration, UNCALIBRATED_SELECTION } from "../models/selection/calibration.ts";
+import type { Command } from "./command.ts";
+import { describeFlags, type FlagValues, parseFlags, parseSelectionFlag } from "./flags.ts";
+import { listenForStop } from "./stop-request.ts";
+import { UsageError } from "./usage-error.ts";
+
+const { budgets, contexts, documents, tokens, text, device, threads, weights, kv } = evalFlags;
+
+const calibrateFlags = {
+  selection: {
+    help: "what auto is to choose where it does not stay dense",
+    placeholder: "SELECTION",
+    fallback: UNCALIBRATED_SELECTION,
+    parse: parseSelectionFlag,
+  },
+  "divergence-max": {
+    help: "the promise: KL of the next token from dense, upper end of its 95 % interval, in nats",
+    placeholder: "NATS",
+    fallback: "0.01",
+    parse: parseNats,
+  },
+  ...{ contexts, budgets, documents, tokens, text, device, threads, weights, kv },
+  "case-file": evalFlags["case-file"],
+} as const;
+
+type CalibrateValues = FlagValues<typeof calibrateFlags>;
+
+/** The command. */
+export const calibrateCommand: Command = {
+  help: () =>
+    `Usage: quire calibrate MODEL [flags]\n\n  MODEL    HF model folder or GGUF file; selection.json is written beside it\n\n${describeFlags(calibrateFlags)}\n`,
+  async run([model, ...rest]) {
+    if (model === undefined || model.startsWith("-"))
+      throw new UsageError("calibrate needs a model folder or GGUF file");
+    await calibrate(model, parseFlags(calibrateFlags, rest, {}));
+    return 0;
+  },
+};
+
+async function calibrate(model: string, values: CalibrateValues): Promise<void> {
+  const path = await calibrationPath(model);
+  const folder = await mkdtemp(join(tmpdir(), "quire-calibrate-"));
+  try {
+    const stop = listenForStop(process, () => performance.now());
+    const life = new AbortController();
+    void stop.requested.then(() => life.abort());
+    const measured = { ...values, model, policies: [values.selection], cases: 0, kinds: undefined };
+    const run = await runEval({ ...measured, out: folder, seed: 1, quick: "false" }, folder, {
+      print: (line) => void process.stdout.write(`${line}\n`),
+      progress: (line) => void process.stderr.write(`${line}\n`),
+      signal: life.signal,
+      insisted: stop.insisted,
+      env: process.env,
+    });
+    if (run.interrupted) throw new UsageError("stopped; nothing was written");
+    const { fidelity } = figuresOf(run.candidates, run.windows, []);
+    const divergenceMax = values["divergence-max"];
+    const rows = calibrationRows(fidelity, values.selection, { divergenceMax });
+    const { fingerprint } = run.model;
+    const calibration = decideCalibration(rows, { fingerprint, selection: values.selection });
+    const notes = { promise: { divergenceMax }, measured: rows, model: run.model, machine: describeMachine() };
+    await writeFile(path, `${JSON.stringify({ ...calibration, ...notes }, undefined, 2)}\n`);
+    process.stdout.write(`${[...table(rows), "", summary(calibration), `written: ${path}`].join("\n")}\n`);
+  } finally {
+    await rm(folder, { recursive: true });
+  }
+}
+
+function table(rows: readonly CalibrationRow[]): string[] {
+  const number = (value: number | undefined, digits: number): string => value?.toFixed(digits) ?? "-";
+  return renderTable<CalibrationRow>(
+    [
+      { header: "context", cell: (row) => String(row.contextTokens) },
+      { header: "budget", cell: (row) => number(row.budgetTokens, 0) },
+      { header: "KL nats", cell: (row) => number(row.divergence, 4) },
+      { header: "bytes %", cell: (row) => number(row.bytesShare === undefined ? undefined : row.bytesShare * 100, 1) },
+      { header: "ms", cell: (row) => number(row.stepMs, 2) },
+      { header: "dense ms", cell: (row) => number(row.denseStepMs, 2) },
+      { header: "pays", align: "left", cell: (row) => (row.pays ? "yes" : "no") },
+    ],
+    rows,
+  );
+}
+
+function summary({ selection, denseBelowTokens, budgets: chosen }: Calibration): string {
+  if (denseBelowTokens === undefined)
+    return "auto: dense at every context; nothing that was measured keeps the promise and pays";
+  const steps = chosen.map(({ contextTokens, budgetTokens }) => `${budgetTokens} up to ${contextTokens}`).join(", ");
+  return `auto: dense below ${denseBelowTokens} tokens; from there ${selection}, budget ${steps}, beyond in proportion`;
+}
+
+function parseNats(text: string): number {
+  const value = /^\d+(\.\d+)?(e-\d+)?$/.test(text) ? Number(text) : Number.NaN;
+  if (value > 0 && value <= 10) return value;
+  throw new UsageError("must be a number above 0, at most 10");
+}

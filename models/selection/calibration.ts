@@ -1,0 +1,113 @@
+/**
+ * What `auto` stands for on one model: dense while selecting does not pay, and from there on a selection with a budget that keeps a stated
+ * fidelity. Measured by `quire calibrate`, kept as `selection.json` beside the model.
+ */
+import { PAGE_TOKENS } from "../../kernels/contract.ts";
+import { QuireError } from "../../protocol/errors.ts";
+import type { SelectionConfiguration } from "../../protocol/generate.ts";
+import { isCanonicalSelection } from "../../protocol/selection.ts";
+import { BUDGET_TOKENS_MIN } from "./policy.ts";
+import { policyNamed } from "./registry.ts";
+
+/** Name of the file, in the model's folder, or behind a GGUF file's name and a dot. */
+export const CALIBRATION_FILE = "selection.json";
+
+/** What `auto` stands for on a model that nobody has calibrated, at the budget that the request names. */
+export const UNCALIBRATED_SELECTION: SelectionConfiguration = "mean-deviation";
+
+/** A budget that is enough up to a context. */
+export interface CalibratedBudget {
+  contextTokens: number;
+  budgetTokens: number;
+}
+
+/** The contents of the file; whatever else it holds is for people. */
+export interface Calibration {
+  format: 1;
+  /** Of the model that was measured. */
+  fingerprint: string;
+  selection: SelectionConfiguration;
+  /** Shorter contexts are attended in full; absent: all are. */
+  denseBelowTokens?: number;
+  /** Ascending in both; not empty where `denseBelowTokens` is there. */
+  budgets: CalibratedBudget[];
+}
+
+/** A policy and its budget. */
+export interface ChosenSelection {
+  policy: SelectionConfiguration;
+  budgetTokens: number;
+}
+
+/**
+ * What `auto` means for a context. Behind the longest one measured the budget grows with the context. `budgetTokens`: what the request
+ * named, which counts on a model without calibration only.
+ */
+export function chooseSelection(
+  calibration: Calibration | undefined,
+  { contextTokens, budgetTokens }: { contextTokens: number; budgetTokens: number },
+): ChosenSelection {
+  if (calibration === undefined) return { policy: UNCALIBRATED_SELECTION, budgetTokens };
+  const { selection, denseBelowTokens, budgets } = calibration;
+  const last = budgets.at(-1);
+  if (denseBelowTokens === undefined || last === undefined || contextTokens < denseBelowTokens) {
+    return { policy: "dense", budgetTokens };
+  }
+  const enough = budgets.find((entry) => contextTokens <= entry.contextTokens);
+  if (enough !== undefined) return { policy: selection, budgetTokens: enough.budgetTokens };
+  const grown = (last.budgetTokens * contextTokens) / last.contextTokens;
+  return { policy: selection, budgetTokens: Math.ceil(grown / PAGE_TOKENS) * PAGE_TOKENS };
+}
+
+/**
+ * Reads a calibration. @throws {QuireError} `invalid_request`, one line that names the field, for a file that is none or is of another
+ * model.
+ */
+export function parseCalibration(text: string, fingerprint: string): Calibration {
+  const fields = parseObject(text);
+  if (fields.format !== 1) refuse("format is not 1");
+  if (fields.fingerprint !== fingerprint) refuse("it is of another model or weight encoding; calibrate again");
+  const { selection, denseBelowTokens } = fields;
+  if (typeof selection !== "string" || !isCanonicalSelection(selection)) refuse("selection is none in canonical form");
+  if (denseBelowTokens !== undefined && !isCount(denseBelowTokens)) refuse("denseBelowTokens is not a token count");
+  const budgets = parseBudgets(fields.budgets, selection);
+  if (denseBelowTokens !== undefined && budgets.length === 0) refuse("budgets are empty");
+  const calibration = { format: 1, fingerprint, selection, budgets } as const;
+  return denseBelowTokens === undefined ? calibration : { ...calibration, denseBelowTokens };
+}
+
+function parseBudgets(value: unknown, selection: SelectionConfiguration): CalibratedBudget[] {
+  if (!Array.isArray(value)) refuse("budgets is not a list");
+  const budgets: CalibratedBudget[] = [];
+  for (const item of value as unknown[]) {
+    const { contextTokens, budgetTokens } = (item ?? {}) as Record<string, unknown>;
+    const before = budgets.at(-1) ?? { contextTokens: 0, budgetTokens: BUDGET_TOKENS_MIN };
+    const ascends =
+      isCount(contextTokens) &&
+      isCount(budgetTokens) &&
+      contextTokens > before.contextTokens &&
+      budgetTokens >= before.budgetTokens;
+    if (!ascends) refuse("budgets do not ascend");
+    policyNamed(selection).plan(budgetTokens);
+    budgets.push({ contextTokens, budgetTokens });
+  }
+  return budgets;
+}
+
+function parseObject(text: string): Record<string, unknown> {
+  try {
+    const value: unknown = JSON.parse(text);
+    if (typeof value === "object" && value !== null && !Array.isArray(value)) return value as Record<string, unknown>;
+  } catch {
+    // As for any other text that is no object.
+  }
+  return refuse("it is not a JSON object");
+}
+
+function isCount(value: unknown): value is number {
+  return Number.isSafeInteger(value) && (value as number) > 0;
+}
+
+function refuse(problem: string): never {
+  throw new QuireError("invalid_request", `${CALIBRATION_FILE}: ${problem}`);
+}

@@ -1,0 +1,61 @@
+/** `quire calibrate` on house-0: what it writes is what an engine reads. */
+import { cp, readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { describe, expect, it, vi } from "vitest";
+import { calibrateCommand } from "../../cli/calibrate.ts";
+import { main } from "../../cli/main.ts";
+import { readCalibration } from "../../engine/calibration.ts";
+import { withTempFolder } from "./run-quire.ts";
+
+const SMALL = ["--contexts", "512,1024", "--budgets", "128,256", "--documents", "2", "--tokens", "4", "--threads", "1"];
+
+async function captured(stream: NodeJS.WriteStream, run: () => Promise<unknown>): Promise<string> {
+  let text = "";
+  const write = vi.spyOn(stream, "write").mockImplementation((chunk) => {
+    text += String(chunk);
+    return true;
+  });
+  try {
+    await run();
+  } finally {
+    write.mockRestore();
+  }
+  return text;
+}
+
+describe("quire calibrate", () => {
+  it("writes a decision beside the model that an engine of that model takes, and no other", async () => {
+    await withTempFolder(async (folder) => {
+      const model = join(folder, "house-0");
+      await cp("weights/house-0", model, { recursive: true });
+      const out = await captured(process.stdout, () => calibrateCommand.run([model, ...SMALL]));
+      expect(out).toContain(`written: ${join(model, "selection.json")}`);
+      expect(out).toMatch(/auto: dense (below|at every)/);
+      const written = JSON.parse(await readFile(join(model, "selection.json"), "utf8"));
+      expect(written).toMatchObject({ format: 1, selection: "mean-deviation", promise: { divergenceMax: 0.01 } });
+      expect(written.measured.map((row: { contextTokens: number }) => row.contextTokens)).toEqual([512, 1024]);
+      const logged: string[] = [];
+      const log = (event: string) => void logged.push(event);
+      const read = await readCalibration(model, written.fingerprint, log);
+      expect(read).toMatchObject({ selection: "mean-deviation", budgets: written.budgets });
+      expect(logged).toEqual([]);
+      expect(await readCalibration(model, "0".repeat(64), log)).toBeUndefined();
+      expect(logged).toEqual(["calibration.ignored"]);
+      expect(await readCalibration("weights/house-0", written.fingerprint, log)).toBeUndefined();
+    });
+  });
+
+  it.each([
+    [[], "calibrate needs a model folder"],
+    [["weights/house-0", "--divergence-max", "0"], "--divergence-max: must be a number above 0"],
+    [["weights/house-0", "--selection", "auto"], `--selection: "auto" at position 0`],
+    [["/nowhere"], "/nowhere: is not there"],
+  ])("refuses %j in one line", async (args, message) => {
+    let code = 0;
+    const err = await captured(process.stderr, async () => {
+      code = await main(["calibrate", ...args]);
+    });
+    expect([code, err]).toEqual([1, expect.stringContaining(message)]);
+    expect(err.trimEnd()).not.toContain("\n");
+  });
+});

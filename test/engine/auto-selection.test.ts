@@ -1,0 +1,47 @@
+/** Requests that leave the choice to the engine: what was chosen is in the usage and in the provenance. */
+import { afterEach, expect, it } from "vitest";
+import type { Calibration } from "../../models/selection/calibration.ts";
+import { idsToBytes } from "../../protocol/ids.ts";
+import { MemoryStore } from "../../storage/memory-store.ts";
+import { generate, openTestEngine, randomIds, request, type TestEngine } from "./harness.ts";
+
+const CALIBRATION: Calibration = {
+  format: 1,
+  fingerprint: "not looked at here",
+  selection: "quest+share(2)",
+  denseBelowTokens: 300,
+  budgets: [{ contextTokens: 400, budgetTokens: 128 }],
+};
+
+const engines: TestEngine[] = [];
+async function open(calibration?: Calibration): Promise<TestEngine> {
+  const settings = calibration === undefined ? {} : { calibration };
+  const engine = await openTestEngine({ store: new MemoryStore(), settings });
+  engines.push(engine);
+  return engine;
+}
+afterEach(async () => {
+  for (const engine of engines.splice(0)) await engine.kill();
+});
+
+const ask = (engine: TestEngine, tokenCount: number, policy: "auto" | "quest+share(2)" | "dense" = "auto") => {
+  const tokens = idsToBytes(randomIds(7, tokenCount));
+  const selection = { policy, budgetTokens: policy === "quest+share(2)" ? 128 : 256, exact: true };
+  return generate(engine, request({ tokens, maxTokens: 8, selection, requestId: `${policy}-${tokenCount}` }));
+};
+
+it("is dense below the break-even and the calibrated selection from there", async () => {
+  const engine = await open(CALIBRATION);
+  const short = await ask(engine, 299);
+  expect(short.usage).toMatchObject({ policy: "dense", pagesSelected: 0 });
+  const long = await ask(engine, 350);
+  expect(long.usage).toMatchObject({ policy: "quest+share(2)", budgetTokens: 128 });
+  expect(long.usage.pagesSelected).toBeGreaterThan(0);
+  expect(long.spans.at(-1)?.how).toBe("quest+share(2).1:128@1");
+  expect(long.ids).toEqual((await ask(await open(), 350, "quest+share(2)")).ids);
+});
+
+it("is the engine's own choice at the request's budget where nobody has measured", async () => {
+  const { usage } = await ask(await open(), 350);
+  expect(usage).toMatchObject({ policy: "mean-deviation", budgetTokens: 256 });
+});

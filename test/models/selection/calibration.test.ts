@@ -1,0 +1,71 @@
+/** What `auto` stands for, and which files say so. */
+import { describe, expect, it } from "vitest";
+import { type Calibration, chooseSelection, parseCalibration } from "../../../models/selection/calibration.ts";
+
+const CALIBRATION: Calibration = {
+  format: 1,
+  fingerprint: "f".repeat(64),
+  selection: "mean-deviation+sink(64)",
+  denseBelowTokens: 4096,
+  budgets: [
+    { contextTokens: 4096, budgetTokens: 512 },
+    { contextTokens: 16384, budgetTokens: 1024 },
+  ],
+};
+const choose = (contextTokens: number, calibration: Calibration | undefined = CALIBRATION) =>
+  chooseSelection(calibration, { contextTokens, budgetTokens: 2048 });
+const selected = (budgetTokens: number) => ({ policy: "mean-deviation+sink(64)", budgetTokens });
+
+describe("auto", () => {
+  it("is dense below the break-even, then has the budget of the next context measured", () => {
+    expect(choose(1)).toEqual({ policy: "dense", budgetTokens: 2048 });
+    expect(choose(4095)).toEqual({ policy: "dense", budgetTokens: 2048 });
+    expect(choose(4096)).toEqual(selected(512));
+    expect(choose(4097)).toEqual(selected(1024));
+    expect(choose(16384)).toEqual(selected(1024));
+  });
+
+  it("grows with the context beyond what was measured, in whole pages", () => {
+    expect(choose(32768)).toEqual(selected(2048));
+    expect(choose(16385)).toEqual(selected(1040));
+  });
+
+  it("is dense everywhere where nothing paid, and what the request names where nobody measured", () => {
+    const { denseBelowTokens: _, ...never } = { ...CALIBRATION, budgets: [] };
+    expect(choose(1_000_000, never)).toEqual({ policy: "dense", budgetTokens: 2048 });
+    expect(chooseSelection(undefined, { contextTokens: 9000, budgetTokens: 256 })).toEqual({
+      policy: "mean-deviation",
+      budgetTokens: 256,
+    });
+  });
+});
+
+describe("a calibration file", () => {
+  const parse = (fields: object) => parseCalibration(JSON.stringify({ ...CALIBRATION, ...fields }), "f".repeat(64));
+
+  it("is read with whatever else it says for people", () => {
+    expect(parse({ promise: { divergenceMax: 0.01 }, measured: [1, 2] })).toEqual(CALIBRATION);
+  });
+
+  it.each([
+    [{ format: 2 }, "format is not 1"],
+    [{ fingerprint: "0" }, "it is of another model or weight encoding"],
+    [{ selection: "magic" }, "selection is none in canonical form"],
+    [{ selection: "auto" }, "selection is none in canonical form"],
+    [{ denseBelowTokens: -1 }, "denseBelowTokens is not a token count"],
+    [{ budgets: [] }, "budgets are empty"],
+    [{ budgets: 7 }, "budgets is not a list"],
+    [{ budgets: [{ contextTokens: 4096 }] }, "budgets do not ascend"],
+    [{ budgets: [null] }, "budgets do not ascend"],
+    [{ budgets: [...CALIBRATION.budgets].reverse() }, "budgets do not ascend"],
+    [{ budgets: [{ contextTokens: 4096, budgetTokens: 500 }] }, "multiple of 16"],
+    [{ selection: "quest+sink(512)" }, "too small for a selection"],
+  ])("with %j is refused by name", (fields, message) => {
+    expect(() => parse(fields)).toThrow(message);
+    expect(() => parse(fields)).toThrow(expect.objectContaining({ code: "invalid_request" }));
+  });
+
+  it.each(["", "[]", "null", "{"])("that is %j is refused", (text) => {
+    expect(() => parseCalibration(text, "f")).toThrow("it is not a JSON object");
+  });
+});
