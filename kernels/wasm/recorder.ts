@@ -15,12 +15,13 @@ import { sampleRow } from "../sample-row.ts";
 import { ChosenBlocks, emptyTraffic, MissSet } from "../traffic.ts";
 import { assertSlices, assertSlicesFit } from "../validate.ts";
 import { append, writeRowTable } from "./append.ts";
-import { attend, countKvBytes } from "./attend.ts";
+import { type AttendTiles, attend, prepareTiles } from "./attend.ts";
 import type { Arena } from "./heap.ts";
 import { embed, gatherRows, matmul, rmsNorm, siluMul } from "./linear-ops.ts";
 import type { Machine } from "./machine.ts";
 import { floatsAt, ownBuffer, ownMatrix, ownPool, type WasmPool } from "./memory.ts";
-import { type GroupSelection, select } from "./select.ts";
+import { select, viewsOf } from "./select.ts";
+import { prepareBatch, type SelectionBatch } from "./selection-batch.ts";
 
 type Args<Op extends keyof StepRecorder> = Parameters<StepRecorder[Op]>[0];
 
@@ -45,7 +46,9 @@ export class WasmRecorder implements StepRecorder {
   readonly #chosenBlocks: ChosenBlocks;
   readonly #samples: Sample[] = [];
   readonly #checkedPools = new Set<WasmPool>();
-  #selected: { pool: WasmPool; layer: number; groups: GroupSelection[] } | undefined;
+  /** Of the pools that were selected from, usually one. */
+  readonly #batches: { batch: SelectionBatch; tiles: AttendTiles }[] = [];
+  #selected: { batch: SelectionBatch; tiles: AttendTiles; layer: number } | undefined;
   #failure: QuireError | undefined;
   #ended = false;
 
@@ -129,11 +132,13 @@ export class WasmRecorder implements StepRecorder {
   select({ pool, layer, headCount, q }: Args<"select">): void {
     const own = this.#poolFor(pool, layer, headCount);
     const queries = this.#floats(q, this.#rowCount * headCount * own.spec.headDim);
-    const args = { pool: own, layer, headCount, q: queries, arena: this.#arenas.selection };
+    const args = { layer, q: queries, arena: this.#arenas.selection };
     const counters = { misses: this.#misses, chosenBlocks: this.#chosenBlocks, traffic: this.#traffic };
     this.#selected = undefined;
     this.#run(() => {
-      this.#selected = { pool: own, layer, groups: select(this.#machine, args, this.#slices, counters) };
+      const { batch, tiles } = this.#batchOf(own, headCount);
+      select(this.#machine, batch, args, counters);
+      this.#selected = { batch, tiles, layer };
     });
   }
 
@@ -141,12 +146,15 @@ export class WasmRecorder implements StepRecorder {
     const own = this.#poolFor(pool, layer, headCount);
     assertDistinct(out, q);
     const elements = this.#rowCount * headCount * own.spec.headDim;
-    const args = { pool: own, layer, headCount, q: this.#floats(q, elements), out: this.#floats(out, elements) };
+    const args = { layer, q: this.#floats(q, elements), out: this.#floats(out, elements) };
     this.#run(() => {
       const selected = this.#selected;
-      assert(selected?.pool === own && selected.layer === layer, `attend at layer ${layer} without its select`);
-      attend(this.#machine, args, selected.groups);
-      countKvBytes(args, selected.groups, this.#traffic);
+      const isSame = selected?.batch.pool === own && selected.batch.headCount === headCount && selected.layer === layer;
+      assert(isSame, `attend at layer ${layer} without its select`);
+      const { batch, tiles } = selected;
+      attend(this.#machine, batch, tiles, args);
+      for (const { sliceIndex, kvBytes } of batch.groups)
+        (this.#traffic[sliceIndex] as SliceTraffic).kvBytes += kvBytes;
     });
   }
 
@@ -169,21 +177,32 @@ export class WasmRecorder implements StepRecorder {
     this.#onEnd();
     const failure = this.#failure ?? this.#machine.threads.failure;
     if (failure !== undefined) throw failure;
+    for (const { batch } of this.#batches) this.#mergeBitmaps(batch);
     const misses = this.#misses.list();
     return { samples: this.#samples, misses, traffic: this.#traffic, ...this.#chosenBlocks.list() };
   }
 
   /** What the last `select` chose, ascending by (slice, group, KV head). */
   selectionViews(): SelectionView[] {
-    return (this.#selected?.groups ?? []).flatMap(({ sliceIndex, groupIndex, chosen }) =>
-      chosen.map(({ pages, tokenMasks }, kvHead) => ({
-        sliceIndex,
-        group: groupIndex,
-        kvHead,
-        ...(pages === undefined ? {} : { pages: [...pages] }),
-        ...(tokenMasks === undefined ? {} : { tokenMasks: [...tokenMasks] }),
-      })),
-    );
+    return this.#selected === undefined ? [] : viewsOf(this.#machine, this.#selected.batch);
+  }
+
+  /** What selections of this pool have in common, laid out when it is first selected from. */
+  #batchOf(pool: WasmPool, headCount: number): { batch: SelectionBatch; tiles: AttendTiles } {
+    const known = this.#batches.find(({ batch }) => batch.pool === pool && batch.headCount === headCount);
+    if (known !== undefined) return known;
+    const batch = prepareBatch(this.#machine, this.#arenas.step, { pool, headCount, slices: this.#slices });
+    const entry = { batch, tiles: prepareTiles(this.#machine, this.#arenas.step, batch) };
+    this.#batches.push(entry);
+    return entry;
+  }
+
+  #mergeBitmaps({ bitmapsAt, pool, slices }: SelectionBatch): void {
+    bitmapsAt.forEach((at, index) => {
+      if (at === 0) return;
+      const words = pool.spec.layerCount * Math.ceil((slices[index]?.blockCapacity ?? 0) / 32);
+      this.#chosenBlocks.merge(index, this.#machine.heap.words.subarray(at / 4, at / 4 + words));
+    });
   }
 
   /** Runs work of this step, unless a thread has failed; a failure is kept for `submit`. */
