@@ -13,9 +13,17 @@ export const benches: Readonly<Record<string, BenchEntry>> = {
     summary: "multi-turn sessions against the edge or an engine: latencies, errors, reuse",
     load: async () => (await import("./load/load.ts")).loadBench,
   },
+  interference: {
+    summary: "what sequences that stream feel of a long prompt beside them",
+    load: async () => (await import("./schedule/interference.ts")).interferenceBench,
+  },
   recall: {
     summary: "share of right answers by kind of question, length of the context and selection policy",
     load: async () => (await import("./recall/recall.ts")).recallBench,
+  },
+  eval: {
+    summary: "which selection costs a model what: fidelity, perplexity and answers against bytes (npm run eval)",
+    load: async () => (await import("./eval/eval.ts")).evalBench,
   },
   tokenizer: {
     summary: "tokens per second in workerd and in Node, against @huggingface/tokenizers",

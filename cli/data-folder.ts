@@ -8,6 +8,8 @@ import { UsageError } from "./usage-error.ts";
 export interface Secrets {
   /** What clients send as bearer token. */
   apiKey: string;
+  /** For `quire keys`: manages API keys, and nothing else. */
+  operatorKey: string;
   /** Shared by edge and engine. */
   engineKey: string;
   /** Names all stored pages; changing it orphans them. */
@@ -95,16 +97,25 @@ async function loadSecrets(folder: string, path: string, writePrivate: DataFolde
     return secrets;
   }
   await chmod(path, 0o600);
-  const secrets = parseSecrets(text);
-  if (secrets === undefined)
+  const known = parseSecrets(text);
+  if (known === undefined)
     throw new UsageError(`${folder}/secrets.json is damaged: restore it, or remove it to start anew`);
+  if (known.operatorKey !== undefined) return { ...known, operatorKey: known.operatorKey };
+  // A folder from before there were operators.
+  const secrets = { ...known, operatorKey: newKey() };
+  await writePrivate("secrets.json", `${JSON.stringify(secrets, undefined, 2)}\n`);
   return secrets;
+}
+
+function newKey(): string {
+  return `qk-${randomBytes(32).toString("base64url")}`;
 }
 
 function newSecrets(): Secrets {
   const random = (bytes: number): string => randomBytes(bytes).toString("hex");
   return {
-    apiKey: `qk-${randomBytes(24).toString("base64url")}`,
+    apiKey: newKey(),
+    operatorKey: newKey(),
     engineKey: random(32),
     tenantSalt: random(32),
     s3AccessKeyId: random(10),
@@ -112,7 +123,7 @@ function newSecrets(): Secrets {
   };
 }
 
-function parseSecrets(text: string): Secrets | undefined {
+function parseSecrets(text: string): (Omit<Secrets, "operatorKey"> & Partial<Secrets>) | undefined {
   try {
     const value = JSON.parse(text) as Record<string, unknown>;
     const names = ["apiKey", "engineKey", "tenantSalt", "s3AccessKeyId", "s3SecretAccessKey"];
@@ -123,8 +134,11 @@ function parseSecrets(text: string): Secrets | undefined {
   }
 }
 
-/** The edge's table of API keys: hashes only, all of the development tenant. */
-export function apiKeyTable(apiKey: string): string {
-  const hash = createHash("sha256").update(apiKey).digest("hex");
-  return JSON.stringify({ [hash]: { tenant: "dev" } });
+/** The edge's table of API keys: hashes only. The client's key is the development tenant's, the operator's manages others. */
+export function apiKeyTable({ apiKey, operatorKey }: Pick<Secrets, "apiKey" | "operatorKey">): string {
+  const hash = (key: string) => createHash("sha256").update(key).digest("hex");
+  return JSON.stringify({
+    [hash(apiKey)]: { tenant: "dev" },
+    [hash(operatorKey)]: { tenant: "operators", scopes: ["keys"] },
+  });
 }

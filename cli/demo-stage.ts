@@ -18,6 +18,7 @@ import { Stack } from "./stack.ts";
 
 const host = "127.0.0.1";
 const persistMsMax = 30_000;
+const readyMsMax = 10_000;
 const pollMs = 50;
 const warningCountMax = 20;
 
@@ -35,9 +36,21 @@ interface StageParts {
   warnings: readonly string[];
 }
 
+/** An engine that runs beside others. */
+export interface StageEngine {
+  /** As the edge and `usage.quire.engines` call it. */
+  id: string;
+  pid: number;
+  /** SIGKILL; resolves when it is gone. */
+  kill(): Promise<void>;
+}
+
 /** See the head of this file. Ports are free ones; {@link Stage.close} leaves no process and no file behind. */
 export class Stage {
   readonly client: Quire;
+  /** For requests that the client library has no word for. */
+  readonly edgeUrl: string;
+  readonly apiKey: string;
   /** The last lines in which edge and engines warned; damage is warned of, so they matter only when something did not go well. */
   readonly warnings: readonly string[];
   readonly #data: DataFolder;
@@ -52,6 +65,8 @@ export class Stage {
     this.#stack = parts.stack;
     this.#store = parts.store;
     this.#enginePort = parts.enginePort;
+    this.edgeUrl = parts.stack.edgeUrl;
+    this.apiKey = parts.data.secrets.apiKey;
     this.client = new Quire({ baseUrl: parts.stack.edgeUrl, apiKey: parts.data.secrets.apiKey });
   }
 
@@ -95,6 +110,28 @@ export class Stage {
     if (which === "another") this.#enginePort = await findPort({ host, port: 0, flag: "--engine-port" });
     this.#engine = this.#stack.startEngine(this.#enginePort);
     await this.#stack.untilServed(this.#engine, this.#enginePort);
+  }
+
+  /** Starts an engine beside those that run; resolves when it takes requests and has told the edge. */
+  async addEngine(): Promise<StageEngine> {
+    const port = await findPort({ host, port: 0, flag: "--engine-port" });
+    const child = this.#stack.startEngine(port);
+    await this.#stack.untilServed(child, port);
+    const isReady = /engine (engine-[0-9a-f]+) is ready/;
+    let id = isReady.exec(child.lastLines().join("\n"))?.[1];
+    for (const endMs = performance.now() + readyMsMax; id === undefined && performance.now() < endMs; ) {
+      await sleep(pollMs);
+      id = isReady.exec(child.lastLines().join("\n"))?.[1];
+    }
+    assert(id !== undefined && child.pid !== undefined, "an engine that serves says its name");
+    return {
+      id,
+      pid: child.pid,
+      kill: async () => {
+        child.kill();
+        await child.ended;
+      },
+    };
   }
 
   /** SIGKILL: the engine has no chance to persist anything. Resolves to its process id when it is gone. */

@@ -3,7 +3,8 @@ import { readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { assert } from "../protocol/assert.ts";
-import type { SelectionPolicyName } from "../protocol/generate.ts";
+import type { SelectionConfiguration } from "../protocol/generate.ts";
+import { LIMITS } from "../protocol/limits.ts";
 import { type Child, startChild } from "./child-process.ts";
 import { apiKeyTable, type DataFolder, type Secrets } from "./data-folder.ts";
 
@@ -14,7 +15,7 @@ export const bucketName = "quire-pages";
 
 /** Selection of requests that name none; absent fields are the Worker's own defaults. */
 export interface DefaultSelection {
-  policy?: SelectionPolicyName | undefined;
+  policy?: SelectionConfiguration | undefined;
   budgetTokens?: number | undefined;
   exact?: boolean | undefined;
 }
@@ -85,12 +86,20 @@ function setTomlString(toml: string, name: string, value: string): string {
   return toml.replace(pattern, () => `${name} = ${JSON.stringify(value)}`);
 }
 
+/** Whoever starts an edge on a machine of their own has nobody to be protected from. */
+const ownMachineLimits = {
+  requests_per_minute: LIMITS.requestsPerMinuteMax,
+  tokens_per_minute: LIMITS.tokensPerMinuteMax,
+  turns_concurrent: LIMITS.turnsConcurrentMax,
+};
+
 /** The Worker's secrets in the format of `.dev.vars`; JSON stands in single quotes, which it never contains. */
 export function devVars(secrets: Secrets, selection: DefaultSelection): string {
   const lines = [
-    `QUIRE_API_KEYS='${apiKeyTable(secrets.apiKey)}'`,
+    `QUIRE_API_KEYS='${apiKeyTable(secrets)}'`,
     `QUIRE_TENANT_SALT=${secrets.tenantSalt}`,
     `QUIRE_ENGINE_KEY=${secrets.engineKey}`,
+    `QUIRE_LIMITS='${JSON.stringify(ownMachineLimits)}'`,
   ];
   const { policy, budgetTokens, exact } = selection;
   const json = JSON.stringify({ policy, budget_tokens: budgetTokens, exact });

@@ -1,5 +1,7 @@
 /** Flags of the engine that `quire start` and `quire serve` share; start hands them on. */
-import { parseBytes, parseChoice, parseInteger, parseText } from "./flags.ts";
+import { BUDGET_TOKENS_MIN } from "../models/selection/policy.ts";
+import { parseBudget, parseBytes, parseChoice, parseInteger, parseText } from "./flags.ts";
+import { UsageError } from "./usage-error.ts";
 
 /** Device, numerics and memory of one engine. */
 export const engineFlags = {
@@ -50,7 +52,20 @@ export const engineFlags = {
     env: "QUIRE_CONTEXT",
     parse: parseInteger({ min: 64, max: 16_777_216 }),
   },
+  "degraded-budget": {
+    help: "selection budget of turns that come while the engine is busy, where they ask for more (their usage says so); without it: what they ask",
+    placeholder: "TOKENS",
+    env: "QUIRE_DEGRADED_BUDGET",
+    parse: parseDegradedBudget,
+  },
 } as const;
+
+/** No policy takes less than {@link BUDGET_TOKENS_MIN}. */
+function parseDegradedBudget(text: string): number {
+  const budgetTokens = parseBudget(text);
+  if (budgetTokens >= BUDGET_TOKENS_MIN) return budgetTokens;
+  throw new UsageError(`must be at least ${BUDGET_TOKENS_MIN}`);
+}
 
 /** Names of the shared flags. */
 export type EngineFlagName = keyof typeof engineFlags;

@@ -1,5 +1,8 @@
 /** Command-line flags with environment variables behind them: declared once, parsed and explained from that. */
 import { parseArgs } from "node:util";
+import { QuireError } from "../protocol/errors.ts";
+import type { SelectionConfiguration } from "../protocol/generate.ts";
+import { parseSelection } from "../protocol/selection.ts";
 import { UsageError } from "./usage-error.ts";
 
 /** One flag. Its value is the command line's, else the variable's, else the default. */
@@ -99,6 +102,16 @@ export function parseBudget(text: string): number {
   const value = parseInteger({ min: 16, max: 1_048_576 })(text);
   if (value % 16 === 0) return value;
   throw new UsageError("must be a multiple of 16 (whole pages)");
+}
+
+/** A selection configuration (protocol/selection.ts), in canonical form. */
+export function parseSelectionFlag(text: string): SelectionConfiguration {
+  try {
+    return parseSelection(text).canonical;
+  } catch (error) {
+    if (error instanceof QuireError) throw new UsageError(error.message.replace(/^Invalid '[^']*': |\.$/g, ""));
+    throw error;
+  }
 }
 
 /** One of a few words, as a parser for a flag. */

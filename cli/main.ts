@@ -12,6 +12,7 @@ Usage: quire <command> [flags]
   serve              an engine alone
   pull               a model from the hub, into a folder
   inspect            what a model is, what its context costs, and what fits into which memory
+  keys               API keys: create, list, revoke, rotate
   compile-tokenizer  a model's vocabulary as one file that the edge opens at once
 
   quire <command> --help    the flags of a command
@@ -29,6 +30,8 @@ async function loadCommand(name: string): Promise<Command | undefined> {
       return (await import("./compile-tokenizer.ts")).compileTokenizerCommand;
     case "pull":
       return (await import("./pull.ts")).pullCommand;
+    case "keys":
+      return (await import("./keys.ts")).keysCommand;
     case "inspect":
       return (await import("./inspect.ts")).inspectCommand;
     default:

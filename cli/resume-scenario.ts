@@ -1,6 +1,6 @@
 /** The demonstration's plot: three questions about one passage, and what may happen to the engine and the pages between them. */
 import { randomUUID } from "node:crypto";
-import type { SelectionPolicyName } from "../protocol/generate.ts";
+import type { SelectionConfiguration } from "../protocol/generate.ts";
 import type { Session, Usage } from "../sdk/index.ts";
 import { demoPassage, demoQuestions } from "./demo-passage.ts";
 import type { Persisted, Stage } from "./demo-stage.ts";
@@ -25,7 +25,7 @@ export interface Ending {
 
 /** Everything that one run showed. */
 export interface ResumeOutcome {
-  policy: SelectionPolicyName;
+  policy: SelectionConfiguration;
   /** Three turns without any harm. */
   undisturbed: Turn[];
   /** Turns 1 and 2 of the conversations that are harmed, in the order of `endings`. */
@@ -50,7 +50,7 @@ const lastFactToken = 2 + demoPassage.indexOf("Badoru");
 /** The three turns on an engine with nothing in memory or store, and then the harm. Leaves the stage without an engine. */
 export async function playResume(
   stage: Stage,
-  policy: SelectionPolicyName,
+  policy: SelectionConfiguration,
   audience: Audience,
 ): Promise<ResumeOutcome> {
   const open = (id: string): Session =>

@@ -44,7 +44,7 @@ const serveFlags = {
     parse: parseHttpUrl,
   },
   "engine-key": {
-    help: "bearer key shared with the edge; other users can see flags, so prefer the variable",
+    help: "secret shared with the edge, which signs its requests with it; other users can see flags, so prefer the variable",
     placeholder: "KEY",
     env: "QUIRE_ENGINE_KEY",
     parse: parseText,
@@ -93,6 +93,7 @@ function openServer(
     engineKey: values["engine-key"],
     edgeUrl: values.edge,
     publicUrl: values["public-url"],
+    settings: values["degraded-budget"] === undefined ? {} : { degradedBudgetTokens: values["degraded-budget"] },
     onLoadProgress: loadReport(
       (line) => process.stderr.write(line),
       () => performance.now(),

@@ -1,6 +1,6 @@
 /** The flags of `quire start`. */
 import { engineFlags } from "./engine-flags.ts";
-import { parseBudget, parseChoice, parsePort, parseText } from "./flags.ts";
+import { parseBudget, parseChoice, parsePort, parseSelectionFlag, parseText } from "./flags.ts";
 
 /** Where the edge and the engine listen, where the data lies, and how requests select by default. */
 export const startFlags = {
@@ -33,10 +33,10 @@ export const startFlags = {
     parse: parseText,
   },
   policy: {
-    help: "selection of requests that name none",
-    placeholder: "NAME",
+    help: "selection of requests that name none: a policy, or one with modifiers such as quest+scope(layer)",
+    placeholder: "SELECTION",
     env: "QUIRE_POLICY",
-    parse: parseChoice(["dense", "streaming", "quest", "mean-deviation", "tokenselect"]),
+    parse: parseSelectionFlag,
   },
   budget: {
     help: "tokens that a step attends to, for requests that name none",

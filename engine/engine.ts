@@ -3,39 +3,28 @@
  * wakes it. A request's life: `submit` -> queued -> attaching (KV from cache and store) -> running (prefill and decode in one batch,
  * suspended while selected blocks are fetched) -> settling (tail and manifest) -> ended.
  */
-import type { Miss, Sample } from "../kernels/contract.ts";
-import type { ModelRunner, SequenceResult, SequenceStep } from "../models/contract.ts";
+import type { Miss, Sample, SummaryKind } from "../kernels/contract.ts";
+import type { SequenceResult, SequenceStep } from "../models/contract.ts";
 import { assert } from "../protocol/assert.ts";
 import { QuireError } from "../protocol/errors.ts";
 import type { GenerateRequest } from "../protocol/generate.ts";
 import { replayableSpans, resolveSelection } from "./http/request-check.ts";
-import type { Attacher } from "./kv/attacher.ts";
-import type { BlockCache, LogicalBlock } from "./kv/block-cache.ts";
-import type { BlockFetcher, BlockLayer } from "./kv/block-fetcher.ts";
+import type { LogicalBlock } from "./kv/block-cache.ts";
+import { allLayers, type BlockLayer } from "./kv/block-fetcher.ts";
 import type { GateClass } from "./kv/gate.ts";
-import type { OpenBlocks } from "./kv/open-blocks.ts";
 import { parkTail } from "./kv/tail-parking.ts";
-import type { Persister } from "./persist/persister.ts";
-import { ChunkSizer } from "./sequence/chunk-sizer.ts";
+import type { EngineParts, EngineStatus, Ticket } from "./parts.ts";
+import { Admission } from "./schedule/admission.ts";
+import { CostModel } from "./schedule/cost-model.ts";
+import { addLoads } from "./schedule/step-load.ts";
+import { type PlannedPart, StepPlanner } from "./schedule/step-planner.ts";
+import { Tenants } from "./schedule/tenants.ts";
+import { WaitingQueue } from "./schedule/waiting-queue.ts";
 import type { PlannedSlice } from "./sequence/planned-slice.ts";
 import { sampleParams, takeSample } from "./sequence/sampling.ts";
-import { Sequence, type SequenceSink } from "./sequence/sequence.ts";
-import { commitSlice, denseNeeds, discardSlice, fillTables, nextRows, planSlice } from "./sequence/slice-planner.ts";
+import { blocksOf, Sequence, type SequenceSink } from "./sequence/sequence.ts";
+import { commitSlice, discardSlice, fillTables, planSlice, rowNeeds, scoredKind } from "./sequence/slice-planner.ts";
 import { countFetch, countMisses, countTraffic } from "./sequence/traffic.ts";
-import type { Clock, EngineLog, EngineSettings } from "./settings.ts";
-
-/** The parts an engine drives; see `open.ts`. */
-export interface EngineParts {
-  settings: EngineSettings;
-  runner: ModelRunner;
-  cache: BlockCache;
-  opens: OpenBlocks;
-  fetcher: BlockFetcher;
-  attacher: Attacher;
-  persister: Persister;
-  clock: Clock;
-  log: EngineLog;
-}
 
 /** While everything waits for the store, deadlines are looked at this often. */
 const DEADLINE_CHECK_MS = 250;
@@ -43,31 +32,19 @@ const DEADLINE_CHECK_MS = 250;
 /** Share of a step's time that I/O gets behind it. */
 const BREATH_SHARE = 0.05;
 
-/** What the engine tells of itself. */
-export interface EngineStatus {
-  runningCount: number;
-  queuedCount: number;
-  freeBlockCount: number;
-  blockCount: number;
-  /** Device blocks, open slots held by sequences: 0 when idle, else something leaked. */
-  heldBlockCount: number;
-  heldSlotCount: number;
-  draining: boolean;
-}
-
-/** A submitted request. */
-export interface Ticket {
-  /** Ends it at once, in any phase. */
-  cancel(): void;
-}
+/** A prompt token attends to so many others, where nobody says. */
+const TYPICAL_CONTEXT_TOKENS = 2048;
 
 /** One model, one pool, one loop. `submit` is synchronous and cheap; everything else happens in the loop. */
 export class Engine {
   readonly #parts: EngineParts;
-  readonly #queue: Sequence[] = [];
+  readonly #queue: WaitingQueue;
+  readonly #tenants = new Tenants();
+  readonly #planner: StepPlanner;
+  readonly #admission: Admission;
   readonly #active = new Set<Sequence>();
   readonly #busySessions = new Set<string>();
-  readonly #chunks: ChunkSizer;
+  readonly #cost = new CostModel();
   #draining = false;
   #stopped = false;
   #wake: (() => void) | undefined;
@@ -78,7 +55,17 @@ export class Engine {
 
   constructor(parts: EngineParts) {
     this.#parts = parts;
-    this.#chunks = new ChunkSizer({ rowsMax: parts.settings.stepRowsMax, targetMs: parts.settings.stepMsTarget });
+    const { settings, cache } = parts;
+    this.#queue = new WaitingQueue({
+      ...{ tenants: this.#tenants, queueMax: settings.queueMax, runningMax: settings.runningMax },
+      blocksMax: cache.capacity,
+      isResident: (key) => cache.has(key),
+    });
+    this.#planner = this.#openPlanner();
+    this.#admission = new Admission({
+      ...{ settings, queue: this.#queue, tenants: this.#tenants, cost: this.#cost, active: this.#active },
+      freeBlocks: () => cache.unreservedCount,
+    });
     this.#loop = this.#run();
   }
 
@@ -92,6 +79,7 @@ export class Engine {
       heldBlockCount: runner.pool.spec.blockCount - cache.freeDeviceBlockCount - cache.idleDeviceBlockCount,
       heldSlotCount: opens.takenCount,
       draining: this.#draining,
+      prefillMsPerToken: this.#cost.observedCount === 0 ? undefined : this.#cost.rowMs(TYPICAL_CONTEXT_TOKENS),
     };
   }
 
@@ -100,22 +88,24 @@ export class Engine {
    * @throws {QuireError} `queue_full`, `shutting_down`, `context_length_exceeded` or `invalid_request`; nothing was started then.
    */
   submit(request: GenerateRequest, sink: SequenceSink): Ticket {
-    const { settings, cache, clock, runner } = this.#parts;
+    const { cache, clock, runner } = this.#parts;
     if (this.#draining) throw new QuireError("shutting_down", "The engine is shutting down.", { retryAfterMs: 1000 });
     const { summaryKinds } = runner.pool.spec;
-    const selection = resolveSelection(request.selection, summaryKinds);
+    const nowMs = clock.nowMs();
+    const waitMs = this.#admission.waitMs(request.namespace, blocksOf(request));
+    const selection = this.#admission.underPressure(resolveSelection(request.selection, summaryKinds), waitMs);
     const checked = { ...request, spans: replayableSpans(request.spans, summaryKinds) };
-    const sequence = new Sequence({ request: checked, selection, sink, nowMs: clock.nowMs() });
+    const { layerCount } = runner.config;
+    const sequence = new Sequence({ request: checked, selection, sink, layerCount, nowMs });
     if (sequence.blocksMax > cache.capacity) {
       throw new QuireError(
         "context_length_exceeded",
         `The request may grow to ${sequence.blocksMax * 64} tokens; the KV pool holds ${cache.capacity * 64}.`,
       );
     }
-    if (this.#queue.length >= settings.queueMax) {
-      throw new QuireError("queue_full", `The engine's queue of ${settings.queueMax} is full.`, { retryAfterMs: 1000 });
-    }
-    this.#queue.push(sequence);
+    this.#admission.check(sequence, waitMs, nowMs);
+    this.#tenants.enter(sequence.namespace, nowMs);
+    this.#queue.add(sequence);
     this.wake();
     return { cancel: () => this.#cancel(sequence) };
   }
@@ -168,11 +158,9 @@ export class Engine {
    * Lets I/O run between steps, for a share of the step's time: a file or an HTTP answer takes many turns of the event loop, and with one turn
    * per prefill step of 150 ms a put took over 10 s.
    */
-  async #breathe(startMs: number): Promise<void> {
+  #breathe(startMs: number): Promise<void> {
     const { clock } = this.#parts;
-    const untilMs = clock.nowMs() + BREATH_SHARE * (clock.nowMs() - startMs);
-    do await new Promise<void>((resolve) => setImmediate(resolve));
-    while (clock.nowMs() < untilMs);
+    return clock.breathe(BREATH_SHARE * (clock.nowMs() - startMs));
   }
 
   async #sleep(): Promise<void> {
@@ -181,18 +169,17 @@ export class Engine {
     else await Promise.race([woken, this.#parts.clock.sleep(DEADLINE_CHECK_MS)]);
   }
 
-  /** First come, first served; a session's next turn waits until the one before has settled, without holding up others. */
+  /** As many as may run and find blocks, in the queue's order; a session's next turn waits until the one before has settled. */
   #admit(): void {
     const { settings, cache, clock } = this.#parts;
-    for (const sequence of [...this.#queue]) {
-      if (this.#active.size >= settings.runningMax) return;
-      const session = sequence.sessionKey;
-      if (session !== undefined && this.#busySessions.has(session)) continue;
-      if (!cache.reserve(sequence.blocksMax)) return;
+    const isFree = ({ sessionKey }: Sequence) => sessionKey === undefined || !this.#busySessions.has(sessionKey);
+    while (this.#active.size < settings.runningMax) {
+      const sequence = this.#queue.next(clock.nowMs(), isFree, ({ blocksMax }) => cache.reserve(blocksMax));
+      if (!sequence) return;
       sequence.reservedCount = sequence.blocksMax;
-      this.#queue.splice(this.#queue.indexOf(sequence), 1);
+      this.#tenants.start(sequence.namespace, sequence.reservedCount, clock.nowMs());
       this.#active.add(sequence);
-      if (session !== undefined) this.#busySessions.add(session);
+      if (sequence.sessionKey !== undefined) this.#busySessions.add(sequence.sessionKey);
       sequence.usage.queueMs = clock.nowMs() - sequence.queuedAtMs;
       void this.#attach(sequence);
     }
@@ -214,18 +201,15 @@ export class Engine {
   async #step(): Promise<boolean> {
     const suspended = [...this.#active].find((sequence) => sequence.phase === "running" && sequence.suspended);
     const resumed = suspended !== undefined && (await this.#resume(suspended));
-    const planned = this.#plan();
-    if (planned.length === 0) return resumed;
     const { clock } = this.#parts;
+    const parts = this.#planner.plan(this.#active, clock.nowMs());
+    if (parts.length === 0) return resumed;
     const startMs = clock.nowMs();
     const results = await this.#runStep(
-      planned.map(([sequence, slice]) => ({ sequence, slice, step: this.#sequenceStep(sequence, slice) })),
+      parts.map(({ sequence, slice }) => ({ sequence, slice, step: this.#sequenceStep(sequence, slice) })),
     );
-    const rows = planned.reduce((sum, [, slice]) => sum + slice.slice.rowCount, 0);
-    // A step that was void ended early: its time says nothing of its rows.
-    const whole = results.every((result) => result.checkpoint === undefined);
-    if (whole && rows > planned.length) this.#chunks.observe(rows, clock.nowMs() - startMs);
-    for (const [index, [sequence, slice]] of planned.entries()) {
+    this.#account(parts, results, clock.nowMs() - startMs);
+    for (const [index, { sequence, slice }] of parts.entries()) {
       try {
         this.#finishSlice(sequence, slice, results[index] as SequenceResult);
       } catch (error) {
@@ -235,32 +219,32 @@ export class Engine {
     return true;
   }
 
-  /** One row for everyone who decodes, then prefill and lost spans in order of arrival, within the row budget and the open slots there are. */
-  #plan(): [Sequence, PlannedSlice][] {
-    const { cache, opens, runner, settings } = this.#parts;
-    const ready = [...this.#active].filter((sequence) => sequence.phase === "running" && !sequence.suspended);
-    const decoding = ready.filter(
-      ({ started, nextPosition, tokenCount }) => started && nextPosition === tokenCount - 1,
-    );
-    const planned: [Sequence, PlannedSlice][] = [];
-    let rowsLeft = Math.min(runner.rowsMax, settings.stepRowsMax, decoding.length + this.#chunks.rows);
-    for (const sequence of new Set([...decoding, ...ready])) {
-      const rows = nextRows(sequence, rowsLeft, opens.availableCount);
-      if (!rows) continue;
-      const needs = denseNeeds(sequence, rows);
-      if (needs.length > 0) {
-        this.#wait(sequence, allLayers(needs));
-        continue;
-      }
-      try {
-        planned.push([sequence, planSlice(sequence, rows, { cache, opens, layerCount: runner.config.layerCount })]);
-      } catch (error) {
-        this.#fail(sequence, error);
-        continue;
-      }
-      rowsLeft -= rows.to - rows.from;
-    }
-    return planned;
+  /** A step's time teaches what steps cost, and is shared out among those who were in it. */
+  #account(parts: readonly PlannedPart[], results: readonly SequenceResult[], ms: number): void {
+    const cost = this.#cost;
+    const weights = parts.map(({ load }) => Math.max(1e-3, cost.predictMs(load) - cost.fixedMs));
+    const sum = weights.reduce((a, b) => a + b);
+    for (const [i, { sequence }] of parts.entries()) this.#tenants.charge(sequence.namespace, (ms * weights[i]!) / sum);
+    // A step that was void ended early: its time says nothing of its rows.
+    if (results.every((result) => result.checkpoint === undefined))
+      cost.observe(parts.map(({ load }) => load).reduce(addLoads), ms);
+  }
+
+  #openPlanner(): StepPlanner {
+    const { settings, runner, cache, opens } = this.#parts;
+    const { layerCount, summaryKinds } = runner.pool.spec;
+    return new StepPlanner({
+      ...{ settings, rowsMax: runner.rowsMax, cost: this.#cost, tenants: this.#tenants },
+      slotsLeft: () => opens.availableCount,
+      needs: rowNeeds,
+      fetch: (sequence, rows, blocks) => {
+        const kind = scoredKind(rows.plan);
+        if (kind === undefined) this.#wait(sequence, allLayers(blocks));
+        else this.#waitForSummaries(sequence, kind, blocks);
+      },
+      take: (sequence, rows) => planSlice(sequence, rows, { cache, opens, layerCount, summaryKinds }),
+      fail: (sequence, error) => this.#fail(sequence, error),
+    });
   }
 
   #sequenceStep(sequence: Sequence, planned: PlannedSlice): SequenceStep {
@@ -298,6 +282,8 @@ export class Engine {
     const { cache, opens, persister } = this.#parts;
     countTraffic(sequence.usage, result.traffic);
     const missed = this.#missedBlocks(sequence, result.misses);
+    // A step that is void goes on from its checkpoint's layer, and reports those layers then.
+    if (result.chosenBlocks) sequence.heat.observe(result.chosenBlocks, result.checkpoint?.layer);
     if (result.checkpoint) {
       sequence.suspended = { planned, checkpoint: result.checkpoint };
       const layer = result.checkpoint.layer;
@@ -312,6 +298,7 @@ export class Engine {
       );
       return;
     }
+    sequence.heat.tick();
     if (missed.length > 0) {
       sequence.markApproximate(planned.from, planned.to);
       countMisses(sequence.usage, missed.length);
@@ -331,7 +318,8 @@ export class Engine {
   }
 
   #accept(sequence: Sequence, sample: Sample): void {
-    takeSample(sequence, sample, this.#parts.clock.nowMs());
+    sequence.lastTokenMs = this.#parts.clock.nowMs();
+    takeSample(sequence, sample, sequence.lastTokenMs);
     if (sequence.finishReason !== undefined) this.#conclude(sequence);
     else if (sequence.generatedCount === 1) void this.#fillRest(sequence);
   }
@@ -345,10 +333,27 @@ export class Engine {
 
   /** The sequence goes on when these are on the device or known to be lost. */
   #wait(sequence: Sequence, wanted: readonly BlockLayer[]): void {
+    this.#waitFor(sequence, this.#fetch(sequence, wanted, "demand"));
+  }
+
+  /** `then` is called if the sequence still waits: its blocks are nobody else's to use until then. */
+  #waitFor(sequence: Sequence, what: Promise<void>, then?: () => void): void {
     sequence.phase = "waiting";
-    void this.#fetch(sequence, wanted, "demand").then(() => {
-      if (sequence.phase === "waiting") sequence.phase = "running";
+    void what.then(() => {
+      if (sequence.phase === "waiting") {
+        then?.();
+        sequence.phase = "running";
+      }
       this.wake();
+    });
+  }
+
+  /** The sequence goes on when these blocks have the summaries that its rows score, or are gaps that are computed again. */
+  #waitForSummaries(sequence: Sequence, kind: SummaryKind, blocks: readonly LogicalBlock[]): void {
+    const { cache, supply } = this.#parts;
+    const asked = new Set(blocks);
+    this.#waitFor(sequence, supply.supply(sequence, kind, blocks), () => {
+      sequence.drop(cache, (block) => asked.has(block) && !block.summaries.has(kind));
     });
   }
 
@@ -380,7 +385,7 @@ export class Engine {
     this.#attachedOne = false;
     for (const sequence of this.#active) {
       if (sequence.phase !== "running" && sequence.phase !== "waiting") continue;
-      if (sequence.dropLost(cache) > 0) this.#dropSuspended(sequence);
+      if (sequence.drop(cache, (block) => block.lost) > 0) this.#dropSuspended(sequence);
     }
   }
 
@@ -401,14 +406,9 @@ export class Engine {
     const { clock, settings } = this.#parts;
     for (const sequence of [...this.#queue, ...this.#active]) {
       if (sequence.phase === "settling" || sequence.phase === "ended") continue;
-      const late = clock.nowMs() - sequence.queuedAtMs > settings.turnMsMax;
-      if (late)
-        sequence.error ??= new QuireError(
-          "deadline_exceeded",
-          `The turn took longer than ${settings.turnMsMax / 1000} s.`,
-        );
+      sequence.error ??= lateness(sequence, clock.nowMs(), settings.turnMsMax);
       if (!sequence.abortRequested && sequence.error === undefined) continue;
-      if (sequence.phase === "queued") this.#queue.splice(this.#queue.indexOf(sequence), 1);
+      if (sequence.phase === "queued") this.#queue.remove(sequence);
       else if (sequence.phase === "attaching") {
         // Its memory is written to until the store has answered, but nobody need wait for that.
         this.#conclude(sequence);
@@ -420,7 +420,7 @@ export class Engine {
 
   /** Persists what the turn left (also an aborted one's), then gives everything back. */
   async #settle(sequence: Sequence): Promise<void> {
-    const { cache, opens, persister, log } = this.#parts;
+    const { cache, opens, persister, clock, log } = this.#parts;
     sequence.phase = "settling";
     this.#conclude(sequence);
     try {
@@ -431,10 +431,14 @@ export class Engine {
     } catch (error) {
       log("persist.failed", { requestId: sequence.request.requestId, error: String(error) });
     }
+    const blocks = sequence.reservedCount;
     sequence.releaseAll(cache, opens);
     sequence.phase = "ended";
-    if (this.#active.delete(sequence) && sequence.sessionKey !== undefined)
-      this.#busySessions.delete(sequence.sessionKey);
+    if (this.#active.delete(sequence)) {
+      this.#tenants.finish(sequence.namespace, blocks);
+      if (sequence.sessionKey !== undefined) this.#busySessions.delete(sequence.sessionKey);
+    }
+    this.#tenants.leave(sequence.namespace, clock.nowMs());
     this.wake();
   }
 
@@ -466,10 +470,15 @@ export class Engine {
   }
 }
 
-function describeError(error: unknown): string {
-  return error instanceof Error ? (error.stack ?? error.message) : String(error);
+/** The deadline that a request has missed, if any. */
+function lateness(sequence: Sequence, nowMs: number, turnMsMax: number): QuireError | undefined {
+  if (nowMs - sequence.queuedAtMs > turnMsMax)
+    return new QuireError("deadline_exceeded", `The turn took longer than ${turnMsMax / 1000} s.`);
+  if (sequence.started || nowMs <= sequence.firstTokenDueMs) return undefined;
+  const waitedMs = Math.round(sequence.firstTokenDueMs - sequence.queuedAtMs);
+  return new QuireError("deadline_exceeded", `No token came within the ${waitedMs} ms that the request allows.`);
 }
 
-function allLayers(blocks: readonly LogicalBlock[]): BlockLayer[] {
-  return blocks.flatMap((block) => Array.from(block.deviceBlocks, (_, layer) => ({ block, layer })));
+function describeError(error: unknown): string {
+  return error instanceof Error ? (error.stack ?? error.message) : String(error);
 }

@@ -12,6 +12,7 @@ import { BlockFetcher } from "./kv/block-fetcher.ts";
 import { FreeList } from "./kv/free-list.ts";
 import { Gate } from "./kv/gate.ts";
 import { OpenBlocks } from "./kv/open-blocks.ts";
+import { SummarySupply } from "./kv/summary-supply.ts";
 import { Persister } from "./persist/persister.ts";
 import { SessionKeys } from "./persist/session-keys.ts";
 import type { Clock, EngineLog, EngineSettings } from "./settings.ts";
@@ -50,7 +51,7 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
     segmentTokens: settings.segmentTokens,
   });
   assert(
-    geometry.blockBytes === pool.blockBytes && geometry.summarySlotBytes === pool.summarySlotBytes,
+    geometry.blockBytes === pool.blockBytes && geometry.summaryBytes === pool.summaryBytes,
     "stored bytes are pool bytes",
   );
   const cache = new BlockCache({
@@ -72,6 +73,8 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
     getMsMax: settings.storeGetMsMax,
     onFailure,
   });
+  const getMsMax = settings.storeGetMsMax;
+  const supply = new SummarySupply({ store, pool, fetcher, gate: reads, geometry, log, getMsMax });
   const persister = new Persister({
     store,
     pool,
@@ -93,6 +96,7 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
     cache,
     opens,
     fetcher,
+    supply,
     gate: reads,
     geometry,
     keys,
@@ -102,7 +106,7 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
     missWaitMs: settings.missWaitMs,
     onManifest: (sequence, loaded) => persister.noteManifest(sequence, loaded),
   });
-  const engine = new Engine({ settings, runner, cache, opens, fetcher, attacher, persister, clock, log });
+  const engine = new Engine({ settings, runner, cache, opens, fetcher, supply, attacher, persister, clock, log });
   return {
     engine,
     persister,

@@ -10,7 +10,9 @@ import type { LoadProgress } from "../models/llama-weights.ts";
 import { readModelConfig } from "../models/model-files.ts";
 import { openModel } from "../models/open.ts";
 import { defaultContextTokens, planPool, smallestPoolBytes } from "../models/plan-memory.ts";
+import { QuireError } from "../protocol/errors.ts";
 import type { EngineHeartbeat, SessionStatus } from "../protocol/generate.ts";
+import { LIMITS } from "../protocol/limits.ts";
 import type { PageStore } from "../storage/contract.ts";
 import { deleteSession } from "../storage/gc.ts";
 import { loadManifest } from "../storage/manifest.ts";
@@ -44,7 +46,7 @@ export interface EngineServerOptions {
   memoryBytesMax?: number | undefined;
   /** Default: what the model allows, or `defaultContextTokens` where the pool is too small for that. */
   contextTokensMax?: number | undefined;
-  /** Bearer key shared with the edge; undefined: none is asked for. */
+  /** Secret shared with the edge, at least `LIMITS.engineKeyLengthMin` characters; undefined: none is asked for (loopback, no edge). */
   engineKey?: string | undefined;
   /** Base URL of the edge to register with. */
   edgeUrl?: string | undefined;
@@ -70,6 +72,7 @@ export interface EngineServer {
 
 /** @throws {QuireError} one line for a model, pool or store that cannot be opened; {Error} with `code` EADDRINUSE for a taken port. */
 export async function startEngineServer(options: EngineServerOptions): Promise<EngineServer> {
+  assertKept(options);
   const parts = await openParts(options);
   try {
     return await serve(options, parts);
@@ -78,6 +81,19 @@ export async function startEngineServer(options: EngineServerOptions): Promise<E
     await parts.device.close();
     throw error;
   }
+}
+
+/** Whoever can reach an engine without a key can read every tenant's pages with it. */
+function assertKept({ engineKey, edgeUrl, host }: EngineServerOptions): void {
+  if (engineKey !== undefined && engineKey.length < LIMITS.engineKeyLengthMin) {
+    const message = `the engine's key has fewer than ${LIMITS.engineKeyLengthMin} characters`;
+    throw new QuireError("invalid_request", message, { param: "engineKey" });
+  }
+  if (engineKey !== undefined) return;
+  const isLoopback = host === "localhost" || host === "::1" || /^127(\.\d{1,3}){3}$/.test(host);
+  const why = edgeUrl !== undefined ? "to register with an edge" : `to listen on ${host}`;
+  if (isLoopback && edgeUrl === undefined) return;
+  throw new QuireError("invalid_request", `the engine needs a key ${why}: QUIRE_ENGINE_KEY`, { param: "engineKey" });
 }
 
 interface Parts {

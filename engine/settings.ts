@@ -1,5 +1,5 @@
 /** What an engine can be told. Every limit has a default here or in `protocol/limits.ts`. */
-import type { SelectionPolicyName } from "../protocol/generate.ts";
+import type { SelectionConfiguration } from "../protocol/generate.ts";
 import { LIMITS } from "../protocol/limits.ts";
 
 /** Limits and defaults of one engine. */
@@ -12,15 +12,27 @@ export interface EngineSettings {
   runningMax: number;
   /** Requests that wait; one more is refused with `queue_full`. */
   queueMax: number;
+  /** A request is refused when its prompt would have to wait longer, as far as can be told. */
+  waitMsMax: number;
+  /**
+   * Selection budget of turns that come when the wait is over `degradeWaitMs`, where they ask for more; undefined: never less than asked.
+   * Their usage says so (`budgetTokensAsked`), and so does the provenance of their KV.
+   */
+  degradedBudgetTokens?: number;
+  degradeWaitMs: number;
   /** Rows of one step. */
   stepRowsMax: number;
   /** Prefill chunks shrink until a step stays below this. */
   stepMsTarget: number;
+  /** Beside decodes: prefill makes their steps at most so many times longer ... */
+  interTokenGrowthMax: number;
+  /** ... or as long as this, if that is more. */
+  interTokenMsMin: number;
   /** Longest context (prompt and reply) of one request. */
   contextTokensMax: number;
   /** Tokens of one segment; a multiple of 64. */
   segmentTokens: number;
-  defaultPolicy: SelectionPolicyName;
+  defaultPolicy: SelectionConfiguration;
   defaultBudgetTokens: number;
   /** Default mode: how long the prompt of a resumed turn waits for missing pages before it goes on without them. */
   missWaitMs: number;
@@ -37,8 +49,12 @@ export interface EngineSettings {
 export const ENGINE_DEFAULTS: Omit<EngineSettings, "engineId" | "modelId" | "contextTokensMax"> = {
   runningMax: LIMITS.engineRunningMax,
   queueMax: LIMITS.engineQueueMax,
+  waitMsMax: LIMITS.waitMsMax,
+  degradeWaitMs: 5_000,
   stepRowsMax: LIMITS.stepRowsMax,
   stepMsTarget: LIMITS.stepMsMax * 0.6,
+  interTokenGrowthMax: 1.5,
+  interTokenMsMin: 12,
   segmentTokens: 256,
   defaultPolicy: "quest",
   defaultBudgetTokens: 2048,
@@ -55,12 +71,19 @@ export const ENGINE_DEFAULTS: Omit<EngineSettings, "engineId" | "modelId" | "con
 export interface Clock {
   nowMs(): number;
   sleep(ms: number): Promise<void>;
+  /** Lets I/O run for at least so long. */
+  breathe(ms: number): Promise<void>;
 }
 
 /** The machine's monotonic clock. */
 export const systemClock: Clock = {
   nowMs: () => performance.now(),
   sleep: (ms) => new Promise((resolve) => setTimeout(resolve, ms)),
+  async breathe(ms) {
+    const untilMs = performance.now() + ms;
+    do await new Promise<void>((resolve) => setImmediate(resolve));
+    while (performance.now() < untilMs);
+  },
 };
 
 /** Structured log of an engine: an event name and plain fields, never prompt text. */

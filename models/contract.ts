@@ -78,6 +78,8 @@ export interface SequenceResult {
    * KV appended at deeper layers is rewritten by that call.
    */
   checkpoint?: Checkpoint;
+  /** As `StepReadback.chosenBlocks`, where the slice asked for it; of the layers that ran in this call. */
+  chosenBlocks?: Uint32Array;
   /** Of the layers that ran in this call: a step that was void and went on from a layer has read that layer twice. */
   traffic: SliceTraffic;
 }

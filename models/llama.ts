@@ -118,12 +118,13 @@ function results(
   const samples = new Map(sampled.map((sequence, i) => [sequence, readback.samples[i]!]));
   return sequences.map(({ exact }, index) => {
     const misses = readback.misses.filter((miss) => miss.sliceIndex === index);
-    const traffic = readback.traffic[index]!;
+    const chosenBlocks = readback.chosenBlocks?.[index];
+    const shared = { misses, traffic: readback.traffic[index]!, ...(chosenBlocks && { chosenBlocks }) };
     if (exact && misses.length > 0) {
       const first = misses.reduce((a, b) => (b.layer < a.layer ? b : a)).layer;
-      return { misses, checkpoint: keeper.take(index, first), traffic };
+      return { ...shared, checkpoint: keeper.take(index, first) };
     }
     const sample = samples.get(index);
-    return { ...(sample === undefined ? {} : { sample }), misses, traffic };
+    return { ...(sample === undefined ? {} : { sample }), ...shared };
   });
 }

@@ -1,6 +1,6 @@
 /** How much memory a model needs, and how many blocks and slots fit into what is given. Pure arithmetic. */
 import { BLOCK_TOKENS, type KvEncoding, type MatrixEncoding, type SummaryKind } from "../kernels/contract.ts";
-import { blockLayout, openSlotBytes, summarySlotBytes } from "../kernels/layout.ts";
+import { blockLayout, openSlotBytes, summaryBytes } from "../kernels/layout.ts";
 import { QuireError } from "../protocol/errors.ts";
 import { LIMITS } from "../protocol/limits.ts";
 import type { ModelConfig } from "./contract.ts";
@@ -11,7 +11,7 @@ export interface PoolUnitBytes {
   blockBytes: number;
   /** One open slot: 64 tokens of every layer, f32. */
   openSlotBytes: number;
-  /** Summaries of one logical block, every layer and kind, f32. */
+  /** Summaries of one logical block, every layer and kind. */
   summarySlotBytes: number;
   /** Sealed KV and summaries of one token, every layer: what a longer context costs. */
   tokenBytes: number;
@@ -26,12 +26,12 @@ export function poolUnitBytes(
   const { layerCount, kvHeadCount, headDim } = config;
   const shape = { layerCount, kvHeadCount, headDim, encoding, summaryKinds };
   const blockBytes = blockLayout(shape).bytes;
-  const summaryBytes = summarySlotBytes(shape);
+  const slotBytes = summaryKinds.length * summaryBytes(shape);
   return {
     blockBytes,
     openSlotBytes: openSlotBytes(shape),
-    summarySlotBytes: summaryBytes,
-    tokenBytes: (layerCount * blockBytes + summaryBytes) / BLOCK_TOKENS,
+    summarySlotBytes: slotBytes,
+    tokenBytes: (layerCount * blockBytes + slotBytes) / BLOCK_TOKENS,
   };
 }
 

@@ -9,10 +9,14 @@ export const ERROR_TABLE = {
   permission_denied: { status: 403, type: "permission_error", retry: false },
   not_found: { status: 404, type: "invalid_request_error", retry: false },
   model_not_found: { status: 404, type: "invalid_request_error", retry: false },
+  stream_not_found: { status: 404, type: "invalid_request_error", retry: false },
   session_not_found: { status: 404, type: "invalid_request_error", retry: false },
   method_not_allowed: { status: 405, type: "invalid_request_error", retry: false },
   session_busy: { status: 409, type: "conflict_error", retry: true },
+  request_timeout: { status: 408, type: "invalid_request_error", retry: true },
   request_too_large: { status: 413, type: "invalid_request_error", retry: false },
+  unsupported_encoding: { status: 415, type: "invalid_request_error", retry: false },
+  rate_limit_exceeded: { status: 429, type: "rate_limit_error", retry: true },
   queue_full: { status: 429, type: "rate_limit_error", retry: true },
   cancelled: { status: 499, type: "cancelled_error", retry: false },
   internal: { status: 500, type: "server_error", retry: false },
@@ -31,6 +35,8 @@ export interface QuireErrorOptions {
   param?: string | undefined;
   /** How long a client should wait before it tries again. */
   retryAfterMs?: number | undefined;
+  /** Headers of the answer, beside those that follow from the code. */
+  headers?: Readonly<Record<string, string>> | undefined;
   cause?: unknown;
 }
 
@@ -40,12 +46,14 @@ export class QuireError extends Error {
   readonly code: ErrorCode;
   readonly param: string | undefined;
   readonly retryAfterMs: number | undefined;
+  readonly headers: Readonly<Record<string, string>>;
 
   constructor(code: ErrorCode, message: string, options: QuireErrorOptions = {}) {
     super(message, options.cause === undefined ? undefined : { cause: options.cause });
     this.code = code;
     this.param = options.param;
     this.retryAfterMs = options.retryAfterMs;
+    this.headers = options.headers ?? {};
   }
 
   get status(): number {

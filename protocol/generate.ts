@@ -8,7 +8,7 @@ import type { ErrorCode } from "./errors.ts";
 /** Both sides refuse any other version. */
 export const PROTOCOL_VERSION = 1;
 
-/** Paths of an engine's HTTP interface, below the URL of its heartbeat; all POST, bearer key of edge and engines. */
+/** Paths of an engine's HTTP interface, below the URL of its heartbeat; all POST, signed (`signature.ts`). */
 export const ENGINE_PATHS = {
   generate: "/v1/generate",
   cancel: "/v1/cancel",
@@ -28,9 +28,12 @@ export interface Span {
 /** Names of the selection policies, as they cross the wire. */
 export type SelectionPolicyName = "dense" | "streaming" | "quest" | "mean-deviation" | "tokenselect";
 
+/** A policy, or one with modifiers behind it, as `selection.ts` reads it: `quest+scope(layer)`. */
+export type SelectionConfiguration = SelectionPolicyName | `${SelectionPolicyName}+${string}`;
+
 /** What a request asks of selection; absent fields take the engine's defaults. */
 export interface SelectionRequest {
-  policy: SelectionPolicyName;
+  policy: SelectionConfiguration;
   /** Tokens that a decode step may attend to, sinks and recent pages included; a multiple of 16. */
   budgetTokens: number;
   /** Wait for missing pages before attending (true), or attend to what is resident and count the rest. */
@@ -78,10 +81,19 @@ export interface GenerateRequest {
   /** Tokens before this one belong to earlier turns; `spans` covers exactly [0, turnStart). */
   turnStart: number;
   spans: Span[];
+  /**
+   * Tokens from here on are this turn's reply so far: another engine generated them and was lost. They are computed as that one did (row by
+   * row where a policy selects) and count as reply for penalties, so the rest is what it would have said. Absent: `tokens` ends with the prompt.
+   */
+  replyStart?: number | undefined;
   maxTokens: number;
   stopTokens: number[];
   sampling: SamplingParams;
   selection: SelectionRequest;
+  /** -1, 0 (absent) or 1: higher goes first among the requests of one tenant. */
+  priority?: number | undefined;
+  /** From its arrival at the engine: without a first token by then it ends with `deadline_exceeded`. The earlier due goes first. */
+  firstTokenMsMax?: number | undefined;
   /** Undefined: no logprobs. Otherwise how many alternatives beside the chosen token, 0-20. */
   topLogprobs?: number | undefined;
 }
@@ -140,8 +152,10 @@ export interface EngineUsage {
   bytesFetched: number;
   pagesBeforeFirstToken: number;
   pagesFetched: number;
-  policy: SelectionPolicyName;
+  policy: SelectionConfiguration;
   budgetTokens: number;
+  /** The budget that was asked for, where the engine was too busy and took a smaller one (an engine setting, off by default). */
+  budgetTokensAsked?: number | undefined;
   exact: boolean;
   /** Pages attended to / pages in context, summed over steps, layers and KV heads where selection ran. */
   pagesSelected: number;
@@ -192,4 +206,10 @@ export interface EngineHeartbeat {
   freeBlockCount: number;
   blockCount: number;
   draining: boolean;
+  /** Which prefixes it holds on its device (`prefix-filter.ts`, base64). */
+  residentPrefixes?: string | undefined;
+  /** Measured: one more prompt token. */
+  prefillMsPerToken?: number | undefined;
+  /** Stored bytes of one token, all layers. */
+  kvBytesPerToken?: number | undefined;
 }

@@ -10,6 +10,8 @@ export const LIMITS = {
   topLogprobsMax: 20,
   choiceCountMax: 8,
   logitBiasCountMax: 1024,
+  /** A selection configuration such as `quest+scope(layer)`; it is part of what names stored bytes. */
+  selectionCharsMax: 128,
   /** `max_tokens` when the request names none (bounded by what the context leaves). */
   completionTokensDefault: 1024,
   sessionIdBytesMax: 128,
@@ -19,6 +21,11 @@ export const LIMITS = {
   logRowIdsMax: 65_536,
   /** Requests waiting in one engine before it answers 429. */
   engineQueueMax: 64,
+  /** A client that is refused is told to come back within this, and at most so many of one tenant have a place kept for them. */
+  retryAfterMsMax: 600_000,
+  retryPromisesMax: 4_096,
+  /** A request that would have to wait longer before its prompt is begun is refused. */
+  waitMsMax: 120_000,
   /** Sequences that decode together. */
   engineRunningMax: 32,
   /** Rows (tokens) of one engine step. */
@@ -32,7 +39,12 @@ export const LIMITS = {
    * between two steps: both together stay below a second.
    */
   heartbeatMs: 150,
+  /** What an engine tells of the prefixes that it holds: 6,500 of them at 1 % of strangers, 1.7 million tokens. */
+  prefixFilterBytesMax: 8 * 1024,
+  /** Blocks of a prompt that are named for routing: 128K tokens. */
+  routedBlockCountMax: 2_048,
   engineHeartbeatMs: 1_000,
+  fleetShardCountMax: 64,
   engineExpiryMs: 5_000,
   /** Rows of one tenant's transcript index; the least recently used go first. */
   indexRowCountMax: 100_000,
@@ -40,6 +52,43 @@ export const LIMITS = {
   sessionIdleMsMax: 30 * 24 * 3_600_000,
   /** Events of a turn that may wait for a slow client before reading from the engine pauses. */
   turnBufferBytesMax: 4 * 1024 * 1024,
+  /** A resumable turn runs on without a listener for this long, and only while all it said fits into the next two limits. */
+  resumableMsMax: 60_000,
+  /** What of a resumable turn is kept for clients that come back. */
+  replayBytesMax: 4 * 1024 * 1024,
+  replayEventCountMax: 65_536,
+  /** How long a finished turn can still be asked for. */
+  replayKeepMs: 300_000,
+  /** Connections that follow one resumable turn; one more ends the oldest. */
+  streamListenerCountMax: 4,
+  /** Keys in the secret table, and in the key ring. */
+  keyTableCountMax: 256,
+  keyRingCountMax: 1_000_000,
+  /** What an isolate remembers of the key ring: how long a revoked key may still work elsewhere. */
+  keyCacheCountMax: 4_096,
+  keyCacheMsMax: 10_000,
+  keyLabelLengthMax: 128,
+  keyRequestBytesMax: 4 * 1024,
+  /** Keys in one page of a list. */
+  keyPageCountMax: 1_000,
+  keyRingMsMax: 5_000,
+  /** What a tenant may ask for where nobody says otherwise, and what can be said at most. */
+  requestsPerMinuteDefault: 600,
+  requestsPerMinuteMax: 10_000_000,
+  tokensPerMinuteDefault: 2_000_000,
+  tokensPerMinuteMax: 10_000_000_000,
+  turnsConcurrentDefault: 32,
+  turnsConcurrentMax: 10_000,
+  /** How long a turn's place is kept before the turn begins, and then until it must be over. */
+  leaseUnheldMsMax: 30_000,
+  leaseHeldMsMax: 720_000,
+  /** What a tenant has used is written at most once in this time. */
+  budgetSaveMs: 1_000,
+  limiterMsMax: 1_000,
+  /** Signed requests between edge and engines: how far clocks may differ, and how many nonces one peer remembers. */
+  signatureSkewMsMax: 30_000,
+  nonceCountMax: 65_536,
+  engineKeyLengthMin: 16,
   /** How long the edge waits for the end of a generation that it cancelled before it closes the connection. */
   cancelMsMax: 1_000,
   /** Deadlines of remote calls. */
@@ -54,6 +103,9 @@ export const LIMITS = {
   storeConcurrency: 16,
   /** Bytes that may wait to be persisted before the oldest unsealed work is dropped. */
   writeBehindBytesMax: 256 * 1024 * 1024,
+  /** Most used blocks of a layer that a manifest records, and how many bytes of them a resumed turn reads before it starts. */
+  hotBlocksPerLayerMax: 64,
+  hotBurstBytesMax: 16 * 1024 * 1024,
   /** At most one manifest commit per session in this time. */
   manifestCommitMs: 1_000,
   objectBytesMax: 64 * 1024 * 1024,

@@ -17,6 +17,8 @@ export interface HttpRequest {
   method: "GET" | "POST" | "DELETE";
   path: string;
   body?: unknown;
+  /** Beside those that every request has. */
+  headers?: Readonly<Record<string, string>>;
 }
 
 /** What a reader of an answer is given. */
@@ -45,12 +47,9 @@ export class Http {
         for await (const chunk of chunks) text += chunk;
         return text === "" ? undefined : parseJson(text);
       });
-    return withRetries(
-      this.options,
-      signal,
-      attempt,
-      (error) => retryConnection || !(error instanceof QuireConnectionError),
-    );
+    return withRetries(this.options, signal, attempt, {
+      mayRetry: (error) => retryConnection || !(error instanceof QuireConnectionError),
+    });
   }
 
   /**
@@ -65,6 +64,7 @@ export class Http {
         headers: {
           authorization: `Bearer ${this.options.apiKey}`,
           ...(request.body === undefined ? {} : { "content-type": "application/json" }),
+          ...request.headers,
         },
         ...(request.body === undefined ? {} : { body: JSON.stringify(request.body) }),
         signal: AbortSignal.any([signal, silence.signal]),

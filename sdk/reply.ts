@@ -1,6 +1,13 @@
 /** One reply while it is being written. */
-import { apiErrorFrom, isRecord, QuireAbortError, QuireConnectionError } from "./errors.ts";
-import { type Http, type HttpAnswer, parseJson } from "./http.ts";
+import {
+  apiErrorFrom,
+  isRecord,
+  QuireAbortError,
+  QuireApiError,
+  type QuireClientError,
+  QuireConnectionError,
+} from "./errors.ts";
+import { type Http, type HttpAnswer, type HttpRequest, parseJson } from "./http.ts";
 import { withRetries } from "./retry.ts";
 import { SseParser } from "./sse.ts";
 import { type Chunk, type FinishReason, readChunk, type Usage } from "./wire.ts";
@@ -8,11 +15,25 @@ import { type Chunk, type FinishReason, readChunk, type Usage } from "./wire.ts"
 /** Once the reply is complete, how long the server may take to close its side. */
 const CLOSING_MS_MAX = 1_000;
 
+/** How long the server may take to hear that a reply is not wanted any more. */
+const STOP_MS_MAX = 5_000;
+
+/** What a reply is made of. */
+export interface ReplyOptions {
+  http: Http;
+  /** Of POST /v1/chat/completions. */
+  body: Record<string, unknown>;
+  /** Where the stream goes on after a lost connection, and whether it may. */
+  resume: { path: string; isOn: boolean };
+  signal: AbortSignal | undefined;
+}
+
 /**
  * The reply to one `send`. The request starts at once; text is kept as it arrives (it is bounded by the reply's own limit),
  * so that the reply can be iterated, awaited as a whole, or both, in any order and more than once.
- * Leaving a `for await` loop early aborts the reply and frees the server. Before the first token failed attempts are
- * repeated; after it an error ends the iteration and rejects all promises.
+ * Leaving a `for await` loop early aborts the reply and frees the server. Before the first token failed attempts are repeated. After it a
+ * lost connection is taken up again behind the last event that arrived, unless the reply is not resumable; any other error ends the
+ * iteration and rejects all promises.
  */
 export class Reply implements AsyncIterable<string> {
   /** Resolves when the reply is complete. */
@@ -22,6 +43,13 @@ export class Reply implements AsyncIterable<string> {
   readonly #text: Promise<string>;
   readonly #controller = new AbortController();
   readonly #deltas: string[] = [];
+  readonly #resume: ReplyOptions["resume"];
+  /** The server's name of the last event that arrived; undefined before the first. */
+  #lastEventId: string | undefined;
+  /** Events that arrived, over all connections. */
+  #eventCount = 0;
+  /** Our name of the turn: asked for twice because an answer was lost, it runs once. */
+  #turnKey = crypto.randomUUID();
   #wake = Promise.withResolvers<void>();
   #ended = false;
   /** The terminal event is here; what the connection does afterwards does not matter. */
@@ -30,7 +58,8 @@ export class Reply implements AsyncIterable<string> {
   #usage: Usage | undefined;
 
   /** Made by `Session.send`. */
-  constructor(http: Http, body: Record<string, unknown>, signal: AbortSignal | undefined) {
+  constructor({ http, body, resume, signal }: ReplyOptions) {
+    this.#resume = resume;
     const follow = (): void => this.abort(signal?.reason);
     if (signal?.aborted) follow();
     else signal?.addEventListener("abort", follow, { once: true });
@@ -81,24 +110,50 @@ export class Reply implements AsyncIterable<string> {
   }
 
   async #run(http: Http, body: Record<string, unknown>): Promise<void> {
-    const request = { method: "POST", path: "/v1/chat/completions", body } as const;
     const { signal } = this.#controller;
     const { promise: complete, resolve: markComplete } = Promise.withResolvers<void>();
-    const attempts = withRetries(
-      http.options,
-      signal,
-      () => http.exchange(request, signal, (answer) => this.#read(answer, markComplete)),
-      () => this.#deltas.length === 0 && !this.#complete,
-    );
+    const attempt = () => http.exchange(this.#request(body), signal, (answer) => this.#read(answer, markComplete));
+    const attempts = withRetries(http.options, signal, attempt, {
+      mayRetry: (error) => this.#mayRetry(error),
+      progress: () => this.#eventCount,
+    });
+    signal.addEventListener("abort", () => this.#stop(http), { once: true });
     await Promise.race([attempts, complete]);
     const closing = setTimeout(() => this.#controller.abort(), CLOSING_MS_MAX);
     attempts.catch(() => undefined).finally(() => clearTimeout(closing));
   }
 
+  #request(body: Record<string, unknown>): HttpRequest {
+    const { isOn, path } = this.#resume;
+    if (!isOn) return { method: "POST", path: "/v1/chat/completions", body };
+    if (this.#lastEventId !== undefined)
+      return { method: "GET", path, headers: { "last-event-id": this.#lastEventId } };
+    return { method: "POST", path: "/v1/chat/completions", body, headers: { "idempotency-key": this.#turnKey } };
+  }
+
+  #mayRetry(error: QuireClientError): boolean {
+    if (this.#complete) return false;
+    const isNew = this.#deltas.length === 0;
+    const saysEnd = error instanceof QuireApiError && error.status === undefined;
+    if (this.#resume.isOn && this.#lastEventId !== undefined && !saysEnd) return true;
+    // The server ended the turn: only one that said nothing can be asked for again, as a new one.
+    if (isNew && saysEnd) {
+      this.#lastEventId = undefined;
+      this.#turnKey = crypto.randomUUID();
+    }
+    return isNew;
+  }
+
+  /** Tells the server that the rest is not wanted: a connection that is closed is only one that was lost. */
+  #stop(http: Http): void {
+    if (!this.#resume.isOn || this.#complete || this.#ended) return;
+    const headers = { "idempotency-key": this.#turnKey };
+    const request: HttpRequest = { method: "DELETE", path: this.#resume.path, headers };
+    http.exchange(request, AbortSignal.timeout(STOP_MS_MAX), async () => undefined).catch(() => undefined);
+  }
+
   async #read(answer: HttpAnswer, markComplete: () => void): Promise<void> {
     const parser = new SseParser();
-    this.#finishReason = undefined;
-    this.#usage = undefined;
     for await (const text of answer.chunks) {
       for (const event of pushChecked(parser, text)) {
         if (this.#complete) continue;
@@ -108,6 +163,8 @@ export class Reply implements AsyncIterable<string> {
         } else {
           this.#take(parseJson(event.data), answer.headers);
         }
+        if (event.id !== "") this.#lastEventId = event.id;
+        this.#eventCount += 1;
       }
     }
     if (!this.#complete) throw new QuireConnectionError("The server's answer ended before it was complete.");

@@ -16,6 +16,14 @@ export const RETRY_MS_MAX = 8_000;
 /** A server that asks for a longer wait gets no retry: the caller should know. */
 export const RETRY_AFTER_MS_MAX = 60_000;
 
+/** Which failures may be tried again. */
+export interface RetryRules {
+  /** Beside what the error says of itself. Default: every one. */
+  mayRetry?: (error: QuireClientError) => boolean;
+  /** How far the attempts have come: after a step forward all retries are there again. Default: never forward. */
+  progress?: () => number;
+}
+
 /**
  * Runs `attempt` until it succeeds, fails with an error that is not retryable, or retries are used up.
  * @throws what the last attempt threw; {@link QuireAbortError} when `signal` fires while waiting.
@@ -24,12 +32,15 @@ export async function withRetries<T>(
   options: RetryOptions,
   signal: AbortSignal,
   attempt: () => Promise<T>,
-  mayRetry: (error: QuireClientError) => boolean = () => true,
+  { mayRetry = () => true, progress = () => 0 }: RetryRules = {},
 ): Promise<T> {
+  let reached = progress();
   for (let tries = 0; ; tries++) {
     try {
       return await attempt();
     } catch (error) {
+      if (progress() > reached) tries = 0;
+      reached = progress();
       const asked = error instanceof QuireApiError ? (error.retryAfterMs ?? 0) : 0;
       const retryable = error instanceof QuireClientError && error.retryable && mayRetry(error);
       if (!retryable || tries >= options.retriesMax || asked > RETRY_AFTER_MS_MAX) throw error;

@@ -46,7 +46,9 @@ export class Session {
     const { signal, ...own } = options;
     const messages: readonly Message[] = typeof input === "string" ? [{ role: "user", content: input }] : input;
     const turn = { model: this.model, sessionId: this.id, messages };
-    return new Reply(this.#http, turnBody(turn, { ...this.#defaults, ...own }), signal);
+    const sending = { ...this.#defaults, ...own };
+    const resume = { path: `${this.#path}/stream`, isOn: sending.resumable ?? true };
+    return new Reply({ http: this.#http, body: turnBody(turn, sending), resume, signal });
   }
 
   /** A new session that begins as a copy of this one; what is stored is shared, not copied. */
@@ -67,8 +69,15 @@ export class Session {
     }
   }
 
+  get #path(): string {
+    return `/v1/sessions/${encodeURIComponent(this.id)}`;
+  }
+
   #call(method: "POST" | "DELETE", suffix: string, options: CallOptions, retryConnection: boolean): Promise<unknown> {
-    const path = `/v1/sessions/${encodeURIComponent(this.id)}${suffix}`;
-    return this.#http.json({ method, path }, options.signal ?? new AbortController().signal, retryConnection);
+    return this.#http.json(
+      { method, path: `${this.#path}${suffix}` },
+      options.signal ?? new AbortController().signal,
+      retryConnection,
+    );
   }
 }

@@ -1,5 +1,5 @@
 /** What crosses the wire, and what it looks like in this library. */
-import type { EngineUsage, SelectionPolicyName } from "../protocol/generate.ts";
+import type { EngineUsage, SelectionConfiguration } from "../protocol/generate.ts";
 import { isRecord, QuireConnectionError } from "./errors.ts";
 
 /** One message of a conversation. */
@@ -22,12 +22,19 @@ export interface SendOptions {
   frequencyPenalty?: number;
   presencePenalty?: number;
   repetitionPenalty?: number;
-  selection?: { policy?: SelectionPolicyName; budgetTokens?: number; exact?: boolean };
+  /**
+   * The server goes on when the connection is lost, and the reply is resumed without a gap. Default true; with false the server ends a
+   * reply whose reader went away, also one that fell silent without a word.
+   */
+  resumable?: boolean;
+  selection?: { policy?: SelectionConfiguration; budgetTokens?: number; exact?: boolean };
 }
 
 /** What the engine did for a reply: reuse, bytes moved, pages selected. */
 export type QuireUsage = Partial<Omit<EngineUsage, "promptTokens" | "completionTokens" | "cachedTokens">> & {
   sessionId?: string;
+  /** Engines that served the turn, in order: more than one when one was lost. */
+  engines?: string[];
 };
 
 /** Tokens of a reply, and how many of the prompt did not have to be computed again. */
@@ -53,7 +60,7 @@ const SEND_FIELDS = {
   frequencyPenalty: "frequency_penalty",
   presencePenalty: "presence_penalty",
   repetitionPenalty: "repetition_penalty",
-} as const satisfies Record<Exclude<keyof SendOptions, "selection">, string>;
+} as const satisfies Record<Exclude<keyof SendOptions, "selection" | "resumable">, string>;
 
 /** The body of a streamed turn of a session: only the new messages, everything else is in the session's log. */
 export function turnBody(
@@ -70,7 +77,7 @@ export function turnBody(
     const value = options[option as keyof typeof SEND_FIELDS];
     if (value !== undefined) body[field] = value;
   }
-  const quire: Record<string, unknown> = { session_id: turn.sessionId };
+  const quire: Record<string, unknown> = { session_id: turn.sessionId, resumable: options.resumable ?? true };
   const { selection } = options;
   if (selection !== undefined) {
     quire.selection = { policy: selection.policy, budget_tokens: selection.budgetTokens, exact: selection.exact };

@@ -2,6 +2,11 @@
 import { QuireError } from "../protocol/errors.ts";
 import { LIMITS } from "../protocol/limits.ts";
 
+/** How much of a body is read. */
+export interface BodyLimits {
+  bytesMax?: number;
+}
+
 /**
  * The parsed JSON object of a request body.
  * @throws {QuireError} `request_too_large` over `bytesMax` (declared or counted), `invalid_request` for bytes that are not UTF-8,
@@ -9,9 +14,17 @@ import { LIMITS } from "../protocol/limits.ts";
  */
 export async function readJsonObject(
   request: Request,
-  bytesMax: number = LIMITS.requestBytesMax,
+  { bytesMax = LIMITS.requestBytesMax }: BodyLimits = {},
 ): Promise<Record<string, unknown>> {
-  const text = decodeUtf8(await readBounded(request, bytesMax));
+  return parseJsonObject(await readBytes(request, { bytesMax }));
+}
+
+/**
+ * The JSON object that bytes hold.
+ * @throws {QuireError} `invalid_request`, see {@link readJsonObject}.
+ */
+export function parseJsonObject(bytes: Uint8Array): Record<string, unknown> {
+  const text = decodeUtf8(bytes);
   checkDepth(text);
   let value: unknown;
   try {
@@ -25,7 +38,11 @@ export async function readJsonObject(
   return value as Record<string, unknown>;
 }
 
-async function readBounded(request: Request, bytesMax: number): Promise<Uint8Array> {
+/** The bytes of a request body. @throws {QuireError} `request_too_large`. */
+export async function readBytes(
+  request: Request,
+  { bytesMax = LIMITS.requestBytesMax }: BodyLimits = {},
+): Promise<Uint8Array<ArrayBuffer>> {
   const tooLarge = () =>
     new QuireError("request_too_large", `The request body is over the limit of ${bytesMax} bytes.`);
   // A declared length is only a chance to refuse early: bodies in chunks have none, and one that lies is counted.

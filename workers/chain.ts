@@ -1,6 +1,7 @@
 /** Transcript hashes: one per message, each over everything before it, so that equal hashes mean equal transcripts. */
+
+import { hex, sha256 } from "../protocol/digest.ts";
 import type { ChatMessage } from "../tokenizer/contract.ts";
-import { hex, sha256 } from "./auth.ts";
 
 /** Where the transcripts of a model begin: transcripts of two models never meet, their token ids differ. */
 export function chainStart(model: string): string {

@@ -1,5 +1,7 @@
 /** What the Worker is given: Durable Objects, the bucket, and secrets. */
+import type { KeyRing } from "./auth/key-ring.ts";
 import type { Fleet } from "./fleet.ts";
+import type { TenantLimiter } from "./limits/tenant-limiter.ts";
 import type { SessionLog } from "./session-log/session-log.ts";
 import type { TenantIndex } from "./tenant-index.ts";
 
@@ -8,14 +10,18 @@ export interface Env {
   SESSION_LOG: DurableObjectNamespace<SessionLog>;
   FLEET: DurableObjectNamespace<Fleet>;
   TENANT_INDEX: DurableObjectNamespace<TenantIndex>;
+  KEY_RING: DurableObjectNamespace<KeyRing>;
+  TENANT_LIMITER: DurableObjectNamespace<TenantLimiter>;
   /** Page store of the engines; the edge reads only `models/<id>/...` from it. */
   PAGES: R2Bucket;
-  /** JSON: `{"<SHA-256 of a key, lower-case hex>": {"tenant": "<name>"}}`. */
-  QUIRE_API_KEYS: string;
+  /** JSON: `{"<SHA-256 of a key, lower-case hex>": {"tenant": "<name>", ...}}`, see `auth/key-record.ts`; absent: the key ring alone. */
+  QUIRE_API_KEYS?: string;
   /** Secret from which every tenant's namespace is derived. Changing it orphans all stored pages. */
   QUIRE_TENANT_SALT: string;
   /** Shared by edge and engines, bearer both ways. */
   QUIRE_ENGINE_KEY: string;
+  /** Optional JSON `{"requests_per_minute", "tokens_per_minute", "turns_concurrent"}`: of tenants whose keys say nothing else. */
+  QUIRE_LIMITS?: string;
   /** Optional JSON `{"policy", "budget_tokens", "exact"}`: selection of requests that name none. */
   QUIRE_SELECTION?: string;
 }

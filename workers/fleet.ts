@@ -1,6 +1,7 @@
 /** Durable Object "fleet": engines register here with heartbeats, and turns ask here for one. */
 import { DurableObject } from "cloudflare:workers";
 import type { EngineHeartbeat } from "../protocol/generate.ts";
+import { ReplayGuard } from "../protocol/signature.ts";
 import type { Env } from "./env.ts";
 import { FleetTable, type PickedEngine, type PickRequest } from "./fleet-table.ts";
 
@@ -20,6 +21,12 @@ const ALIASES = ["quire", "default"];
 /** Engines live in memory only: after a restart they are back with their next heartbeat, within a second. */
 export class Fleet extends DurableObject<Env> {
   readonly #table = new FleetTable();
+  readonly #replays = new ReplayGuard();
+
+  /** False for a signed request that was here before. */
+  async admitNonce(nonce: string, expiresMs: number): Promise<boolean> {
+    return this.#replays.admit({ nonce, expiresMs }, Date.now());
+  }
 
   async heartbeat(heartbeat: EngineHeartbeat): Promise<void> {
     const key = modelKey(heartbeat.model);

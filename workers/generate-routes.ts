@@ -1,15 +1,16 @@
 /** POST /v1/chat/completions and POST /v1/completions. */
 import { QuireError } from "../protocol/errors.ts";
 import { LIMITS } from "../protocol/limits.ts";
-import { authenticate, type Tenant } from "./auth.ts";
+import { authenticate } from "./auth/authenticate.ts";
 import { readJsonObject } from "./body.ts";
 import { chainHashes, chainStart } from "./chain.ts";
 import { within } from "./deadline.ts";
 import type { Env } from "./env.ts";
 import { fleetOf, type ResolvedModel } from "./fleet.ts";
+import { type Caller, inPlace } from "./limits/admission.ts";
 import { jsonAnswer, streamAnswer } from "./respond.ts";
 import { selectionDefaults } from "./selection-defaults.ts";
-import { SESSION_HEADER } from "./session-id.ts";
+import { readIdempotencyKey, SESSION_HEADER } from "./session-id.ts";
 import { startTurn } from "./turn-events.ts";
 import type { TurnOptions } from "./turn-job.ts";
 import type { ResponseOptions } from "./validate.ts";
@@ -18,28 +19,40 @@ import { validateCompletion } from "./validate-completion.ts";
 
 /** Answers a chat request. @throws {QuireError} for whatever is known before the first header. */
 export async function chatCompletions(request: Request, env: Env, requestId: string): Promise<Response> {
-  const tenant = await authenticate(request, env);
-  const chat = validateChat(await readJsonObject(request), validationContext(request, env));
-  const model = await resolveModel(env, chat.model);
-  const chain = await chainHashes(chainStart(model), chat.messages);
-  const options = { ...chat.turn, input: { kind: "chat" as const, messages: chat.messages, chain } };
-  return answerTurn({ request, env, requestId, tenant, model, response: chat, options, kind: "chat" });
+  const tenant = await authenticate(request, env, "generate");
+  const caller = { request, env, tenant };
+  return inPlace(
+    caller,
+    () => readJsonObject(request),
+    async (body, leaseId) => {
+      const chat = validateChat(body, validationContext(request, env));
+      const model = await resolveModel(env, chat.model);
+      const chain = await chainHashes(chainStart(model), chat.messages);
+      const options = { ...chat.turn, input: { kind: "chat" as const, messages: chat.messages, chain } };
+      return answerTurn({ ...caller, requestId, leaseId, model, response: chat, options, kind: "chat" });
+    },
+  );
 }
 
 /** Answers a completion request. @throws {QuireError} for whatever is known before the first header. */
 export async function completions(request: Request, env: Env, requestId: string): Promise<Response> {
-  const tenant = await authenticate(request, env);
-  const completion = validateCompletion(await readJsonObject(request), validationContext(request, env));
-  const model = await resolveModel(env, completion.model);
-  const { turn: options } = completion;
-  return answerTurn({ request, env, requestId, tenant, model, response: completion, options, kind: "text" });
+  const tenant = await authenticate(request, env, "generate");
+  const caller = { request, env, tenant };
+  return inPlace(
+    caller,
+    () => readJsonObject(request),
+    async (body, leaseId) => {
+      const completion = validateCompletion(body, validationContext(request, env));
+      const model = await resolveModel(env, completion.model);
+      const { turn: options } = completion;
+      return answerTurn({ ...caller, requestId, leaseId, model, response: completion, options, kind: "text" });
+    },
+  );
 }
 
-interface TurnToAnswer {
-  request: Request;
-  env: Env;
+interface TurnToAnswer extends Caller {
   requestId: string;
-  tenant: Tenant;
+  leaseId: string;
   model: string;
   response: ResponseOptions;
   options: TurnOptions;
@@ -47,21 +60,26 @@ interface TurnToAnswer {
 }
 
 async function answerTurn(turn: TurnToAnswer): Promise<Response> {
-  const { request, env, requestId, tenant, model, response, options, kind } = turn;
+  const { request, env, requestId, tenant, leaseId, model, response, options, kind } = turn;
   const { namespace } = tenant;
-  const started = await startTurn(env, { requestId, model, namespace, sessionId: response.sessionId, options });
+  const { sessionId: named, includeUsage, resumable } = response;
   const id = `${kind === "chat" ? "chatcmpl" : "cmpl"}-${crypto.randomUUID()}`;
-  const frame = { kind, id, createdS: Math.floor(Date.now() / 1000), model, fingerprint: `fp_${started.numericsId}` };
-  const { stream, sessionId } = started;
-  const answer = {
-    frame,
-    stream,
-    choiceCount: options.choiceCount,
-    includeUsage: response.includeUsage,
-    signal: request.signal,
-  };
+  const head = { kind, id, createdS: Math.floor(Date.now() / 1000), model, includeUsage };
+  const idempotencyKey = resumable ? readIdempotencyKey(request.headers) : undefined;
+  const feed = await startTurn(env, {
+    requestId,
+    model,
+    namespace,
+    leaseId,
+    sessionId: named,
+    options,
+    head,
+    resumable,
+    idempotencyKey,
+  });
+  const answer = { feed, choiceCount: options.choiceCount, resumable, signal: request.signal };
   const out = response.stream ? streamAnswer(answer) : await jsonAnswer(answer);
-  if (sessionId !== undefined) out.headers.set(SESSION_HEADER, sessionId);
+  if (feed.sessionId !== undefined) out.headers.set(SESSION_HEADER, feed.sessionId);
   return out;
 }
 

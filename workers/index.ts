@@ -2,7 +2,9 @@
 import type { Env } from "./env.ts";
 import { handle } from "./router.ts";
 
+export { KeyRing } from "./auth/key-ring.ts";
 export { Fleet } from "./fleet.ts";
+export { TenantLimiter } from "./limits/tenant-limiter.ts";
 export { SessionLog } from "./session-log/session-log.ts";
 export { TenantIndex } from "./tenant-index.ts";
 

@@ -88,7 +88,11 @@ export function usageBody(usage: TurnUsage): object {
       accepted_prediction_tokens: 0,
       rejected_prediction_tokens: 0,
     },
-    quire: { session_id: usage.sessionId ?? null, ...(usage.engine && engineBody(usage.engine)) },
+    quire: {
+      session_id: usage.sessionId ?? null,
+      engines: usage.engineIds,
+      ...(usage.engine && engineBody(usage.engine)),
+    },
   };
 }
 
@@ -107,6 +111,7 @@ function engineBody(usage: EngineUsage): object {
     pages_fetched: usage.pagesFetched,
     policy: usage.policy,
     budget_tokens: usage.budgetTokens,
+    ...(usage.budgetTokensAsked === undefined ? {} : { budget_tokens_asked: usage.budgetTokensAsked }),
     exact: usage.exact,
     pages_selected: usage.pagesSelected,
     pages_in_context: usage.pagesInContext,

@@ -10,93 +10,93 @@ import {
   textChunk,
   usageChunk,
 } from "./openai-shapes.ts";
-import { SSE_DONE, SSE_HEADERS, SSE_HEARTBEAT, sseData } from "./sse.ts";
-import { turnEvents } from "./turn-events.ts";
-import type { TextLogprob, TurnEvent, TurnUsage } from "./turn-job.ts";
+import { SSE_HEADERS, SSE_HEARTBEAT, sseData, sseDone } from "./sse.ts";
+import { readError, turnEvents } from "./turn-events.ts";
+import type { TextLogprob, TurnEvent, TurnFeed, TurnUsage } from "./turn-job.ts";
 
 /** How long an answer without a stream waits for its real status before it begins to beat. */
 const PLAIN_MS_MAX = 250;
 
 /** A turn about to be answered. */
 export interface Answer {
-  frame: ResponseFrame;
-  stream: ReadableStream<Uint8Array>;
+  feed: TurnFeed;
   choiceCount: number;
-  includeUsage: boolean;
+  /** The client can come back for the rest. */
+  resumable: boolean;
   /** Aborted when the client is gone, where the platform tells. */
   signal: AbortSignal;
 }
 
 /**
- * An SSE response: headers at once, comments while the engine is silent, one error event for whatever goes wrong later.
- * A failed write (the client is gone) ends the turn.
+ * An SSE response: headers at once, comments while the engine is silent, one error event for whatever goes wrong later. Every event has
+ * the id `<turn>.<number>`, which names what its receiver has. A failed write (the client is gone) ends the turn, if it is not resumable.
  */
-export function streamAnswer(answer: Answer): Response {
+export function streamAnswer(answer: Pick<Answer, "feed" | "resumable" | "signal">): Response {
   const { readable, writable } = new IdentityTransformStream();
   void pumpEvents(answer, writable.getWriter());
   return new Response(readable, { headers: SSE_HEADERS });
 }
 
-async function pumpEvents(answer: Answer, writer: WritableStreamDefaultWriter<Uint8Array>): Promise<void> {
-  const reader = answer.stream.getReader();
+async function pumpEvents(
+  { feed, resumable, signal }: Pick<Answer, "feed" | "resumable" | "signal">,
+  writer: WritableStreamDefaultWriter<Uint8Array>,
+): Promise<void> {
+  const reader = feed.stream.getReader();
   const cancel = () => void reader.cancel().catch(() => undefined);
-  answer.signal.addEventListener("abort", cancel);
+  signal.addEventListener("abort", cancel);
   writer.closed.catch(cancel);
-  const chunks = new ChunkWriter(answer);
+  const frame = frameOf(feed);
+  let next = feed.first;
   try {
-    if (answer.frame.kind === "chat") await writer.write(chunks.begin(0));
     for await (const event of turnEvents(reader)) {
-      for (const bytes of chunks.render(event)) await writer.write(bytes);
+      const id = `${feed.streamId}.${next}`;
+      if (event.type !== "heartbeat") next += 1;
+      const bytes = renderEvent(event, id, frame, feed.head.includeUsage);
+      if (bytes) await writer.write(bytes);
     }
-    await writer.write(SSE_DONE);
     await writer.close();
   } catch (thrown) {
+    // A client that can come back is better off with a connection that breaks off than with an error.
+    if (resumable) await writer.abort(thrown).catch(() => undefined);
     // Either the turn failed and the client hears of it, or the client is gone and this fails too.
     await writer.write(sseData(errorBody(toQuireError(thrown)))).catch(() => undefined);
     await writer.close().catch(() => undefined);
   } finally {
     cancel();
-    answer.signal.removeEventListener("abort", cancel);
+    signal.removeEventListener("abort", cancel);
   }
 }
 
-/** Renders events as chunks and knows which choices have begun. */
-class ChunkWriter {
-  readonly #answer: Answer;
-  readonly #begun = new Set<number>();
-  readonly #offsets: number[] = [];
-
-  constructor(answer: Answer) {
-    this.#answer = answer;
-  }
-
-  begin(index: number): Uint8Array {
-    this.#begun.add(index);
-    return sseData(roleChunk(this.#answer.frame, index, this.#answer.includeUsage));
-  }
-
-  *render(event: Exclude<TurnEvent, { type: "error" }>): Generator<Uint8Array> {
-    const { frame, includeUsage } = this.#answer;
-    switch (event.type) {
-      case "heartbeat":
-        yield SSE_HEARTBEAT;
-        return;
-      case "text": {
-        const { choice: index, text, logprobs } = event;
-        if (frame.kind === "chat" && !this.#begun.has(index)) yield this.begin(index);
-        const offset = this.#offsets[index] ?? 0;
-        this.#offsets[index] = offset + text.length;
-        yield sseData(textChunk(frame, { index, text, logprobs, offset }, includeUsage));
-        return;
-      }
-      case "finish":
-        if (frame.kind === "chat" && !this.#begun.has(event.choice)) yield this.begin(event.choice);
-        yield sseData(finishChunk(frame, event.choice, event.reason, includeUsage));
-        return;
-      case "end":
-        if (includeUsage) yield sseData(usageChunk(frame, event.usage));
+/** An event as a client reads it; undefined for one that it did not ask for. Depends on nothing that came before. */
+function renderEvent(
+  event: TurnEvent,
+  id: string,
+  frame: ResponseFrame,
+  includeUsage: boolean,
+): Uint8Array | undefined {
+  switch (event.type) {
+    case "heartbeat":
+      return SSE_HEARTBEAT;
+    case "begin":
+      return sseData(roleChunk(frame, event.choice, includeUsage), id);
+    case "text": {
+      const { choice: index, text, offset, logprobs } = event;
+      return sseData(textChunk(frame, { index, text, logprobs, offset }, includeUsage), id);
     }
+    case "finish":
+      return sseData(finishChunk(frame, event.choice, event.reason, includeUsage), id);
+    case "usage":
+      return includeUsage ? sseData(usageChunk(frame, event.usage), id) : undefined;
+    case "end":
+      return sseDone(id);
+    case "error":
+      return sseData(errorBody(readError(event.error)), id);
   }
+}
+
+function frameOf({ head, numericsId }: TurnFeed): ResponseFrame {
+  const { kind, id, createdS, model } = head;
+  return { kind, id, createdS, model, fingerprint: `fp_${numericsId}` };
 }
 
 /**
@@ -105,7 +105,7 @@ class ChunkWriter {
  * in a connection that breaks off, so that no client takes it for a completion.
  */
 export async function jsonAnswer(answer: Answer): Promise<Response> {
-  const reader = answer.stream.getReader();
+  const reader = answer.feed.stream.getReader();
   const cancel = () => void reader.cancel().catch(() => undefined);
   answer.signal.addEventListener("abort", cancel);
   const outcome = collect(answer, reader);
@@ -159,11 +159,13 @@ async function collect(answer: Answer, reader: ReadableStreamDefaultReader<Uint8
       if (event.logprobs) logprobs[event.choice] = [...(logprobs[event.choice] ?? []), ...event.logprobs];
     } else if (event.type === "finish") {
       reasons[event.choice] = event.reason;
-    } else if (event.type === "end") {
+    } else if (event.type === "usage") {
       usage = event.usage;
+    } else if (event.type === "error") {
+      throw readError(event.error);
     }
   }
   if (!usage) throw new QuireError("engine_failed", "The reply broke off.");
   const choices = texts.map((text, index) => ({ text, logprobs: logprobs[index], reason: reasons[index] ?? "stop" }));
-  return completionBody(answer.frame, choices, usage);
+  return completionBody(frameOf(answer.feed), choices, usage);
 }

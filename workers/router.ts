@@ -1,16 +1,20 @@
 /** Every route of the edge, and what all answers have in common: request id, CORS, OpenAI-shaped errors. */
 import { type IRequest, Router } from "itty-router";
-import { ERROR_TABLE, errorBody, QuireError, toQuireError } from "../protocol/errors.ts";
-import { authenticate, authenticateEngine } from "./auth.ts";
-import { readJsonObject } from "./body.ts";
+import { errorBody, QuireError, toQuireError } from "../protocol/errors.ts";
+import { authenticate } from "./auth/authenticate.ts";
+import { assertSigned, authenticateEngine, refused } from "./auth/engine.ts";
+import { createKey, expireKey, getKey, listKeys, revokeKey } from "./auth/key-routes.ts";
+import { parseJsonObject, readBytes } from "./body.ts";
 import type { Env } from "./env.ts";
 import { fleetOf } from "./fleet.ts";
 import { chatCompletions, completions } from "./generate-routes.ts";
 import { readHeartbeat } from "./heartbeat.ts";
+import { RATE_HEADER_NAMES } from "./limits/rate-headers.ts";
+import { logError } from "./log.ts";
 import { modelBody } from "./openai-shapes.ts";
 import { playground } from "./playground.ts";
 import { SESSION_HEADER } from "./session-id.ts";
-import { deleteSession, forkSession, getSession } from "./session-routes.ts";
+import { deleteSession, forkSession, getSession, resumeStream, stopStream } from "./session-routes.ts";
 
 const HEARTBEAT_BYTES_MAX = 16 * 1024;
 
@@ -18,7 +22,7 @@ const REQUEST_ID_HEADER = "x-request-id";
 
 const CORS_HEADERS: Readonly<Record<string, string>> = {
   "access-control-allow-origin": "*",
-  "access-control-expose-headers": `${REQUEST_ID_HEADER}, ${SESSION_HEADER}, retry-after`,
+  "access-control-expose-headers": [REQUEST_ID_HEADER, SESSION_HEADER, "retry-after", ...RATE_HEADER_NAMES].join(", "),
 };
 
 type Handler = (request: IRequest, env: Env, requestId: string) => Promise<Response> | Response;
@@ -40,7 +44,23 @@ const ROUTES: readonly [string, Readonly<Record<string, Handler>>][] = [
       DELETE: (request, env) => deleteSession(request, env, param(request, "id")),
     },
   ],
+  [
+    "/v1/sessions/:id/stream",
+    {
+      GET: (request, env) => resumeStream(request, env, param(request, "id")),
+      DELETE: (request, env) => stopStream(request, env, param(request, "id")),
+    },
+  ],
   ["/v1/sessions/:id/fork", { POST: (request, env) => forkSession(request, env, param(request, "id")) }],
+  ["/v1/keys", { GET: listKeys, POST: createKey }],
+  [
+    "/v1/keys/:id",
+    {
+      GET: (request, env) => getKey(request, env, param(request, "id")),
+      DELETE: (request, env) => revokeKey(request, env, param(request, "id")),
+    },
+  ],
+  ["/v1/keys/:id/expire", { POST: (request, env) => expireKey(request, env, param(request, "id")) }],
   ["/v1/engines/heartbeat", { POST: heartbeat }],
 ];
 
@@ -101,11 +121,8 @@ function preflight(): Response {
 
 function errorResponse(thrown: unknown, requestId: string): Response {
   const error = toQuireError(thrown);
-  if (ERROR_TABLE[error.code].status >= 500) {
-    const cause = error.cause instanceof Error ? `${error.cause.name}: ${error.cause.message}` : undefined;
-    console.error(JSON.stringify({ level: "error", requestId, code: error.code, message: error.message, cause }));
-  }
-  const headers: Record<string, string> = {};
+  logError(requestId, error);
+  const headers: Record<string, string> = { ...error.headers };
   if (error.retryAfterMs !== undefined)
     headers["retry-after"] = String(Math.max(1, Math.ceil(error.retryAfterMs / 1000)));
   if (error.code === "invalid_api_key") headers["www-authenticate"] = "Bearer";
@@ -113,12 +130,12 @@ function errorResponse(thrown: unknown, requestId: string): Response {
 }
 
 async function listModels(request: Request, env: Env): Promise<Response> {
-  await authenticate(request, env);
+  await authenticate(request, env, undefined);
   return Response.json({ object: "list", data: (await fleetOf(env).models()).map(modelBody) });
 }
 
 async function getModel(request: IRequest, env: Env): Promise<Response> {
-  await authenticate(request, env);
+  await authenticate(request, env, undefined);
   const id = param(request, "id");
   const model = (await fleetOf(env).models()).find((live) => live.id === id);
   if (model) return Response.json(modelBody(model));
@@ -128,8 +145,12 @@ async function getModel(request: IRequest, env: Env): Promise<Response> {
 }
 
 async function heartbeat(request: Request, env: Env): Promise<Response> {
-  await authenticateEngine(request, env);
-  await fleetOf(env).heartbeat(readHeartbeat(await readJsonObject(request, HEARTBEAT_BYTES_MAX)));
+  const claims = await authenticateEngine(request, env);
+  const body = await readBytes(request, { bytesMax: HEARTBEAT_BYTES_MAX });
+  await assertSigned(claims, body);
+  const fleet = fleetOf(env);
+  if (!(await fleet.admitNonce(claims.nonce, claims.expiresMs))) throw refused();
+  await fleet.heartbeat(readHeartbeat(parseJsonObject(body)));
   return Response.json({ status: "ok" });
 }
 

@@ -1,22 +1,22 @@
 /** Selection of requests that name none. */
 import { assert } from "../protocol/assert.ts";
 import type { SelectionRequest } from "../protocol/generate.ts";
+import { parseSelection } from "../protocol/selection.ts";
 import type { Env } from "./env.ts";
-import { isPolicy } from "./validate.ts";
 
 /** Below its budget every policy is dense, so short contexts lose nothing by a default that selects. */
 const DEFAULTS: SelectionRequest = { policy: "quest", budgetTokens: 2048, exact: false };
 
-/** The operator's defaults (`QUIRE_SELECTION`) over Quire's own. @throws {AssertionError} for a setting that is not one. */
+/** The operator's defaults (`QUIRE_SELECTION`) over Quire's own. @throws {AssertionError | QuireError} for a setting that is not one. */
 export function selectionDefaults(env: Env): SelectionRequest {
   if (env.QUIRE_SELECTION === undefined || env.QUIRE_SELECTION === "") return DEFAULTS;
   const setting: unknown = JSON.parse(env.QUIRE_SELECTION);
   assert(typeof setting === "object" && setting !== null, "QUIRE_SELECTION is a JSON object");
   const { policy, budget_tokens: budgetTokens, exact } = { ...snakeCase(DEFAULTS), ...setting };
-  assert(isPolicy(policy), "QUIRE_SELECTION names a policy");
+  assert(typeof policy === "string", "QUIRE_SELECTION names a policy");
   assert(Number.isSafeInteger(budgetTokens) && budgetTokens % 16 === 0, "QUIRE_SELECTION has a budget of whole pages");
   assert(typeof exact === "boolean", "QUIRE_SELECTION says whether it is exact");
-  return { policy, budgetTokens, exact };
+  return { policy: parseSelection(policy).canonical, budgetTokens, exact };
 }
 
 function snakeCase(selection: SelectionRequest): { policy: string; budget_tokens: number; exact: boolean } {

@@ -32,6 +32,21 @@ export function checkSessionId(id: string, param: string): string {
   );
 }
 
+/**
+ * The client's own name of a turn, from the header `Idempotency-Key`.
+ * @throws {QuireError} `invalid_request` for one that is empty, longer than `LIMITS.sessionIdBytesMax` or not printable ASCII.
+ */
+export function readIdempotencyKey(headers: Headers): string | undefined {
+  const key = headers.get("idempotency-key");
+  if (key === null) return undefined;
+  if (key.length <= LIMITS.sessionIdBytesMax && /^[\x21-\x7e]+$/.test(key)) return key;
+  throw new QuireError(
+    "invalid_request",
+    `Invalid 'Idempotency-Key': expected 1 to ${LIMITS.sessionIdBytesMax} printable ASCII characters.`,
+    { param: "Idempotency-Key" },
+  );
+}
+
 /** A new session's name; 122 random bits. */
 export function newSessionId(): string {
   return `s-${crypto.randomUUID()}`;

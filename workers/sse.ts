@@ -2,13 +2,19 @@
 
 const encoder = new TextEncoder();
 
-/** One event with a JSON payload. JSON has no raw line breaks, so one data line is enough. */
-export function sseData(payload: unknown): Uint8Array {
-  return encoder.encode(`data: ${JSON.stringify(payload)}\n\n`);
+/** One event with a JSON payload. JSON has no raw line breaks, so one data line is enough. `id` is what `Last-Event-ID` gives back. */
+export function sseData(payload: unknown, id?: string): Uint8Array {
+  return encoder.encode(`${idLine(id)}data: ${JSON.stringify(payload)}\n\n`);
 }
 
 /** The event that ends a stream. */
-export const SSE_DONE: Uint8Array = encoder.encode("data: [DONE]\n\n");
+export function sseDone(id: string): Uint8Array {
+  return encoder.encode(`${idLine(id)}data: [DONE]\n\n`);
+}
+
+function idLine(id: string | undefined): string {
+  return id === undefined ? "" : `id: ${id}\n`;
+}
 
 /** A comment: clients ignore it, and writing it is how a closed connection is noticed. */
 export const SSE_HEARTBEAT: Uint8Array = encoder.encode(": hb\n\n");

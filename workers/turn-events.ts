@@ -7,13 +7,20 @@ import { within } from "./deadline.ts";
 import type { Env } from "./env.ts";
 import { newSessionId } from "./session-id.ts";
 import { indexOf, passingSession, sessionOf } from "./stubs.ts";
-import type { ForkPoint, TurnAnswer, TurnEvent, TurnJob, TurnOptions, WireError } from "./turn-job.ts";
+import type {
+  AnswerHead,
+  ForkPoint,
+  TurnAnswer,
+  TurnEvent,
+  TurnFeed,
+  TurnJob,
+  TurnOptions,
+  WireError,
+} from "./turn-job.ts";
 
 /** A turn that an engine has admitted. */
-export interface StartedTurn {
-  numericsId: string;
+export interface StartedTurn extends TurnFeed {
   sessionId: string | undefined;
-  stream: ReadableStream<Uint8Array>;
 }
 
 /** A turn and its caller. */
@@ -21,8 +28,12 @@ export interface TurnRequest {
   requestId: string;
   model: string;
   namespace: string;
+  leaseId: string;
   sessionId: string | undefined;
   options: TurnOptions;
+  head: AnswerHead;
+  resumable: boolean;
+  idempotencyKey: string | undefined;
 }
 
 /**
@@ -31,8 +42,8 @@ export interface TurnRequest {
  * @throws {QuireError} what the client has to hear instead of a stream.
  */
 export async function startTurn(env: Env, request: TurnRequest): Promise<StartedTurn> {
-  const { requestId, model, namespace, sessionId, options } = request;
-  const job: TurnJob = { ...options, requestId, model, namespace };
+  const { requestId, model, namespace, leaseId, sessionId, options, head, resumable, idempotencyKey } = request;
+  const job: TurnJob = { ...options, requestId, model, namespace, leaseId, head, resumable, idempotencyKey };
   const { input } = options;
   if (sessionId !== undefined) return runIn(env, { ...job, session: { id: sessionId, implicit: false } });
   if (input.kind !== "chat") return started(await passingSession(env).turn(encodeFrame(job)), undefined);
@@ -55,7 +66,7 @@ async function runIn(env: Env, job: TurnJob & { session: { id: string } }): Prom
 }
 
 function started(answer: TurnAnswer, sessionId: string | undefined): StartedTurn {
-  if (answer.status === "streaming") return { numericsId: answer.numericsId, sessionId, stream: answer.stream };
+  if (answer.status === "streaming") return { ...answer, sessionId };
   if (answer.status === "refused") throw readError(answer.error);
   throw new QuireError("session_busy", "This session is working on another turn.", { retryAfterMs: 1_000 });
 }
@@ -66,21 +77,19 @@ export function readError(error: WireError): QuireError {
 }
 
 /**
- * Events of a turn, up to and including `end`. Leaving the loop early, or cancelling `reader`, tells the session that nobody listens.
- * @throws {QuireError} for an `error` event, and `engine_failed` for a stream that breaks off.
+ * Events of a turn, up to and including `end` or `error`. Leaving the loop early, or cancelling `reader`, tells the session that nobody
+ * listens.
+ * @throws {QuireError} `engine_failed` for a stream that breaks off.
  */
-export async function* turnEvents(
-  reader: ReadableStreamDefaultReader<Uint8Array>,
-): AsyncGenerator<Exclude<TurnEvent, { type: "error" }>> {
+export async function* turnEvents(reader: ReadableStreamDefaultReader<Uint8Array>): AsyncGenerator<TurnEvent> {
   const decoder = new FrameDecoder();
   try {
     for (;;) {
       const { done, value } = await reader.read();
       if (done) break;
       for (const event of decoder.push(value) as TurnEvent[]) {
-        if (event.type === "error") throw readError(event.error);
         yield event;
-        if (event.type === "end") return;
+        if (event.type === "end" || event.type === "error") return;
       }
     }
   } catch (thrown) {

@@ -47,11 +47,29 @@ export interface ForkPoint {
   chain: string;
 }
 
+/** What all objects of an answer share, and whoever resumes its stream has to be told. */
+export interface AnswerHead {
+  kind: "chat" | "text";
+  /** "chatcmpl-..." or "cmpl-...". */
+  id: string;
+  createdS: number;
+  model: string;
+  /** `stream_options.include_usage`. */
+  includeUsage: boolean;
+}
+
 /** Everything a SessionLog needs to run one turn. */
 export interface TurnJob extends TurnOptions {
   requestId: string;
   model: string;
   namespace: string;
+  head: AnswerHead;
+  /** The turn runs on when its client goes away, and its events are kept for when it comes back. */
+  resumable: boolean;
+  /** The client's own name of a resumable turn: asked for again under it, the turn goes on and is not run twice. */
+  idempotencyKey?: string | undefined;
+  /** The turn's place among its tenant's, see `limits/`; absent for one that nobody counts. */
+  leaseId?: string | undefined;
   /** Absent: nothing is logged, and the engine persists nothing. */
   session?: {
     id: string;
@@ -89,7 +107,28 @@ export interface SessionInfo {
 export type TurnAnswer =
   | { status: "refused"; error: WireError }
   | { status: "moved" }
-  | { status: "streaming"; numericsId: string; stream: ReadableStream<Uint8Array> };
+  | ({ status: "streaming" } & TurnFeed);
+
+/** A turn's events on their way, from event `first` on. */
+export interface TurnFeed {
+  /** Names the turn; with an event's number it is the SSE id. */
+  streamId: string;
+  first: number;
+  numericsId: string;
+  head: AnswerHead;
+  stream: ReadableStream<Uint8Array>;
+}
+
+/** Which turn of a session; without any name, its last one. */
+export interface TurnName {
+  streamId?: string | undefined;
+  idempotencyKey?: string | undefined;
+}
+
+/** A client that comes back for the rest of a turn, from this event on. */
+export interface ResumeRequest extends TurnName {
+  from: number;
+}
 
 /** One token of `logprobs`, in words. */
 export interface TextLogprob {
@@ -104,16 +143,28 @@ export interface TurnUsage {
   promptTokens: number;
   completionTokens: number;
   sessionId?: string | undefined;
+  /** Engines that served the turn, in order. */
+  engineIds: string[];
   engine?: EngineUsage | undefined;
 }
 
 /**
- * Events of a turn, as frames: `text` in order per choice, one `finish` per choice, then exactly one terminal event:
- * `end` (the log is written) or `error` (the log is as before the turn). `heartbeat` while nothing else is said.
+ * Events of a turn, as frames, numbered from 0 (heartbeats are not): for chat one `begin` per choice, then its `text` in order, one `finish`
+ * per choice, `usage`, and exactly one terminal event: `end` (the log is written) or `error` (the log is as before the turn).
+ * `heartbeat` while nothing else is said. Each of them, alone, is what one SSE event is made of.
  */
 export type TurnEvent =
-  | { type: "text"; choice: number; text: string; logprobs?: TextLogprob[] | undefined }
+  | { type: "begin"; choice: number }
+  | {
+      type: "text";
+      choice: number;
+      text: string;
+      /** Length of the choice's text before this. */
+      offset: number;
+      logprobs?: TextLogprob[] | undefined;
+    }
   | { type: "finish"; choice: number; reason: "stop" | "length" }
-  | { type: "end"; usage: TurnUsage }
+  | { type: "usage"; usage: TurnUsage }
+  | { type: "end" }
   | { type: "error"; error: WireError }
   | { type: "heartbeat" };

@@ -29,6 +29,9 @@ export function validateCompletion(body: Record<string, unknown>, context: Valid
   const input = readPrompt(fields);
   const quire = fields.object("quire");
   const response = readResponse(fields, quire, context.headers);
+  if (response.resumable && response.sessionId === undefined) {
+    throw invalid("quire.resumable", "'quire.resumable' needs a session: name one in 'quire.session_id'.");
+  }
   const choiceCount = readChoiceCount(fields, response.sessionId);
   const turn = {
     input,

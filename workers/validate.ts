@@ -2,6 +2,7 @@
 
 import type { SelectionRequest } from "../protocol/generate.ts";
 import { LIMITS } from "../protocol/limits.ts";
+import { parseSelection } from "../protocol/selection.ts";
 import { asRecord, checkNumber, type Fields, invalid, invalidType } from "./fields.ts";
 import { readSessionId } from "./session-id.ts";
 import type { SamplingOptions } from "./turn-job.ts";
@@ -12,6 +13,8 @@ export interface ResponseOptions {
   sessionId: string | undefined;
   stream: boolean;
   includeUsage: boolean;
+  /** `quire.resumable`. */
+  resumable: boolean;
 }
 
 /** Reads sampling parameters. `randomSeed` serves requests without one. */
@@ -64,7 +67,8 @@ export function readResponse(fields: Fields, quire: Fields | undefined, headers:
   const includeUsage = streamOptions?.boolean("include_usage") ?? false;
   streamOptions?.unsupported("include_obfuscation", (value) => typeof value === "boolean");
   streamOptions?.refuseOthers();
-  return { model: fields.string("model"), sessionId: readSessionId(quire, headers), stream, includeUsage };
+  const resumable = quire?.boolean("resumable") ?? false;
+  return { model: fields.string("model"), sessionId: readSessionId(quire, headers), stream, includeUsage, resumable };
 }
 
 /** Reads `n` against the session: a session has one history, so it takes one choice. */
@@ -76,24 +80,16 @@ export function readChoiceCount(fields: Fields, sessionId: string | undefined): 
   return count;
 }
 
-/** Reads `quire.selection` and `quire.resumable` over the server's defaults; `quire.session_id` is read with the header. */
+/** Reads `quire.selection` over the server's defaults; the other fields of `quire` are read by {@link readResponse}. */
 export function readSelection(quire: Fields | undefined, defaults: SelectionRequest): SelectionRequest {
   if (!quire) return defaults;
-  const resumable = quire.boolean("resumable");
-  if (resumable) throw invalid("quire.resumable", "'quire.resumable' is not supported by this server.");
   const selection = quire.object("selection");
   quire.refuseOthers();
   if (!selection) return defaults;
-  const policy = selection.string("policy") ?? defaults.policy;
+  const policy = parseSelection(selection.string("policy") ?? defaults.policy).canonical;
   const budgetTokens = selection.number("budget_tokens", { min: 16, max: 1 << 20, integer: true });
   const exact = selection.boolean("exact") ?? defaults.exact;
   selection.refuseOthers();
-  if (!isPolicy(policy)) {
-    throw invalid(
-      "quire.selection.policy",
-      `Invalid value: '${policy}'. Supported values are: ${POLICIES.map((name) => `'${name}'`).join(", ")}.`,
-    );
-  }
   if (budgetTokens !== undefined && budgetTokens % 16 !== 0) {
     throw invalid(
       "quire.selection.budget_tokens",
@@ -101,13 +97,6 @@ export function readSelection(quire: Fields | undefined, defaults: SelectionRequ
     );
   }
   return { policy, budgetTokens: budgetTokens ?? defaults.budgetTokens, exact };
-}
-
-const POLICIES = ["dense", "streaming", "quest", "mean-deviation", "tokenselect"] as const;
-
-/** True for the name of a selection policy. */
-export function isPolicy(name: unknown): name is SelectionRequest["policy"] {
-  return POLICIES.some((policy) => policy === name);
 }
 
 function readLogitBias(fields: Fields): [number, number][] {

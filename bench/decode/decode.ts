@@ -1,7 +1,7 @@
 /** `npm run bench -- decode`: what one more token costs, by context, policy and budget. */
 import { parseBytes, parseChoice, parseInteger } from "../../cli/flags.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
-import type { SelectionPolicyName } from "../../protocol/generate.ts";
+import type { SelectionConfiguration } from "../../protocol/generate.ts";
 import { defineBench } from "../bench.ts";
 import { type Column, renderTable } from "../table.ts";
 import { openBenchModel } from "./bench-model.ts";
@@ -28,7 +28,7 @@ export function decodeTable(rows: readonly DecodeRow[]): string[] {
 }
 
 /** The summary kinds that some policies score by. */
-export function summaryKindsOf(policies: readonly SelectionPolicyName[]) {
+export function summaryKindsOf(policies: readonly SelectionConfiguration[]) {
   const kinds = policies.map((name) => policyNamed(name).summary).filter((kind) => kind !== undefined);
   return [...new Set(kinds)];
 }

@@ -1,9 +1,10 @@
 /** Flags that the benchmarks of whole models share. */
-import { type Flag, parseInteger, parseText } from "../../cli/flags.ts";
+import { type Flag, parseInteger, parseSelectionFlag, parseText } from "../../cli/flags.ts";
 import { UsageError } from "../../cli/usage-error.ts";
 import { splitBudget } from "../../models/selection/policy.ts";
 import { POLICY_NAMES } from "../../models/selection/registry.ts";
-import type { SelectionPolicyName } from "../../protocol/generate.ts";
+import type { SelectionConfiguration } from "../../protocol/generate.ts";
+import { splitSelections } from "../../protocol/selection.ts";
 import { seedFlag } from "../make-shape/make-shape.ts";
 import { shapeFlag } from "../shapes.ts";
 
@@ -11,18 +12,17 @@ const CONTEXT_TOKENS_MAX = 1_048_576;
 
 /** Items between commas, none twice. */
 export function parseList<T>(parseItem: (text: string) => T): (text: string) => T[] {
-  return (text) => {
-    const items = text.split(",").map((item) => parseItem(item.trim()));
-    if (new Set(items).size !== items.length) throw new UsageError("must not name anything twice");
-    return items;
-  };
+  return (text) => distinct(text.split(",").map((item) => parseItem(item.trim())));
 }
 
-/** One policy by name. @throws {UsageError} for another text. */
-export function parsePolicy(text: string): SelectionPolicyName {
-  const found = POLICY_NAMES.find((name) => name === text);
-  if (found === undefined) throw new UsageError(`must be of ${POLICY_NAMES.join(", ")}`);
-  return found;
+function distinct<T>(items: T[]): T[] {
+  if (new Set(items).size !== items.length) throw new UsageError("must not name anything twice");
+  return items;
+}
+
+/** Selections between commas, none twice. @throws {UsageError} */
+export function parseSelections(text: string): SelectionConfiguration[] {
+  return distinct(splitSelections(text).map((item) => parseSelectionFlag(item.trim())));
 }
 
 function parseBudgetTokens(text: string): number {
@@ -62,8 +62,8 @@ export function contextsFlag(fallback: string) {
 
 /** `--policies`. */
 export function policiesFlag(fallback: string) {
-  const help = `selection policies: ${POLICY_NAMES.join(", ")}`;
-  return { help, placeholder: "LIST", fallback, parse: parseList(parsePolicy) } as const;
+  const help = `selection policies, also with modifiers: ${POLICY_NAMES.join(", ")}`;
+  return { help, placeholder: "LIST", fallback, parse: parseSelections } as const;
 }
 
 /** `--budget`. */

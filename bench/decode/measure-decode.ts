@@ -2,13 +2,13 @@
 import type { SelectionPlan } from "../../kernels/contract.ts";
 import { densePolicy } from "../../models/selection/dense.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
-import type { SelectionPolicyName } from "../../protocol/generate.ts";
+import type { SelectionConfiguration } from "../../protocol/generate.ts";
 import type { BenchModel } from "./bench-model.ts";
 
 /** What to decode with. */
 export interface DecodeCase {
   contextTokens: number;
-  policy: SelectionPolicyName;
+  policy: SelectionConfiguration;
   /** Undefined for dense. */
   budgetTokens: number | undefined;
 }
@@ -31,7 +31,7 @@ const WARM_TOKENS = 3;
 /** Every case of some contexts, policies and budgets; dense has no budget. */
 export function listCases(
   contexts: readonly number[],
-  policies: readonly SelectionPolicyName[],
+  policies: readonly SelectionConfiguration[],
   budgets: readonly number[],
 ): DecodeCase[] {
   return contexts.flatMap((contextTokens) =>

@@ -2,7 +2,7 @@
 import { BLOCK_TOKENS, type KvPool, type StepReadback, type StepSlice } from "../../kernels/contract.ts";
 import { RopePositions } from "../../models/rope-table.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
-import type { SelectionPolicyName } from "../../protocol/generate.ts";
+import type { SelectionConfiguration } from "../../protocol/generate.ts";
 import { openSlotsFor } from "../decode/bench-model.ts";
 import { fillRandom } from "../decode/fill-random.ts";
 import type { KernelCase, KernelWork } from "./kernel-case.ts";
@@ -36,7 +36,7 @@ export async function attentionCases(input: AttentionInput): Promise<KernelCase[
   };
   const capacityTokens = blockCapacity * BLOCK_TOKENS;
   await fillRandom({ config, device, capacityTokens, runner: { pool }, blockTable: () => table }, input.seed, end);
-  const slice = (position: number, rowCount: number, policy: SelectionPolicyName): StepSlice => {
+  const slice = (position: number, rowCount: number, policy: SelectionConfiguration): StepSlice => {
     const { groupTokens, plan } = policyNamed(policy);
     const groupCount = policy === "dense" ? 1 : Math.ceil(rowCount / groupTokens);
     const groupStarts = Int32Array.from({ length: groupCount }, (_, group) => group * groupTokens);
@@ -52,7 +52,7 @@ export async function attentionCases(input: AttentionInput): Promise<KernelCase[
   const q = filled(input, "q", rows * headCount * headDim);
   const out = device.buffer("attended", rows * headCount * headDim * 4);
   const attention = { pool, headCount, layerCount, q, out };
-  const decode = (policy: SelectionPolicyName) => slice(contextTokens, 1, policy);
+  const decode = (policy: SelectionConfiguration) => slice(contextTokens, 1, policy);
   const flops = (queries: number, tokens: number) => 4 * queries * headCount * headDim * tokens;
   return [
     ...appendCases(input, {

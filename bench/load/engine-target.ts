@@ -18,7 +18,9 @@ import { type Conversation, checkUsage, type Target, type TurnCall, TurnError, t
 /** How turns are asked for. */
 export interface EngineTargetOptions {
   url: string;
-  /** Bearer key that the engine was started with; undefined where it has none. */
+  /** As the engine calls itself: requests are signed for it. */
+  engineId: string;
+  /** Secret that the engine was started with; undefined where it has none. */
   engineKey: string | undefined;
   /** Lower-case hex; names what the engine stores. */
   namespace: string;
@@ -102,9 +104,9 @@ class EngineConversation implements Conversation {
     return deleteStored({ ...this.#peer(), namespace, sessionId: this.#id });
   }
 
-  /** Nobody picks this engine, so nobody asks for its context or name. */
+  /** Nobody picks this engine, so nobody asks for its context. */
   #peer() {
-    const engine = { engineId: "bench", url: this.#options.url, contextTokensMax: 0 };
+    const engine = { engineId: this.#options.engineId, url: this.#options.url, contextTokensMax: 0 };
     return { engine, engineKey: this.#options.engineKey ?? "", fetch: globalThis.fetch };
   }
 

@@ -1,6 +1,14 @@
 /** The flags of the load test. */
 import { engineFlags } from "../../cli/engine-flags.ts";
-import { type FlagValues, parseBudget, parseChoice, parseHttpUrl, parseInteger, parseText } from "../../cli/flags.ts";
+import {
+  type FlagValues,
+  parseBudget,
+  parseChoice,
+  parseHttpUrl,
+  parseInteger,
+  parseSelectionFlag,
+  parseText,
+} from "../../cli/flags.ts";
 import { UsageError } from "../../cli/usage-error.ts";
 import { switchFlag } from "../bench.ts";
 import { classBounds } from "./workload.ts";
@@ -82,9 +90,9 @@ export const loadFlags = {
     parse: parseInteger({ min: 1, max: 4_096 }),
   },
   policy: {
-    help: "selection policy; without it the target's default",
-    placeholder: "NAME",
-    parse: parseChoice(["dense", "streaming", "quest", "mean-deviation", "tokenselect"]),
+    help: "selection: a policy, or one with modifiers; without it the target's default",
+    placeholder: "SELECTION",
+    parse: parseSelectionFlag,
   },
   budget: {
     help: "tokens that a step attends to; without it the target's default",

@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { type EngineFlagName, engineFlags } from "../../cli/engine-flags.ts";
 import { openModelFolder } from "../../cli/model-folder.ts";
 import { UsageError } from "../../cli/usage-error.ts";
+import { LIMITS } from "../../protocol/limits.ts";
 import { type Model, Quire, type SendOptions } from "../../sdk/index.ts";
 import { openTokenizer } from "../../tokenizer/open.ts";
 import type { BenchContext } from "../bench.ts";
@@ -98,6 +99,7 @@ async function openEngine(values: LoadValues, { url, key, own }: Place): Promise
     : `the engine at ${url}`;
   const target = engineTarget({
     url,
+    engineId: await engineIdOf(url),
     engineKey: key,
     // A name of its own: nothing that another run has stored is reused.
     namespace: randomBytes(32).toString("hex"),
@@ -112,6 +114,15 @@ async function openEngine(values: LoadValues, { url, key, own }: Place): Promise
     description: `${folder.modelId} by token ids, without an edge, ${where}`,
   });
   return { model: folder.modelId, target };
+}
+
+async function engineIdOf(url: string): Promise<string> {
+  try {
+    const answer = await fetch(`${url}/healthz`, { signal: AbortSignal.timeout(LIMITS.statusMsMax) });
+    return String(((await answer.json()) as { engine?: unknown }).engine);
+  } catch (error) {
+    throw new UsageError(`the engine at ${url} does not say who it is: ${(error as Error).message}`);
+  }
 }
 
 function stopTokens(config: unknown): number[] {

@@ -1,6 +1,6 @@
 /** Flags of the comparison with peers. */
-import { parseBudget, parseInteger, parseText } from "../../cli/flags.ts";
-import { contextsFlag, modelFlags, parsePolicy } from "../decode/flags.ts";
+import { parseBudget, parseInteger, parseSelectionFlag, parseText } from "../../cli/flags.ts";
+import { contextsFlag, modelFlags } from "../decode/flags.ts";
 
 /** Where the peers are, and what is compared. */
 export const peersFlags = {
@@ -20,7 +20,7 @@ export const peersFlags = {
     placeholder: "PATH",
     parse: parseText,
   },
-  policy: { help: "the policy that selects", placeholder: "NAME", fallback: "quest", parse: parsePolicy },
+  policy: { help: "the policy that selects", placeholder: "SELECTION", fallback: "quest", parse: parseSelectionFlag },
   budget: { help: "its budget in tokens", placeholder: "TOKENS", fallback: "2048", parse: parseBudget },
   contexts: contextsFlag("0,4096,16384,32768,65536"),
   "peer-contexts": contextsFlag("0,16384,32768"),

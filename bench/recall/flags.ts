@@ -3,7 +3,7 @@ import { engineFlags } from "../../cli/engine-flags.ts";
 import { type FlagValues, parseBudget, parseInteger, parseText } from "../../cli/flags.ts";
 import { UsageError } from "../../cli/usage-error.ts";
 import { POLICY_NAMES } from "../../models/selection/registry.ts";
-import type { SelectionPolicyName } from "../../protocol/generate.ts";
+import { parseSelections } from "../decode/flags.ts";
 
 const { model, device, threads, weights, kv } = engineFlags;
 
@@ -30,7 +30,7 @@ export const recallFlags = {
     help: `selection policies for questions and answers: of ${POLICY_NAMES.join(", ")}; the passage is read densely`,
     placeholder: "P,P,...",
     fallback: "dense,quest,mean-deviation,tokenselect",
-    parse: parsePolicies,
+    parse: parseSelections,
   },
   budget: {
     help: "tokens that a step attends to under a policy",
@@ -66,12 +66,4 @@ function parseLengths(text: string): readonly number[] {
   } catch {
     throw new UsageError("must be whole numbers from 256 on with commas between them");
   }
-}
-
-function parsePolicies(text: string): readonly SelectionPolicyName[] {
-  return parseList(text).map((word) => {
-    const found = POLICY_NAMES.find((name) => name === word);
-    if (found === undefined) throw new UsageError(`must be of ${POLICY_NAMES.join(", ")}`);
-    return found;
-  });
 }

@@ -4,25 +4,20 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { openModelFolder } from "../../cli/model-folder.ts";
 import { UsageError } from "../../cli/usage-error.ts";
-import { BLOCK_TOKENS } from "../../kernels/contract.ts";
 import { openDevice } from "../../kernels/open.ts";
 import { readConfig } from "../../models/config.ts";
-import type { ModelRunner } from "../../models/contract.ts";
 import { openModel } from "../../models/open.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
-import type { SelectionPolicyName } from "../../protocol/generate.ts";
-import type { ChatMessage, ChatTemplate, Tokenizer } from "../../tokenizer/contract.ts";
+import type { SelectionConfiguration } from "../../protocol/generate.ts";
 import { openTokenizer } from "../../tokenizer/open.ts";
 import { type BenchContext, type BenchResult, defineBench } from "../bench.ts";
-import { isRight, passageOf, type RecallCase, readCases, userMessage } from "./cases.ts";
+import { askCase, REPLY_TOKENS_MAX, type Subject } from "./ask.ts";
+import { passageOf, type RecallCase, readCases } from "./cases.ts";
 import { type RecallValues, recallFlags } from "./flags.ts";
 import { type RecallCount, type RecallRow, recallLines, recallRow } from "./report.ts";
 import { poolCounts, Sequence } from "./sequence.ts";
 
 const rowsMax = 256;
-const replyTokensMax = 64;
-/** Tokens between a question's first and its answer that a template may add. */
-const markerTokens = 16;
 
 /** The benchmark. */
 export const recallBench = defineBench({
@@ -34,14 +29,6 @@ export const recallBench = defineBench({
   run: runRecall,
 });
 
-/** A model with its words. */
-interface Subject {
-  runner: ModelRunner;
-  sequence: Sequence;
-  tokenizer: Tokenizer;
-  template: ChatTemplate;
-}
-
 async function runRecall(values: RecallValues, context: BenchContext): Promise<BenchResult> {
   const { sentences, cases } = await readCases(values["case-file"]);
   const kinds = values.kinds ?? [...new Set(cases.map(({ kind }) => kind))];
@@ -49,7 +36,7 @@ async function runRecall(values: RecallValues, context: BenchContext): Promise<B
     if (!cases.some((each) => each.kind === kind)) throw new UsageError(`--kinds: the file has no cases "${kind}"`);
   }
   // A reply may be longer than the answer that its passage left room for.
-  const repliesTokensMax = Math.max(...cases.map(({ turns }) => turns.length)) * replyTokensMax;
+  const repliesTokensMax = Math.max(...cases.map(({ turns }) => turns.length)) * REPLY_TOKENS_MAX;
   const { device, subject } = await openSubject(values, repliesTokensMax);
   try {
     const sentenceTokens = sentences.map((sentence) => subject.tokenizer.encode(sentence).length);
@@ -115,82 +102,25 @@ async function askAll(
   asked: readonly RecallCase[],
   passages: readonly string[],
   signal: AbortSignal,
-): Promise<Map<SelectionPolicyName, RecallCount> | undefined> {
-  const counts = new Map<SelectionPolicyName, RecallCount>(
+): Promise<Map<SelectionConfiguration, RecallCount> | undefined> {
+  const counts = new Map<SelectionConfiguration, RecallCount>(
     values.policy.map((policy) => [policy, { cases: 0, right: 0, pagesSelected: 0, pagesInContext: 0 }]),
   );
   try {
+    const plans = values.policy.map((policy) => policyNamed(policy).plan(values.budget));
     for (const [index, question] of asked.entries()) {
-      await askOne(subject, values, { question, passage: passages[index] as string, counts, signal });
+      const replies = await askCase(subject, { question, passage: passages[index] as string, plans, signal });
+      for (const [place, { isRight, traffic }] of replies.entries()) {
+        const count = counts.get(values.policy[place] as SelectionConfiguration) as RecallCount;
+        count.cases += 1;
+        count.right += isRight ? 1 : 0;
+        count.pagesSelected += traffic.pagesSelected;
+        count.pagesInContext += traffic.pagesInContext;
+      }
     }
     return counts;
   } catch (error) {
     if (signal.aborted) return undefined;
     throw error;
   }
-}
-
-async function askOne(
-  subject: Subject,
-  values: RecallValues,
-  options: {
-    question: RecallCase;
-    passage: string;
-    counts: ReadonlyMap<SelectionPolicyName, RecallCount>;
-    signal: AbortSignal;
-  },
-): Promise<void> {
-  const { question, passage, counts, signal } = options;
-  const { sequence, tokenizer } = subject;
-  const prompt = encodePrompt(subject, [userMessage(question, 0, passage)]);
-  const questionTokens = tokenizer.encode(question.turns[0]?.ask ?? "").length + markerTokens;
-  const kept = Math.max(0, Math.floor((prompt.length - questionTokens) / BLOCK_TOKENS) * BLOCK_TOKENS);
-  sequence.rewind(0);
-  await sequence.read(prompt.slice(0, kept), signal);
-  for (const [policy, count] of counts) {
-    sequence.rewind(kept);
-    const plan = policyNamed(policy).plan(values.budget);
-    const reply = await converse(subject, { question, passage, plan, rest: prompt.slice(kept), signal });
-    count.cases += 1;
-    count.right += isRight(reply, question.turns.at(-1)?.expect ?? []) ? 1 : 0;
-    count.pagesSelected += sequence.traffic.pagesSelected;
-    count.pagesInContext += sequence.traffic.pagesInContext;
-  }
-}
-
-/** The reply to the last turn; earlier replies are the model's own. */
-async function converse(
-  subject: Subject,
-  options: {
-    question: RecallCase;
-    passage: string;
-    plan: ReturnType<ReturnType<typeof policyNamed>["plan"]>;
-    rest: readonly number[];
-    signal: AbortSignal;
-  },
-): Promise<string> {
-  const { question, passage, plan, signal } = options;
-  const { sequence, tokenizer, template, runner } = subject;
-  const endIds = runner.config.eosTokenIds;
-  const messages: ChatMessage[] = [];
-  let prompt = options.rest;
-  let reply = "";
-  for (let turn = 0; turn < question.turns.length; turn++) {
-    messages.push(userMessage(question, turn, passage));
-    const ids = await sequence.answer(prompt, { plan, tokensMax: replyTokensMax, endIds, signal });
-    const ended = endIds.includes(ids.at(-1) as number);
-    reply = tokenizer.decode(ended ? ids.slice(0, -1) : ids);
-    if (turn === question.turns.length - 1) break;
-    const said = template.render(messages, { addGenerationPrompt: true }) + reply;
-    messages.push({ role: "assistant", content: reply });
-    const next = [...messages, userMessage(question, turn + 1, passage)];
-    const following = template.render(next, { addGenerationPrompt: true }).slice(said.length);
-    // The last id of a reply is not in the cache yet; an end token is what the template writes next.
-    prompt = [...(ended ? [] : ids.slice(-1)), ...tokenizer.encode(following, { special: true })];
-  }
-  return reply;
-}
-
-function encodePrompt({ tokenizer, template }: Subject, messages: readonly ChatMessage[]): number[] {
-  return tokenizer.encode(template.render(messages, { addGenerationPrompt: true }), { special: true });
 }

@@ -1,12 +1,12 @@
 /** Shares of right answers, with how sure they are. */
-import type { SelectionPolicyName } from "../../protocol/generate.ts";
+import type { SelectionConfiguration } from "../../protocol/generate.ts";
 import { type Column, renderTable } from "../table.ts";
 
 /** The answers to one kind of question, at one length, under one policy. */
 export interface RecallRow {
   kind: string;
   lengthTokens: number;
-  policy: SelectionPolicyName;
+  policy: SelectionConfiguration;
   cases: number;
   right: number;
   /** `right / cases`, and the bounds of its 95 % interval. */
@@ -38,7 +38,7 @@ export function wilsonInterval(right: number, cases: number): { min: number; max
 
 /** A row of counts; at least one case was asked. */
 export function recallRow(
-  key: { kind: string; lengthTokens: number; policy: SelectionPolicyName },
+  key: { kind: string; lengthTokens: number; policy: SelectionConfiguration },
   count: RecallCount,
 ): RecallRow {
   const { cases, right, pagesSelected, pagesInContext } = count;

@@ -1,6 +1,12 @@
 /** One sequence on a model runner, without an engine: text is read, questions run under a plan, and the text is kept for the next plan. */
 import { setImmediate } from "node:timers/promises";
-import { BLOCK_TOKENS, type SampleRow, type SelectionPlan, type SliceTraffic } from "../../kernels/contract.ts";
+import {
+  BLOCK_TOKENS,
+  type SampleRow,
+  type SelectionPlan,
+  type SliceTraffic,
+  type StepSlice,
+} from "../../kernels/contract.ts";
 import type { ModelRunner } from "../../models/contract.ts";
 import { GROUP_TOKENS } from "../../models/selection/policy.ts";
 import { assert } from "../../protocol/assert.ts";
@@ -53,6 +59,11 @@ export class Sequence {
     this.#summarySlots = Int32Array.from({ length: this.#blockCapacity }, (_, slot) => slot);
   }
 
+  /** Tokens with KV. */
+  get length(): number {
+    return this.#length;
+  }
+
   /** What steps have read since {@link rewind}. */
   get traffic(): SliceTraffic {
     return this.#traffic;
@@ -85,6 +96,29 @@ export class Sequence {
     return reply;
   }
 
+  /** One step over one token under `plan`; its logits are sampled greedily and given to the runner's observer. */
+  async advance(id: number, plan: SelectionPlan): Promise<number> {
+    return this.#step([id], plan, true);
+  }
+
+  /** Describes rows of this sequence for the device: those that come next, or ones whose KV is there already. */
+  slice(position: number, rowCount: number, plan: SelectionPlan): StepSlice {
+    const firstBlock = Math.floor(position / BLOCK_TOKENS);
+    const lastBlock = Math.floor((position + rowCount - 1) / BLOCK_TOKENS);
+    const slotCount = openSlotCount(this.#runner.rowsMax);
+    const rows = Array.from({ length: rowCount }, (_, row) => row);
+    return {
+      position,
+      rowCount,
+      blockIds: this.#blockIds,
+      blockCapacity: this.#blockCapacity,
+      summarySlots: this.#summarySlots,
+      openSlots: Int32Array.from({ length: lastBlock - firstBlock + 1 }, (_, i) => (firstBlock + i) % slotCount),
+      groupStarts: Int32Array.from(rows.filter((row) => row === 0 || this.#isGroupStart(position + row))),
+      plan,
+    };
+  }
+
   /** Steps over `ids`; the greedy token behind the last, or -1 if it is not `sampled`. */
   async #append(ids: readonly number[], plan: SelectionPlan, signal: AbortSignal, sampled: boolean): Promise<number> {
     const { rowsMax } = this.#runner;
@@ -103,22 +137,9 @@ export class Sequence {
   async #step(ids: readonly number[], plan: SelectionPlan, sampled: boolean): Promise<number> {
     const position = this.#length;
     const rowCount = ids.length;
-    const firstBlock = Math.floor(position / BLOCK_TOKENS);
-    const lastBlock = Math.floor((position + rowCount - 1) / BLOCK_TOKENS);
-    const slotCount = openSlotCount(this.#runner.rowsMax);
-    const starts = ids.map((_, row) => row).filter((row) => row === 0 || this.#isGroupStart(position + row));
     const [result] = await this.#runner.step([
       {
-        slice: {
-          position,
-          rowCount,
-          blockIds: this.#blockIds,
-          blockCapacity: this.#blockCapacity,
-          summarySlots: this.#summarySlots,
-          openSlots: Int32Array.from({ length: lastBlock - firstBlock + 1 }, (_, i) => (firstBlock + i) % slotCount),
-          groupStarts: Int32Array.from(starts),
-          plan,
-        },
+        slice: this.slice(position, rowCount, plan),
         tokens: Uint32Array.from(ids),
         exact: true,
         ...(sampled ? { sample: { ...GREEDY, position: position + rowCount } } : {}),

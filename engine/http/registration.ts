@@ -1,12 +1,14 @@
 /** Tells the edge, once a second, that this engine is there and how busy it is. A beat that fails is followed by the next. */
 import type { EngineHeartbeat } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
+import { EDGE_AUDIENCE, signRequest } from "../../protocol/signature.ts";
 import type { EngineLog } from "../settings.ts";
 
 /** Where to register, and what to say. */
 export interface RegistrationOptions {
   /** Base URL of the edge. */
   edgeUrl: string;
+  /** The secret shared with the edge; not empty. */
   key: string;
   beat(): EngineHeartbeat;
   log: EngineLog;
@@ -17,10 +19,16 @@ export function startRegistration(options: RegistrationOptions): { stop(): Promi
   let failing = false;
   const send = async (beat: EngineHeartbeat) => {
     try {
-      const response = await fetch(new URL("/v1/engines/heartbeat", options.edgeUrl), {
+      const url = new URL("/v1/engines/heartbeat", options.edgeUrl);
+      const body = new TextEncoder().encode(JSON.stringify(beat));
+      const target = { audience: EDGE_AUDIENCE, method: "POST", path: url.pathname };
+      const response = await fetch(url, {
         method: "POST",
-        headers: { "content-type": "application/json", authorization: `Bearer ${options.key}` },
-        body: JSON.stringify(beat),
+        headers: {
+          "content-type": "application/json",
+          authorization: await signRequest(options.key, target, body, Date.now()),
+        },
+        body,
         signal: AbortSignal.timeout(LIMITS.engineExpiryMs),
       });
       await response.body?.cancel();

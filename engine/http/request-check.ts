@@ -1,7 +1,7 @@
 /** Checks a request at the engine's border: whatever comes in, one clear error that names the field, or a request that can be run. */
-import { PAGE_TOKENS, type SummaryKind } from "../../kernels/contract.ts";
+import type { SummaryKind } from "../../kernels/contract.ts";
 import { BUDGET_TOKENS_MIN } from "../../models/selection/policy.ts";
-import { POLICY_NAMES, policyNamed } from "../../models/selection/registry.ts";
+import { policyNamed } from "../../models/selection/registry.ts";
 import { QuireError } from "../../protocol/errors.ts";
 import {
   type GenerateRequest,
@@ -12,6 +12,7 @@ import {
 } from "../../protocol/generate.ts";
 import { bytesToIds } from "../../protocol/ids.ts";
 import { LIMITS } from "../../protocol/limits.ts";
+import { isCanonicalSelection } from "../../protocol/selection.ts";
 import { DENSE, isHow, parseHow } from "../kv/provenance.ts";
 import type { ResolvedSelection } from "../sequence/sequence.ts";
 
@@ -53,10 +54,15 @@ export function checkRequest(value: unknown, bounds: RequestBounds): GenerateReq
     tokens,
     turnStart,
     spans: checkSpans(fields.spans, turnStart),
+    ...(fields.replyStart === undefined || fields.replyStart === null
+      ? {}
+      : { replyStart: integer(fields.replyStart, "replyStart", Math.max(1, turnStart), tokenCount) }),
     maxTokens,
     stopTokens: ids(fields.stopTokens, "stopTokens", 64),
     sampling: checkSampling(fields.sampling, bounds.vocabularySize),
     selection: checkSelection(fields.selection),
+    ...optional(fields, "priority", -1, 1),
+    ...optional(fields, "firstTokenMsMax", 1, LIMITS.turnMsMax),
     ...(top === undefined || top === null
       ? {}
       : { topLogprobs: integer(top, "topLogprobs", 0, LIMITS.topLogprobsMax) }),
@@ -135,10 +141,13 @@ function checkHow(how: string): void {
   const parsed = parseHow(how);
   if (parsed === undefined) return;
   const { policy, budgetTokens } = parsed;
-  if (policy === DENSE || !(POLICY_NAMES as readonly string[]).includes(policy))
-    refuse("spans.how", `has the unknown policy ${policy}`);
-  if (budgetTokens % PAGE_TOKENS !== 0 || budgetTokens < BUDGET_TOKENS_MIN)
-    refuse("spans.how", `has the impossible budget ${budgetTokens}`);
+  if (policy === DENSE || !isCanonicalSelection(policy)) refuse("spans.how", `has the unknown policy ${policy}`);
+  try {
+    policyNamed(policy).plan(budgetTokens);
+  } catch (error) {
+    if (error instanceof QuireError) refuse("spans.how", `has the impossible budget ${budgetTokens}`);
+    throw error;
+  }
 }
 
 /**
@@ -191,6 +200,19 @@ function checkSelection(value: unknown): SelectionRequest {
   const exact = fields.exact;
   if (typeof exact !== "boolean") refuse("quire.selection.exact", "must be true or false");
   return { policy: name, budgetTokens, exact };
+}
+
+/** A whole number that may be absent. */
+function optional<Name extends string>(
+  fields: Fields,
+  name: Name,
+  min: number,
+  max: number,
+): { [key in Name]?: number } {
+  const value = fields[name];
+  return value === undefined || value === null
+    ? {}
+    : ({ [name]: integer(value, name, min, max) } as { [key in Name]: number });
 }
 
 function refuse(param: string, problem: string): never {

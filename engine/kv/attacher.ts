@@ -3,14 +3,14 @@
  * (and its parent's after a fork): summaries first, then the tail; blocks stay in the store until a query selects them. Whatever is
  * absent, late, damaged or about other tokens is left as a gap, which is computed from the log. Never an error for the user.
  */
-import { BLOCK_TOKENS, type KvPool, PAGES_PER_BLOCK } from "../../kernels/contract.ts";
+import { BLOCK_TOKENS, type KvPool, NOT_RESIDENT, PAGES_PER_BLOCK } from "../../kernels/contract.ts";
 import { pageRange } from "../../kernels/page-range.ts";
+import { policyNamed } from "../../models/selection/registry.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import type { PageStore } from "../../storage/contract.ts";
-import type { KvGeometry } from "../../storage/geometry.ts";
-import { sameGeometry } from "../../storage/geometry.ts";
-import { loadManifest, type Manifest, type WholeRef } from "../../storage/manifest.ts";
-import { decodeSummaryObject, type SegmentSummary, summarySlot } from "../../storage/summary-object.ts";
+import { type KvGeometry, type SummaryObjectKind, sameGeometry, summaryObjectKinds } from "../../storage/geometry.ts";
+import { loadManifest, type Manifest, type SummaryRef, type WholeRef } from "../../storage/manifest.ts";
+import { type SegmentSummary, type SummaryObject, summarySlot } from "../../storage/summary-object.ts";
 import { decodeTail, type Tail } from "../../storage/tail.ts";
 import type { SessionKeys } from "../persist/session-keys.ts";
 import type { Sequence } from "../sequence/sequence.ts";
@@ -18,11 +18,12 @@ import { nextRows } from "../sequence/slice-planner.ts";
 import { countedReads, countFetch } from "../sequence/traffic.ts";
 import type { Clock, EngineLog } from "../settings.ts";
 import type { BlockCache, LogicalBlock } from "./block-cache.ts";
-import type { BlockFetcher, BlockLayer } from "./block-fetcher.ts";
+import { allLayers, type BlockFetcher, type BlockLayer } from "./block-fetcher.ts";
 import type { Gate } from "./gate.ts";
 import { agreement, type OpenBlock, type OpenBlocks } from "./open-blocks.ts";
 import { SpanList } from "./provenance.ts";
 import type { StoredSegment } from "./stored-segment.ts";
+import type { SummarySupply } from "./summary-supply.ts";
 import { claimTail } from "./tail-parking.ts";
 
 /** What an attacher works with; all of it stays the engine's. */
@@ -32,6 +33,7 @@ export interface AttacherOptions {
   cache: BlockCache;
   opens: OpenBlocks;
   fetcher: BlockFetcher;
+  supply: SummarySupply;
   gate: Gate;
   geometry: KvGeometry;
   keys: SessionKeys;
@@ -92,6 +94,8 @@ export class Attacher {
       const manifest = await this.#manifest(sequence, sessionId);
       if (!manifest) return;
       const matching = matchingSegments(sequence, manifest);
+      sequence.hotBlocks = hotBlocksBelow(manifest, matching);
+      sequence.heat.seed(sequence.hotBlocks);
       await Promise.all([this.#summaries(sequence, manifest, matching), this.#tail(sequence, manifest, matching)]);
     } catch (error) {
       log("attach.miss", { requestId: sequence.request.requestId, error: String(error) });
@@ -112,75 +116,77 @@ export class Attacher {
     return sameGeometry(loaded.manifest.geometry, geometry) ? loaded.manifest : undefined;
   }
 
+  /**
+   * Of the kind that the turn scores; where such an object cannot be had, another kind's has the checksums at least, and the blocks'
+   * summaries are rebuilt when they are needed.
+   */
   async #summaries(sequence: Sequence, manifest: Manifest, segmentCount: number): Promise<void> {
-    const { log } = this.#options;
-    const end = segmentCount * this.#options.geometry.segmentTokens;
-    const wanted = manifest.summaries.filter(
-      (ref) => ref.fromToken < end && hasGap(sequence, ref.fromToken, ref.fromToken + ref.tokenCount),
-    );
-    await Promise.all(
-      wanted.map(async (ref) => {
-        try {
-          const object = await this.#whole(sequence, ref);
-          const expected = {
-            sha256: ref.sha256,
-            geometry: this.#options.geometry,
-            fromToken: ref.fromToken,
-            tokenCount: ref.tokenCount,
-          };
-          this.#admitSegments(sequence, manifest, ref, decodeSummaryObject(object, expected).segments, segmentCount);
-        } catch (error) {
-          log("attach.summary-lost", {
-            requestId: sequence.request.requestId,
-            objectKey: ref.objectKey,
-            error: String(error),
-          });
-        }
-      }),
-    );
-  }
-
-  #admitSegments(
-    sequence: Sequence,
-    manifest: Manifest,
-    ref: WholeRef,
-    summaries: readonly SegmentSummary[],
-    segmentCount: number,
-  ): void {
-    const { segmentTokens } = this.#options.geometry;
-    for (const [offset, summary] of summaries.entries()) {
-      const index = ref.fromToken / segmentTokens + offset;
-      const segment = manifest.segments[index];
-      if (!segment || index >= segmentCount || segment.chain !== summary.chain) continue;
-      const stored: StoredSegment = {
-        chain: segment.chain,
-        fromToken: segment.fromToken,
-        tokenCount: segment.tokenCount,
-        objectKey: segment.objectKey,
-        objectOffset: segment.objectOffset,
-        objectBytes: segment.objectBytes,
-        checksums: summary.checksums,
-        summary: ref,
-        slots: undefined,
-        damaged: false,
-        written: Promise.resolve(true),
-      };
-      this.#admitBlocks(sequence, stored, summary);
+    const { geometry } = this.#options;
+    const trusted = { ...manifest, segments: manifest.segments.slice(0, segmentCount) };
+    let missing = [{ fromToken: 0, tokenCount: segmentCount * geometry.segmentTokens }];
+    for (const kind of kindsByUse(sequence, geometry)) {
+      const refs = manifest.summaries.filter(
+        (ref) =>
+          ref.kind === kind &&
+          missing.some((range) => overlaps(ref, range)) &&
+          hasGap(sequence, ref.fromToken, ref.fromToken + ref.tokenCount),
+      );
+      const results = await Promise.all(refs.map((ref) => this.#summaryObject(sequence, ref, trusted)));
+      missing = refs.filter((_ref, index) => results[index] === false);
     }
   }
 
-  /** Store-backed blocks: summaries on the device, bytes still in the store. */
-  #admitBlocks(sequence: Sequence, stored: StoredSegment, summary: SegmentSummary): void {
+  /** False when the object could not be had. */
+  async #summaryObject(sequence: Sequence, ref: SummaryRef, trusted: Manifest): Promise<boolean> {
+    const { log, supply } = this.#options;
+    try {
+      this.#admitSegments(sequence, await supply.read(sequence, ref), trusted);
+      return true;
+    } catch (error) {
+      const { requestId } = sequence.request;
+      log("attach.summary-lost", { requestId, objectKey: ref.objectKey, error: String(error) });
+      return false;
+    }
+  }
+
+  #admitSegments(sequence: Sequence, object: SummaryObject, trusted: Manifest): void {
+    const first = object.fromToken / this.#options.geometry.segmentTokens;
+    for (const [offset, summary] of object.segments.entries()) {
+      const segment = trusted.segments[first + offset];
+      if (segment?.chain !== summary.chain) continue;
+      const stored: StoredSegment = {
+        ...segment,
+        checksums: summary.checksums,
+        summaries: new Map(trusted.summaries.filter((ref) => overlaps(ref, segment)).map((ref) => [ref.kind, ref])),
+        slots: new Map(),
+        damaged: false,
+        written: Promise.resolve(true),
+      };
+      this.#admitBlocks(sequence, stored, { kind: object.kind, summary });
+    }
+  }
+
+  /** Store-backed blocks: summaries on the device, bytes still in the store. One that is there already gets the kind that it lacks. */
+  #admitBlocks(
+    sequence: Sequence,
+    stored: StoredSegment,
+    { kind, summary }: { kind: SummaryObjectKind; summary: SegmentSummary },
+  ): void {
     const { cache, opens, pool, geometry } = this.#options;
     const first = stored.fromToken / BLOCK_TOKENS;
     const limit = sequence.promptEnd - 1;
     for (let offset = 0; offset < stored.tokenCount / BLOCK_TOKENS; offset++) {
       const index = first + offset;
       if (sequence.blocks[index] || (index + 1) * BLOCK_TOKENS > limit || sequence.abortRequested) continue;
-      const block = cache.create(index);
-      block.stored = stored;
-      if (geometry.summarySlotBytes > 0) pool.writeSummary(block.summarySlot, summarySlot(geometry, summary, offset));
-      sequence.blocks[index] = cache.publish(block, sequence.blockKey(index));
+      const key = sequence.blockKey(index);
+      const known = cache.acquire(key);
+      const block = known ?? cache.create(index);
+      if (!known) block.stored = stored;
+      if (kind !== "none" && !block.summaries.has(kind)) {
+        pool.writeSummary(block.summarySlot, kind, summarySlot(geometry, summary, offset));
+        block.summaries.add(kind);
+      }
+      sequence.blocks[index] = known ?? cache.publish(block, key);
       sequence.dropOpen(index, opens);
     }
   }
@@ -236,7 +242,10 @@ export class Attacher {
     const block = cache.create(index);
     cache.allocateAll(block);
     for (const [layer, id] of block.deviceBlocks.entries()) pool.writeBlock(id, tail.block(offset, layer));
-    if (geometry.summarySlotBytes > 0) pool.writeSummary(block.summarySlot, tail.summary(offset));
+    for (const kind of geometry.summaryKinds) {
+      pool.writeSummary(block.summarySlot, kind, tail.summary(offset, kind));
+      block.summaries.add(kind);
+    }
     sequence.blocks[index] = cache.publish(block, sequence.blockKey(index));
     sequence.dropOpen(index, opens);
   }
@@ -249,19 +258,22 @@ export class Attacher {
     sequence.adoptOpen(open.index, { slot, tokenCount: open.tokenCount }, opens);
   }
 
-  /** What every query of the first step attends to (sinks and recent pages) comes in one parallel burst, all layers. */
+  /**
+   * One parallel burst: what every query of the first step attends to (sinks and recent pages) in all layers, and of each layer the blocks
+   * that the last turn's queries chose most.
+   */
   async #firstBurst(sequence: Sequence): Promise<void> {
-    const { fetcher } = this.#options;
+    const { fetcher, geometry } = this.#options;
     const rows = nextRows(sequence, LIMITS.stepRowsMax);
     if (!rows || rows.plan.kind === "dense" || sequence.abortRequested) return;
     const { sinkEnd, recentStart } = pageRange(rows.plan, { positionFirst: rows.from, positionLast: rows.from });
     const isForced = ({ index }: LogicalBlock) =>
       index * PAGES_PER_BLOCK < sinkEnd || (index + 1) * PAGES_PER_BLOCK > recentStart;
     const forced = sequence.blocks.filter((block): block is LogicalBlock => block !== undefined && isForced(block));
-    const wanted: BlockLayer[] = forced.flatMap((block) =>
-      Array.from(block.deviceBlocks, (_, layer) => ({ block, layer })),
-    );
-    countFetch(sequence, await fetcher.fetch(wanted, "demand"));
+    const hot = hottestFirst(sequence)
+      .filter(({ block, layer }) => !isForced(block) && block.deviceBlocks[layer] === NOT_RESIDENT)
+      .slice(0, Math.floor(LIMITS.hotBurstBytesMax / geometry.blockBytes));
+    countFetch(sequence, await fetcher.fetch([...allLayers(forced), ...hot], "demand"));
   }
 
   async #whole(sequence: Sequence, ref: WholeRef): Promise<Uint8Array> {
@@ -286,6 +298,37 @@ function matchingSegments(sequence: Sequence, manifest: Manifest): number {
     count += 1;
   }
   return count;
+}
+
+/** The kind that the turn's policy scores, then the others. */
+function kindsByUse(sequence: Sequence, geometry: KvGeometry): SummaryObjectKind[] {
+  const scored = policyNamed(sequence.selection.policy).summary;
+  const kinds = summaryObjectKinds(geometry);
+  return [...kinds.filter((kind) => kind === scored), ...kinds.filter((kind) => kind !== scored)];
+}
+
+type TokenRange = Pick<WholeRef, "fromToken" | "tokenCount">;
+
+function overlaps(a: TokenRange, b: TokenRange): boolean {
+  return a.fromToken < b.fromToken + b.tokenCount && b.fromToken < a.fromToken + a.tokenCount;
+}
+
+function hotBlocksBelow(manifest: Manifest, segmentCount: number): number[][] {
+  const end = (segmentCount * manifest.geometry.segmentTokens) / BLOCK_TOKENS;
+  return manifest.hotBlocks.map((blocks) => blocks.filter((block) => block < end));
+}
+
+/** Hot blocks that the sequence has, the hottest of every layer before the next. */
+function hottestFirst(sequence: Sequence): BlockLayer[] {
+  const rankCount = Math.max(0, ...sequence.hotBlocks.map((blocks) => blocks.length));
+  const wanted: BlockLayer[] = [];
+  for (let rank = 0; rank < rankCount; rank++) {
+    for (const [layer, blocks] of sequence.hotBlocks.entries()) {
+      const block = sequence.blocks[blocks[rank] ?? -1];
+      if (block) wanted.push({ block, layer });
+    }
+  }
+  return wanted;
 }
 
 function hasGap(sequence: Sequence, fromToken: number, toToken: number): boolean {

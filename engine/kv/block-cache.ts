@@ -3,7 +3,7 @@
  * summary slot, and where its bytes are stored. Sequences hold references; a published block is found by its chain by any sequence of
  * the same namespace; one without references stays until its room is needed (least recently released first).
  */
-import { BLOCK_TOKENS, NOT_RESIDENT } from "../../kernels/contract.ts";
+import { BLOCK_TOKENS, NOT_RESIDENT, type SummaryKind } from "../../kernels/contract.ts";
 import { assert } from "../../protocol/assert.ts";
 import type { FreeList } from "./free-list.ts";
 import type { StoredSegment } from "./stored-segment.ts";
@@ -17,6 +17,8 @@ export class LogicalBlock {
   /** Device block of each layer, or NOT_RESIDENT. */
   readonly deviceBlocks: Int32Array;
   summarySlot: number = NOT_RESIDENT;
+  /** Kinds that its summary slot holds; it is never scored by another. */
+  summaries: Set<SummaryKind> = new Set();
   residentLayerCount = 0;
   refCount = 1;
   published = false;
@@ -104,6 +106,11 @@ export class BlockCache {
     assert(this.#reservedBlocks >= 0 && this.#reservedSlots >= 0, "unreserved more than was reserved");
   }
 
+  /** Whether {@link acquire} would find a block with all its layers on the device; nothing is touched. */
+  has(key: string): boolean {
+    return this.#published.get(key)?.resident === true;
+  }
+
   /** The published block of a key, with a new reference, or undefined. */
   acquire(key: string): LogicalBlock | undefined {
     const block = this.#published.get(key);
@@ -145,8 +152,8 @@ export class BlockCache {
 
   /**
    * Makes a block findable once its summaries are written and its bytes are on the device or verified as stored. Where another has the
-   * key already, that one is returned in its place (with the reference moved, and layers that it lacks given to it: equal keys are
-   * equal bytes).
+   * key already, that one is returned in its place (with the reference moved, and layers and summaries that it lacks given to it: equal
+   * keys are equal bytes).
    */
   publish(block: LogicalBlock, key: string): LogicalBlock {
     assert(block.key === undefined, "a block is published once");
@@ -154,6 +161,7 @@ export class BlockCache {
     if (known) {
       this.retain(known);
       donateLayers(block, known);
+      donateSummaries(block, known);
       this.release(block);
       return known;
     }
@@ -203,7 +211,19 @@ export class BlockCache {
     block.residentLayerCount = 0;
     if (block.summarySlot !== NOT_RESIDENT) this.#summarySlots.give(block.summarySlot);
     block.summarySlot = NOT_RESIDENT;
+    block.summaries = new Set();
   }
+}
+
+/** Slots are swapped where the new one holds more. Between steps; a suspended one fills its tables again. */
+function donateSummaries(from: LogicalBlock, to: LogicalBlock): void {
+  if (from.summaries.size <= to.summaries.size) return;
+  for (const kind of to.summaries) if (!from.summaries.has(kind)) return;
+  const { summarySlot, summaries } = to;
+  to.summarySlot = from.summarySlot;
+  to.summaries = from.summaries;
+  from.summarySlot = summarySlot;
+  from.summaries = summaries;
 }
 
 function donateLayers(from: LogicalBlock, to: LogicalBlock): void {

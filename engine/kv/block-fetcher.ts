@@ -148,8 +148,14 @@ export class BlockFetcher {
   }
 }
 
-function indexInSegment(block: LogicalBlock, segment: StoredSegment): number {
+/** Which block of its segment a block is. */
+export function indexInSegment(block: LogicalBlock, segment: Pick<StoredSegment, "fromToken">): number {
   return block.index - segment.fromToken / BLOCK_TOKENS;
+}
+
+/** All layers of some blocks. */
+export function allLayers(blocks: readonly LogicalBlock[]): BlockLayer[] {
+  return blocks.flatMap((block) => Array.from(block.deviceBlocks, (_, layer) => ({ block, layer })));
 }
 
 /** Groups by segment and layer, and joins blocks that follow each other. */

@@ -1,7 +1,8 @@
 /**
  * Provenance: how each token's KV was computed. It is hashed into the chain that names stored bytes, and a lost span is recomputed by
- * replaying it. A *span* (protocol) is `{end, how}`; `how` is "dense" or `<policy>.<version>:<budgetTokens>@<groupTokens>`, with
- * `~<nonce>` behind it where a selected page was missing and not waited for (approximate: kept for its session, never shared).
+ * replaying it. A *span* (protocol) is `{end, how}`; `how` is "dense" or `<selection>.<version>:<budgetTokens>@<groupTokens>`
+ * (selection: a configuration in its canonical form, protocol/selection.ts), with `~<nonce>` behind it where a selected page was missing
+ * and not waited for (approximate: kept for its session, never shared).
  *
  * Query groups are the rows of one span that lie in one page (prefill) or single rows (decode), so no group crosses a block border
  * and any block can be recomputed by itself. A policy is dense while its group's page lies below the budget: those tokens are
@@ -25,7 +26,8 @@ export interface How {
   nonce?: string;
 }
 
-const HOW = /^([a-z][a-z-]{0,31})\.(\d{1,4}):(\d{1,9})@(\d{1,3})(?:~([0-9a-f]{1,32}))?$/;
+const HOW =
+  /^([a-z][a-z0-9-]*(?:\+[a-z][a-z0-9-]*\([a-z0-9.,-]+\))*)\.(\d{1,4}):(\d{1,9})@(\d{1,3})(?:~([0-9a-f]{1,32}))?$/;
 
 /** Writes the canonical form. */
 export function formatHow(how: How): string {

@@ -1,5 +1,6 @@
 /** Where the bytes of a run of blocks are (or are about to be) in the page store. */
-import type { WholeRef } from "../../storage/manifest.ts";
+import type { SummaryObjectKind } from "../../storage/geometry.ts";
+import type { SummaryRef } from "../../storage/manifest.ts";
 
 /** One segment; every logical block in it points here. */
 export interface StoredSegment {
@@ -12,10 +13,10 @@ export interface StoredSegment {
   readonly objectBytes: number;
   /** CRC-32 of each block, `[layer][block]`. */
   readonly checksums: Uint32Array;
-  /** The object that holds its summaries; replaced when they are compacted. */
-  summary: WholeRef | undefined;
-  /** Summary slots of a segment whose summary object is not written yet. */
-  slots: Uint8Array | undefined;
+  /** The objects that hold its summaries, one of each kind; replaced when they are compacted. */
+  readonly summaries: Map<SummaryObjectKind, SummaryRef>;
+  /** Summary slots of the kinds whose object is not written yet. */
+  readonly slots: Map<SummaryObjectKind, Uint8Array>;
   /** Its summaries cannot be had from the store any more: it has to be put again. */
   damaged: boolean;
   /** Settles when the object is in the store (true) or could not be put (false). */

@@ -7,8 +7,9 @@ import type { Span } from "../../protocol/generate.ts";
 import { withDeadline } from "../../storage/deadline.ts";
 import { envelopeDigest } from "../../storage/envelope.ts";
 import { FormatError } from "../../storage/format-error.ts";
+import { BLOCK_TOKENS, type StoredSummaryKind } from "../../storage/geometry.ts";
 import { LAYOUT_VERSION, type ObjectKeys } from "../../storage/keys.ts";
-import { commitManifest, loadManifest, type Manifest, type WholeRef } from "../../storage/manifest.ts";
+import { commitManifest, loadManifest, type Manifest, type SummaryRef } from "../../storage/manifest.ts";
 import { MANIFEST_FORMAT_VERSION } from "../../storage/manifest-check.ts";
 import { encodeTail } from "../../storage/tail.ts";
 import { SpanList } from "../kv/provenance.ts";
@@ -29,8 +30,17 @@ export interface TurnSnapshot {
   spans: Span[];
   segments: StoredSegment[];
   tail:
-    | { fromToken: number; ids: Uint32Array; blocks: Uint8Array[][]; summaries: Uint8Array[]; open: Uint8Array }
+    | {
+        fromToken: number;
+        ids: Uint32Array;
+        blocks: Uint8Array[][];
+        /** Of each kind, one slot per block. */
+        summaries: Map<StoredSummaryKind, Uint8Array[]>;
+        open: Uint8Array;
+      }
     | undefined;
+  /** Per layer, see {@link Manifest.hotBlocks}. */
+  hotBlocks: number[][];
   /** Called once, when the snapshot is committed, replaced by a newer one or given up. */
   release(): void;
 }
@@ -50,7 +60,7 @@ interface SessionState {
   tokenCount: number;
   tailKey: string | undefined;
   /** Of the last manifest: used again, so that sessions which share segments do not undo each other's objects. */
-  summaries: readonly WholeRef[];
+  summaries: readonly SummaryRef[];
   /** Its session was deleted: nothing more is written for it. */
   forgotten: boolean;
   committedAtMs: number;
@@ -173,7 +183,7 @@ export class CommitQueue {
         objectOffset,
         objectBytes,
       })),
-      hotBlocks: [],
+      hotBlocks: snapshot.hotBlocks,
       updatedMs: Date.now(),
     };
   }
@@ -188,7 +198,7 @@ export class CommitQueue {
       chain: snapshot.chain,
       ids: tail.ids,
       block: (index, layer) => tail.blocks[index]?.[layer] as Uint8Array,
-      summary: (index) => tail.summaries[index] as Uint8Array,
+      summary: (index, kind) => tail.summaries.get(kind)?.[index] as Uint8Array,
       open: tail.open,
     });
     const objectKey = objectKeys.tail(snapshot.sessionId, snapshot.chain, generation);
@@ -283,5 +293,7 @@ async function storedPart(snapshot: TurnSnapshot): Promise<TurnSnapshot> {
   const last = segments.at(-1);
   const tokenCount = last ? last.fromToken + last.tokenCount : 0;
   const spans = new SpanList(snapshot.spans).until(tokenCount);
-  return { ...snapshot, segments, tail: undefined, tokenCount, chain: last?.chain ?? snapshot.chain, spans };
+  const hotBlocks = snapshot.hotBlocks.map((blocks) => blocks.filter((block) => block * BLOCK_TOKENS < tokenCount));
+  const chain = last?.chain ?? snapshot.chain;
+  return { ...snapshot, segments, tail: undefined, tokenCount, chain, spans, hotBlocks };
 }

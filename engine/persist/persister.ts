@@ -3,11 +3,15 @@
  * tail and the manifest remain. The bytes are copied before a sequence gives its memory back, so the store never holds up decoding;
  * what would exceed the write-behind budget is left for the end of the turn, and in the end left out: KV is a cache of the log.
  */
-import { BLOCK_TOKENS } from "../../kernels/contract.ts";
+import { BLOCK_TOKENS, type SummaryKind } from "../../kernels/contract.ts";
+import { LIMITS } from "../../protocol/limits.ts";
+import { type SummaryObjectKind, summaryObjectKinds } from "../../storage/geometry.ts";
 import type { Manifest } from "../../storage/manifest.ts";
 import { decodeSegmentHeader, encodeSegment, segmentBytes } from "../../storage/segment.ts";
 import { tailBytes } from "../../storage/tail.ts";
 import type { LogicalBlock } from "../kv/block-cache.ts";
+import { allLayers } from "../kv/block-fetcher.ts";
+import { rebuildSummary } from "../kv/rebuild-summary.ts";
 import type { StoredSegment } from "../kv/stored-segment.ts";
 import type { Sequence } from "../sequence/sequence.ts";
 import { CommitQueue, type CommitStatus, type TurnSnapshot } from "./commit-queue.ts";
@@ -82,6 +86,7 @@ export class Persister {
       spans: sequence.spans.until(end),
       segments,
       tail,
+      hotBlocks: sequence.heat.hottest(LIMITS.hotBlocksPerLayerMax, Math.floor(end / BLOCK_TOKENS)),
       release: () => {
         this.#pendingBytes -= heldBytes;
       },
@@ -142,8 +147,7 @@ export class Persister {
   }
 
   async #fetch(blocks: readonly LogicalBlock[]): Promise<void> {
-    const wanted = blocks.flatMap((block) => Array.from(block.deviceBlocks, (_, layer) => ({ block, layer })));
-    await this.#options.fetcher.fetch(wanted, "demand");
+    await this.#options.fetcher.fetch(allLayers(blocks), "demand");
   }
 
   /** Puts a segment of resident blocks; undefined where the write-behind budget has no room. */
@@ -158,7 +162,12 @@ export class Persister {
     }
     const chain = sequence.chain((segmentIndex + 1) * this.#blocksPerSegment - 1);
     const checksums = new Uint32Array(geometry.layerCount * this.#blocksPerSegment);
-    const slots = new Uint8Array(geometry.summarySlotBytes * this.#blocksPerSegment);
+    const slots = new Map<SummaryObjectKind, Uint8Array>(
+      summaryObjectKinds(geometry).map((kind) => [
+        kind,
+        new Uint8Array(kind === "none" ? 0 : geometry.summaryBytes * this.#blocksPerSegment),
+      ]),
+    );
     const objectKey = keys.of(sequence.namespace).segment(chain);
     const fromToken = segmentIndex * geometry.segmentTokens;
     this.#pendingBytes += objectBytes;
@@ -178,7 +187,7 @@ export class Persister {
       objectOffset: 0,
       objectBytes,
       checksums,
-      summary: undefined,
+      summaries: new Map(),
       slots,
       damaged: false,
       written,
@@ -193,15 +202,17 @@ export class Persister {
 
   async #copySegment(
     blocks: readonly LogicalBlock[],
-    into: { chain: string; fromToken: number; checksums: Uint32Array; slots: Uint8Array },
+    into: { chain: string; fromToken: number; checksums: Uint32Array; slots: Map<SummaryObjectKind, Uint8Array> },
   ): Promise<Uint8Array> {
     const { pool, geometry } = this.#options;
     const bytes = await Promise.all(
       blocks.map((block) => Promise.all(Array.from(block.deviceBlocks, (id) => pool.readBlock(id)))),
     );
-    if (geometry.summarySlotBytes > 0) {
-      const slots = await Promise.all(blocks.map((block) => pool.readSummary(block.summarySlot)));
-      for (const [index, slot] of slots.entries()) into.slots.set(slot, index * geometry.summarySlotBytes);
+    for (const kind of geometry.summaryKinds) {
+      const slots = await Promise.all(
+        blocks.map((block, index) => this.#summaryOf(block, kind, bytes[index] as Uint8Array[])),
+      );
+      for (const [index, slot] of slots.entries()) into.slots.get(kind)?.set(slot, index * geometry.summaryBytes);
     }
     const encoded = encodeSegment({
       geometry,
@@ -211,6 +222,13 @@ export class Persister {
     });
     into.checksums.set(decodeSegmentHeader(encoded).checksums);
     return encoded;
+  }
+
+  /** A kind that the block lacks is made from its bytes, per layer. */
+  async #summaryOf(block: LogicalBlock, kind: SummaryKind, layers: readonly Uint8Array[]): Promise<Uint8Array> {
+    const { pool, geometry } = this.#options;
+    if (block.summaries.has(kind)) return await pool.readSummary(block.summarySlot, kind);
+    return rebuildSummary(geometry, kind, layers);
   }
 
   async #write(objectKey: string, bytes: Uint8Array): Promise<boolean> {
@@ -233,16 +251,19 @@ export class Persister {
     const open = sequence.opens.get(endIndex);
     const openCount = tokenCount % BLOCK_TOKENS;
     if (openCount > 0 && !open) return undefined;
-    const withSummaries = geometry.summarySlotBytes > 0;
+    const blocks = await Promise.all(
+      sealed.map((block) => Promise.all(Array.from(block.deviceBlocks, (id) => pool.readBlock(id)))),
+    );
+    const summaries = new Map<SummaryKind, Uint8Array[]>();
+    for (const kind of geometry.summaryKinds) {
+      const slots = sealed.map((block, index) => this.#summaryOf(block, kind, blocks[index] as Uint8Array[]));
+      summaries.set(kind, await Promise.all(slots));
+    }
     return {
       fromToken,
       ids: sequence.ids.slice(fromToken, tokenCount),
-      blocks: await Promise.all(
-        sealed.map((block) => Promise.all(Array.from(block.deviceBlocks, (id) => pool.readBlock(id)))),
-      ),
-      summaries: await Promise.all(
-        sealed.map((block) => (withSummaries ? pool.readSummary(block.summarySlot) : new Uint8Array(0))),
-      ),
+      blocks,
+      summaries,
       open: open && openCount > 0 ? await pool.readOpen(open.slot, openCount) : new Uint8Array(0),
     };
   }
@@ -265,8 +286,8 @@ function anySegment(blocks: readonly LogicalBlock[], sequence: Sequence): Stored
 }
 
 function bytesOf(tail: NonNullable<TurnSnapshot["tail"]>): number {
-  const blocks = tail.blocks.flat().reduce((sum, block) => sum + block.byteLength, 0);
-  return blocks + tail.open.byteLength + tail.summaries.reduce((sum, summary) => sum + summary.byteLength, 0);
+  const parts = [...tail.blocks.flat(), ...[...tail.summaries.values()].flat(), tail.open];
+  return parts.reduce((sum, part) => sum + part.byteLength, 0);
 }
 
 function track(set: Set<Promise<unknown>>, promise: Promise<unknown>): void {

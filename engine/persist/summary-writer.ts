@@ -1,13 +1,14 @@
 /**
- * Puts summary objects. Segments that were sealed since the last commit share one object, which never crosses a border of 4,096 tokens; once such a
+ * Puts summary objects, each kind by itself. Segments that were sealed since the last commit share one object, which never crosses a border of 4,096 tokens; once such a
  * run is whole it is compacted to a single object, so that a long session is scored after few reads. Objects are named by the
  * chain at their end, so sessions that share a prefix share them; one that reaches beyond a session's own segments is not used by it.
  */
 import { assert } from "../../protocol/assert.ts";
 import { StoreError } from "../../storage/contract.ts";
 import { envelopeDigest } from "../../storage/envelope.ts";
+import { type SummaryObjectKind, summaryObjectKinds } from "../../storage/geometry.ts";
 import type { ObjectKeys } from "../../storage/keys.ts";
-import type { WholeRef } from "../../storage/manifest.ts";
+import type { SummaryRef } from "../../storage/manifest.ts";
 import {
   compactSummaries,
   decodeSummaryObject,
@@ -22,7 +23,7 @@ import { retried } from "./retry.ts";
 const COMPACT_TOKENS = 4096;
 
 /**
- * Makes sure that the summaries of all segments are stored; returns objects that cover exactly them, in order.
+ * Makes sure that the summaries of all segments are stored; returns objects that cover exactly them, kind by kind, in order.
  * @param own objects of the session's last manifest, preferred to those of sessions that share its segments
  * @throws {Error} when a put fails, or an object that holds summaries is gone; its segments are marked to be written anew.
  */
@@ -30,24 +31,34 @@ export async function writeSummaries(
   options: PersisterOptions,
   keys: ObjectKeys,
   segments: readonly StoredSegment[],
-  own: readonly WholeRef[] = [],
-): Promise<WholeRef[]> {
-  const writer = new SummaryWriter(options, keys, { segments, own });
-  return await writer.compacted(await writer.cover());
+  own: readonly SummaryRef[] = [],
+): Promise<SummaryRef[]> {
+  const ofKind = async (kind: SummaryObjectKind): Promise<SummaryRef[]> => {
+    const writer = new SummaryWriter(options, keys, { kind, segments, own: own.filter((ref) => ref.kind === kind) });
+    return await writer.compacted(await writer.cover());
+  };
+  // Every kind is tried: one that fails now leaves less to do for the next commit.
+  const results = await Promise.allSettled(summaryObjectKinds(options.geometry).map(ofKind));
+  return results.flatMap((result) => {
+    if (result.status === "rejected") throw result.reason;
+    return result.value;
+  });
 }
 
 class SummaryWriter {
   readonly #options: PersisterOptions;
   readonly #keys: ObjectKeys;
+  readonly #kind: SummaryObjectKind;
   readonly #segments: readonly StoredSegment[];
-  readonly #own: ReadonlyMap<number, WholeRef>;
+  readonly #own: ReadonlyMap<number, SummaryRef>;
   readonly #read = new Map<string, SummaryObject>();
 
   constructor(
     options: PersisterOptions,
     keys: ObjectKeys,
-    session: { segments: readonly StoredSegment[]; own: readonly WholeRef[] },
+    session: { kind: SummaryObjectKind; segments: readonly StoredSegment[]; own: readonly SummaryRef[] },
   ) {
+    this.#kind = session.kind;
     this.#options = options;
     this.#keys = keys;
     this.#segments = session.segments;
@@ -55,8 +66,8 @@ class SummaryWriter {
   }
 
   /** Known objects where they fit, new ones for the runs between. */
-  async cover(): Promise<WholeRef[]> {
-    const refs: WholeRef[] = [];
+  async cover(): Promise<SummaryRef[]> {
+    const refs: SummaryRef[] = [];
     let index = 0;
     while (index < this.#segments.length) {
       const known = this.#fitting(index);
@@ -73,12 +84,12 @@ class SummaryWriter {
   }
 
   /** Replaces several objects of one whole aligned run by one; what cannot be compacted now stays as it is. */
-  async compacted(refs: readonly WholeRef[]): Promise<WholeRef[]> {
-    const result: WholeRef[] = [];
-    let group: WholeRef[] = [];
+  async compacted(refs: readonly SummaryRef[]): Promise<SummaryRef[]> {
+    const result: SummaryRef[] = [];
+    let group: SummaryRef[] = [];
     for (const ref of refs) {
       group.push(ref);
-      const first = group[0] as WholeRef;
+      const first = group[0] as SummaryRef;
       const end = ref.fromToken + ref.tokenCount;
       if (end % COMPACT_TOKENS !== 0) continue;
       const whole = end - first.fromToken === COMPACT_TOKENS && group.length > 1;
@@ -89,17 +100,17 @@ class SummaryWriter {
   }
 
   /** The known object that begins at this segment, if all of it is this session's and none was written anew since. */
-  #fitting(index: number): WholeRef | undefined {
+  #fitting(index: number): SummaryRef | undefined {
     const segment = this.#segments[index];
     if (!segment) return undefined;
-    return [this.#own.get(segment.fromToken), segment.summary].find((ref) => {
+    return [this.#own.get(segment.fromToken), segment.summaries.get(this.#kind)].find((ref) => {
       if (ref?.fromToken !== segment.fromToken) return false;
       const covered = this.#segments.slice(index, index + this.#countOf(ref));
       const last = covered.at(-1) as StoredSegment;
       return (
         covered.length === this.#countOf(ref) &&
-        covered.every(({ slots }) => slots === undefined) &&
-        this.#keys.summary(last.chain, ref.tokenCount) === ref.objectKey
+        covered.every(({ slots }) => !slots.has(this.#kind)) &&
+        this.#keys.summary(this.#kind, last.chain, ref.tokenCount) === ref.objectKey
       );
     });
   }
@@ -113,29 +124,32 @@ class SummaryWriter {
     return this.#segments.slice(index, end);
   }
 
-  async #write(run: readonly StoredSegment[]): Promise<WholeRef> {
+  async #write(run: readonly StoredSegment[]): Promise<SummaryRef> {
     const segments: SegmentSummary[] = [];
     for (const segment of run) {
       segments.push({ chain: segment.chain, checksums: segment.checksums, slots: await this.#slotsOf(segment) });
     }
     const ref = await this.#put({
       geometry: this.#options.geometry,
+      kind: this.#kind,
       fromToken: (run[0] as StoredSegment).fromToken,
       segments,
     });
     for (const segment of run) {
       // One that others share keeps its object, unless that is out of date.
-      if (segment.slots || !segment.summary) segment.summary = ref;
-      segment.slots = undefined;
+      if (segment.slots.delete(this.#kind) || !segment.summaries.has(this.#kind))
+        segment.summaries.set(this.#kind, ref);
     }
     return ref;
   }
 
   async #slotsOf(segment: StoredSegment): Promise<Uint8Array> {
-    if (segment.slots) return segment.slots;
-    assert(segment.summary, "a stored segment has its summaries in memory or in the store");
+    const slots = segment.slots.get(this.#kind);
+    if (slots) return slots;
+    const ref = segment.summaries.get(this.#kind);
+    assert(ref, "a stored segment has its summaries in memory or in the store");
     try {
-      const object = await this.#get(segment.summary);
+      const object = await this.#get(ref);
       const found = object.segments.find((summary) => summary.chain === segment.chain);
       if (!found) throw new Error("a summary object does not hold its segment");
       return found.slots;
@@ -146,14 +160,15 @@ class SummaryWriter {
     }
   }
 
-  async #compact(group: readonly WholeRef[]): Promise<WholeRef[]> {
+  async #compact(group: readonly SummaryRef[]): Promise<SummaryRef[]> {
     try {
       const objects: SummaryObject[] = [];
       for (const ref of group) objects.push(await this.#get(ref));
       const compacted = await this.#put(compactSummaries(objects));
       const end = compacted.fromToken + compacted.tokenCount;
       for (const segment of this.#segments) {
-        if (segment.fromToken >= compacted.fromToken && segment.fromToken < end) segment.summary = compacted;
+        if (segment.fromToken >= compacted.fromToken && segment.fromToken < end)
+          segment.summaries.set(this.#kind, compacted);
       }
       return [compacted];
     } catch (error) {
@@ -162,29 +177,29 @@ class SummaryWriter {
     }
   }
 
-  async #get(ref: WholeRef): Promise<SummaryObject> {
+  async #get(ref: SummaryRef): Promise<SummaryObject> {
     const known = this.#read.get(ref.objectKey);
     if (known) return known;
     const { store, gate, geometry, putMsMax } = this.#options;
     const object = await gate.run("demand", () => store.get(ref.objectKey, { signal: AbortSignal.timeout(putMsMax) }));
     if (!object) throw new Error("a summary object is gone");
-    const { sha256, fromToken, tokenCount } = ref;
-    const decoded = decodeSummaryObject(object.bytes, { sha256, geometry, fromToken, tokenCount });
+    const { sha256, kind, fromToken, tokenCount } = ref;
+    const decoded = decodeSummaryObject(object.bytes, { sha256, geometry, kind, fromToken, tokenCount });
     this.#read.set(ref.objectKey, decoded);
     return decoded;
   }
 
-  async #put(object: SummaryObject): Promise<WholeRef> {
+  async #put(object: SummaryObject): Promise<SummaryRef> {
     const { store, geometry } = this.#options;
     const bytes = encodeSummaryObject(object);
     const tokenCount = object.segments.length * geometry.segmentTokens;
-    const objectKey = this.#keys.summary(object.segments.at(-1)?.chain as string, tokenCount);
+    const { fromToken, kind } = object;
+    const objectKey = this.#keys.summary(kind, object.segments.at(-1)?.chain as string, tokenCount);
     await retried(this.#options, (signal) => store.put(objectKey, bytes, { signal }));
-    const { fromToken } = object;
-    return { objectKey, objectBytes: bytes.byteLength, sha256: envelopeDigest(bytes), fromToken, tokenCount };
+    return { kind, objectKey, objectBytes: bytes.byteLength, sha256: envelopeDigest(bytes), fromToken, tokenCount };
   }
 
-  #countOf(ref: WholeRef): number {
+  #countOf(ref: SummaryRef): number {
     return ref.tokenCount / this.#options.geometry.segmentTokens;
   }
 }

@@ -34,7 +34,7 @@ function seen(sequence: Sequence): { seenIds: Uint32Array; seenCounts: Uint32Arr
     return { seenIds: NONE, seenCounts: NONE };
   const counts = new Map<number, number>();
   for (const [position, id] of sequence.ids.entries()) {
-    counts.set(id, (counts.get(id) ?? 0) + (position >= sequence.promptEnd ? 1 : 0));
+    counts.set(id, (counts.get(id) ?? 0) + (position >= sequence.replyStart ? 1 : 0));
   }
   return { seenIds: Uint32Array.from(counts.keys()), seenCounts: Uint32Array.from(counts.values()) };
 }

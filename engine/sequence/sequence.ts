@@ -13,6 +13,7 @@ import type { BlockCache, LogicalBlock } from "../kv/block-cache.ts";
 import { CHAIN_ROOT, extendChain } from "../kv/chain.ts";
 import type { OpenBlock, OpenBlocks } from "../kv/open-blocks.ts";
 import { DENSE, formatHow, SpanList } from "../kv/provenance.ts";
+import { BlockHeat } from "./block-heat.ts";
 import type { PlannedSlice } from "./planned-slice.ts";
 
 /** Receives what a request produces. Calls come in order; exactly one of `done` and `failed` ends them. */
@@ -41,6 +42,8 @@ export interface ResolvedSelection {
   version: number;
   groupTokens: number;
   budgetTokens: number;
+  /** What the request asked for, where a busy engine gives less. */
+  budgetTokensAsked?: number;
   exact: boolean;
 }
 
@@ -49,6 +52,7 @@ export interface SequenceOptions {
   request: GenerateRequest;
   selection: ResolvedSelection;
   sink: SequenceSink;
+  layerCount: number;
   nowMs: number;
 }
 
@@ -58,7 +62,10 @@ export class Sequence {
   readonly selection: ResolvedSelection;
   readonly sink: SequenceSink;
   readonly queuedAtMs: number;
+  /** Tokens of the request: those behind it were generated here. */
   readonly promptEnd: number;
+  /** Where the reply begins: at `promptEnd`, or before it when an engine that was lost had begun it. */
+  readonly replyStart: number;
   readonly spans: SpanList;
   /** Sealed blocks by index; undefined: a gap. */
   readonly blocks: (LogicalBlock | undefined)[] = [];
@@ -78,11 +85,17 @@ export class Sequence {
   attached = false;
   /** Default mode: until then, the prompt's steps wait for missing pages. */
   missWaitUntilMs = 0;
+  /** When its last token was sampled: whose is longest ago is first where decodes take turns. */
+  lastTokenMs = 0;
   abortRequested = false;
   /** Its terminal event has been sent. */
   concluded = false;
   /** Blocks that were found rather than computed, by index: what `usage.cachedTokens` counts. */
   readonly reused = new Set<number>();
+  /** Which blocks its queries choose. */
+  readonly heat: BlockHeat;
+  /** Per layer the blocks that the session's last turn chose most; read with the first burst. */
+  hotBlocks: readonly (readonly number[])[] = [];
   readonly abort = new AbortController();
   /** Reads of this sequence's blocks for the store that are under way: its memory is not released before they end. */
   readonly copying = new Set<Promise<unknown>>();
@@ -97,14 +110,29 @@ export class Sequence {
     this.selection = selection;
     this.sink = options.sink;
     this.queuedAtMs = options.nowMs;
+    this.heat = new BlockHeat(options.layerCount);
     const prompt = bytesToIds(request.tokens);
     this.promptEnd = prompt.length;
+    this.replyStart = request.replyStart ?? prompt.length;
     this.tokenCount = prompt.length;
     this.#ids = new Uint32Array(prompt.length + request.maxTokens);
     this.#ids.set(prompt);
     this.spans = new SpanList(request.spans);
-    this.spans.append(prompt.length, request.turnStart === 0 ? DENSE : this.#how(selection.groupTokens));
+    const promptHow = request.turnStart === 0 ? DENSE : this.#how(selection.groupTokens);
+    const replyHow = this.#how(1);
+    this.spans.append(promptHow === replyHow ? prompt.length : this.replyStart, promptHow);
+    this.spans.append(prompt.length, replyHow);
     this.usage = emptyUsage(request, selection, prompt.length);
+  }
+
+  /** Higher goes first, among requests of one tenant. */
+  get priority(): number {
+    return this.request.priority ?? 0;
+  }
+
+  /** After that, a first token is of no use to the client. */
+  get firstTokenDueMs(): number {
+    return this.queuedAtMs + (this.request.firstTokenMsMax ?? Number.POSITIVE_INFINITY);
   }
 
   get namespace(): string {
@@ -124,7 +152,7 @@ export class Sequence {
 
   /** Most logical blocks this request can come to hold. */
   get blocksMax(): number {
-    return Math.ceil((this.promptEnd + this.request.maxTokens) / BLOCK_TOKENS);
+    return blocksOf(this.request);
   }
 
   /** The ids so far, prompt and reply; a view. */
@@ -182,11 +210,11 @@ export class Sequence {
     this.#chains.length = Math.min(this.#chains.length, Math.floor(from / BLOCK_TOKENS));
   }
 
-  /** Lets go of blocks that turned out to be lost; they are gaps from now on, and not reused. Returns how many. */
-  dropLost(cache: BlockCache): number {
+  /** Lets go of blocks that cannot be used, such as lost ones; they are gaps from now on, and not reused. Returns how many. */
+  drop(cache: BlockCache, isUnusable: (block: LogicalBlock) => boolean): number {
     let count = 0;
     for (const [index, block] of this.blocks.entries()) {
-      if (!block?.lost) continue;
+      if (!block || !isUnusable(block)) continue;
       this.blocks[index] = undefined;
       cache.release(block);
       count += 1;
@@ -235,6 +263,11 @@ export class Sequence {
   }
 }
 
+/** Most logical blocks that a request can come to hold. */
+export function blocksOf({ tokens, maxTokens }: GenerateRequest): number {
+  return Math.ceil((tokens.byteLength / 4 + maxTokens) / BLOCK_TOKENS);
+}
+
 function emptyUsage(request: GenerateRequest, selection: ResolvedSelection, promptTokens: number): EngineUsage {
   return {
     promptTokens,
@@ -248,6 +281,7 @@ function emptyUsage(request: GenerateRequest, selection: ResolvedSelection, prom
     pagesFetched: 0,
     policy: request.selection.policy,
     budgetTokens: selection.budgetTokens,
+    ...(selection.budgetTokensAsked === undefined ? {} : { budgetTokensAsked: selection.budgetTokensAsked }),
     exact: selection.exact,
     pagesSelected: 0,
     pagesInContext: 0,

@@ -2,7 +2,14 @@
  * Decides which rows of a sequence the next step computes, and gathers what the device must know about them. A slice never crosses the
  * border of a span, of a gap, of the budget (below it everything is dense), or the middle of a query group.
  */
-import { BLOCK_TOKENS, NOT_RESIDENT, PAGE_TOKENS, type SelectionPlan, type StepSlice } from "../../kernels/contract.ts";
+import {
+  BLOCK_TOKENS,
+  NOT_RESIDENT,
+  PAGE_TOKENS,
+  type SelectionPlan,
+  type StepSlice,
+  type SummaryKind,
+} from "../../kernels/contract.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
 import { assert } from "../../protocol/assert.ts";
 import type { BlockCache, LogicalBlock } from "../kv/block-cache.ts";
@@ -71,7 +78,16 @@ function slotsEnd(sequence: Sequence, rows: { from: number; to: number }, slotsM
 /** What a slice writes to. */
 type SliceMemory = Pick<PlannedSlice, "sealing" | "slots" | "borrowed">;
 
-function takeMemory(sequence: Sequence, rows: RowRange, memory: { cache: BlockCache; opens: OpenBlocks }): SliceMemory {
+/** Where slices take their memory from, and what the pool writes into it. */
+export interface PlanMemory {
+  cache: BlockCache;
+  opens: OpenBlocks;
+  layerCount: number;
+  /** Kinds that sealing a block writes. */
+  summaryKinds: readonly SummaryKind[];
+}
+
+function takeMemory(sequence: Sequence, rows: RowRange, memory: PlanMemory): SliceMemory {
   const taken: SliceMemory = { sealing: new Map(), slots: new Map(), borrowed: new Set() };
   try {
     for (let index = Math.floor(rows.from / BLOCK_TOKENS); index * BLOCK_TOKENS < rows.to; index++) {
@@ -81,6 +97,7 @@ function takeMemory(sequence: Sequence, rows: RowRange, memory: { cache: BlockCa
       if ((index + 1) * BLOCK_TOKENS > rows.to) continue;
       const block = memory.cache.create(index);
       taken.sealing.set(index, block);
+      for (const kind of memory.summaryKinds) block.summaries.add(kind);
       memory.cache.allocateAll(block);
     }
   } catch (error) {
@@ -91,11 +108,7 @@ function takeMemory(sequence: Sequence, rows: RowRange, memory: { cache: BlockCa
 }
 
 /** Takes the memory for a range of rows and describes it for the device. Where it throws, it has taken nothing. */
-export function planSlice(
-  sequence: Sequence,
-  rows: RowRange,
-  memory: { cache: BlockCache; opens: OpenBlocks; layerCount: number },
-): PlannedSlice {
+export function planSlice(sequence: Sequence, rows: RowRange, memory: PlanMemory): PlannedSlice {
   const { from, to } = rows;
   const { sealing, slots, borrowed } = takeMemory(sequence, rows, memory);
   const blockCapacity = Math.ceil(to / BLOCK_TOKENS);
@@ -108,6 +121,7 @@ export function planSlice(
     openSlots: Int32Array.from(slots.values()),
     groupStarts: rows.plan.kind === "dense" ? Int32Array.of(0) : groupStarts(from, to, rows.groupTokens),
     plan: rows.plan,
+    reportBlocks: rows.plan.kind !== "dense" && sequence.request.session !== undefined,
   };
   const planned: PlannedSlice = {
     from,
@@ -127,9 +141,11 @@ export function planSlice(
 export function fillTables(sequence: Sequence, planned: PlannedSlice): void {
   const { blockIds, blockCapacity, summarySlots } = planned.slice;
   const layerCount = blockIds.length / blockCapacity;
+  const kind = scoredKind(planned.slice.plan);
   for (let index = 0; index < blockCapacity; index++) {
     const block = sequence.blocks[index] ?? planned.sealing.get(index);
-    summarySlots[index] = block?.summarySlot ?? NOT_RESIDENT;
+    const scorable = block !== undefined && (kind === undefined || block.summaries.has(kind));
+    summarySlots[index] = scorable ? block.summarySlot : NOT_RESIDENT;
     for (let layer = 0; layer < layerCount; layer++) {
       blockIds[layer * blockCapacity + index] = block?.deviceBlocks[layer] ?? NOT_RESIDENT;
     }
@@ -164,9 +180,21 @@ export function discardSlice(planned: SliceMemory, memory: { cache: BlockCache; 
   for (const index of planned.borrowed) memory.opens.give(planned.slots.get(index) as number);
 }
 
-/** Device blocks that a dense slice needs and that are not resident, every layer. */
-export function denseNeeds(sequence: Sequence, rows: RowRange): LogicalBlock[] {
-  if (rows.plan.kind !== "dense") return [];
+/** The kind of summary by which a plan scores pages; undefined where it scores none. */
+export function scoredKind(plan: SelectionPlan): SummaryKind | undefined {
+  return plan.kind === "dense" ? undefined : plan.scorer?.summary;
+}
+
+/**
+ * Blocks before the rows that are not ready for them: for a dense plan those that are not on the device in every layer, for one that
+ * scores pages those that lack its kind of summary.
+ */
+export function rowNeeds(sequence: Sequence, rows: RowRange): LogicalBlock[] {
+  const kind = scoredKind(rows.plan);
+  const isReady = (block: LogicalBlock): boolean => {
+    if (kind !== undefined) return block.summaries.has(kind);
+    return rows.plan.kind !== "dense" || block.resident;
+  };
   const before = sequence.blocks.slice(0, Math.ceil(rows.to / BLOCK_TOKENS));
-  return before.filter((block): block is LogicalBlock => block !== undefined && !block.resident);
+  return before.filter((block): block is LogicalBlock => block !== undefined && !isReady(block));
 }

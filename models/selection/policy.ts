@@ -9,7 +9,7 @@
 import type { SelectionPlan, SummaryKind } from "../../kernels/contract.ts";
 import { PAGE_TOKENS } from "../../kernels/contract.ts";
 import { QuireError } from "../../protocol/errors.ts";
-import type { SelectionPolicyName } from "../../protocol/generate.ts";
+import type { SelectionConfiguration } from "../../protocol/generate.ts";
 
 /** Smallest budget: sinks, the block being written (4 pages) and at least three chosen pages. */
 export const BUDGET_TOKENS_MIN = 128;
@@ -19,7 +19,8 @@ export const GROUP_TOKENS = 16;
 
 /** Implementations are stateless and immutable; equal (name, version, budget) always gives an equal plan. */
 export interface SelectionPolicy {
-  readonly name: SelectionPolicyName;
+  /** The policy's name, or a configuration in canonical form. */
+  readonly name: SelectionConfiguration;
   /** Goes up when the plan for some budget changes: KV computed under one version is never passed off as another's. */
   readonly version: number;
   /** The summary kind that pools must keep for this policy; absent where nothing is scored. */

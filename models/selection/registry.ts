@@ -1,7 +1,8 @@
-import { QuireError } from "../../protocol/errors.ts";
 import type { SelectionPolicyName } from "../../protocol/generate.ts";
+import { parseSelection, SELECTION_POLICIES } from "../../protocol/selection.ts";
 import { densePolicy } from "./dense.ts";
 import { meanDeviationPolicy } from "./mean-deviation.ts";
+import { modifiersVersion, modifyPlan } from "./modifiers.ts";
 import type { SelectionPolicy } from "./policy.ts";
 import { questPolicy } from "./quest.ts";
 import { streamingPolicy } from "./streaming.ts";
@@ -15,20 +16,22 @@ const POLICIES: Readonly<Record<SelectionPolicyName, SelectionPolicy>> = {
   tokenselect: tokenselectPolicy,
 };
 
-/** Every name that {@link policyNamed} knows. */
-export const POLICY_NAMES: readonly SelectionPolicyName[] = Object.freeze(
-  Object.keys(POLICIES) as SelectionPolicyName[],
-);
+/** Every name that {@link policyNamed} knows; a configuration begins with one of them. */
+export const POLICY_NAMES: readonly SelectionPolicyName[] = SELECTION_POLICIES;
 
 /**
- * The policy of a name, which may come from a client.
- * @throws {QuireError} `invalid_request` for an unknown name.
+ * The policy of a name or of a configuration (`quest+scope(layer)`, see protocol/selection.ts), which may come from a client. Its name is
+ * the canonical form.
+ * @throws {QuireError} `invalid_request`, with the position of what is wrong and what could stand there.
  */
-export function policyNamed(name: string): SelectionPolicy {
-  if (!Object.hasOwn(POLICIES, name)) {
-    throw new QuireError("invalid_request", `selection policy must be one of ${POLICY_NAMES.join(", ")}.`, {
-      param: "quire.selection.policy",
-    });
-  }
-  return POLICIES[name as SelectionPolicyName];
+export function policyNamed(text: string): SelectionPolicy {
+  const { policy, modifiers, canonical } = parseSelection(text);
+  const base = POLICIES[policy];
+  if (modifiers.length === 0) return base;
+  return {
+    ...base,
+    name: canonical,
+    version: base.version + modifiersVersion(modifiers),
+    plan: (budgetTokens) => modifyPlan(base.plan(budgetTokens), modifiers),
+  };
 }

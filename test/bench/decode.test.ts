@@ -5,6 +5,7 @@ import { openBenchModel, tokensThatFit } from "../../bench/decode/bench-model.ts
 import { fillRandom } from "../../bench/decode/fill-random.ts";
 import type { DecodeRow } from "../../bench/decode/measure-decode.ts";
 import { shapeConfig } from "../../bench/shapes.ts";
+import { summaryScalesAt } from "../../kernels/layout.ts";
 import { withTempFolder } from "../cli/run-quire.ts";
 import { runBench } from "./run-bench.ts";
 
@@ -64,7 +65,7 @@ describe("bench decode", () => {
       /^a context of 65568 tokens does not fit: at most \d+ do \(16 MiB of memory/,
     ],
     [["--contexts=64,64"], /^--contexts: must not name anything twice/],
-    [["--policies=best"], /^--policies: must be of dense, /],
+    [["--policies=best"], /^--policies: "best" at position 0 .*expected a policy: dense, /],
     [["--budget=100"], /^--budget: must be a multiple of 16 and at least 128, not "100"$/],
   ])("refuses %j with one clear line", async (args, message) => {
     const run = await runBench(["decode", "--shape=tiny", ...args]);
@@ -112,8 +113,10 @@ describe("a model for one sequence", () => {
             hex.push(Buffer.from(await model.runner.pool.readBlock(id)).toString("hex"));
           }
         }
-        const summary = new Float32Array((await model.runner.pool.readSummary(15)).buffer);
-        expect(summary.every(Number.isFinite)).toBe(true);
+        const summary = await model.runner.pool.readSummary(15, "min-max");
+        const { headDim } = shapeConfig("tiny");
+        const scales = new Float32Array(summary.buffer, summaryScalesAt(headDim), 8);
+        expect(scales.every((scale) => Number.isFinite(scale) && scale > 0)).toBe(true);
         contents.push(hex);
       } finally {
         await model.close();

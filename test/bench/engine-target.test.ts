@@ -6,7 +6,7 @@ import type { LoadResult } from "../../bench/load/report.ts";
 import { type EngineServer, startEngineServer } from "../../engine/server.ts";
 import { runBench } from "./run-bench.ts";
 
-const key = "engine-key";
+const key = "engine-key-for-tests";
 let server: EngineServer;
 let folder: string;
 
@@ -58,7 +58,7 @@ describe("a load test of an engine without an edge", () => {
   });
 
   it("says so when the key is wrong", async () => {
-    const run = await runBench(["load", "--target=engine", `--url=${server.url}`, "--key=wrong"]);
+    const run = await runBench(["load", "--target=engine", `--url=${server.url}`, "--key=wrong-key-of-16-or-more"]);
     expect(run).toMatchObject({ code: 1 });
     expect(run.err).toMatch(/^bench: the warm-up failed: /);
   });

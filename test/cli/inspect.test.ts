@@ -14,7 +14,7 @@ describe("quire inspect", () => {
     expect(report).toMatchObject({ format: "safetensors", weights: "int8", kv: "int8" });
     // 4 layers, 2 KV heads of 32.
     expect(report.kvTokenBytes).toBe(4 * 2 * (32 + 32 + 2 + 4));
-    expect(report.summaryTokenBytes).toBe((2 * 4 * 2 * 2 * 32 * 4) / 16);
+    expect(report.summaryTokenBytes).toBe((2 * 4 * 2 * 2 * (32 + 4)) / 16);
     expect(report.segmentBytes).toBeGreaterThan(256 * report.kvTokenBytes);
     expect(report.segmentBytes).toBeLessThan(256 * report.kvTokenBytes + 1024);
     expect(report.cpuContextTokensMax).toBe(32768);

@@ -59,7 +59,7 @@ describe("the data folder", () => {
       const second = await openDataFolder(path);
       await second.release();
       expect(second.secrets).toEqual(first.secrets);
-      expect(new Set(Object.values(first.secrets)).size).toBe(5);
+      expect(new Set(Object.values(first.secrets)).size).toBe(6);
       expect((await stat(join(path, "secrets.json"))).mode & 0o777).toBe(0o600);
       expect((await stat(path)).mode & 0o777).toBe(0o700);
       const other = await openDataFolder(join(folder, "other"));
@@ -88,7 +88,14 @@ describe("the data folder", () => {
 });
 
 describe("the edge's settings", () => {
-  const secrets = { apiKey: "qk-a", engineKey: "e", tenantSalt: "t", s3AccessKeyId: "id", s3SecretAccessKey: "sec" };
+  const secrets = {
+    apiKey: "qk-a",
+    operatorKey: "qk-o",
+    engineKey: "e",
+    tenantSalt: "t",
+    s3AccessKeyId: "id",
+    s3SecretAccessKey: "sec",
+  };
 
   it("are the repository's with an absolute entry and this folder's key", async () => {
     const config = await readFile(new URL("../../wrangler.toml", import.meta.url), "utf8");
@@ -104,8 +111,9 @@ describe("the edge's settings", () => {
   it("hold the hash of the key, not the key", () => {
     const text = devVars(secrets, {});
     // sha256sum of "qk-a"
-    expect(text).toContain(`'{"40d680aa741d67ec026f402f97ee0226bd6f4ac9a0257479cb4cda7b06cbf14e":{"tenant":"dev"}}'`);
-    expect(text).not.toContain("qk-a");
+    expect(text).toContain(`'{"40d680aa741d67ec026f402f97ee0226bd6f4ac9a0257479cb4cda7b06cbf14e":{"tenant":"dev"},`);
+    expect(text).toContain('{"tenant":"operators","scopes":["keys"]}');
+    expect(text).not.toMatch(/qk-[ao]/);
     expect(text).not.toContain("QUIRE_SELECTION");
     expect(devVars(secrets, { policy: "quest", budgetTokens: 512, exact: true })).toContain(
       `QUIRE_SELECTION='{"policy":"quest","budget_tokens":512,"exact":true}'`,

@@ -4,7 +4,7 @@
  * and computes each turn from its ids and spans.
  */
 import { expect } from "vitest";
-import type { Ticket } from "../../engine/engine.ts";
+import type { Ticket } from "../../engine/parts.ts";
 import type { EngineUsage, FinishReason, GenerateRequest, SelectionRequest, Span } from "../../protocol/generate.ts";
 import { idsToBytes } from "../../protocol/ids.ts";
 import { type PageStore, StoreError } from "../../storage/contract.ts";

@@ -1,8 +1,8 @@
 /** An engine on the reference device with the tiny model, and a client that keeps a session's log as the edge does. */
 
 import { randomUUID } from "node:crypto";
-import type { Ticket } from "../../engine/engine.ts";
 import { type OpenedEngine, openEngine } from "../../engine/open.ts";
+import type { Ticket } from "../../engine/parts.ts";
 import { ENGINE_DEFAULTS, type EngineSettings, systemClock } from "../../engine/settings.ts";
 import type { Device, KvEncoding } from "../../kernels/contract.ts";
 import { openDevice } from "../../kernels/open.ts";

@@ -21,7 +21,7 @@ afterEach(async () => {
 
 async function keysOf(store: PageStore, kind: string): Promise<string[]> {
   const { keys } = await store.list("kv/");
-  return keys.map(({ key }) => key).filter((key) => key.includes(`/${kind}/`));
+  return keys.map(({ key }) => key).filter((key) => new RegExp(`/${kind}/`).test(key));
 }
 
 async function flip(store: PageStore, key: string, at: number): Promise<void> {
@@ -44,12 +44,26 @@ const DAMAGES: Record<string, { damage: (store: PageStore) => Promise<void>; rec
     },
     recomputes: true,
   },
-  "one byte of a summary object flipped": {
-    damage: async (store) => flip(store, (await keysOf(store, "sum"))[0]!, 0.5),
+  // Checksums come from the other kind's object, summaries from the blocks.
+  "one byte of every summary object of one kind flipped": {
+    damage: async (store) => {
+      for (const key of await keysOf(store, "sum-min-max")) await flip(store, key, 0.5);
+    },
+    recomputes: false,
+  },
+  "every summary object of one kind deleted": {
+    damage: async (store) => store.delete(await keysOf(store, "sum-min-max")),
+    recomputes: false,
+  },
+  "every summary object of one kind deleted, and every segment flipped": {
+    damage: async (store) => {
+      await store.delete(await keysOf(store, "sum-min-max"));
+      for (const key of await keysOf(store, "seg")) await flip(store, key, 0.6);
+    },
     recomputes: true,
   },
   "every summary object deleted": {
-    damage: async (store) => store.delete(await keysOf(store, "sum")),
+    damage: async (store) => store.delete(await keysOf(store, "sum-[a-z-]+")),
     recomputes: true,
   },
   "the tail deleted": { damage: async (store) => store.delete(await keysOf(store, "tail")), recomputes: true },

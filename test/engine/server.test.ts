@@ -8,9 +8,11 @@ import { type EngineServer, startEngineServer } from "../../engine/server.ts";
 import { encodeFrame, FrameDecoder } from "../../protocol/frames.ts";
 import { ENGINE_PATHS, type EngineEvent, type GenerateRequest, type SessionStatus } from "../../protocol/generate.ts";
 import { bytesToIds, idsToBytes } from "../../protocol/ids.ts";
+import { LIMITS } from "../../protocol/limits.ts";
+import { engineAudience, signRequest } from "../../protocol/signature.ts";
 import { request as tinyRequest } from "./harness.ts";
 
-const KEY = "engine-key";
+const KEY = "engine-key-for-tests";
 const PROMPT = [256, 257, ...Buffer.from("A short passage about nothing much. What is it?"), 258];
 let server: EngineServer;
 let folder: string;
@@ -43,17 +45,23 @@ function house(fields: Partial<GenerateRequest> = {}): GenerateRequest {
   return tinyRequest({ model: "house-0", tokens: idsToBytes(PROMPT), stopTokens: [259], ...fields });
 }
 
-function post(
+async function post(
   path: string,
-  body: string | Uint8Array<ArrayBuffer>,
+  body: Uint8Array<ArrayBuffer>,
   init: { key?: string; signal?: AbortSignal } = {},
 ): Promise<Response> {
   return fetch(server.url + path, {
     method: "POST",
     body,
-    headers: { authorization: `Bearer ${init.key ?? KEY}` },
+    headers: { authorization: await sign({ body, path, key: init.key ?? KEY }) },
     ...(init.signal ? { signal: init.signal } : {}),
   });
+}
+
+/** A header as the edge makes it, with a test's changes. */
+function sign(parts: { body: Uint8Array; path?: string; key?: string; engineId?: string; nowMs?: number }) {
+  const { body, path = ENGINE_PATHS.generate, key = KEY, engineId = server.engineId, nowMs = Date.now() } = parts;
+  return signRequest(key, { audience: engineAudience(engineId), method: "POST", path }, body, nowMs);
 }
 
 async function events(response: Response): Promise<EngineEvent[]> {
@@ -135,6 +143,80 @@ describe("a session", () => {
   });
 });
 
+describe("whoever is not the edge", () => {
+  const body = encodeFrame(house());
+  const other = encodeFrame(house({ maxTokens: 1 }));
+  const send = (authorization: string | undefined, sent = body, path: string = ENGINE_PATHS.generate) =>
+    fetch(server.url + path, {
+      method: "POST",
+      body: sent,
+      headers: authorization === undefined ? {} : { authorization },
+    });
+
+  it.each<[string, () => Promise<string | undefined>, Uint8Array<ArrayBuffer>?, string?]>([
+    ["sends no signature", async () => undefined],
+    ["sends the key itself", async () => `Bearer ${KEY}`],
+    ["signs with another key", () => sign({ body, key: "another-key-of-16" })],
+    [
+      "signs for another engine, or for this one before it was started again",
+      () => sign({ body, engineId: "engine-1" }),
+    ],
+    ["signs for another path", () => sign({ body }), body, ENGINE_PATHS.cancel],
+    ["signs another body", () => sign({ body }), other],
+    ["adds to the body", () => sign({ body }), new Uint8Array([...body, 0])],
+    ["comes too late", () => sign({ body, nowMs: Date.now() - LIMITS.signatureSkewMsMax - 1_000 })],
+    ["comes too early", () => sign({ body, nowMs: Date.now() + LIMITS.signatureSkewMsMax + 1_000 })],
+    ["sends two signatures", async () => `${await sign({ body })}, ${await sign({ body })}`],
+  ])("%s, is refused and hears no reason", async (_name, header, sent, path) => {
+    const response = await send(await header(), sent, path);
+    expect(response.status).toBe(401);
+    expect(await response.text()).toBe("not authorized\n");
+    expect(server.opened.engine.status).toMatchObject({ runningCount: 0, queuedCount: 0 });
+  });
+
+  it("is refused when he sends again what the edge has sent", async () => {
+    const authorization = await sign({ body });
+    expect((await events(await send(authorization))).at(-1)).toMatchObject({ type: "done" });
+    for (let times = 0; times < 3; times++) expect((await send(authorization)).status).toBe(401);
+    // A signature whose body did not come is used up as well.
+    const cut = await sign({ body });
+    expect((await send(cut, other)).status).toBe(401);
+    expect((await send(cut)).status).toBe(401);
+  });
+
+  it("is refused before his body is read", async () => {
+    const { port } = new URL(server.url);
+    const answer = await new Promise<string>((resolve, reject) => {
+      const socket = connect(Number(port), "127.0.0.1", () =>
+        socket.write("POST /v1/generate HTTP/1.1\r\nHost: e\r\nContent-Length: 16000000\r\n\r\n"),
+      );
+      socket.on("error", reject).once("data", (bytes) => resolve(String(bytes)));
+    });
+    expect(answer).toMatch(/^HTTP\/1\.1 401 /);
+    expect(answer).toMatch(/connection: close/i);
+  });
+});
+
+describe("an engine without a key", () => {
+  const options = { port: 0, modelFolder: "weights/house-0", storeUrl: "memory:", env: {}, device: "wasm" } as const;
+  const numbers = {
+    weightEncoding: "int8",
+    kvEncoding: "int8",
+    summaryKinds: ["min-max"],
+    poolBytes: 1 << 26,
+  } as const;
+
+  it.each([
+    [{ host: "0.0.0.0" }, "needs a key to listen on 0.0.0.0"],
+    [{ host: "::" }, "needs a key to listen on ::"],
+    [{ host: "127.0.0.1.example" }, "needs a key to listen on 127.0.0.1.example"],
+    [{ host: "127.0.0.1", edgeUrl: "http://127.0.0.1:1" }, "needs a key to register with an edge"],
+    [{ host: "127.0.0.1", engineKey: "short" }, "fewer than 16 characters"],
+  ])("does not start: %j", async (place, message) => {
+    await expect(startEngineServer({ ...options, ...numbers, ...place, log: () => {} })).rejects.toThrow(message);
+  });
+});
+
 describe("bad input gets one clear answer", () => {
   const cases: [string, Partial<GenerateRequest> | Record<string, unknown>, string, string][] = [
     ["another version", { version: 2 }, "invalid_request", "version"],
@@ -152,6 +234,12 @@ describe("bad input gets one clear answer", () => {
       "spans.how",
     ],
     ["a provenance of no form", { turnStart: 3, spans: [{ end: 3, how: "quest" }] }, "invalid_request", "spans.how"],
+    [
+      "a provenance whose sinks take its budget",
+      { turnStart: 3, spans: [{ end: 3, how: "quest+sink(128).1:128@16" }] },
+      "invalid_request",
+      "spans.how",
+    ],
     ["more than the context", { maxTokens: 8192 }, "context_length_exceeded", "maxTokens"],
     ["no tokens to generate", { maxTokens: 0 }, "invalid_request", "maxTokens"],
     [
@@ -182,7 +270,7 @@ describe("bad input gets one clear answer", () => {
 
   it("refuses a wrong key, a wrong path and a wrong method", async () => {
     expect((await post(ENGINE_PATHS.generate, encodeFrame(house()), { key: "wrong" })).status).toBe(401);
-    expect((await post("/v1/nothing", "")).status).toBe(404);
+    expect((await post("/v1/nothing", new Uint8Array(0))).status).toBe(404);
     expect((await fetch(server.url + ENGINE_PATHS.generate)).status).toBe(405);
     expect(await (await fetch(`${server.url}/healthz`)).json()).toMatchObject({ ok: true });
   });

@@ -47,8 +47,10 @@ async function manifestAt(key: string): Promise<Manifest> {
   return decodeManifest((await store.get(key))!.bytes);
 }
 
-async function expectMiss(tokens: number): Promise<void> {
-  const found = await session.turn(await open(store), PROMPT, LOGPROBS);
+async function expectMiss(tokens: number, event = "attach"): Promise<void> {
+  const engine = await open(store);
+  const found = await session.turn(engine, PROMPT, LOGPROBS);
+  if (tokens === 0) expect(engine.logged.map((line) => line.event)).toContain(event);
   expect(found.ids).toEqual(expected.ids);
   expect(found.logprobs).toEqual(expected.logprobs);
   expect(found.usage.recomputedTokens).toBeGreaterThanOrEqual(tokens);
@@ -70,8 +72,7 @@ async function replaceSummary(change: (object: SummaryObject) => void, name: boo
 /** Summaries that make other pages look good. */
 function scrambleSlots({ segments }: SummaryObject): void {
   for (const segment of segments) {
-    const slots = new Float32Array(segment.slots.slice().buffer);
-    segment.slots = new Uint8Array(slots.map((value, index) => (index % 3 === 0 ? -7 * value : value)).buffer);
+    segment.slots = segment.slots.map((value, index) => (index % 3 === 0 ? 256 - value : value));
   }
 }
 
@@ -82,9 +83,16 @@ describe("an intact object in the place of another", () => {
     expect(found.usage.recomputedTokens).toBe(0);
   });
 
-  it("summaries of the right segments with other numbers, under the right key", async () => {
+  it("summaries of the right segments with other numbers, under the right key: made anew from the blocks", async () => {
     await replaceSummary(scrambleSlots, false);
-    await expectMiss(64);
+    await expectMiss(0, "attach.summary-lost");
+  });
+
+  it("summaries of another kind under the right key", async () => {
+    const { summaries } = await manifestAt(manifestKey);
+    const other = summaries.find(({ kind, fromToken }) => kind !== summaries[0]!.kind && fromToken === 0)!;
+    await store.put(summaries[0]!.objectKey, (await store.get(other.objectKey))!.bytes);
+    await expectMiss(0, "attach.summary-lost");
   });
 
   it("summaries of another chain, named by the manifest", async () => {

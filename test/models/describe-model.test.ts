@@ -37,8 +37,8 @@ describe("what a model is", () => {
     // 16 layers, 8 KV heads of 64: codes of K and V, a key scale per channel and block, a value scale per token.
     expect(costs.kvTokenBytes).toBe(16 * 8 * (64 + 64 + (64 * 4) / 64 + 4));
     expect(costs.kvOpenTokenBytes).toBe(16 * 8 * 2 * 64 * 4);
-    // Centre and radius of a page of 16 tokens.
-    expect(costs.summaryTokenBytes).toBe((16 * 8 * 2 * 64 * 4) / 16);
+    // Centre and radius of a page of 16 tokens: codes, and a scale each.
+    expect(costs.summaryTokenBytes).toBe((16 * 8 * 2 * (64 + 4)) / 16);
     // 36 bytes for 32 weights; norms in f32.
     const norms = 33 * 2048;
     expect(costs.weightBytes).toBe(((1_235_814_400 - norms) / 32) * 36 + norms * 4);

@@ -39,7 +39,8 @@ describe("on the wasm device", () => {
     }
     const summaries: Uint8Array[] = [];
     for (let block = 0; block < sealed; block++) {
-      summaries.push(await pool.readSummary(index * conversation.blockCapacity + block));
+      for (const kind of pool.spec.summaryKinds)
+        summaries.push(await pool.readSummary(index * conversation.blockCapacity + block, kind));
     }
     const open = await pool.readOpen(next.slice.openSlots.at(-1)!, count % BLOCK_TOKENS);
     return { sample: result!.sample, blocks, summaries, open };

@@ -56,7 +56,7 @@ describe("a turn", () => {
       temperature: 0,
       max_tokens: 5,
       stop: ["\n"],
-      quire: { session_id: "s-1", selection: { policy: "quest", budget_tokens: 512 } },
+      quire: { session_id: "s-1", resumable: true, selection: { policy: "quest", budget_tokens: 512 } },
     });
   });
 
@@ -72,7 +72,7 @@ describe("a turn", () => {
       model: "default",
       messages: [{ role: "system" }, { role: "user" }],
     });
-    expect(server.received[0]?.body.quire).toEqual({ session_id: session.id });
+    expect(server.received[0]?.body.quire).toEqual({ session_id: session.id, resumable: true });
     expect(session.id).toMatch(/^[A-Za-z0-9._:-]{1,128}$/);
   });
 

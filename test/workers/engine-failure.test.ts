@@ -5,6 +5,7 @@ import type { Step } from "./fake-engine/script.ts";
 import {
   ASSISTANT,
   BOS,
+  beat,
   END,
   ENGINE_KEY,
   edge,
@@ -199,14 +200,32 @@ describe("an engine that fails after its first token", () => {
     expect(await third.calls()).toEqual([]);
   });
 
-  it("does not hand over where the reply's own counts matter", SOON, async () => {
+  it("hands over from engine to engine while there is one, each with where the reply begins, and says who served", async () => {
     const { chat, engine, model } = await makeWorld();
-    const other = new FakeEngine();
-    await register(other, model, { runningCount: 5 });
-    await engine.script(...half);
-    const response = await chat("hi", { frequency_penalty: 1 });
-    expect(response.status).toBe(502);
-    expect(await other.calls()).toEqual([]);
+    const others = [new FakeEngine(), new FakeEngine()] as const;
+    await register(others[0], model, { runningCount: 5 });
+    await register(others[1], model, { runningCount: 9 });
+    const admit: Step = { do: "admit" };
+    const destroy: Step = { do: "destroy" };
+    await engine.script(admit, { do: "tokens", ids: ids("€ 🙂").slice(0, -2) }, destroy);
+    await others[0].script(admit, { do: "tokens", ids: ids("🙂").slice(-2) }, destroy);
+    await others[1].script(...says(" end"));
+    const body = await (await chat("hi", { frequency_penalty: 1, max_tokens: 50 })).json();
+    expect(body).toMatchObject({
+      choices: [{ message: { content: "€ 🙂 end" }, finish_reason: "stop" }],
+      usage: { quire: { engines: [engine.id, others[0].id, others[1].id] } },
+    });
+    const promptLength = [BOS, USER, ...ids("hi"), ASSISTANT].length;
+    const first = (await engine.lastCall()).request as { replyStart?: number };
+    expect(first.replyStart).toBeUndefined();
+    for (const [other, done] of [
+      [others[0], 6],
+      [others[1], 8],
+    ] as const) {
+      const { request } = await other.lastCall();
+      expect(request).toMatchObject({ replyStart: promptLength, maxTokens: 50 - done });
+      expect(request.tokens).toHaveLength(promptLength + done);
+    }
   });
 });
 
@@ -258,12 +277,7 @@ describe("the fleet", () => {
 
   it("refuses heartbeats without the engine key, and malformed ones by name", async () => {
     const { engine, model } = await makeWorld();
-    const send = (key: string, changes: object) =>
-      edge("/v1/engines/heartbeat", {
-        method: "POST",
-        headers: { authorization: `Bearer ${key}` },
-        body: JSON.stringify(heartbeatOf(engine, model, changes)),
-      });
+    const send = (key: string, changes: object) => beat(heartbeatOf(engine, model, changes), key);
     expect((await send("wrong", {})).status).toBe(401);
     expect((await send(KEY_A, {})).status).toBe(401);
     expect((await send(ENGINE_KEY, { a_newer_field: 1 })).status).toBe(200);

@@ -5,6 +5,8 @@ import { startFakeEngines } from "./fake-engine/server.ts";
 declare module "vitest" {
   interface ProvidedContext {
     fakeEngineUrl: string;
+    /** `npm run test:full`: the long tests run as often as they promise. */
+    isFull: boolean;
   }
 }
 
@@ -12,5 +14,6 @@ declare module "vitest" {
 export default async function setup(project: TestProject): Promise<() => Promise<void>> {
   const engines = await startFakeEngines();
   project.provide("fakeEngineUrl", engines.url);
+  project.provide("isFull", process.env.QUIRE_TEST_FULL === "1");
   return engines.close;
 }

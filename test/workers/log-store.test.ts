@@ -2,7 +2,7 @@ import { evictDurableObject, runDurableObjectAlarm, runInDurableObject } from "c
 import { describe, expect, it } from "vitest";
 import type { Span } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
-import { namespaceOf } from "../../workers/auth.ts";
+import { namespaceOf } from "../../workers/auth/namespace.ts";
 import { LogStore, type SessionMeta, type StoredMessage } from "../../workers/session-log/log-store.ts";
 import { indexOf, passingSession, sessionOf } from "../../workers/stubs.ts";
 import { edge, env, KEY_A, makeWorld } from "./world.ts";

@@ -1,6 +1,6 @@
 import { evictDurableObject, runInDurableObject } from "cloudflare:test";
 import { describe, expect, it } from "vitest";
-import { namespaceOf } from "../../workers/auth.ts";
+import { namespaceOf } from "../../workers/auth/namespace.ts";
 import { sessionOf } from "../../workers/stubs.ts";
 import { MERGED, mergedTokenizerJson } from "./merged-words.ts";
 import {

@@ -5,7 +5,7 @@ import { describe, expect, it } from "vitest";
 import type { ChatMessage } from "../../tokenizer/contract.ts";
 import { unmark } from "../../tokenizer/marks.ts";
 import houseJson from "../../weights/house-0/tokenizer.json?raw";
-import { namespaceOf } from "../../workers/auth.ts";
+import { namespaceOf } from "../../workers/auth/namespace.ts";
 import { chainHashes, chainStart } from "../../workers/chain.ts";
 import { buildModelAssets, type ModelAssets } from "../../workers/model-assets.ts";
 import { LogStore } from "../../workers/session-log/log-store.ts";

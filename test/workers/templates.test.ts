@@ -1,7 +1,7 @@
 import { runInDurableObject } from "cloudflare:test";
 import { describe, expect, it } from "vitest";
 import tokenizerConfig from "../../weights/house-0/tokenizer_config.json?raw";
-import { namespaceOf } from "../../workers/auth.ts";
+import { namespaceOf } from "../../workers/auth/namespace.ts";
 import { sessionOf } from "../../workers/stubs.ts";
 import { MERGED, mergedTokenizerJson } from "./merged-words.ts";
 import { ASSISTANT, BOS, END, env, ids, makeWorld, says, textOf, USER } from "./world.ts";

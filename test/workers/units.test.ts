@@ -4,7 +4,7 @@ import type { EngineHeartbeat, Span } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { compileTokenizer, openTokenizer } from "../../tokenizer/open.ts";
 import tokenizerConfig from "../../weights/house-0/tokenizer_config.json?raw";
-import { namespaceOf } from "../../workers/auth.ts";
+import { namespaceOf } from "../../workers/auth/namespace.ts";
 import { chainHashes, chainStart } from "../../workers/chain.ts";
 import { within } from "../../workers/deadline.ts";
 import { FleetTable } from "../../workers/fleet-table.ts";
@@ -128,10 +128,11 @@ describe("Reply", () => {
 
 describe("TurnStream", () => {
   it("lets its producer wait while nobody reads, until there is room or the turn ends", async () => {
-    const stream = new TurnStream();
+    const stream = new TurnStream({ resumable: false });
+    const readable = stream.subscribe(0);
     const open = new AbortController().signal;
     const text = "x".repeat(1024 * 1024);
-    const send = () => stream.send({ type: "text", choice: 0, text });
+    const send = () => stream.send({ type: "text", choice: 0, text, offset: 0 });
     send();
     await stream.ready(open);
     // The first is on its way to the reader; more than the limit waits behind it.
@@ -149,14 +150,14 @@ describe("TurnStream", () => {
     void stream.ready(open).then(() => {
       hasRoom = true;
     });
-    const reader = stream.readable.getReader();
+    const reader = (readable as ReadableStream<Uint8Array>).getReader();
     let byteCount = 0;
     // The last read may be of a heartbeat: there is nothing else left.
     while (!hasRoom) byteCount += (await reader.read()).value?.byteLength ?? 0;
     expect(byteCount).toBeGreaterThan(6 * text.length);
     await reader.cancel();
     await until(() => {
-      stream.send({ type: "heartbeat" });
+      stream.send({ type: "begin", choice: 0 });
       return stream.gone.aborted;
     });
     await stream.close();

@@ -86,7 +86,7 @@ const CHAT_REFUSALS: [string, object, string][] = [
   ["a session id with a slash", { quire: { session_id: "a/b" } }, "quire.session_id"],
   ["an empty session id", { quire: { session_id: "" } }, "quire.session_id"],
   ["a long session id", { quire: { session_id: "a".repeat(129) } }, "quire.session_id"],
-  ["a resumable stream", { quire: { resumable: true } }, "quire.resumable"],
+  ["resumable that is no boolean", { quire: { resumable: 1 } }, "quire.resumable"],
   ["an unknown policy", { quire: { selection: { policy: "magic" } } }, "quire.selection.policy"],
   ["a budget of broken pages", { quire: { selection: { budget_tokens: 100 } } }, "quire.selection.budget_tokens"],
   ["a budget too small", { quire: { selection: { budget_tokens: 8 } } }, "quire.selection.budget_tokens"],

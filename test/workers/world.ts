@@ -1,6 +1,7 @@
 /** A model, an engine and a client of one test: names are unique, so that tests of one file do not meet. */
 import { env as bindings, exports } from "cloudflare:workers";
 import { inject } from "vitest";
+import { EDGE_AUDIENCE, signRequest } from "../../protocol/signature.ts";
 import config from "../../weights/house-0/config.json?raw";
 import generationConfig from "../../weights/house-0/generation_config.json?raw";
 import tokenizerJson from "../../weights/house-0/tokenizer.json?raw";
@@ -99,13 +100,17 @@ export function heartbeatOf(engine: FakeEngine, model: string, changes: object =
   };
 }
 
+/** Sends a heartbeat, signed as an engine does. */
+export async function beat(body: object, key = ENGINE_KEY): Promise<Response> {
+  const path = "/v1/engines/heartbeat";
+  const bytes = new TextEncoder().encode(JSON.stringify(body));
+  const authorization = await signRequest(key, { audience: EDGE_AUDIENCE, method: "POST", path }, bytes, Date.now());
+  return edge(path, { method: "POST", headers: { authorization }, body: bytes });
+}
+
 /** Registers an engine, or renews it. */
 export async function register(engine: FakeEngine, model: string, changes: object = {}): Promise<void> {
-  const response = await edge("/v1/engines/heartbeat", {
-    method: "POST",
-    headers: { authorization: `Bearer ${ENGINE_KEY}`, "content-type": "application/json" },
-    body: JSON.stringify(heartbeatOf(engine, model, changes)),
-  });
+  const response = await beat(heartbeatOf(engine, model, changes));
   if (response.status !== 200) throw new Error(`heartbeat: ${response.status} ${await response.text()}`);
   await response.text();
 }
@@ -166,14 +171,14 @@ export async function eventsOf(response: Response): Promise<unknown[]> {
   return parseEvents(await response.text());
 }
 
-/** Parses whole events; every one must end in an empty line. */
+/** Parses whole events; every one but a comment has an id and ends in an empty line. */
 export function parseEvents(text: string): unknown[] {
   const events = text.split("\n\n");
   if (events.pop() !== "") throw new Error(`the stream is cut: ${JSON.stringify(text.slice(-80))}`);
   return events.map((event) => {
     if (event.startsWith(":")) return ":";
-    if (!event.startsWith("data: ") || event.includes("\n")) throw new Error(`not an event: ${event}`);
-    const data = event.slice("data: ".length);
+    const [, data] = /^id: [0-9a-f]{20}\.\d+\ndata: (.*)$/.exec(event) ?? [];
+    if (data === undefined) throw new Error(`not an event: ${event}`);
     return data === "[DONE]" ? data : (JSON.parse(data) as unknown);
   });
 }

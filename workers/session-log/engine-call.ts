@@ -9,6 +9,7 @@ import {
   PROTOCOL_VERSION,
 } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
+import { engineHeaders } from "../auth/engine-headers.ts";
 import type { PickedEngine } from "../fleet-table.ts";
 
 const FRAMES_TYPE = "application/x-quire-frames";
@@ -49,7 +50,6 @@ export interface EngineCall {
 export async function openEngineCall(options: EngineCallOptions): Promise<EngineCall> {
   const closing = new AbortController();
   const signal = AbortSignal.any([options.signal, closing.signal]);
-  const headers = { authorization: `Bearer ${options.engineKey}`, "content-type": FRAMES_TYPE };
   let late = false;
   let cancelled: Promise<void> | undefined;
   const leave = () => closing.abort();
@@ -60,12 +60,7 @@ export async function openEngineCall(options: EngineCallOptions): Promise<Engine
     closing.abort();
   }, LIMITS.admissionMsMax);
   try {
-    const response = await options.fetch(`${options.engine.url}${ENGINE_PATHS.generate}`, {
-      method: "POST",
-      headers,
-      body: encodeFrame(options.request),
-      signal,
-    });
+    const response = await post(options, ENGINE_PATHS.generate, options.request, signal);
     const events = readEvents(response);
     const { value: first } = await events.next();
     if (first === undefined) throw statusError(response.status);
@@ -76,7 +71,7 @@ export async function openEngineCall(options: EngineCallOptions): Promise<Engine
       engineId: options.engine.engineId,
       events: () => behindAdmission(events),
       cancel: () => {
-        cancelled ??= cancelCall(options, headers, closing);
+        cancelled ??= cancelCall(options, closing);
         return cancelled;
       },
     };
@@ -91,21 +86,23 @@ export async function openEngineCall(options: EngineCallOptions): Promise<Engine
   }
 }
 
-async function cancelCall(
-  options: EngineCallOptions,
-  headers: Record<string, string>,
-  closing: AbortController,
-): Promise<void> {
+async function post(
+  { engine, engineKey, fetch }: EngineCallOptions,
+  path: string,
+  message: GenerateRequest | CancelRequest,
+  signal: AbortSignal,
+): Promise<Response> {
+  const body = encodeFrame(message);
+  const headers = await engineHeaders({ engineKey, engineId: engine.engineId, path, body });
+  return fetch(`${engine.url}${path}`, { method: "POST", headers, body, signal });
+}
+
+async function cancelCall(options: EngineCallOptions, closing: AbortController): Promise<void> {
   const timer = setTimeout(() => closing.abort(), LIMITS.cancelMsMax);
   const cancel: CancelRequest = { version: PROTOCOL_VERSION, requestId: options.request.requestId };
-  const body = encodeFrame(cancel);
   try {
-    const answer = await options.fetch(`${options.engine.url}${ENGINE_PATHS.cancel}`, {
-      method: "POST",
-      headers,
-      body,
-      signal: AbortSignal.any([options.signal, closing.signal]),
-    });
+    const signal = AbortSignal.any([options.signal, closing.signal]);
+    const answer = await post(options, ENGINE_PATHS.cancel, cancel, signal);
     await answer.body?.cancel();
     if (!answer.ok) closing.abort();
   } catch {
@@ -176,6 +173,6 @@ function statusError(status: number): QuireError {
 
 function engineFailed(what: string, cause?: unknown): QuireError {
   return new QuireError("engine_failed", "The engine failed while it worked on this request.", {
-    cause: cause ?? new Error(what),
+    cause: cause ?? new QuireError("engine_failed", what),
   });
 }

@@ -1,9 +1,10 @@
 /** From a job and the log to the ids of a prompt. Reads the store, writes nothing. */
+
+import { hex, sha256 } from "../../protocol/digest.ts";
 import { QuireError } from "../../protocol/errors.ts";
 import type { Span } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import type { ChatMessage } from "../../tokenizer/contract.ts";
-import { hex, sha256 } from "../auth.ts";
 import { chainHashes, chainStart } from "../chain.ts";
 import type { ModelAssets } from "../model-assets.ts";
 import type { TurnInput, TurnJob } from "../turn-job.ts";

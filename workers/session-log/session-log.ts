@@ -1,17 +1,32 @@
 /** Durable Object, one per session (and one, short-lived and without storage, per request that has none). */
 import { DurableObject } from "cloudflare:workers";
-import { ERROR_TABLE, QuireError, toQuireError } from "../../protocol/errors.ts";
+import { assert } from "../../protocol/assert.ts";
+import { QuireError, toQuireError } from "../../protocol/errors.ts";
 import type { SessionStatus } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { within } from "../deadline.ts";
 import type { Env } from "../env.ts";
 import { fleetOf } from "../fleet.ts";
+import { holdPlace, settlePlace } from "../limits/admission.ts";
+import { logError } from "../log.ts";
 import { isolateAssets, type ModelAssets } from "../model-assets.ts";
 import { indexOf, sessionOf } from "../stubs.ts";
-import type { ForkPoint, SessionInfo, TurnAnswer, TurnJob, TurnUsage, WireError } from "../turn-job.ts";
+import type {
+  ForkPoint,
+  ResumeRequest,
+  SessionInfo,
+  TurnAnswer,
+  TurnEvent,
+  TurnFeed,
+  TurnJob,
+  TurnName,
+  TurnUsage,
+  WireError,
+} from "../turn-job.ts";
 import { exportLog, imageTokens, type LogImage } from "./log-image.ts";
 import { LogStore, type SessionMeta } from "./log-store.ts";
 import { type PreparedTurn, prepareTurn, SessionMoved } from "./prepare.ts";
+import { isNamed, Replays } from "./replays.ts";
 import { cutSpans } from "./spans.ts";
 import { deleteStored, type StoredSession, storedStatus } from "./stored-session.ts";
 import { buildCommit, indexRows } from "./turn-commit.ts";
@@ -24,34 +39,70 @@ import { unpackValue } from "./wire.ts";
  * a turn ends, in one transaction, before its terminal event: a turn that fails, or an object that dies, leaves it as it was.
  */
 export class SessionLog extends DurableObject<Env> {
+  readonly #replays = new Replays(this.ctx.storage, () => Date.now());
   #store: LogStore | undefined;
   #busy = false;
+  /** Stream of the turn that runs. */
+  #running: { stream: TurnStream; idempotencyKey: string | undefined } | undefined;
 
   /**
    * Runs one turn. Resolves once an engine has admitted it (or nobody will); what follows is in the stream of frames
-   * (`TurnEvent`). A reader that goes away aborts the engine's work; what it was given by then stays in the log.
+   * (`TurnEvent`). A reader that goes away aborts the engine's work, unless the turn is resumable; what it was given by then stays in
+   * the log.
    * @param packed a {@link TurnJob} as one frame
    */
   async turn(packed: Uint8Array): Promise<TurnAnswer> {
     const job = unpackValue<TurnJob>(packed);
+    const { idempotencyKey } = job;
+    const again = idempotencyKey === undefined ? undefined : this.#replays.resume({ idempotencyKey, from: 0 });
+    if (again) return { status: "streaming", ...again };
     if (this.#busy) {
       if (job.session?.implicit) return { status: "moved" };
       const busy = new QuireError("session_busy", "This session is working on another turn.", { retryAfterMs: 1_000 });
       return { status: "refused", error: wireError(busy) };
     }
     this.#busy = true;
-    const stream = new TurnStream();
+    const stream = new TurnStream({ resumable: job.resumable });
+    this.#running = { stream, idempotencyKey };
     try {
       const turn = await this.#start(job, stream);
+      const { numericsId } = turn;
+      const { head } = job;
+      this.#replays.begin(stream, job, numericsId);
+      const readable = stream.subscribe(0);
+      assert(readable !== undefined, "a new stream is held from its start");
       // Not awaited: the object outlives the request, and the stream carries whatever happens.
+      void holdPlace(this.env, job);
       void this.#finish(job, turn, stream);
-      return { status: "streaming", numericsId: turn.numericsId, stream: stream.readable };
+      return { status: "streaming", streamId: stream.id, first: 0, numericsId, head, stream: readable };
     } catch (thrown) {
       await this.#giveUp(job);
-      await stream.abandon();
+      this.#running = undefined;
+      this.#busy = false;
+      await stream.close();
       if (thrown instanceof SessionMoved) return { status: "moved" };
       return { status: "refused", error: wireError(thrown) };
     }
+  }
+
+  /**
+   * The rest of the session's last turn, running or ended, for a client that lost its connection. A turn that has ended is there for
+   * `LIMITS.replayKeepMs`, also when the object has started again since; one that runs ends with the object.
+   * @returns undefined for a turn that is not resumable, not the last one, or does not hold that event any more
+   */
+  async resume(request: ResumeRequest): Promise<TurnFeed | undefined> {
+    return this.#replays.resume(request);
+  }
+
+  /**
+   * Ends the turn that runs, as a client does that goes away.
+   * @returns false when none runs, or another one
+   */
+  async stopTurn(name: TurnName): Promise<boolean> {
+    const running = this.#running;
+    if (!running || !isNamed(name, running.stream.id, running.idempotencyKey)) return false;
+    running.stream.stop();
+    return true;
   }
 
   /** Undefined for a session that does not exist. */
@@ -109,8 +160,9 @@ export class SessionLog extends DurableObject<Env> {
     const meta = this.#open().meta();
     if (!meta) return false;
     await indexOf(this.env, meta.namespace).forget(meta.id);
+    this.#replays.clear();
     await this.#wipe();
-    await this.#deleteStored(meta).catch((thrown: unknown) => report(`delete ${meta.id}`, thrown));
+    await this.#deleteStored(meta).catch((thrown: unknown) => logError(`delete ${meta.id}`, thrown));
     return true;
   }
 
@@ -158,28 +210,41 @@ export class SessionLog extends DurableObject<Env> {
 
   /** Runs the turn to its end, writes the log, and only then says so. Never rejects. */
   async #finish(job: TurnJob, turn: RunningTurn, stream: TurnStream): Promise<void> {
+    const last = await this.#settle(job, turn, stream).catch(async (thrown: unknown): Promise<TurnEvent[]> => {
+      await this.#giveUp(job).catch((cause: unknown) => logError(job.requestId, cause));
+      logError(job.requestId, thrown);
+      await settlePlace(this.env, job, 0);
+      return [{ type: "error", error: wireError(thrown) }];
+    });
+    for (const event of last) stream.send(event);
     try {
-      const results = await turn.runner.run();
-      const [first] = results;
-      const isGone = stream.gone.aborted;
-      if (job.session && first) {
-        const kept = first.reply.kept();
-        if (isGone && kept.ids.length === 0) await this.#giveUp(job);
-        else await this.#commit(job, turn, first);
-      }
-      this.#busy = false;
-      results.forEach(({ reason }, choice) => {
-        stream.send({ type: "finish", choice, reason });
-      });
-      stream.send({ type: "end", usage: usageOf(job, turn.prepared, results) });
+      this.#replays.end(stream);
     } catch (thrown) {
-      await this.#giveUp(job).catch((cause: unknown) => report(job.requestId, cause));
-      report(job.requestId, thrown);
-      stream.send({ type: "error", error: wireError(thrown) });
-    } finally {
-      this.#busy = false;
+      // Without it the turn is only not there for clients that come back after the object's death.
+      logError(job.requestId, thrown);
     }
+    this.#running = undefined;
+    this.#busy = false;
     await stream.close();
+  }
+
+  /** @returns the last events of a turn that is in the log. @throws what ended a turn that is not */
+  async #settle(job: TurnJob, turn: RunningTurn, stream: TurnStream): Promise<TurnEvent[]> {
+    const results = await turn.runner.run();
+    const [first] = results;
+    const isGone = stream.gone.aborted;
+    if (job.session && first) {
+      const isEmpty = isGone && first.reply.kept().ids.length === 0;
+      if (isEmpty) await this.#giveUp(job);
+      else await this.#commit(job, turn, first);
+    }
+    // A client that was told the end may begin its next turn.
+    await settlePlace(this.env, job, spentTokens(turn.prepared, results));
+    if (isGone) {
+      return [{ type: "error", error: { code: "cancelled", message: "The turn was ended: nobody listened to it." } }];
+    }
+    const finishes = results.map(({ reason }, choice): TurnEvent => ({ type: "finish", choice, reason }));
+    return [...finishes, { type: "usage", usage: usageOf(job, turn, results) }, { type: "end" }];
   }
 
   /** Writes the turn, and enters its transcripts: without the index a turn is only slower, so it may fail. */
@@ -205,7 +270,7 @@ export class SessionLog extends DurableObject<Env> {
     const rows = indexRows(commit);
     if (rows.length === 0) return;
     const entered = indexOf(this.env, job.namespace).put(rows);
-    await within(LIMITS.indexMsMax, entered).catch((cause: unknown) => report(job.requestId, cause));
+    await within(LIMITS.indexMsMax, entered).catch((cause: unknown) => logError(job.requestId, cause));
   }
 
   /** Starts as a copy of another session's beginning; when that is not to be had, as an empty session. */
@@ -242,7 +307,6 @@ export class SessionLog extends DurableObject<Env> {
   /** After a turn that failed: the log is as it was, and a session that only this turn would have made is not there. */
   async #giveUp(job: TurnJob): Promise<void> {
     if (job.session?.implicit && job.session.expectChain === undefined) await this.#wipe();
-    this.#busy = false;
   }
 
   async #deleteStored(meta: SessionMeta): Promise<void> {
@@ -278,8 +342,9 @@ interface RunningTurn {
   spans: ReturnType<typeof cutSpans>;
 }
 
-function usageOf(job: TurnJob, prepared: PreparedTurn, results: readonly ChoiceResult[]): TurnUsage {
+function usageOf(job: TurnJob, { prepared, runner }: RunningTurn, results: readonly ChoiceResult[]): TurnUsage {
   return {
+    engineIds: [...runner.engineIds],
     promptTokens: prepared.tokens.length,
     completionTokens: results.reduce((sum, { reply }) => sum + reply.generatedCount, 0),
     sessionId: job.session?.id,
@@ -287,15 +352,13 @@ function usageOf(job: TurnJob, prepared: PreparedTurn, results: readonly ChoiceR
   };
 }
 
+/** What a turn is counted for: tokens that its log did not hold, and tokens that were generated. Luck with caches changes nothing. */
+function spentTokens(prepared: PreparedTurn, results: readonly ChoiceResult[]): number {
+  const generated = results.reduce((sum, { reply }) => sum + reply.generatedCount, 0);
+  return prepared.tokens.length - prepared.keepTokens + generated;
+}
+
 function wireError(thrown: unknown): WireError {
   const { code, message, param, retryAfterMs } = toQuireError(thrown);
   return { code, message, param, retryAfterMs };
-}
-
-/** What the client is not told. Never text of a conversation. */
-function report(requestId: string, thrown: unknown): void {
-  const error = toQuireError(thrown);
-  if (ERROR_TABLE[error.code].status < 500) return;
-  const cause = error.cause instanceof Error ? `${error.cause.name}: ${error.cause.message}` : undefined;
-  console.error(JSON.stringify({ level: "error", requestId, code: error.code, message: error.message, cause }));
 }

@@ -3,9 +3,8 @@ import { QuireError } from "../../protocol/errors.ts";
 import { encodeFrame } from "../../protocol/frames.ts";
 import { ENGINE_PATHS, PROTOCOL_VERSION, type SessionRequest, type SessionStatus } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
+import { engineHeaders } from "../auth/engine-headers.ts";
 import type { PickedEngine } from "../fleet-table.ts";
-
-const FRAMES_TYPE = "application/x-quire-frames";
 
 /** A session, and the engine that is asked about it. */
 export interface StoredSession {
@@ -34,7 +33,7 @@ export async function storedStatus(session: StoredSession): Promise<SessionStatu
   const status = (await response.json().catch(() => null)) as Partial<SessionStatus> | null;
   const { persistedTokens, generation, pending } = status ?? {};
   if (!Number.isSafeInteger(persistedTokens) || !Number.isSafeInteger(generation) || typeof pending !== "boolean") {
-    throw failed(new Error("the status is malformed"));
+    throw failed(new QuireError("engine_failed", "the status is malformed"));
   }
   return { persistedTokens: Number(persistedTokens), generation: Number(generation), pending };
 }
@@ -42,12 +41,13 @@ export async function storedStatus(session: StoredSession): Promise<SessionStatu
 async function post(session: StoredSession, path: string, msMax: number): Promise<Response> {
   const { engine, engineKey, namespace, sessionId } = session;
   const request: SessionRequest = { version: PROTOCOL_VERSION, namespace, sessionId };
+  const body = encodeFrame(request);
   let response: Response;
   try {
     response = await session.fetch(`${engine.url}${path}`, {
       method: "POST",
-      headers: { authorization: `Bearer ${engineKey}`, "content-type": FRAMES_TYPE },
-      body: encodeFrame(request),
+      headers: await engineHeaders({ engineKey, engineId: engine.engineId, path, body }),
+      body,
       signal: AbortSignal.timeout(msMax),
     });
   } catch (thrown) {
@@ -55,7 +55,7 @@ async function post(session: StoredSession, path: string, msMax: number): Promis
   }
   if (response.ok) return response;
   await response.body?.cancel();
-  throw failed(new Error(`the engine answered ${response.status}`));
+  throw failed(new QuireError("engine_failed", `the engine answered ${response.status}`));
 }
 
 function failed(cause: unknown): QuireError {

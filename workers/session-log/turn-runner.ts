@@ -37,6 +37,8 @@ export interface ChoiceResult {
 
 /** Generations of one turn that run at a time: an object has six connections, and one is for cancels. */
 const LANE_COUNT = 4;
+/** Engines of one choice that may fail before the turn does. */
+const FAILURE_COUNT_MAX = 4;
 /** Engine failures that another engine may not have. */
 const RETRY_CODES: readonly string[] = ["engine_failed", "shutting_down"];
 
@@ -45,8 +47,11 @@ export class TurnRunner {
   readonly #options: RunnerOptions;
   readonly #stop = new AbortController();
   readonly #failedIds: string[] = [];
+  readonly #servedIds: string[] = [];
   /** Admitted and not over. */
   readonly #calls = new Set<EngineCall>();
+  /** Length of what was sent of each choice that has begun. */
+  readonly #sentLengths = new Map<number, number>();
   #engine: PickedEngine | undefined;
   #firstCall: EngineCall | undefined;
   #maxTokens = 0;
@@ -63,6 +68,11 @@ export class TurnRunner {
     options.stream.gone.addEventListener("abort", () => {
       for (const call of this.#calls) void call.cancel();
     });
+  }
+
+  /** The engines that admitted a generation of this turn, in order: one, unless it was lost. */
+  get engineIds(): readonly string[] {
+    return this.#servedIds;
   }
 
   /** The engine that serves this turn (the last one, when one failed). */
@@ -129,6 +139,7 @@ export class TurnRunner {
       stopStrings: job.stopStrings,
     });
     const result: ChoiceResult = { reply, reason: "length", usage: undefined, spans: [] };
+    if (index === 0) this.#begin(index);
     for (let attempt = 0; ; attempt++) {
       let call: EngineCall | undefined;
       try {
@@ -139,7 +150,7 @@ export class TurnRunner {
         if (this.#options.stream.gone.aborted) break;
         // The words are complete; only their accounts are lost.
         if (reply.ended !== undefined) break;
-        if (call === undefined || this.#stop.signal.aborted || attempt > 0) throw thrown;
+        if (call === undefined || this.#stop.signal.aborted || attempt + 1 >= FAILURE_COUNT_MAX) throw thrown;
         if (!this.#mayGoOn(thrown, reply) || !(await this.#replaceEngine(call.engineId))) throw thrown;
       } finally {
         if (call) this.#calls.delete(call);
@@ -147,6 +158,7 @@ export class TurnRunner {
     }
     // What a client that is gone was not given is no part of the reply.
     if (!this.#options.stream.gone.aborted) this.#send(index, reply.finish());
+    this.#begin(index);
     if (reply.ended === "stop-string" || reply.ended === "end-token") result.reason = "stop";
     return result;
   }
@@ -175,19 +187,23 @@ export class TurnRunner {
 
   #send(choice: number, delta: ReplyDelta): void {
     if (delta.text === "" && delta.logprobs.length === 0) return;
+    this.#begin(choice);
     const logprobs = this.#options.job.topLogprobs === undefined ? undefined : delta.logprobs;
-    this.#options.stream.send({ type: "text", choice, text: delta.text, logprobs });
+    const offset = this.#sentLengths.get(choice) ?? 0;
+    this.#sentLengths.set(choice, offset + delta.text.length);
+    this.#options.stream.send({ type: "text", choice, text: delta.text, offset, logprobs });
   }
 
-  /** Another engine continues from the ids so far, unless it would have to know which of them are the reply. */
+  /** Says once that a choice has begun; the older interface has no word for it. */
+  #begin(choice: number): void {
+    if (this.#options.job.head.kind !== "chat" || this.#sentLengths.has(choice)) return;
+    this.#sentLengths.set(choice, 0);
+    this.#options.stream.send({ type: "begin", choice });
+  }
+
+  /** Whether another engine can go on from the ids so far. */
   #mayGoOn(thrown: unknown, reply: Reply): boolean {
-    const { frequencyPenalty, presencePenalty } = this.#options.job.sampling;
-    const isCountFree = (frequencyPenalty ?? 0) === 0 && (presencePenalty ?? 0) === 0;
-    return (
-      RETRY_CODES.includes(toQuireError(thrown).code) &&
-      reply.ids.length < this.#maxTokens &&
-      (reply.ids.length === 0 || isCountFree)
-    );
+    return RETRY_CODES.includes(toQuireError(thrown).code) && reply.ids.length < this.#maxTokens;
   }
 
   async #open(index: number, done: readonly number[]): Promise<EngineCall> {
@@ -233,6 +249,7 @@ export class TurnRunner {
       fetch,
     });
     this.#calls.add(call);
+    if (!this.#servedIds.includes(engine.engineId)) this.#servedIds.push(engine.engineId);
     if (stream.gone.aborted) void call.cancel();
     return call;
   }
@@ -256,6 +273,7 @@ export class TurnRunner {
       tokens: idsToBytes(all),
       turnStart,
       spans,
+      ...(done.length === 0 ? {} : { replyStart: tokens.length }),
       maxTokens: this.#maxTokens - done.length,
       stopTokens: [...assets.stopTokens],
       sampling: {

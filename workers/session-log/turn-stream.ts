@@ -1,111 +1,160 @@
-/** The way of a turn's events to whoever listens: frames over a byte stream, with heartbeats, and a signal for "nobody there". */
+/** The way of a turn's events to whoever listens, also later, and a signal for "nobody there". */
 import { encodeFrame } from "../../protocol/frames.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import type { TurnEvent } from "../turn-job.ts";
+import { ReplayBuffer } from "./replay-buffer.ts";
+import { TurnListener } from "./turn-listener.ts";
 
 /**
- * One writer, one reader. Events wait in memory while the reader is slow, up to `LIMITS.turnBufferBytesMax`; {@link ready} is how the
- * producer waits with them. While nothing is said a heartbeat goes out every `LIMITS.heartbeatMs`: a failed write, of whatever, is how
- * the end of the reader is noticed.
+ * One producer. Events wait in memory while listeners are slow, up to `LIMITS.turnBufferBytesMax`; {@link ready} is how the producer waits
+ * with them. While nothing is said a heartbeat goes out every `LIMITS.heartbeatMs`: a failed write, of whatever, is how the end of a
+ * listener is noticed.
+ *
+ * A stream that is not resumable has one listener and forgets what that one was given. A resumable one keeps its events (up to
+ * `LIMITS.replayBytesMax` and `replayEventCountMax`, the oldest go first) for listeners that come later, and goes on without any for
+ * `absenceMsMax` (default `LIMITS.resumableMsMax`), or until what nobody was given exceeds those bounds.
  */
 export class TurnStream {
-  readonly readable: ReadableStream<Uint8Array>;
-  readonly #writer: WritableStreamDefaultWriter<Uint8Array>;
+  /** Names this turn's events: what a client was given of another turn is not its beginning. */
+  readonly id: string;
+  readonly resumable: boolean;
+  readonly #buffer: ReplayBuffer;
+  readonly #listeners: TurnListener[] = [];
+  readonly #absenceMsMax: number;
   readonly #gone = new AbortController();
   readonly #heartbeat: ReturnType<typeof setInterval>;
-  #queue: Uint8Array[] = [];
-  #queuedBytes = 0;
-  #pump: Promise<void> | undefined;
+  #absence: ReturnType<typeof setTimeout> | undefined;
   /** Whether anything was said since the last tick. */
   #spoke = false;
+  #closed = false;
 
-  constructor() {
-    const { readable, writable } = new IdentityTransformStream();
-    this.readable = readable;
-    this.#writer = writable.getWriter();
-    // A stream that nobody writes to any more rejects this promise as well.
-    this.#writer.closed.catch(() => this.#leave());
+  constructor(options: { resumable: boolean; streamId?: string; first?: number; absenceMsMax?: number }) {
+    this.id = options.streamId ?? crypto.randomUUID().replaceAll("-", "").slice(0, 20);
+    this.resumable = options.resumable;
+    this.#absenceMsMax = options.absenceMsMax ?? LIMITS.resumableMsMax;
+    this.#buffer = new ReplayBuffer(options.first);
     this.#heartbeat = setInterval(() => this.#tick(), LIMITS.heartbeatMs);
   }
 
-  /** Aborted when the reader is gone. */
+  /** A stream that has said all it will, with the frames that are left of it. */
+  static ended(replay: { streamId: string; first: number; frames: readonly Uint8Array[] }): TurnStream {
+    const stream = new TurnStream({ resumable: true, streamId: replay.streamId, first: replay.first });
+    for (const frame of replay.frames) stream.#buffer.push(frame);
+    void stream.close();
+    return stream;
+  }
+
+  /** Aborted when nobody listens any more, or somebody asked for the end. */
   get gone(): AbortSignal {
     return this.#gone.signal;
   }
 
+  /** What is held, for a store that outlives this object. */
+  get held(): { first: number; frames: readonly Uint8Array[] } {
+    return { first: this.#buffer.first, frames: this.#buffer.since(this.#buffer.first) };
+  }
+
+  /** The events from number `from` on; undefined when they are not held any more, or were never said. */
+  subscribe(from: number): ReadableStream<Uint8Array> | undefined {
+    if (from < this.#buffer.first || from > this.#buffer.end) return undefined;
+    clearTimeout(this.#absence);
+    const listener: TurnListener = new TurnListener({
+      buffer: this.#buffer,
+      from,
+      onWritten: () => this.#forget(),
+      onLeft: () => this.#left(listener),
+    });
+    this.#listeners.push(listener);
+    if (this.#listeners.length > LIMITS.streamListenerCountMax) this.#listeners[0]?.cut();
+    listener.wake();
+    if (this.#closed) void listener.end();
+    return listener.readable;
+  }
+
   /** Queues an event. */
   send(event: TurnEvent): void {
-    if (this.#gone.signal.aborted) return;
+    if (this.#gone.signal.aborted && !this.resumable) return;
     this.#spoke = true;
-    const frame = encodeFrame(event);
-    this.#queue.push(frame);
-    this.#queuedBytes += frame.byteLength;
-    this.#pump ??= this.#drain();
+    this.#buffer.push(encodeFrame(event));
+    for (const listener of this.#listeners) listener.wake();
+    if (this.resumable) this.#bound();
   }
 
   /** Resolves when there is room for more, or `signal` is aborted. */
   async ready(signal: AbortSignal): Promise<void> {
-    if (this.#queuedBytes <= LIMITS.turnBufferBytesMax || signal.aborted) return;
+    if (!this.#isFull() || signal.aborted) return;
     const aborted = Promise.withResolvers<void>();
     const release = () => aborted.resolve();
     signal.addEventListener("abort", release);
-    while (this.#queuedBytes > LIMITS.turnBufferBytesMax && this.#pump && !signal.aborted) {
-      await Promise.race([this.#pump, aborted.promise]);
+    while (this.#isFull() && !signal.aborted) {
+      const pumps = this.#listeners.flatMap(({ pump }) => pump ?? []);
+      if (pumps.length === 0) break;
+      await Promise.race([...pumps, aborted.promise]);
     }
     signal.removeEventListener("abort", release);
   }
 
-  /** Delivers what is queued and ends the stream. Never rejects. */
+  /** Ends the work, as if the last listener had gone for good. */
+  stop(): void {
+    clearTimeout(this.#absence);
+    this.#gone.abort();
+  }
+
+  /** Delivers what is queued and ends the streams of all listeners. Never rejects. */
   async close(): Promise<void> {
+    this.#closed = true;
     clearInterval(this.#heartbeat);
-    await this.#pump;
-    await this.#writer.close().catch(() => this.#leave());
-  }
-
-  /** Ends a stream that nobody was given. */
-  async abandon(): Promise<void> {
-    this.#leave();
-    await this.readable.cancel().catch(() => undefined);
-  }
-
-  async #drain(): Promise<void> {
-    try {
-      while (this.#queue.length > 0) {
-        const frames = this.#queue;
-        this.#queue = [];
-        this.#queuedBytes = 0;
-        await this.#writer.write(concat(frames));
-      }
-    } catch {
-      this.#leave();
-    } finally {
-      this.#pump = undefined;
-    }
+    clearTimeout(this.#absence);
+    await Promise.all(this.#listeners.map((listener) => listener.end()));
   }
 
   #tick(): void {
-    // A write on its way notices by itself; a heartbeat behind it would only pile up.
-    const silent = !this.#spoke && this.#pump === undefined;
-    if (silent) this.send({ type: "heartbeat" });
+    if (!this.#spoke) for (const listener of this.#listeners) listener.beat();
     this.#spoke = false;
   }
 
-  #leave(): void {
-    clearInterval(this.#heartbeat);
-    this.#queue = [];
-    this.#queuedBytes = 0;
-    this.#gone.abort();
+  #left(listener: TurnListener): void {
+    const index = this.#listeners.indexOf(listener);
+    if (index >= 0) this.#listeners.splice(index, 1);
+    if (this.#listeners.length > 0 || this.#closed) return;
+    if (!this.resumable) {
+      clearInterval(this.#heartbeat);
+      this.#buffer.dropBefore(this.#buffer.end);
+      this.stop();
+      return;
+    }
+    clearTimeout(this.#absence);
+    this.#absence = setTimeout(() => this.stop(), this.#absenceMsMax);
+    this.#bound();
   }
-}
 
-function concat(parts: readonly Uint8Array[]): Uint8Array {
-  const [only] = parts;
-  if (parts.length === 1 && only) return only;
-  const whole = new Uint8Array(parts.reduce((sum, part) => sum + part.byteLength, 0));
-  let offset = 0;
-  for (const part of parts) {
-    whole.set(part, offset);
-    offset += part.byteLength;
+  /** Number of the first event that no listener was given. */
+  #furthest(): number {
+    return this.#listeners.reduce((most, { cursor }) => Math.max(most, cursor), 0);
   }
-  return whole;
+
+  /** The fastest listener sets the pace: one that is dead and not yet noticed must not hold the others up. */
+  #isFull(): boolean {
+    if (this.#listeners.length === 0) return false;
+    return this.#listeners.every(({ queuedBytes }) => queuedBytes > LIMITS.turnBufferBytesMax);
+  }
+
+  /** What the only listener of a stream that cannot be resumed was given is of no more use. */
+  #forget(): void {
+    if (!this.resumable) this.#buffer.dropBefore(this.#furthest());
+  }
+
+  #bound(): void {
+    const { replayBytesMax, replayEventCountMax } = LIMITS;
+    const isOver = () =>
+      this.#buffer.bytes > replayBytesMax || this.#buffer.end - this.#buffer.first > replayEventCountMax;
+    if (!isOver()) return;
+    if (this.#listeners.length === 0) {
+      this.stop();
+      return;
+    }
+    // An eighth at once: dropping one by one would move the whole buffer each time.
+    this.#buffer.trim((replayBytesMax * 7) / 8, (replayEventCountMax * 7) / 8, this.#furthest());
+    for (const listener of this.#listeners.filter(({ cursor }) => cursor < this.#buffer.first)) listener.cut();
+  }
 }

@@ -74,8 +74,8 @@ async function segment(number: number, damage?: (bytes: Uint8Array) => Uint8Arra
     objectOffset: 0,
     objectBytes: segmentBytes(GEOMETRY),
     checksums: decodeSegmentHeader(bytes).checksums,
-    summary: undefined,
-    slots: undefined,
+    summaries: new Map(),
+    slots: new Map(),
     damaged: false,
     written: Promise.resolve(true),
   };

@@ -102,6 +102,7 @@ function blockChains(ids: Uint32Array, tokenCount: number, spans: SpanList): str
     request: request({ tokens, turnStart: tokenCount, spans: spans.until(tokenCount) }),
     selection: { policy: "dense", version: 1, groupTokens: 16, budgetTokens: 0, exact: true },
     sink: { token() {}, done() {}, failed() {} },
+    layerCount: 2,
     nowMs: 0,
   });
   return Array.from({ length: Math.floor(tokenCount / BLOCK_TOKENS) }, (_, index) => sequence.chain(index));

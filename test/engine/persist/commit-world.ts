@@ -20,7 +20,7 @@ export const GEOMETRY = kvGeometry({
   kvHeadCount: 1,
   headDim: 4,
   encoding: "int8",
-  summaryKinds: ["min-max"],
+  summaryKinds: ["min-max", "mean-deviation"],
   segmentTokens: 64,
 });
 const NAMESPACE = "00ff";
@@ -36,6 +36,9 @@ export class FakeClock {
     this.sleeps.push(ms);
     this.ms += ms;
     await new Promise((resolve) => setImmediate(resolve));
+  }
+  breathe(ms: number): Promise<void> {
+    return this.sleep(ms);
   }
 }
 
@@ -91,6 +94,7 @@ export class CommitWorld {
       chain: chainOf(`${branch}:${tokenCount}`),
       spans: [{ end: tokenCount, how: "dense" }],
       segments,
+      hotBlocks: [],
       tail:
         openCount === 0
           ? undefined
@@ -98,7 +102,7 @@ export class CommitWorld {
               fromToken,
               ids: Uint32Array.from({ length: openCount }, (_, i) => i),
               blocks: [],
-              summaries: [],
+              summaries: new Map(),
               open: noise(tokenCount, openCount * GEOMETRY.openTokenBytes),
             },
       released: 0,
@@ -130,8 +134,8 @@ export class CommitWorld {
       objectOffset: 0,
       objectBytes: segmentBytes(GEOMETRY),
       checksums: decodeSegmentHeader(bytes).checksums,
-      summary: undefined,
-      slots: noise(seed + 9, GEOMETRY.summarySlotBytes),
+      summaries: new Map(),
+      slots: new Map(GEOMETRY.summaryKinds.map((kind, at) => [kind, noise(seed + 9 + at, GEOMETRY.summaryBytes)])),
       damaged: false,
       written: Promise.resolve(written),
     };
@@ -166,7 +170,7 @@ export class CommitWorld {
     return manifest;
   }
 
-  async countOf(kind: "seg" | "sum" | "tail"): Promise<number> {
+  async countOf(kind: "seg" | "tail"): Promise<number> {
     const { keys } = await this.store.list(`${this.keys.prefix}${kind}/`);
     return keys.length;
   }

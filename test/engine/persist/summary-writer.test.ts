@@ -1,6 +1,7 @@
 import { expect, it } from "vitest";
 import type { StoredSegment } from "../../../engine/kv/stored-segment.ts";
 import { writeSummaries } from "../../../engine/persist/summary-writer.ts";
+import type { SummaryRef } from "../../../storage/manifest.ts";
 import { MemoryStore } from "../../../storage/memory-store.ts";
 import { decodeSummaryObject } from "../../../storage/summary-object.ts";
 import { CommitWorld, GEOMETRY } from "./commit-world.ts";
@@ -18,16 +19,28 @@ class Remembering extends MemoryStore {
   }
 }
 
+/** Summary objects put of each kind, of which there are as many. */
 async function puts(store: Remembering, run: () => Promise<void>): Promise<number> {
   const put = store.put.bind(store);
-  let count = 0;
+  const counts = { "/sum-min-max/": 0, "/sum-mean-deviation/": 0 };
   store.put = (...args) => {
-    if (args[0].includes("/sum/")) count += 1;
+    for (const kind of Object.keys(counts) as (keyof typeof counts)[]) if (args[0].includes(kind)) counts[kind] += 1;
     return put(...args);
   };
   await run();
   store.put = put;
-  return count;
+  expect(counts["/sum-min-max/"]).toBe(counts["/sum-mean-deviation/"]);
+  return counts["/sum-min-max/"];
+}
+
+/** Of one kind; the other's are the same runs. */
+function runsOf(summaries: readonly SummaryRef[]) {
+  const [one, other] = GEOMETRY.summaryKinds.map((kind) =>
+    summaries.filter((ref) => ref.kind === kind).map(({ fromToken, tokenCount }) => ({ fromToken, tokenCount })),
+  );
+  expect(one).toEqual(other);
+  expect(one!.length * 2).toBe(summaries.length);
+  return one!;
 }
 
 it("writes one object for the segments of a turn, and none for those that have one", async () => {
@@ -35,15 +48,15 @@ it("writes one object for the segments of a turn, and none for those that have o
   const world = new CommitWorld(store);
   const first = await world.turn("a", 320);
   expect(await puts(store, () => world.push(first))).toBe(1);
-  expect((await world.readAll()).summaries).toMatchObject([{ fromToken: 0, tokenCount: 320 }]);
+  expect(runsOf((await world.readAll()).summaries)).toEqual([{ fromToken: 0, tokenCount: 320 }]);
   const second = await world.turn("a", 460, { known: first.segments });
   expect(await puts(store, () => world.push(second))).toBe(1);
-  expect((await world.readAll()).summaries).toMatchObject([
+  expect(runsOf((await world.readAll()).summaries)).toEqual([
     { fromToken: 0, tokenCount: 320 },
     { fromToken: 320, tokenCount: 128 },
   ]);
   expect(
-    first.segments.every(({ slots }) => slots === undefined),
+    first.segments.every(({ slots }) => slots.size === 0),
     "memory of written summaries is given back",
   ).toBe(true);
 });
@@ -82,7 +95,7 @@ it("compacts a whole run of 4,096 tokens to one object, which goes on being used
     const turn = await world.turn("a", tokenCount, { known });
     await world.push(turn);
     known = turn.segments;
-    const { summaries } = await world.readAll();
+    const summaries = runsOf((await world.readAll()).summaries);
     if (tokenCount < 4096) expect(summaries).toHaveLength(tokenCount / 512);
     else expect(summaries[0]).toMatchObject({ fromToken: 0, tokenCount: 4096 });
     if (tokenCount > 4096) expect(summaries).toMatchObject([{}, { fromToken: 4096, tokenCount: 512 }]);
@@ -91,7 +104,7 @@ it("compacts a whole run of 4,096 tokens to one object, which goes on being used
   const long = new CommitWorld(new Remembering());
   const turn = await long.turn("a", 4096 + 128);
   await long.push(turn);
-  expect((await long.readAll()).summaries.map(({ tokenCount }) => tokenCount)).toEqual([4096, 128]);
+  expect(runsOf((await long.readAll()).summaries).map(({ tokenCount }) => tokenCount)).toEqual([4096, 128]);
   expect(store.overwritten).toEqual([]);
 });
 
@@ -123,8 +136,8 @@ it("a compaction that fails leaves the objects as they are", async () => {
     return await put(key, ...rest);
   };
   const refs = await writeSummaries(world.options, world.keys, whole.segments);
-  expect(refs.map(({ tokenCount }) => tokenCount)).toEqual([2048, 2048]);
-  expect(world.logged).toEqual(["persist.compaction-failed"]);
+  expect(runsOf(refs).map(({ tokenCount }) => tokenCount)).toEqual([2048, 2048]);
+  expect(world.logged).toEqual(["persist.compaction-failed", "persist.compaction-failed"]);
   store.put = put;
   const [compacted] = await writeSummaries(world.options, world.keys, whole.segments, refs);
   const object = decodeSummaryObject((await store.get(compacted!.objectKey))!.bytes, {
@@ -132,4 +145,26 @@ it("a compaction that fails leaves the objects as they are", async () => {
     geometry: GEOMETRY,
   });
   expect(object.segments.map(({ chain }) => chain)).toEqual(whole.segments.map(({ chain }) => chain));
+});
+
+it("a kind that cannot be put leaves the other's object in use for the next commit", async () => {
+  const store = new Remembering();
+  const world = new CommitWorld(store);
+  const turn = await world.turn("a", 256);
+  const put = store.put.bind(store);
+  store.put = async (key, ...rest) => {
+    if (key.includes("/sum-mean-deviation/")) throw new Error("no room");
+    return await put(key, ...rest);
+  };
+  await world.push(turn);
+  expect(world.logged).toEqual(["persist.commit-failed"]);
+  expect(turn.segments.map(({ slots }) => [...slots.keys()])).toEqual(Array(4).fill(["mean-deviation"]));
+  let minMaxPuts = 0;
+  store.put = async (key, ...rest) => {
+    if (key.includes("/sum-min-max/")) minMaxPuts += 1;
+    return await put(key, ...rest);
+  };
+  await world.push(await world.turn("a", 300, { known: turn.segments }));
+  expect(runsOf((await world.readAll()).summaries)).toEqual([{ fromToken: 0, tokenCount: 256 }]);
+  expect(minMaxPuts).toBe(0);
 });

@@ -20,7 +20,8 @@ function world(slotCount: number) {
     deviceBlocks: new FreeList(40 * LAYERS),
     summarySlots: new FreeList(40),
   });
-  return { cache, opens: new OpenBlocks(new FreeList(slotCount)), layerCount: LAYERS };
+  const summaryKinds = ["min-max"] as const;
+  return { cache, opens: new OpenBlocks(new FreeList(slotCount)), layerCount: LAYERS, summaryKinds };
 }
 
 function randomSequence(next: () => number): Sequence {
@@ -35,6 +36,7 @@ function randomSequence(next: () => number): Sequence {
     request: request({ tokens, turnStart, spans, maxTokens: 8 }),
     selection: { policy: "quest", version: 1, groupTokens: 16, budgetTokens: 128, exact: true },
     sink: { token() {}, done() {}, failed() {} },
+    layerCount: LAYERS,
     nowMs: 0,
   });
 }

@@ -1,9 +1,11 @@
 /** A scripted engine over real HTTP; many named ones in one process, each with its own queue of scripts and record of calls. */
+import { createHash } from "node:crypto";
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { encodeFrame, FrameDecoder } from "../../../protocol/frames.ts";
 import type { EngineUsage, GenerateRequest, SessionStatus } from "../../../protocol/generate.ts";
 import { bytesToIds, idsToBytes } from "../../../protocol/ids.ts";
+import { engineAudience, verifySignature } from "../../../protocol/signature.ts";
 import type { Call, Step } from "./script.ts";
 
 interface Engine {
@@ -55,6 +57,10 @@ async function answer(engines: Map<string, Engine>, request: IncomingMessage, re
   for await (const chunk of request) chunks.push(chunk as Buffer);
   const body = Buffer.concat(chunks);
   const path = rest.join("/");
+  if (path.startsWith("v1/") && !(await isSigned(name, `/${path}`, request, body))) {
+    response.writeHead(401).end();
+    return;
+  }
   if (path === "script") {
     engine.scripts.push(JSON.parse(body.toString()) as Step[]);
     response.end("{}");
@@ -82,6 +88,14 @@ async function answer(engines: Map<string, Engine>, request: IncomingMessage, re
   } else {
     response.writeHead(404).end();
   }
+}
+
+/** As an engine of that name with the tests' key does it. */
+async function isSigned(name: string, path: string, request: IncomingMessage, body: Buffer): Promise<boolean> {
+  const target = { audience: engineAudience(name), method: request.method ?? "", path };
+  const header = request.headers.authorization ?? "";
+  const claims = await verifySignature("engine-key-for-tests", target, header, Date.now());
+  return claims?.digest === createHash("sha256").update(body).digest("hex");
 }
 
 async function generate(

@@ -1,0 +1,42 @@
+/** `npm run eval`: which selection costs a model what, at which budget and context. */
+import { writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { UsageError } from "../../cli/usage-error.ts";
+import { type BenchContext, type BenchResult, defineBench } from "../bench.ts";
+import { describeMachine } from "../machine.ts";
+import { figuresOf } from "./figures.ts";
+import { type EvalValues, evalFlags, quickValues } from "./flags.ts";
+import { pageOf } from "./page.ts";
+import { runEval } from "./run.ts";
+import { csvOf, fidelityCsv, fidelityLines, tasksCsv } from "./tables.ts";
+
+/** The instrument. */
+export const evalBench = defineBench({
+  summary:
+    "Judges selections on a model that the engine loads: how much of the attention they keep, at which bytes, layer by layer and\n" +
+    "head by head; what the model then makes of a text; and whether it still answers questions. Writes --out/index.html (for people),\n" +
+    "figures.json and two CSV files. What the figures mean: docs/selection.md.",
+  flags: evalFlags,
+  run: (values, context) => evaluate(quickValues(values), context),
+});
+
+async function evaluate(values: EvalValues, context: BenchContext): Promise<BenchResult> {
+  const folder = values.out;
+  if (folder === undefined) throw new UsageError("--out is needed: a folder for the report");
+  const run = await runEval(values, folder, context);
+  const figures = figuresOf(run.candidates, run.windows, run.tasks);
+  const { model, interrupted } = run;
+  if (run.windows.length === 0) return { ok: false, data: { settings: values, model, interrupted } };
+  const machine = describeMachine();
+  const data = { settings: values, model, interrupted, ...figures };
+  const files: Record<string, string> = {
+    "figures.json": `${JSON.stringify({ machine, ...data }, undefined, 1)}\n`,
+    "fidelity.csv": csvOf(fidelityCsv, figures.fidelity),
+    "tasks.csv": csvOf(tasksCsv, figures.tasks),
+    "index.html": pageOf(figures, { values, model, machine, interrupted }),
+  };
+  for (const [name, text] of Object.entries(files)) await writeFile(join(folder, name), text);
+  for (const line of fidelityLines(figures.fidelity)) context.print(line);
+  context.print(`report: ${join(folder, "index.html")}`);
+  return { ok: !interrupted, data };
+}

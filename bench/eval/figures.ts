@@ -1,0 +1,210 @@
+/** What a run's results say: means over texts with their intervals, paired differences over questions. */
+import type { Candidate } from "./grid.ts";
+import { type Estimate, estimate, estimateShare, mapEstimate, meanOf, pairedDifference } from "./statistics.ts";
+import type { TaskResult } from "./tasks.ts";
+import type { Window, WindowResult } from "./window.ts";
+
+/** A window with where it was taken. */
+export interface PlacedWindow extends Window {
+  document: number;
+  contextTokens: number;
+}
+
+/** One selection at one budget and context. */
+export interface FidelityFigure {
+  name: string;
+  budgetTokens: number;
+  contextTokens: number;
+  /** Something was left out: below its budget a selection is dense. */
+  isActive: boolean;
+  /** Per token, all layers and heads. */
+  kvBytes: number;
+  metadataBytes: number;
+  /** Both, over the bytes of a dense step. */
+  bytesShare: number;
+  pagesShare: number;
+  mass: Estimate;
+  oracleMass: Estimate;
+  pageRecall: Estimate;
+  outputError: Estimate;
+  /** Absent for baselines. */
+  text?: {
+    /** exp(loss - dense loss) - 1. */
+    perplexityGrowth: Estimate;
+    divergence: Estimate;
+    topAgreement: Estimate;
+    /** Milliseconds of a step, this machine's; median of the windows' medians. */
+    stepMs: number;
+    denseStepMs: number;
+  };
+  /** Means over windows, `[layer][head]`. */
+  massByHead: number[][];
+  errorByHead: number[][];
+}
+
+/** One selection's answers to one kind of question at one length. */
+export interface TaskFigure {
+  kind: string;
+  lengthTokens: number;
+  name: string;
+  budgetTokens: number;
+  cases: number;
+  right: number;
+  denseRight: number;
+  /** Which questions were answered rightly, under the selection and densely. */
+  pairs: { ours: boolean; theirs: boolean }[];
+  /** Share of right answers minus dense's, over the same questions. */
+  difference: Estimate;
+  /** Bytes of the steps that read the question and answered, over dense's. */
+  bytesShare: number;
+}
+
+/** Right answers by where in the passage the answer stands. */
+export interface DepthFigure {
+  lengthTokens: number;
+  name: string;
+  budgetTokens: number;
+  /** Fifths of the passage, 0 to 4. */
+  depth: number;
+  cases: number;
+  right: number;
+  denseRight: number;
+}
+
+/** Everything that reports show. */
+export interface Figures {
+  fidelity: FidelityFigure[];
+  tasks: TaskFigure[];
+  depths: DepthFigure[];
+}
+
+/** Works out the figures. Windows of one text are one value each: intervals are over texts. */
+export function figuresOf(
+  candidates: readonly Candidate[],
+  windows: readonly PlacedWindow[],
+  tasks: readonly TaskResult[],
+): Figures {
+  const contexts = [...new Set(windows.map(({ contextTokens }) => contextTokens))].sort((a, b) => a - b);
+  return {
+    fidelity: contexts.flatMap((contextTokens) => {
+      const here = windows.filter((window) => window.contextTokens === contextTokens);
+      return candidates.map((_, index) => fidelityFigure(contextTokens, here, index));
+    }),
+    tasks: taskFigures(tasks),
+    depths: depthFigures(tasks),
+  };
+}
+
+function fidelityFigure(contextTokens: number, windows: readonly PlacedWindow[], index: number): FidelityFigure {
+  const results = windows.map((window) => window.results[index] as WindowResult);
+  const { name, budgetTokens } = results[0] as WindowResult;
+  const mean = (f: (result: WindowResult) => number): number => meanOf(results.map(f));
+  const cells = (key: "mass" | "oracleMass" | "pageRecall" | "outputError"): Estimate => {
+    const values = results.map((result) => meanOf(result[key].flat()));
+    return key === "outputError" ? estimate(values) : estimateShare(values);
+  };
+  const byHead = (key: "mass" | "outputError"): number[][] =>
+    (results[0] as WindowResult)[key].map((row, layer) =>
+      row.map((__, head) => mean((r) => r[key][layer]?.[head] as number)),
+    );
+  const [kvBytes, metadataBytes] = [mean((r) => r.kvBytes), mean((r) => r.metadataBytes)];
+  const pagesShare = mean((result) => result.pagesShare);
+  const texts = results.flatMap(({ text }) => text ?? []);
+  return {
+    name,
+    budgetTokens,
+    contextTokens,
+    isActive: pagesShare < 1,
+    kvBytes,
+    metadataBytes,
+    bytesShare: (kvBytes + metadataBytes) / meanOf(windows.map(({ denseBytes }) => denseBytes)),
+    pagesShare,
+    mass: cells("mass"),
+    oracleMass: cells("oracleMass"),
+    pageRecall: cells("pageRecall"),
+    outputError: cells("outputError"),
+    ...(texts.length === 0
+      ? {}
+      : {
+          text: {
+            perplexityGrowth: mapEstimate(estimate(texts.map((t) => t.loss - t.denseLoss)), Math.expm1),
+            divergence: estimate(texts.map((t) => t.divergence)),
+            topAgreement: estimateShare(texts.map((t) => t.topAgreement)),
+            stepMs: medianOf(windows.map(({ stepMs }) => stepMs[index] as number)),
+            denseStepMs: medianOf(windows.map(({ denseStepMs }) => denseStepMs)),
+          },
+        }),
+    massByHead: byHead("mass"),
+    errorByHead: byHead("outputError"),
+  };
+}
+
+interface Answer {
+  task: TaskResult;
+  name: string;
+  budgetTokens: number;
+  isRight: boolean;
+  bytes: number;
+}
+
+function answersOf(tasks: readonly TaskResult[]): Answer[] {
+  return tasks.flatMap((task) => task.replies.map((reply) => ({ task, ...reply })));
+}
+
+function taskFigures(tasks: readonly TaskResult[]): TaskFigure[] {
+  const groups = groupBy(answersOf(tasks), ({ task, name, budgetTokens }) =>
+    [task.lengthTokens, task.kind, name, budgetTokens].join("/"),
+  );
+  return groups.map((answers) => {
+    const { task, name, budgetTokens } = answers[0] as Answer;
+    const pairs = answers.map((answer) => ({ ours: answer.isRight, theirs: answer.task.denseRight }));
+    return {
+      kind: task.kind,
+      lengthTokens: task.lengthTokens,
+      name,
+      budgetTokens,
+      cases: answers.length,
+      right: pairs.filter(({ ours }) => ours).length,
+      denseRight: pairs.filter(({ theirs }) => theirs).length,
+      pairs,
+      difference: pairedDifference(pairs),
+      bytesShare: meanOf(answers.map(({ bytes }) => bytes)) / meanOf(answers.map((answer) => answer.task.denseBytes)),
+    };
+  });
+}
+
+function depthFigures(tasks: readonly TaskResult[]): DepthFigure[] {
+  const placed = answersOf(tasks).filter(({ task }) => task.depth !== undefined);
+  const fifth = ({ task }: Answer): number => Math.min(4, Math.floor((task.depth as number) * 5));
+  const groups = groupBy(placed, (answer) =>
+    [answer.task.lengthTokens, answer.name, answer.budgetTokens, fifth(answer)].join("/"),
+  );
+  return groups.map((answers) => {
+    const first = answers[0] as Answer;
+    return {
+      lengthTokens: first.task.lengthTokens,
+      name: first.name,
+      budgetTokens: first.budgetTokens,
+      depth: fifth(first),
+      cases: answers.length,
+      right: answers.filter(({ isRight }) => isRight).length,
+      denseRight: answers.filter(({ task }) => task.denseRight).length,
+    };
+  });
+}
+
+/** Groups in the order in which their first members stand. */
+function groupBy<T>(items: readonly T[], keyOf: (item: T) => string): T[][] {
+  const groups = new Map<string, T[]>();
+  for (const item of items) {
+    const key = keyOf(item);
+    const group = groups.get(key) ?? [];
+    group.push(item);
+    groups.set(key, group);
+  }
+  return [...groups.values()];
+}
+
+function medianOf(values: readonly number[]): number {
+  return [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)] as number;
+}

@@ -1,0 +1,213 @@
+/** The report as one HTML page that needs nothing else: tables and plots with what they mean beside them. */
+import type { Machine } from "../machine.ts";
+import { machineLine } from "../machine.ts";
+import type { FidelityFigure, Figures } from "./figures.ts";
+import type { EvalValues } from "./flags.ts";
+import { heatMap } from "./heat-map.ts";
+import { escapeText } from "./line-plot.ts";
+import { depthMaps, fidelityPlots, layerPlots, taskPlots } from "./page-plots.ts";
+import { colorOf, namesOf, number, percent, percentOf, tokens } from "./page-words.ts";
+import type { EvalRun } from "./run.ts";
+import { type Columns, htmlTable } from "./tables.ts";
+
+/** What the page says beside the figures. */
+export interface PageContext {
+  values: EvalValues;
+  model: EvalRun["model"];
+  machine: Machine;
+  interrupted: boolean;
+}
+
+const STYLE = `
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1240px; margin: 2em auto; padding: 0 1em; }
+h1 { font-size: 1.6em; } h2 { font-size: 1.2em; margin-top: 2em; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; font-size: 13px; } th, td { padding: 3px 8px; text-align: right; border-bottom: 1px solid #eee; }
+td { white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #999; vertical-align: bottom; }
+.plots { display: flex; flex-wrap: wrap; gap: 10px; } .legend span { display: inline-block; margin-right: 1.2em; }
+.legend i { display: inline-block; width: 1.6em; height: 0; border-top: 3px solid; vertical-align: middle; margin-right: 0.4em; }
+.title { font-size: 12px; font-weight: 600; } .tick { font-size: 10px; fill: #555; } .label { font-size: 11px; fill: #333; }
+.grid { stroke: #e6e6e6; } .reference { stroke: #222; stroke-width: 1; } p { max-width: 75ch; } .warn { background: #fff3cd; padding: 0.6em; }
+dt { font-weight: 600; margin-top: 0.6em; } dd { margin-left: 1.5em; max-width: 72ch; }`;
+
+/** The page. */
+export function pageOf(figures: Figures, context: PageContext): string {
+  const { fidelity, tasks } = figures;
+  const names = namesOf(fidelity);
+  const sections = [
+    intro(figures, context),
+    legend(names),
+    section("At a glance", glanceText(fidelity), htmlTable(glanceColumns(figures), glanceRows(fidelity))),
+    section(
+      "Fidelity against bytes",
+      "One plot per context. The further left a selection reaches a height, the cheaper it is. Bytes are those that a token's step reads " +
+        "in all layers, summaries and keys read for scoring included, over those of a dense step. Bars are 95 % intervals over texts.",
+      ...fidelityPlots(fidelity, names).map(plots),
+    ),
+    section(
+      "Layer by layer",
+      "Mean over heads and contexts at which something was left out, at the middle budget. A layer that falls behind is one that would " +
+        "deserve a larger budget or dense attention.",
+      plots(layerPlots(fidelity, names)),
+      plots(headMaps(fidelity, names)),
+    ),
+    section(
+      "Against the length of the context",
+      "Attention mass kept at each context, at the middle budget: what a fixed budget loses as the context grows.",
+      plots([lengthMap(fidelity, names)]),
+    ),
+  ];
+  if (tasks.length > 0) {
+    sections.push(
+      section(
+        "Questions",
+        "The same questions under every selection and densely, from the same KV of the passage. Plotted is the difference of the shares of " +
+          "right answers to dense, with its 95 % interval; on the line nothing is lost. What a model cannot answer densely says nothing " +
+          "about a selection.",
+        plots(taskPlots(tasks, names)),
+        htmlTable(taskColumns, tasks),
+        "<p>Share of right answers by length and by where in the passage the answer stands (0: at its front).</p>",
+        plots(depthMaps(figures.depths, names)),
+      ),
+    );
+  }
+  sections.push(section("How to read it", "", glossary));
+  const title = `Selections on ${context.model.id}`;
+  return `<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>${escapeText(title)}</title><style>${STYLE}</style></head>
+<body>\n<h1>${escapeText(title)}</h1>\n${sections.join("\n")}\n</body></html>\n`;
+}
+
+function intro({ fidelity, tasks }: Figures, { values, model, machine, interrupted }: PageContext): string {
+  const questions =
+    tasks.length === 0 ? "" : ` Questions: ${Math.max(...tasks.map(({ cases }) => cases))} of each kind and length.`;
+  const text = values.text === undefined ? "held-out books" : values.text;
+  const windows = fidelity[0]?.mass.count ?? 0;
+  return `${interrupted ? '<p class="warn">The run was stopped before its end: run it again to go on.</p>' : ""}
+<p>${escapeText(`${model.id}: ${model.parameters}; weights ${values.weights}, KV ${values.kv}; ${model.device}; numerics ${model.numericsId}.`)}<br>
+${escapeText(`Texts: ${windows} pieces of ${text}, ${values.tokens} tokens each behind every context, read token by token.${questions}`)}<br>
+${escapeText(machineLine(machine))}</p>
+<p>A <em>selection</em> reads part of the KV cache in each step. This page shows, for the same bytes, how much of what full attention sees
+each one keeps, what the model then makes of real text, and whether it still answers questions. <em>oracle</em> knows the attention
+weights and takes the best pages; <em>random</em> takes any. A selection is worth its bytes when it is near the former and far from the latter.</p>`;
+}
+
+function section(title: string, text: string, ...content: string[]): string {
+  return `<h2>${escapeText(title)}</h2>\n${text === "" ? "" : `<p>${escapeText(text)}</p>\n`}${content.join("\n")}`;
+}
+
+function plots(items: readonly string[]): string {
+  return `<div class="plots">${items.join("\n")}</div>`;
+}
+
+function legend(names: readonly string[]): string {
+  const item = (name: string, index: number) => {
+    const { color, isDashed } = colorOf(name, index);
+    const style = `border-color:${color}${isDashed ? ";border-top-style:dashed" : ""}`;
+    return `<span><i style="${style}"></i>${escapeText(name)}</span>`;
+  };
+  return `<p class="legend">${names.map(item).join("")}</p>`;
+}
+
+function glanceRows(fidelity: readonly FidelityFigure[]): FidelityFigure[] {
+  const longest = Math.max(...fidelity.map(({ contextTokens }) => contextTokens));
+  const here = fidelity.filter(({ contextTokens }) => contextTokens === longest);
+  return namesOf(fidelity).flatMap((name) => here.filter((row) => row.name === name));
+}
+
+function glanceText(fidelity: readonly FidelityFigure[]): string {
+  const longest = Math.max(...fidelity.map(({ contextTokens }) => contextTokens));
+  const dense = fidelity.find(({ contextTokens, text }) => contextTokens === longest && text)?.text?.denseStepMs;
+  const speed = dense === undefined ? "" : ` A dense step takes ${number(dense)} ms on this machine.`;
+  return `At ${tokens(longest)} tokens of context, the longest measured.${speed} Intervals are 95 %.`;
+}
+
+function glanceColumns({ tasks }: Figures): Columns<FidelityFigure> {
+  const answers = (row: FidelityFigure): string => {
+    const same = tasks.filter((task) => task.name === row.name && task.budgetTokens === row.budgetTokens);
+    const here = same.filter(({ lengthTokens }) => lengthTokens === row.contextTokens);
+    const [cases, right, dense] = (["cases", "right", "denseRight"] as const).map((key) =>
+      here.reduce((sum, task) => sum + task[key], 0),
+    );
+    return cases ? `${right} of ${cases}, dense ${dense}` : "";
+  };
+  const columns: Columns<FidelityFigure> = [
+    ["selection", (row) => row.name],
+    ["budget", (row) => row.budgetTokens],
+    ["KiB a token", (row) => number((row.kvBytes + row.metadataBytes) / 1024)],
+    ["of dense", (row) => percent(row.bytesShare)],
+    ["of it metadata", (row) => percent(row.metadataBytes / (row.kvBytes + row.metadataBytes))],
+    ["attention mass", (row) => percentOf(row.mass)],
+    ["oracle's at equal bytes", (row) => percent(row.oracleMass.mean)],
+    ["page recall", (row) => percentOf(row.pageRecall)],
+    ["output error", (row) => percentOf(row.outputError)],
+    ["KL, nats", (row) => (row.text ? row.text.divergence.mean.toExponential(1) : "")],
+    ["top-1 as dense", (row) => (row.text ? percent(row.text.topAgreement.mean) : "")],
+    ["perplexity", (row) => (row.text ? percentOf(row.text.perplexityGrowth, true) : "")],
+    ["ms a token", (row) => (row.text ? number(row.text.stepMs) : "")],
+  ];
+  return tasks.length === 0 ? columns : [...columns, ["right answers", answers]];
+}
+
+const taskColumns: Columns<Figures["tasks"][number]> = [
+  ["kind", (row) => row.kind],
+  ["tokens", (row) => row.lengthTokens],
+  ["selection", (row) => row.name],
+  ["budget", (row) => row.budgetTokens],
+  ["questions", (row) => row.cases],
+  ["right", (row) => percent(row.right / row.cases)],
+  ["dense", (row) => percent(row.denseRight / row.cases)],
+  ["difference", (row) => percentOf(row.difference, true)],
+  ["bytes of dense", (row) => percent(row.bytesShare)],
+];
+
+function headMaps(fidelity: readonly FidelityFigure[], names: readonly string[]): string[] {
+  const longest = Math.max(...fidelity.map(({ contextTokens }) => contextTokens));
+  return names
+    .filter((name) => name !== "random" && name !== "oracle")
+    .flatMap((name) => {
+      const rows = fidelity.filter((row) => row.name === name && row.contextTokens === longest && row.isActive);
+      const row = rows[Math.floor((rows.length - 1) / 2)];
+      if (row === undefined) return [];
+      return heatMap({
+        title: `${name}, ${row.budgetTokens}: output error, %`,
+        rowLabel: "layer",
+        columnLabel: `head, at ${tokens(longest)} tokens`,
+        rows: row.errorByHead.map((_, layer) => String(layer)),
+        columns: (row.errorByHead[0] ?? []).map((_, head) => String(head)),
+        values: row.errorByHead.map((layer) => layer.map((value) => value * 100)),
+        range: [0, 25],
+        format: (value) => number(value),
+      });
+    });
+}
+
+function lengthMap(fidelity: readonly FidelityFigure[], names: readonly string[]): string {
+  const contexts = [...new Set(fidelity.map(({ contextTokens }) => contextTokens))];
+  const budgets = [...new Set(fidelity.map(({ budgetTokens }) => budgetTokens))];
+  const budget = budgets[Math.floor((budgets.length - 1) / 2)] as number;
+  const cell = (name: string, contextTokens: number) =>
+    fidelity.find((row) => row.name === name && row.contextTokens === contextTokens && row.budgetTokens === budget);
+  return heatMap({
+    title: `Attention mass left out, %, at a budget of ${budget} tokens`,
+    rowLabel: "selection",
+    columnLabel: "tokens of context",
+    rows: names.map((name) => name.slice(0, 15)),
+    columns: contexts.map(tokens),
+    values: names.map((name) => contexts.map((context) => 100 - (cell(name, context)?.mass.mean ?? Number.NaN) * 100)),
+    range: [0, 20],
+    format: (value) => number(value),
+  });
+}
+
+const glossary = `<dl>
+<dt>Attention mass</dt><dd>The share of the softmax weights of full attention that falls on the tokens a selection chose: mean over texts, rows,
+layers and heads. Queries are those of a dense run, so a layer is not blamed for the one before it.</dd>
+<dt>Oracle's at equal bytes</dt><dd>The mass of the best pages that could have been read for the same bytes. A selection pays for its summaries, so it
+stays below this even when every page it takes is a right one.</dd>
+<dt>Page recall</dt><dd>Of those best pages, the share that was chosen. A page of which some tokens are attended counts in part.</dd>
+<dt>Output error</dt><dd>Distance of a head's output from that of full attention, over the latter's length.</dd>
+<dt>KL, top-1, perplexity</dt><dd>The model reads the text token by token through the sparse path, in all layers at once, and its KV is its own.
+KL is from dense to the selection; top-1 is how often the likeliest next token is dense's; perplexity is the growth over dense.</dd>
+<dt>Intervals</dt><dd>95 %: Student's t over texts (rows of one text are not independent); for answers, paired differences after Agresti and Min.</dd>
+<dt>Bytes</dt><dd>Counted by the device while it attends; a selection that had not run would show it here.</dd>
+</dl>`;

@@ -1,0 +1,156 @@
+/** The work of the instrument: windows of texts behind contexts, then questions, each piece once, noted as soon as it is done. */
+
+import { UsageError } from "../../cli/usage-error.ts";
+import { policyNamed } from "../../models/selection/registry.ts";
+import type { BenchContext } from "../bench.ts";
+import { seededRandom } from "../random.ts";
+import { type CaseFile, readCases } from "../recall/cases.ts";
+import type { PlacedWindow } from "./figures.ts";
+import type { EvalValues } from "./flags.ts";
+import { type Candidate, candidatesOf, summaryKindsOf } from "./grid.ts";
+import { Journal } from "./journal.ts";
+import { documentsOf, type EvalSubject, openSubject, readText } from "./subject.ts";
+import { measureTask, passagesOf, type TaskResult } from "./tasks.ts";
+import { measureWindow, type Window } from "./window.ts";
+
+/** What was measured, and on what. */
+export interface EvalRun {
+  candidates: readonly Candidate[];
+  windows: PlacedWindow[];
+  tasks: TaskResult[];
+  model: { id: string; fingerprint: string; numericsId: string; device: string; parameters: string };
+  /** Stopped before its end. */
+  interrupted: boolean;
+}
+
+/** Runs what the journal of `folder` does not hold yet. */
+export async function runEval(values: EvalValues, folder: string, context: BenchContext): Promise<EvalRun> {
+  const files = await readCases(values["case-file"]);
+  const candidates = candidatesOf(values.policies, values.budgets);
+  const subject = await openSubject(values, summaryKindsOf(values.policies));
+  try {
+    const { fingerprint, config } = subject.runner;
+    const { numericsId, report } = subject.device;
+    const { out: _, quick: __, threads: ___, ...settings } = values;
+    const journal = await Journal.open(folder, {
+      ...settings,
+      fingerprint,
+      numericsId,
+      versions: values.policies.map((name) => policyNamed(name).version),
+    });
+    const work: Work = { values, subject, candidates, files, journal, context };
+    const measured = await measureAll(work);
+    const shape = `${config.layerCount} layers, ${config.headCount} heads over ${config.kvHeadCount} KV heads of ${config.headDim}`;
+    const model = { id: subject.modelId, fingerprint, numericsId, device: report.description, parameters: shape };
+    return { candidates, ...measured, model, interrupted: context.signal.aborted };
+  } finally {
+    await subject.device.close();
+  }
+}
+
+interface Work {
+  values: EvalValues;
+  subject: EvalSubject;
+  candidates: readonly Candidate[];
+  files: CaseFile;
+  journal: Journal;
+  context: BenchContext;
+}
+
+async function measureAll(work: Work): Promise<{ windows: PlacedWindow[]; tasks: TaskResult[] }> {
+  const windows: PlacedWindow[] = [];
+  const tasks: TaskResult[] = [];
+  try {
+    for await (const window of measureWindows(work)) windows.push(window);
+    for await (const task of measureTasks(work)) tasks.push(task);
+  } catch (error) {
+    if (!work.context.signal.aborted) throw error;
+  }
+  return { windows, tasks };
+}
+
+/** A text is read once, up to its longest context; windows are measured on the way. */
+async function* measureWindows(work: Work): AsyncGenerator<PlacedWindow> {
+  const { values, subject, files, journal, context, candidates } = work;
+  const contexts = [...values.contexts].sort((a, b) => a - b);
+  const tokens = (contexts.at(-1) as number) + values.tokens + 1;
+  const text = values.text === undefined ? files.sentences.join("") : await readText(values.text);
+  const documents = documentsOf(text, subject, { count: values.documents, tokens });
+  const progress = new Progress(context, "windows", documents.length * contexts.length);
+  const { runner, sequence, device, capture } = subject;
+  const probe = { device, capture, pool: runner.pool, headCount: runner.config.headCount };
+  for (const [document, all] of documents.entries()) {
+    sequence.rewind(0);
+    for (const [place, contextTokens] of contexts.entries()) {
+      const key = `window/${document}/${contextTokens}`;
+      const window = await journal.take(key, async (): Promise<Window> => {
+        await sequence.read(all.slice(sequence.length, contextTokens), context.signal);
+        const ids = all.slice(contextTokens, contextTokens + values.tokens + 1);
+        const random = seededRandom(values.seed, document * contexts.length + place);
+        return measureWindow({ probe, sequence, ids, candidates, random, signal: context.signal });
+      });
+      progress.step();
+      yield { ...window, document, contextTokens };
+    }
+  }
+}
+
+async function* measureTasks(work: Work): AsyncGenerator<TaskResult> {
+  const { values, subject, files, journal, context, candidates } = work;
+  if (values.cases === 0) return;
+  const { sentences, cases } = files;
+  const kinds = values.kinds ?? [...new Set(cases.map(({ kind }) => kind))];
+  for (const kind of kinds) {
+    if (!cases.some((each) => each.kind === kind)) throw new UsageError(`--kinds: the file has no cases "${kind}"`);
+  }
+  const sentenceTokens = sentences.map((sentence) => subject.tokenizer.encode(sentence).length);
+  const asked = kinds.map((kind) => cases.filter((each) => each.kind === kind).slice(0, values.cases));
+  const progress = new Progress(context, "questions", asked.flat().length * values.contexts.length);
+  for (const lengthTokens of values.contexts) {
+    for (const questions of asked) {
+      const passages = passagesOf(subject, questions, { sentences, sentenceTokens, lengthTokens });
+      for (const [index, question] of questions.entries()) {
+        const options = {
+          question,
+          passage: passages[index] as string,
+          lengthTokens,
+          candidates,
+          signal: context.signal,
+        };
+        const key = `task/${question.kind}/${lengthTokens}/${index}`;
+        const result = await journal.take(key, () => measureTask(subject, options));
+        progress.step();
+        yield result;
+      }
+    }
+  }
+}
+
+/** Says how far a run is, at most every few seconds. */
+class Progress {
+  readonly #context: BenchContext;
+  readonly #what: string;
+  readonly #count: number;
+  readonly #startMs = performance.now();
+  #done = 0;
+  #saidMs = this.#startMs;
+
+  constructor(context: BenchContext, what: string, count: number) {
+    this.#context = context;
+    this.#what = what;
+    this.#count = count;
+  }
+
+  step(): void {
+    this.#done += 1;
+    const nowMs = performance.now();
+    if (nowMs - this.#saidMs < 3_000 && this.#done < this.#count) return;
+    this.#saidMs = nowMs;
+    const takenS = (nowMs - this.#startMs) / 1_000;
+    const leftS = (takenS / this.#done) * (this.#count - this.#done);
+    const bar = "#".repeat(Math.round((this.#done / this.#count) * 20)).padEnd(20, ".");
+    this.#context.progress(
+      `[${bar}] ${this.#done} of ${this.#count} ${this.#what}, ${takenS.toFixed(0)} s, about ${leftS.toFixed(0)} s left`,
+    );
+  }
+}

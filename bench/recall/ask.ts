@@ -1,0 +1,84 @@
+/** Asks a model the questions of a case: the passage is read densely, once; each plan then reads the question and answers. */
+import { BLOCK_TOKENS, type SelectionPlan, type SliceTraffic } from "../../kernels/contract.ts";
+import type { ModelRunner } from "../../models/contract.ts";
+import type { ChatMessage, ChatTemplate, Tokenizer } from "../../tokenizer/contract.ts";
+import { isRight, type RecallCase, userMessage } from "./cases.ts";
+import type { Sequence } from "./sequence.ts";
+
+/** Longest reply; a longer one is cut. */
+export const REPLY_TOKENS_MAX = 64;
+/** Tokens between a question's first and its answer that a template may add. */
+const MARKER_TOKENS = 16;
+
+/** A model with its words. */
+export interface Subject {
+  runner: ModelRunner;
+  sequence: Sequence;
+  tokenizer: Tokenizer;
+  template: ChatTemplate;
+}
+
+/** What came of one plan. */
+export interface Reply {
+  isRight: boolean;
+  /** Of the steps that read the question and answered. */
+  traffic: SliceTraffic;
+}
+
+/** One reply per plan, each from the same KV of the passage. */
+export async function askCase(
+  subject: Subject,
+  options: { question: RecallCase; passage: string; plans: readonly SelectionPlan[]; signal: AbortSignal },
+): Promise<Reply[]> {
+  const { question, passage, plans, signal } = options;
+  const { sequence, tokenizer } = subject;
+  const prompt = encodePrompt(subject, [userMessage(question, 0, passage)]);
+  const questionTokens = tokenizer.encode(question.turns[0]?.ask ?? "").length + MARKER_TOKENS;
+  const kept = Math.max(0, Math.floor((prompt.length - questionTokens) / BLOCK_TOKENS) * BLOCK_TOKENS);
+  sequence.rewind(0);
+  await sequence.read(prompt.slice(0, kept), signal);
+  const replies: Reply[] = [];
+  for (const plan of plans) {
+    sequence.rewind(kept);
+    const text = await converse(subject, { question, passage, plan, rest: prompt.slice(kept), signal });
+    replies.push({ isRight: isRight(text, question.turns.at(-1)?.expect ?? []), traffic: sequence.traffic });
+  }
+  return replies;
+}
+
+/** The reply to the last turn; earlier replies are the model's own. */
+async function converse(
+  subject: Subject,
+  options: {
+    question: RecallCase;
+    passage: string;
+    plan: SelectionPlan;
+    rest: readonly number[];
+    signal: AbortSignal;
+  },
+): Promise<string> {
+  const { question, passage, plan, signal } = options;
+  const { sequence, tokenizer, template, runner } = subject;
+  const endIds = runner.config.eosTokenIds;
+  const messages: ChatMessage[] = [];
+  let prompt = options.rest;
+  let reply = "";
+  for (let turn = 0; turn < question.turns.length; turn++) {
+    messages.push(userMessage(question, turn, passage));
+    const ids = await sequence.answer(prompt, { plan, tokensMax: REPLY_TOKENS_MAX, endIds, signal });
+    const ended = endIds.includes(ids.at(-1) as number);
+    reply = tokenizer.decode(ended ? ids.slice(0, -1) : ids);
+    if (turn === question.turns.length - 1) break;
+    const said = template.render(messages, { addGenerationPrompt: true }) + reply;
+    messages.push({ role: "assistant", content: reply });
+    const next = [...messages, userMessage(question, turn + 1, passage)];
+    const following = template.render(next, { addGenerationPrompt: true }).slice(said.length);
+    // The last id of a reply is not in the cache yet; an end token is what the template writes next.
+    prompt = [...(ended ? [] : ids.slice(-1)), ...tokenizer.encode(following, { special: true })];
+  }
+  return reply;
+}
+
+function encodePrompt({ tokenizer, template }: Subject, messages: readonly ChatMessage[]): number[] {
+  return tokenizer.encode(template.render(messages, { addGenerationPrompt: true }), { special: true });
+}

@@ -1,0 +1,70 @@
+/** Keys in a file: a table as the Worker's secret `QUIRE_API_KEYS` holds it, for `wrangler secret put QUIRE_API_KEYS < FILE`. */
+import { readFile, rename, writeFile } from "node:fs/promises";
+import { QuireError } from "../../protocol/errors.ts";
+import { type KeyRecord, keyIdOf, keyTableJson, readKeyTable } from "../../workers/auth/key-record.ts";
+import { UsageError } from "../usage-error.ts";
+import type { KeyStore } from "./key-store.ts";
+
+/** The keys of a file; it is made when the first one is added, readable by its owner only. */
+export function fileKeys(path: string, nowS: () => number): KeyStore {
+  const change = async <T>(edit: (table: Map<string, KeyRecord>) => T): Promise<T> => {
+    const table = await readTable(path);
+    const result = edit(table);
+    // Whole or not at all, and read back before it is in place: a table that cannot be read locks everybody out.
+    const text = `${JSON.stringify(keyTableJson(table), undefined, 2)}\n`;
+    parseTable(path, text);
+    const temporary = `${path}.${process.pid}.tmp`;
+    await writeFile(temporary, text, { mode: 0o600 });
+    await rename(temporary, path);
+    return result;
+  };
+  return {
+    add: (hash, given) =>
+      change((table) => {
+        const record = { ...given, id: keyIdOf(hash), createdS: nowS() };
+        table.set(hash, record);
+        return record;
+      }),
+    list: async (tenant) => {
+      const records = [...(await readTable(path)).values()];
+      return records
+        .filter((record) => tenant === undefined || record.tenant === tenant)
+        .sort((a, b) => (a.id < b.id ? -1 : 1));
+    },
+    get: async (id) => find(await readTable(path), id)[1],
+    expire: (id, expiresS) =>
+      change((table) => {
+        const [hash, known] = find(table, id);
+        const record = { ...known, expiresS: Math.min(expiresS, known.expiresS ?? expiresS) };
+        table.set(hash, record);
+        return record;
+      }),
+    revoke: (id) => change((table) => void table.delete(find(table, id)[0])),
+  };
+}
+
+function find(table: ReadonlyMap<string, KeyRecord>, id: string): [string, KeyRecord] {
+  const found = [...table].find(([, record]) => record.id === id);
+  if (!found) throw new UsageError(`there is no key ${id}`);
+  return found;
+}
+
+async function readTable(path: string): Promise<Map<string, KeyRecord>> {
+  let text: string;
+  try {
+    text = await readFile(path, "utf8");
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return new Map();
+    throw new UsageError(`${path} cannot be read (${(error as NodeJS.ErrnoException).code})`);
+  }
+  return parseTable(path, text);
+}
+
+function parseTable(path: string, text: string): Map<string, KeyRecord> {
+  try {
+    return new Map(readKeyTable(text));
+  } catch (error) {
+    if (error instanceof QuireError) throw new UsageError(`${path}: ${error.message}`);
+    throw new UsageError(`${path} is no table of keys`);
+  }
+}

@@ -1,0 +1,24 @@
+import { decodeKeys } from "../../kernels/block-codec.ts";
+import type { SummaryKind } from "../../kernels/contract.ts";
+import { summaryHeadAt } from "../../kernels/layout.ts";
+import { summarizeKeys } from "../../kernels/summary-codec.ts";
+import type { KvGeometry } from "../../storage/geometry.ts";
+
+/**
+ * A summary slot of one kind from a block's own bytes, one array per layer, 4-byte aligned: the bytes that sealing would have written.
+ * Tens of milliseconds for a large model; for what has no summaries otherwise.
+ */
+export function rebuildSummary(
+  geometry: KvGeometry,
+  kind: SummaryKind,
+  layers: readonly Uint8Array[],
+): Uint8Array<ArrayBuffer> {
+  const slot = new Uint8Array(geometry.summaryBytes);
+  for (const [layer, bytes] of layers.entries()) {
+    for (let head = 0; head < geometry.kvHeadCount; head++) {
+      const summary = summarizeKeys(kind, decodeKeys(geometry, bytes, head), geometry.headDim);
+      slot.set(summary, summaryHeadAt(geometry, layer, head));
+    }
+  }
+  return slot;
+}

@@ -1,0 +1,42 @@
+import type { ModelRunner } from "../models/contract.ts";
+import type { Attacher } from "./kv/attacher.ts";
+import type { BlockCache } from "./kv/block-cache.ts";
+import type { BlockFetcher } from "./kv/block-fetcher.ts";
+import type { OpenBlocks } from "./kv/open-blocks.ts";
+import type { SummarySupply } from "./kv/summary-supply.ts";
+import type { Persister } from "./persist/persister.ts";
+import type { Clock, EngineLog, EngineSettings } from "./settings.ts";
+
+/** The parts an engine drives; see `open.ts`. */
+export interface EngineParts {
+  settings: EngineSettings;
+  runner: ModelRunner;
+  cache: BlockCache;
+  opens: OpenBlocks;
+  fetcher: BlockFetcher;
+  supply: SummarySupply;
+  attacher: Attacher;
+  persister: Persister;
+  clock: Clock;
+  log: EngineLog;
+}
+
+/** What the engine tells of itself. */
+export interface EngineStatus {
+  runningCount: number;
+  queuedCount: number;
+  freeBlockCount: number;
+  blockCount: number;
+  /** Device blocks, open slots held by sequences: 0 when idle, else something leaked. */
+  heldBlockCount: number;
+  heldSlotCount: number;
+  draining: boolean;
+  /** What one more prompt token adds to a step, once steps have told. */
+  prefillMsPerToken: number | undefined;
+}
+
+/** A submitted request. */
+export interface Ticket {
+  /** Ends it at once, in any phase. */
+  cancel(): void;
+}

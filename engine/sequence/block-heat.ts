@@ -1,0 +1,67 @@
+/**
+ * How often the queries of a sequence chose each block of each layer, recent choices counting more. At the end of a turn the hottest blocks
+ * are written down, and a resumed turn reads them with its first burst.
+ */
+
+/** A choice counts half as much after this many slices. */
+const HALF_LIFE_SLICES = 32;
+/** Counts are scaled down before they leave the range of f32. */
+const WEIGHT_MAX = 1e30;
+
+/** Memory: one f32 per layer and block that was ever chosen or lies before one. */
+export class BlockHeat {
+  readonly #layers: Float32Array[];
+  #weight = 1;
+
+  constructor(layerCount: number) {
+    this.#layers = Array.from({ length: layerCount }, () => new Float32Array(0));
+  }
+
+  /** Starts from what an earlier turn wrote down: per layer, hottest first; any choice of this turn soon counts more. */
+  seed(hotBlocks: readonly (readonly number[])[]): void {
+    for (const [layer, blocks] of hotBlocks.entries()) {
+      if (layer >= this.#layers.length) return;
+      for (const [rank, block] of blocks.entries()) this.#of(layer, block + 1)[block]! += 1 - rank / blocks.length;
+    }
+  }
+
+  /** Counts the blocks of a bitmap as `StepReadback.chosenBlocks` has it, of layers before `layerEnd`. */
+  observe(bitmap: Uint32Array, layerEnd: number = this.#layers.length): void {
+    const wordCount = bitmap.length / this.#layers.length;
+    for (let layer = 0; layer < layerEnd; layer++) {
+      for (let word = 0; word < wordCount; word++) {
+        const bits = bitmap[layer * wordCount + word] as number;
+        if (bits === 0) continue;
+        const heat = this.#of(layer, (word + 1) * 32);
+        for (let bit = 0; bit < 32; bit++) if ((bits >>> bit) & 1) heat[word * 32 + bit]! += this.#weight;
+      }
+    }
+  }
+
+  /** A slice is done: what follows counts a little more. */
+  tick(): void {
+    this.#weight *= 2 ** (1 / HALF_LIFE_SLICES);
+    if (this.#weight < WEIGHT_MAX) return;
+    for (const heat of this.#layers) for (let block = 0; block < heat.length; block++) heat[block]! /= this.#weight;
+    this.#weight = 1;
+  }
+
+  /** Per layer the hottest blocks below `blockEnd`, hottest first, at most `countMax`; `[]` where nothing was ever chosen. */
+  hottest(countMax: number, blockEnd: number): number[][] {
+    const layers = this.#layers.map((heat) => {
+      const chosen = Array.from(heat.subarray(0, blockEnd).keys()).filter((block) => (heat[block] as number) > 0);
+      chosen.sort((a, b) => (heat[b] as number) - (heat[a] as number) || a - b);
+      return chosen.slice(0, countMax);
+    });
+    return layers.some((blocks) => blocks.length > 0) ? layers : [];
+  }
+
+  #of(layer: number, length: number): Float32Array {
+    const heat = this.#layers[layer] as Float32Array;
+    if (heat.length >= length) return heat;
+    const longer = new Float32Array(Math.max(length, 2 * heat.length));
+    longer.set(heat);
+    this.#layers[layer] = longer;
+    return longer;
+  }
+}

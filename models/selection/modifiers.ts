@@ -1,0 +1,80 @@
+import type { SelectionPlan } from "../../kernels/contract.ts";
+import { PAGE_TOKENS } from "../../kernels/contract.ts";
+import { assert } from "../../protocol/assert.ts";
+import { QuireError } from "../../protocol/errors.ts";
+import type { Modifier, ModifierName } from "../../protocol/selection.ts";
+
+/** A plan that selects. */
+type Selective = Exclude<SelectionPlan, { kind: "dense" }>;
+
+interface ModifierEffect {
+  /** Goes up when the plan that it makes changes. */
+  version: number;
+  /** The changed plan. The grammar has checked that modifier, argument and policy go together. */
+  apply(plan: Selective, value: number | string): Selective;
+}
+
+/** What each modifier of the configuration language does to a plan. */
+const EFFECTS: Readonly<Record<ModifierName, ModifierEffect>> = {
+  radius: {
+    version: 1,
+    apply: (plan, value) => {
+      assert(plan.scorer !== undefined, "radius changes a scorer");
+      return { ...plan, scorer: { ...plan.scorer, radiusWeight: Number(value) } };
+    },
+  },
+  combine: {
+    version: 1,
+    apply: (plan, value) => ({ ...paged(plan), combine: value === "max" ? "max" : "softmax-sum" }),
+  },
+  scope: {
+    version: 1,
+    apply: (plan, value) => ({ ...paged(plan), scope: value === "layer" ? "layer" : "kv-head" }),
+  },
+  candidates: {
+    version: 1,
+    apply: (plan, value) => {
+      assert(plan.kind === "tokens", "candidates are those of a token plan");
+      return { ...plan, candidatePages: Number(value) * plan.budgetPages };
+    },
+  },
+  sink: {
+    version: 1,
+    apply: (plan, value) => {
+      const sinkPages = Number(value) / PAGE_TOKENS;
+      // Without a scorer the recent window is what the sinks leave of the budget.
+      return plan.scorer === undefined
+        ? { ...plan, sinkPages, recentPages: plan.budgetPages - sinkPages }
+        : { ...plan, sinkPages };
+    },
+  },
+  recent: { version: 1, apply: (plan, value) => ({ ...plan, recentPages: Number(value) / PAGE_TOKENS }) },
+};
+
+/**
+ * The plan of a policy, changed by modifiers.
+ * @throws {QuireError} `invalid_request` where sinks and recent pages take the whole budget.
+ */
+export function modifyPlan(plan: SelectionPlan, modifiers: readonly Modifier[]): SelectionPlan {
+  if (plan.kind === "dense") return plan;
+  const modified = modifiers.reduce<Selective>((sofar, { name, value }) => EFFECTS[name].apply(sofar, value), plan);
+  const { sinkPages, recentPages, budgetPages, scorer } = modified;
+  const spare = scorer === undefined ? 0 : 1;
+  if (recentPages >= 1 && sinkPages + recentPages + spare <= budgetPages) return modified;
+  const taken = `${sinkPages * PAGE_TOKENS} first and ${Math.max(1, recentPages) * PAGE_TOKENS} last tokens`;
+  throw new QuireError(
+    "invalid_request",
+    `budget_tokens ${budgetPages * PAGE_TOKENS} is too small for a selection that always attends to ${taken}.`,
+    { param: "quire.selection.budget_tokens" },
+  );
+}
+
+/** What modifiers add to the version of their policy: changes whenever the plan of one of them does, and never goes back. */
+export function modifiersVersion(modifiers: readonly Modifier[]): number {
+  return modifiers.reduce((sum, { name }) => sum + EFFECTS[name].version - 1, 0);
+}
+
+function paged(plan: Selective): Extract<SelectionPlan, { kind: "pages" }> {
+  assert(plan.kind === "pages", "the grammar keeps modifiers of pages from token plans");
+  return plan;
+}

@@ -1,0 +1,221 @@
+/**
+ * The configuration language of selection, as it crosses the wire, stands in flags and names stored bytes:
+ *
+ *     configuration = policy { "+" modifier }
+ *     modifier      = name "(" argument { "," argument } ")"
+ *     argument      = number | word
+ *
+ * for example `mean-deviation+combine(max)+sink(64)`. Spaces between the parts are allowed and lost. A modifier stands once at most, and
+ * only behind a policy that it means something to. The canonical form has the modifiers in the order of {@link MODIFIERS} and numbers as
+ * JavaScript prints them. What a configuration means is models/selection's to say.
+ */
+import { QuireError } from "./errors.ts";
+import type { SelectionConfiguration, SelectionPolicyName } from "./generate.ts";
+import { LIMITS } from "./limits.ts";
+
+/** Every policy, in the order in which messages list them. */
+export const SELECTION_POLICIES = [
+  "dense",
+  "streaming",
+  "quest",
+  "mean-deviation",
+  "tokenselect",
+] as const satisfies readonly SelectionPolicyName[];
+
+/** What may stand in the place of an argument: one of some words, or a number (a whole multiple of `step`, where there is one). */
+export type ArgumentRule = { words: readonly string[] } | { min: number; max: number; step?: number };
+
+/** One modifier of the language. */
+export interface ModifierRule {
+  /** How an argument is called in messages. */
+  argument: string;
+  rule: ArgumentRule;
+  /** The policies that it may follow. */
+  policies: readonly SelectionPolicyName[];
+  /** For help texts. */
+  help: string;
+}
+
+const SELECTIVE = ["quest", "mean-deviation", "tokenselect"] as const;
+const PAGED = ["quest", "mean-deviation"] as const;
+const PAGE = { min: 0, max: 1 << 20, step: 16 } as const;
+
+/** Every modifier, in canonical order. */
+export const MODIFIERS = {
+  radius: {
+    argument: "WEIGHT",
+    rule: { min: 0, max: 16 },
+    policies: SELECTIVE,
+    help: "weight of a page's spread against its centre",
+  },
+  combine: {
+    argument: "RULE",
+    rule: { words: ["max", "sum"] },
+    policies: PAGED,
+    help: "queries of a group: the largest score, or the sum of softmaxed ones",
+  },
+  scope: {
+    argument: "SCOPE",
+    rule: { words: ["head", "layer"] },
+    policies: PAGED,
+    help: "every KV head chooses for itself, or one choice serves the layer",
+  },
+  candidates: {
+    argument: "FACTOR",
+    rule: { min: 1, max: 1024, step: 1 },
+    policies: ["tokenselect"],
+    help: "pages whose tokens are scored, as a multiple of the budget",
+  },
+  sink: {
+    argument: "TOKENS",
+    rule: PAGE,
+    policies: ["streaming", ...SELECTIVE],
+    help: "first tokens, always attended",
+  },
+  recent: {
+    argument: "TOKENS",
+    rule: { ...PAGE, min: 16 },
+    policies: SELECTIVE,
+    help: "last tokens, always attended",
+  },
+} as const satisfies Record<string, ModifierRule>;
+
+/** Names of the modifiers. */
+export type ModifierName = keyof typeof MODIFIERS;
+
+/** A modifier with its argument. */
+export interface Modifier {
+  name: ModifierName;
+  value: number | string;
+}
+
+/** A parsed configuration. */
+export interface SelectionSetting {
+  policy: SelectionPolicyName;
+  /** In canonical order. */
+  modifiers: readonly Modifier[];
+  /** Equal settings have equal canonical forms. */
+  canonical: SelectionConfiguration;
+}
+
+/**
+ * Parses a configuration, which may come from a client.
+ * @throws {QuireError} `invalid_request`, parameter `quire.selection.policy`, with the position and what could stand there.
+ */
+export function parseSelection(text: string): SelectionSetting {
+  if (text.length > LIMITS.selectionCharsMax) {
+    throw refusal(`a selection has at most ${LIMITS.selectionCharsMax} characters, not ${text.length}`);
+  }
+  const scanner = new Scanner(text);
+  const policy = scanner.choice("a policy", SELECTION_POLICIES);
+  const found = new Map<ModifierName, Modifier>();
+  while (!scanner.atEnd()) {
+    scanner.expect("+", `"+" or the end`);
+    const modifier = readModifier(scanner, policy, found);
+    found.set(modifier.name, modifier);
+  }
+  const modifiers = (Object.keys(MODIFIERS) as ModifierName[]).flatMap((name) => found.get(name) ?? []);
+  const parts = [policy, ...modifiers.map(({ name, value }) => `${name}(${value})`)];
+  return { policy, modifiers, canonical: parts.join("+") as SelectionConfiguration };
+}
+
+/** True for the canonical form of a configuration. */
+export function isCanonicalSelection(text: string): text is SelectionConfiguration {
+  try {
+    return parseSelection(text).canonical === text;
+  } catch (error) {
+    if (error instanceof QuireError) return false;
+    throw error;
+  }
+}
+
+/** Splits a list of configurations at the commas that stand outside of parentheses; nothing is trimmed or checked. */
+export function splitSelections(text: string): string[] {
+  return text.split(/,(?![^(]*\))/);
+}
+
+function readModifier(
+  scanner: Scanner,
+  policy: SelectionPolicyName,
+  found: ReadonlyMap<ModifierName, Modifier>,
+): Modifier {
+  const usable = (Object.keys(MODIFIERS) as ModifierName[]).filter((name) => {
+    const { policies }: ModifierRule = MODIFIERS[name];
+    return policies.includes(policy) && !found.has(name);
+  });
+  const name = scanner.choice(`a modifier of ${policy}`, usable);
+  const { rule }: ModifierRule = MODIFIERS[name];
+  scanner.expect("(", `"(" behind ${name}`);
+  const value = "words" in rule ? scanner.choice(`the argument of ${name}`, rule.words) : scanner.number(name, rule);
+  scanner.expect(")", `")"`);
+  return { name, value };
+}
+
+/** Reads a text from left to right. */
+class Scanner {
+  readonly #text: string;
+  #at = 0;
+
+  constructor(text: string) {
+    this.#text = text;
+  }
+
+  atEnd(): boolean {
+    this.#skipSpaces();
+    return this.#at === this.#text.length;
+  }
+
+  expect(sign: string, what: string): void {
+    this.#skipSpaces();
+    if (this.#text[this.#at] !== sign) throw this.#unexpected(`expected ${what}`);
+    this.#at += 1;
+  }
+
+  /** One of some words. */
+  choice<const Word extends string>(what: string, words: readonly Word[]): Word {
+    this.#skipSpaces();
+    const word = this.#match(/[a-z][a-z0-9-]*/y);
+    const found = words.find((each) => each === word);
+    if (found === undefined) {
+      throw this.#unexpected(
+        words.length === 0 ? "there is no further modifier" : `expected ${what}: ${words.join(", ")}`,
+      );
+    }
+    this.#at += found.length;
+    return found;
+  }
+
+  number(name: string, { min, max, step }: { min: number; max: number; step?: number }): number {
+    this.#skipSpaces();
+    const text = this.#match(/\d{1,9}(?:\.\d{1,9})?/y);
+    const value = text === "" ? Number.NaN : Number(text);
+    const fits = value >= min && value <= max && (step === undefined || value % step === 0);
+    if (!fits) {
+      const kind = step === undefined ? "a number" : step === 1 ? "a whole number" : `a multiple of ${step}`;
+      throw this.#unexpected(`${name} takes ${kind} from ${min} to ${max}`);
+    }
+    this.#at += text.length;
+    return value;
+  }
+
+  #match(pattern: RegExp): string {
+    pattern.lastIndex = this.#at;
+    return pattern.exec(this.#text)?.[0] ?? "";
+  }
+
+  #skipSpaces(): void {
+    while (this.#text[this.#at] === " ") this.#at += 1;
+  }
+
+  #unexpected(expected: string): QuireError {
+    const rest = this.#match(/[a-z0-9.-]+/iy) || this.#text.slice(this.#at, this.#at + 1);
+    const found = rest === "" ? "the end" : JSON.stringify(rest);
+    return refusal(`${found} at position ${this.#at} of ${JSON.stringify(this.#text)}: ${expected}`);
+  }
+}
+
+function refusal(problem: string): QuireError {
+  return new QuireError("invalid_request", `Invalid 'quire.selection.policy': ${problem}.`, {
+    param: "quire.selection.policy",
+  });
+}

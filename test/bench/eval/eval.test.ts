@@ -1,0 +1,91 @@
+/** `npm run eval` from flags to files, on house-0 and a few tokens of text. */
+import { readFile, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import type { Figures } from "../../../bench/eval/figures.ts";
+import { withTempFolder } from "../../cli/run-quire.ts";
+import { runBench } from "../run-bench.ts";
+
+const SMALL = [
+  ...["--contexts", "256,512", "--budgets", "128,320", "--documents", "2", "--tokens", "3", "--threads", "1"],
+  ...["--cases", "2", "--kinds", "code", "--policies", "quest,streaming,quest+scope(layer)"],
+];
+
+const run = (folder: string, ...more: string[]) => runBench(["eval", ...SMALL, "--out", folder, ...more]);
+const figuresIn = async (folder: string): Promise<Figures> =>
+  JSON.parse(await readFile(join(folder, "figures.json"), "utf8"));
+
+/** Without what a clock has measured. */
+function withoutTimes(figures: Figures): unknown {
+  return JSON.parse(
+    JSON.stringify(figures, (key, value) => (/machine|settings|[sS]tepMs/.test(key) ? undefined : value)),
+  );
+}
+
+describe("npm run eval", () => {
+  it("writes a page, JSON and CSV; a run that was cut goes on; the same seed gives the same numbers", async () => {
+    await withTempFolder(async (folder) => {
+      const [one, two] = [join(folder, "one"), join(folder, "two")];
+      const { code, out } = await run(one);
+      expect(code).toBe(0);
+      expect(out).toContain("quest+scope(layer)");
+      const figures = await figuresIn(one);
+      // Two contexts, two budgets, three selections and two baselines.
+      expect(figures.fidelity.length).toBe(20);
+      expect(figures.fidelity.filter(({ isActive }) => isActive).length).toBe(15);
+      const active = figures.fidelity.find((row) => row.name === "quest" && row.contextTokens === 512 && row.isActive);
+      expect(active?.metadataBytes).toBeGreaterThan(0);
+      expect(active?.text?.divergence.mean).toBeGreaterThan(0);
+      const idle = figures.fidelity.find((row) => row.name === "quest" && !row.isActive);
+      expect(idle).toMatchObject({ metadataBytes: 0, pagesShare: 1, mass: { mean: 1 }, outputError: { mean: 0 } });
+      expect(idle?.text).toMatchObject({ divergence: { mean: 0 }, topAgreement: { mean: 1 } });
+      expect(figures.tasks.map(({ cases }) => cases)).toEqual(Array(12).fill(2));
+
+      const csv = (await readFile(join(one, "fidelity.csv"), "utf8")).trimEnd().split("\n");
+      expect(csv.length).toBe(21);
+      expect(new Set(csv.map((line) => line.split(",").length)).size).toBe(1);
+      expectWellFormed(await readFile(join(one, "index.html"), "utf8"));
+
+      // The last piece of work is lost in the middle of its line.
+      const journal = await readFile(join(one, "journal.jsonl"), "utf8");
+      await writeFile(join(one, "journal.jsonl"), journal.slice(0, -40));
+      const again = await run(one);
+      expect(again.code).toBe(0);
+      expect((await readFile(join(one, "journal.jsonl"), "utf8")).split("\n").length).toBe(journal.split("\n").length);
+      expect(withoutTimes(await figuresIn(one))).toEqual(withoutTimes(figures));
+      await run(two);
+      expect(withoutTimes(await figuresIn(two))).toEqual(withoutTimes(figures));
+
+      const other = await run(one, "--seed", "2");
+      expect([other.code, other.err]).toEqual([1, expect.stringContaining("holds results of other settings")]);
+    });
+  });
+
+  it.each([
+    [[], "--out is needed"],
+    [["--out", "/dev/null/x"], "--out: /dev/null/x cannot be used"],
+    [["--out", "x", "--policies", "best"], `"best" at position 0`],
+    [["--out", "x", "--contexts", "999999"], "are more than the model's context of 32768"],
+    [["--out", "x", "--text", "/nowhere"], "--text: /nowhere cannot be read"],
+  ])("refuses %j", async (args, message) => {
+    await withTempFolder(async (folder) => {
+      const placed = args.map((arg) => (arg === "x" ? join(folder, arg) : arg));
+      const { code, err } = await runBench(["eval", "--threads", "1", "--cases", "0", ...placed]);
+      expect([code, err]).toEqual([1, expect.stringContaining(message)]);
+    });
+  });
+});
+
+/** Every element that is opened is closed, in order; no number of a plot is missing. */
+function expectWellFormed(html: string): void {
+  const open: string[] = [];
+  for (const [, isEnd, name, isWhole] of html.matchAll(/<(\/?)([a-z][a-z0-9]*)[^>]*?(\/?)>/g)) {
+    if (isWhole === "/" || name === "meta" || name === "br") continue;
+    if (isEnd === "/") expect(open.pop()).toBe(name);
+    else open.push(name as string);
+  }
+  expect(open).toEqual([]);
+  expect(html).not.toMatch(/NaN|undefined|Infinity/);
+  expect(html).toContain("quest+scope(layer)");
+  expect(html.match(/<svg /g)?.length).toBeGreaterThan(10);
+}

@@ -1,0 +1,128 @@
+/** More comes than can be served: who is refused knows when to come back, and is then let in; what is served stays as much as before. */
+import { describe, expect, it } from "vitest";
+import { QuireError } from "../../../protocol/errors.ts";
+import type { GenerateRequest } from "../../../protocol/generate.ts";
+import { idsToBytes } from "../../../protocol/ids.ts";
+import { randomIds } from "../harness.ts";
+import { uniform } from "../tiny-model.ts";
+import { type SimulatedEngine, type SimulatedTurn, simulateEngine, simulateTurn } from "./simulation.ts";
+
+interface Outcome {
+  turns: SimulatedTurn[];
+  /** Requests that were refused once or more; of those that came back as told, how many were taken in the first time. */
+  refused: number;
+  cameBack: number;
+  admitted: number;
+}
+
+/** Poisson arrivals of some tenants; whoever is refused comes back after Retry-After in whole seconds, as HTTP says it. */
+async function overload(
+  simulated: SimulatedEngine,
+  load: { perS: number; seconds: number; tenants: readonly string[]; patience: number },
+): Promise<Outcome> {
+  const { clock } = simulated;
+  const next = uniform(7);
+  const outcome: Outcome = { turns: [], refused: 0, cameBack: 0, admitted: 0 };
+  const client = async (fields: Partial<GenerateRequest> & { tokens: Uint8Array }) => {
+    for (let visit = 0; visit < load.patience; visit++) {
+      const turn = await simulateTurn(simulated, fields);
+      const isRefusal = turn.error instanceof QuireError && turn.error.status === 429;
+      if (visit === 1) {
+        outcome.cameBack += 1;
+        if (!isRefusal) outcome.admitted += 1;
+      }
+      if (!isRefusal) return void outcome.turns.push(turn);
+      if (visit === 0) outcome.refused += 1;
+      const { retryAfterMs } = turn.error as QuireError;
+      expect(retryAfterMs).toBeGreaterThan(0);
+      await clock.sleep(Math.ceil(retryAfterMs! / 1000) * 1000 + 100 * next());
+    }
+  };
+  const clients: Promise<void>[] = [];
+  let count = 0;
+  for (let atMs = 0; atMs < load.seconds * 1000; atMs += (-Math.log(1 - next()) * 1000) / load.perS) {
+    await clock.sleep(atMs - clock.nowMs());
+    count += 1;
+    const namespace = load.tenants[Math.floor(next() * load.tenants.length)]!;
+    clients.push(
+      client({ tokens: idsToBytes(randomIds(count, 100 + Math.floor(600 * next()))), maxTokens: 48, namespace }),
+    );
+  }
+  await Promise.all(clients);
+  return outcome;
+}
+
+async function run(perS: number, tenants: readonly string[], patience = 20): Promise<Outcome> {
+  const simulated = simulateEngine({ settings: { runningMax: 16, queueMax: 24 } });
+  const all = overload(simulated, { perS, seconds: 90, tenants, patience });
+  await simulated.clock.run(all, 36_000_000);
+  expect(simulated.status()).toMatchObject({ runningCount: 0, queuedCount: 0, heldBlockCount: 0 });
+  return all;
+}
+
+const goodput = (turns: readonly SimulatedTurn[]) =>
+  turns.filter(({ reason, endMs }) => reason === "length" && endMs < 90_000).length;
+
+describe("Retry-After", () => {
+  for (const [name, tenants] of [
+    ["one tenant", ["aaaaaaaa"]],
+    ["three tenants", ["aaaaaaaa", "bbbbbbbb", "cccccccc"]],
+  ] as const) {
+    it(`lets in at least nine of ten who obey it, at twice the load that can be served: ${name}`, async () => {
+      const { refused, cameBack, admitted } = await run(7, tenants);
+      expect(refused).toBeGreaterThan(100);
+      expect(admitted / cameBack).toBeGreaterThanOrEqual(0.9);
+    });
+  }
+
+  it("is not kept for those who never come back: newcomers fill the engine", async () => {
+    const { turns, refused } = await run(7, ["aaaaaaaa"], 1);
+    const sustainable = await run(4, ["aaaaaaaa"], 20);
+    expect(refused).toBeGreaterThan(100);
+    expect(goodput(turns)).toBeGreaterThan(0.9 * goodput(sustainable.turns));
+  });
+});
+
+describe("a smaller budget in times of need", () => {
+  it("is taken only where the engine is told to, only when it is busy, and said in the usage", async () => {
+    for (const degradedBudgetTokens of [undefined, 256]) {
+      const settings = { runningMax: 1, degradeWaitMs: 100, ...(degradedBudgetTokens ? { degradedBudgetTokens } : {}) };
+      const simulated = simulateEngine({ settings });
+      const selection = { policy: "streaming", budgetTokens: 512, exact: true } as const;
+      const turns = Promise.all(
+        [1, 2, 3].map((seed) =>
+          simulateTurn(simulated, { tokens: idsToBytes(randomIds(seed, 800)), selection, maxTokens: 4 }),
+        ),
+      );
+      await simulated.clock.run(turns, 600_000);
+      const usages = (await turns).map(({ usage }) => [usage?.budgetTokens, usage?.budgetTokensAsked]);
+      const busy = degradedBudgetTokens ? [256, 512] : [512, undefined];
+      expect(usages).toEqual([[512, undefined], busy, busy]);
+    }
+  });
+});
+
+describe("a deadline for the first token", () => {
+  it("refuses what cannot make it, and ends what did not", async () => {
+    const simulated = simulateEngine({ settings: { runningMax: 1 } });
+    const { clock } = simulated;
+    const tokens = (seed: number) => idsToBytes(randomIds(seed, 2_000));
+    const first = simulateTurn(simulated, { tokens: tokens(1), maxTokens: 200 });
+    await clock.run(first, 600_000);
+    const scenario = async () => {
+      const running = simulateTurn(simulated, { tokens: tokens(2), maxTokens: 3_000 });
+      await clock.sleep(500);
+      const impossible = await simulateTurn(simulated, { tokens: tokens(3), firstTokenMsMax: 10 });
+      expect(impossible.error).toMatchObject({ code: "queue_full", retryAfterMs: expect.any(Number) });
+      const late = await simulateTurn(simulated, { tokens: tokens(4), firstTokenMsMax: 5_000 });
+      return { late, running: await running };
+    };
+    const played = scenario();
+    await clock.run(played, 600_000);
+    const { late, running } = await played;
+    expect(late.error).toMatchObject({ code: "deadline_exceeded" });
+    expect(late.endMs - late.submittedMs).toBeLessThan(5_300);
+    expect(running.reason).toBe("length");
+    expect(running.endMs).toBeGreaterThan(late.endMs);
+  });
+});

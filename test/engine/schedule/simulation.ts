@@ -1,0 +1,207 @@
+/**
+ * The real engine over a device that only takes time: steps cost what a formula says, on a clock that jumps from one event to the next. Hours of
+ * load take seconds, and the same load always takes the same course.
+ */
+
+import { type OpenedEngine, openEngine } from "../../../engine/open.ts";
+import type { EngineStatus, Ticket } from "../../../engine/parts.ts";
+import { type Clock, ENGINE_DEFAULTS, type EngineSettings } from "../../../engine/settings.ts";
+import { type KvPool, PAGE_TOKENS } from "../../../kernels/contract.ts";
+import type { ModelRunner, SequenceResult, SequenceStep } from "../../../models/contract.ts";
+import type { EngineUsage, FinishReason, GenerateRequest } from "../../../protocol/generate.ts";
+import { kvGeometry } from "../../../storage/geometry.ts";
+import { MemoryStore } from "../../../storage/memory-store.ts";
+import { request } from "../harness.ts";
+import { TINY_CONFIG } from "../tiny-model.ts";
+
+/** Time that only the simulation moves. */
+export class SimulatedClock implements Clock {
+  #nowMs = 0;
+  readonly #events: { atMs: number; order: number; fire: () => void }[] = [];
+  #order = 0;
+
+  nowMs(): number {
+    return this.#nowMs;
+  }
+
+  sleep(ms: number): Promise<void> {
+    return new Promise((fire) => this.#events.push({ atMs: this.#nowMs + ms, order: this.#order++, fire }));
+  }
+
+  breathe(ms: number): Promise<void> {
+    return this.sleep(ms);
+  }
+
+  /** Jumps from event to event until `done` resolves, at most to `untilMs`. */
+  async run(done: Promise<unknown>, untilMs: number): Promise<void> {
+    let over = false;
+    void done.then(() => {
+      over = true;
+    });
+    for (;;) {
+      for (let turn = 0; turn < 2; turn++) await new Promise<void>((resolve) => setImmediate(resolve));
+      if (over) return;
+      const next = this.#events.sort((a, b) => a.atMs - b.atMs || a.order - b.order).shift();
+      if (!next || next.atMs > untilMs) throw new Error(`the simulation stands still at ${this.#nowMs} ms`);
+      this.#nowMs = Math.max(this.#nowMs, next.atMs);
+      next.fire();
+    }
+  }
+}
+
+/** What a step takes on the simulated device. */
+export interface StepCost {
+  fixedMs: number;
+  rowMs: number;
+  attendedMsPer1024: number;
+}
+
+/** A device as fast as the house model on a small machine. */
+export const HOUSE_COST: StepCost = { fixedMs: 1.5, rowMs: 0.5, attendedMsPer1024: 0.35 };
+
+/** An engine in a simulation. */
+export interface SimulatedEngine extends OpenedEngine {
+  clock: SimulatedClock;
+  /** Length of every step so far. */
+  stepsMs: number[];
+  status(): EngineStatus;
+}
+
+/** Opens one; `rowMs` and the rest may be changed while it runs. */
+export function simulateEngine(options: {
+  cost?: StepCost;
+  settings?: Partial<EngineSettings>;
+  blockCount?: number;
+  clock?: SimulatedClock;
+}): SimulatedEngine {
+  const clock = options.clock ?? new SimulatedClock();
+  const stepsMs: number[] = [];
+  const rowsMax = 512;
+  const runner = timedRunner({
+    clock,
+    stepsMs,
+    rowsMax,
+    cost: options.cost ?? HOUSE_COST,
+    blockCount: options.blockCount ?? 4096,
+  });
+  const opened = openEngine({
+    runner,
+    numericsId: "simulated-1",
+    store: new MemoryStore(),
+    settings: {
+      ...ENGINE_DEFAULTS,
+      engineId: "simulated",
+      modelId: "tiny",
+      contextTokensMax: 65_536,
+      stepRowsMax: rowsMax,
+      turnMsMax: 3_600_000,
+      ...options.settings,
+    },
+    clock,
+    log: () => {},
+  });
+  return { ...opened, clock, stepsMs, status: () => opened.engine.status };
+}
+
+function timedRunner(options: {
+  clock: SimulatedClock;
+  stepsMs: number[];
+  rowsMax: number;
+  cost: StepCost;
+  blockCount: number;
+}): ModelRunner {
+  const { clock, stepsMs, cost } = options;
+  const config = { ...TINY_CONFIG, contextTokensMax: 65_536 };
+  return {
+    config,
+    fingerprint: "simulated",
+    rowsMax: options.rowsMax,
+    pool: emptyPool(options.blockCount),
+    async step(sequences) {
+      const ms = costOf(sequences, cost);
+      stepsMs.push(ms);
+      await clock.sleep(ms);
+      return sequences.map(resultOf);
+    },
+    discard() {},
+  };
+}
+
+function costOf(sequences: readonly SequenceStep[], cost: StepCost): number {
+  let ms = cost.fixedMs;
+  for (const { slice } of sequences) {
+    const { plan } = slice;
+    const perRow = plan.kind === "dense" ? slice.position + slice.rowCount / 2 : plan.budgetPages * PAGE_TOKENS;
+    const attended = slice.rowCount * perRow;
+    ms += slice.rowCount * cost.rowMs + (attended / 1024) * cost.attendedMsPer1024;
+  }
+  return ms;
+}
+
+function resultOf({ slice, sample }: SequenceStep): SequenceResult {
+  const traffic = { pagesSelected: 0, pagesInContext: 0, kvBytes: 0, metadataBytes: 0 };
+  const tokenId = ((slice.position + slice.rowCount) * 7919) % TINY_CONFIG.vocabularySize;
+  return { misses: [], traffic, ...(sample === undefined ? {} : { sample: { tokenId } }) };
+}
+
+function emptyPool(blockCount: number): KvPool {
+  const { layerCount, kvHeadCount, headDim } = TINY_CONFIG;
+  const shape = { layerCount, kvHeadCount, headDim, encoding: "int8", summaryKinds: [] } as const;
+  const geometry = kvGeometry({ ...shape, segmentTokens: 256 });
+  const nothing = async () => new Uint8Array(0);
+  return {
+    spec: { ...shape, blockCount: blockCount * layerCount, openSlotCount: 512, summarySlotCount: blockCount },
+    blockBytes: geometry.blockBytes,
+    openSlotBytes: 0,
+    summaryBytes: geometry.summaryBytes,
+    readBlock: nothing,
+    readSummary: nothing,
+    readOpen: nothing,
+    writeBlock() {},
+    writeSummary() {},
+    writeOpen() {},
+  };
+}
+
+/** What one simulated request saw, on the engine's clock. */
+export interface SimulatedTurn {
+  submittedMs: number;
+  tokensMs: number[];
+  endMs: number;
+  reason?: FinishReason;
+  usage?: EngineUsage;
+  error?: unknown;
+}
+
+/** Submits a dense request of so many seeded tokens and waits for its end, whatever that is. */
+export function simulateTurn(
+  { engine, clock }: Pick<SimulatedEngine, "engine" | "clock">,
+  fields: Parameters<typeof request>[0] | GenerateRequest,
+  onTicket: (ticket: Ticket) => void = () => {},
+): Promise<SimulatedTurn> {
+  const turn: SimulatedTurn = { submittedMs: clock.nowMs(), tokensMs: [], endMs: 0 };
+  return new Promise((resolve) => {
+    const end = (how: Partial<SimulatedTurn>) => resolve(Object.assign(turn, how, { endMs: clock.nowMs() }));
+    try {
+      const ticket = engine.submit(request(fields), {
+        token: () => void turn.tokensMs.push(clock.nowMs()),
+        done: (reason, usage) => end({ reason, usage: structuredClone(usage) }),
+        failed: (error) => end({ error }),
+      });
+      onTicket(ticket);
+    } catch (error) {
+      end({ error });
+    }
+  });
+}
+
+/** Nearest rank. */
+export function percentile(values: readonly number[], percent: number): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  return sorted[Math.max(0, Math.ceil((percent / 100) * sorted.length) - 1)] ?? Number.NaN;
+}
+
+/** Times between neighbours. */
+export function gaps(timesMs: readonly number[]): number[] {
+  return timesMs.slice(1).map((ms, i) => ms - timesMs[i]!);
+}

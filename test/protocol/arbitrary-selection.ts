@@ -1,0 +1,27 @@
+/** Configurations at random, from the grammar's own table. */
+import fc from "fast-check";
+import type { SelectionPolicyName } from "../../protocol/generate.ts";
+import { MODIFIERS, type ModifierName, type ModifierRule, SELECTION_POLICIES } from "../../protocol/selection.ts";
+
+const NAMES = Object.keys(MODIFIERS) as ModifierName[];
+
+/** A policy and some of its modifiers as texts, in any order. */
+export function selectionParts(
+  policies: readonly SelectionPolicyName[] = SELECTION_POLICIES,
+): fc.Arbitrary<[policy: SelectionPolicyName, modifiers: string[]]> {
+  return fc.constantFrom(...policies).chain((policy) => {
+    const usable = NAMES.filter((name) => (MODIFIERS[name] as ModifierRule).policies.includes(policy));
+    return fc.tuple(
+      fc.constant(policy),
+      fc.shuffledSubarray(usable).chain((names) => fc.tuple(...names.map(written))),
+    );
+  });
+}
+
+function written(name: ModifierName): fc.Arbitrary<string> {
+  const { rule }: ModifierRule = MODIFIERS[name];
+  if ("words" in rule) return fc.constantFrom(...rule.words).map((word) => `${name}(${word})`);
+  // Eighths are written out exactly in decimals.
+  const step = rule.step ?? 1 / 8;
+  return fc.integer({ min: rule.min / step, max: rule.max / step }).map((count) => `${name}(${count * step})`);
+}

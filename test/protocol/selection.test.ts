@@ -1,0 +1,88 @@
+/** The configuration language of selection: what is read, what is refused, and how a text becomes canonical. */
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { QuireError } from "../../protocol/errors.ts";
+import { isCanonicalSelection, parseSelection, SELECTION_POLICIES, splitSelections } from "../../protocol/selection.ts";
+import { selectionParts } from "./arbitrary-selection.ts";
+
+function messageOf(text: string): string {
+  try {
+    parseSelection(text);
+  } catch (error) {
+    expect(error).toBeInstanceOf(QuireError);
+    expect(error).toMatchObject({ code: "invalid_request", param: "quire.selection.policy" });
+    return (error as QuireError).message;
+  }
+  throw new Error(`${text} was read`);
+}
+
+describe("the configuration language", () => {
+  it.each(SELECTION_POLICIES)("reads the bare policy %s", (policy) => {
+    expect(parseSelection(policy)).toEqual({ policy, modifiers: [], canonical: policy });
+  });
+
+  it("reads modifiers in any order, with spaces, and writes them one way", () => {
+    expect(parseSelection(" mean-deviation + sink( 64 )+combine(max) +radius(0.50) ")).toEqual({
+      policy: "mean-deviation",
+      modifiers: [
+        { name: "radius", value: 0.5 },
+        { name: "combine", value: "max" },
+        { name: "sink", value: 64 },
+      ],
+      canonical: "mean-deviation+radius(0.5)+combine(max)+sink(64)",
+    });
+  });
+
+  it.each([
+    ["", `the end at position 0 of "": expected a policy: dense, streaming, quest, mean-deviation, tokenselect`],
+    ["magic", `"magic" at position 0 of "magic": expected a policy: dense`],
+    ["questx", `"questx" at position 0`],
+    ["Quest", `"Quest" at position 0`],
+    ["quest+", `the end at position 6 of "quest+": expected a modifier of quest: radius, combine, scope, sink, recent`],
+    ["quest+candidates(2)", `"candidates" at position 6`],
+    ["tokenselect+scope(layer)", `expected a modifier of tokenselect: radius, candidates, sink, recent`],
+    ["dense+sink(16)", `"sink" at position 6 of "dense+sink(16)": there is no further modifier`],
+    ["quest sink(16)", `"sink" at position 6 of "quest sink(16)": expected "+" or the end`],
+    ["quest+scope", `the end at position 11 of "quest+scope": expected "(" behind scope`],
+    ["quest+scope(page)", `"page" at position 12 of "quest+scope(page)": expected the argument of scope: head, layer`],
+    ["quest+scope(layer", `the end at position 17 of "quest+scope(layer": expected ")"`],
+    ["quest+sink(15)", `"15" at position 11 of "quest+sink(15)": sink takes a multiple of 16 from 0 to 1048576`],
+    ["quest+sink(-16)", `"-16" at position 11`],
+    ["quest+recent(0)", `recent takes a multiple of 16 from 16 to 1048576`],
+    ["quest+radius(1e2)", `"e2" at position 14 of "quest+radius(1e2)": expected ")"`],
+    ["tokenselect+candidates(1.5)", `candidates takes a whole number from 1 to 1024`],
+    [
+      "quest+sink(16)+sink(32)",
+      `"sink" at position 15 of "quest+sink(16)+sink(32)": expected a modifier of quest: radius`,
+    ],
+    ["quest+__proto__(1)", `"_" at position 6`],
+    ["quest+constructor(1)", `"constructor" at position 6`],
+    [`quest${"+sink(16)".repeat(14)}`, "a selection has at most 128 characters, not 131"],
+  ])("refuses %j and says where and what could stand there", (text, message) => {
+    expect(messageOf(text)).toContain(message);
+  });
+
+  it("is canonical after one reading, whatever the order", () => {
+    fc.assert(
+      fc.property(selectionParts(), ([policy, modifiers]) => {
+        const text = [policy, ...modifiers].join("+");
+        fc.pre(text.length <= 120);
+        const { canonical, modifiers: read } = parseSelection(text);
+        expect(isCanonicalSelection(canonical)).toBe(true);
+        expect(parseSelection([policy, ...modifiers.toReversed()].join("+")).canonical).toBe(canonical);
+        expect([...modifiers].sort()).toEqual(read.map(({ name, value }) => `${name}(${value})`).sort());
+      }),
+      { seed: 7 },
+    );
+  });
+
+  it("knows what is not canonical", () => {
+    for (const text of ["quest ", "quest+sink(064)", "quest+sink(64)+radius(1)", "magic", "dense.1:128@16"]) {
+      expect(isCanonicalSelection(text), text).toBe(false);
+    }
+  });
+
+  it("splits lists at commas outside of parentheses", () => {
+    expect(splitSelections("quest,quest+sink(1,2),dense")).toEqual(["quest", "quest+sink(1,2)", "dense"]);
+  });
+});

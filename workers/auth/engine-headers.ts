@@ -1,0 +1,21 @@
+/** Headers of the edge's requests to its engines, signed with the secret that they share (`protocol/signature.ts`). */
+import { engineAudience, signRequest } from "../../protocol/signature.ts";
+
+/** A request to an engine. */
+export interface EngineRequest {
+  /** Empty: not signed, for an engine that asks for none. */
+  engineKey: string;
+  engineId: string;
+  /** Below the engine's URL. */
+  path: string;
+  body: Uint8Array;
+}
+
+/** Headers of one POST to an engine; each request needs its own. */
+export async function engineHeaders(request: EngineRequest): Promise<Record<string, string>> {
+  const { engineKey, engineId, path, body } = request;
+  const type = { "content-type": "application/x-quire-frames" };
+  if (engineKey === "") return type;
+  const target = { audience: engineAudience(engineId), method: "POST", path };
+  return { ...type, authorization: await signRequest(engineKey, target, body, Date.now()) };
+}

@@ -1,0 +1,69 @@
+/** What a session remembers of its last turn's stream: in memory while the object lives, in SQLite once a resumable turn has ended. */
+import { LIMITS } from "../../protocol/limits.ts";
+import type { AnswerHead, ResumeRequest, TurnFeed, TurnJob, TurnName } from "../turn-job.ts";
+import { dropReplay, keepReplay, readReplay } from "./replay-store.ts";
+import { TurnStream } from "./turn-stream.ts";
+
+interface KeptTurn {
+  stream: TurnStream;
+  idempotencyKey: string | undefined;
+  head: AnswerHead;
+  numericsId: string;
+  endedMs: number | undefined;
+}
+
+/** Holds one resumable turn, running or ended; a new one takes its place. */
+export class Replays {
+  readonly #storage: DurableObjectStorage;
+  readonly #now: () => number;
+  #kept: KeptTurn | undefined;
+
+  constructor(storage: DurableObjectStorage, now: () => number) {
+    this.#storage = storage;
+    this.#now = now;
+  }
+
+  /** Takes a turn that begins; its stream is followed by whoever asks. A turn that is not resumable leaves nothing to ask for. */
+  begin(stream: TurnStream, { head, idempotencyKey }: TurnJob, numericsId: string): void {
+    dropReplay(this.#storage);
+    this.#kept = stream.resumable ? { stream, idempotencyKey, head, numericsId, endedMs: undefined } : undefined;
+  }
+
+  /** The turn has said everything: from now on it can be asked for during `LIMITS.replayKeepMs`, also after the object's death. */
+  end(stream: TurnStream): void {
+    const kept = this.#kept;
+    if (!kept || kept.stream !== stream) return;
+    kept.endedMs = this.#now();
+    const { stream: _, ...facts } = kept;
+    keepReplay(this.#storage, { ...facts, streamId: stream.id, endedMs: kept.endedMs, ...stream.held });
+  }
+
+  /** Nothing can be asked for any more. */
+  clear(): void {
+    this.#kept = undefined;
+  }
+
+  /** The rest of the turn that is asked for; undefined when it is not the last one, is too old, or does not hold that event any more. */
+  resume({ from, ...name }: ResumeRequest): TurnFeed | undefined {
+    this.#kept ??= this.#load();
+    const kept = this.#kept;
+    if (!kept || !isNamed(name, kept.stream.id, kept.idempotencyKey)) return undefined;
+    if (kept.endedMs !== undefined && this.#now() - kept.endedMs > LIMITS.replayKeepMs) return undefined;
+    const stream = kept.stream.subscribe(from);
+    const { head, numericsId } = kept;
+    return stream && { streamId: kept.stream.id, first: from, numericsId, head, stream };
+  }
+
+  #load(): KeptTurn | undefined {
+    const stored = readReplay(this.#storage);
+    if (!stored) return undefined;
+    const { idempotencyKey, head, numericsId, endedMs } = stored;
+    return { stream: TurnStream.ended(stored), idempotencyKey, head, numericsId, endedMs };
+  }
+}
+
+/** Whether a turn has the names that are given; a name that is not given is no objection. */
+export function isNamed(name: TurnName, streamId: string, idempotencyKey: string | undefined): boolean {
+  if (name.streamId !== undefined && name.streamId !== streamId) return false;
+  return name.idempotencyKey === undefined || name.idempotencyKey === idempotencyKey;
+}
