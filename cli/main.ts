@@ -13,6 +13,7 @@ Usage: quire <command> [flags]
   pull               a model from the hub, into a folder
   inspect            what a model is, what its context costs, and what fits into which memory
   keys               API keys: create, list, revoke, rotate
+  trace              what happened to one request, as a timeline
   compile-tokenizer  a model's vocabulary as one file that the edge opens at once
 
   quire <command> --help    the flags of a command
@@ -32,6 +33,8 @@ async function loadCommand(name: string): Promise<Command | undefined> {
       return (await import("./pull.ts")).pullCommand;
     case "keys":
       return (await import("./keys.ts")).keysCommand;
+    case "trace":
+      return (await import("./trace.ts")).traceCommand;
     case "inspect":
       return (await import("./inspect.ts")).inspectCommand;
     default:

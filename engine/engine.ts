@@ -3,28 +3,32 @@
  * wakes it. A request's life: `submit` -> queued -> attaching (KV from cache and store) -> running (prefill and decode in one batch,
  * suspended while selected blocks are fetched) -> settling (tail and manifest) -> ended.
  */
-import type { Miss, Sample, SummaryKind } from "../kernels/contract.ts";
+import type { Miss, Sample } from "../kernels/contract.ts";
 import type { SequenceResult, SequenceStep } from "../models/contract.ts";
 import { assert } from "../protocol/assert.ts";
-import { QuireError } from "../protocol/errors.ts";
+import { QuireError, toQuireError } from "../protocol/errors.ts";
 import type { GenerateRequest } from "../protocol/generate.ts";
+import type { EngineParts, EngineStatus } from "./engine-parts.ts";
 import { replayableSpans, resolveSelection } from "./http/request-check.ts";
-import type { LogicalBlock } from "./kv/block-cache.ts";
 import { allLayers, type BlockLayer } from "./kv/block-fetcher.ts";
-import type { GateClass } from "./kv/gate.ts";
 import { parkTail } from "./kv/tail-parking.ts";
-import type { EngineParts, EngineStatus, Ticket } from "./parts.ts";
+import { EngineMetrics } from "./metrics/engine-metrics.ts";
+import { type EngineObserver, Observers } from "./observer.ts";
 import { Admission } from "./schedule/admission.ts";
 import { CostModel } from "./schedule/cost-model.ts";
 import { addLoads } from "./schedule/step-load.ts";
 import { type PlannedPart, StepPlanner } from "./schedule/step-planner.ts";
 import { Tenants } from "./schedule/tenants.ts";
 import { WaitingQueue } from "./schedule/waiting-queue.ts";
+import { describeError, lateness } from "./sequence/endings.ts";
 import type { PlannedSlice } from "./sequence/planned-slice.ts";
+import { Residency } from "./sequence/residency.ts";
 import { sampleParams, takeSample } from "./sequence/sampling.ts";
 import { blocksOf, Sequence, type SequenceSink } from "./sequence/sequence.ts";
 import { commitSlice, discardSlice, fillTables, planSlice, rowNeeds, scoredKind } from "./sequence/slice-planner.ts";
-import { countFetch, countMisses, countTraffic } from "./sequence/traffic.ts";
+import { countMisses, countTraffic } from "./sequence/traffic.ts";
+import { RequestLog } from "./trace/request-log.ts";
+import { TraceBook } from "./trace/trace-book.ts";
 
 /** While everything waits for the store, deadlines are looked at this often. */
 const DEADLINE_CHECK_MS = 250;
@@ -35,6 +39,12 @@ const BREATH_SHARE = 0.05;
 /** A prompt token attends to so many others, where nobody says. */
 const TYPICAL_CONTEXT_TOKENS = 2048;
 
+/** A submitted request. */
+export interface Ticket {
+  /** Ends it at once, in any phase. */
+  cancel(): void;
+}
+
 /** One model, one pool, one loop. `submit` is synchronous and cheap; everything else happens in the loop. */
 export class Engine {
   readonly #parts: EngineParts;
@@ -42,6 +52,12 @@ export class Engine {
   readonly #tenants = new Tenants();
   readonly #planner: StepPlanner;
   readonly #admission: Admission;
+  readonly #residency: Residency;
+  readonly #observer: EngineObserver;
+  /** What `/metrics` shows. */
+  readonly metrics: EngineMetrics;
+  /** What happened to the latest requests. */
+  readonly traces = new TraceBook();
   readonly #active = new Set<Sequence>();
   readonly #busySessions = new Set<string>();
   readonly #cost = new CostModel();
@@ -61,11 +77,24 @@ export class Engine {
       blocksMax: cache.capacity,
       isResident: (key) => cache.has(key),
     });
-    this.#planner = this.#openPlanner();
     this.#admission = new Admission({
       ...{ settings, queue: this.#queue, tenants: this.#tenants, cost: this.#cost, active: this.#active },
       freeBlocks: () => cache.unreservedCount,
     });
+    this.metrics = this.#openMetrics();
+    this.#observer = new Observers([this.metrics, this.traces, new RequestLog(parts.log)]);
+    this.#residency = new Residency({
+      ...{
+        fetcher: parts.fetcher,
+        supply: parts.supply,
+        cache: parts.cache,
+        clock: parts.clock,
+        observer: this.#observer,
+      },
+      wake: () => this.wake(),
+      fail: (sequence, error) => this.#fail(sequence, error),
+    });
+    this.#planner = this.#openPlanner();
     this.#loop = this.#run();
   }
 
@@ -83,11 +112,26 @@ export class Engine {
     };
   }
 
+  /** Prompt tokens that are still to be computed or found, of all requests, queued and running. */
+  get waitingTokens(): number {
+    const left = ({ promptEnd, computedCount }: Sequence) => Math.max(0, promptEnd - computedCount);
+    return [...this.#queue, ...this.#active].reduce((sum, sequence) => sum + left(sequence), 0);
+  }
+
   /**
    * Queues a checked request.
    * @throws {QuireError} `queue_full`, `shutting_down`, `context_length_exceeded` or `invalid_request`; nothing was started then.
    */
   submit(request: GenerateRequest, sink: SequenceSink): Ticket {
+    try {
+      return this.#submit(request, sink);
+    } catch (error) {
+      this.#observer.refused(request.requestId, toQuireError(error).code, this.#parts.clock.nowMs());
+      throw error;
+    }
+  }
+
+  #submit(request: GenerateRequest, sink: SequenceSink): Ticket {
     const { cache, clock, runner } = this.#parts;
     if (this.#draining) throw new QuireError("shutting_down", "The engine is shutting down.", { retryAfterMs: 1000 });
     const { summaryKinds } = runner.pool.spec;
@@ -106,6 +150,7 @@ export class Engine {
     this.#admission.check(sequence, waitMs, nowMs);
     this.#tenants.enter(sequence.namespace, nowMs);
     this.#queue.add(sequence);
+    this.#observer.queued(sequence, nowMs);
     this.wake();
     return { cancel: () => this.#cancel(sequence) };
   }
@@ -121,10 +166,16 @@ export class Engine {
     this.#wake?.();
   }
 
-  /** Refuses new requests, ends running ones when they are done or when `graceMs` is over, persists, and stops. */
+  /**
+   * Refuses new requests and those that wait (`shutting_down`: another engine takes them), ends running ones when they are done or when `graceMs`
+   * is over (`cancelled`: another engine goes on from their log), persists, and stops.
+   */
   async stop(graceMs: number): Promise<void> {
     this.#draining = true;
     const { clock } = this.#parts;
+    for (const sequence of this.#queue)
+      sequence.error ??= new QuireError("shutting_down", "The engine is shutting down.");
+    this.wake();
     const deadline = clock.nowMs() + graceMs;
     while (this.#active.size + this.#queue.length > 0 && clock.nowMs() < deadline) await clock.sleep(10);
     for (const sequence of [...this.#queue, ...this.#active]) this.#cancel(sequence);
@@ -181,6 +232,7 @@ export class Engine {
       this.#active.add(sequence);
       if (sequence.sessionKey !== undefined) this.#busySessions.add(sequence.sessionKey);
       sequence.usage.queueMs = clock.nowMs() - sequence.queuedAtMs;
+      this.#observer.admitted(sequence, clock.nowMs());
       void this.#attach(sequence);
     }
   }
@@ -193,6 +245,7 @@ export class Engine {
       if (!sequence.abortRequested) sequence.error ??= error;
     }
     sequence.attached = true;
+    this.#observer.attached(sequence, this.#parts.clock.nowMs());
     this.#attachedOne = true;
     sequence.phase = "running";
     this.wake();
@@ -221,13 +274,22 @@ export class Engine {
 
   /** A step's time teaches what steps cost, and is shared out among those who were in it. */
   #account(parts: readonly PlannedPart[], results: readonly SequenceResult[], ms: number): void {
-    const cost = this.#cost;
-    const weights = parts.map(({ load }) => Math.max(1e-3, cost.predictMs(load) - cost.fixedMs));
-    const sum = weights.reduce((a, b) => a + b);
-    for (const [i, { sequence }] of parts.entries()) this.#tenants.charge(sequence.namespace, (ms * weights[i]!) / sum);
+    const endMs = this.#parts.clock.nowMs();
+    const load = parts.map((part) => part.load).reduce(addLoads);
+    this.#observer.stepped(parts, { startMs: endMs - ms, endMs, predictedMs: this.#cost.predictMs(load) });
+    this.#tenants.chargeStep(parts, ms, this.#cost);
     // A step that was void ended early: its time says nothing of its rows.
-    if (results.every((result) => result.checkpoint === undefined))
-      cost.observe(parts.map(({ load }) => load).reduce(addLoads), ms);
+    if (results.every((result) => result.checkpoint === undefined)) this.#cost.observe(load, ms);
+  }
+
+  #openMetrics(): EngineMetrics {
+    const { settings, numericsId, persister } = this.#parts;
+    return new EngineMetrics({
+      ...{ engineId: settings.engineId, modelId: settings.modelId, numericsId },
+      status: () => this.status,
+      promisedCount: () => this.#admission.promisedCount,
+      pendingStoreBytes: () => persister.pendingBytes,
+    });
   }
 
   #openPlanner(): StepPlanner {
@@ -239,8 +301,8 @@ export class Engine {
       needs: rowNeeds,
       fetch: (sequence, rows, blocks) => {
         const kind = scoredKind(rows.plan);
-        if (kind === undefined) this.#wait(sequence, allLayers(blocks));
-        else this.#waitForSummaries(sequence, kind, blocks);
+        if (kind === undefined) this.#residency.wait(sequence, allLayers(blocks));
+        else this.#residency.waitForSummaries(sequence, kind, blocks);
       },
       take: (sequence, rows) => planSlice(sequence, rows, { cache, opens, layerCount, summaryKinds }),
       fail: (sequence, error) => this.#fail(sequence, error),
@@ -286,12 +348,13 @@ export class Engine {
     if (result.chosenBlocks) sequence.heat.observe(result.chosenBlocks, result.checkpoint?.layer);
     if (result.checkpoint) {
       sequence.suspended = { planned, checkpoint: result.checkpoint };
-      const layer = result.checkpoint.layer;
-      this.#wait(
+      // The checkpoint may be of an earlier layer, whose choice this one takes over.
+      const layer = Math.min(...result.misses.map((miss) => miss.layer));
+      this.#residency.wait(
         sequence,
         missed.filter((item) => item.layer === layer),
       );
-      void this.#fetch(
+      void this.#residency.fetch(
         sequence,
         missed.filter((item) => item.layer !== layer),
         "fill",
@@ -302,7 +365,7 @@ export class Engine {
     if (missed.length > 0) {
       sequence.markApproximate(planned.from, planned.to);
       countMisses(sequence.usage, missed.length);
-      void this.#fetch(sequence, missed, "fill");
+      void this.#residency.fetch(sequence, missed, "fill");
     }
     const replayed = Math.min(planned.to, sequence.request.turnStart) - planned.from;
     if (replayed > 0) sequence.usage.recomputedTokens += replayed;
@@ -318,10 +381,12 @@ export class Engine {
   }
 
   #accept(sequence: Sequence, sample: Sample): void {
-    sequence.lastTokenMs = this.#parts.clock.nowMs();
-    takeSample(sequence, sample, sequence.lastTokenMs);
+    const [nowMs, previousMs] = [this.#parts.clock.nowMs(), sequence.lastTokenMs];
+    sequence.lastTokenMs = nowMs;
+    takeSample(sequence, sample, nowMs);
+    this.#observer.token(sequence, nowMs, previousMs);
     if (sequence.finishReason !== undefined) this.#conclude(sequence);
-    else if (sequence.generatedCount === 1) void this.#fillRest(sequence);
+    else if (sequence.generatedCount === 1) void this.#residency.fillRest(sequence);
   }
 
   #missedBlocks(sequence: Sequence, misses: readonly Miss[]): BlockLayer[] {
@@ -329,49 +394,6 @@ export class Engine {
       const block = sequence.blocks[index];
       return block ? [{ block, layer }] : [];
     });
-  }
-
-  /** The sequence goes on when these are on the device or known to be lost. */
-  #wait(sequence: Sequence, wanted: readonly BlockLayer[]): void {
-    this.#waitFor(sequence, this.#fetch(sequence, wanted, "demand"));
-  }
-
-  /** `then` is called if the sequence still waits: its blocks are nobody else's to use until then. */
-  #waitFor(sequence: Sequence, what: Promise<void>, then?: () => void): void {
-    sequence.phase = "waiting";
-    void what.then(() => {
-      if (sequence.phase === "waiting") {
-        then?.();
-        sequence.phase = "running";
-      }
-      this.wake();
-    });
-  }
-
-  /** The sequence goes on when these blocks have the summaries that its rows score, or are gaps that are computed again. */
-  #waitForSummaries(sequence: Sequence, kind: SummaryKind, blocks: readonly LogicalBlock[]): void {
-    const { cache, supply } = this.#parts;
-    const asked = new Set(blocks);
-    this.#waitFor(sequence, supply.supply(sequence, kind, blocks), () => {
-      sequence.drop(cache, (block) => asked.has(block) && !block.summaries.has(kind));
-    });
-  }
-
-  async #fetch(sequence: Sequence, wanted: readonly BlockLayer[], kind: GateClass): Promise<void> {
-    try {
-      if (wanted.length > 0) countFetch(sequence, await this.#parts.fetcher.fetch(wanted, kind));
-    } catch (error) {
-      this.#fail(sequence, error);
-    }
-  }
-
-  /** Streams in what is still in the store, behind everything that a query asks for, while the sequence runs. */
-  async #fillRest(sequence: Sequence): Promise<void> {
-    const absent = sequence.blocks.filter((block): block is LogicalBlock => block !== undefined && !block.resident);
-    for (const block of absent.reverse()) {
-      if (sequence.phase !== "running" && sequence.phase !== "waiting") return;
-      if (sequence.blocks[block.index] === block) await this.#fetch(sequence, allLayers([block]), "fill");
-    }
   }
 
   /**
@@ -439,6 +461,7 @@ export class Engine {
       if (sequence.sessionKey !== undefined) this.#busySessions.delete(sequence.sessionKey);
     }
     this.#tenants.leave(sequence.namespace, clock.nowMs());
+    this.#observer.settled(sequence, clock.nowMs());
     this.wake();
   }
 
@@ -446,11 +469,15 @@ export class Engine {
   #conclude(sequence: Sequence): void {
     if (sequence.concluded) return;
     sequence.concluded = true;
-    const { sink, usage, finishReason } = sequence;
-    usage.totalMs = this.#parts.clock.nowMs() - sequence.queuedAtMs;
+    const { sink, usage, finishReason, error: failure } = sequence;
+    const nowMs = this.#parts.clock.nowMs();
+    usage.totalMs = nowMs - sequence.queuedAtMs;
+    const hasFailed = finishReason === undefined && failure !== undefined;
+    const reason = finishReason ?? "cancelled";
+    this.#observer.concluded(sequence, hasFailed ? toQuireError(failure).code : reason, nowMs);
     try {
-      if (finishReason === undefined && sequence.error !== undefined) sink.failed(sequence.error);
-      else sink.done(finishReason ?? "cancelled", usage, sequence.turnSpans());
+      if (hasFailed) sink.failed(failure);
+      else sink.done(reason, usage, sequence.turnSpans());
     } catch (error) {
       this.#parts.log("sink.failed", { requestId: sequence.request.requestId, error: String(error) });
     }
@@ -468,17 +495,4 @@ export class Engine {
     this.#parts.log("step.failed", { error: describeError(error) });
     for (const sequence of this.#active) if (sequence.phase !== "settling") sequence.error ??= error;
   }
-}
-
-/** The deadline that a request has missed, if any. */
-function lateness(sequence: Sequence, nowMs: number, turnMsMax: number): QuireError | undefined {
-  if (nowMs - sequence.queuedAtMs > turnMsMax)
-    return new QuireError("deadline_exceeded", `The turn took longer than ${turnMsMax / 1000} s.`);
-  if (sequence.started || nowMs <= sequence.firstTokenDueMs) return undefined;
-  const waitedMs = Math.round(sequence.firstTokenDueMs - sequence.queuedAtMs);
-  return new QuireError("deadline_exceeded", `No token came within the ${waitedMs} ms that the request allows.`);
-}
-
-function describeError(error: unknown): string {
-  return error instanceof Error ? (error.stack ?? error.message) : String(error);
 }

@@ -1,6 +1,6 @@
 /** Puts an engine together from a model, a page store and settings. */
 
-import { PAGE_TOKENS } from "../kernels/contract.ts";
+import { BLOCK_TOKENS, PAGE_TOKENS } from "../kernels/contract.ts";
 import type { ModelRunner } from "../models/contract.ts";
 import { assert } from "../protocol/assert.ts";
 import type { PageStore } from "../storage/contract.ts";
@@ -12,6 +12,7 @@ import { BlockFetcher } from "./kv/block-fetcher.ts";
 import { FreeList } from "./kv/free-list.ts";
 import { Gate } from "./kv/gate.ts";
 import { OpenBlocks } from "./kv/open-blocks.ts";
+import { residentPrefixes } from "./kv/resident-prefixes.ts";
 import { SummarySupply } from "./kv/summary-supply.ts";
 import { Persister } from "./persist/persister.ts";
 import { SessionKeys } from "./persist/session-keys.ts";
@@ -32,6 +33,10 @@ export interface OpenedEngine {
   engine: Engine;
   persister: Persister;
   keys: SessionKeys;
+  /** Which prefixes are on the device, for the heartbeat (`protocol/prefix-filter.ts`). */
+  residentPrefixes(): string;
+  /** Bytes of a token's K and V, all layers. */
+  kvBytesPerToken: number;
   /** Frees what idles in the pool (tests count leaks after it). */
   evictIdle(): void;
 }
@@ -70,11 +75,12 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
     cache,
     geometry,
     gate: reads,
+    clock,
     getMsMax: settings.storeGetMsMax,
     onFailure,
   });
   const getMsMax = settings.storeGetMsMax;
-  const supply = new SummarySupply({ store, pool, fetcher, gate: reads, geometry, log, getMsMax });
+  const supply = new SummarySupply({ store, pool, fetcher, gate: reads, geometry, clock, log, getMsMax });
   const persister = new Persister({
     store,
     pool,
@@ -106,11 +112,25 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
     missWaitMs: settings.missWaitMs,
     onManifest: (sequence, loaded) => persister.noteManifest(sequence, loaded),
   });
-  const engine = new Engine({ settings, runner, cache, opens, fetcher, supply, attacher, persister, clock, log });
+  const engine = new Engine({
+    settings,
+    numericsId: options.numericsId,
+    runner,
+    cache,
+    opens,
+    fetcher,
+    supply,
+    attacher,
+    persister,
+    clock,
+    log,
+  });
   return {
     engine,
     persister,
     keys,
+    residentPrefixes: () => residentPrefixes(cache.published()),
+    kvBytesPerToken: (geometry.blockBytes * spec.layerCount) / BLOCK_TOKENS,
     evictIdle() {
       cache.evictIdle();
       opens.evictIdle();

@@ -241,5 +241,9 @@ function heartbeat(opened: OpenedEngine, parts: Parts, url: string): EngineHeart
     freeBlockCount: status.freeBlockCount,
     blockCount: status.blockCount,
     draining: status.draining,
+    residentPrefixes: opened.residentPrefixes(),
+    ...(status.prefillMsPerToken === undefined ? {} : { prefillMsPerToken: status.prefillMsPerToken }),
+    kvBytesPerToken: opened.kvBytesPerToken,
+    waitingTokens: opened.engine.waitingTokens,
   };
 }

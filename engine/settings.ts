@@ -73,6 +73,8 @@ export interface Clock {
   sleep(ms: number): Promise<void>;
   /** Lets I/O run for at least so long. */
   breathe(ms: number): Promise<void>;
+  /** A signal that fires after so long: what a remote call must keep to. */
+  deadline(ms: number): AbortSignal;
 }
 
 /** The machine's monotonic clock. */
@@ -84,6 +86,7 @@ export const systemClock: Clock = {
     do await new Promise<void>((resolve) => setImmediate(resolve));
     while (performance.now() < untilMs);
   },
+  deadline: (ms) => AbortSignal.timeout(ms),
 };
 
 /** Structured log of an engine: an event name and plain fields, never prompt text. */

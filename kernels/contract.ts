@@ -130,6 +130,16 @@ export type CombineRule = "max" | "softmax-sum";
 export type SelectionScope = "kv-head" | "layer";
 
 /**
+ * Which layers choose; absent fields: each for itself. Layers below `denseLayers` attend to everything. Of the layers behind them every
+ * `layersPerChoice`-th chooses, and those between take over what it chose for the same group and KV head (pages and tokens), whatever of
+ * it is resident in their own layer. So a step must go through these layers one by one, beginning at one that chooses.
+ */
+export interface LayerRule {
+  denseLayers?: number;
+  layersPerChoice?: number;
+}
+
+/**
  * Which pages a query group attends to (worked out in page-range.ts). With p0, p1 the first and last absolute position of the group,
  * page(p) = floor(p/16):
  * - identity: if page(p1) + 1 <= budgetPages, everything up to the query: bit-identical to dense;
@@ -147,7 +157,7 @@ export type SelectionScope = "kv-head" | "layer";
  */
 export type SelectionPlan =
   | { kind: "dense" }
-  | {
+  | (LayerRule & {
       kind: "pages";
       budgetPages: number;
       sinkPages: number;
@@ -155,15 +165,15 @@ export type SelectionPlan =
       scorer?: PageScorer;
       scope: SelectionScope;
       combine: CombineRule;
-    }
-  | {
+    })
+  | (LayerRule & {
       kind: "tokens";
       budgetPages: number;
       sinkPages: number;
       recentPages: number;
       candidatePages: number;
       scorer: PageScorer;
-    };
+    });
 
 /** The rows of one sequence in a step, and where its KV is. The arrays are read while ops are recorded. */
 export interface StepSlice {
@@ -241,7 +251,7 @@ export interface Miss {
 export interface SliceTraffic {
   /**
    * Pages chosen (forced ones too, resident or not; in token plans those with at least one token) and pages in context, per
-   * (query group, layer, KV head), where the plan was not dense or identity.
+   * (query group, layer, KV head), where the plan (or its layer) was not dense or identity.
    */
   pagesSelected: number;
   pagesInContext: number;

@@ -47,10 +47,22 @@ export interface PageRange {
   takePages: number;
 }
 
-/** Resolves a plan for one query group as `SelectionPlan` says. */
-export function pageRange(plan: SelectionPlan, group: Pick<QueryGroup, "positionFirst" | "positionLast">): PageRange {
+/** The layer whose choice a layer attends to: itself or an earlier one. Undefined for a layer that attends to everything. */
+export function choosingLayer(plan: SelectionPlan, layer: number): number | undefined {
+  if (plan.kind === "dense") return undefined;
+  const { denseLayers = 0, layersPerChoice = 1 } = plan;
+  return layer < denseLayers ? undefined : layer - ((layer - denseLayers) % layersPerChoice);
+}
+
+/** Resolves a plan for one query group as `SelectionPlan` says; without `layer` as for the layers that choose. */
+export function pageRange(
+  plan: SelectionPlan,
+  group: Pick<QueryGroup, "positionFirst" | "positionLast">,
+  layer?: number,
+): PageRange {
   const pageEnd = Math.floor(group.positionLast / PAGE_TOKENS) + 1;
-  if (plan.kind === "dense" || pageEnd <= plan.budgetPages) {
+  const isDenseLayer = layer !== undefined && choosingLayer(plan, layer) === undefined;
+  if (plan.kind === "dense" || isDenseLayer || pageEnd <= plan.budgetPages) {
     return { everything: true, sinkEnd: 0, recentStart: 0, pageEnd, candidateCount: 0, takePages: 0 };
   }
   const pageFirst = Math.floor(group.positionFirst / PAGE_TOKENS);

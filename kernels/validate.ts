@@ -66,6 +66,9 @@ function assertPlan(plan: SelectionPlan, fail: (message: string) => string): voi
   for (const name of ["budgetPages", "sinkPages", "recentPages"] as const) {
     assert(Number.isInteger(plan[name]) && plan[name] >= 0, fail(`${name} must be an integer >= 0`));
   }
+  const { denseLayers = 0, layersPerChoice = 1 } = plan;
+  assert(Number.isInteger(denseLayers) && denseLayers >= 0, fail("denseLayers must be an integer >= 0"));
+  assert(Number.isInteger(layersPerChoice) && layersPerChoice >= 1, fail("layersPerChoice must be an integer >= 1"));
   if (plan.kind === "tokens") {
     assert(
       Number.isInteger(plan.candidatePages) && plan.candidatePages >= 0,
@@ -106,8 +109,10 @@ export function assertSlicesFit(spec: KvPoolSpec, slices: readonly StepSlice[]):
 }
 
 function assertIds(ids: Int32Array, count: number, what: string): void {
-  for (const id of ids) {
-    assert(id === NOT_RESIDENT || (id >= 0 && id < count), `${what} ${id} is out of range`);
+  // Every id of every layer and step: an index is much cheaper than an iterator, and the message is made only when it is needed.
+  for (let index = 0; index < ids.length; index++) {
+    const id = ids[index] as number;
+    if (id < NOT_RESIDENT || id >= count) assert(false, `${what} ${id} is out of range`);
   }
 }
 

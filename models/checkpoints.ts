@@ -7,6 +7,7 @@ import {
   type StepRecorder,
   type StepSlice,
 } from "../kernels/contract.ts";
+import { choosingLayer } from "../kernels/page-range.ts";
 import { assert } from "../protocol/assert.ts";
 import type { Checkpoint } from "./contract.ts";
 
@@ -23,7 +24,8 @@ interface Kept {
 
 /**
  * One per step. On a device that tells at once whether a slice has missed, rows are copied only then, while they still are the
- * layer's input; on others they are copied at every layer that has a sealed block which is not resident.
+ * layer's input; on others they are copied at every layer that has a sealed block which is not resident. Where layers take over the choice
+ * of an earlier one, a step goes on from the one that chose: its input is copied if any of them may miss.
  */
 export class CheckpointKeeper {
   readonly #device: Device;
@@ -32,6 +34,8 @@ export class CheckpointKeeper {
   /** Per sequence: which layers may miss; undefined where none may, or nobody asked. */
   readonly #mayMiss: (boolean[] | undefined)[];
   readonly #kept: Kept[][];
+  /** Sequences known to have missed: what they go on from is kept. */
+  readonly #missed = new Set<number>();
 
   constructor(device: Device, width: number, sequences: readonly KeptSequence[]) {
     this.#device = device;
@@ -49,9 +53,18 @@ export class CheckpointKeeper {
       row += slice.rowCount;
       if (this.#mayMiss[index]?.[layer] !== true) return;
       const missed = recorder.hasMissed(index);
-      if (missed === false || (missed === true && this.#kept[index]!.length > 0)) return;
+      const kept = this.#kept[index]!;
+      if (missed === false) {
+        if (!servesOthers(slice, layer)) return;
+        // Nothing was missed up to here: what an earlier layer kept is not needed any more.
+        for (const { buffer } of kept.splice(0)) this.#device.release(buffer);
+      } else if (missed === true) {
+        const isFirst = !this.#missed.has(index);
+        this.#missed.add(index);
+        if (!isFirst || kept[0]?.layer === startLayer(slice, layer)) return;
+      }
       const buffer = this.#device.buffer(`checkpoint.${layer}`, slice.rowCount * this.#width * 4);
-      this.#kept[index]!.push({ layer, buffer });
+      kept.push({ layer, buffer });
       recorder.copyRows({ out: buffer, outRow: 0, x, xRow: firstRow, rows: slice.rowCount, width: this.#width });
     });
   }
@@ -61,9 +74,13 @@ export class CheckpointKeeper {
     return this.#sequences.every(({ exact }, index) => exact && recorder.hasMissed(index) === true);
   }
 
-  /** Hands over the input of `layer`, the first at which this sequence missed; the rest of its rows go with {@link release}. */
-  take(index: number, layer: number): Checkpoint {
+  /**
+   * Hands over what the step goes on from, the input of the layer that chose for `missedLayer`, the first at which this sequence missed; the
+   * rest of its rows go with {@link release}.
+   */
+  take(index: number, missedLayer: number): Checkpoint {
     const kept = this.#kept[index]!;
+    const layer = startLayer(this.#sequences[index]!.slice, missedLayer);
     const position = kept.findIndex((entry) => entry.layer === layer);
     assert(position >= 0, `layer ${layer} missed a block and its input was not kept`);
     const [entry] = kept.splice(position, 1);
@@ -85,5 +102,16 @@ function layersThatMayMiss(slice: StepSlice): boolean[] | undefined {
     const start = layer * slice.blockCapacity;
     return slice.blockIds.subarray(start, start + sealedCount).includes(NOT_RESIDENT);
   });
+  for (const [layer, may] of mayMiss.entries()) if (may) mayMiss[startLayer(slice, layer)] = true;
   return mayMiss.includes(true) ? mayMiss : undefined;
+}
+
+/** From which layer a step goes on that missed at `layer`. */
+function startLayer({ plan }: StepSlice, layer: number): number {
+  return choosingLayer(plan, layer) ?? layer;
+}
+
+/** Whether other layers take over what this one chooses. */
+function servesOthers({ plan }: StepSlice, layer: number): boolean {
+  return choosingLayer(plan, layer) === layer && choosingLayer(plan, layer + 1) === layer;
 }

@@ -74,7 +74,8 @@ export interface SequenceResult {
   /** Blocks that were selected and not resident. Exact: those of the first layer that missed, and as hints those of later layers that ran. */
   misses: Miss[];
   /**
-   * Exact and something missed: the result is void; fetch the misses of `checkpoint.layer` and call again with `resumeFrom`.
+   * Exact and something missed: the result is void; fetch the misses of the first layer that missed and call again with `resumeFrom`. The
+   * checkpoint is of that layer, or of the one whose choice it takes over.
    * KV appended at deeper layers is rewritten by that call.
    */
   checkpoint?: Checkpoint;

@@ -14,6 +14,7 @@ export const ENGINE_PATHS = {
   cancel: "/v1/cancel",
   sessionStatus: "/v1/sessions/status",
   sessionDelete: "/v1/sessions/delete",
+  trace: "/v1/trace",
 } as const;
 
 /**
@@ -124,6 +125,27 @@ export interface SessionStatus {
   pending: boolean;
 }
 
+/** Body (one frame) of POST {@link ENGINE_PATHS}.trace: what happened to a request, by its id or by that of the HTTP request it is part of. */
+export interface TraceRequest {
+  version: typeof PROTOCOL_VERSION;
+  requestId: string;
+}
+
+/** One moment of a request: milliseconds after its arrival, and numbers that go with it (units in their names). */
+export interface TraceEvent {
+  atMs: number;
+  name: string;
+  fields: Record<string, number>;
+}
+
+/** Answer (JSON) of POST trace; 404 where the engine does not remember the request. Times and counts, never content. */
+export interface RequestTrace {
+  requestId: string;
+  events: TraceEvent[];
+  /** Events beyond the most that one trace holds. */
+  droppedCount: number;
+}
+
 /** Log probability of a generated token and of its strongest rivals, of the raw logits' softmax. */
 export interface TokenLogprob {
   logprob: number;
@@ -210,6 +232,8 @@ export interface EngineHeartbeat {
   residentPrefixes?: string | undefined;
   /** Measured: one more prompt token. */
   prefillMsPerToken?: number | undefined;
+  /** Prompt tokens of its requests that are still to be computed or found. */
+  waitingTokens?: number | undefined;
   /** Stored bytes of one token, all layers. */
   kvBytesPerToken?: number | undefined;
 }

@@ -2,8 +2,14 @@
 export const LIMITS = {
   /** Largest HTTP body the edge reads, before it parses anything. */
   requestBytesMax: 16 * 1024 * 1024,
+  /** A body that comes slowly: between two pieces of it, and all of it. */
+  requestIdleMsMax: 10_000,
+  requestMsMax: 60_000,
   /** Deepest JSON nesting accepted. */
   jsonDepthMax: 32,
+  /** Objects and arrays of one body, and values of any kind: parsed, small ones take a hundred times their text. */
+  jsonContainerCountMax: 65_536,
+  jsonValueCountMax: 1_048_576,
   messageCountMax: 4096,
   stopStringCountMax: 16,
   stopStringBytesMax: 512,
@@ -26,6 +32,9 @@ export const LIMITS = {
   retryPromisesMax: 4_096,
   /** A request that would have to wait longer before its prompt is begun is refused. */
   waitMsMax: 120_000,
+  /** Traces that an engine remembers, and events of one. */
+  traceCountMax: 256,
+  traceEventCountMax: 512,
   /** Sequences that decode together. */
   engineRunningMax: 32,
   /** Rows (tokens) of one engine step. */

@@ -78,6 +78,18 @@ export const MODIFIERS = {
     policies: SELECTIVE,
     help: "last tokens, always attended",
   },
+  "dense-layers": {
+    argument: "COUNT",
+    rule: { min: 0, max: 1024, step: 1 },
+    policies: ["streaming", ...SELECTIVE],
+    help: "the first layers, which attend to everything",
+  },
+  share: {
+    argument: "LAYERS",
+    rule: { min: 1, max: 1024, step: 1 },
+    policies: SELECTIVE,
+    help: "each choice serves so many layers, the one that chose and those behind it",
+  },
 } as const satisfies Record<string, ModifierRule>;
 
 /** Names of the modifiers. */

@@ -9,21 +9,31 @@ import { assert } from "../protocol/assert.ts";
 import { LIMITS } from "../protocol/limits.ts";
 import { type ListPage, type PageStore, StoreError } from "./contract.ts";
 import { FormatError } from "./format-error.ts";
-import { type ObjectKeys, parseObjectKey } from "./keys.ts";
-import { loadSessionRecord } from "./session-record.ts";
+import { type ObjectKeys, parseObjectKey, ROOT_PREFIX } from "./keys.ts";
+import { loadSessionRecord, type SessionRecord } from "./session-record.ts";
 
 const DELETE_KEYS_MAX = 1000;
 const PREFIX_PATTERN = /^kv\/([0-9a-f]{1,64}\/)?$/;
 
 type Listed = ListPage["keys"][number];
 
+/** How long and how much of one tenant is kept. */
+export interface TenantKeeping {
+  sessionAgeMsMax?: number;
+  tenantBytesMax?: number;
+}
+
 /** What to collect. */
 export interface GarbageOptions {
   /** Younger objects are kept whether named or not; longer than any turn takes to commit. */
   graceMs: number;
   nowMs: number;
-  /** Sessions whose manifest is older are deleted. Undefined: never. */
+  /** Sessions that were not committed for longer are deleted. Undefined: never. */
   sessionAgeMsMax?: number;
+  /** Where a tenant's sessions name more bytes, the least recently committed are deleted until they do not. Undefined: no limit. */
+  tenantBytesMax?: number;
+  /** Settings of single tenants by namespace, in place of the two above. */
+  tenants?: ReadonlyMap<string, TenantKeeping>;
   /** Reports what would be deleted, and deletes nothing. */
   dryRun?: boolean;
   signal?: AbortSignal | undefined;
@@ -35,6 +45,9 @@ export interface GarbageReport {
   objectCount: number;
   /** Manifests that were read and are kept. */
   manifestCount: number;
+  /** Sessions deleted because they were too old, and because their tenant's bytes were too many. */
+  expiredCount: number;
+  overQuotaCount: number;
   /** Keys deleted (or, in a dry run, to be deleted), manifests first. */
   deletedKeys: string[];
   deletedBytes: number;
@@ -58,14 +71,19 @@ export async function collectGarbage(
   const report: GarbageReport = {
     objectCount: 0,
     manifestCount: 0,
+    expiredCount: 0,
+    overQuotaCount: 0,
     deletedKeys: [],
     deletedBytes: 0,
     unreadableKeys: [],
   };
   const candidates: Listed[] = [];
+  const sizes = new Map<string, number>();
   for await (const item of listAll(store, prefix, options.signal)) {
     const kind = parseObjectKey(item.key)?.kind;
-    if (kind === undefined || kind === "session") continue;
+    if (kind === undefined) continue;
+    sizes.set(item.key, item.bytes);
+    if (kind === "session") continue;
     report.objectCount++;
     if (isOld(item, options)) candidates.push(item);
   }
@@ -74,7 +92,13 @@ export async function collectGarbage(
   for await (const item of listAll(store, prefix, options.signal)) {
     if (parseObjectKey(item.key)?.kind === "session") sessions.push(item);
   }
-  const { named, blockedTenants, doomed } = await readManifests(store, sessions, options, report);
+  const { records, blockedTenants, doomed } = await readManifests(store, sessions, options, report);
+  const kept = withinQuota(records, sizes, options);
+  report.manifestCount = kept.length;
+  report.overQuotaCount = records.length - kept.length;
+  const keptSet = new Set(kept);
+  for (const found of records) if (!keptSet.has(found)) doomed.push(found.item);
+  const named = new Set(kept.flatMap(({ record }) => [...record.objectKeys]));
   const garbage = candidates.filter(
     ({ key }) => !named.has(key) && !blockedTenants.has(parseObjectKey(key)?.namespacePrefix ?? ""),
   );
@@ -102,8 +126,15 @@ export async function deleteSession(
   await deleteInOrder(store, tails, signal);
 }
 
+/** A session that is not too old. */
+interface FoundSession {
+  item: Listed;
+  namespace: string;
+  record: SessionRecord;
+}
+
 interface Reachable {
-  named: Set<string>;
+  records: FoundSession[];
   /** Tenants of which a manifest could not be read. */
   blockedTenants: Set<string>;
   /** Manifests to delete: expired or damaged. */
@@ -116,7 +147,7 @@ async function readManifests(
   options: GarbageOptions,
   report: GarbageReport,
 ): Promise<Reachable> {
-  const reachable: Reachable = { named: new Set(), blockedTenants: new Set(), doomed: [] };
+  const reachable: Reachable = { records: [], blockedTenants: new Set(), doomed: [] };
   const readOne = async (item: Listed): Promise<void> => {
     const outcome = await readManifest(store, item.key, options.signal);
     if (outcome === undefined) return;
@@ -126,13 +157,14 @@ async function readManifests(
       if (outcome === "damaged" && isOld(item, options)) reachable.doomed.push(item);
       return;
     }
-    const { sessionAgeMsMax, nowMs } = options;
-    if (sessionAgeMsMax !== undefined && nowMs - outcome.updatedMs > sessionAgeMsMax) {
+    const namespace = namespaceOf(item.key);
+    const { sessionAgeMsMax } = keepingOf(options, namespace);
+    if (sessionAgeMsMax !== undefined && options.nowMs - outcome.updatedMs > sessionAgeMsMax) {
+      report.expiredCount++;
       reachable.doomed.push(item);
       return;
     }
-    report.manifestCount++;
-    for (const key of outcome.objectKeys) reachable.named.add(key);
+    reachable.records.push({ item, namespace, record: outcome });
   };
   for (let from = 0; from < sessions.length; from += LIMITS.storeConcurrency) {
     await Promise.all(sessions.slice(from, from + LIMITS.storeConcurrency).map(readOne));
@@ -154,11 +186,49 @@ async function readManifest(store: PageStore, key: string, signal: AbortSignal |
   }
 }
 
+function namespaceOf(key: string): string {
+  return parseObjectKey(key)?.namespacePrefix.slice(ROOT_PREFIX.length, -1) ?? "";
+}
+
+function keepingOf(options: GarbageOptions, namespace: string): TenantKeeping {
+  return options.tenants?.get(namespace) ?? options;
+}
+
+/** The sessions that remain when each tenant's least recently committed go until what the others name is within its bytes. */
+function withinQuota(
+  sessions: readonly FoundSession[],
+  sizes: ReadonlyMap<string, number>,
+  options: GarbageOptions,
+): FoundSession[] {
+  const byTenant = Map.groupBy(sessions, ({ namespace }) => namespace);
+  return [...byTenant].flatMap(([namespace, own]) => {
+    const { tenantBytesMax } = keepingOf(options, namespace);
+    if (tenantBytesMax === undefined) return own;
+    // From the newest on, an object counts for the first session that names it: so its bytes go with the last one that does.
+    const newestFirst = [...own].sort((a, b) => b.record.updatedMs - a.record.updatedMs);
+    const counted = new Set<string>();
+    let bytes = 0;
+    const fits = newestFirst.map(({ item, record }) => {
+      for (const key of [item.key, ...record.objectKeys]) {
+        if (!counted.has(key)) bytes += sizes.get(key) ?? 0;
+        counted.add(key);
+      }
+      return bytes <= tenantBytesMax;
+    });
+    return newestFirst.filter((_session, index) => fits[index]);
+  });
+}
+
 function isOld(item: Listed, options: GarbageOptions): boolean {
   return options.nowMs - item.modifiedMs > options.graceMs;
 }
 
-async function* listAll(store: PageStore, prefix: string, signal: AbortSignal | undefined): AsyncGenerator<Listed> {
+/** Every object whose key begins with `prefix`, ascending. @throws {StoreError} */
+export async function* listAll(
+  store: PageStore,
+  prefix: string,
+  signal: AbortSignal | undefined,
+): AsyncGenerator<Listed> {
   let cursor: string | undefined;
   do {
     const page: ListPage = await store.list(prefix, cursor === undefined ? { signal } : { cursor, signal });

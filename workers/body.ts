@@ -2,30 +2,68 @@
 import { QuireError } from "../protocol/errors.ts";
 import { LIMITS } from "../protocol/limits.ts";
 
-/** How much of a body is read. */
+/** How much of a body is read, and for how long. */
 export interface BodyLimits {
   bytesMax?: number;
+  /** Between two pieces. */
+  idleMsMax?: number;
+  /** From the first to the last. */
+  msMax?: number;
 }
 
 /**
  * The parsed JSON object of a request body.
- * @throws {QuireError} `request_too_large` over `bytesMax` (declared or counted), `invalid_request` for bytes that are not UTF-8,
- * text that is not JSON, nesting deeper than `LIMITS.jsonDepthMax`, or a value that is not an object.
+ * @throws {QuireError} what {@link readBytes} and {@link parseJsonObject} throw.
  */
-export async function readJsonObject(
-  request: Request,
-  { bytesMax = LIMITS.requestBytesMax }: BodyLimits = {},
-): Promise<Record<string, unknown>> {
-  return parseJsonObject(await readBytes(request, { bytesMax }));
+export async function readJsonObject(request: Request, limits: BodyLimits = {}): Promise<Record<string, unknown>> {
+  return parseJsonObject(await readBytes(request, limits));
+}
+
+/**
+ * The bytes of a request body.
+ * @throws {QuireError} `request_too_large` over `bytesMax` (declared or counted), `request_timeout` for one that comes too slowly,
+ * `unsupported_encoding` for one that is compressed: what it would become is not known before it has.
+ */
+export async function readBytes(request: Request, limits: BodyLimits = {}): Promise<Uint8Array<ArrayBuffer>> {
+  const {
+    bytesMax = LIMITS.requestBytesMax,
+    idleMsMax = LIMITS.requestIdleMsMax,
+    msMax = LIMITS.requestMsMax,
+  } = limits;
+  const encoding = request.headers.get("content-encoding");
+  if (encoding !== null && encoding.toLowerCase() !== "identity") {
+    throw new QuireError("unsupported_encoding", "A request body is taken as it is: send it without Content-Encoding.");
+  }
+  // A declared length is only a chance to refuse early: bodies in chunks have none, and one that lies is counted.
+  if (Number(request.headers.get("content-length") ?? 0) > bytesMax) throw tooLarge(bytesMax);
+  if (request.body === null) return new Uint8Array(0);
+  const chunks: Uint8Array[] = [];
+  let byteCount = 0;
+  const reader: ReadableStreamDefaultReader<Uint8Array> = request.body.getReader();
+  const endMs = Date.now() + msMax;
+  try {
+    for (;;) {
+      const { done, value } = await readWithin(reader, Math.min(idleMsMax, endMs - Date.now()));
+      if (done) return concat(chunks, byteCount);
+      byteCount += value.byteLength;
+      if (byteCount > bytesMax) throw tooLarge(bytesMax);
+      chunks.push(value);
+    }
+  } catch (thrown) {
+    // Not awaited: a client that says nothing may not answer to this, either.
+    void reader.cancel().catch(() => undefined);
+    throw thrown;
+  }
 }
 
 /**
  * The JSON object that bytes hold.
- * @throws {QuireError} `invalid_request`, see {@link readJsonObject}.
+ * @throws {QuireError} `invalid_request` for bytes that are not UTF-8, text that is not JSON, nesting deeper than `LIMITS.jsonDepthMax`, more
+ * values than `LIMITS` allows, or a value that is not an object.
  */
 export function parseJsonObject(bytes: Uint8Array): Record<string, unknown> {
   const text = decodeUtf8(bytes);
-  checkDepth(text);
+  checkShape(text);
   let value: unknown;
   try {
     value = JSON.parse(text);
@@ -38,29 +76,26 @@ export function parseJsonObject(bytes: Uint8Array): Record<string, unknown> {
   return value as Record<string, unknown>;
 }
 
-/** The bytes of a request body. @throws {QuireError} `request_too_large`. */
-export async function readBytes(
-  request: Request,
-  { bytesMax = LIMITS.requestBytesMax }: BodyLimits = {},
-): Promise<Uint8Array<ArrayBuffer>> {
-  const tooLarge = () =>
-    new QuireError("request_too_large", `The request body is over the limit of ${bytesMax} bytes.`);
-  // A declared length is only a chance to refuse early: bodies in chunks have none, and one that lies is counted.
-  if (Number(request.headers.get("content-length") ?? 0) > bytesMax) throw tooLarge();
-  if (request.body === null) return new Uint8Array(0);
-  const chunks: Uint8Array[] = [];
-  let byteCount = 0;
-  const reader: ReadableStreamDefaultReader<Uint8Array> = request.body.getReader();
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) break;
-    byteCount += value.byteLength;
-    if (byteCount > bytesMax) {
-      await reader.cancel();
-      throw tooLarge();
-    }
-    chunks.push(value);
+async function readWithin(
+  reader: ReadableStreamDefaultReader<Uint8Array>,
+  msMax: number,
+): Promise<ReadableStreamReadResult<Uint8Array>> {
+  const late = Promise.withResolvers<never>();
+  const timer = setTimeout(() => {
+    late.reject(new QuireError("request_timeout", "The body of your request came too slowly."));
+  }, msMax);
+  try {
+    return await Promise.race([reader.read(), late.promise]);
+  } finally {
+    clearTimeout(timer);
   }
+}
+
+function tooLarge(bytesMax: number): QuireError {
+  return new QuireError("request_too_large", `The request body is over the limit of ${bytesMax} bytes.`);
+}
+
+function concat(chunks: readonly Uint8Array[], byteCount: number): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(byteCount);
   let offset = 0;
   for (const chunk of chunks) {
@@ -78,9 +113,11 @@ function decodeUtf8(bytes: Uint8Array): string {
   }
 }
 
-/** Counts brackets outside strings: cheaper than parsing, and it runs before the parser recurses. */
-function checkDepth(text: string): void {
+/** Counts brackets and commas outside strings: cheaper than parsing, and it runs before the parser recurses or allocates. */
+function checkShape(text: string): void {
   let depth = 0;
+  let containerCount = 0;
+  let commaCount = 0;
   let inString = false;
   for (let index = 0; index < text.length; index++) {
     const code = text.charCodeAt(index);
@@ -89,13 +126,23 @@ function checkDepth(text: string): void {
       else if (code === 0x22) inString = false;
     } else if (code === 0x22) {
       inString = true;
+    } else if (code === 0x2c) {
+      commaCount += 1;
     } else if (code === 0x7b || code === 0x5b) {
       depth += 1;
+      containerCount += 1;
       if (depth > LIMITS.jsonDepthMax) {
         throw new QuireError("invalid_request", `The JSON body is nested deeper than ${LIMITS.jsonDepthMax} levels.`);
       }
     } else if (code === 0x7d || code === 0x5d) {
       depth -= 1;
     }
+  }
+  if (containerCount > LIMITS.jsonContainerCountMax) {
+    const message = `The JSON body has more than ${LIMITS.jsonContainerCountMax} objects and arrays.`;
+    throw new QuireError("invalid_request", message);
+  }
+  if (commaCount + containerCount > LIMITS.jsonValueCountMax + LIMITS.jsonContainerCountMax) {
+    throw new QuireError("invalid_request", `The JSON body has more than ${LIMITS.jsonValueCountMax} values.`);
   }
 }

@@ -18,10 +18,14 @@ export interface Env {
   QUIRE_API_KEYS?: string;
   /** Secret from which every tenant's namespace is derived. Changing it orphans all stored pages. */
   QUIRE_TENANT_SALT: string;
-  /** Shared by edge and engines, bearer both ways. */
+  /** Secret of edge and engines: they sign their requests to each other with it. */
   QUIRE_ENGINE_KEY: string;
   /** Optional JSON `{"requests_per_minute", "tokens_per_minute", "turns_concurrent"}`: of tenants whose keys say nothing else. */
   QUIRE_LIMITS?: string;
+  /** Optional: how many Fleet objects share the tenants (1). Every engine's heartbeat goes to each. */
+  QUIRE_FLEET_SHARDS?: string;
+  /** Origins of web pages that may use the API: `*`, or some with commas between; absent: none but the playground's own. */
+  QUIRE_CORS_ORIGINS?: string;
   /** Optional JSON `{"policy", "budget_tokens", "exact"}`: selection of requests that name none. */
   QUIRE_SELECTION?: string;
 }

@@ -1,6 +1,8 @@
 /** The engines that are alive, and which of them takes the next turn. No I/O: time is passed in. */
 import type { EngineHeartbeat } from "../protocol/generate.ts";
 import { LIMITS } from "../protocol/limits.ts";
+import { PrefixFilter, ROUTE_STRIDE_TOKENS } from "../protocol/prefix-filter.ts";
+import { type Candidate, cheapest, computeMs, type EngineCost, turnCostMs } from "./fleet/cost.ts";
 
 /** What a turn needs to know of its engine. */
 export interface PickedEngine {
@@ -9,23 +11,50 @@ export interface PickedEngine {
   contextTokensMax: number;
 }
 
+/** What is known of a prompt before it runs. */
+export interface RoutedPrompt {
+  /** All of it, and what of it earlier turns of the session left: in the page store, and where they ran. */
+  tokenCount: number;
+  loggedTokens: number;
+  /** Keys of its prefixes, packed (`prefix-filter.ts`): number i ends behind `256 (i + 1)` tokens. */
+  prefixKeys: Uint32Array;
+  /** Since the session's last turn ended, where that is known. */
+  turnAgeMs?: number | undefined;
+}
+
 /** What to look for. */
 export interface PickRequest {
   model: string;
-  /** The engine that served this session last: its pool still has the pages. */
+  /** The engine that served this session last. */
   stickyEngineId?: string | undefined;
   /** Engines that just failed this request. */
   excludeIds: string[];
+  /** Absent: only load counts. */
+  prompt?: RoutedPrompt | undefined;
 }
 
-/** How many more waiting requests the sticky engine may have than the best one: prefill is dearer than a short wait. */
-const STICKY_QUEUE_SLACK = 4;
+/** What is assumed of an engine that has not measured it. */
+const PREFILL_MS_PER_TOKEN = 0.5;
+/** A page store's first byte; and for each token of a prefix its summaries and what of it gets selected, at 200 MB/s. */
+const STORE_LATENCY_MS = 60;
+const STORE_BYTES_PER_MS = 200_000;
+const STORE_SHARE = 0.25;
+const KV_BYTES_PER_TOKEN = 32 * 1024;
+/** What a turn takes beside its prompt. */
+const TURN_MS = 20;
+/** Where nothing is known of a prompt. */
+const PROMPT_TOKENS = 256;
+/** A heartbeat tells what an engine held a moment ago: turns that ended since are not in it. */
+const FILTER_LAG_MS = 3_000;
 
 interface EngineRecord {
   heartbeat: EngineHeartbeat;
+  filter: PrefixFilter | undefined;
   seenMs: number;
   /** Turns sent here that no heartbeat has counted yet. */
   assignedCount: number;
+  /** What they have to compute. */
+  assignedTokens: number;
 }
 
 /** Engines by their last heartbeat; one that was silent for `LIMITS.engineExpiryMs` is gone. */
@@ -35,7 +64,10 @@ export class FleetTable {
   /** Enters or renews an engine. */
   heartbeat(heartbeat: EngineHeartbeat, nowMs: number): void {
     this.#expire(nowMs);
-    this.#engines.set(heartbeat.engineId, { heartbeat, seenMs: nowMs, assignedCount: 0 });
+    const { residentPrefixes } = heartbeat;
+    const filter = residentPrefixes ? PrefixFilter.decode(residentPrefixes, LIMITS.prefixFilterBytesMax) : undefined;
+    const record = { heartbeat, filter, seenMs: nowMs, assignedCount: 0, assignedTokens: 0 };
+    this.#engines.set(heartbeat.engineId, record);
   }
 
   /** Ids of the models that live engines serve: first those that take turns, in the order in which their first engine came. */
@@ -46,20 +78,22 @@ export class FleetTable {
     return [...new Set([...taking, ...heartbeats].map(({ model }) => model))];
   }
 
-  /** Picks an engine and counts the turn against it; undefined when none is left. */
+  /** Picks the engine that costs the turn least and counts the turn against it; undefined when none is left. */
   pick(request: PickRequest, nowMs: number): PickedEngine | undefined {
     this.#expire(nowMs);
-    const candidates = [...this.#engines.values()].filter(
+    const engines = [...this.#engines.values()].filter(
       ({ heartbeat }) =>
         heartbeat.model === request.model && !heartbeat.draining && !request.excludeIds.includes(heartbeat.engineId),
     );
-    candidates.sort(compareLoad);
-    const [best] = candidates;
+    engines.sort(compareLoad);
+    const candidates = engines.map((engine) => candidate(engine, request));
+    const meanLoad = candidates.reduce((sum, { load }) => sum + load, 0) / Math.max(1, candidates.length);
+    const best = cheapest(candidates, meanLoad);
     if (!best) return undefined;
-    const sticky = candidates.find(({ heartbeat }) => heartbeat.engineId === request.stickyEngineId);
-    const picked = sticky && waiting(sticky) <= waiting(best) + STICKY_QUEUE_SLACK ? sticky : best;
-    picked.assignedCount += 1;
-    return describe(picked);
+    const { engine, missingTokens } = best.engine;
+    engine.assignedCount += 1;
+    engine.assignedTokens += missingTokens;
+    return describe(engine);
   }
 
   /** The engine of that id while it lives, draining or not; otherwise the best other one of the model. Counts nothing. */
@@ -79,18 +113,66 @@ export class FleetTable {
   }
 }
 
+/** An engine, and how much the turn would have to compute there. */
+interface Bid {
+  engine: EngineRecord;
+  missingTokens: number;
+}
+
+function candidate(engine: EngineRecord, request: PickRequest): Candidate<Bid> {
+  const { heartbeat } = engine;
+  const { prompt } = request;
+  const isSticky = heartbeat.engineId === request.stickyEngineId;
+  const deviceTokens = prompt ? heldTokens(engine, prompt, isSticky) : 0;
+  const promptTokens = prompt?.tokenCount ?? PROMPT_TOKENS;
+  const storedTokens = prompt?.loggedTokens ?? 0;
+  const place = { promptTokens, deviceTokens, hostTokens: deviceTokens, storedTokens };
+  const missingTokens = Math.max(1, promptTokens - Math.max(deviceTokens, storedTokens));
+  return {
+    engine: { engine, missingTokens },
+    costMs: turnCostMs(costOf(engine), place),
+    load: loadOf(engine),
+  };
+}
+
+function costOf({ heartbeat, assignedCount, assignedTokens }: EngineRecord): EngineCost {
+  const { queuedCount, runningCount, waitingTokens = queuedCount * PROMPT_TOKENS } = heartbeat;
+  const prefillMsPerToken = heartbeat.prefillMsPerToken ?? PREFILL_MS_PER_TOKEN;
+  const bytesPerToken = heartbeat.kvBytesPerToken ?? KV_BYTES_PER_TOKEN;
+  const waiting = computeMs({ runningCount, prefillMsPerToken }, waitingTokens + assignedTokens);
+  return {
+    waitMs: waiting + (queuedCount + assignedCount) * TURN_MS,
+    runningCount,
+    prefillMsPerToken,
+    hostMsPerToken: 0,
+    storeLatencyMs: STORE_LATENCY_MS,
+    storeMsPerToken: (bytesPerToken * STORE_SHARE) / STORE_BYTES_PER_MS,
+  };
+}
+
+/** How much of a prompt an engine holds; what its filter does not tell yet is believed of the engine that served the session last. */
+function heldTokens({ filter }: EngineRecord, prompt: RoutedPrompt, isSticky: boolean): number {
+  const { loggedTokens, prefixKeys, tokenCount, turnAgeMs = Number.POSITIVE_INFINITY } = prompt;
+  if (!filter) return isSticky ? loggedTokens : 0;
+  const found = Math.min(filter.prefixCount(prefixKeys) * ROUTE_STRIDE_TOKENS, tokenCount);
+  if (!isSticky) return found;
+  // A session's tail lies behind the last point, and is there when what comes before it is.
+  const isTail = loggedTokens - found < 2 * ROUTE_STRIDE_TOKENS;
+  return isTail || turnAgeMs < FILTER_LAG_MS ? Math.max(found, loggedTokens) : found;
+}
+
 function describe({ heartbeat }: EngineRecord): PickedEngine {
   const { engineId, url, contextTokensMax } = heartbeat;
   return { engineId, url, contextTokensMax };
 }
 
-function waiting({ heartbeat, assignedCount }: EngineRecord): number {
-  return heartbeat.queuedCount + assignedCount;
+function loadOf({ heartbeat, assignedCount }: EngineRecord): number {
+  return heartbeat.queuedCount + assignedCount + heartbeat.runningCount;
 }
 
 /** Least loaded first; among equals the one with more free blocks, then the lower id. */
 function compareLoad(a: EngineRecord, b: EngineRecord): number {
-  const load = waiting(a) + a.heartbeat.runningCount - waiting(b) - b.heartbeat.runningCount;
+  const load = loadOf(a) - loadOf(b);
   if (load !== 0) return load;
   const free = b.heartbeat.freeBlockCount - a.heartbeat.freeBlockCount;
   if (free !== 0) return free;

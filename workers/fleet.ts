@@ -1,6 +1,7 @@
-/** Durable Object "fleet": engines register here with heartbeats, and turns ask here for one. */
+/** Durable Objects "fleet", one or a few, sharded by tenant: engines register here with heartbeats, and turns ask here for one. */
 import { DurableObject } from "cloudflare:workers";
 import type { EngineHeartbeat } from "../protocol/generate.ts";
+import { LIMITS } from "../protocol/limits.ts";
 import { ReplayGuard } from "../protocol/signature.ts";
 import type { Env } from "./env.ts";
 import { FleetTable, type PickedEngine, type PickRequest } from "./fleet-table.ts";
@@ -66,7 +67,16 @@ function modelKey(model: string): string {
   return `model:${model}`;
 }
 
-/** The one Fleet object. */
-export function fleetOf(env: Env): DurableObjectStub<Fleet> {
-  return env.FLEET.get(env.FLEET.idFromName("fleet"));
+/** The Fleet object that routes a tenant's turns; every one knows all engines, and counts the turns of its own tenants. */
+export function fleetOf(env: Env, namespace: string): DurableObjectStub<Fleet> {
+  const shards = fleetShards(env);
+  return shards[Number.parseInt(namespace.slice(0, 8), 16) % shards.length] as DurableObjectStub<Fleet>;
+}
+
+/** All Fleet objects: what engines say goes to each of them. */
+export function fleetShards(env: Env): DurableObjectStub<Fleet>[] {
+  const count = Math.min(LIMITS.fleetShardCountMax, Math.max(1, Math.floor(Number(env.QUIRE_FLEET_SHARDS ?? 1)) || 1));
+  return Array.from({ length: count }, (_, index) =>
+    env.FLEET.get(env.FLEET.idFromName(count === 1 ? "fleet" : `fleet-${index}-of-${count}`)),
+  );
 }

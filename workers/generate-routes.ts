@@ -26,7 +26,7 @@ export async function chatCompletions(request: Request, env: Env, requestId: str
     () => readJsonObject(request),
     async (body, leaseId) => {
       const chat = validateChat(body, validationContext(request, env));
-      const model = await resolveModel(env, chat.model);
+      const model = await resolveModel(env, tenant.namespace, chat.model);
       const chain = await chainHashes(chainStart(model), chat.messages);
       const options = { ...chat.turn, input: { kind: "chat" as const, messages: chat.messages, chain } };
       return answerTurn({ ...caller, requestId, leaseId, model, response: chat, options, kind: "chat" });
@@ -43,7 +43,7 @@ export async function completions(request: Request, env: Env, requestId: string)
     () => readJsonObject(request),
     async (body, leaseId) => {
       const completion = validateCompletion(body, validationContext(request, env));
-      const model = await resolveModel(env, completion.model);
+      const model = await resolveModel(env, tenant.namespace, completion.model);
       const { turn: options } = completion;
       return answerTurn({ ...caller, requestId, leaseId, model, response: completion, options, kind: "text" });
     },
@@ -91,11 +91,11 @@ function validationContext(request: Request, env: Env): ValidationContext {
   };
 }
 
-async function resolveModel(env: Env, name: string | undefined): Promise<string> {
+async function resolveModel(env: Env, namespace: string, name: string | undefined): Promise<string> {
   if (name === undefined) {
     throw new QuireError("model_not_found", "You must provide a model parameter.", { param: "model" });
   }
-  const resolved = await within<ResolvedModel>(LIMITS.engineExpiryMs, fleetOf(env).resolveModel(name));
+  const resolved = await within<ResolvedModel>(LIMITS.engineExpiryMs, fleetOf(env, namespace).resolveModel(name));
   if (resolved.status === "known") return resolved.id;
   if (resolved.status === "unknown") {
     throw new QuireError("model_not_found", `The model '${name}' does not exist or you do not have access to it.`, {

@@ -35,5 +35,9 @@ export function readHeartbeat(body: Record<string, unknown>): EngineHeartbeat {
     freeBlockCount: count("freeBlockCount"),
     blockCount: count("blockCount"),
     draining: fields.boolean("draining") ?? false,
+    residentPrefixes: fields.string("residentPrefixes"),
+    prefillMsPerToken: fields.number("prefillMsPerToken", { min: 0, max: 60_000 }),
+    waitingTokens: fields.number("waitingTokens", COUNT),
+    kvBytesPerToken: fields.number("kvBytesPerToken", { min: 0, max: 1 << 30 }),
   };
 }

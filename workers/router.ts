@@ -5,25 +5,18 @@ import { authenticate } from "./auth/authenticate.ts";
 import { assertSigned, authenticateEngine, refused } from "./auth/engine.ts";
 import { createKey, expireKey, getKey, listKeys, revokeKey } from "./auth/key-routes.ts";
 import { parseJsonObject, readBytes } from "./body.ts";
+import { corsHeaders, preflight } from "./cors.ts";
 import type { Env } from "./env.ts";
-import { fleetOf } from "./fleet.ts";
+import { fleetOf, fleetShards } from "./fleet.ts";
 import { chatCompletions, completions } from "./generate-routes.ts";
 import { readHeartbeat } from "./heartbeat.ts";
-import { RATE_HEADER_NAMES } from "./limits/rate-headers.ts";
 import { logError } from "./log.ts";
 import { modelBody } from "./openai-shapes.ts";
 import { playground } from "./playground.ts";
-import { SESSION_HEADER } from "./session-id.ts";
+import { REQUEST_ID_HEADER, requestIdOf } from "./request-id.ts";
 import { deleteSession, forkSession, getSession, resumeStream, stopStream } from "./session-routes.ts";
 
 const HEARTBEAT_BYTES_MAX = 16 * 1024;
-
-const REQUEST_ID_HEADER = "x-request-id";
-
-const CORS_HEADERS: Readonly<Record<string, string>> = {
-  "access-control-allow-origin": "*",
-  "access-control-expose-headers": [REQUEST_ID_HEADER, SESSION_HEADER, "retry-after", ...RATE_HEADER_NAMES].join(", "),
-};
 
 type Handler = (request: IRequest, env: Env, requestId: string) => Promise<Response> | Response;
 
@@ -66,7 +59,7 @@ const ROUTES: readonly [string, Readonly<Record<string, Handler>>][] = [
 
 /** The Worker's fetch handler. Never rejects: whatever goes wrong is an OpenAI error body. */
 export async function handle(request: Request, env: Env): Promise<Response> {
-  const requestId = readRequestId(request.headers) ?? `req_${crypto.randomUUID()}`;
+  const requestId = requestIdOf(request.headers);
   let response: Response;
   try {
     response = request.method === "OPTIONS" ? preflight() : await router.fetch(request, env, requestId);
@@ -74,14 +67,10 @@ export async function handle(request: Request, env: Env): Promise<Response> {
     response = errorResponse(thrown, requestId);
   }
   response.headers.set(REQUEST_ID_HEADER, requestId);
-  for (const [name, value] of Object.entries(CORS_HEADERS)) response.headers.set(name, value);
+  response.headers.set("x-content-type-options", "nosniff");
+  const cors = corsHeaders(request.headers.get("origin"), env);
+  for (const [name, value] of Object.entries(cors)) response.headers.set(name, value);
   return response;
-}
-
-/** The caller's own id, for its logs and ours; one that is not well-formed is as good as none. It need not be unique. */
-function readRequestId(headers: Headers): string | undefined {
-  const id = headers.get(REQUEST_ID_HEADER);
-  return id !== null && /^[A-Za-z0-9._:-]{1,64}$/.test(id) ? id : undefined;
 }
 
 function buildRouter() {
@@ -107,18 +96,6 @@ function methodNotAllowed(method: string, allowed: string[]): Response {
   return Response.json(errorBody(error), { status: error.status, headers: { allow: allowed.join(", ") } });
 }
 
-function preflight(): Response {
-  return new Response(null, {
-    status: 204,
-    headers: {
-      "access-control-allow-methods": "GET, POST, DELETE, OPTIONS",
-      // Browsers do not take "*" for authorization, and the clients' own headers (x-stainless-*) are many.
-      "access-control-allow-headers": `*, authorization, content-type, ${SESSION_HEADER}`,
-      "access-control-max-age": "86400",
-    },
-  });
-}
-
 function errorResponse(thrown: unknown, requestId: string): Response {
   const error = toQuireError(thrown);
   logError(requestId, error);
@@ -130,14 +107,14 @@ function errorResponse(thrown: unknown, requestId: string): Response {
 }
 
 async function listModels(request: Request, env: Env): Promise<Response> {
-  await authenticate(request, env, undefined);
-  return Response.json({ object: "list", data: (await fleetOf(env).models()).map(modelBody) });
+  const { namespace } = await authenticate(request, env, undefined);
+  return Response.json({ object: "list", data: (await fleetOf(env, namespace).models()).map(modelBody) });
 }
 
 async function getModel(request: IRequest, env: Env): Promise<Response> {
-  await authenticate(request, env, undefined);
+  const { namespace } = await authenticate(request, env, undefined);
   const id = param(request, "id");
-  const model = (await fleetOf(env).models()).find((live) => live.id === id);
+  const model = (await fleetOf(env, namespace).models()).find((live) => live.id === id);
   if (model) return Response.json(modelBody(model));
   throw new QuireError("model_not_found", `The model '${id}' does not exist or you do not have access to it.`, {
     param: "model",
@@ -148,9 +125,11 @@ async function heartbeat(request: Request, env: Env): Promise<Response> {
   const claims = await authenticateEngine(request, env);
   const body = await readBytes(request, { bytesMax: HEARTBEAT_BYTES_MAX });
   await assertSigned(claims, body);
-  const fleet = fleetOf(env);
-  if (!(await fleet.admitNonce(claims.nonce, claims.expiresMs))) throw refused();
-  await fleet.heartbeat(readHeartbeat(parseJsonObject(body)));
+  const [fleet, ...others] = fleetShards(env);
+  // One of them remembers nonces for all.
+  if (!fleet || !(await fleet.admitNonce(claims.nonce, claims.expiresMs))) throw refused();
+  const beat = readHeartbeat(parseJsonObject(body));
+  await Promise.all([fleet, ...others].map((shard) => shard.heartbeat(beat)));
   return Response.json({ status: "ok" });
 }
 

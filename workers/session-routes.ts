@@ -18,9 +18,10 @@ import type { ResumeRequest, SessionInfo } from "./turn-job.ts";
  */
 export async function getSession(request: Request, env: Env, id: string): Promise<Response> {
   const { namespace } = await countedTenant(request, env, "sessions:read");
+  checkSessionId(id, "id");
   const [info, stored] = await Promise.all([
     infoOf(env, namespace, id),
-    sessionOf(env, namespace, checkSessionId(id, "id")).stored(),
+    sessionOf(env, namespace, id).stored(),
   ]);
   return Response.json(sessionBody(info, stored));
 }
@@ -101,7 +102,7 @@ async function countedTenant(request: Request, env: Env, scope: Scope): Promise<
 }
 
 async function infoOf(env: Env, namespace: string, id: string): Promise<SessionInfo> {
-  const info = await sessionOf(env, namespace, checkSessionId(id, "id")).info();
+  const info = await sessionOf(env, namespace, id).info();
   if (!info) throw notFound(id);
   return info;
 }

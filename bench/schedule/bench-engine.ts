@@ -1,7 +1,7 @@
 /** A whole engine in this process, without HTTP and without a store worth the name: what is timed is scheduling and steps. */
 import { UsageError } from "../../cli/usage-error.ts";
+import type { Ticket } from "../../engine/engine.ts";
 import { type OpenedEngine, openEngine } from "../../engine/open.ts";
-import type { Ticket } from "../../engine/parts.ts";
 import { ENGINE_DEFAULTS, type EngineSettings, systemClock } from "../../engine/settings.ts";
 import { BLOCK_TOKENS, type Device } from "../../kernels/contract.ts";
 import { openDevice } from "../../kernels/open.ts";

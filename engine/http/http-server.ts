@@ -6,8 +6,8 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import { QuireError, toQuireError } from "../../protocol/errors.ts";
 import { ENGINE_PATHS, type SessionStatus } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
-import type { Engine } from "../engine.ts";
-import type { Ticket } from "../parts.ts";
+import type { Engine, Ticket } from "../engine.ts";
+import { EXPOSITION_TYPE } from "../metrics/exposition.ts";
 import type { EngineLog } from "../settings.ts";
 import { EventWriter } from "./event-writer.ts";
 import { checkRequest, checkSessionRequest, type RequestBounds } from "./request-check.ts";
@@ -64,6 +64,7 @@ interface Room extends EngineHttpOptions {
 async function handle(options: Room, request: IncomingMessage, response: ServerResponse): Promise<void> {
   const path = new URL(request.url ?? "/", "http://engine").pathname;
   if (path === "/healthz") return json(response, 200, { ok: true, engine: options.engineId, ...options.engine.status });
+  if (path === "/metrics") return metrics(options, response);
   const known = Object.values(ENGINE_PATHS).some((candidate) => candidate === path);
   if (!known) return plain(response, 404, "no such path");
   if (request.method !== "POST") return plain(response, 405, "use POST");
@@ -77,6 +78,7 @@ async function handle(options: Room, request: IncomingMessage, response: ServerR
     response.writeHead(204).end();
     return;
   }
+  if (path === ENGINE_PATHS.trace) return trace(options, body, response);
   const { namespace, sessionId } = checkSessionRequest(body);
   if (path === ENGINE_PATHS.sessionStatus)
     return json(response, 200, await options.sessions.status(namespace, sessionId));
@@ -123,6 +125,17 @@ async function generate(
     if (!response.headersSent) response.writeHead(200, { "content-type": "application/x-quire-frames" });
     writer.failed(error);
   }
+}
+
+/** Numbers about no tenant and no request, so nobody has to sign for them; keep the port from the public all the same. */
+function metrics({ engine }: Room, response: ServerResponse): void {
+  response.writeHead(200, { "content-type": EXPOSITION_TYPE }).end(engine.metrics.expose());
+}
+
+function trace({ engine }: Room, body: unknown, response: ServerResponse): void {
+  const found = engine.traces.find(String((body as { requestId?: unknown } | null)?.requestId));
+  if (found === undefined) plain(response, 404, "no such trace");
+  else json(response, 200, found);
 }
 
 /** Without a reason, and without reading what else a stranger sends. */

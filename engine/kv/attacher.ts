@@ -285,7 +285,8 @@ export class Attacher {
   }
 
   #deadline(sequence: Sequence): AbortSignal {
-    return AbortSignal.any([sequence.abort.signal, AbortSignal.timeout(this.#options.getMsMax)]);
+    const { clock, getMsMax } = this.#options;
+    return AbortSignal.any([sequence.abort.signal, clock.deadline(getMsMax)]);
   }
 }
 

@@ -76,6 +76,11 @@ export class BlockCache {
     return Math.min(Math.floor(this.#deviceBlocks.count / this.#layerCount), this.#summarySlots.count);
   }
 
+  /** Every block that is found by its key. */
+  published(): Iterable<LogicalBlock> {
+    return this.#published.values();
+  }
+
   get idleCount(): number {
     return this.#idle.size;
   }

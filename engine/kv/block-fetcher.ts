@@ -9,6 +9,7 @@ import { crc32 } from "../../storage/checksum.ts";
 import type { PageStore } from "../../storage/contract.ts";
 import type { KvGeometry } from "../../storage/geometry.ts";
 import { checksumIndex, segmentRange } from "../../storage/segment.ts";
+import type { Clock } from "../settings.ts";
 import type { BlockCache, LogicalBlock } from "./block-cache.ts";
 import type { Gate, GateClass } from "./gate.ts";
 import type { StoredSegment } from "./stored-segment.ts";
@@ -42,6 +43,7 @@ export interface BlockFetcherOptions {
   cache: BlockCache;
   geometry: KvGeometry;
   gate: Gate;
+  clock: Clock;
   getMsMax: number;
   /** Told why a read failed. */
   onFailure(segment: StoredSegment, cause: unknown): void;
@@ -92,7 +94,7 @@ export class BlockFetcher {
   }
 
   async #read(read: RangeRead, totals: FetchTotals): Promise<void> {
-    const { store, geometry, getMsMax, onFailure } = this.#options;
+    const { store, geometry, clock, getMsMax, onFailure } = this.#options;
     const wanted = read.blocks.filter((block) => block.refCount > 0 && !block.lost);
     if (wanted.length === 0) return;
     const first = indexInSegment(read.blocks[0] as LogicalBlock, read.segment);
@@ -100,7 +102,7 @@ export class BlockFetcher {
     try {
       const object = await store.get(read.segment.objectKey, {
         range: { offset: read.segment.objectOffset + range.offset, bytes: range.bytes },
-        signal: AbortSignal.timeout(getMsMax),
+        signal: clock.deadline(getMsMax),
       });
       if (!object) throw new Error("segment is not in the store");
       totals.bytes += object.bytes.byteLength;

@@ -10,6 +10,7 @@
  */
 import { BLOCK_TOKENS, PAGE_TOKENS } from "../../kernels/contract.ts";
 import { assert } from "../../protocol/assert.ts";
+import { describeSpans } from "../../protocol/block-chain.ts";
 import type { Span } from "../../protocol/generate.ts";
 
 /** Provenance of KV that was attended in full. */
@@ -138,25 +139,10 @@ export class SpanList {
   }
 
   /**
-   * The provenance of tokens `[from, to)` as text: runs `<offset of end>:<how>` joined by `;`, canonical: what a budget makes dense is called
-   * dense, and neighbouring dense runs are one.
+   * The provenance of tokens `[from, to)` as text, canonical; the edge writes the same (`protocol/block-chain.ts`).
    */
   describe(from: number, to: number): string {
-    const runs: { end: number; how: string }[] = [];
-    let start = 0;
-    for (const { end, how } of this.#spans) {
-      if (end > from && start < to) {
-        const denseEnd = parseHow(how)?.budgetTokens ?? Number.POSITIVE_INFINITY;
-        for (const piece of cut(Math.max(start, from), Math.min(end, to), [denseEnd])) {
-          const name = piece.end <= denseEnd ? DENSE : how;
-          const last = runs.at(-1);
-          if (last && last.how === DENSE && name === DENSE) last.end = piece.end - from;
-          else runs.push({ end: piece.end - from, how: name });
-        }
-      }
-      start = end;
-    }
-    return runs.map((run) => `${run.end}:${run.how}`).join(";");
+    return describeSpans(this.#spans, from, to);
   }
 }
 

@@ -10,7 +10,7 @@ import type { SummaryRef } from "../../storage/manifest.ts";
 import { decodeSummaryObject, type SummaryObject, summarySlot } from "../../storage/summary-object.ts";
 import type { Sequence } from "../sequence/sequence.ts";
 import { countedReads, countFetch } from "../sequence/traffic.ts";
-import type { EngineLog } from "../settings.ts";
+import type { Clock, EngineLog } from "../settings.ts";
 import type { LogicalBlock } from "./block-cache.ts";
 import { allLayers, type BlockFetcher, indexInSegment } from "./block-fetcher.ts";
 import type { Gate } from "./gate.ts";
@@ -23,6 +23,7 @@ export interface SummarySupplyOptions {
   fetcher: BlockFetcher;
   gate: Gate;
   geometry: KvGeometry;
+  clock: Clock;
   log: EngineLog;
   getMsMax: number;
 }
@@ -37,10 +38,10 @@ export class SummarySupply {
 
   /** Reads and verifies one summary object. @throws {Error} when it is absent, late or damaged. */
   async read(sequence: Sequence, ref: SummaryRef): Promise<SummaryObject> {
-    const { store, gate, geometry, getMsMax } = this.#options;
+    const { store, gate, geometry, clock, getMsMax } = this.#options;
     const counted = countedReads(store, sequence);
     const object = await gate.run("demand", () =>
-      counted.get(ref.objectKey, { signal: AbortSignal.any([sequence.abort.signal, AbortSignal.timeout(getMsMax)]) }),
+      counted.get(ref.objectKey, { signal: AbortSignal.any([sequence.abort.signal, clock.deadline(getMsMax)]) }),
     );
     if (!object) throw new Error("a summary object is not in the store");
     const { sha256, kind, fromToken, tokenCount } = ref;
@@ -82,7 +83,7 @@ export class SummarySupply {
   }
 
   async #fromBlocks(sequence: Sequence, kind: SummaryKind, blocks: readonly LogicalBlock[]): Promise<void> {
-    const { fetcher, geometry, log, pool } = this.#options;
+    const { fetcher, geometry, clock, log, pool } = this.#options;
     const lacking = () => blocks.filter((block) => isAlive(block) && !block.summaries.has(kind));
     if (lacking().length === 0) return;
     countFetch(sequence, await fetcher.fetch(allLayers(lacking()), "demand"));
@@ -95,7 +96,7 @@ export class SummarySupply {
       } catch (error) {
         log("summary.rebuild-failed", { requestId: sequence.request.requestId, error: String(error) });
       }
-      await new Promise<void>((resolve) => setImmediate(resolve));
+      await clock.breathe(0);
     }
   }
 

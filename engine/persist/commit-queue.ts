@@ -4,7 +4,7 @@
  */
 
 import type { Span } from "../../protocol/generate.ts";
-import { withDeadline } from "../../storage/deadline.ts";
+import { StoreError } from "../../storage/contract.ts";
 import { envelopeDigest } from "../../storage/envelope.ts";
 import { FormatError } from "../../storage/format-error.ts";
 import { BLOCK_TOKENS, type StoredSummaryKind } from "../../storage/geometry.ts";
@@ -230,9 +230,14 @@ export class CommitQueue {
 
   /** The superseded tail goes best-effort: what stays is garbage that `collectGarbage` (storage/gc.ts) finds. */
   async #discard(objectKey: string): Promise<void> {
-    const { store, putMsMax } = this.#options;
+    const { store, clock, putMsMax } = this.#options;
     try {
-      await withDeadline({ deadlineMs: putMsMax, what: "discarding a tail" }, () => store.delete([objectKey]));
+      const deadline = clock.deadline(putMsMax);
+      const late = new Promise<never>((_, reject) => {
+        const giveUp = () => reject(new StoreError("timeout", `discarding a tail took longer than ${putMsMax} ms`));
+        deadline.addEventListener("abort", giveUp, { once: true });
+      });
+      await Promise.race([store.delete([objectKey]), late]);
     } catch (error) {
       this.#options.log("persist.discard-failed", { objectKey, error: String(error) });
     }

@@ -16,7 +16,7 @@ export interface RetryOptions {
 /** Runs a store call through the gate, once more after `unavailable` or `timeout`; each try has a deadline. @throws what the last try throws. */
 export async function retried<T>(options: RetryOptions, call: (signal: AbortSignal) => Promise<T>): Promise<T> {
   const { gate, clock, putMsMax } = options;
-  const attempt = () => gate.run("demand", () => call(AbortSignal.timeout(putMsMax)));
+  const attempt = () => gate.run("demand", () => call(clock.deadline(putMsMax)));
   try {
     return await attempt();
   } catch (error) {

@@ -180,8 +180,8 @@ class SummaryWriter {
   async #get(ref: SummaryRef): Promise<SummaryObject> {
     const known = this.#read.get(ref.objectKey);
     if (known) return known;
-    const { store, gate, geometry, putMsMax } = this.#options;
-    const object = await gate.run("demand", () => store.get(ref.objectKey, { signal: AbortSignal.timeout(putMsMax) }));
+    const { store, gate, geometry, clock, putMsMax } = this.#options;
+    const object = await gate.run("demand", () => store.get(ref.objectKey, { signal: clock.deadline(putMsMax) }));
     if (!object) throw new Error("a summary object is gone");
     const { sha256, kind, fromToken, tokenCount } = ref;
     const decoded = decodeSummaryObject(object.bytes, { sha256, geometry, kind, fromToken, tokenCount });

@@ -3,6 +3,8 @@
  * comes with work starts at what the least served active tenant has had, less a credit that idling has earned; counters fall to
  * nothing when nobody has work. Tenants within a quantum of the least served one are equal, so that locality may choose between them.
  */
+import type { Sequence } from "../sequence/sequence.ts";
+import type { CostModel, StepLoad } from "./cost-model.ts";
 
 /** Milliseconds of steps that a tenant may save up while it asks for little: short requests of light tenants find it always. */
 const CREDIT_MS = 2_000;
@@ -75,6 +77,13 @@ export class Tenants {
     const account = this.#of(namespace);
     account.runningCount -= 1;
     account.reservedBlocks -= blocks;
+  }
+
+  /** Shares a step's time out among the tenants in it, by what their rows cost. */
+  chargeStep(parts: readonly { sequence: Sequence; load: StepLoad }[], ms: number, cost: CostModel): void {
+    const weights = parts.map(({ load }) => Math.max(1e-3, cost.predictMs(load) - cost.fixedMs));
+    const sum = weights.reduce((a, b) => a + b);
+    for (const [i, { sequence }] of parts.entries()) this.charge(sequence.namespace, (ms * weights[i]!) / sum);
   }
 
   /** It had so much of a step. */

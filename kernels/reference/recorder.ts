@@ -104,7 +104,9 @@ export class ReferenceRecorder implements StepRecorder {
     const own = this.#poolFor(pool, layer, headCount);
     const queries = floatsOf(q, this.#rowCount * headCount * pool.spec.headDim);
     const counters = { misses: this.#misses, chosenBlocks: this.#chosenBlocks, traffic: this.#traffic };
-    const groups = select({ pool: own, layer, headCount, q: queries }, this.#slices, counters);
+    const previous =
+      this.#selected?.pool === own && this.#selected.layer === layer - 1 ? this.#selected.groups : undefined;
+    const groups = select({ pool: own, layer, headCount, q: queries }, this.#slices, counters, previous);
     this.#selected = { pool: own, layer, groups };
   }
 

@@ -9,6 +9,7 @@ import {
   type StepSlice,
 } from "../contract.ts";
 import {
+  choosingLayer,
   keepPages,
   needsPageScores,
   type PageRange,
@@ -70,21 +71,27 @@ export interface SelectCounters {
   traffic: readonly SliceTraffic[];
 }
 
-/** Selections of every query group and KV head, ascending by (slice, group, KV head). Adds to `counters`. */
+/**
+ * Selections of every query group and KV head, ascending by (slice, group, KV head). Adds to `counters`. `previous`: those of the layer
+ * before, where there was one.
+ */
 export function select(
   args: SelectArgs,
   slices: readonly StepSlice[],
   { misses, chosenBlocks, traffic }: SelectCounters,
+  previous: readonly GroupSelection[] | undefined,
 ): GroupSelection[] {
   const selections: GroupSelection[] = [];
   let sliceRow = 0;
   slices.forEach((slice, sliceIndex) => {
     queryGroups(slice).forEach((group, groupIndex) => {
       const firstRow = sliceRow + group.firstRow;
-      const range = pageRange(slice.plan, group);
+      const range = pageRange(slice.plan, group, args.layer);
       const sliceTraffic = traffic[sliceIndex] as SliceTraffic;
       const scope = { args, slice, sliceIndex, firstRow, group, range, misses, chosenBlocks, traffic: sliceTraffic };
-      selectGroup(scope).forEach((chosen, kvHead) => {
+      const isReused = !range.everything && choosingLayer(slice.plan, args.layer) !== args.layer;
+      const all = isReused ? reuse(previous?.slice(selections.length), args.pool.spec.kvHeadCount) : selectGroup(scope);
+      all.forEach((chosen, kvHead) => {
         noteMisses(scope, chosen);
         noteChosen(scope, chosen);
         if (chosen.pages !== undefined) {
@@ -97,6 +104,15 @@ export function select(
     sliceRow += slice.rowCount;
   });
   return selections;
+}
+
+/** What the layer before attends to; `previous` begins with the selections of this group. */
+function reuse(previous: readonly GroupSelection[] | undefined, kvHeadCount: number): Chosen[] {
+  assert(previous !== undefined, "a layer that takes over a choice comes right behind the one that made it");
+  return previous.slice(0, kvHeadCount).map(({ pages, tokenMasks }) => ({
+    ...(pages === undefined ? {} : { pages }),
+    ...(tokenMasks === undefined ? {} : { tokenMasks }),
+  }));
 }
 
 /** One choice per KV head. */

@@ -4,7 +4,7 @@ import { openHeadAt, openSlotValuesAt } from "../layout.ts";
 import type { Arena } from "./heap.ts";
 import type { Machine } from "./machine.ts";
 import { OP } from "./ops.ts";
-import type { GroupSelection, SelectionBatch } from "./selection-batch.ts";
+import { type GroupSelection, type Role, roleOf, type StepGroups } from "./selection-batch.ts";
 
 /** The layer, and f32 `[rows, headCount, headDim]` as addresses. */
 export interface AttendArgs {
@@ -29,6 +29,8 @@ export interface AttendTiles {
 /** Rows that share what they read: one query group, one block of positions. */
 interface Tile {
   selection: GroupSelection;
+  /** Whether it reads chosen pages only. */
+  isSparse: boolean;
   firstRow: number;
   rowCount: number;
   position: number;
@@ -46,11 +48,13 @@ const PARTIAL_BYTES_MAX = 32 * 1024 * 1024;
 /** Pieces of memory that a task asks for at once, assembly/attend.ts has the same. */
 const PIECES_BYTES = 256;
 
-/** Cuts the groups of a batch into tiles; `arena` must live as long as the batch. */
-export function prepareTiles(machine: Machine, arena: Arena, batch: SelectionBatch): AttendTiles {
-  const { kvHeadCount, headDim } = batch.pool.spec;
-  const group = batch.headCount / kvHeadCount;
-  const tiles = batch.groups.flatMap((selection) => tilesOf(selection, group));
+/** Cuts the groups of a step into tiles, for layers of these roles; `arena` must live as long as the groups. */
+export function prepareTiles(machine: Machine, arena: Arena, step: StepGroups, roles: readonly Role[]): AttendTiles {
+  const { kvHeadCount, headDim } = step.pool.spec;
+  const group = step.headCount / kvHeadCount;
+  const tiles = step.groups.flatMap((selection) =>
+    tilesOf(selection, roleOf(selection, { roles }) !== "everything", group),
+  );
   const queryMax = Math.max(0, ...tiles.map((tile) => tile.rowCount)) * group;
   const splitMax = Math.max(0, ...tiles.map((tile) => tile.splitCount));
   const partialBytes = tiles.map((tile) => tile.splitCount * kvHeadCount * tile.rowCount * group * (headDim + 2) * 4);
@@ -58,7 +62,7 @@ export function prepareTiles(machine: Machine, arena: Arena, batch: SelectionBat
   const tasksWanted = threads === 1 ? 1 : threads * TASKS_PER_THREAD_MIN;
   const isFew = queryMax <= FEW_QUERIES;
   // Chosen pages lie apart, so nothing is gained by taking KV heads together, and each KV head has as many as the next one.
-  const isSparse = isFew && tiles.every(({ selection }) => selection.pageMasksAt !== 0);
+  const isSparse = isFew && tiles.every((tile) => tile.isSparse);
   const isByHead = isSparse && tiles.length * kvHeadCount >= threads;
   const isCut =
     !isByHead &&
@@ -75,23 +79,23 @@ export function prepareTiles(machine: Machine, arena: Arena, batch: SelectionBat
   return {
     ...{ at, count: tiles.length, queryMax, splitMax: isCut ? splitMax : 0 },
     headsPerTask: Math.ceil(kvHeadCount / headTasks),
-    work: tokens * batch.headCount * headDim * 2,
+    work: tokens * step.headCount * headDim * 2,
   };
 }
 
 /** Causal attention of every query group over what `select` chose. */
-export function attend(machine: Machine, batch: SelectionBatch, tiles: AttendTiles, args: AttendArgs): void {
+export function attend(machine: Machine, step: StepGroups, tiles: AttendTiles, args: AttendArgs): void {
   if (tiles.count === 0) return;
-  const { kvHeadCount, headDim, encoding } = batch.pool.spec;
+  const { kvHeadCount, headDim, encoding } = step.pool.spec;
   const { splitMax, queryMax, headsPerTask, work } = tiles;
   // Per query: itself, two outputs, two states, the scores of a block, two factors, and codes of 16 bits padded to eights.
   const queryBytes = (headDim * 3 + 4 + BLOCK_TOKENS + 2) * 4 + Math.ceil(headDim / 8) * 16;
   machine.threads.ensureScratch(PIECES_BYTES + headsPerTask * (16 + queryMax * queryBytes));
-  const { blocksAt, blockBytes, layout, openAt, openSlotBytes, spec } = batch.pool;
+  const { blocksAt, blockBytes, layout, openAt, openSlotBytes, spec } = step.pool;
   const keysOffset = openHeadAt(spec, args.layer, 0) * 4;
   const launchArgs = {
     args: [
-      ...[tiles.at, kvHeadCount, batch.headCount / kvHeadCount, headDim, args.q, args.out, 0, blocksAt, blockBytes],
+      ...[tiles.at, kvHeadCount, step.headCount / kvHeadCount, headDim, args.q, args.out, 0, blocksAt, blockBytes],
       ...[encoding === "int8" ? 1 : 0, layout.keyScalesAt, layout.valuesAt, layout.valueScalesAt, openAt],
       ...[openSlotBytes, keysOffset, openSlotValuesAt(spec) * 4 + keysOffset, splitMax, queryMax, headsPerTask],
       args.layer,
@@ -104,7 +108,7 @@ export function attend(machine: Machine, batch: SelectionBatch, tiles: AttendTil
     machine.threads.run(OP.attendMerge, { taskCount: tiles.count * kvHeadCount, work: 0, ...launchArgs });
 }
 
-function tilesOf(selection: GroupSelection, headsPerKvHead: number): Tile[] {
+function tilesOf(selection: GroupSelection, isSparse: boolean, headsPerKvHead: number): Tile[] {
   const { group, firstRow } = selection;
   const rowsMax = Math.max(1, Math.floor(TILE_QUERIES / headsPerKvHead));
   const tiles: Tile[] = [];
@@ -112,25 +116,26 @@ function tilesOf(selection: GroupSelection, headsPerKvHead: number): Tile[] {
     const position = group.positionFirst + row;
     const rowCount = Math.min(rowsMax, group.rowCount - row, BLOCK_TOKENS - (position % BLOCK_TOKENS));
     const splitCount = Math.floor(position / SPLIT_TOKENS) + 1;
-    tiles.push({ selection, firstRow: firstRow + row, rowCount, position, splitCount });
+    tiles.push({ selection, isSparse, firstRow: firstRow + row, rowCount, position, splitCount });
     row += rowCount;
   }
   return tiles;
 }
 
 /** About how many tokens a row of the tile reads. */
-function attendedTokens({ selection: { range, choices }, position }: Tile): number {
-  if (choices.length === 0) return position + 1;
+function attendedTokens({ selection: { range }, isSparse, position }: Tile): number {
+  if (!isSparse) return position + 1;
   return (range.sinkEnd + range.takePages + range.pageEnd - range.recentStart) * PAGE_TOKENS;
 }
 
 function writeTile({ heap }: Machine, at: number, tile: Tile, partialAt: number): void {
-  const { selection, position } = tile;
+  const { selection, position, isSparse } = tile;
   const { slice } = selection;
   const openSlot = slice.openSlots[Math.floor(position / BLOCK_TOKENS) - Math.floor(slice.position / BLOCK_TOKENS)];
+  const masks = isSparse ? [selection.pageMasksAt, selection.pageMaskStride, selection.tokenMasksAt] : [0, 0, 0];
   const record = [
-    ...[tile.firstRow, tile.rowCount, position, selection.blockIdsAt, selection.pageMasksAt, selection.pageMaskStride],
-    ...[selection.tokenMasksAt, openSlot as number, partialAt, tile.splitCount, slice.blockCapacity],
+    ...[tile.firstRow, tile.rowCount, position, selection.blockIdsAt, ...masks],
+    ...[openSlot as number, partialAt, tile.splitCount, slice.blockCapacity],
   ];
   heap.words.set(record, at / 4);
 }

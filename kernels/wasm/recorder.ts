@@ -21,7 +21,7 @@ import { embed, gatherRows, matmul, rmsNorm, siluMul } from "./linear-ops.ts";
 import type { Machine } from "./machine.ts";
 import { floatsAt, ownBuffer, ownMatrix, ownPool, type WasmPool } from "./memory.ts";
 import { select, viewsOf } from "./select.ts";
-import { prepareBatch, type SelectionBatch } from "./selection-batch.ts";
+import { type LayerBatch, prepareGroups, prepareLayers, rolesOf, type StepGroups } from "./selection-batch.ts";
 
 type Args<Op extends keyof StepRecorder> = Parameters<StepRecorder[Op]>[0];
 
@@ -29,6 +29,12 @@ type Args<Op extends keyof StepRecorder> = Parameters<StepRecorder[Op]>[0];
 export interface StepArenas {
   step: Arena;
   selection: Arena;
+}
+
+/** What layers of the same roles have in common. */
+interface Batch {
+  batch: LayerBatch;
+  tiles: AttendTiles;
 }
 
 /**
@@ -46,9 +52,9 @@ export class WasmRecorder implements StepRecorder {
   readonly #chosenBlocks: ChosenBlocks;
   readonly #samples: Sample[] = [];
   readonly #checkedPools = new Set<WasmPool>();
-  /** Of the pools that were selected from, usually one. */
-  readonly #batches: { batch: SelectionBatch; tiles: AttendTiles }[] = [];
-  #selected: { batch: SelectionBatch; tiles: AttendTiles; layer: number } | undefined;
+  /** Of the pools that were selected from, usually one; batches by the roles that plans give a layer, usually one. */
+  readonly #laidOut: { step: StepGroups; batches: Map<string, Batch> }[] = [];
+  #selected: ({ step: StepGroups; layer: number } & Batch) | undefined;
   #failure: QuireError | undefined;
   #ended = false;
 
@@ -134,11 +140,15 @@ export class WasmRecorder implements StepRecorder {
     const queries = this.#floats(q, this.#rowCount * headCount * own.spec.headDim);
     const args = { layer, q: queries, arena: this.#arenas.selection };
     const counters = { misses: this.#misses, chosenBlocks: this.#chosenBlocks, traffic: this.#traffic };
+    const before = this.#selected;
     this.#selected = undefined;
     this.#run(() => {
-      const { batch, tiles } = this.#batchOf(own, headCount);
-      select(this.#machine, batch, args, counters);
-      this.#selected = { batch, tiles, layer };
+      const selected = { ...this.#batchOf(own, headCount, layer), layer };
+      const isBehind = before?.step === selected.step && before.layer === layer - 1;
+      const takesOver = selected.batch.roles.includes("takes-over");
+      assert(isBehind || !takesOver, "a layer that takes over a choice comes right behind the one that made it");
+      select(this.#machine, selected.step, selected.batch, args, counters);
+      this.#selected = selected;
     });
   }
 
@@ -149,12 +159,11 @@ export class WasmRecorder implements StepRecorder {
     const args = { layer, q: this.#floats(q, elements), out: this.#floats(out, elements) };
     this.#run(() => {
       const selected = this.#selected;
-      const isSame = selected?.batch.pool === own && selected.batch.headCount === headCount && selected.layer === layer;
+      const isSame = selected?.step.pool === own && selected.step.headCount === headCount && selected.layer === layer;
       assert(isSame, `attend at layer ${layer} without its select`);
-      const { batch, tiles } = selected;
-      attend(this.#machine, batch, tiles, args);
-      for (const { sliceIndex, kvBytes } of batch.groups)
-        (this.#traffic[sliceIndex] as SliceTraffic).kvBytes += kvBytes;
+      const { step, tiles } = selected;
+      attend(this.#machine, step, tiles, args);
+      for (const { sliceIndex, kvBytes } of step.groups) (this.#traffic[sliceIndex] as SliceTraffic).kvBytes += kvBytes;
     });
   }
 
@@ -177,31 +186,45 @@ export class WasmRecorder implements StepRecorder {
     this.#onEnd();
     const failure = this.#failure ?? this.#machine.threads.failure;
     if (failure !== undefined) throw failure;
-    for (const { batch } of this.#batches) this.#mergeBitmaps(batch);
+    for (const { step } of this.#laidOut) this.#mergeBitmaps(step);
     const misses = this.#misses.list();
     return { samples: this.#samples, misses, traffic: this.#traffic, ...this.#chosenBlocks.list() };
   }
 
   /** What the last `select` chose, ascending by (slice, group, KV head). */
   selectionViews(): SelectionView[] {
-    return this.#selected === undefined ? [] : viewsOf(this.#machine, this.#selected.batch);
+    const selected = this.#selected;
+    return selected === undefined ? [] : viewsOf(this.#machine, selected.step, selected.batch);
   }
 
-  /** What selections of this pool have in common, laid out when it is first selected from. */
-  #batchOf(pool: WasmPool, headCount: number): { batch: SelectionBatch; tiles: AttendTiles } {
-    const known = this.#batches.find(({ batch }) => batch.pool === pool && batch.headCount === headCount);
-    if (known !== undefined) return known;
-    const batch = prepareBatch(this.#machine, this.#arenas.step, { pool, headCount, slices: this.#slices });
-    const entry = { batch, tiles: prepareTiles(this.#machine, this.#arenas.step, batch) };
-    this.#batches.push(entry);
-    return entry;
+  /** What layers like this one have in common, laid out when the first of them selects. */
+  #batchOf(pool: WasmPool, headCount: number, layer: number): { step: StepGroups } & Batch {
+    const { step: arena } = this.#arenas;
+    let known = this.#laidOut.find(({ step }) => step.pool === pool && step.headCount === headCount);
+    if (known === undefined) {
+      known = {
+        step: prepareGroups(this.#machine, arena, { pool, headCount, slices: this.#slices }),
+        batches: new Map(),
+      };
+      this.#laidOut.push(known);
+    }
+    const roles = rolesOf(this.#slices, layer);
+    const key = roles.join();
+    let entry = known.batches.get(key);
+    if (entry === undefined) {
+      const { step } = known;
+      const tiles = prepareTiles(this.#machine, arena, step, roles);
+      entry = { batch: prepareLayers(this.#machine, arena, step, roles), tiles };
+      known.batches.set(key, entry);
+    }
+    return { step: known.step, ...entry };
   }
 
-  #mergeBitmaps({ bitmapsAt, pool, slices }: SelectionBatch): void {
-    bitmapsAt.forEach((at, index) => {
-      if (at === 0) return;
-      const words = pool.spec.layerCount * Math.ceil((slices[index]?.blockCapacity ?? 0) / 32);
-      this.#chosenBlocks.merge(index, this.#machine.heap.words.subarray(at / 4, at / 4 + words));
+  #mergeBitmaps({ places, pool }: StepGroups): void {
+    places.forEach(({ bitmapAt, bitmapWords }, index) => {
+      if (bitmapAt === 0) return;
+      const words = pool.spec.layerCount * bitmapWords;
+      this.#chosenBlocks.merge(index, this.#machine.heap.words.subarray(bitmapAt / 4, bitmapAt / 4 + words));
     });
   }
 

@@ -6,8 +6,16 @@ import type { Arena } from "./heap.ts";
 import type { Machine } from "./machine.ts";
 import { OP } from "./ops.ts";
 import { chooseItems, scoreTable } from "./rank-units.ts";
-import { candidatePages, type GroupSelection, type PageChoice, type SelectionBatch } from "./selection-batch.ts";
+import {
+  candidatePages,
+  type GroupSelection,
+  type LayerBatch,
+  type PageChoice,
+  roleOf,
+  type StepGroups,
+} from "./selection-batch.ts";
 import { chooseTokens } from "./token-stage.ts";
+import type { UnitTable } from "./unit-records.ts";
 
 /** What is selected, and `arena`, which lasts until the next select. */
 export interface SelectArgs {
@@ -29,27 +37,32 @@ const CHUNK_BLOCKS = 64;
 /** Vectors of one task of quantization. */
 const VECTORS_PER_TASK = 64;
 
-/** Selects for every group of the batch. Adds to `counters`; choices are where the batch says. */
-export function select(machine: Machine, batch: SelectionBatch, args: SelectArgs, counters: SelectCounters): void {
+/** Selects for every group of the step. Adds to `counters`; choices are where the groups say. */
+export function select(
+  machine: Machine,
+  step: StepGroups,
+  batch: LayerBatch,
+  args: SelectArgs,
+  counters: SelectCounters,
+): void {
   const { unitsAt, unitCount, itemMax } = batch;
   if (unitCount > 0) {
-    if (batch.scored.length > 0) quantizeQueries(machine, batch, args.q);
+    if (batch.scored.length > 0) quantizeQueries(machine, step, batch, args.q);
     for (const scored of batch.scored) {
-      scoreTable(machine, scored, batch.pool.spec.headDim, (table, work) => {
-        const chunks = Math.ceil(table.itemMax / (CHUNK_BLOCKS * PAGES_PER_BLOCK));
-        scorePages(machine, batch, args.layer, { unitsAt: table.at, unitCount: table.count, chunks, work });
-      });
+      scoreTable(machine, scored, step.pool.spec.headDim, (table, work) =>
+        scorePages(machine, step, batch, args.layer, table, work),
+      );
     }
     chooseItems(machine, { unitsAt, unitCount, itemMax, layer: args.layer });
   }
-  chooseTokens(machine, batch, args, counters);
-  for (const selection of batch.groups) countGroup(machine, batch, args.layer, selection, counters);
+  chooseTokens(machine, step, batch, args, counters);
+  for (const selection of step.groups) countGroup(machine, step, batch, args.layer, selection, counters);
 }
 
 /** Query vectors in 16 bits. */
-function quantizeQueries(machine: Machine, batch: SelectionBatch, q: number): void {
+function quantizeQueries(machine: Machine, { pool }: StepGroups, batch: LayerBatch, q: number): void {
   const { vectorFirst, vectorEnd, codesAt, scalesAt } = batch;
-  const { headDim } = batch.pool.spec;
+  const { headDim } = pool.spec;
   const count = vectorEnd - vectorFirst;
   machine.threads.run(OP.quantizeQueries, {
     taskCount: Math.ceil(count / VECTORS_PER_TASK),
@@ -60,16 +73,19 @@ function quantizeQueries(machine: Machine, batch: SelectionBatch, q: number): vo
 
 function scorePages(
   machine: Machine,
-  { pool, headCount, codesAt, scalesAt }: SelectionBatch,
+  { pool, headCount }: StepGroups,
+  { codesAt, scalesAt }: LayerBatch,
   layer: number,
-  { unitsAt, unitCount, chunks, work }: { unitsAt: number; unitCount: number; chunks: number; work: number },
+  { at, count, itemMax }: UnitTable,
+  work: number,
 ): void {
   const { kvHeadCount, headDim } = pool.spec;
+  const chunks = Math.ceil(itemMax / (CHUNK_BLOCKS * PAGES_PER_BLOCK));
   machine.threads.run(OP.scorePages, {
-    taskCount: unitCount * chunks,
+    taskCount: count * chunks,
     work,
     args: [
-      ...[unitsAt, chunks, CHUNK_BLOCKS, headCount, headCount / kvHeadCount, headDim, codesAt, scalesAt],
+      ...[at, chunks, CHUNK_BLOCKS, headCount, headCount / kvHeadCount, headDim, codesAt, scalesAt],
       ...[layer, kvHeadCount, pool.summaryHeadStride],
     ],
   });
@@ -78,15 +94,17 @@ function scorePages(
 /** Adds up what a group reads and misses at this layer. */
 function countGroup(
   { heap }: Machine,
-  { pool, slices }: SelectionBatch,
+  { pool, slices }: StepGroups,
+  batch: LayerBatch,
   layer: number,
   selection: GroupSelection,
   { misses, traffic }: SelectCounters,
 ): void {
   const { sliceIndex, group, range, choices, blockEnd } = selection;
+  const role = roleOf(selection, batch);
   const sliceTraffic = traffic[sliceIndex] as SliceTraffic;
   const { spec } = pool;
-  if (choices.length === 0) {
+  if (role === "everything") {
     const absent = absentBlocks(slices[sliceIndex]?.blockIds as Int32Array, layer, selection);
     for (const block of absent) misses.add({ sliceIndex, layer, block });
     const blocks = blockEnd - absent.length;
@@ -107,7 +125,7 @@ function countGroup(
     const bytes = sealedKvBytes(spec, heap.words[counts + 1] as number, heap.words[counts + 2] as number);
     selection.kvBytes += (bytes + openKvBytes(spec, group)) * choice.kvHeadCount;
     sliceTraffic.pagesSelected += takes * choice.kvHeadCount;
-    if (!choice.isScored) continue;
+    if (!choice.isScored || role === "takes-over") continue;
     sliceTraffic.metadataBytes += summaryReadBytes(spec.headDim, range.candidateCount) * choice.kvHeadCount;
   }
 }
@@ -135,10 +153,12 @@ function noteMisses(
 }
 
 /** What the last select chose, ascending by (slice, group, KV head). */
-export function viewsOf({ heap }: Machine, { groups, pool }: SelectionBatch): SelectionView[] {
-  return groups.flatMap(({ sliceIndex, groupIndex, range, choices, tokens }) =>
+export function viewsOf({ heap }: Machine, { groups, pool }: StepGroups, batch: LayerBatch): SelectionView[] {
+  return groups.flatMap((selection) =>
     Array.from({ length: pool.spec.kvHeadCount }, (_, kvHead): SelectionView => {
+      const { sliceIndex, groupIndex, range, choices, tokens } = selection;
       const view = { sliceIndex, group: groupIndex, kvHead };
+      if (roleOf(selection, batch) === "everything") return view;
       if (tokens !== undefined) return { ...view, pages: [...tokens.pages], tokenMasks: [...tokens.tokenMasks] };
       const choice = choices[kvHead] ?? choices[0];
       if (choice === undefined) return view;

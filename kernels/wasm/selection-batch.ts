@@ -1,8 +1,12 @@
-/** What a step's selections have in common over its layers, laid out once: groups, units, masks, and what they are made of. */
+/**
+ * What a step's selections have in common over its layers, laid out once: groups with their masks, and for every mix of roles that the
+ * slices' plans give a layer (usually there is one) the units.
+ */
 import { assert } from "../../protocol/assert.ts";
 import { BLOCK_TOKENS, PAGES_PER_BLOCK, type SelectionPlan, type StepSlice } from "../contract.ts";
 import { summaryKindIndex } from "../layout.ts";
 import {
+  choosingLayer,
   keepPages,
   needsPageScores,
   type PageRange,
@@ -36,12 +40,16 @@ export interface PageChoice {
   countsAt: number;
 }
 
+/** Whether a layer attends to everything, chooses, or takes over what the layer before attends to. */
+export type Role = "everything" | "chooses" | "takes-over";
+
 /** One query group of one slice, where attention finds what it chose, and what was counted. */
 export interface GroupSelection {
   slice: StepSlice;
   sliceIndex: number;
   groupIndex: number;
   group: QueryGroup;
+  /** As for the layers that choose. */
   range: PageRange;
   /** Row of the step. */
   firstRow: number;
@@ -55,9 +63,9 @@ export interface GroupSelection {
   pageMaskStride: number;
   /** u64 per block: bit t is token t; 0 for all tokens of the pages. */
   tokenMasksAt: number;
-  /** Empty for everything. */
+  /** Empty where every layer attends to everything. */
   choices: PageChoice[];
-  /** Of the layer selected last, for token plans. */
+  /** What the last choice of a token plan was. */
   tokens: ChosenTokens | undefined;
   /** Bytes of K and V that attention at the layer selected last will read, all KV heads. */
   kvBytes: number;
@@ -69,12 +77,20 @@ export interface ScoredUnits {
   units: readonly Unit[];
 }
 
-/** All groups of a step, and their units: scored ones by combine rule, then those that score nothing, in one run of records. */
-export interface SelectionBatch {
+/** All groups of a step. */
+export interface StepGroups {
   pool: WasmPool;
   headCount: number;
   slices: readonly StepSlice[];
   groups: readonly GroupSelection[];
+  /** Per slice. */
+  places: readonly SlicePlace[];
+}
+
+/** What a layer's roles make of the groups: units, scored ones by combine rule, then the others, in one run of records. */
+export interface LayerBatch {
+  /** Per slice. */
+  roles: readonly Role[];
   unitsAt: number;
   unitCount: number;
   scored: readonly ScoredUnits[];
@@ -85,8 +101,11 @@ export interface SelectionBatch {
   scalesAt: number;
   vectorFirst: number;
   vectorEnd: number;
-  /** Per slice: its bitmap of chosen blocks, 0 where it did not ask. */
-  bitmapsAt: readonly number[];
+}
+
+/** What a group does in a layer. */
+export function roleOf({ choices, sliceIndex }: GroupSelection, { roles }: Pick<LayerBatch, "roles">): Role {
+  return choices.length === 0 ? "everything" : (roles[sliceIndex] as Role);
 }
 
 /** The chosen pages between the forced ones, ascending. */
@@ -103,44 +122,72 @@ export function candidatePages(
   return pages;
 }
 
-/** Lays out a batch in `arena`, which must live as long as it. */
-export function prepareBatch(
+/** Lays out the groups of a step in `arena`, which must live as long as they. */
+export function prepareGroups(
   machine: Machine,
   arena: Arena,
-  { pool, headCount, slices }: Pick<SelectionBatch, "pool" | "headCount" | "slices">,
-): SelectionBatch {
+  { pool, headCount, slices }: Pick<StepGroups, "pool" | "headCount" | "slices">,
+): StepGroups {
   const places = slices.map((slice) => placeSlice(machine, arena, pool, slice));
   const groups: GroupSelection[] = [];
-  const entries: { unit: Unit; isScored: boolean }[] = [];
   let sliceRow = 0;
   slices.forEach((slice, sliceIndex) => {
-    const place = places[sliceIndex] as SlicePlace;
+    const { blockIdsAt } = places[sliceIndex] as SlicePlace;
     queryGroups(slice).forEach((group, groupIndex) => {
       const firstRow = sliceRow + group.firstRow;
       const range = pageRange(slice.plan, group);
       const selection: GroupSelection = {
-        ...{ slice, sliceIndex, groupIndex, group, range, firstRow, blockIdsAt: place.blockIdsAt },
+        ...{ slice, sliceIndex, groupIndex, group, range, firstRow, blockIdsAt },
         blockEnd: Math.floor(group.positionLast / BLOCK_TOKENS),
         ...{ pageMasksAt: 0, pageMaskStride: 0, tokenMasksAt: 0, choices: [], tokens: undefined, kvBytes: 0 },
       };
+      if (slice.plan.kind !== "dense" && !range.everything) takeMasks(arena, pool, selection, slice.plan);
       groups.push(selection);
-      if (slice.plan.kind === "dense" || range.everything) return;
-      takeMasks(arena, pool, selection, slice.plan);
-      for (const choice of selection.choices) {
-        entries.push({ unit: unitOf({ pool, headCount }, selection, choice, place), isScored: choice.isScored });
-      }
     });
     sliceRow += slice.rowCount;
   });
-  const bitmapsAt = places.map(({ bitmapAt }) => bitmapAt);
-  return { pool, headCount, slices, groups, bitmapsAt, ...writeTables(machine, arena, { pool, headCount }, entries) };
+  return { pool, headCount, slices, groups, places };
+}
+
+/** The roles of a layer, one per slice. */
+export function rolesOf(slices: readonly StepSlice[], layer: number): Role[] {
+  return slices.map(({ plan }) => {
+    const chooser = choosingLayer(plan, layer);
+    if (chooser === undefined) return "everything";
+    return chooser === layer ? "chooses" : "takes-over";
+  });
+}
+
+/** Lays out what layers of these roles have in common. `arena` must live as long as the groups. */
+export function prepareLayers(machine: Machine, arena: Arena, step: StepGroups, roles: readonly Role[]): LayerBatch {
+  const entries: UnitEntry[] = [];
+  for (const selection of step.groups) {
+    const role = roleOf(selection, { roles });
+    // What a token plan takes over, the host counts.
+    if (role === "everything" || (role === "takes-over" && selection.slice.plan.kind === "tokens")) continue;
+    for (const choice of selection.choices) {
+      const isScored = choice.isScored && role === "chooses";
+      const place = step.places[selection.sliceIndex] as SlicePlace;
+      const unit = unitOf(step, selection, choice, place);
+      entries.push({ unit: { ...unit, isTakenOver: role === "takes-over" }, isScored });
+    }
+  }
+  return { roles, ...writeTables(machine, arena, step, entries) };
+}
+
+/** A unit, and whether its layer scores. */
+interface UnitEntry {
+  unit: Unit;
+  isScored: boolean;
 }
 
 /** What the groups of a slice share. */
-interface SlicePlace {
+export interface SlicePlace {
   blockIdsAt: number;
   summarySlotsAt: number;
+  /** The slice's bitmap of chosen blocks; 0 where it did not ask. */
   bitmapAt: number;
+  /** Words of a layer. */
   bitmapWords: number;
 }
 
@@ -179,7 +226,7 @@ function takeMasks(arena: Arena, { spec }: WasmPool, selection: GroupSelection, 
 }
 
 function unitOf(
-  { pool, headCount }: Pick<SelectionBatch, "pool" | "headCount">,
+  { pool, headCount }: StepGroups,
   { slice, range, firstRow, group, blockEnd }: GroupSelection,
   { kvHeadFirst, kvHeadCount, isScored, masksAt, countsAt }: PageChoice,
   { blockIdsAt, summarySlotsAt, bitmapAt, bitmapWords }: SlicePlace,
@@ -215,9 +262,9 @@ function unitOf(
 function writeTables(
   machine: Machine,
   arena: Arena,
-  { pool, headCount }: Pick<SelectionBatch, "pool" | "headCount">,
-  entries: readonly { unit: Unit; isScored: boolean }[],
-): Omit<SelectionBatch, "pool" | "headCount" | "slices" | "groups" | "bitmapsAt"> {
+  { pool, headCount }: StepGroups,
+  entries: readonly UnitEntry[],
+): Omit<LayerBatch, "roles"> {
   const unitsAt = arena.take(entries.length * UNIT_BYTES);
   const scoring = entries.filter(({ isScored }) => isScored).map(({ unit }) => unit);
   const scored: ScoredUnits[] = [];

@@ -1,4 +1,5 @@
 /** The second stage of token plans: the best tokens of those kept pages that are resident. One choice serves every KV head. */
+import { assert } from "../../protocol/assert.ts";
 import { NOT_RESIDENT, PAGE_TOKENS, PAGES_PER_BLOCK, type SliceTraffic } from "../contract.ts";
 import { withForcedPages } from "../page-range.ts";
 import { groupKvBytes, keyReadBytes, summaryReadBytes } from "../traffic.ts";
@@ -9,9 +10,11 @@ import type { SelectArgs, SelectCounters } from "./select.ts";
 import {
   candidatePages,
   type GroupSelection,
+  type LayerBatch,
   type PageChoice,
   putWords,
-  type SelectionBatch,
+  roleOf,
+  type StepGroups,
 } from "./selection-batch.ts";
 import { UNIT_BYTES, type Unit, type UnitTable, writeUnits } from "./unit-records.ts";
 
@@ -25,29 +28,34 @@ interface Vote {
   masks: number[];
 }
 
-/** Chooses tokens for every group with a token plan, and writes the masks that attention reads. */
+/** Chooses tokens for every group with a token plan, and writes the masks that attention reads; or counts a choice that is taken over. */
 export function chooseTokens(
   machine: Machine,
-  batch: SelectionBatch,
+  step: StepGroups,
+  batch: LayerBatch,
   args: SelectArgs,
   counters: SelectCounters,
 ): void {
-  const selections = batch.groups.filter(({ slice, choices }) => slice.plan.kind === "tokens" && choices.length > 0);
+  const withTokens = step.groups.filter(({ tokenMasksAt }) => tokenMasksAt !== 0);
+  for (const selection of withTokens) {
+    if (roleOf(selection, batch) === "takes-over") countTokens(step, args.layer, selection, counters);
+  }
+  const selections = withTokens.filter((selection) => roleOf(selection, batch) === "chooses");
   if (selections.length === 0) return;
   args.arena.clear();
   const votes = selections.map((selection): Vote => {
-    const kept = keptPages(machine, batch, args.layer, selection, counters);
+    const kept = keptPages(machine, step, args.layer, selection, counters);
     return { selection, kept, masks: kept.map(() => 0xffff) };
   });
   const ranked = votes.filter(({ selection, kept }) => selection.range.takePages < kept.length);
-  if (ranked.length > 0) rankTokens(machine, batch, args, ranked, counters.traffic);
-  for (const vote of votes) finish(machine, batch, args.layer, vote, counters);
+  if (ranked.length > 0) rankTokens(machine, step, args, ranked, counters.traffic);
+  for (const vote of votes) finish(machine, step, args.layer, vote, counters);
 }
 
 /** Kept pages that are on the device; the others are misses. */
 function keptPages(
   { heap }: Machine,
-  { pool: { spec } }: SelectionBatch,
+  { pool: { spec } }: StepGroups,
   layer: number,
   { slice, sliceIndex, range, choices, blockEnd }: GroupSelection,
   { misses, chosenBlocks, traffic }: SelectCounters,
@@ -74,12 +82,12 @@ function isResident(slice: GroupSelection["slice"], layer: number, block: number
 /** Scores the tokens of kept pages and replaces their masks by those of the best. */
 function rankTokens(
   machine: Machine,
-  batch: SelectionBatch,
+  step: StepGroups,
   { layer, q, arena }: SelectArgs,
   votes: readonly Vote[],
   traffic: readonly SliceTraffic[],
 ): void {
-  const { pool, headCount } = batch;
+  const { pool, headCount } = step;
   const choices = votes.map(({ kept }) => arena.take(kept.length * 4));
   const units = votes.map(({ selection, kept }, index): Unit => {
     const { slice, group, firstRow, range } = selection;
@@ -93,7 +101,7 @@ function rankTokens(
   const unitsAt = arena.take(units.length * UNIT_BYTES);
   const table = writeUnits(machine, arena, unitsAt, units);
   scoreTable(machine, { table, units }, pool.spec.headDim, (each, work) =>
-    scoreTokens(machine, batch, { layer, q }, each, work),
+    scoreTokens(machine, step, { layer, q }, each, work),
   );
   chooseItems(machine, { unitsAt, unitCount: units.length, itemMax: table.itemMax, layer });
   votes.forEach(({ selection, kept, masks }, index) => {
@@ -113,7 +121,7 @@ function fourNibbles(bytes: Uint8Array, at: number): number {
 
 function scoreTokens(
   machine: Machine,
-  { pool, headCount }: SelectionBatch,
+  { pool, headCount }: StepGroups,
   { layer, q }: Pick<SelectArgs, "layer" | "q">,
   { at, count, itemMax }: UnitTable,
   work: number,
@@ -131,23 +139,17 @@ function scoreTokens(
   });
 }
 
-/** Writes page and token masks and counts what attention will read. */
-function finish(
-  { heap }: Machine,
-  { pool }: SelectionBatch,
-  layer: number,
-  { selection, kept, masks }: Vote,
-  { chosenBlocks }: SelectCounters,
-): void {
-  const { slice, sliceIndex, group, range, blockEnd, tokenMasksAt, pageMasksAt } = selection;
+/** Writes page and token masks, and counts. */
+function finish({ heap }: Machine, step: StepGroups, layer: number, vote: Vote, counters: SelectCounters): void {
+  const { selection, kept, masks } = vote;
+  const { range, blockEnd, tokenMasksAt, pageMasksAt } = selection;
   const maskOf = new Map(kept.map((page, index) => [page, masks[index] as number]));
-  const taken = kept.filter((page) => maskOf.get(page) !== 0);
-  for (const page of taken) chosenBlocks.add({ sliceIndex, layer, block: Math.floor(page / PAGES_PER_BLOCK) });
-  const pages = withForcedPages(range, taken);
+  const pages = withForcedPages(
+    range,
+    kept.filter((page) => maskOf.get(page) !== 0),
+  );
   const tokenMasks = pages.map((page) => maskOf.get(page) ?? 0xffff);
   selection.tokens = { pages, tokenMasks };
-  const isHere = (block: number): boolean => isResident(slice, layer, block);
-  selection.kvBytes = groupKvBytes(pool.spec, group, selection.tokens, isHere) * pool.spec.kvHeadCount;
   heap.bytes.fill(0, pageMasksAt, pageMasksAt + blockEnd);
   heap.bytes.fill(0, tokenMasksAt, tokenMasksAt + blockEnd * 8);
   pages.forEach((page, index) => {
@@ -158,4 +160,23 @@ function finish(
     heap.bytes[tokenMasksAt + page * 2] = mask & 255;
     heap.bytes[tokenMasksAt + page * 2 + 1] = mask >> 8;
   });
+  countTokens(step, layer, selection, counters);
+}
+
+/** What attention will read of the chosen tokens in this layer, which of their blocks are missing, and which were chosen. */
+function countTokens(
+  { pool: { spec } }: StepGroups,
+  layer: number,
+  selection: GroupSelection,
+  { misses, chosenBlocks }: SelectCounters,
+): void {
+  const { slice, sliceIndex, group, range, blockEnd, tokens } = selection;
+  assert(tokens !== undefined, "a token plan takes over a choice that was not made");
+  for (const page of tokens.pages) {
+    const block = Math.floor(page / PAGES_PER_BLOCK);
+    if (page >= range.sinkEnd && page < range.recentStart) chosenBlocks.add({ sliceIndex, layer, block });
+    if (block < blockEnd && !isResident(slice, layer, block)) misses.add({ sliceIndex, layer, block });
+  }
+  const isHere = (block: number): boolean => isResident(slice, layer, block);
+  selection.kvBytes = groupKvBytes(spec, group, tokens, isHere) * spec.kvHeadCount;
 }

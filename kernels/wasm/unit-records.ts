@@ -19,6 +19,8 @@ export interface Unit {
   take: number;
   combine: CombineRule;
   radiusWeight?: number;
+  /** The choice is that of the layer before: it is only counted. */
+  isTakenOver?: boolean;
   /** Where choices go: a byte for four items. */
   choiceAt: number;
   /** Block ids of the slice, `[layer][capacity]`. */
@@ -115,7 +117,17 @@ function writeUnit(
   const { pages } = unit;
   const record = [
     ...[unit.firstVector, 0, 0, unit.headCount, unit.kvHeadFirst, unit.itemFirst, unit.itemEnd],
-    ...[scoresAt, rawAt, statsAt, stride, unit.take, unit.combine === "max" ? 0 : 1, 0, unit.choiceAt, 0],
+    ...[
+      scoresAt,
+      rawAt,
+      statsAt,
+      stride,
+      unit.take,
+      unit.combine === "max" ? 0 : 1,
+      0,
+      unit.choiceAt,
+      unit.isTakenOver ? 1 : 0,
+    ],
     ...(pages === undefined
       ? [unit.keptPagesAt ?? 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
       : [

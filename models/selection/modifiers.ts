@@ -48,6 +48,8 @@ const EFFECTS: Readonly<Record<ModifierName, ModifierEffect>> = {
         : { ...plan, sinkPages };
     },
   },
+  "dense-layers": { version: 1, apply: (plan, value) => ({ ...plan, denseLayers: Number(value) }) },
+  share: { version: 1, apply: (plan, value) => ({ ...plan, layersPerChoice: Number(value) }) },
   recent: { version: 1, apply: (plan, value) => ({ ...plan, recentPages: Number(value) / PAGE_TOKENS }) },
 };
 

@@ -4,7 +4,7 @@
  * and computes each turn from its ids and spans.
  */
 import { expect } from "vitest";
-import type { Ticket } from "../../engine/parts.ts";
+import type { Ticket } from "../../engine/engine.ts";
 import type { EngineUsage, FinishReason, GenerateRequest, SelectionRequest, Span } from "../../protocol/generate.ts";
 import { idsToBytes } from "../../protocol/ids.ts";
 import { type PageStore, StoreError } from "../../storage/contract.ts";
@@ -40,7 +40,7 @@ export interface FaultReport {
 const SELECTIONS: SelectionRequest[] = [
   { policy: "dense", budgetTokens: 0, exact: true },
   { policy: "quest", budgetTokens: 128, exact: true },
-  { policy: "quest", budgetTokens: 160, exact: true },
+  { policy: "quest+share(2)", budgetTokens: 160, exact: true },
   { policy: "quest", budgetTokens: 128, exact: false },
 ];
 const LOG_TOKENS_MAX = 560;

@@ -1,5 +1,5 @@
 import { afterEach, describe, expect, it } from "vitest";
-import type { Ticket } from "../../engine/parts.ts";
+import type { Ticket } from "../../engine/engine.ts";
 import type { SelectionRequest } from "../../protocol/generate.ts";
 import { idsToBytes } from "../../protocol/ids.ts";
 import { commitManifest, loadManifest } from "../../storage/manifest.ts";

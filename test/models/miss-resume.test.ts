@@ -51,20 +51,22 @@ describe.each([false, true])("on the wasm device, misses deferred to the readbac
 
   const next = (conversation: Conversation, ids: number[]) => conversation.step(ids, { sample: true, topLogprobs: 20 });
 
-  /** Steps until nothing is missing; each round brings back only what the checkpoint's layer asked for. */
+  /** Steps until nothing is missing; each round brings back only what the first layer that missed asked for. */
   async function settle(
     runner: ModelRunner,
     step: SequenceStep,
     evicted: EvictedBlock[],
     conversation: Conversation,
-  ): Promise<{ result: SequenceResult; layers: number[]; fetched: number }> {
+  ): Promise<{ result: SequenceResult; layers: number[]; checkpoints: number[]; fetched: number }> {
     const layers: number[] = [];
+    const checkpoints: number[] = [];
     let fetched = 0;
     let [result] = await runner.step([step]);
     for (let checkpoint = result!.checkpoint; checkpoint !== undefined; checkpoint = result!.checkpoint) {
-      const { layer: missedLayer } = checkpoint;
+      const missedLayer = Math.min(...result!.misses.map(({ layer }) => layer));
       expect(result!.sample).toBeUndefined();
       layers.push(missedLayer);
+      checkpoints.push(checkpoint.layer);
       const wanted = new Set(
         result!.misses
           .filter(({ layer }) => layer === missedLayer)
@@ -76,7 +78,7 @@ describe.each([false, true])("on the wasm device, misses deferred to the readbac
       fetched += found.length;
       [result] = await runner.step([{ ...step, resumeFrom: checkpoint }]);
     }
-    return { result: result!, layers, fetched };
+    return { result: result!, layers, checkpoints, fetched };
   }
 
   describe.each(["dense", "quest", "tokenselect"] as const)("%s", (name) => {
@@ -109,6 +111,31 @@ describe.each([false, true])("on the wasm device, misses deferred to the readbac
         expect(afterHoled!.sample).toEqual(after!.sample);
       },
     );
+  });
+
+  it.each([
+    { name: "quest+share(2)", missing: [1, 3], from: [0, 2] },
+    { name: "quest+share(2)", missing: [2, 3], from: [2, 2] },
+    { name: "tokenselect+share(4)", missing: [2], from: [0] },
+    { name: "quest+dense-layers(1)+share(3)", missing: [0, 3], from: [0, 1] },
+    { name: "quest+share(3)", missing: [0, 2, 3], from: [0, 0, 3] },
+  ])("$name goes on from the layer that chose, after misses in $missing", async ({ name, missing, from }) => {
+    const { runner, conversations } = await open(policyNamed(name).plan(128), 2);
+    const [whole, holed] = conversations as [Conversation, Conversation];
+    for (const rows of ["chunk", "decode"] as const) {
+      const [expected] = await runner.step([next(whole, NEXT[rows])]);
+      whole.accept(NEXT[rows], expected!);
+      const liveBefore = watched.live.size;
+      const evicted: EvictedBlock[] = [];
+      for (const layer of missing) evicted.push(...(await holed.evict(layer, [0, 1, 2, 3, 4])));
+      const { result, layers, checkpoints } = await settle(runner, next(holed, NEXT[rows]), evicted, holed);
+      expect(layers).toEqual(missing);
+      expect(checkpoints).toEqual(from);
+      expect(result.sample).toEqual(expected!.sample);
+      expect(watched.live.size).toBe(liveBefore);
+      holed.accept(NEXT[rows], result);
+      holed.restore(evicted);
+    }
   });
 
   it("stops early where it can, and runs on where it must", async () => {

@@ -91,6 +91,53 @@ describe("garbage collection", () => {
     for (const key of objectKeysOf(kept?.manifest ?? one.manifest)) expect(await store.get(key), key).toBeDefined();
   });
 
+  it("deletes a tenant's least recently committed sessions beyond its bytes, shared bytes counted once", async () => {
+    const { store, clock } = clockedStore();
+    const HOUR = HOUR_MS;
+    const at = (sessionId: string, hours: number, segmentCount: number, namespace?: string) =>
+      sampleSession(SMALL, {
+        ...{ sessionId, segmentCount, tailTokens: 5, updatedMs: clock.nowMs + hours * HOUR },
+        ...(namespace === undefined ? {} : { namespace }),
+      });
+    // The same chains everywhere, so segments are shared by all sessions of a tenant.
+    const sessions = [at("a", 4, 1), at("b", 1, 3), at("c", 3, 2), at("d", 2, 2)];
+    const foreign = at("e", 0, 4, "ab02");
+    for (const session of [...sessions, foreign]) await save(store, session);
+    const sizes = new Map((await store.list("")).keys.map(({ key, bytes }) => [key, bytes]));
+    const bytesOf = (kept: ReturnType<typeof at>[]) => {
+      const keys = new Set(kept.flatMap(({ key, objects }) => [key, ...objects.keys()]));
+      return [...keys].reduce((sum, key) => sum + sizes.get(key)!, 0);
+    };
+    const newest = [sessions[0]!, sessions[2]!, sessions[3]!];
+    const options = { graceMs: HOUR, nowMs: clock.nowMs + 10 * HOUR, dryRun: true };
+    const keptFor = async (tenantBytesMax: number): Promise<string[]> => {
+      const tenants = new Map([["ab01", { tenantBytesMax }]]);
+      const { deletedKeys, overQuotaCount } = await collectGarbage(store, "kv/", { ...options, tenants });
+      const gone = sessions.filter(({ key }) => deletedKeys.includes(key));
+      expect(overQuotaCount).toBe(gone.length);
+      expect(deletedKeys.filter((key) => key.startsWith("kv/ab02/"))).toEqual([]);
+      return sessions.filter((session) => !gone.includes(session)).map(({ manifest }) => manifest.sessionId);
+    };
+    expect(await keptFor(bytesOf(sessions))).toEqual(["a", "b", "c", "d"]);
+    expect(await keptFor(bytesOf(sessions) - 1)).toEqual(["a", "c", "d"]);
+    expect(await keptFor(bytesOf(newest))).toEqual(["a", "c", "d"]);
+    expect(await keptFor(bytesOf(newest) - 1)).toEqual(["a", "c"]);
+    expect(await keptFor(0)).toEqual([]);
+
+    const tenantBytesMax = bytesOf(newest.slice(0, 2));
+    await collectGarbage(store, "kv/", { ...options, dryRun: false, tenants: new Map([["ab01", { tenantBytesMax }]]) });
+    const left = [sessions[0]!, sessions[2]!, foreign];
+    const expected = new Set(left.flatMap(({ key, objects }) => [key, ...objects.keys()]));
+    expect(new Set(await keysOf(store))).toEqual(expected);
+    // A limit for all, and another age for one.
+    const everywhere = await collectGarbage(store, "kv/", {
+      ...{ ...options, sessionAgeMsMax: HOUR, tenantBytesMax: 1 << 30 },
+      tenants: new Map([["ab01", { sessionAgeMsMax: 6.5 * HOUR }]]),
+    });
+    expect(everywhere).toMatchObject({ expiredCount: 2, overQuotaCount: 0, manifestCount: 1 });
+    expect(everywhere.deletedKeys).not.toContain(sessions[0]!.key);
+  });
+
   it("keeps what a manifest of layout 1 names until its session is too old", async () => {
     const { store, clock } = clockedStore();
     const bytes = new Uint8Array(readFileSync(goldenPath("manifest-layout-1")));

@@ -27,6 +27,7 @@ import { exportLog, imageTokens, type LogImage } from "./log-image.ts";
 import { LogStore, type SessionMeta } from "./log-store.ts";
 import { type PreparedTurn, prepareTurn, SessionMoved } from "./prepare.ts";
 import { isNamed, Replays } from "./replays.ts";
+import { PromptRouter } from "./routed-prompt.ts";
 import { cutSpans } from "./spans.ts";
 import { deleteStored, type StoredSession, storedStatus } from "./stored-session.ts";
 import { buildCommit, indexRows } from "./turn-commit.ts";
@@ -40,7 +41,9 @@ import { unpackValue } from "./wire.ts";
  */
 export class SessionLog extends DurableObject<Env> {
   readonly #replays = new Replays(this.ctx.storage, () => Date.now());
+  readonly #router = new PromptRouter();
   #store: LogStore | undefined;
+  #turnEndedMs: number | undefined;
   #busy = false;
   /** Stream of the turn that runs. */
   #running: { stream: TurnStream; idempotencyKey: string | undefined } | undefined;
@@ -185,6 +188,9 @@ export class SessionLog extends DurableObject<Env> {
     // A prompt that is all log (a turn asked for again) still has a last token to run.
     const turnStart = Math.min(prepared.keepTokens, prepared.tokens.length - 1);
     const spans = cutSpans(prepared.spans, turnStart);
+    const { tokens } = prepared;
+    const turnAgeMs = this.#turnEndedMs === undefined ? undefined : Date.now() - this.#turnEndedMs;
+    const prompt = this.#router.describe({ namespace: job.namespace, tokens, turnStart, spans, turnAgeMs });
     const runner = new TurnRunner({
       job,
       tokens: prepared.tokens,
@@ -193,8 +199,10 @@ export class SessionLog extends DurableObject<Env> {
       parentId: meta?.parentId,
       assets,
       stickyEngineId: meta?.engineId,
-      pick: (stickyEngineId, excludeIds) =>
-        within(LIMITS.engineExpiryMs, fleetOf(this.env).pick({ model: job.model, stickyEngineId, excludeIds })),
+      pick: (stickyEngineId, excludeIds) => {
+        const request = { model: job.model, stickyEngineId, excludeIds, prompt };
+        return within(LIMITS.engineExpiryMs, fleetOf(this.env, job.namespace).pick(request));
+      },
       engineKey: this.env.QUIRE_ENGINE_KEY,
       fetch: (input, init) => fetch(input, init),
       stream,
@@ -225,6 +233,7 @@ export class SessionLog extends DurableObject<Env> {
     }
     this.#running = undefined;
     this.#busy = false;
+    this.#turnEndedMs = Date.now();
     await stream.close();
   }
 
@@ -315,7 +324,7 @@ export class SessionLog extends DurableObject<Env> {
   }
 
   async #storedSession({ model, engineId, namespace, id }: SessionMeta): Promise<StoredSession | undefined> {
-    const engine = await fleetOf(this.env).find({ model, engineId });
+    const engine = await fleetOf(this.env, namespace).find({ model, engineId });
     const engineKey = this.env.QUIRE_ENGINE_KEY;
     return engine && { engine, engineKey, namespace, sessionId: id, fetch: (input, init) => fetch(input, init) };
   }

@@ -14,13 +14,14 @@ export function chooseTask(task: i32, thread: i32): void {
   const unit = argAt(0) + <usize>task * UNIT_BYTES;
   const count = word(unit, 24) - word(unit, 20);
   const wanted = word(unit, 44);
-  // Before choices are written: pages of the range's first and last block may be forced.
-  if (word(unit, 76) != 0) memory.fill(at(unit, 76), 0, at(unit, 80));
-  if (wanted > 0) {
+  const isPages = word(unit, 76) != 0;
+  if (word(unit, 60) == 0) {
+    if (isPages) memory.fill(at(unit, 76), 0, at(unit, 80));
     if (wanted >= count) chooseAll(unit);
-    else chooseBest(unit, wanted, scratchOf(thread));
+    else if (wanted > 0) chooseBest(unit, wanted, scratchOf(thread));
+    if (isPages) addForced(unit);
   }
-  if (word(unit, 76) != 0) finishPages(unit);
+  if (isPages) countPages(unit);
 }
 
 function chooseAll(unit: usize): void {
@@ -142,19 +143,34 @@ function keepBin(keys: usize, count: i32, bin: u32, low: i32, shift: u32): i32 {
   return <i32>((to - keys) >> 2);
 }
 
-/** Notes chosen blocks, adds forced pages to the masks, and counts what they reach. */
-function finishPages(unit: usize): void {
+/** Adds forced pages to the masks. */
+function addForced(unit: usize): void {
   const masks = at(unit, 76);
   const blockEnd = word(unit, 80);
   const sinkEnd = word(unit, 84);
   const recentStart = word(unit, 88);
-  if (at(unit, 96) != 0) noteChosen(unit, masks, blockEnd);
-  for (let block = 0; block * 4 < sinkEnd && block < blockEnd; block++) {
-    addPages(masks + <usize>block, sinkEnd - block * 4 >= 4 ? 15 : (1 << (sinkEnd - block * 4)) - 1);
-  }
-  for (let block = recentStart >> 2; block < blockEnd; block++) {
-    addPages(masks + <usize>block, recentStart <= block * 4 ? 15 : 15 & (15 << (recentStart - block * 4)));
-  }
+  for (let block = 0; block * 4 < sinkEnd && block < blockEnd; block++) addPages(masks + <usize>block, ~fromPage(block, sinkEnd));
+  for (let block = recentStart >> 2; block < blockEnd; block++) addPages(masks + <usize>block, fromPage(block, recentStart));
+}
+
+/** Pages of a block that are not before `page`. */
+// @ts-ignore: decorator
+@inline
+function fromPage(block: i32, page: i32): i32 {
+  const skip = min(4, max(0, page - block * 4));
+  return 15 & (15 << skip);
+}
+
+// @ts-ignore: decorator
+@inline
+function addPages(mask: usize, pages: i32): void {
+  store<u8>(mask, <i32>load<u8>(mask) | (pages & 15));
+}
+
+/** Counts what the masks reach in this layer, and notes the blocks of chosen candidates. */
+function countPages(unit: usize): void {
+  const masks = at(unit, 76);
+  const blockEnd = word(unit, 80);
   const ids = at(unit, 104) + (<usize>arg(1) * at(unit, 108) << 2);
   let missing = 0, blocks = 0, pages = 0;
   for (let block = 0; block < blockEnd; block++) {
@@ -171,19 +187,18 @@ function finishPages(unit: usize): void {
   store<i32>(counts, missing);
   store<i32>(counts, blocks, 4);
   store<i32>(counts, pages << 4, 8);
+  if (at(unit, 96) != 0) noteChosen(unit);
 }
 
-// @ts-ignore: decorator
-@inline
-function addPages(mask: usize, pages: i32): void {
-  store<u8>(mask, <i32>load<u8>(mask) | pages);
-}
-
-/** Sets the bits of blocks with a chosen page; other KV heads set bits of the same words. */
-function noteChosen(unit: usize, masks: usize, blockEnd: i32): void {
+/** Sets the bits of blocks with a chosen candidate; other KV heads set bits of the same words. */
+function noteChosen(unit: usize): void {
+  const masks = at(unit, 76);
   const bitmap = at(unit, 96) + (<usize>arg(1) * at(unit, 100) << 2);
-  for (let block = 0; block < blockEnd; block++) {
-    if (load<u8>(masks + <usize>block) == 0) continue;
+  const sinkEnd = word(unit, 84);
+  const recentStart = word(unit, 88);
+  for (let block = sinkEnd >> 2; block * 4 < recentStart; block++) {
+    const candidates = fromPage(block, sinkEnd) & ~fromPage(block, recentStart);
+    if ((<i32>load<u8>(masks + <usize>block) & candidates) == 0) continue;
     atomic.or<u32>(bitmap + (<usize>(block >> 5) << 2), <u32>1 << <u32>(block & 31));
   }
 }

@@ -4,7 +4,7 @@
 //   12 query heads of the unit in a row   16 first KV head
 //   20 first candidate item   24 end of the candidates   28 scores f32 [items]   32 raw scores f32 [queries of the tile][stride]
 //   36 stats [queries of the tile]{max, sum}   40 stride of raw scores (elements)   44 K   48 combine (0 max, 1 softmax-sum)
-//   52 radius weight (f32)   56 choice: a byte for four items, bit i for the i-th of them   60 are there scores?
+//   52 radius weight (f32)   56 choice: a byte for four items, bit i for the i-th of them   60 was the choice taken over?
 // Page units: item i is page 4 * first block + i.
 //   64 first block   68 summary slots of the slice   72 summaries of the kind   76 page masks, a byte for every block before the last one
 //   80 their number   84 sink pages   88 first recent page   92 counts {chosen blocks that are not resident, resident ones, their tokens}

@@ -7,6 +7,7 @@ declare module "vitest" {
     edgeUrl: string;
     engineUrl: string;
     apiKey: string;
+    dataPath: string;
   }
 }
 
@@ -17,6 +18,7 @@ export default async function setup(project: TestProject): Promise<() => Promise
   project.provide("edgeUrl", quire.url);
   project.provide("engineUrl", quire.engineUrl);
   project.provide("apiKey", quire.apiKey);
+  project.provide("dataPath", folder.path);
   return async () => {
     await quire.kill();
     await folder.remove();

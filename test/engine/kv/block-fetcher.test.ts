@@ -4,6 +4,7 @@ import { BlockFetcher, type BlockLayer } from "../../../engine/kv/block-fetcher.
 import { FreeList } from "../../../engine/kv/free-list.ts";
 import { Gate } from "../../../engine/kv/gate.ts";
 import type { StoredSegment } from "../../../engine/kv/stored-segment.ts";
+import { systemClock } from "../../../engine/settings.ts";
 import type { KvPool } from "../../../kernels/contract.ts";
 import { type GetOptions, StoreError } from "../../../storage/contract.ts";
 import { kvGeometry } from "../../../storage/geometry.ts";
@@ -53,6 +54,7 @@ beforeEach(() => {
     cache,
     geometry: GEOMETRY,
     gate: new Gate(4, 2),
+    clock: systemClock,
     getMsMax: 50,
     onFailure: (_segment, cause) => void failures.push(String(cause)),
   });

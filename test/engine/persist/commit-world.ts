@@ -40,6 +40,10 @@ export class FakeClock {
   breathe(ms: number): Promise<void> {
     return this.sleep(ms);
   }
+  /** Nothing here is late. */
+  deadline(): AbortSignal {
+    return new AbortController().signal;
+  }
 }
 
 /** What one engine's commits work with. */

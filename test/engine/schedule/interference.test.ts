@@ -1,6 +1,6 @@
 /** A long prompt beside running decodes: nobody's next word waits for long, and the prompt gets on. */
 import { describe, expect, it } from "vitest";
-import type { Ticket } from "../../../engine/parts.ts";
+import type { Ticket } from "../../../engine/engine.ts";
 import { idsToBytes } from "../../../protocol/ids.ts";
 import { randomIds } from "../harness.ts";
 import { gaps, HOUSE_COST, percentile, type StepCost, simulateEngine, simulateTurn } from "./simulation.ts";

@@ -3,8 +3,9 @@
  * load take seconds, and the same load always takes the same course.
  */
 
+import type { Ticket } from "../../../engine/engine.ts";
+import type { EngineStatus } from "../../../engine/engine-parts.ts";
 import { type OpenedEngine, openEngine } from "../../../engine/open.ts";
-import type { EngineStatus, Ticket } from "../../../engine/parts.ts";
 import { type Clock, ENGINE_DEFAULTS, type EngineSettings } from "../../../engine/settings.ts";
 import { type KvPool, PAGE_TOKENS } from "../../../kernels/contract.ts";
 import type { ModelRunner, SequenceResult, SequenceStep } from "../../../models/contract.ts";
@@ -30,6 +31,12 @@ export class SimulatedClock implements Clock {
 
   breathe(ms: number): Promise<void> {
     return this.sleep(ms);
+  }
+
+  deadline(ms: number): AbortSignal {
+    const controller = new AbortController();
+    void this.sleep(ms).then(() => controller.abort());
+    return controller.signal;
   }
 
   /** Jumps from event to event until `done` resolves, at most to `untilMs`. */

@@ -93,7 +93,7 @@ export async function checkStep(
       const chosenHere = new Set<number>();
       expect(views.length, "views").toBe(groupCount * stage.shape.kvHeadCount);
       for (const view of views) {
-        const at: GroupAt = { memory, part, view, q, rows: groupRows(part, view.group) };
+        const at: GroupAt = { memory, part, view, q, rows: groupRows(part, view.group), layer, before: result.views };
         const bound = attentionBound(tolerances, stage.shape, part, layer);
         checkAttention(at, out, bound, `part ${sliceIndex} layer ${layer} group ${view.group}`);
         const { wanted, metadataBytes, chosen } = checkSelection(at, tolerances);
@@ -160,6 +160,9 @@ interface GroupAt {
   q: Float32Array;
   /** Rows of the group within the part. */
   rows: number[];
+  layer: number;
+  /** The views of every layer. */
+  before: readonly SelectionView[][];
 }
 
 function groupRows(part: Part, group: number): number[] {
@@ -201,15 +204,28 @@ interface Asked {
   chosen: readonly number[];
 }
 
+/** The layer's choice is that of the layer before, page for page and token for token. */
+function checkTakenOver(at: GroupAt, range: PlainRange): Asked {
+  const { sliceIndex, group, kvHead } = at.view;
+  const isSame = (view: SelectionView): boolean =>
+    view.sliceIndex === sliceIndex && view.group === group && view.kvHead === kvHead;
+  expect(at.view, "what the layer before attends to").toEqual(at.before[at.layer - 1]!.find(isSame));
+  const pages = at.view.pages!;
+  return { wanted: pages, metadataBytes: 0, chosen: pages.filter((page) => range.candidates.includes(page)) };
+}
+
 /** Forced pages must be there, the rest must be the best candidates; scores within the tolerance may swap. */
 function checkSelection(at: GroupAt, { score: tolerance }: Tolerances): Asked {
-  const plan: SelectionPlan = at.part.plan ?? { kind: "dense" };
+  const given: SelectionPlan = at.part.plan ?? { kind: "dense" };
   const { p0, p1 } = positionsOf(at);
+  const { denseLayers = 0, layersPerChoice = 1 } = given.kind === "dense" ? {} : given;
+  const plan: SelectionPlan = at.layer < denseLayers ? { kind: "dense" } : given;
   const range = plainRange(plan, p0, p1);
   if (plan.kind === "dense" || range === undefined) {
     expect(at.view.pages).toBeUndefined();
     return { wanted: undefined, metadataBytes: 0, chosen: [] };
   }
+  if ((at.layer - denseLayers) % layersPerChoice !== 0) return checkTakenOver(at, range);
   const pages = at.view.pages!;
   expect(pages, "ascending, each once").toEqual([...new Set(pages)].sort((a, b) => a - b));
   expect(pages).toEqual(expect.arrayContaining(range.forced));

@@ -5,7 +5,8 @@
 2. A right answer stands in the text of every question whose answer is not "not mentioned", and graded tokens are answers only.
 3. No name of the evaluation is in training sequences, and no phrasing of it.
 4. Equal seeds and steps give equal batches.
-5. Our forward pass with kept keys and values gives the same logits as without.
+5. Our forward pass with kept keys and values gives the same logits as without, and attention in chunks the same as whole.
+6. A model that begins with retrieval heads has them: they look back by 1, 2 and 3 tokens, and one finds where the token stood before.
 """
 import argparse
 import os
@@ -18,7 +19,8 @@ from tokenizers import Tokenizer
 import words
 from books import Books
 from data import Codec, Stage, batch
-from model import Llama, Shape
+from heads import begin_with_retrieval_heads
+from model import SHAPES, Llama, Shape, attend_in_chunks, rotate
 
 SEQUENCES = 200
 
@@ -29,7 +31,8 @@ def check_sequences(codec, books):
     held_phrase = re.compile(phrases, re.IGNORECASE)
     assert held_phrase.search("They say that the pin of Badoru is 1234.")
     for step, tokens in enumerate((256, 512, 1024, 2048)):
-        ids, graded, positions = batch(7, step, Stage(tokens, SEQUENCES // 4, 0.0), codec, books, 32_768)
+        stage = Stage(tokens, SEQUENCES // 4, 0.0, drills=0.2, plain=0.5)
+        ids, graded, positions = batch(7, step, stage, codec, books, 32_768)
         assert ids.shape == graded.shape == (SEQUENCES // 4, tokens + 1) and positions.shape == (SEQUENCES // 4, tokens)
         assert (np.diff(positions) >= 0).all() and positions.max() < 32_768
         for row, mask in zip(ids, graded):
@@ -40,7 +43,7 @@ def check_sequences(codec, books):
             for answer in tokenizer.decode(row[mask].tolist(), skip_special_tokens=False).split("<|im_end|>")[:-1]:
                 check_answer(text, answer)
             assert not held_phrase.search(text), "a phrasing of the evaluation"
-    again = batch(7, 3, Stage(2048, SEQUENCES // 4, 0.0), codec, books, 32_768)
+    again = batch(7, step, stage, codec, books, 32_768)
     assert all((a == b).all() for a, b in zip(again, (ids, graded, positions)))
 
 
@@ -69,6 +72,34 @@ def check_kept_keys():
     assert torch.allclose(whole[0, -1], last[0, 0], atol=1e-5)
 
 
+def check_chunks():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 300, 8) for heads in (4, 2, 2))
+    whole = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    assert torch.allclose(attend_in_chunks(q, k, v), whole, atol=1e-5)
+
+
+def check_heads():
+    """The same 12 tokens stand at 10 and at 40 of 64: where do the heads look from place 50?"""
+    torch.manual_seed(0)
+    model, at = Llama(SHAPES["small"]), 50
+    begin_with_retrieval_heads(model)
+    ids, positions = torch.randint(3, model.shape.vocabulary, (1, 64)), torch.arange(64)[None]
+    ids[0, 40:52] = ids[0, 10:22]
+    angles = (positions[..., None].float() * model.frequencies)[:, None]
+    cos, sin = angles.cos(), angles.sin()
+    looks = []
+    with torch.no_grad():
+        x = model.embeddings(ids)
+        for block in model.blocks[:2]:
+            y = block.input_norm(x)
+            q, k = (rotate(w(y).view(1, 64, -1, model.shape.head_dim).transpose(1, 2), cos, sin) for w in (block.q, block.k))
+            scores = torch.einsum("hd,htd->ht", q[0, :, at], k[0].repeat_interleave(2, 0)[:, : at + 1])
+            looks.append(scores.argmax(-1).tolist())
+            x, _ = block(x, cos, sin)
+    assert looks[0][:3] == [at - 1, at - 2, at - 3] and at - 29 in looks[1][:2], looks
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder")
@@ -80,6 +111,8 @@ def main():
         books = Books(np.load(os.path.join(args.folder, f"{name}.npy")), tokenizer)
         check_sequences(codec, books)
     check_kept_keys()
+    check_chunks()
+    check_heads()
     print("all checks passed")
 
 

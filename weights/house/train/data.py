@@ -10,19 +10,29 @@ import topics
 from tokenizer import IM_END, IM_START
 from words import CONTINUED, INTROS, SYSTEMS, TALK, draw
 
-KINDS = {"single": 0.25, "multi-key": 0.3, "absent": 0.1, "multi-value": 0.1, "table": 0.08, "variable": 0.07, "quote": 0.1}
+KINDS = {"single": 0.22, "multi-key": 0.35, "absent": 0.12, "multi-value": 0.08, "table": 0.08, "variable": 0.07, "quote": 0.08}
 PASSAGE_TOKENS_MIN = 64
+# Names that differ in one syllable, in one round of a drill.
+DRILL_KEYS_MAX = 16
 # Share of a sequence that facts, questions and answers may take.
 TOLD_SHARE_MAX = 0.6
 
 
 @dataclass(frozen=True)
 class Stage:
-    """`tokens` per sequence, `rows` sequences per step. Once the retrieval loss is below `leave_below`, the next stage begins."""
+    """`tokens` per sequence, `rows` sequences per step. Once the retrieval loss is below `leave_below`, the next stage begins.
+
+    `drills`: the share of sequences that are drills; `plain`: the share of their rounds in the plainest words; `skips`: the share of
+    sequences with skipped positions; `question_tokens`: the range from which a conversation draws how many tokens there are to a question.
+    """
 
     tokens: int
     rows: int
     leave_below: float
+    drills: float = 0.0
+    plain: float = 0.0
+    skips: float = 0.7
+    question_tokens: tuple[int, int] = (80, 240)
 
 
 class Codec:
@@ -117,10 +127,31 @@ def ask_after(random, codec, passage, question):
     return [passage, inline]
 
 
-def conversation(random, codec, books, tokens):
+def drill(random, codec, tokens, plain):
+    """Like `conversation`, without books: rounds of some facts and questions about every one of them. The last is cut off."""
+    names, writer = topics.Names(random, "train"), Writer(codec)
+    facts_max = 1 + tokens // 48
+    while len(writer.ids) < tokens:
+        names.split = "plain" if random.random() < plain else "train"
+        left, items, questions = int(random.integers(1, facts_max + 1)), [], []
+        while left > 0:
+            count = int(random.integers(1, min(left, DRILL_KEYS_MAX) + 1))
+            topic = topics.multi_key(random, names, count, count)
+            items, questions, left = items + topic.items, questions + topic.questions, left - count
+        passage = [i for item in random.permutation(items) for i in codec(str(item))]
+        random.shuffle(questions)
+        writer.user(codec("user\n"), passage, codec(" " + questions[0].ask))
+        writer.assistant(questions[0].answer)
+        for question in questions[1:]:
+            writer.user(codec("user\n" + question.ask))
+            writer.assistant(question.answer)
+    return writer.ids[:tokens], writer.graded[:tokens]
+
+
+def conversation(random, codec, books, tokens, question_tokens=Stage.question_tokens):
     """Ids and answer mask of one conversation, `tokens` long both; what is left over at the end is book text behind `<|endoftext|>`."""
     names = topics.Names(random, "train")
-    question_count = max(1, tokens // int(random.integers(80, 240)))
+    question_count = max(1, tokens // int(random.integers(*question_tokens)))
     chosen, spent, asked = [], 0, 0
     while asked < question_count:
         encoded = encode_topic(codec, draw_topic(random, names, books, lambda ids: codec.tokenizer.decode(ids), tokens))
@@ -192,10 +223,10 @@ def write_turns(random, codec, plan, passages):
     return writer
 
 
-def skip_positions(random, tokens, positions_max):
+def skip_positions(random, tokens, positions_max, share):
     """Positions of a sequence with gaps in it (PoSE): distances as they occur in a context of up to `positions_max`."""
     positions = np.arange(tokens, dtype=np.int64)
-    if random.random() < 0.7:
+    if random.random() < share:
         span = int(2 ** random.uniform(7, np.log2(positions_max)))
         for cut in random.integers(1, tokens, int(random.integers(1, 4))):
             positions[cut:] += int(random.integers(0, span))
@@ -207,10 +238,13 @@ def batch(seed, step, stage, codec, books, positions_max):
     random = np.random.default_rng([seed, step])
     ids, graded, positions = [], [], []
     while len(ids) < stage.rows:
-        made = conversation(random, codec, books, stage.tokens + 1)
+        if random.random() < stage.drills:
+            made = drill(random, codec, stage.tokens + 1, stage.plain)
+        else:
+            made = conversation(random, codec, books, stage.tokens + 1, stage.question_tokens)
         if made is None:
             continue
         ids.append(np.array(made[0], np.int64))
         graded.append(np.array(made[1], bool))
-        positions.append(skip_positions(random, stage.tokens, positions_max))
+        positions.append(skip_positions(random, stage.tokens, positions_max, stage.skips))
     return np.stack(ids), np.stack(graded), np.stack(positions)

@@ -24,7 +24,7 @@ class Shape:
 
 
 SHAPES = {
-    "small": Shape(vocabulary=4096, width=192, layers=4, heads=6, kv_heads=2, head_dim=32, ffn_width=512, positions_max=32_768),
+    "small": Shape(vocabulary=4096, width=192, layers=4, heads=4, kv_heads=2, head_dim=64, ffn_width=256, positions_max=32_768, rope_theta=5_000_000.0),
     "base": Shape(vocabulary=8192, width=512, layers=8, heads=8, kv_heads=2, head_dim=64, ffn_width=1344, positions_max=131_072),
 }
 
@@ -33,6 +33,27 @@ def rotate(x, cos, sin):
     """RoPE on `x` [batch, heads, tokens, head_dim] in f32."""
     a, b = x.float().chunk(2, -1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+
+
+def attend_in_chunks(q, k, v):
+    """Causal attention of `q` [batch, heads, tokens, head_dim] to `k`, `v` [batch, kv_heads, tokens, head_dim], in chunks of queries.
+
+    For training on a CPU: the fused kernel takes 1.3 to 2 times as long there, most of it in the backward pass.
+    """
+    batch, heads, tokens, head_dim = q.shape
+    kv_heads = k.shape[1]
+    group, chunk = heads // kv_heads, 128 if tokens < 2048 else 256
+    q = (q * head_dim**-0.5).view(batch, kv_heads, group, tokens, head_dim)
+    outs = []
+    for start in range(0, tokens, chunk):
+        end = min(start + chunk, tokens)
+        scores = q[:, :, :, start:end].reshape(batch, kv_heads, -1, head_dim) @ k[:, :, :end].transpose(-1, -2)
+        scores = scores.view(batch, kv_heads, group, end - start, end)
+        hidden = torch.ones(end - start, end, dtype=torch.bool).triu(start + 1)
+        shares = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+        out = shares.view(batch, kv_heads, -1, end) @ v[:, :, :end]
+        outs.append(out.view(batch, kv_heads, group, end - start, head_dim))
+    return torch.cat(outs, 3).view(batch, heads, tokens, head_dim)
 
 
 class Block(nn.Module):
@@ -58,9 +79,12 @@ class Block(nn.Module):
         q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
         if past is not None:
             k, v = torch.cat((past[0], k), 2), torch.cat((past[1], v), 2)
-        group = self.shape.heads // self.shape.kv_heads
-        keys, values = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        attended = F.scaled_dot_product_attention(q, keys, values, is_causal=past is None)
+        if self.training and x.device.type == "cpu":
+            attended = attend_in_chunks(q, k, v)
+        else:
+            group = self.shape.heads // self.shape.kv_heads
+            keys, values = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+            attended = F.scaled_dot_product_attention(q, keys, values, is_causal=past is None)
         x = x + self.o(attended.transpose(1, 2).reshape(batch, tokens, -1))
         y = self.ffn_norm(x)
         return x + self.down(F.silu(self.gate(y)) * self.up(y)), (k, v)

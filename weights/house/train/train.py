@@ -5,7 +5,7 @@ Usage: train.py --size small|base --data FOLDER --out FOLDER --seconds N [--stop
 
 FOLDER of --data holds tokenizer.json and train.npy (see tokenizer.py, books.py). --seconds is the training time of the whole run, over
 all its parts; a part ends after --stop-after seconds or at a SIGTERM, and --resume goes on from OUT/checkpoint.pt exactly as if nothing had
-happened. The learning rate is constant and falls to zero over the last fifth. OUT/before-decay.pt is the state before that, from
+happened. The learning rate is constant and falls to zero over the last three tenths. OUT/before-decay.pt is the state before that, from
 which a longer run can go on (copy it to checkpoint.pt). OUT/weights.pt, written at the end of a part, has the weights alone in bf16;
 --start goes on from such a file with fresh optimizers, which warm up again. OUT/log.jsonl has the losses.
 """
@@ -25,22 +25,26 @@ from torch.nn import functional as F
 
 from books import Books
 from data import Codec, Stage, batch
+from heads import begin_with_retrieval_heads
 from model import SHAPES, Llama
 
-# Loss on answers counts this many times the loss on book text.
-LANGUAGE_WEIGHT = 0.5
-DECAY_SHARE = 0.2
+# Loss on book text counts so much of the loss on answers.
+LANGUAGE_WEIGHT = 0.4
+DECAY_SHARE = 0.3
 WARM_UP_STEPS = 100
 SEED = 1
 # Batches are decided this many steps ahead, so that processes can make them meanwhile; part of what a run computes.
 AHEAD_STEPS = {"small": 1, "base": 48}
+DENSE = (50, 160)
 # The shares of the run after which a stage ends even if its loss is still high.
 STAGES = {
     "small": [
-        (Stage(256, 32, 0.3), 0.4),
-        (Stage(512, 16, 0.2), 0.6),
-        (Stage(1024, 8, 0.12), 0.8),
-        (Stage(2048, 4, 0.0), 1.0),
+        (Stage(128, 32, 0.25, drills=1.0, plain=0.8, skips=0.2), 0.1),
+        (Stage(256, 32, 0.3, drills=0.5, plain=0.1, question_tokens=DENSE), 0.14),
+        (Stage(512, 16, 0.2, drills=0.4, question_tokens=DENSE), 0.3),
+        (Stage(1024, 8, 0.12, drills=0.3, question_tokens=DENSE), 0.5),
+        (Stage(2048, 4, 0.07, drills=0.1, question_tokens=DENSE), 0.7),
+        (Stage(4096, 2, 0.0, question_tokens=DENSE), 1.0),
     ],
     "base": [
         (Stage(256, 512, 0.3), 0.2),
@@ -52,7 +56,7 @@ STAGES = {
     ],
 }
 # Share of book tokens whose loss is computed: the head is a third of a small model's work.
-LANGUAGE_SHARE = {"small": 0.25, "base": 1.0}
+LANGUAGE_SHARE = {"small": 0.125, "base": 1.0}
 LEARNING_RATE = {"small": 2.5e-3, "base": 1.5e-3}
 
 _worker = {}
@@ -108,7 +112,10 @@ class Run:
         self.args = args
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.manual_seed(SEED)
-        self.model = Llama(SHAPES[args.size]).to(self.device)
+        model = Llama(SHAPES[args.size])
+        if args.size == "small":
+            begin_with_retrieval_heads(model)
+        self.model = model.to(self.device)
         matrices = [p for name, p in self.model.named_parameters() if p.ndim == 2 and "embeddings" not in name]
         others = [p for name, p in self.model.named_parameters() if p.ndim != 2 or "embeddings" in name]
         rate = LEARNING_RATE[args.size]
@@ -116,7 +123,7 @@ class Run:
             muon = torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
             self.optimizers = [muon, torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)]
         else:
-            self.optimizers = [torch.optim.AdamW(matrices + others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)]
+            self.optimizers = [torch.optim.AdamW(matrices + others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)]
         self.rate = rate
         self.state = {"step": 0, "stage": 0, "tokens": 0, "seconds": 0.0, "retrieval": None, "pending": [], "warm_from": 0}
         if self.device == "cuda":
@@ -144,7 +151,7 @@ class Run:
         wanted = graded[:, 1:].clone()
         share = LANGUAGE_SHARE[self.args.size]
         if share < 1:
-            # Every fourth token, from another one each step: no random state to keep.
+            # Every so many tokens, from another one each step: no random state to keep.
             wanted[:, self.state["step"] % int(1 / share) :: int(1 / share)] = True
         with torch.autocast(self.device, torch.bfloat16):
             hidden, _ = self.model(ids[:, :-1], positions)
@@ -178,7 +185,7 @@ class Run:
         if not is_last and (state["retrieval"] < stage.leave_below or self.progress() > ends_at):
             state["stage"] += 1
             # The new length begins with a loss of its own.
-            state["retrieval"] = max(state["retrieval"], stage.leave_below + 0.5)
+            state["retrieval"] = max(state["retrieval"], stage.leave_below + 0.3)
 
     def save(self, name):
         """Writes everything that the next part needs; the file is whole or not there."""
@@ -271,7 +278,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--processes", type=int, default=0, help="processes that make batches; 0: the training process does")
     parser.add_argument("--save-every", type=float, default=300, help="seconds between checkpoints")
-    parser.add_argument("--log-every", type=int, default=20, help="steps between lines of the log")
+    parser.add_argument("--log-every", type=int, default=10, help="steps between lines of the log")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     os.makedirs(args.out, exist_ok=True)

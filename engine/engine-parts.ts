@@ -1,3 +1,4 @@
+/** What an engine is made of. */
 import type { ModelRunner } from "../models/contract.ts";
 import type { Attacher } from "./kv/attacher.ts";
 import type { BlockCache } from "./kv/block-cache.ts";
@@ -10,6 +11,8 @@ import type { Clock, EngineLog, EngineSettings } from "./settings.ts";
 /** The parts an engine drives; see `open.ts`. */
 export interface EngineParts {
   settings: EngineSettings;
+  /** Of the device. */
+  numericsId: string;
   runner: ModelRunner;
   cache: BlockCache;
   opens: OpenBlocks;
@@ -33,10 +36,4 @@ export interface EngineStatus {
   draining: boolean;
   /** What one more prompt token adds to a step, once steps have told. */
   prefillMsPerToken: number | undefined;
-}
-
-/** A submitted request. */
-export interface Ticket {
-  /** Ends it at once, in any phase. */
-  cancel(): void;
 }

@@ -1,0 +1,80 @@
+/** Brings blocks that sequences need from the store to the device, and tells them when they may go on. */
+import type { SummaryKind } from "../../kernels/contract.ts";
+import type { BlockCache, LogicalBlock } from "../kv/block-cache.ts";
+import { allLayers, type BlockFetcher, type BlockLayer } from "../kv/block-fetcher.ts";
+import type { GateClass } from "../kv/gate.ts";
+import type { SummarySupply } from "../kv/summary-supply.ts";
+import type { EngineObserver } from "../observer.ts";
+import type { Clock } from "../settings.ts";
+import type { Sequence } from "./sequence.ts";
+import { countFetch } from "./traffic.ts";
+
+/** What it works with; all of it stays the engine's. */
+export interface ResidencyOptions {
+  fetcher: BlockFetcher;
+  supply: SummarySupply;
+  cache: BlockCache;
+  clock: Clock;
+  observer: EngineObserver;
+  /** Lets the loop look again. */
+  wake(): void;
+  fail(sequence: Sequence, error: unknown): void;
+}
+
+/** Residency of one engine's sequences. */
+export class Residency {
+  readonly #options: ResidencyOptions;
+
+  constructor(options: ResidencyOptions) {
+    this.#options = options;
+  }
+
+  /** The sequence goes on when these are on the device or known to be lost. */
+  wait(sequence: Sequence, wanted: readonly BlockLayer[]): void {
+    const { clock, observer } = this.#options;
+    observer.missed(sequence, wanted.length, clock.nowMs());
+    this.#waitFor(sequence, this.fetch(sequence, wanted, "demand"));
+  }
+
+  /** The sequence goes on when these blocks have the summaries that its rows score, or are gaps that are computed again. */
+  waitForSummaries(sequence: Sequence, kind: SummaryKind, blocks: readonly LogicalBlock[]): void {
+    const { cache, clock, observer, supply } = this.#options;
+    observer.missed(sequence, blocks.length, clock.nowMs());
+    const asked = new Set(blocks);
+    this.#waitFor(sequence, supply.supply(sequence, kind, blocks), () => {
+      sequence.drop(cache, (block) => asked.has(block) && !block.summaries.has(kind));
+    });
+  }
+
+  /** `then` is called if the sequence still waits: its blocks are nobody else's to use until then. */
+  #waitFor(sequence: Sequence, what: Promise<void>, then?: () => void): void {
+    const { clock, observer, wake } = this.#options;
+    sequence.phase = "waiting";
+    void what.then(() => {
+      if (sequence.phase === "waiting") {
+        then?.();
+        sequence.phase = "running";
+      }
+      observer.resumed(sequence, clock.nowMs());
+      wake();
+    });
+  }
+
+  /** Reads what is not on the device; what that cost is the sequence's. Never rejects. */
+  async fetch(sequence: Sequence, wanted: readonly BlockLayer[], kind: GateClass): Promise<void> {
+    try {
+      if (wanted.length > 0) countFetch(sequence, await this.#options.fetcher.fetch(wanted, kind));
+    } catch (error) {
+      this.#options.fail(sequence, error);
+    }
+  }
+
+  /** Streams in what is still in the store, behind everything that a query asks for, while the sequence runs. */
+  async fillRest(sequence: Sequence): Promise<void> {
+    const absent = sequence.blocks.filter((block): block is LogicalBlock => block !== undefined && !block.resident);
+    for (const block of absent.reverse()) {
+      if (sequence.phase !== "running" && sequence.phase !== "waiting") return;
+      if (sequence.blocks[block.index] === block) await this.fetch(sequence, allLayers([block]), "fill");
+    }
+  }
+}
