@@ -13,6 +13,9 @@ Usage: quire <command> [flags]
   pull               a model from the hub, into a folder
   inspect            what a model is, what its context costs, and what fits into which memory
   keys               API keys: create, list, revoke, rotate
+  sessions           stored conversations: ls, show, rm, export, import
+  gc                 deletes what no session names, what is too old, and what is beyond a tenant's bytes
+  verify             checks every checksum and reference in a store
   trace              what happened to one request, as a timeline
   compile-tokenizer  a model's vocabulary as one file that the edge opens at once
 
@@ -35,6 +38,12 @@ async function loadCommand(name: string): Promise<Command | undefined> {
       return (await import("./keys.ts")).keysCommand;
     case "trace":
       return (await import("./trace.ts")).traceCommand;
+    case "sessions":
+      return (await import("./sessions.ts")).sessionsCommand;
+    case "gc":
+      return (await import("./gc.ts")).gcCommand;
+    case "verify":
+      return (await import("./verify.ts")).verifyCommand;
     case "inspect":
       return (await import("./inspect.ts")).inspectCommand;
     default:

@@ -32,7 +32,7 @@ export interface GarbageOptions {
   sessionAgeMsMax?: number;
   /** Where a tenant's sessions name more bytes, the least recently committed are deleted until they do not. Undefined: no limit. */
   tenantBytesMax?: number;
-  /** Settings of single tenants by namespace, in place of the two above. */
+  /** Settings of single tenants by namespace; what one leaves out is as above. */
   tenants?: ReadonlyMap<string, TenantKeeping>;
   /** Reports what would be deleted, and deletes nothing. */
   dryRun?: boolean;
@@ -191,7 +191,7 @@ function namespaceOf(key: string): string {
 }
 
 function keepingOf(options: GarbageOptions, namespace: string): TenantKeeping {
-  return options.tenants?.get(namespace) ?? options;
+  return { ...options, ...options.tenants?.get(namespace) };
 }
 
 /** The sessions that remain when each tenant's least recently committed go until what the others name is within its bytes. */

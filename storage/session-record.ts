@@ -22,6 +22,8 @@ export interface SessionRecord {
   updatedMs: number;
   /** Every object that the manifest names. */
   objectKeys: Set<string>;
+  /** Bytes of those objects as the manifest tells them, each once; sessions may share them. */
+  objectBytes: number;
 }
 
 /**
@@ -57,8 +59,11 @@ export function decodeSessionRecord(bytes: Uint8Array): SessionRecord {
   if (versionOf(value) === 1) return firstVersion(value as Fields);
   const manifest = decodeManifest(bytes);
   const { formatVersion, sessionId, modelFingerprint, numericsId, tokenCount, generation, updatedMs } = manifest;
-  const objectKeys = objectKeysOf(manifest);
-  return { formatVersion, sessionId, modelFingerprint, numericsId, tokenCount, generation, updatedMs, objectKeys };
+  return {
+    ...{ formatVersion, sessionId, modelFingerprint, numericsId, tokenCount, generation, updatedMs },
+    objectKeys: objectKeysOf(manifest),
+    objectBytes: bytesOf([...manifest.segments, ...manifest.summaries, ...(manifest.tail ? [manifest.tail] : [])]),
+  };
 }
 
 type Fields = Record<string, unknown>;
@@ -78,12 +83,13 @@ function firstVersion(fields: Fields): SessionRecord {
     refuseUnless(Number.isSafeInteger(value) && (value as number) >= min, `manifest: ${name}`);
     return value as number;
   };
-  const keysOf = (name: string): string[] => {
+  const refsOf = (name: string): NamedObject[] => {
     const refs = fields[name];
     refuseUnless(Array.isArray(refs), `manifest: ${name}`);
-    return (refs as unknown[]).map((ref) => objectKeyOf(ref, name));
+    return (refs as unknown[]).map((ref) => namedObject(ref, name));
   };
-  const tail = fields.tail === undefined ? [] : [objectKeyOf(fields.tail, "tail")];
+  const tail = fields.tail === undefined ? [] : [namedObject(fields.tail, "tail")];
+  const objects = [...refsOf("segments"), ...refsOf("summaries"), ...tail];
   return {
     formatVersion: 1,
     sessionId: text("sessionId"),
@@ -92,12 +98,22 @@ function firstVersion(fields: Fields): SessionRecord {
     tokenCount: count("tokenCount", 1),
     generation: count("generation", 1),
     updatedMs: count("updatedMs", 0),
-    objectKeys: new Set([...keysOf("segments"), ...keysOf("summaries"), ...tail]),
+    objectKeys: new Set(objects.map(({ objectKey }) => objectKey)),
+    objectBytes: bytesOf(objects),
   };
 }
 
-function objectKeyOf(ref: unknown, name: string): string {
-  const key = typeof ref === "object" && ref !== null ? (ref as Fields).objectKey : undefined;
-  refuseUnless(isStoreKey(key), `manifest: ${name}`);
-  return key;
+interface NamedObject {
+  objectKey: string;
+  objectBytes: number;
+}
+
+function namedObject(ref: unknown, name: string): NamedObject {
+  const { objectKey, objectBytes } = (typeof ref === "object" && ref !== null ? ref : {}) as Fields;
+  refuseUnless(isStoreKey(objectKey) && Number.isSafeInteger(objectBytes), `manifest: ${name}`);
+  return { objectKey, objectBytes: objectBytes as number };
+}
+
+function bytesOf(objects: readonly NamedObject[]): number {
+  return objects.reduce((sum, { objectBytes }) => sum + objectBytes, 0);
 }

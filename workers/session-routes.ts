@@ -19,10 +19,7 @@ import type { ResumeRequest, SessionInfo } from "./turn-job.ts";
 export async function getSession(request: Request, env: Env, id: string): Promise<Response> {
   const { namespace } = await countedTenant(request, env, "sessions:read");
   checkSessionId(id, "id");
-  const [info, stored] = await Promise.all([
-    infoOf(env, namespace, id),
-    sessionOf(env, namespace, id).stored(),
-  ]);
+  const [info, stored] = await Promise.all([infoOf(env, namespace, id), sessionOf(env, namespace, id).stored()]);
   return Response.json(sessionBody(info, stored));
 }
 

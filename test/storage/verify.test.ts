@@ -2,7 +2,6 @@ import { describe, expect, it } from "vitest";
 import type { PageStore } from "../../storage/contract.ts";
 import { envelopeDigest } from "../../storage/envelope.ts";
 import { collectGarbage } from "../../storage/gc.ts";
-import { kvGeometry } from "../../storage/geometry.ts";
 import { commitManifest, encodeManifest, loadManifest, type Manifest } from "../../storage/manifest.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
 import { decodeSegmentHeader } from "../../storage/segment.ts";
@@ -11,36 +10,15 @@ import { Verifier } from "../../storage/verify.ts";
 import { faultyStore } from "./faulty-store.ts";
 import { repairEnvelope } from "./hostile.ts";
 import { seededRandom } from "./random.ts";
-import { chainOf, SMALL_SHAPE, sampleKeys, sampleSegment, sampleSession, slotNoise } from "./samples.ts";
+import { chainOf, sampleKeys, sampleSegment } from "./samples.ts";
+import { storeWholeSession, WHOLE_GEOMETRY } from "./whole-session.ts";
 
-const GEOMETRY = kvGeometry({ ...SMALL_SHAPE, summaryKinds: ["min-max", "mean-deviation"] });
+const GEOMETRY = WHOLE_GEOMETRY;
 const KEYS = sampleKeys(GEOMETRY);
 
-/** A session of four segments and a tail whose summary objects, two runs of each kind, say what the segments say. */
-async function stored(sessionId = "s"): Promise<{ store: MemoryStore; key: string; manifest: Manifest }> {
+async function stored(): Promise<{ store: MemoryStore; key: string; manifest: Manifest }> {
   const store = new MemoryStore();
-  const { key, manifest, objects } = sampleSession(GEOMETRY, { sessionId, segmentCount: 4, tailTokens: 70 });
-  for (const [name, bytes] of objects) if (!name.includes("/sum-")) await store.put(name, bytes);
-  manifest.summaries = [];
-  for (const kind of GEOMETRY.summaryKinds) {
-    for (const [fromToken, count] of [
-      [0, 1],
-      [128, 3],
-    ] as const) {
-      const segments = Array.from({ length: count }, (_, i) => {
-        const { chain, checksums } = decodeSegmentHeader(sampleSegment(GEOMETRY, fromToken + 128 * i));
-        return { chain, checksums, slots: slotNoise(i, kind, 2 * GEOMETRY.summaryBytes) };
-      });
-      const bytes = encodeSummaryObject({ geometry: GEOMETRY, kind, fromToken, segments });
-      const objectKey = KEYS.summary(kind, chainOf(fromToken + 128 * count), 128 * count);
-      await store.put(objectKey, bytes);
-      const sha256 = envelopeDigest(bytes);
-      const tokenCount = 128 * count;
-      manifest.summaries.push({ kind, objectKey, objectBytes: bytes.byteLength, sha256, fromToken, tokenCount });
-    }
-  }
-  await commitManifest(store, key, manifest, undefined);
-  return { store, key, manifest };
+  return { store, ...(await storeWholeSession(store, { sessionId: "s" })) };
 }
 
 async function flip(store: PageStore, key: string, at: number): Promise<void> {

@@ -1,7 +1,7 @@
 import { createHash, randomBytes } from "node:crypto";
 import { describe, expect, it } from "vitest";
-import { KeyCache } from "../../workers/auth/key-cache.ts";
-import { findInTable, keyTableJson, readKeyTable } from "../../workers/auth/key-record.ts";
+import { KeyCache, KeyTableCache } from "../../workers/auth/key-cache.ts";
+import { KeyIndex, keyTableJson, readKeyTable } from "../../workers/auth/key-record.ts";
 import { edge, KEY_A, makeWorld, textOf } from "./world.ts";
 
 const OPERATOR = "key-of-operator";
@@ -194,9 +194,9 @@ describe("a table of keys", () => {
     const table = readKeyTable(JSON.stringify({ [hash]: record }));
     expect(keyTableJson(table)).toEqual({ [hash]: { id: `key_${hash.slice(0, 12)}`, ...record } });
     expect(readKeyTable(JSON.stringify(keyTableJson(table)))).toEqual(table);
-    expect(findInTable(table, hash)?.tenant).toBe("t");
-    expect(findInTable(table, sha256("other"))).toBeUndefined();
-    expect(findInTable(table, hash.slice(0, 63))).toBeUndefined();
+    expect(new KeyIndex(table).find(hash)?.tenant).toBe("t");
+    expect(new KeyIndex(table).find(sha256("other"))).toBeUndefined();
+    expect(new KeyIndex(table).find(hash.slice(0, 63))).toBeUndefined();
   });
 
   it.each([
@@ -217,6 +217,18 @@ describe("a table of keys", () => {
 });
 
 describe("what an isolate remembers of keys", () => {
+  it("is another table when the secret is another one", () => {
+    const tables = new KeyTableCache();
+    const of = (key: string) => JSON.stringify({ [sha256(key)]: { tenant: key } });
+    const first = tables.of(of("a"));
+    expect(first.find(sha256("a"))?.tenant).toBe("a");
+    expect(tables.of(of("a"))).toBe(first);
+    expect(tables.of(of("b")).find(sha256("a"))).toBeUndefined();
+    expect(() => tables.of("{")).toThrow();
+    expect(tables.of(of("b")).find(sha256("b"))?.tenant).toBe("b");
+    expect(tables.of("").find(sha256("b"))).toBeUndefined();
+  });
+
   const record = { id: "key_1", tenant: "t", scopes: ["generate"], createdS: 0 } as const;
 
   it("is bounded in time and number", () => {

@@ -4,8 +4,8 @@ import { QuireError } from "../../protocol/errors.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { within } from "../deadline.ts";
 import type { Env } from "../env.ts";
-import { isolateKeys } from "./key-cache.ts";
-import { assertKeyAllows, findInTable, type KeyRecord, type KeyTable, readKeyTable, type Scope } from "./key-record.ts";
+import { isolateKeys, isolateKeyTable } from "./key-cache.ts";
+import { assertKeyAllows, type KeyIndex, type KeyRecord, type Scope } from "./key-record.ts";
 import { keyRingOf } from "./key-ring.ts";
 import { namespaceOf } from "./namespace.ts";
 
@@ -35,7 +35,7 @@ export async function authenticate(request: Request, env: Env, scope: Scope | un
 }
 
 async function findKey(hash: string, env: Env): Promise<KeyRecord | undefined> {
-  const inTable = findInTable(secretTable(env), hash);
+  const inTable = secretKeys(env).find(hash);
   if (inTable) return inTable;
   const known = isolateKeys.get(hash);
   if (known) return known;
@@ -44,10 +44,9 @@ async function findKey(hash: string, env: Env): Promise<KeyRecord | undefined> {
   return found;
 }
 
-function secretTable(env: Env): KeyTable {
-  if (!env.QUIRE_API_KEYS) return new Map();
+function secretKeys(env: Env): KeyIndex {
   try {
-    return readKeyTable(env.QUIRE_API_KEYS);
+    return isolateKeyTable.of(env.QUIRE_API_KEYS ?? "");
   } catch (cause) {
     throw new QuireError("internal", "The server is not configured: its table of API keys cannot be read.", { cause });
   }

@@ -1,6 +1,6 @@
 /** Keys that this isolate has seen a moment ago, so that not every request asks the key ring. */
 import { LIMITS } from "../../protocol/limits.ts";
-import type { KeyRecord } from "./key-record.ts";
+import { KeyIndex, type KeyRecord, readKeyTable } from "./key-record.ts";
 
 /** How much a cache keeps, and for how long. */
 export interface KeyCacheOptions {
@@ -44,6 +44,24 @@ export class KeyCache {
     this.#records.clear();
   }
 }
+
+/** The index of a table that rarely changes: it is read again when its text is another one. */
+export class KeyTableCache {
+  #text = "";
+  #index = new KeyIndex(new Map());
+
+  /** @throws {QuireError | SyntaxError} for a text that is not a table of keys. */
+  of(text: string): KeyIndex {
+    if (text !== this.#text) {
+      this.#index = new KeyIndex(text === "" ? new Map() : readKeyTable(text));
+      this.#text = text;
+    }
+    return this.#index;
+  }
+}
+
+/** One per isolate: derived from the secret, so that sharing cannot be observed; reading 256 keys takes a millisecond. */
+export const isolateKeyTable = new KeyTableCache();
 
 /** One cache per isolate: what it holds may be `LIMITS.keyCacheMsMax` old, which is how long a revoked key may still work. */
 export const isolateKeys = new KeyCache({

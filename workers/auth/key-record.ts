@@ -148,15 +148,22 @@ export function keyTableJson(table: KeyTable): Record<string, unknown> {
   return Object.fromEntries([...table].map(([hash, record]) => [hash, keyRecordJson(record)]));
 }
 
-/** Finds a hash in a table. Every entry is compared in constant time, so that the time taken tells nothing of the others. */
-export function findInTable(table: KeyTable, hash: string): KeyRecord | undefined {
-  const encoder = new TextEncoder();
-  const wanted = encoder.encode(hash);
-  let found: KeyRecord | undefined;
-  for (const [candidate, record] of table) {
-    if (equalInConstantTime(encoder.encode(candidate), wanted)) found = record;
+/** A table that is asked often. */
+export class KeyIndex {
+  readonly #entries: readonly { hash: Uint8Array; record: KeyRecord }[];
+
+  constructor(table: KeyTable) {
+    const encoder = new TextEncoder();
+    this.#entries = [...table].map(([hash, record]) => ({ hash: encoder.encode(hash), record }));
   }
-  return found;
+
+  /** The record of a hash. All entries are compared, each in constant time: the time taken tells nothing of any of them. */
+  find(hash: string): KeyRecord | undefined {
+    const wanted = new TextEncoder().encode(hash);
+    let found: KeyRecord | undefined;
+    for (const entry of this.#entries) if (equalInConstantTime(entry.hash, wanted)) found = entry.record;
+    return found;
+  }
 }
 
 /** Refuses a key that may not do this. @throws {QuireError} `invalid_api_key` when it has expired, `permission_denied` without the scope. */

@@ -1,0 +1,179 @@
+import { readFile, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import { readTar, TAR_END, tarEntry } from "../../cli/store/tar.ts";
+import { FsStore } from "../../storage/fs-store.ts";
+import { loadManifest } from "../../storage/manifest.ts";
+import { namespaceOf } from "../../workers/auth/namespace.ts";
+import { noise } from "../storage/random.ts";
+import { storeWholeSession } from "../storage/whole-session.ts";
+import { runProgram, runQuire, withTempFolder } from "./run-quire.ts";
+
+const NO_DATA = { QUIRE_DATA: "/nowhere", QUIRE_STORE: "", QUIRE_TENANT_SALT: "salt" };
+
+/** A store in a folder with two sessions of one tenant and one of another. */
+async function withStore(
+  use: (world: { folder: string; store: string; acme: string }) => Promise<void>,
+): Promise<void> {
+  await withTempFolder(async (folder) => {
+    const acme = await namespaceOf("acme", "salt");
+    const store = await FsStore.open(join(folder, "pages"));
+    await storeWholeSession(store, { sessionId: "first", namespace: acme, updatedMs: Date.now() - 3_600_000 });
+    await storeWholeSession(store, { sessionId: "second", namespace: acme, updatedMs: Date.now() });
+    await storeWholeSession(store, { sessionId: "first", namespace: "ab02", updatedMs: Date.now() - 40 * 86_400_000 });
+    await store.close();
+    await use({ folder, store: `--store=fs:${join(folder, "pages")}`, acme });
+  });
+}
+
+describe("quire sessions", () => {
+  it("lists, shows, and deletes one", () =>
+    withStore(async ({ store, acme }) => {
+      const all = await runQuire(["sessions", "ls", store], NO_DATA);
+      expect(all).toMatchObject({ code: 0, stderr: "" });
+      const [heading, ...rows] = all.stdout.trimEnd().split("\n");
+      expect(heading).toMatch(/^SESSION +TOKENS +SIZE +COMMITTED +NAMESPACE +MODEL/);
+      expect(rows.map((row) => row.split(/\s+/).slice(0, 2))).toEqual([
+        ["second", "582"],
+        ["first", "582"],
+        ["first", "582"],
+      ]);
+      const own = await runQuire(["sessions", "ls", store, "--tenant=acme", "--json"], NO_DATA);
+      const listed = JSON.parse(own.stdout) as { sessionId: string; namespace: string; objectCount: number }[];
+      expect(listed.map(({ sessionId }) => sessionId)).toEqual(["second", "first"]);
+      expect(listed[0]).toMatchObject({ namespace: acme, objectCount: 9, tokenCount: 582 });
+
+      const ambiguous = await runQuire(["sessions", "show", "first", store], NO_DATA);
+      expect(ambiguous.code).toBe(1);
+      expect(ambiguous.stderr).toContain(`--namespace ${acme}`);
+      const shown = await runQuire(["sessions", "show", "first", store, "--tenant=acme"], NO_DATA);
+      expect(shown.stdout).toMatch(/summaries, min-max +2/);
+      expect(shown.stdout).toMatch(/attended +to 582 dense/);
+
+      expect((await runQuire(["sessions", "rm", "first", store, "--tenant=acme"], NO_DATA)).code).toBe(0);
+      const gone = await runQuire(["sessions", "show", "first", store, "--tenant=acme"], NO_DATA);
+      expect(gone).toMatchObject({ code: 1, stdout: "" });
+      expect(gone.stderr).toBe('quire: no session "first" is stored here\n');
+    }));
+
+  it("carries one from store to store through a pipe or a file", () =>
+    withStore(async ({ folder, store }) => {
+      const archive = join(folder, "s.tar");
+      const out = await runQuire(["sessions", "export", "second", store, `--out=${archive}`], NO_DATA);
+      expect(out).toMatchObject({ code: 0, stdout: "" });
+      const names = await runProgram("tar", ["tf", archive]);
+      expect(names.stdout.split("\n")[0]).toBe("manifest");
+      expect(names.stdout.trimEnd().split("\n")).toHaveLength(10);
+
+      const target = `--store=fs:${join(folder, "elsewhere")}`;
+      const quire = `${process.execPath} bin/quire.mjs sessions`;
+      const piped = await runProgram(
+        "bash",
+        ["-c", `${quire} export second ${store} | ${quire} import ${target} --namespace=ff --as=third`],
+        NO_DATA,
+      );
+      expect(piped.code).toBe(0);
+      const twice = await runQuire(["sessions", "import", target, "--namespace=ff", `--in=${archive}`], NO_DATA);
+      expect(twice.code).toBe(0);
+      const again = await runQuire(["sessions", "import", target, "--namespace=ff", `--in=${archive}`], NO_DATA);
+      expect(again.code).toBe(1);
+      expect(again.stderr).toMatch(/^quire: there is a session of that id already.*--replace\n$/);
+      const verified = await runQuire(["verify", target], NO_DATA);
+      expect(verified).toMatchObject({ code: 0, stdout: "2 sessions with 18 objects read: all whole\n" });
+
+      await writeFile(archive, (await readFile(archive)).subarray(0, 9000));
+      const cut = await runQuire(["sessions", "import", target, "--namespace=fe", `--in=${archive}`], NO_DATA);
+      expect(cut).toMatchObject({ code: 1, stderr: "quire: the archive is cut short\n" });
+    }));
+});
+
+describe("quire verify", () => {
+  it("says what is not whole, drops it when told to, and its exit code says which", () =>
+    withStore(async ({ folder, store, acme }) => {
+      const pages = await FsStore.open(join(folder, "pages"));
+      const { keys } = await pages.list(`kv/${acme}/`);
+      const lost = keys.map(({ key }) => key).filter((key) => key.includes("/seg/"))[2]!;
+      await pages.delete([lost]);
+      const found = await runQuire(["verify", store], NO_DATA);
+      expect(found.code).toBe(1);
+      expect(found.stdout).toContain(`${lost}: is not in the store`);
+      expect(found.stdout).toMatch(/3 sessions with 27 objects read: 2 not whole\n$/);
+      const one = await runQuire(["verify", store, "--namespace=ab02", "--json"], NO_DATA);
+      expect(JSON.parse(one.stdout)).toMatchObject({ sessionId: "first", problems: [], trustedTokens: 582 });
+      expect((await runQuire(["verify", store, "--repair"], NO_DATA)).code).toBe(0);
+      expect((await runQuire(["verify", store], NO_DATA)).code).toBe(0);
+      await pages.close();
+    }));
+});
+
+describe("quire gc", () => {
+  it("says first, then deletes: what nobody names, what is too old, what is beyond a tenant's bytes", () =>
+    withStore(async ({ folder, store, acme }) => {
+      const dry = await runQuire(["gc", store, "--ttl=30d", "--dry-run"], NO_DATA);
+      expect(dry).toMatchObject({ code: 0, stderr: "" });
+      expect(dry.stdout).toMatch(/would delete 1 object \(.*\), 1 session not used for too long; 2 sessions kept/);
+      const real = await runQuire(["gc", store, "--ttl=30d", "--json"], NO_DATA);
+      expect(JSON.parse(real.stdout)).toMatchObject({ expiredCount: 1, manifestCount: 2 });
+      const tenants = join(folder, "tenants.json");
+      await writeFile(tenants, JSON.stringify({ acme: { quota: "1K" }, other: { ttl: "1d" } }));
+      const quota = await runQuire(["gc", store, `--tenants=${tenants}`], NO_DATA);
+      expect(quota.stdout).toMatch(/2 sessions beyond a tenant's bytes; 0 sessions kept/);
+      const pages = await FsStore.open(join(folder, "pages"));
+      const { keys } = await pages.list("kv/");
+      // Younger than the grace: they go with a later run.
+      expect(keys.filter(({ key }) => key.startsWith(`kv/${acme}/`) && key.includes("/seg/"))).toHaveLength(4);
+      expect(await loadManifest(pages, keys[0]!.key.replace(/seg.*/, "session/00"))).toBeUndefined();
+      await pages.close();
+    }));
+
+  it.each([
+    [["gc", "--grace=5m"], /^quire: --grace: must be at least 15m, so that no running turn loses .*, not "5m"\n$/],
+    [["gc"], /^quire: --store is needed: \/nowhere is not a data folder of `quire start`\n$/],
+    [["gc", "--store=memory:"], /^quire: --store: memory: holds nothing/],
+    [["gc", "--quota=many", "--store=fs:x"], /^quire: --quota: must be a size such as 512M or 2G, not "many"\n$/],
+    [["gc", "--tenants=/nowhere.json", "--store=fs:x"], /^quire: --tenants: \/nowhere.json cannot be read as JSON/],
+    [["verify", "--store=fs:/nowhere/pages"], /^quire: --store: there is no folder \/nowhere\/pages\n$/],
+    [["verify", "now"], /^quire: unexpected argument "now"\n$/],
+    [["sessions"], /^quire: sessions needs an action: ls, show, rm, export or import\n$/],
+    [["sessions", "show"], /^quire: sessions show needs a session's id first\n$/],
+    [["sessions", "import", "--store=fs:x"], /^quire: sessions import needs --tenant or --namespace/],
+    [["sessions", "ls", "--namespace=XY", "--store=fs:x"], /^quire: --namespace: must be 1-64 lower-case hex digits/],
+    [
+      ["sessions", "ls", "--namespace=ab", "--tenant=acme"],
+      /^quire: --tenant and --namespace mean the same: give one\n$/,
+    ],
+  ])("%j ends with one clear line", async (args, line) => {
+    const { code, stdout, stderr } = await runQuire(args, NO_DATA);
+    expect({ code, stdout }).toEqual({ code: 1, stdout: "" });
+    expect(stderr).toMatch(line);
+  });
+});
+
+describe("tar", () => {
+  it("gives back what was put in, however the bytes arrive", async () => {
+    const files = [0, 1, 511, 512, 513, 5000].map((bytes, i) => ({
+      name: i === 3 ? `${"a".repeat(90)}/${"b".repeat(60)}-${i}` : `seg/${i}`,
+      bytes: noise(i, bytes),
+    }));
+    const whole = Buffer.concat([...files.map(tarEntry), TAR_END]);
+    for (const step of [1, 7, 512, 100_000]) {
+      async function* chunks() {
+        for (let at = 0; at < whole.length; at += step) yield whole.subarray(at, at + step);
+      }
+      const back: { name: string; bytes: Uint8Array }[] = [];
+      for await (const file of readTar(chunks())) back.push(file);
+      expect(back.map(({ name }) => name)).toEqual(files.map(({ name }) => name));
+      for (const [i, file] of back.entries()) expect(Buffer.compare(file.bytes, files[i]!.bytes)).toBe(0);
+    }
+  });
+
+  it("refuses what is no archive", async () => {
+    async function* chunks() {
+      yield noise(1, 4096);
+    }
+    const read = async () => {
+      for await (const _ of readTar(chunks()));
+    };
+    await expect(read()).rejects.toThrow("not a session archive");
+  });
+});

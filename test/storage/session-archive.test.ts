@@ -1,0 +1,114 @@
+import { describe, expect, it } from "vitest";
+import { loadManifest, objectKeysOf } from "../../storage/manifest.ts";
+import { MemoryStore } from "../../storage/memory-store.ts";
+import { type ArchiveFile, exportSession, importSession, MANIFEST_FILE } from "../../storage/session-archive.ts";
+import { listSessions } from "../../storage/session-list.ts";
+import { Verifier } from "../../storage/verify.ts";
+import { sampleKeys } from "./samples.ts";
+import { storeWholeSession, WHOLE_GEOMETRY } from "./whole-session.ts";
+
+async function archive(sessionId = "s"): Promise<{ store: MemoryStore; files: ArchiveFile[]; key: string }> {
+  const store = new MemoryStore();
+  const { key } = await storeWholeSession(store, { sessionId });
+  const files: ArchiveFile[] = [];
+  for await (const file of exportSession(store, key)) files.push(file);
+  return { store, files, key };
+}
+
+const TARGET = { namespace: "cd02" };
+
+describe("a session archive", () => {
+  it("holds the manifest and every object once, named by content, and comes back whole for another tenant", async () => {
+    const { store, files } = await archive();
+    expect(files.map(({ name }) => name.split("/")[0])).toEqual([
+      ...[MANIFEST_FILE, "seg", "seg", "seg", "seg", "sum-min-max", "sum-min-max"],
+      ...["sum-mean-deviation", "sum-mean-deviation", "tail"],
+    ]);
+    const other = new MemoryStore();
+    const manifest = await importSession(other, files, TARGET);
+    const key = sampleKeys(WHOLE_GEOMETRY, "cd02").session("s");
+    expect((await loadManifest(other, key))!.manifest).toEqual(manifest);
+    expect(await new Verifier(other).session(key)).toMatchObject({ problems: [], trustedTokens: 582, objectCount: 9 });
+    expect((await other.list("")).keys.every((item) => item.key.startsWith("kv/cd02/"))).toBe(true);
+    // Carried back, it is the same again.
+    const back: ArchiveFile[] = [];
+    for await (const file of exportSession(other, key)) back.push(file);
+    const home = new MemoryStore();
+    await importSession(home, back, { namespace: "ab01" });
+    for (const item of (await store.list("")).keys)
+      expect((await home.get(item.key))?.bytes, item.key).toEqual((await store.get(item.key))!.bytes);
+  });
+
+  it("takes another id, and the place of a session only where it is told to", async () => {
+    const { store, files, key } = await archive();
+    const renamed = await importSession(store, files, { namespace: "ab01", sessionId: "copy" });
+    expect(renamed).toMatchObject({ sessionId: "copy", tokenCount: 582 });
+    const keys = sampleKeys(WHOLE_GEOMETRY);
+    expect(await new Verifier(store).session(keys.session("copy"))).toMatchObject({ problems: [] });
+    const found: string[] = [];
+    for await (const session of listSessions(store, "kv/")) found.push(session.record!.sessionId);
+    expect(found.sort()).toEqual(["copy", "s"]);
+    const before = (await store.get(key))!.etag;
+    expect(await importSession(store, files, { namespace: "ab01" })).toBeUndefined();
+    expect((await store.get(key))!.etag).toBe(before);
+    expect(await importSession(store, files, { namespace: "ab01", replace: true })).toMatchObject({ sessionId: "s" });
+  });
+
+  it("never overwrites what is stored under a name of content", async () => {
+    const { store, files } = await archive();
+    const segment = [
+      ...objectKeysOf((await loadManifest(store, sampleKeys(WHOLE_GEOMETRY).session("s")))!.manifest),
+    ][0]!;
+    const etag = (await store.get(segment))!.etag;
+    await importSession(store, files, { namespace: "ab01", sessionId: "copy" });
+    expect((await store.get(segment))!.etag).toBe(etag);
+  });
+
+  it("shows nothing of an archive that is damaged, incomplete, doubled, or holds anything else", async () => {
+    const { files } = await archive();
+    const damaged = (index: number, at: number) =>
+      files.map((file, i) => {
+        const bytes = new Uint8Array(file.bytes);
+        if (i === index) bytes[Math.floor(at * bytes.length)]! ^= 2;
+        return { name: file.name, bytes };
+      });
+    const wrong: Record<string, ArchiveFile[]> = {
+      "no manifest": files.slice(1),
+      nothing: [],
+      "a file missing": files.slice(0, -1),
+      "a file twice": [...files, files[3]!],
+      "a stranger": [...files, { name: "seg/../../x", bytes: new Uint8Array(4) }],
+      "a bit of the manifest": damaged(0, 0.5),
+      "a bit of a segment": damaged(2, 0.8),
+      "a bit of summaries": damaged(7, 0.5),
+      "a bit of the tail": damaged(9, 0.5),
+      "two files changed for each other": [
+        ...files.slice(0, 1),
+        { ...files[1]!, bytes: files[2]!.bytes },
+        { ...files[2]!, bytes: files[1]!.bytes },
+        ...files.slice(3),
+      ],
+    };
+    for (const [what, list] of Object.entries(wrong)) {
+      const store = new MemoryStore();
+      await expect(importSession(store, list, TARGET), what).rejects.toMatchObject({ name: "FormatError" });
+      expect(
+        (await store.list("")).keys.filter(({ key }) => key.includes("/session/")),
+        what,
+      ).toEqual([]);
+    }
+  });
+
+  it("is not made of a session that is not whole", async () => {
+    const { store, key } = await archive();
+    const { manifest } = (await loadManifest(store, key))!;
+    await store.delete([manifest.segments[2]!.objectKey]);
+    const run = async () => {
+      for await (const _ of exportSession(store, key));
+    };
+    await expect(run()).rejects.toMatchObject({
+      name: "FormatError",
+      message: expect.stringContaining("not in the store"),
+    });
+  });
+});
