@@ -17,6 +17,10 @@ export const benches: Readonly<Record<string, BenchEntry>> = {
     summary: "what sequences that stream feel of a long prompt beside them",
     load: async () => (await import("./schedule/interference.ts")).interferenceBench,
   },
+  routing: {
+    summary: "which engine takes a turn: the fleet's choice against others', on a thousand simulated engines",
+    load: async () => (await import("./routing/routing.ts")).routingBench,
+  },
   recall: {
     summary: "share of right answers by kind of question, length of the context and selection policy",
     load: async () => (await import("./recall/recall.ts")).recallBench,

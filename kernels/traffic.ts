@@ -39,6 +39,22 @@ export interface AttendedPages {
   tokenMasks?: readonly number[];
 }
 
+/** Bytes of K and V of sealed blocks in one KV head: `tokenCount` attended tokens of `blockCount` blocks, int8 key scales once per block. */
+export function sealedKvBytes(shape: KvShape, blockCount: number, tokenCount: number): number {
+  const isFloat = shape.encoding === "f32";
+  const tokenBytes = isFloat ? shape.headDim * 8 : shape.headDim * 2 + 4;
+  return tokenCount * tokenBytes + (isFloat ? 0 : blockCount * shape.headDim * 4);
+}
+
+/** Bytes of K and V that a group reads as open in one KV head: from the first row's block on, up to the last row. */
+export function openKvBytes(
+  { headDim }: Pick<KvShape, "headDim">,
+  { positionFirst, positionLast }: Pick<QueryGroup, "positionFirst" | "positionLast">,
+): number {
+  const first = Math.floor(positionFirst / BLOCK_TOKENS) * BLOCK_TOKENS;
+  return (positionLast + 1 - first) * headDim * 8;
+}
+
 /**
  * Bytes of K and V that a query group reads in one KV head. Every attended token counts once: as sealed (in the pool's encoding; int8 key
  * scales once per block) in blocks before the last row's, if resident; as open (f32) from the first row's block on, up to the last row.
@@ -50,28 +66,20 @@ export function groupKvBytes(
   attended: AttendedPages,
   isResident: (block: number) => boolean,
 ): number {
-  const blockFirst = Math.floor(group.positionFirst / BLOCK_TOKENS);
   const blockLast = Math.floor(group.positionLast / BLOCK_TOKENS);
-  const tokenBytes = shape.encoding === "f32" ? shape.headDim * 8 : shape.headDim * 2 + 4;
-  const blockBytes = shape.encoding === "f32" ? 0 : shape.headDim * 4;
-  let bytes = 0;
+  let tokens = 0;
+  let blocks = 0;
   let blockCounted = -1;
   const count = attended.pages?.length ?? Math.floor(group.positionLast / PAGE_TOKENS) + 1;
   for (let index = 0; index < count; index++) {
     const page = attended.pages?.[index] ?? index;
-    const mask = attended.tokenMasks?.[index] ?? 0xffff;
     const block = Math.floor(page / PAGES_PER_BLOCK);
-    if (block < blockLast && isResident(block)) {
-      if (block !== blockCounted) bytes += blockBytes;
-      blockCounted = block;
-      bytes += bitCount(mask) * tokenBytes;
-    }
-    if (block >= blockFirst) {
-      const visible = Math.min(PAGE_TOKENS, group.positionLast + 1 - page * PAGE_TOKENS);
-      bytes += bitCount(mask & ((1 << visible) - 1)) * shape.headDim * 8;
-    }
+    if (block >= blockLast || !isResident(block)) continue;
+    if (block !== blockCounted) blocks++;
+    blockCounted = block;
+    tokens += bitCount(attended.tokenMasks?.[index] ?? 0xffff);
   }
-  return bytes;
+  return sealedKvBytes(shape, blocks, tokens) + openKvBytes(shape, group);
 }
 
 function bitCount(mask: number): number {
@@ -104,6 +112,15 @@ export class ChosenBlocks {
     if (bitmap === undefined) return;
     const word = layer * wordsOf(this.#slices[sliceIndex] as StepSlice) + (block >>> 5);
     bitmap[word] = ((bitmap[word] as number) | (1 << (block & 31))) >>> 0;
+  }
+
+  /** Adds a slice's bits, as the bitmap has them. */
+  merge(sliceIndex: number, words: ArrayLike<number>): void {
+    const bitmap = this.#bitmaps[sliceIndex];
+    if (bitmap === undefined) return;
+    for (let index = 0; index < bitmap.length; index++) {
+      bitmap[index] = ((bitmap[index] as number) | (words[index] as number)) >>> 0;
+    }
   }
 
   /** What a readback carries: nothing where no slice asked. */

@@ -1,6 +1,6 @@
 /** RoPE, the open slots, and the sealing of full blocks. */
 import { NOT_RESIDENT, type StepSlice } from "../contract.ts";
-import { openHeadAt, openSlotValuesAt, summaryHeadAt } from "../layout.ts";
+import { openHeadAt, openSlotValuesAt } from "../layout.ts";
 import { sealedByStep } from "../validate.ts";
 import type { Machine } from "./machine.ts";
 import type { WasmPool } from "./memory.ts";
@@ -62,7 +62,8 @@ function seal(machine: Machine, { pool, layer }: AppendArgs, slices: readonly St
   // The decoded keys, then a centre and a radius.
   machine.threads.ensureScratch((64 + 2) * headDim * 4);
   const kindIds = [0, 1].map((index) => (summaryKinds[index] === "mean-deviation" ? 1 : 0));
-  const kindAddresses = [0, 1].map((index) => (pool.summariesAt[index] ?? 0) + summaryHeadAt(pool.spec, layer, 0));
+  const layerOffset = layer * kvHeadCount * pool.summaryHeadStride;
+  const kindAddresses = [0, 1].map((index) => (pool.summariesAt[index] ?? 0) + layerOffset);
   const { keyScalesAt, valuesAt, valueScalesAt } = pool.layout;
   const taskCount = (records.length / 4) * kvHeadCount;
   machine.threads.run(OP.seal, {
@@ -70,7 +71,7 @@ function seal(machine: Machine, { pool, layer }: AppendArgs, slices: readonly St
     work: taskCount * 64 * headDim * 4,
     args: [
       ...[table, kvHeadCount, headDim, encoding === "int8" ? 1 : 0, keyScalesAt, valuesAt, valueScalesAt],
-      ...[summaryKinds.length, ...kindIds, ...kindAddresses, pool.summaryBytes],
+      ...[summaryKinds.length, ...kindIds, ...kindAddresses, pool.summaryHeadStride],
     ],
   });
 }

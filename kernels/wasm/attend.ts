@@ -1,24 +1,36 @@
-/** Attention on the host's side: cuts the step into tiles, decides whether splits are tasks of their own, and counts what is read. */
-import { BLOCK_TOKENS, type SliceTraffic, SPLIT_TOKENS } from "../contract.ts";
+/** Attention on the host's side: cuts the step into tiles, once for all layers, and decides what one task does. */
+import { BLOCK_TOKENS, PAGE_TOKENS, SPLIT_TOKENS } from "../contract.ts";
 import { openHeadAt, openSlotValuesAt } from "../layout.ts";
-import { groupKvBytes } from "../traffic.ts";
+import type { Arena } from "./heap.ts";
 import type { Machine } from "./machine.ts";
-import type { WasmPool } from "./memory.ts";
 import { OP } from "./ops.ts";
-import { type GroupSelection, isResident } from "./select.ts";
+import { type GroupSelection, type Role, roleOf, type StepGroups } from "./selection-batch.ts";
 
-/** Everything `attend` needs, as addresses. */
+/** The layer, and f32 `[rows, headCount, headDim]` as addresses. */
 export interface AttendArgs {
-  pool: WasmPool;
   layer: number;
-  headCount: number;
   q: number;
   out: number;
 }
 
-/** Rows that share what they read: one query group, one block of positions. The record is described in assembly/attend.ts. */
+/** Tiles in memory (the record is described in assembly/attend.ts) and how they become tasks. */
+export interface AttendTiles {
+  at: number;
+  count: number;
+  /** Queries of the largest tile. */
+  queryMax: number;
+  /** Splits of the longest tile where splits are tasks, else 0. */
+  splitMax: number;
+  headsPerTask: number;
+  /** Multiply-adds. */
+  work: number;
+}
+
+/** Rows that share what they read: one query group, one block of positions. */
 interface Tile {
   selection: GroupSelection;
+  /** Whether it reads chosen pages only. */
+  isSparse: boolean;
   firstRow: number;
   rowCount: number;
   position: number;
@@ -30,47 +42,73 @@ const TILE_BYTES = 48;
 const TILE_QUERIES = 32;
 /** With fewer tasks than this per thread, splits become tasks; one thread needs no more than one. */
 const TASKS_PER_THREAD_MIN = 4;
-/** Steps whose tiles have at most this many queries wait for memory more than they compute: tasks take as many KV heads as leave enough tasks. */
+/** Steps whose tiles have at most this many queries wait for memory more than they compute: assembly/attend.ts has the same. */
 const FEW_QUERIES = 8;
 const PARTIAL_BYTES_MAX = 32 * 1024 * 1024;
+/** Pieces of memory that a task asks for at once, assembly/attend.ts has the same. */
+const PIECES_BYTES = 256;
 
-/** Causal attention of every query group over what `select` chose. */
-export function attend(machine: Machine, args: AttendArgs, selections: readonly GroupSelection[]): void {
-  const { pool, headCount } = args;
-  const { kvHeadCount, headDim } = pool.spec;
-  const group = headCount / kvHeadCount;
-  const tiles = selections.flatMap((selection) => tilesOf(selection, group));
-  if (tiles.length === 0) return;
-  const queryMax = Math.max(...tiles.map((tile) => tile.rowCount)) * group;
-  const splitMax = Math.max(...tiles.map((tile) => tile.splitCount));
+/** Cuts the groups of a step into tiles, for layers of these roles; `arena` must live as long as the groups. */
+export function prepareTiles(machine: Machine, arena: Arena, step: StepGroups, roles: readonly Role[]): AttendTiles {
+  const { kvHeadCount, headDim } = step.pool.spec;
+  const group = step.headCount / kvHeadCount;
+  const tiles = step.groups.flatMap((selection) =>
+    tilesOf(selection, roleOf(selection, { roles }) !== "everything", group),
+  );
+  const queryMax = Math.max(0, ...tiles.map((tile) => tile.rowCount)) * group;
+  const splitMax = Math.max(0, ...tiles.map((tile) => tile.splitCount));
   const partialBytes = tiles.map((tile) => tile.splitCount * kvHeadCount * tile.rowCount * group * (headDim + 2) * 4);
-  const isFew = queryMax <= FEW_QUERIES;
   const { threads } = machine.threads;
   const tasksWanted = threads === 1 ? 1 : threads * TASKS_PER_THREAD_MIN;
+  const isFew = queryMax <= FEW_QUERIES;
+  // Chosen pages lie apart, so nothing is gained by taking KV heads together, and each KV head has as many as the next one.
+  const isSparse = isFew && tiles.every((tile) => tile.isSparse);
+  const isByHead = isSparse && tiles.length * kvHeadCount >= threads;
   const isCut =
+    !isByHead &&
     splitMax > 1 &&
     tiles.length * (isFew ? 1 : kvHeadCount) < tasksWanted &&
     partialBytes.reduce((sum, bytes) => sum + bytes, 0) <= PARTIAL_BYTES_MAX;
-  machine.opArena.clear();
-  const tilesAt = machine.opArena.take(tiles.length * TILE_BYTES);
+  const at = arena.take(tiles.length * TILE_BYTES);
   tiles.forEach((tile, index) => {
-    const partialAt = isCut ? machine.opArena.take(partialBytes[index] as number) : 0;
-    writeTile(machine, tilesAt + index * TILE_BYTES, tile, partialAt);
+    writeTile(machine, at + index * TILE_BYTES, tile, isCut ? arena.take(partialBytes[index] as number) : 0);
   });
   const uncut = isCut ? tiles.reduce((sum, tile) => sum + tile.splitCount, 0) : tiles.length;
-  const headTasks = isFew ? Math.min(kvHeadCount, Math.ceil(tasksWanted / uncut)) : kvHeadCount;
-  const headsPerTask = Math.ceil(kvHeadCount / headTasks);
-  // Per query: itself, two outputs, two states, the scores of a block, two factors, and codes of 16 bits padded to eights.
-  const queryBytes = (headDim * 3 + 4 + BLOCK_TOKENS + 2) * 4 + Math.ceil(headDim / 8) * 16;
-  machine.threads.ensureScratch(headsPerTask * (16 + queryMax * queryBytes));
-  const launchArgs = kernelArgs(args, { tilesAt, splitMax: isCut ? splitMax : 0, queryMax, headsPerTask });
-  const taskCount = tiles.length * Math.ceil(kvHeadCount / headsPerTask);
-  const work = tiles.reduce((sum, tile) => sum + tile.rowCount * attendedTokens(tile), 0) * headCount * headDim * 2;
-  machine.threads.run(OP.attend, { taskCount: isCut ? taskCount * splitMax : taskCount, work, ...launchArgs });
-  if (isCut) machine.threads.run(OP.attendMerge, { taskCount: tiles.length * kvHeadCount, work: 0, ...launchArgs });
+  const headTasks = isFew && !isByHead ? Math.min(kvHeadCount, Math.ceil(tasksWanted / uncut)) : kvHeadCount;
+  const tokens = tiles.reduce((sum, tile) => sum + tile.rowCount * attendedTokens(tile), 0);
+  return {
+    ...{ at, count: tiles.length, queryMax, splitMax: isCut ? splitMax : 0 },
+    headsPerTask: Math.ceil(kvHeadCount / headTasks),
+    work: tokens * step.headCount * headDim * 2,
+  };
 }
 
-function tilesOf(selection: GroupSelection, headsPerKvHead: number): Tile[] {
+/** Causal attention of every query group over what `select` chose. */
+export function attend(machine: Machine, step: StepGroups, tiles: AttendTiles, args: AttendArgs): void {
+  if (tiles.count === 0) return;
+  const { kvHeadCount, headDim, encoding } = step.pool.spec;
+  const { splitMax, queryMax, headsPerTask, work } = tiles;
+  // Per query: itself, two outputs, two states, the scores of a block, two factors, and codes of 16 bits padded to eights.
+  const queryBytes = (headDim * 3 + 4 + BLOCK_TOKENS + 2) * 4 + Math.ceil(headDim / 8) * 16;
+  machine.threads.ensureScratch(PIECES_BYTES + headsPerTask * (16 + queryMax * queryBytes));
+  const { blocksAt, blockBytes, layout, openAt, openSlotBytes, spec } = step.pool;
+  const keysOffset = openHeadAt(spec, args.layer, 0) * 4;
+  const launchArgs = {
+    args: [
+      ...[tiles.at, kvHeadCount, step.headCount / kvHeadCount, headDim, args.q, args.out, 0, blocksAt, blockBytes],
+      ...[encoding === "int8" ? 1 : 0, layout.keyScalesAt, layout.valuesAt, layout.valueScalesAt, openAt],
+      ...[openSlotBytes, keysOffset, openSlotValuesAt(spec) * 4 + keysOffset, splitMax, queryMax, headsPerTask],
+      args.layer,
+    ],
+    floats: [[6, 1 / Math.sqrt(headDim)]] as [number, number][],
+  };
+  const taskCount = tiles.count * Math.ceil(kvHeadCount / headsPerTask) * Math.max(1, splitMax);
+  machine.threads.run(OP.attend, { taskCount, work, ...launchArgs });
+  if (splitMax > 0)
+    machine.threads.run(OP.attendMerge, { taskCount: tiles.count * kvHeadCount, work: 0, ...launchArgs });
+}
+
+function tilesOf(selection: GroupSelection, isSparse: boolean, headsPerKvHead: number): Tile[] {
   const { group, firstRow } = selection;
   const rowsMax = Math.max(1, Math.floor(TILE_QUERIES / headsPerKvHead));
   const tiles: Tile[] = [];
@@ -78,65 +116,26 @@ function tilesOf(selection: GroupSelection, headsPerKvHead: number): Tile[] {
     const position = group.positionFirst + row;
     const rowCount = Math.min(rowsMax, group.rowCount - row, BLOCK_TOKENS - (position % BLOCK_TOKENS));
     const splitCount = Math.floor(position / SPLIT_TOKENS) + 1;
-    tiles.push({ selection, firstRow: firstRow + row, rowCount, position, splitCount });
+    tiles.push({ selection, isSparse, firstRow: firstRow + row, rowCount, position, splitCount });
     row += rowCount;
   }
   return tiles;
 }
 
 /** About how many tokens a row of the tile reads. */
-function attendedTokens({ selection, position }: Tile): number {
-  const pages = selection.chosen[0]?.pages?.length;
-  return pages === undefined ? position + 1 : pages * 16;
+function attendedTokens({ selection: { range }, isSparse, position }: Tile): number {
+  if (!isSparse) return position + 1;
+  return (range.sinkEnd + range.takePages + range.pageEnd - range.recentStart) * PAGE_TOKENS;
 }
 
 function writeTile({ heap }: Machine, at: number, tile: Tile, partialAt: number): void {
-  const { selection, position } = tile;
+  const { selection, position, isSparse } = tile;
   const { slice } = selection;
   const openSlot = slice.openSlots[Math.floor(position / BLOCK_TOKENS) - Math.floor(slice.position / BLOCK_TOKENS)];
+  const masks = isSparse ? [selection.pageMasksAt, selection.pageMaskStride, selection.tokenMasksAt] : [0, 0, 0];
   const record = [
-    ...[tile.firstRow, tile.rowCount, position, selection.blockIdsAt, selection.pageMasksAt, selection.pageMaskStride],
-    ...[selection.tokenMasksAt, openSlot as number, partialAt, tile.splitCount],
+    ...[tile.firstRow, tile.rowCount, position, selection.blockIdsAt, ...masks],
+    ...[openSlot as number, partialAt, tile.splitCount, slice.blockCapacity],
   ];
   heap.words.set(record, at / 4);
-}
-
-function kernelArgs(
-  { pool, layer, headCount, q, out }: AttendArgs,
-  {
-    tilesAt,
-    splitMax,
-    queryMax,
-    headsPerTask,
-  }: { tilesAt: number; splitMax: number; queryMax: number; headsPerTask: number },
-): { args: number[]; floats: [number, number][] } {
-  const { kvHeadCount, headDim, encoding } = pool.spec;
-  const { keyScalesAt, valuesAt, valueScalesAt } = pool.layout;
-  const keysOffset = openHeadAt(pool.spec, layer, 0) * 4;
-  const args = [
-    ...[tilesAt, kvHeadCount, headCount / kvHeadCount, headDim, q, out, 0, pool.blocksAt, pool.blockBytes],
-    ...[encoding === "int8" ? 1 : 0, keyScalesAt, valuesAt, valueScalesAt, pool.openAt, pool.openSlotBytes],
-    ...[keysOffset, openSlotValuesAt(pool.spec) * 4 + keysOffset, splitMax, queryMax],
-    headsPerTask,
-  ];
-  return { args, floats: [[6, 1 / Math.sqrt(headDim)]] };
-}
-
-/** Adds the bytes of K and V that an `attend` over these selections reads. */
-export function countKvBytes(
-  { pool, layer }: AttendArgs,
-  selections: readonly GroupSelection[],
-  traffic: readonly SliceTraffic[],
-): void {
-  for (const { slice, sliceIndex, group, chosen } of selections) {
-    const isHere = (block: number): boolean => isResident(layer, slice, block);
-    let counted: (typeof chosen)[number] | undefined;
-    let bytes = 0;
-    for (const head of chosen) {
-      const isSame = counted !== undefined && (head === counted || (head.pages ?? counted.pages) === undefined);
-      if (!isSame) bytes = groupKvBytes(pool.spec, group, head, isHere);
-      counted = head;
-      (traffic[sliceIndex] as SliceTraffic).kvBytes += bytes;
-    }
-  }
 }

@@ -17,6 +17,7 @@ import {
   openSlotBytes,
   openSlotValuesAt,
   summaryBytes,
+  summaryHeadBytes,
   summaryKindIndex,
 } from "../layout.ts";
 import { assertPackedRange } from "../validate.ts";
@@ -97,8 +98,10 @@ export class WasmPool implements KvPool {
   readonly summaryBytes: number;
   readonly blocksAt: number;
   readonly openAt: number;
-  /** One per kind of the spec. */
+  /** One per kind of the spec: `[layer][kvHead][slot]`, so that scoring a layer's KV head reads slot after slot. */
   readonly summariesAt: readonly number[];
+  /** Bytes from one KV head's summaries to the next one's. */
+  readonly summaryHeadStride: number;
 
   constructor(heap: WasmHeap, spec: KvPoolSpec) {
     assertPoolSpec(spec);
@@ -110,6 +113,7 @@ export class WasmPool implements KvPool {
     this.summaryBytes = summaryBytes(spec);
     this.blocksAt = heap.allocateZeroed(spec.blockCount * this.blockBytes);
     this.openAt = heap.allocateZeroed(spec.openSlotCount * this.openSlotBytes);
+    this.summaryHeadStride = spec.summarySlotCount * summaryHeadBytes(spec.headDim);
     this.summariesAt = spec.summaryKinds.map(() => heap.allocateZeroed(spec.summarySlotCount * this.summaryBytes));
   }
 
@@ -123,12 +127,14 @@ export class WasmPool implements KvPool {
   }
 
   async readSummary(slot: number, kind: SummaryKind): Promise<Uint8Array<ArrayBuffer>> {
-    return copyOf(this.#summary(slot, kind));
+    const out = new Uint8Array(this.summaryBytes);
+    this.#eachSummaryHead(slot, kind, (head, at) => out.set(head, at));
+    return out;
   }
 
   writeSummary(slot: number, kind: SummaryKind, bytes: Uint8Array): void {
     assert(bytes.length === this.summaryBytes, `a summary has ${this.summaryBytes} bytes, not ${bytes.length}`);
-    this.#summary(slot, kind).set(bytes);
+    this.#eachSummaryHead(slot, kind, (head, at) => head.set(bytes.subarray(at, at + head.length)));
   }
 
   async readOpen(slot: number, tokenCount: number): Promise<Uint8Array<ArrayBuffer>> {
@@ -149,10 +155,19 @@ export class WasmPool implements KvPool {
     return this.heap.bytes.subarray(at, at + this.blockBytes);
   }
 
-  #summary(slot: number, kind: SummaryKind): Uint8Array<SharedArrayBuffer> {
+  /** Calls with every layer's KV heads of a slot, and where they lie in the contract's form. */
+  #eachSummaryHead(
+    slot: number,
+    kind: SummaryKind,
+    visit: (head: Uint8Array<SharedArrayBuffer>, at: number) => void,
+  ): void {
     assertIndex(slot, this.spec.summarySlotCount, "summary slot");
-    const at = (this.summariesAt[summaryKindIndex(this.spec, kind)] as number) + slot * this.summaryBytes;
-    return this.heap.bytes.subarray(at, at + this.summaryBytes);
+    const headBytes = summaryHeadBytes(this.spec.headDim);
+    const first = (this.summariesAt[summaryKindIndex(this.spec, kind)] as number) + slot * headBytes;
+    for (let head = 0; head < this.spec.layerCount * this.spec.kvHeadCount; head++) {
+      const at = first + head * this.summaryHeadStride;
+      visit(this.heap.bytes.subarray(at, at + headBytes), head * headBytes);
+    }
   }
 
   #openBytes(tokenCount: number): number {

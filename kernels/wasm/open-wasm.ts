@@ -60,7 +60,7 @@ export async function loadKernels(): Promise<WebAssembly.Module> {
 
 class WasmDevice implements Device {
   readonly kind = "wasm";
-  readonly numericsId = "wasm-3";
+  readonly numericsId = "wasm-4";
   /** Goes up with any layout of assembly/matmul-*.ts. */
   readonly packingId = "wasm-2";
   readonly report: DeviceReport;

@@ -16,7 +16,7 @@ export const OP = {
   scoreTokens: 14,
   voteStats: 15,
   voteSum: 16,
-  topK: 17,
+  choose: 17,
   attend: 18,
   attendMerge: 19,
   packBf16: 20,

@@ -15,12 +15,13 @@ import { sampleRow } from "../sample-row.ts";
 import { ChosenBlocks, emptyTraffic, MissSet } from "../traffic.ts";
 import { assertSlices, assertSlicesFit } from "../validate.ts";
 import { append, writeRowTable } from "./append.ts";
-import { attend, countKvBytes } from "./attend.ts";
+import { type AttendTiles, attend, prepareTiles } from "./attend.ts";
 import type { Arena } from "./heap.ts";
 import { embed, gatherRows, matmul, rmsNorm, siluMul } from "./linear-ops.ts";
 import type { Machine } from "./machine.ts";
 import { floatsAt, ownBuffer, ownMatrix, ownPool, type WasmPool } from "./memory.ts";
-import { type GroupSelection, select } from "./select.ts";
+import { select, viewsOf } from "./select.ts";
+import { type LayerBatch, prepareGroups, prepareLayers, rolesOf, type StepGroups } from "./selection-batch.ts";
 
 type Args<Op extends keyof StepRecorder> = Parameters<StepRecorder[Op]>[0];
 
@@ -28,6 +29,12 @@ type Args<Op extends keyof StepRecorder> = Parameters<StepRecorder[Op]>[0];
 export interface StepArenas {
   step: Arena;
   selection: Arena;
+}
+
+/** What layers of the same roles have in common. */
+interface Batch {
+  batch: LayerBatch;
+  tiles: AttendTiles;
 }
 
 /**
@@ -45,7 +52,9 @@ export class WasmRecorder implements StepRecorder {
   readonly #chosenBlocks: ChosenBlocks;
   readonly #samples: Sample[] = [];
   readonly #checkedPools = new Set<WasmPool>();
-  #selected: { pool: WasmPool; layer: number; groups: GroupSelection[] } | undefined;
+  /** Of the pools that were selected from, usually one; batches by the roles that plans give a layer, usually one. */
+  readonly #laidOut: { step: StepGroups; batches: Map<string, Batch> }[] = [];
+  #selected: ({ step: StepGroups; layer: number } & Batch) | undefined;
   #failure: QuireError | undefined;
   #ended = false;
 
@@ -129,13 +138,17 @@ export class WasmRecorder implements StepRecorder {
   select({ pool, layer, headCount, q }: Args<"select">): void {
     const own = this.#poolFor(pool, layer, headCount);
     const queries = this.#floats(q, this.#rowCount * headCount * own.spec.headDim);
-    const args = { pool: own, layer, headCount, q: queries, arena: this.#arenas.selection };
+    const args = { layer, q: queries, arena: this.#arenas.selection };
     const counters = { misses: this.#misses, chosenBlocks: this.#chosenBlocks, traffic: this.#traffic };
     const before = this.#selected;
-    const previous = before?.pool === own && before.layer === layer - 1 ? before.groups : undefined;
     this.#selected = undefined;
     this.#run(() => {
-      this.#selected = { pool: own, layer, groups: select(this.#machine, args, this.#slices, counters, previous) };
+      const selected = { ...this.#batchOf(own, headCount, layer), layer };
+      const isBehind = before?.step === selected.step && before.layer === layer - 1;
+      const takesOver = selected.batch.roles.includes("takes-over");
+      assert(isBehind || !takesOver, "a layer that takes over a choice comes right behind the one that made it");
+      select(this.#machine, selected.step, selected.batch, args, counters);
+      this.#selected = selected;
     });
   }
 
@@ -143,12 +156,14 @@ export class WasmRecorder implements StepRecorder {
     const own = this.#poolFor(pool, layer, headCount);
     assertDistinct(out, q);
     const elements = this.#rowCount * headCount * own.spec.headDim;
-    const args = { pool: own, layer, headCount, q: this.#floats(q, elements), out: this.#floats(out, elements) };
+    const args = { layer, q: this.#floats(q, elements), out: this.#floats(out, elements) };
     this.#run(() => {
       const selected = this.#selected;
-      assert(selected?.pool === own && selected.layer === layer, `attend at layer ${layer} without its select`);
-      attend(this.#machine, args, selected.groups);
-      countKvBytes(args, selected.groups, this.#traffic);
+      const isSame = selected?.step.pool === own && selected.step.headCount === headCount && selected.layer === layer;
+      assert(isSame, `attend at layer ${layer} without its select`);
+      const { step, tiles } = selected;
+      attend(this.#machine, step, tiles, args);
+      for (const { sliceIndex, kvBytes } of step.groups) (this.#traffic[sliceIndex] as SliceTraffic).kvBytes += kvBytes;
     });
   }
 
@@ -171,21 +186,46 @@ export class WasmRecorder implements StepRecorder {
     this.#onEnd();
     const failure = this.#failure ?? this.#machine.threads.failure;
     if (failure !== undefined) throw failure;
+    for (const { step } of this.#laidOut) this.#mergeBitmaps(step);
     const misses = this.#misses.list();
     return { samples: this.#samples, misses, traffic: this.#traffic, ...this.#chosenBlocks.list() };
   }
 
   /** What the last `select` chose, ascending by (slice, group, KV head). */
   selectionViews(): SelectionView[] {
-    return (this.#selected?.groups ?? []).flatMap(({ sliceIndex, groupIndex, chosen }) =>
-      chosen.map(({ pages, tokenMasks }, kvHead) => ({
-        sliceIndex,
-        group: groupIndex,
-        kvHead,
-        ...(pages === undefined ? {} : { pages: [...pages] }),
-        ...(tokenMasks === undefined ? {} : { tokenMasks: [...tokenMasks] }),
-      })),
-    );
+    const selected = this.#selected;
+    return selected === undefined ? [] : viewsOf(this.#machine, selected.step, selected.batch);
+  }
+
+  /** What layers like this one have in common, laid out when the first of them selects. */
+  #batchOf(pool: WasmPool, headCount: number, layer: number): { step: StepGroups } & Batch {
+    const { step: arena } = this.#arenas;
+    let known = this.#laidOut.find(({ step }) => step.pool === pool && step.headCount === headCount);
+    if (known === undefined) {
+      known = {
+        step: prepareGroups(this.#machine, arena, { pool, headCount, slices: this.#slices }),
+        batches: new Map(),
+      };
+      this.#laidOut.push(known);
+    }
+    const roles = rolesOf(this.#slices, layer);
+    const key = roles.join();
+    let entry = known.batches.get(key);
+    if (entry === undefined) {
+      const { step } = known;
+      const tiles = prepareTiles(this.#machine, arena, step, roles);
+      entry = { batch: prepareLayers(this.#machine, arena, step, roles), tiles };
+      known.batches.set(key, entry);
+    }
+    return { step: known.step, ...entry };
+  }
+
+  #mergeBitmaps({ places, pool }: StepGroups): void {
+    places.forEach(({ bitmapAt, bitmapWords }, index) => {
+      if (bitmapAt === 0) return;
+      const words = pool.spec.layerCount * bitmapWords;
+      this.#chosenBlocks.merge(index, this.#machine.heap.words.subarray(bitmapAt / 4, bitmapAt / 4 + words));
+    });
   }
 
   /** Runs work of this step, unless a thread has failed; a failure is kept for `submit`. */

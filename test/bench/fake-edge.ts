@@ -47,7 +47,8 @@ export async function openFakeEdge(options: FakeEdgeOptions): Promise<FakeEdge> 
     if (request.headers.authorization !== `Bearer ${key}`) return json(response, 401, failure("invalid_api_key"));
     if (request.url === "/v1/models") return json(response, 200, { data: [{ id: "fake-1" }] });
     if (request.method === "DELETE") {
-      deletedSessions.push(request.url?.split("/").at(-1) ?? "");
+      // A client that leaves a resumable reply says so at the session's stream.
+      if (!request.url?.endsWith("/stream")) deletedSessions.push(request.url?.split("/").at(-1) ?? "");
       response.writeHead(204).end();
       return;
     }

@@ -58,7 +58,7 @@ function rotate(out: usize, x: usize, cos: usize, sin: usize, halfBytes: usize):
  * Encodes one KV head of one full block and writes its summaries. Task = block * kvHeadCount + kvHead.
  * args: blocks {open keys, open values, device block (addresses of the layer, head 0), summary slot (-1: none)}, kvHeadCount, headDim,
  * int8?, offsets in a block: key scales, values, value scales; kind count, kind 0, kind 1 (0: min-max, 1: mean-deviation),
- * summaries of kind 0 and of kind 1 (of the layer in slot 0), bytes of a summary slot
+ * summaries of kind 0 and of kind 1 (of the layer, head 0, slot 0), bytes from one KV head's summaries to the next one's
  */
 export function sealTask(task: i32, thread: i32): void {
   const kvHeadCount = arg(1);
@@ -90,7 +90,7 @@ export function sealTask(task: i32, thread: i32): void {
   if (slot < 0) return;
   const scratch = scratchOf(thread) + headDim * 256;
   for (let kind = 0; kind < arg(7); kind++) {
-    const to = argAt(10 + kind) + <usize>slot * argAt(12) + head * summaryHeadBytes(headDim);
+    const to = argAt(10 + kind) + head * argAt(12) + <usize>slot * summaryHeadBytes(headDim);
     summarizeBlock(to, keys, headDim, arg(8 + kind), scratch);
   }
 }

@@ -1,14 +1,15 @@
 // Attention. A tile is up to 32 queries (rows of one query group in one block of 64 positions, times the query heads of a KV head); a task
 // is a tile in some KV heads, or one split (512 positions) of it where there are few tiles. Reduction order is that of the contract: within
 // a split one online softmax per block, then splits in ascending order, so tiles, threads and the cut into tasks do not show in the result.
-// Tasks of few queries take all KV heads, block by block, keys before values, because these lie side by side: one thread reads random pieces
-// of 4 KiB at 8 GB/s and of 64 KiB at 18 GB/s.
+// Tasks of few queries that read everything take all KV heads, block by block, keys before values, because these lie side by side: one
+// thread reads random pieces of 4 KiB at 8 GB/s and of 64 KiB at 18 GB/s. Those that read chosen pages take one KV head, and ask for the
+// next 16 pieces before they need the first.
 // Measured figures: docs/kernels.md.
 //
-// Tile record, mirrored in kernels/wasm/attend-tiles.ts:
-//   0 first row   4 row count   8 position of the first row   12 block ids of the layer   16 page masks (0: all pages)
+// Tile record, mirrored in kernels/wasm/attend.ts:
+//   0 first row   4 row count   8 position of the first row   12 block ids [layer][capacity]   16 page masks (0: all pages)
 //   20 bytes of page masks per KV head   24 token masks (0: all tokens of a page)   28 open slot   32 partial results   36 split count
-//   40 query group
+//   40 capacity
 import { addValues } from "./attend-f32";
 import { addValuesInt8, quantizeQuery, quantizeWeights, queryCodeBytes, scoreInt8 } from "./attend-int8";
 import { arg, argAt, argF32, scratchOf } from "./control";
@@ -20,10 +21,13 @@ const NEGATIVE_INFINITY: f32 = -Infinity;
 const SCORE_BYTES: usize = 256;
 /** Tiles of at most this many queries wait for memory more than they compute. */
 const FEW_QUERIES: i32 = 8;
+/** At the beginning of a task's scratch: the block up to which pieces were asked for, a word for what was read, and from byte 64 the pieces. */
+const PIECES_BYTES: usize = 256;
+const PIECE_COUNT: usize = 16;
 
 // args: 0 tiles, 1 KV head count, 2 heads per KV head, 3 headDim, 4 q, 5 out, 6 scale, 7 blocks, 8 block bytes, 9 int8?, offsets in a
 // block: 10 key scales, 11 values, 12 value scales; 13 open slots, 14 slot bytes, offsets in a slot: 15 keys of the layer, 16 values;
-// 17 largest split count (0: a task does all splits), 18 queries of the largest tile, 19 KV heads of a task
+// 17 largest split count (0: a task does all splits), 18 queries of the largest tile, 19 KV heads of a task, 20 layer
 
 // The scratch of a task in one KV head: whether the split has a token, the queries, state per query {max, sum} of the split and of all
 // splits, scores, outputs of both; over int8 blocks also the factor of each query, that of its weights, and its codes.
@@ -95,6 +99,7 @@ export function attendTask(task: i32, thread: i32): void {
   const splitCount = load<i32>(tile, 36);
   const scratch = scratchOf(thread);
   if (splitMax != 0 && task % splitMax >= splitCount) return;
+  store<i32>(scratch, 0);
   for (let kvHead = first; kvHead < end; kvHead++) loadQueries(tile, kvHead, headScratch(scratch, kvHead - first));
   if (splitMax == 0) return attendAllSplits(tile, first, end, scratch);
   attendSplit(tile, first, end, task % splitMax, scratch);
@@ -106,7 +111,7 @@ export function attendTask(task: i32, thread: i32): void {
 // @ts-ignore: decorator
 @inline
 function headScratch(scratch: usize, index: i32): usize {
-  return scratch + <usize>index * headScratchBytes();
+  return scratch + PIECES_BYTES + <usize>index * headScratchBytes();
 }
 
 function attendAllSplits(tile: usize, first: i32, end: i32, scratch: usize): void {
@@ -144,8 +149,9 @@ export function attendMergeTask(task: i32, thread: i32): void {
   const tile = argAt(0) + <usize>(task / arg(1)) * TILE_BYTES;
   const kvHead = task % arg(1);
   const queryCount = load<i32>(tile, 4) * arg(2);
-  const state = finalStateAt(scratchOf(thread));
-  const output = finalOutputAt(scratchOf(thread));
+  const scratch = headScratch(scratchOf(thread), 0);
+  const state = finalStateAt(scratch);
+  const output = finalOutputAt(scratch);
   clearState(state, output, queryCount);
   for (let split = 0; split < load<i32>(tile, 36); split++) {
     const partial = partialAt(tile, kvHead, split);
@@ -225,9 +231,10 @@ function finish(tile: usize, kvHead: i32, state: usize, output: usize): void {
 function attendSplit(tile: usize, first: i32, headEnd: i32, split: i32, scratch: usize): void {
   const position = load<i32>(tile, 8);
   const ownBlock = position >> 6;
-  const ids = <usize>load<u32>(tile, 12);
+  const ids = blockIdsOf(tile);
   const pageMasks = <usize>load<u32>(tile, 16);
   const tokenMasks = <usize>load<u32>(tile, 24);
+  const isSparse = pageMasks != 0 && load<i32>(tile, 4) * arg(2) <= FEW_QUERIES;
   for (let index = 0; index < headEnd - first; index++) store<i32>(headScratch(scratch, index), 0);
   const end = min(ownBlock, split * 8 + 8);
   for (let block = split * 8; block < end; block++) {
@@ -235,7 +242,7 @@ function attendSplit(tile: usize, first: i32, headEnd: i32, split: i32, scratch:
     if (id < 0) continue;
     const from = argAt(7) + <usize>id * argAt(8);
     const tokens: u64 = tokenMasks == 0 ? <u64>-1 : load<u64>(tokenMasks + ((<usize>block) << 3));
-    if (pageMasks != 0 && load<i32>(tile, 4) * arg(2) <= FEW_QUERIES) fetchChosen(tile, first, headEnd, block, from, scratch);
+    if (isSparse && block >= load<i32>(scratch)) fetchAhead(tile, first, headEnd, block, arg(17) == 0 ? ownBlock : end, scratch);
     for (let kvHead = first; kvHead < headEnd; kvHead++) {
       const pages = pageMasks == 0 ? 15 : pagesOf(tile, kvHead, block);
       if (pages == 0) continue;
@@ -254,6 +261,13 @@ function attendSplit(tile: usize, first: i32, headEnd: i32, split: i32, scratch:
     begin(tile, at);
     attendOpen(tile, kvHead, position & 63, at);
   }
+}
+
+/** Block ids of the layer. */
+// @ts-ignore: decorator
+@inline
+function blockIdsOf(tile: usize): usize {
+  return <usize>load<u32>(tile, 12) + <usize>(arg(20) * load<i32>(tile, 40) << 2);
 }
 
 // @ts-ignore: decorator
@@ -325,34 +339,62 @@ function addSealed(tile: usize, kvHead: i32, block: usize, pages: i32, scratch: 
 }
 
 /**
- * Reads one word of every cache line that the chosen pages of a block take in these KV heads, so that all of it is on its way before the first
- * score needs any: selected pages lie apart, where no hardware prefetch follows. (16K context, 128 of 1024 pages, head width 64, f32, one
- * thread: 2.8 ms without, 1.8 ms with.)
+ * Reads one word of every cache line of the next chosen pages of these KV heads, from `block` on, until there are 16 pieces (keys or values of a
+ * page). Line by line across the pieces, so that many pages of memory are looked up and read at once: selected pages lie apart, where no
+ * hardware prefetch follows. One thread reads pieces of 1 KiB one after the other at 8 GB/s, 16 in turns at 12.
  */
-function fetchChosen(tile: usize, first: i32, end: i32, block: i32, from: usize, scratch: usize): void {
+function fetchAhead(tile: usize, first: i32, headEnd: i32, block: i32, limit: i32, scratch: usize): void {
   const isInt8 = arg(9) != 0;
   const headDim = <usize>arg(3);
   const pageBytes = isInt8 ? headDim << 4 : headDim << 6;
+  const ids = blockIdsOf(tile);
+  const pieces = scratch + 64;
   let sum = 0;
-  for (let kvHead = first; kvHead < end; kvHead++) {
-    const pages = pagesOf(tile, kvHead, block);
-    if (pages == 0) continue;
-    const keys = from + (<usize>kvHead << 2) * pageBytes;
-    sum += fetchPages(keys, pages, pageBytes) + fetchPages(keys + argAt(11), pages, pageBytes);
-    if (!isInt8) continue;
-    sum += fetchPages(from + argAt(10) + <usize>kvHead * headDim * 4, 1, headDim << 2);
-    sum += fetchPages(from + argAt(12) + <usize>kvHead * 256, pages, 64);
+  let count: usize = 0, total: usize = 0;
+  for (; block < limit && total < PIECE_COUNT; block++) {
+    const id = load<i32>(ids + ((<usize>block) << 2));
+    if (id < 0) continue;
+    const from = argAt(7) + <usize>id * argAt(8);
+    for (let kvHead = first; kvHead < headEnd; kvHead++) {
+      const pages = pagesOf(tile, kvHead, block);
+      if (pages == 0) continue;
+      if (isInt8) {
+        sum += fetchLines(from + argAt(10) + <usize>kvHead * headDim * 4, headDim << 2);
+      }
+      for (let left = pages; left != 0; left &= left - 1) {
+        const keys = from + ((<usize>kvHead << 2) + <usize>ctz(left)) * pageBytes;
+        if (isInt8) sum += load<i32>(from + argAt(12) + <usize>kvHead * 256 + (<usize>ctz(left) << 6));
+        store<u32>(pieces + (count << 2), <u32>keys);
+        store<u32>(pieces + (count << 2), <u32>(keys + argAt(11)), 4);
+        count += 2;
+        total += 2;
+        if (count < PIECE_COUNT) continue;
+        sum += fetchAcross(pieces, count, pageBytes);
+        count = 0;
+      }
+    }
   }
-  // Stored where it will be overwritten: loads whose result is not used might be left out.
-  store<i32>(scoresAt(scratch), sum);
+  sum += fetchAcross(pieces, count, pageBytes);
+  store<i32>(scratch, block);
+  // Loads whose result is not used might be left out.
+  store<i32>(scratch, sum, 4);
 }
 
-function fetchPages(from: usize, pages: i32, pageBytes: usize): i32 {
+// @ts-ignore: decorator
+@inline
+function fetchLines(from: usize, bytes: usize): i32 {
   let sum = 0;
-  for (let page: usize = 0; page < 4; page++) {
-    if ((pages & (1 << <i32>page)) == 0) continue;
-    const end = from + (page + 1) * pageBytes;
-    for (let at = from + page * pageBytes; at < end; at += 64) sum += load<i32>(at);
+  for (let at: usize = 0; at < bytes; at += 64) sum += load<i32>(from + at);
+  return sum;
+}
+
+// @ts-ignore: decorator
+@inline
+function fetchAcross(pieces: usize, count: usize, bytes: usize): i32 {
+  const end = pieces + (count << 2);
+  let sum = 0;
+  for (let at: usize = 0; at < bytes; at += 64) {
+    for (let piece = pieces; piece < end; piece += 4) sum += load<i32>(<usize>load<u32>(piece) + at);
   }
   return sum;
 }

@@ -1,12 +1,14 @@
 // One op number, one kernel.
 import { attendMergeTask, attendTask } from "./attend";
 import { ropeTask, sealTask } from "./append";
+import { chooseTask } from "./best";
 import { embedFloatTask, matmulFloatTask, packFloatTask } from "./matmul-f32";
 import { embedInt4Task, matmulInt4Task, packInt4Task } from "./matmul-int4";
 import { embedInt8Task, matmulInt8Task, packInt8Task, quantizeRowsTask } from "./matmul-int8";
 import {
   OP_ATTEND,
   OP_ATTEND_MERGE,
+  OP_CHOOSE,
   OP_EMBED_BF16,
   OP_EMBED_F32,
   OP_EMBED_INT4,
@@ -28,13 +30,13 @@ import {
   OP_SCORE_TOKENS,
   OP_SEAL,
   OP_SILU_MUL,
-  OP_TOP_K,
   OP_VOTE_STATS,
   OP_VOTE_SUM,
 } from "./ops";
 import { gatherRowsTask, rmsNormTask, siluMulTask } from "./row-ops";
 import { quantizeQueriesTask, scorePagesTask } from "./score-pages";
-import { scoreTokensTask, topKTask, voteStatsTask, voteSumTask } from "./select";
+import { scoreTokensTask } from "./score-tokens";
+import { voteStatsTask, voteSumTask } from "./votes";
 
 /** Runs one task of an op on a thread; an unknown op is a trap. */
 export function runTask(op: i32, task: i32, thread: i32): void {
@@ -62,7 +64,7 @@ export function runTask(op: i32, task: i32, thread: i32): void {
     case OP_SCORE_TOKENS: return scoreTokensTask(task, thread);
     case OP_VOTE_STATS: return voteStatsTask(task);
     case OP_VOTE_SUM: return voteSumTask(task);
-    case OP_TOP_K: return topKTask(task, thread);
+    case OP_CHOOSE: return chooseTask(task, thread);
     case OP_ATTEND: return attendTask(task, thread);
     case OP_ATTEND_MERGE: return attendMergeTask(task, thread);
     default: unreachable();

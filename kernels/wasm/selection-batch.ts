@@ -1,0 +1,296 @@
+/**
+ * What a step's selections have in common over its layers, laid out once: groups with their masks, and for every mix of roles that the
+ * slices' plans give a layer (usually there is one) the units.
+ */
+import { assert } from "../../protocol/assert.ts";
+import { BLOCK_TOKENS, PAGES_PER_BLOCK, type SelectionPlan, type StepSlice } from "../contract.ts";
+import { summaryKindIndex } from "../layout.ts";
+import {
+  choosingLayer,
+  keepPages,
+  needsPageScores,
+  type PageRange,
+  pageCombine,
+  pageRange,
+  type QueryGroup,
+  queryGroups,
+  selectsPerLayer,
+} from "../page-range.ts";
+import type { Arena } from "./heap.ts";
+import type { Machine } from "./machine.ts";
+import type { WasmPool } from "./memory.ts";
+import { UNIT_BYTES, type Unit, type UnitTable, writeUnits, writeUnscored } from "./unit-records.ts";
+
+/** A plan that selects. */
+export type Plan = Exclude<SelectionPlan, { kind: "dense" }>;
+
+/** Pages (ascending) and masks of their tokens, as a token plan chose them. */
+export interface ChosenTokens {
+  pages: number[];
+  tokenMasks: number[];
+}
+
+/** One choice of pages: for one KV head, or for all. */
+export interface PageChoice {
+  kvHeadFirst: number;
+  kvHeadCount: number;
+  isScored: boolean;
+  masksAt: number;
+  /** {chosen blocks that are not resident, resident ones, their tokens}, after a select. */
+  countsAt: number;
+}
+
+/** Whether a layer attends to everything, chooses, or takes over what the layer before attends to. */
+export type Role = "everything" | "chooses" | "takes-over";
+
+/** One query group of one slice, where attention finds what it chose, and what was counted. */
+export interface GroupSelection {
+  slice: StepSlice;
+  sliceIndex: number;
+  groupIndex: number;
+  group: QueryGroup;
+  /** As for the layers that choose. */
+  range: PageRange;
+  /** Row of the step. */
+  firstRow: number;
+  /** The last row's own block: those before have masks. */
+  blockEnd: number;
+  /** Block ids of the slice, `[layer][blockCapacity]`. */
+  blockIdsAt: number;
+  /** u8 per block: bit i is page i; 0 for everything. */
+  pageMasksAt: number;
+  /** Bytes from one KV head's masks to the next one's; 0: all share. */
+  pageMaskStride: number;
+  /** u64 per block: bit t is token t; 0 for all tokens of the pages. */
+  tokenMasksAt: number;
+  /** Empty where every layer attends to everything. */
+  choices: PageChoice[];
+  /** What the last choice of a token plan was. */
+  tokens: ChosenTokens | undefined;
+  /** Bytes of K and V that attention at the layer selected last will read, all KV heads. */
+  kvBytes: number;
+}
+
+/** A table of units with the units that it was written from. */
+export interface ScoredUnits {
+  table: UnitTable;
+  units: readonly Unit[];
+}
+
+/** All groups of a step. */
+export interface StepGroups {
+  pool: WasmPool;
+  headCount: number;
+  slices: readonly StepSlice[];
+  groups: readonly GroupSelection[];
+  /** Per slice. */
+  places: readonly SlicePlace[];
+}
+
+/** What a layer's roles make of the groups: units, scored ones by combine rule, then the others, in one run of records. */
+export interface LayerBatch {
+  /** Per slice. */
+  roles: readonly Role[];
+  unitsAt: number;
+  unitCount: number;
+  scored: readonly ScoredUnits[];
+  /** Largest number of items of a unit. */
+  itemMax: number;
+  /** Codes and scales of the step's query vectors, of which `[vectorFirst, vectorEnd)` are needed; addresses are those of vector 0. */
+  codesAt: number;
+  scalesAt: number;
+  vectorFirst: number;
+  vectorEnd: number;
+}
+
+/** What a group does in a layer. */
+export function roleOf({ choices, sliceIndex }: GroupSelection, { roles }: Pick<LayerBatch, "roles">): Role {
+  return choices.length === 0 ? "everything" : (roles[sliceIndex] as Role);
+}
+
+/** The chosen pages between the forced ones, ascending. */
+export function candidatePages(
+  bytes: Uint8Array,
+  { sinkEnd, recentStart }: Pick<PageRange, "sinkEnd" | "recentStart">,
+  { masksAt }: PageChoice,
+): number[] {
+  const pages: number[] = [];
+  for (let page = sinkEnd; page < recentStart; page++) {
+    const mask = bytes[masksAt + Math.floor(page / PAGES_PER_BLOCK)] as number;
+    if ((mask >> (page % PAGES_PER_BLOCK)) & 1) pages.push(page);
+  }
+  return pages;
+}
+
+/** Lays out the groups of a step in `arena`, which must live as long as they. */
+export function prepareGroups(
+  machine: Machine,
+  arena: Arena,
+  { pool, headCount, slices }: Pick<StepGroups, "pool" | "headCount" | "slices">,
+): StepGroups {
+  const places = slices.map((slice) => placeSlice(machine, arena, pool, slice));
+  const groups: GroupSelection[] = [];
+  let sliceRow = 0;
+  slices.forEach((slice, sliceIndex) => {
+    const { blockIdsAt } = places[sliceIndex] as SlicePlace;
+    queryGroups(slice).forEach((group, groupIndex) => {
+      const firstRow = sliceRow + group.firstRow;
+      const range = pageRange(slice.plan, group);
+      const selection: GroupSelection = {
+        ...{ slice, sliceIndex, groupIndex, group, range, firstRow, blockIdsAt },
+        blockEnd: Math.floor(group.positionLast / BLOCK_TOKENS),
+        ...{ pageMasksAt: 0, pageMaskStride: 0, tokenMasksAt: 0, choices: [], tokens: undefined, kvBytes: 0 },
+      };
+      if (slice.plan.kind !== "dense" && !range.everything) takeMasks(arena, pool, selection, slice.plan);
+      groups.push(selection);
+    });
+    sliceRow += slice.rowCount;
+  });
+  return { pool, headCount, slices, groups, places };
+}
+
+/** The roles of a layer, one per slice. */
+export function rolesOf(slices: readonly StepSlice[], layer: number): Role[] {
+  return slices.map(({ plan }) => {
+    const chooser = choosingLayer(plan, layer);
+    if (chooser === undefined) return "everything";
+    return chooser === layer ? "chooses" : "takes-over";
+  });
+}
+
+/** Lays out what layers of these roles have in common. `arena` must live as long as the groups. */
+export function prepareLayers(machine: Machine, arena: Arena, step: StepGroups, roles: readonly Role[]): LayerBatch {
+  const entries: UnitEntry[] = [];
+  for (const selection of step.groups) {
+    const role = roleOf(selection, { roles });
+    // What a token plan takes over, the host counts.
+    if (role === "everything" || (role === "takes-over" && selection.slice.plan.kind === "tokens")) continue;
+    for (const choice of selection.choices) {
+      const isScored = choice.isScored && role === "chooses";
+      const place = step.places[selection.sliceIndex] as SlicePlace;
+      const unit = unitOf(step, selection, choice, place);
+      entries.push({ unit: { ...unit, isTakenOver: role === "takes-over" }, isScored });
+    }
+  }
+  return { roles, ...writeTables(machine, arena, step, entries) };
+}
+
+/** A unit, and whether its layer scores. */
+interface UnitEntry {
+  unit: Unit;
+  isScored: boolean;
+}
+
+/** What the groups of a slice share. */
+export interface SlicePlace {
+  blockIdsAt: number;
+  summarySlotsAt: number;
+  /** The slice's bitmap of chosen blocks; 0 where it did not ask. */
+  bitmapAt: number;
+  /** Words of a layer. */
+  bitmapWords: number;
+}
+
+function placeSlice(machine: Machine, arena: Arena, { spec }: WasmPool, slice: StepSlice): SlicePlace {
+  const bitmapWords = Math.ceil(slice.blockCapacity / 32);
+  const bitmapAt = slice.reportBlocks ? arena.take(Math.max(4, spec.layerCount * bitmapWords * 4)) : 0;
+  if (bitmapAt !== 0) machine.heap.bytes.fill(0, bitmapAt, bitmapAt + spec.layerCount * bitmapWords * 4);
+  const blockIdsAt = putWords(machine, arena, slice.blockIds);
+  const summarySlotsAt = slice.plan.kind === "dense" ? 0 : putWords(machine, arena, slice.summarySlots);
+  return { blockIdsAt, summarySlotsAt, bitmapAt, bitmapWords };
+}
+
+/** Copies words into the heap. */
+export function putWords({ heap }: Machine, arena: Arena, words: Int32Array | readonly number[]): number {
+  const at = arena.take(Math.max(4, words.length * 4));
+  heap.words.set(words, at / 4);
+  return at;
+}
+
+function takeMasks(arena: Arena, { spec }: WasmPool, selection: GroupSelection, plan: Plan): void {
+  const { blockEnd, range } = selection;
+  const isShared = selectsPerLayer(plan);
+  const count = isShared ? 1 : spec.kvHeadCount;
+  // Rows of masks are padded, so that eight can be read at a time.
+  const stride = Math.ceil(blockEnd / 8) * 8 + 8;
+  selection.pageMasksAt = arena.take(stride * count);
+  selection.pageMaskStride = isShared ? 0 : stride;
+  if (plan.kind === "tokens") selection.tokenMasksAt = arena.take(Math.max(8, blockEnd * 8));
+  selection.choices = Array.from({ length: count }, (_, index) => ({
+    kvHeadFirst: index,
+    kvHeadCount: isShared ? spec.kvHeadCount : 1,
+    isScored: needsPageScores(plan, range),
+    masksAt: selection.pageMasksAt + index * stride,
+    countsAt: arena.take(12),
+  }));
+}
+
+function unitOf(
+  { pool, headCount }: StepGroups,
+  { slice, range, firstRow, group, blockEnd }: GroupSelection,
+  { kvHeadFirst, kvHeadCount, isScored, masksAt, countsAt }: PageChoice,
+  { blockIdsAt, summarySlotsAt, bitmapAt, bitmapWords }: SlicePlace,
+): Unit {
+  const plan = slice.plan as Plan;
+  const headsPerKvHead = headCount / pool.spec.kvHeadCount;
+  const blockFirst = Math.floor(range.sinkEnd / PAGES_PER_BLOCK);
+  const { scorer } = plan;
+  assert(!isScored || scorer !== undefined, "a plan without a scorer takes no candidates");
+  const summariesAt = isScored && scorer ? pool.summariesAt[summaryKindIndex(pool.spec, scorer.summary)] : 0;
+  return {
+    firstVector: firstRow * headCount + kvHeadFirst * headsPerKvHead,
+    queryCount: group.rowCount * headsPerKvHead * kvHeadCount,
+    headCount: headsPerKvHead * kvHeadCount,
+    kvHeadFirst,
+    itemFirst: range.sinkEnd - blockFirst * PAGES_PER_BLOCK,
+    itemEnd: Math.max(range.sinkEnd, range.recentStart) - blockFirst * PAGES_PER_BLOCK,
+    take: keepPages(plan, range),
+    combine: pageCombine(plan),
+    radiusWeight: scorer?.radiusWeight ?? 0,
+    choiceAt: masksAt + blockFirst,
+    ...{ blockIdsAt, blockCapacity: slice.blockCapacity },
+    pages: {
+      ...{ blockFirst, summarySlotsAt, summariesAt: summariesAt ?? 0, masksAt, blockEnd, countsAt },
+      ...{ sinkEnd: range.sinkEnd, recentStart: range.recentStart, bitmapWords },
+      // A token plan's blocks are known after its second stage.
+      bitmapAt: plan.kind === "tokens" ? 0 : bitmapAt,
+    },
+  };
+}
+
+/** Writes all units in one run of records: those that combine by max, those that vote, those that score nothing. */
+function writeTables(
+  machine: Machine,
+  arena: Arena,
+  { pool, headCount }: StepGroups,
+  entries: readonly UnitEntry[],
+): Omit<LayerBatch, "roles"> {
+  const unitsAt = arena.take(entries.length * UNIT_BYTES);
+  const scoring = entries.filter(({ isScored }) => isScored).map(({ unit }) => unit);
+  const scored: ScoredUnits[] = [];
+  let at = unitsAt;
+  for (const combine of ["max", "softmax-sum"] as const) {
+    const units = scoring.filter((unit) => unit.combine === combine);
+    if (units.length === 0) continue;
+    scored.push({ table: writeUnits(machine, arena, at, units), units });
+    at += units.length * UNIT_BYTES;
+  }
+  for (const { unit, isScored } of entries) {
+    if (isScored) continue;
+    writeUnscored(machine, at, unit);
+    at += UNIT_BYTES;
+  }
+  const rowsOf = ({ firstVector, queryCount, headCount: heads }: Unit): [first: number, end: number] => {
+    const first = Math.floor(firstVector / headCount);
+    return [first, first + queryCount / heads];
+  };
+  const vectorFirst = scoring.length === 0 ? 0 : Math.min(...scoring.map((unit) => rowsOf(unit)[0])) * headCount;
+  const vectorEnd = Math.max(0, ...scoring.map((unit) => rowsOf(unit)[1])) * headCount;
+  const codeBytes = Math.ceil(pool.spec.headDim / 8) * 16;
+  return {
+    ...{ unitsAt, unitCount: entries.length, scored, vectorFirst, vectorEnd },
+    itemMax: Math.max(0, ...entries.map(({ unit }) => unit.itemEnd)),
+    codesAt: arena.take((vectorEnd - vectorFirst) * codeBytes) - vectorFirst * codeBytes,
+    scalesAt: arena.take((vectorEnd - vectorFirst) * 4) - vectorFirst * 4,
+  };
+}
