@@ -149,6 +149,9 @@ export interface LayerRule {
  *   page(p0), the group's own, are not charged. Where sinks reach recentStart there are no candidates.)
  * Every candidate lies in a sealed block, so it has a summary. Without `scorer` no candidate is taken (streaming). Where K takes all
  * candidates or none, nothing is scored and no summary is needed. A NaN score ranks below every other.
+ * `massShare` (0 < s <= 1), where pages are scored: of these K only the first n, the smallest n at which their weights reach s times the weight
+ * of all candidates (K where they never do; at least 1). A candidate's weight is its combined score under `softmax-sum`, and
+ * exp((score - best score) / sqrt(headDim)) under `max`; what is not above 0 weighs nothing. In doubles, candidates ascending.
  * `tokens`: with K > 0 and fewer than all candidates, pages are scored by `scorer` (combined by `softmax-sum` over all heads) and the best
  * `candidatePages` kept (all, unscored, if there are no more); kept pages that are not resident are misses and drop out; then single tokens
  * of the rest are scored by q.k/sqrt(headDim) against the decoded keys, softmax over them per query, added over queries by (row, head)
@@ -165,6 +168,7 @@ export type SelectionPlan =
       scorer?: PageScorer;
       scope: SelectionScope;
       combine: CombineRule;
+      massShare?: number;
     })
   | (LayerRule & {
       kind: "tokens";

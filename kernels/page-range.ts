@@ -119,6 +119,84 @@ export function withForcedPages(range: PageRange, chosen: Iterable<number>): num
 }
 
 /**
+ * How many of the `countMax` best candidates a plan's `massShare` takes; `scores` are those of all candidates, combined.
+ * See `SelectionPlan`.
+ */
+export function massCount(
+  scores: Float32Array,
+  {
+    combine,
+    headDim,
+    massShare,
+    countMax,
+  }: { combine: CombineRule; headDim: number; massShare: number; countMax: number },
+): number {
+  let best = Number.NEGATIVE_INFINITY;
+  for (const score of scores) if (score > best) best = score;
+  const scale = Math.sqrt(headDim);
+  const heaviest = new HeaviestFirst(countMax);
+  let total = 0;
+  for (const score of scores) {
+    const weight = combine === "max" ? Math.exp((score - best) / scale) : score;
+    if (!(weight > 0)) continue;
+    total += weight;
+    heaviest.add(weight);
+  }
+  const goal = massShare * total;
+  let sum = 0;
+  let count = 0;
+  for (const weight of heaviest.list()) {
+    count += 1;
+    sum += weight;
+    if (sum >= goal) return count;
+  }
+  return countMax;
+}
+
+/** Keeps the largest of many numbers: a heap with the smallest of them on top. */
+class HeaviestFirst {
+  readonly #heap: Float64Array;
+  #length = 0;
+
+  constructor(countMax: number) {
+    this.#heap = new Float64Array(countMax);
+  }
+
+  add(value: number): void {
+    const heap = this.#heap;
+    if (this.#length === heap.length) {
+      if (value <= (heap[0] as number)) return;
+      this.#sink(value);
+      return;
+    }
+    let at = this.#length++;
+    for (let parent = (at - 1) >> 1; at > 0 && (heap[parent] as number) > value; parent = (at - 1) >> 1) {
+      heap[at] = heap[parent] as number;
+      at = parent;
+    }
+    heap[at] = value;
+  }
+
+  /** Descending. */
+  list(): Float64Array {
+    return this.#heap.slice(0, this.#length).sort().reverse();
+  }
+
+  /** Replaces the smallest. */
+  #sink(value: number): void {
+    const heap = this.#heap;
+    let at = 0;
+    for (let child = 1; child < heap.length; child = 2 * at + 1) {
+      if (child + 1 < heap.length && (heap[child + 1] as number) < (heap[child] as number)) child += 1;
+      if ((heap[child] as number) >= value) break;
+      heap[at] = heap[child] as number;
+      at = child;
+    }
+    heap[at] = value;
+  }
+}
+
+/**
  * The indices of the `count` best scores, ascending. Higher is better, ties go to the lower index, NaN ranks below everything.
  * This is the order every device must reproduce.
  */

@@ -69,6 +69,9 @@ function assertPlan(plan: SelectionPlan, fail: (message: string) => string): voi
   const { denseLayers = 0, layersPerChoice = 1 } = plan;
   assert(Number.isInteger(denseLayers) && denseLayers >= 0, fail("denseLayers must be an integer >= 0"));
   assert(Number.isInteger(layersPerChoice) && layersPerChoice >= 1, fail("layersPerChoice must be an integer >= 1"));
+  if (plan.kind === "pages" && plan.massShare !== undefined) {
+    assert(plan.massShare > 0 && plan.massShare <= 1, fail("massShare must be above 0 and at most 1"));
+  }
   if (plan.kind === "tokens") {
     assert(
       Number.isInteger(plan.candidatePages) && plan.candidatePages >= 0,

@@ -2,6 +2,7 @@ import { describe, expect, it } from "vitest";
 import type { SelectionPlan } from "../../kernels/contract.ts";
 import {
   keepPages,
+  massCount,
   needsPageScores,
   pageRange,
   queryGroups,
@@ -122,5 +123,50 @@ describe("top indices", () => {
     expect(topIndices([2, 1], 0)).toEqual([]);
     expect(topIndices([2, 1], 5)).toEqual([0, 1]);
     expect(topIndices([Number.NEGATIVE_INFINITY, Number.NaN, Number.POSITIVE_INFINITY], 2)).toEqual([0, 2]);
+  });
+});
+
+describe("the share of the weight", () => {
+  /** The same by sorting. */
+  function plainCount(scores: number[], combine: "max" | "softmax-sum", massShare: number, countMax: number): number {
+    const best = Math.max(...scores.filter((score) => !Number.isNaN(score)));
+    const weights = scores
+      .map((score) => (combine === "max" ? Math.exp((score - best) / 4) : score))
+      .filter((weight) => weight > 0);
+    const total = weights.reduce((a, b) => a + b, 0);
+    weights.sort((a, b) => b - a);
+    for (let count = 1; count <= Math.min(countMax, weights.length); count++) {
+      if (weights.slice(0, count).reduce((a, b) => a + b, 0) >= massShare * total) return count;
+    }
+    return countMax;
+  }
+
+  it("is reached by as few as by sorting", () => {
+    const random = new Random(SEED);
+    let limited = 0;
+    for (let trial = 0; trial < 500; trial++) {
+      const combine = trial % 2 === 0 ? "max" : "softmax-sum";
+      const scores = Float32Array.from(
+        { length: 1 + (trial % 90) },
+        () => random.normal() * (combine === "max" ? 9 : 0.1),
+      );
+      if (trial % 7 === 0) scores[0] = Number.NaN;
+      const [massShare, countMax] = [0.05 + (trial % 20) / 20, 1 + (trial % 30)];
+      const share = Math.min(1, massShare);
+      const count = massCount(scores, { combine, headDim: 16, massShare: share, countMax });
+      expect(count, `trial ${trial}`).toBe(plainCount([...scores], combine, share, countMax));
+      if (count < countMax) limited++;
+    }
+    expect(limited).toBeGreaterThan(100);
+  });
+
+  it("by hand: exact halves, nothing that weighs, and one that weighs all", () => {
+    const vote = { combine: "softmax-sum", headDim: 16, countMax: 3 } as const;
+    expect(massCount(Float32Array.of(0.25, 0.5, 0.25), { ...vote, massShare: 0.5 })).toBe(1);
+    expect(massCount(Float32Array.of(0.25, 0.5, 0.25), { ...vote, massShare: 0.51 })).toBe(2);
+    expect(massCount(Float32Array.of(0.25, 0.25, 0.25, 0.25), { ...vote, massShare: 1 })).toBe(3);
+    expect(massCount(Float32Array.of(0, Number.NaN, 0), { ...vote, massShare: 0.1 })).toBe(3);
+    const largest = { ...vote, combine: "max", massShare: 0.99 } as const;
+    expect(massCount(Float32Array.of(-1e4, 3, Number.NEGATIVE_INFINITY), largest)).toBe(1);
   });
 });
