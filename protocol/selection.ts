@@ -65,6 +65,12 @@ export const MODIFIERS = {
     policies: PAGED,
     help: "every KV head chooses for itself, or one choice serves the layer",
   },
+  "top-p": {
+    argument: "SHARE",
+    rule: { min: 0.01, max: 1 },
+    policies: PAGED,
+    help: "take only as many pages of the budget as reach this share of the estimated attention",
+  },
   candidates: {
     argument: "FACTOR",
     rule: { min: 1, max: 1024, step: 1 },

@@ -11,6 +11,7 @@ import {
 import {
   choosingLayer,
   keepPages,
+  massCount,
   needsPageScores,
   type PageRange,
   pageCombine,
@@ -139,13 +140,22 @@ function choosePages(scope: Scope, plan: Plan, kvHeads: readonly number[]): numb
     const scores = queriesOf(scope, kvHeads).map((query) =>
       scorePages(source, scorer, query, { start: sinkEnd, end: recentStart }),
     );
-    chosen = topIndices(combine(pageCombine(plan), args.pool.spec.headDim, scores), keep);
+    const { headDim } = args.pool.spec;
+    const combined = combine(pageCombine(plan), headDim, scores);
+    chosen = topIndices(combined, takenPages(plan, combined, { headDim, keep }));
     scope.traffic.metadataBytes += kvHeads.length * summaryReadBytes(args.pool.spec.headDim, range.candidateCount);
   }
   return withForcedPages(
     range,
     chosen.map((index) => sinkEnd + index),
   );
+}
+
+/** How many of the `keep` best pages a plan takes. */
+function takenPages(plan: Plan, scores: Float32Array, { headDim, keep }: { headDim: number; keep: number }): number {
+  const massShare = plan.kind === "pages" ? plan.massShare : undefined;
+  if (massShare === undefined) return keep;
+  return massCount(scores, { combine: pageCombine(plan), headDim, massShare, countMax: keep });
 }
 
 /** The second stage of a token plan: the best tokens of the kept pages. */

@@ -1,6 +1,6 @@
 /** Selection of one layer: scores, choices and counts run as ops over a batch's records; the host adds up what they counted. */
 import { BLOCK_TOKENS, NOT_RESIDENT, PAGES_PER_BLOCK, type SelectionView, type SliceTraffic } from "../contract.ts";
-import { withForcedPages } from "../page-range.ts";
+import { massCount, withForcedPages } from "../page-range.ts";
 import { type ChosenBlocks, type MissSet, openKvBytes, sealedKvBytes, summaryReadBytes } from "../traffic.ts";
 import type { Arena } from "./heap.ts";
 import type { Machine } from "./machine.ts";
@@ -12,10 +12,11 @@ import {
   type LayerBatch,
   type PageChoice,
   roleOf,
+  type ScoredUnits,
   type StepGroups,
 } from "./selection-batch.ts";
 import { chooseTokens } from "./token-stage.ts";
-import type { UnitTable } from "./unit-records.ts";
+import { scoresOf, setTake, type UnitTable } from "./unit-records.ts";
 
 /** What is selected, and `arena`, which lasts until the next select. */
 export interface SelectArgs {
@@ -52,6 +53,7 @@ export function select(
       scoreTable(machine, scored, step.pool.spec.headDim, (table, work) =>
         scorePages(machine, step, batch, args.layer, table, work),
       );
+      limitByMass(machine, scored, step.pool.spec.headDim);
     }
     chooseItems(machine, { unitsAt, unitCount, itemMax, layer: args.layer });
   }
@@ -91,6 +93,16 @@ function scorePages(
   });
 }
 
+/** Units whose plan asks for a share of the weight take no more than reach it. */
+function limitByMass(machine: Machine, { table, units }: ScoredUnits, headDim: number): void {
+  for (const [index, { mass, take, combine }] of units.entries()) {
+    if (mass === undefined) continue;
+    const scores = scoresOf(machine, table, units, index);
+    mass.choice.taken = massCount(scores, { combine, headDim, massShare: mass.share, countMax: take });
+    setTake(machine, table, index, mass.choice.taken);
+  }
+}
+
 /** Adds up what a group reads and misses at this layer. */
 function countGroup(
   { heap }: Machine,
@@ -118,13 +130,13 @@ function countGroup(
     return;
   }
   selection.kvBytes = 0;
-  const takes = range.takePages + range.sinkEnd + range.pageEnd - range.recentStart;
+  const forced = range.sinkEnd + range.pageEnd - range.recentStart;
   for (const choice of choices) {
     const counts = choice.countsAt / 4;
     if ((heap.words[counts] as number) > 0) noteMisses(heap.bytes, layer, selection, choice, misses);
     const bytes = sealedKvBytes(spec, heap.words[counts + 1] as number, heap.words[counts + 2] as number);
     selection.kvBytes += (bytes + openKvBytes(spec, group)) * choice.kvHeadCount;
-    sliceTraffic.pagesSelected += takes * choice.kvHeadCount;
+    sliceTraffic.pagesSelected += (choice.taken + forced) * choice.kvHeadCount;
     if (!choice.isScored || role === "takes-over") continue;
     sliceTraffic.metadataBytes += summaryReadBytes(spec.headDim, range.candidateCount) * choice.kvHeadCount;
   }

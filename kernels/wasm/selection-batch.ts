@@ -35,6 +35,8 @@ export interface PageChoice {
   kvHeadFirst: number;
   kvHeadCount: number;
   isScored: boolean;
+  /** Candidates that the last select took. */
+  taken: number;
   masksAt: number;
   /** {chosen blocks that are not resident, resident ones, their tokens}, after a select. */
   countsAt: number;
@@ -220,6 +222,7 @@ function takeMasks(arena: Arena, { spec }: WasmPool, selection: GroupSelection, 
     kvHeadFirst: index,
     kvHeadCount: isShared ? spec.kvHeadCount : 1,
     isScored: needsPageScores(plan, range),
+    taken: range.takePages,
     masksAt: selection.pageMasksAt + index * stride,
     countsAt: arena.take(12),
   }));
@@ -228,10 +231,12 @@ function takeMasks(arena: Arena, { spec }: WasmPool, selection: GroupSelection, 
 function unitOf(
   { pool, headCount }: StepGroups,
   { slice, range, firstRow, group, blockEnd }: GroupSelection,
-  { kvHeadFirst, kvHeadCount, isScored, masksAt, countsAt }: PageChoice,
+  choice: PageChoice,
   { blockIdsAt, summarySlotsAt, bitmapAt, bitmapWords }: SlicePlace,
 ): Unit {
+  const { kvHeadFirst, kvHeadCount, isScored, masksAt, countsAt } = choice;
   const plan = slice.plan as Plan;
+  const massShare = isScored && plan.kind === "pages" ? plan.massShare : undefined;
   const headsPerKvHead = headCount / pool.spec.kvHeadCount;
   const blockFirst = Math.floor(range.sinkEnd / PAGES_PER_BLOCK);
   const { scorer } = plan;
@@ -249,6 +254,7 @@ function unitOf(
     radiusWeight: scorer?.radiusWeight ?? 0,
     choiceAt: masksAt + blockFirst,
     ...{ blockIdsAt, blockCapacity: slice.blockCapacity },
+    ...(massShare === undefined ? {} : { mass: { share: massShare, choice } }),
     pages: {
       ...{ blockFirst, summarySlotsAt, summariesAt: summariesAt ?? 0, masksAt, blockEnd, countsAt },
       ...{ sinkEnd: range.sinkEnd, recentStart: range.recentStart, bitmapWords },

@@ -27,6 +27,8 @@ export interface Unit {
   blockIdsAt: number;
   blockCapacity: number;
   pages?: PageFields;
+  /** Of units that take as many of their best as reach a share of the weight: that share, and who is to be told how many. */
+  mass?: { share: number; choice: { taken: number } };
   /** Address of the kept pages, of units that rank tokens. */
   keptPagesAt?: number;
 }
@@ -64,6 +66,18 @@ export interface UnitTable {
   itemMax: number;
   /** Items of all units. */
   itemCount: number;
+}
+
+/** The combined scores of a unit's items, where a table's scoring has left them; a view. */
+export function scoresOf({ heap }: Machine, { at }: UnitTable, units: readonly Unit[], index: number): Float32Array {
+  const { itemFirst, itemEnd } = units[index] as Unit;
+  const scores = ((heap.words[(at + index * UNIT_BYTES + 28) / 4] as number) >>> 0) / 4;
+  return heap.floats.subarray(scores + itemFirst, scores + itemEnd);
+}
+
+/** Lets a unit take fewer items than it could. */
+export function setTake({ heap }: Machine, { at }: UnitTable, index: number, take: number): void {
+  heap.words[(at + index * UNIT_BYTES + 44) / 4] = take;
 }
 
 /** Writes the record of a unit that scores nothing. */

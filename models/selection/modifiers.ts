@@ -31,6 +31,7 @@ const EFFECTS: Readonly<Record<ModifierName, ModifierEffect>> = {
     version: 1,
     apply: (plan, value) => ({ ...paged(plan), scope: value === "layer" ? "layer" : "kv-head" }),
   },
+  "top-p": { version: 1, apply: (plan, value) => ({ ...paged(plan), massShare: Number(value) }) },
   candidates: {
     version: 1,
     apply: (plan, value) => {

@@ -46,7 +46,7 @@ describe("the configuration language", () => {
     ["Quest", `"Quest" at position 0`],
     [
       "quest+",
-      `the end at position 6 of "quest+": expected a modifier of quest: radius, combine, scope, sink, recent, dense-layers, share`,
+      `the end at position 6 of "quest+": expected a modifier of quest: radius, combine, scope, top-p, sink, recent, dense-layers, share`,
     ],
     ["quest+candidates(2)", `"candidates" at position 6`],
     [

@@ -46,6 +46,17 @@ export const PLANS: { name: string; plan: SelectionPlan }[] = [
       ...{ scorer: QUEST, scope: "kv-head", combine: "max" },
     },
   },
+  {
+    name: "a share of the weight, by vote",
+    plan: {
+      ...{ kind: "pages", ...SMALL, massShare: 0.3 },
+      ...{ scorer: DEVIATION, scope: "kv-head", combine: "softmax-sum" },
+    },
+  },
+  {
+    name: "a share of the weight, by the largest",
+    plan: { ...{ kind: "pages", ...SMALL, massShare: 0.4 }, ...{ scorer: QUEST, scope: "layer", combine: "max" } },
+  },
   { name: "tokens", plan: { kind: "tokens", ...SMALL, candidatePages: 20, scorer: QUEST } },
   { name: "tokens of few pages", plan: { kind: "tokens", ...SMALL, candidatePages: 3, scorer: DEVIATION } },
   { name: "tokens of all pages", plan: { kind: "tokens", ...SMALL, candidatePages: 999, scorer: QUEST } },

@@ -232,7 +232,7 @@ function checkSelection(at: GroupAt, { score: tolerance }: Tolerances): Asked {
   const chosen = pages.filter((page) => !range.forced.includes(page));
   expect(range.candidates).toEqual(expect.arrayContaining(chosen));
   if (plan.kind === "tokens") return checkTokens(at, plan, range, tolerance);
-  expect(chosen.length, "pages taken").toBe(range.take);
+  if (plan.massShare === undefined) expect(chosen.length, "pages taken").toBe(range.take);
   if (plan.scorer === undefined || range.take === 0 || range.take === range.candidates.length) {
     return { wanted: pages, metadataBytes: 0, chosen };
   }
@@ -240,9 +240,39 @@ function checkSelection(at: GroupAt, { score: tolerance }: Tolerances): Asked {
   const queries = queriesOf(at, plan.scope === "layer" ? everyHead : [at.view.kvHead]);
   const rule = { scorer: plan.scorer, combine: plan.combine };
   const scores = scorePagesPlainly(at.memory, queries, range.candidates, rule);
-  if (plan.combine === "max") expect(chosen, "the best, to the bit").toEqual(bestOf(scores, range));
+  if (plan.massShare !== undefined) checkMass(scores, { range, chosen, plan, headDim: at.memory.shape.headDim });
+  const taken = { ...range, take: chosen.length };
+  if (plan.combine === "max") expect(chosen, "the best, to the bit").toEqual(bestOf(scores, taken));
   else expectBest(scores, range.candidates, chosen, tolerance);
   return { wanted: pages, metadataBytes: summaryBytes(at, range), chosen };
+}
+
+/** Those taken reach the plan's share of the weight, and would not without the lightest of them. */
+function checkMass(
+  scores: readonly number[],
+  options: {
+    range: PlainRange;
+    chosen: readonly number[];
+    plan: Extract<SelectionPlan, { kind: "pages" }>;
+    headDim: number;
+  },
+): void {
+  const { range, chosen, plan, headDim } = options;
+  const finite = scores.filter((score) => !Number.isNaN(score));
+  const best = Math.max(...finite);
+  const weightOf = (score: number): number => {
+    if (Number.isNaN(score)) return 0;
+    return plan.combine === "max" ? Math.E ** ((score - best) / headDim ** 0.5) : Math.max(0, score);
+  };
+  const weights = new Map(range.candidates.map((page, index) => [page, weightOf(scores[index]!)]));
+  const sumOf = (pages: readonly number[]): number => pages.reduce((sum, page) => sum + weights.get(page)!, 0);
+  const total = sumOf(range.candidates);
+  const goal = plan.massShare! * total;
+  const lightest = Math.min(...chosen.map((page) => weights.get(page)!));
+  expect(chosen.length).toBeGreaterThanOrEqual(1);
+  expect(chosen.length).toBeLessThanOrEqual(range.take);
+  if (chosen.length < range.take) expect(sumOf(chosen), "enough").toBeGreaterThanOrEqual(goal - 1e-6 * total);
+  if (chosen.length > 1) expect(sumOf(chosen) - lightest, "no more than enough").toBeLessThan(goal + 1e-6 * total);
 }
 
 /** The candidates that exact scores choose: descending, ties to the lower page; a NaN below all. */

@@ -12,6 +12,8 @@ describe("modifiers", () => {
     expect(plan("quest+combine(sum)")).toEqual({ ...quest, combine: "softmax-sum" });
     expect(plan("quest+scope(layer)")).toEqual({ ...quest, scope: "layer" });
     expect(plan("quest+sink(128)")).toEqual({ ...quest, sinkPages: 8 });
+    expect(plan("quest+top-p(0.9)")).toEqual({ ...quest, massShare: 0.9 });
+    expect(plan("quest+dense-layers(2)+share(3)")).toEqual({ ...quest, denseLayers: 2, layersPerChoice: 3 });
     expect(plan("quest+recent(256)")).toEqual({ ...quest, recentPages: 16 });
     expect(plan("mean-deviation+combine(max)")).toEqual({ ...plan("mean-deviation"), combine: "max" });
     expect(plan("tokenselect+candidates(8)")).toEqual({ ...plan("tokenselect"), candidatePages: 512 });
