@@ -12,6 +12,7 @@ Usage: quire <command> [flags]
   serve              an engine alone
   pull               a model from the hub, into a folder
   inspect            what a model is, what its context costs, and what fits into which memory
+  devices            what can compute here: the CPU, and the GPU with its features and limits
   keys               API keys: create, list, revoke, rotate
   sessions           stored conversations: ls, show, rm, export, import
   gc                 deletes what no session names, what is too old, and what is beyond a tenant's bytes
@@ -39,6 +40,8 @@ async function loadCommand(name: string): Promise<Command | undefined> {
       return (await import("./pull.ts")).pullCommand;
     case "keys":
       return (await import("./keys.ts")).keysCommand;
+    case "devices":
+      return (await import("./devices.ts")).devicesCommand;
     case "trace":
       return (await import("./trace.ts")).traceCommand;
     case "sessions":
