@@ -21,6 +21,10 @@ export const benches: Readonly<Record<string, BenchEntry>> = {
     summary: "which engine takes a turn: the fleet's choice against others', on a thousand simulated engines",
     load: async () => (await import("./routing/routing.ts")).routingBench,
   },
+  batching: {
+    summary: "tokens per second of many sequences that decode together, against one",
+    load: async () => (await import("./schedule/batching.ts")).batchingBench,
+  },
   recall: {
     summary: "share of right answers by kind of question, length of the context and selection policy",
     load: async () => (await import("./recall/recall.ts")).recallBench,

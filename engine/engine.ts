@@ -33,8 +33,9 @@ import { TraceBook } from "./trace/trace-book.ts";
 /** While everything waits for the store, deadlines are looked at this often. */
 const DEADLINE_CHECK_MS = 250;
 
-/** Share of a step's time that I/O gets behind it. */
+/** Share of a step's time that I/O gets behind it, while the store is busy and otherwise (requests and answers). */
 const BREATH_SHARE = 0.05;
+const SHORT_BREATH_SHARE = 0.01;
 
 /** A prompt token attends to so many others, where nobody says. */
 const TYPICAL_CONTEXT_TOKENS = 2048;
@@ -211,8 +212,9 @@ export class Engine {
    * per prefill step of 150 ms a put took over 10 s.
    */
   #breathe(startMs: number): Promise<void> {
-    const { clock } = this.#parts;
-    return clock.breathe(BREATH_SHARE * (clock.nowMs() - startMs));
+    const { clock, persister, fetcher } = this.#parts;
+    const isStoreBusy = persister.pendingBytes > 0 || fetcher.inFlightCount > 0;
+    return clock.breathe((isStoreBusy ? BREATH_SHARE : SHORT_BREATH_SHARE) * (clock.nowMs() - startMs));
   }
 
   async #sleep(): Promise<void> {
