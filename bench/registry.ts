@@ -33,6 +33,10 @@ export const benches: Readonly<Record<string, BenchEntry>> = {
     summary: "which selection costs a model what: fidelity, perplexity and answers against bytes (npm run eval)",
     load: async () => (await import("./eval/eval.ts")).evalBench,
   },
+  guard: {
+    summary: "what keys, limits and signatures add to a request, in a bare workerd",
+    load: async () => (await import("./guard.ts")).guardBench,
+  },
   tokenizer: {
     summary: "tokens per second in workerd and in Node, against @huggingface/tokenizers",
     load: async () => (await import("./tokenizer/tokenizer.ts")).tokenizerBench,
