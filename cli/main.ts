@@ -1,6 +1,7 @@
 /** The `quire` command: finds the subcommand; every operating error ends as one line and exit code 1. */
 import { readFileSync } from "node:fs";
 import { QuireError } from "../protocol/errors.ts";
+import { StoreError } from "../storage/contract.ts";
 import type { Command } from "./command.ts";
 import { UsageError } from "./usage-error.ts";
 
@@ -17,6 +18,7 @@ Usage: quire <command> [flags]
   sessions           stored conversations: ls, show, rm, export, import
   gc                 deletes what no session names, what is too old, and what is beyond a tenant's bytes
   verify             checks every checksum and reference in a store
+  rekey              encrypts what is stored under the first key of QUIRE_STORE_KEYS
   trace              what happened to one request, as a timeline
   calibrate          measures what "auto" should choose on a model
   compile-tokenizer  a model's vocabulary as one file that the edge opens at once
@@ -50,6 +52,8 @@ async function loadCommand(name: string): Promise<Command | undefined> {
       return (await import("./gc.ts")).gcCommand;
     case "verify":
       return (await import("./verify.ts")).verifyCommand;
+    case "rekey":
+      return (await import("./rekey.ts")).rekeyCommand;
     case "inspect":
       return (await import("./inspect.ts")).inspectCommand;
     default:
@@ -78,7 +82,7 @@ export async function main(args: readonly string[]): Promise<number> {
     }
     return await command.run(rest);
   } catch (error) {
-    if (error instanceof UsageError || error instanceof QuireError) {
+    if (error instanceof UsageError || error instanceof QuireError || error instanceof StoreError) {
       process.stderr.write(`quire: ${error.message}\n`);
       return 1;
     }
