@@ -10,7 +10,7 @@ import { QuireError, toQuireError } from "../protocol/errors.ts";
 import type { GenerateRequest } from "../protocol/generate.ts";
 import type { EngineParts, EngineStatus } from "./engine-parts.ts";
 import { replayableSpans, resolveSelection } from "./http/request-check.ts";
-import { allLayers, type BlockLayer } from "./kv/block-fetcher.ts";
+import type { BlockLayer } from "./kv/block-fetcher.ts";
 import { parkTail } from "./kv/tail-parking.ts";
 import { EngineMetrics } from "./metrics/engine-metrics.ts";
 import { type EngineObserver, Observers } from "./observer.ts";
@@ -25,7 +25,7 @@ import type { PlannedSlice } from "./sequence/planned-slice.ts";
 import { Residency } from "./sequence/residency.ts";
 import { sampleParams, takeSample } from "./sequence/sampling.ts";
 import { blocksOf, Sequence, type SequenceSink } from "./sequence/sequence.ts";
-import { commitSlice, discardSlice, fillTables, planSlice, rowNeeds, scoredKind } from "./sequence/slice-planner.ts";
+import { commitSlice, discardSlice, fillTables, planSlice, rowNeeds } from "./sequence/slice-planner.ts";
 import { countMisses, countTraffic } from "./sequence/traffic.ts";
 import { RequestLog } from "./trace/request-log.ts";
 import { TraceBook } from "./trace/trace-book.ts";
@@ -302,11 +302,7 @@ export class Engine {
       ...{ settings, rowsMax: runner.rowsMax, cost: this.#cost, tenants: this.#tenants },
       slotsLeft: () => opens.availableCount,
       needs: rowNeeds,
-      fetch: (sequence, rows, blocks) => {
-        const kind = scoredKind(rows.plan);
-        if (kind === undefined) this.#residency.wait(sequence, allLayers(blocks));
-        else this.#residency.waitForSummaries(sequence, kind, blocks);
-      },
+      fetch: (sequence, rows, blocks) => this.#residency.bring(sequence, rows, blocks),
       take: (sequence, rows) => planSlice(sequence, rows, { cache, opens, layerCount, summaryKinds }),
       fail: (sequence, error) => this.#fail(sequence, error),
     });
