@@ -21,6 +21,10 @@ export const benches: Readonly<Record<string, BenchEntry>> = {
     summary: "which engine takes a turn: the fleet's choice against others', on a thousand simulated engines",
     load: async () => (await import("./routing/routing.ts")).routingBench,
   },
+  batching: {
+    summary: "tokens per second of many sequences that decode together, against one",
+    load: async () => (await import("./schedule/batching.ts")).batchingBench,
+  },
   recall: {
     summary: "share of right answers by kind of question, length of the context and selection policy",
     load: async () => (await import("./recall/recall.ts")).recallBench,
@@ -28,6 +32,10 @@ export const benches: Readonly<Record<string, BenchEntry>> = {
   eval: {
     summary: "which selection costs a model what: fidelity, perplexity and answers against bytes (npm run eval)",
     load: async () => (await import("./eval/eval.ts")).evalBench,
+  },
+  guard: {
+    summary: "what keys, limits and signatures add to a request, in a bare workerd",
+    load: async () => (await import("./guard.ts")).guardBench,
   },
   tokenizer: {
     summary: "tokens per second in workerd and in Node, against @huggingface/tokenizers",

@@ -13,11 +13,11 @@ export const engineFlags = {
     parse: parseText,
   },
   device: {
-    help: "wasm (CPU, SIMD and threads) or reference (scalar, for checks)",
+    help: "wasm (CPU, SIMD and threads), webgpu (a GPU; see quire devices) or reference (scalar, for checks)",
     placeholder: "KIND",
     env: "QUIRE_DEVICE",
     fallback: "wasm",
-    parse: parseChoice(["wasm", "reference"]),
+    parse: parseChoice(["wasm", "webgpu", "reference"]),
   },
   threads: {
     help: "threads of the CPU device; without it one per core, at most 8",

@@ -1,6 +1,7 @@
 /** The `quire` command: finds the subcommand; every operating error ends as one line and exit code 1. */
 import { readFileSync } from "node:fs";
 import { QuireError } from "../protocol/errors.ts";
+import { StoreError } from "../storage/contract.ts";
 import type { Command } from "./command.ts";
 import { UsageError } from "./usage-error.ts";
 
@@ -12,10 +13,12 @@ Usage: quire <command> [flags]
   serve              an engine alone
   pull               a model from the hub, into a folder
   inspect            what a model is, what its context costs, and what fits into which memory
+  devices            what can compute here: the CPU, and the GPU with its features and limits
   keys               API keys: create, list, revoke, rotate
   sessions           stored conversations: ls, show, rm, export, import
   gc                 deletes what no session names, what is too old, and what is beyond a tenant's bytes
   verify             checks every checksum and reference in a store
+  rekey              encrypts what is stored under the first key of QUIRE_STORE_KEYS
   trace              what happened to one request, as a timeline
   calibrate          measures what "auto" should choose on a model
   compile-tokenizer  a model's vocabulary as one file that the edge opens at once
@@ -39,6 +42,8 @@ async function loadCommand(name: string): Promise<Command | undefined> {
       return (await import("./pull.ts")).pullCommand;
     case "keys":
       return (await import("./keys.ts")).keysCommand;
+    case "devices":
+      return (await import("./devices.ts")).devicesCommand;
     case "trace":
       return (await import("./trace.ts")).traceCommand;
     case "sessions":
@@ -47,6 +52,8 @@ async function loadCommand(name: string): Promise<Command | undefined> {
       return (await import("./gc.ts")).gcCommand;
     case "verify":
       return (await import("./verify.ts")).verifyCommand;
+    case "rekey":
+      return (await import("./rekey.ts")).rekeyCommand;
     case "inspect":
       return (await import("./inspect.ts")).inspectCommand;
     default:
@@ -75,7 +82,7 @@ export async function main(args: readonly string[]): Promise<number> {
     }
     return await command.run(rest);
   } catch (error) {
-    if (error instanceof UsageError || error instanceof QuireError) {
+    if (error instanceof UsageError || error instanceof QuireError || error instanceof StoreError) {
       process.stderr.write(`quire: ${error.message}\n`);
       return 1;
     }

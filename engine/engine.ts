@@ -10,7 +10,7 @@ import { QuireError, toQuireError } from "../protocol/errors.ts";
 import type { GenerateRequest } from "../protocol/generate.ts";
 import type { EngineParts, EngineStatus } from "./engine-parts.ts";
 import { replayableSpans, resolveSelection } from "./http/request-check.ts";
-import { allLayers, type BlockLayer } from "./kv/block-fetcher.ts";
+import type { BlockLayer } from "./kv/block-fetcher.ts";
 import { parkTail } from "./kv/tail-parking.ts";
 import { EngineMetrics } from "./metrics/engine-metrics.ts";
 import { type EngineObserver, Observers } from "./observer.ts";
@@ -25,7 +25,7 @@ import type { PlannedSlice } from "./sequence/planned-slice.ts";
 import { Residency } from "./sequence/residency.ts";
 import { sampleParams, takeSample } from "./sequence/sampling.ts";
 import { blocksOf, Sequence, type SequenceSink } from "./sequence/sequence.ts";
-import { commitSlice, discardSlice, fillTables, planSlice, rowNeeds, scoredKind } from "./sequence/slice-planner.ts";
+import { commitSlice, discardSlice, fillTables, planSlice, rowNeeds } from "./sequence/slice-planner.ts";
 import { countMisses, countTraffic } from "./sequence/traffic.ts";
 import { RequestLog } from "./trace/request-log.ts";
 import { TraceBook } from "./trace/trace-book.ts";
@@ -33,8 +33,9 @@ import { TraceBook } from "./trace/trace-book.ts";
 /** While everything waits for the store, deadlines are looked at this often. */
 const DEADLINE_CHECK_MS = 250;
 
-/** Share of a step's time that I/O gets behind it. */
+/** Share of a step's time that I/O gets behind it, while the store is busy and otherwise (requests and answers). */
 const BREATH_SHARE = 0.05;
+const SHORT_BREATH_SHARE = 0.01;
 
 /** A prompt token attends to so many others, where nobody says. */
 const TYPICAL_CONTEXT_TOKENS = 2048;
@@ -211,8 +212,9 @@ export class Engine {
    * per prefill step of 150 ms a put took over 10 s.
    */
   #breathe(startMs: number): Promise<void> {
-    const { clock } = this.#parts;
-    return clock.breathe(BREATH_SHARE * (clock.nowMs() - startMs));
+    const { clock, persister, fetcher } = this.#parts;
+    const isStoreBusy = persister.pendingBytes > 0 || fetcher.inFlightCount > 0;
+    return clock.breathe((isStoreBusy ? BREATH_SHARE : SHORT_BREATH_SHARE) * (clock.nowMs() - startMs));
   }
 
   async #sleep(): Promise<void> {
@@ -300,11 +302,7 @@ export class Engine {
       ...{ settings, rowsMax: runner.rowsMax, cost: this.#cost, tenants: this.#tenants },
       slotsLeft: () => opens.availableCount,
       needs: rowNeeds,
-      fetch: (sequence, rows, blocks) => {
-        const kind = scoredKind(rows.plan);
-        if (kind === undefined) this.#residency.wait(sequence, allLayers(blocks));
-        else this.#residency.waitForSummaries(sequence, kind, blocks);
-      },
+      fetch: (sequence, rows, blocks) => this.#residency.bring(sequence, rows, blocks),
       take: (sequence, rows) => planSlice(sequence, rows, { cache, opens, layerCount, summaryKinds }),
       fail: (sequence, error) => this.#fail(sequence, error),
     });

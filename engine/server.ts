@@ -37,7 +37,7 @@ export interface EngineServerOptions {
   storeUrl: string;
   /** Credentials of the store, as `storage/open.ts` reads them. */
   env: Record<string, string | undefined>;
-  device: "wasm" | "reference";
+  device: "wasm" | "webgpu" | "reference";
   threads?: number | undefined;
   weightEncoding: MatrixEncoding;
   kvEncoding: KvEncoding;

@@ -5,20 +5,22 @@ import type { Device } from "./contract.ts";
 /** What to open, and what it may take of the machine. */
 export interface DeviceOptions {
   /** `reference` is the oracle: hundreds of times slower, for tests. */
-  kind: "reference" | "wasm";
+  kind: "reference" | "wasm" | "webgpu";
   /** Threads of a CPU device, the caller's included; default: the cores there are, at most 8. */
   threads?: number;
   /** Memory that buffers, matrices and pools may take together. */
   memoryBytesMax?: number;
 }
 
-/** Opens a device; the caller closes it. */
+/** Opens a device; the caller closes it. @throws {QuireError} where there is no GPU for `webgpu`. */
 export async function openDevice({ kind, ...options }: DeviceOptions): Promise<Device> {
   switch (kind) {
     case "reference":
       return (await import("./reference/device.ts")).openReferenceDevice(options);
     case "wasm":
       return (await import("./wasm/open-wasm.ts")).openWasmDevice(options);
+    case "webgpu":
+      return (await import("./webgpu/open-webgpu.ts")).openWebGpuDevice(options);
     default:
       return unreachable(kind);
   }

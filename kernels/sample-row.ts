@@ -31,7 +31,7 @@ export function gumbelNoise(seed: number, position: number, tokenId: number): nu
 }
 
 /** For a given seed this is a bijection of the position, so no two positions of a sequence share their noise. */
-function noiseKey(seed: number, position: number): number {
+export function noiseKey(seed: number, position: number): number {
   return mix32(mix32(seed ^ 0x51697265) ^ position);
 }
 

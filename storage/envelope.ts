@@ -12,6 +12,9 @@ import { FormatError, refuseUnless } from "./format-error.ts";
 const BODY_OFFSET = 16;
 const DIGEST_BYTES = 32;
 
+/** First bytes of whatever an encrypted store wrote; a reader without its keys leaves it alone. */
+export const ENCRYPTED_MAGIC = "QENC";
+
 /** Names one format. */
 export interface EnvelopeKind {
   /** 8 ASCII characters. */
@@ -58,11 +61,16 @@ export function envelopeDigest(bytes: Uint8Array): string {
 
 /**
  * Verifies an object and returns its body, a view into `bytes`.
- * @throws {FormatError} `corrupt`; `unsupported_version` for an intact object of a version that is not read; `mismatch` for an
+ * @throws {FormatError} `corrupt`; `unsupported_version` for an intact object of a version that is not read, or an encrypted one; `mismatch` for an
  *   intact object whose digest is not `expectedDigest`.
  */
 export function openEnvelope(kind: EnvelopeKind, bytes: Uint8Array, expectedDigest?: string): Uint8Array {
   refuseUnless(bytes.byteLength >= BODY_OFFSET + DIGEST_BYTES, `${kind.magic}: too short`);
+  if (toLatin1(bytes.subarray(0, 4)) === ENCRYPTED_MAGIC)
+    throw new FormatError(
+      "unsupported_version",
+      `${kind.magic}: encrypted, and there is no key here (QUIRE_STORE_KEYS)`,
+    );
   refuseUnless(toLatin1(bytes.subarray(0, 8)) === kind.magic, `${kind.magic}: no such magic`);
   const view = viewOf(bytes);
   const bodyBytes = view.getUint32(12, true);

@@ -179,6 +179,8 @@ async function readManifest(store: PageStore, key: string, signal: AbortSignal |
       return await loadSessionRecord(store, key, signal);
     } catch (error) {
       if (error instanceof FormatError && error.code === "unsupported_version") return "newer";
+      // Encrypted under a key that is not here: somebody's, only not ours to judge.
+      if (error instanceof StoreError && error.code === "denied") return "newer";
       const damaged = error instanceof FormatError || (error instanceof StoreError && error.code === "corrupt");
       if (!damaged) throw error;
       if (attempt === 2) return "damaged";

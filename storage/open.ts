@@ -1,7 +1,9 @@
 /** Chooses a page store by its address. Called from entry points only. */
 import { QuireError } from "../protocol/errors.ts";
 import type { PageStore } from "./contract.ts";
+import { EncryptedStore } from "./encrypted-store.ts";
 import { FsStore } from "./fs-store.ts";
+import { parseKeyRing } from "./key-ring.ts";
 import { MemoryStore } from "./memory-store.ts";
 import { S3Store } from "./s3-store.ts";
 
@@ -13,6 +15,7 @@ const BUCKET_PATTERN = /^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$/;
  * - `fs:PATH` a folder, made where there is none (relative to the working directory);
  * - `s3://BUCKET?endpoint=URL&region=REGION` any S3 API; region defaults to `auto`, the endpoint to AWS's own for a named
  *   region. Credentials come from `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and optionally `AWS_SESSION_TOKEN` in `env`.
+ * Where `QUIRE_STORE_KEYS` is in `env`, tenants' objects are encrypted (see key-ring.ts, encrypted-store.ts).
  * @throws {QuireError} `invalid_request` with one clear line for an address or environment that cannot work.
  * @throws {StoreError} when the folder cannot be used. A bucket is not contacted before its first use.
  */
@@ -20,6 +23,12 @@ export async function openStore(
   address: string,
   env: Readonly<Record<string, string | undefined>>,
 ): Promise<PageStore> {
+  const ring = env.QUIRE_STORE_KEYS ? parseKeyRing(env.QUIRE_STORE_KEYS) : undefined;
+  const store = await openPlain(address, env);
+  return ring === undefined ? store : new EncryptedStore(store, ring);
+}
+
+async function openPlain(address: string, env: Readonly<Record<string, string | undefined>>): Promise<PageStore> {
   if (address === "memory:") return new MemoryStore();
   if (address.startsWith("fs:")) {
     const path = address.slice("fs:".length);

@@ -1,12 +1,6 @@
 /** Where the tokenizers run: in this process, or in a bare workerd. */
-import { spawn } from "node:child_process";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
-import { createRequire } from "node:module";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import type { Readable } from "node:stream";
 import { fileURLToPath } from "node:url";
-import { rolldown } from "rolldown";
+import { startWorkerd } from "../workerd.ts";
 import { type Implementation, TokenizerSession } from "./session.ts";
 
 /** A session somewhere; times of calls are taken outside of it. */
@@ -30,33 +24,11 @@ export function nodeRuntime(): Runtime {
   };
 }
 
-const LISTEN_MS_MAX = 20_000;
-
 /** The workerd that wrangler brings, on a free port. @throws {Error} when it does not come up. */
 export async function workerdRuntime(): Promise<Runtime> {
-  const require = createRequire(createRequire(import.meta.url).resolve("wrangler"));
-  const program = (require("workerd") as { default: string }).default;
-  const { version } = require("workerd/package.json") as { version: string };
-  const folder = await mkdtemp(join(tmpdir(), "quire-bench-tokenizer-"));
-  await bundle(join(folder, "worker.js"));
-  await writeFile(join(folder, "config.capnp"), CONFIG);
-  const child = spawn(program, ["serve", "config.capnp", "--control-fd=3"], {
-    cwd: folder,
-    stdio: ["ignore", "ignore", "inherit", "pipe"],
-  });
-  const gone = new Promise<void>((resolve) => child.once("close", () => resolve()));
-  const close = async (): Promise<void> => {
-    child.kill("SIGKILL");
-    await gone;
-    await rm(folder, { recursive: true, force: true });
-  };
-  try {
-    const port = await listeningPort(child.stdio[3] as Readable, gone);
-    return { name: `workerd ${version}`, ...remoteSession(`http://127.0.0.1:${port}`), close };
-  } catch (error) {
-    await close();
-    throw error;
-  }
+  const entry = fileURLToPath(new URL("./worker.ts", import.meta.url));
+  const { version, url, close } = await startWorkerd({ entry, config: CONFIG });
+  return { name: `workerd ${version}`, ...remoteSession(url), close };
 }
 
 const CONFIG = `using Workerd = import "/workerd/workerd.capnp";
@@ -68,26 +40,6 @@ const config :Workerd.Config = (
   sockets = [(name = "http", address = "127.0.0.1:0", http = (), service = "main")],
 );
 `;
-
-async function bundle(file: string): Promise<void> {
-  const build = await rolldown({ input: fileURLToPath(new URL("./worker.ts", import.meta.url)), platform: "browser" });
-  await build.write({ file, format: "esm" });
-  await build.close();
-}
-
-async function listeningPort(control: Readable, gone: Promise<void>): Promise<number> {
-  const found = new Promise<number>((resolve, reject) => {
-    let text = "";
-    control.setEncoding("utf8").on("data", (chunk: string) => {
-      text += chunk;
-      const port = /"event":"listen".*?"port":(\d+)/.exec(text)?.[1];
-      if (port !== undefined) resolve(Number(port));
-    });
-    void gone.then(() => reject(new Error("workerd ended before it listened")));
-    setTimeout(() => reject(new Error("workerd does not listen")), LISTEN_MS_MAX).unref();
-  });
-  return found;
-}
 
 function remoteSession(url: string): Omit<Runtime, "name" | "close"> {
   const post = async (path: string, body: ArrayBuffer | string = ""): Promise<unknown> => {

@@ -65,26 +65,29 @@ export interface StorePlace {
 
 /**
  * Opens the store; the caller closes it. A folder has to be there already unless `mayBeNew`: a mistyped one would look empty.
+ * `plain`: without decryption, whatever keys there are.
  * @throws {UsageError | QuireError} one line, for an address that cannot work.
  */
 export async function openPlace(
   place: StorePlace,
   env: NodeJS.ProcessEnv,
-  options: { mayBeNew?: boolean } = {},
+  options: { mayBeNew?: boolean; plain?: boolean } = {},
 ): Promise<PageStore> {
+  const keys = options.plain === true || !env.QUIRE_STORE_KEYS ? {} : { QUIRE_STORE_KEYS: env.QUIRE_STORE_KEYS };
   if (place.store !== undefined) {
     if (place.store === "memory:")
       throw new UsageError("--store: memory: holds nothing that another process could see");
     const folder = /^fs:(.+)$/.exec(place.store)?.[1];
     if (folder !== undefined && options.mayBeNew !== true && !existsSync(folder))
       throw new UsageError(`--store: there is no folder ${folder}`);
-    return await openStore(place.store, env);
+    return await openStore(place.store, { ...env, QUIRE_STORE_KEYS: undefined, ...keys });
   }
   const secrets = await secretsIn(place.data);
   if (secrets === undefined)
     throw new UsageError(`--store is needed: ${place.data} is not a data folder of \`quire start\``);
   const endpoint = encodeURIComponent(`${place.edge}/cdn-cgi/local/r2/s3`);
-  return await openStore(`s3://${bucketName}?endpoint=${endpoint}`, storeEnvironment(secrets as Secrets));
+  const address = `s3://${bucketName}?endpoint=${endpoint}`;
+  return await openStore(address, { ...storeEnvironment(secrets as Secrets), ...keys });
 }
 
 /** The namespace that is meant, undefined for all. @throws {UsageError} when a name is given and there is no salt. */

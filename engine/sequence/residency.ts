@@ -7,6 +7,7 @@ import type { SummarySupply } from "../kv/summary-supply.ts";
 import type { EngineObserver } from "../observer.ts";
 import type { Clock } from "../settings.ts";
 import type { Sequence } from "./sequence.ts";
+import { type RowRange, scoredKind } from "./slice-planner.ts";
 import { countFetch } from "./traffic.ts";
 
 /** What it works with; all of it stays the engine's. */
@@ -36,8 +37,15 @@ export class Residency {
     this.#waitFor(sequence, this.fetch(sequence, wanted, "demand"));
   }
 
+  /** What rows need before they can run (`rowNeeds`): summaries where their plan scores pages, else the blocks themselves. */
+  bring(sequence: Sequence, rows: RowRange, blocks: readonly LogicalBlock[]): void {
+    const kind = scoredKind(rows.plan);
+    if (kind === undefined) this.wait(sequence, allLayers(blocks));
+    else this.#waitForSummaries(sequence, kind, blocks);
+  }
+
   /** The sequence goes on when these blocks have the summaries that its rows score, or are gaps that are computed again. */
-  waitForSummaries(sequence: Sequence, kind: SummaryKind, blocks: readonly LogicalBlock[]): void {
+  #waitForSummaries(sequence: Sequence, kind: SummaryKind, blocks: readonly LogicalBlock[]): void {
     const { cache, clock, observer, supply } = this.#options;
     observer.missed(sequence, blocks.length, clock.nowMs());
     const asked = new Set(blocks);

@@ -26,3 +26,23 @@ describe("bench interference", () => {
     });
   });
 });
+
+describe("bench batching", () => {
+  it("compares counts of sequences that decode together", async () => {
+    await withTempFolder(async (folder) => {
+      const path = join(folder, "batching.json");
+      const what = ["--counts=1,3", "--context=32", "--seconds=1", `--json=${path}`];
+      const run = await runBench(["batching", "--shape=tiny", "--threads=1", ...what]);
+      expect(run.code).toBe(0);
+      const { rows } = JSON.parse(await readFile(path, "utf8")) as { rows: Record<string, number>[] };
+      expect(rows.map(({ sequenceCount }) => sequenceCount)).toEqual([1, 3]);
+      expect(rows[0]!.ratio).toBe(1);
+      for (const { tokensPerS, deviceMsPerStep, hostMsPerStep, sequenceCount } of rows) {
+        expect(Math.min(tokensPerS!, deviceMsPerStep!, hostMsPerStep!)).toBeGreaterThan(0);
+        // Every step has a token of each sequence.
+        const fromSteps = (1000 * sequenceCount!) / (deviceMsPerStep! + hostMsPerStep!);
+        expect(Math.abs(tokensPerS! / fromSteps - 1)).toBeLessThan(0.05);
+      }
+    });
+  });
+});

@@ -1,15 +1,34 @@
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
+import { main } from "../../cli/main.ts";
 import { readTar, TAR_END, tarEntry } from "../../cli/store/tar.ts";
 import { FsStore } from "../../storage/fs-store.ts";
 import { loadManifest } from "../../storage/manifest.ts";
 import { namespaceOf } from "../../workers/auth/namespace.ts";
 import { noise } from "../storage/random.ts";
 import { storeWholeSession } from "../storage/whole-session.ts";
-import { runProgram, runQuire, withTempFolder } from "./run-quire.ts";
+import { runProgram, withTempFolder } from "./run-quire.ts";
 
-const NO_DATA = { QUIRE_DATA: "/nowhere", QUIRE_STORE: "", QUIRE_TENANT_SALT: "salt" };
+const NO_DATA = { QUIRE_STORE_KEYS: "", QUIRE_DATA: "/nowhere", QUIRE_STORE: "", QUIRE_TENANT_SALT: "salt" };
+
+/** The command in this process: a process for each would take a minute in all. The pipe below has processes. */
+async function quire(args: readonly string[], env: NodeJS.ProcessEnv) {
+  const [stdout, stderr]: [string[], string[]] = [[], []];
+  const into = (lines: string[]) => (bytes: string | Uint8Array) => {
+    lines.push(typeof bytes === "string" ? bytes : Buffer.from(bytes).toString("latin1"));
+    return true;
+  };
+  vi.spyOn(process.stdout, "write").mockImplementation(into(stdout));
+  vi.spyOn(process.stderr, "write").mockImplementation(into(stderr));
+  for (const [name, value] of Object.entries(env)) vi.stubEnv(name, value);
+  try {
+    return { code: await main(args), stdout: stdout.join(""), stderr: stderr.join("") };
+  } finally {
+    vi.restoreAllMocks();
+    vi.unstubAllEnvs();
+  }
+}
 
 /** A store in a folder with two sessions of one tenant and one of another. */
 async function withStore(
@@ -29,7 +48,7 @@ async function withStore(
 describe("quire sessions", () => {
   it("lists, shows, and deletes one", () =>
     withStore(async ({ store, acme }) => {
-      const all = await runQuire(["sessions", "ls", store], NO_DATA);
+      const all = await quire(["sessions", "ls", store], NO_DATA);
       expect(all).toMatchObject({ code: 0, stderr: "" });
       const [heading, ...rows] = all.stdout.trimEnd().split("\n");
       expect(heading).toMatch(/^SESSION +TOKENS +SIZE +COMMITTED +NAMESPACE +MODEL/);
@@ -38,20 +57,20 @@ describe("quire sessions", () => {
         ["first", "582"],
         ["first", "582"],
       ]);
-      const own = await runQuire(["sessions", "ls", store, "--tenant=acme", "--json"], NO_DATA);
+      const own = await quire(["sessions", "ls", store, "--tenant=acme", "--json"], NO_DATA);
       const listed = JSON.parse(own.stdout) as { sessionId: string; namespace: string; objectCount: number }[];
       expect(listed.map(({ sessionId }) => sessionId)).toEqual(["second", "first"]);
       expect(listed[0]).toMatchObject({ namespace: acme, objectCount: 9, tokenCount: 582 });
 
-      const ambiguous = await runQuire(["sessions", "show", "first", store], NO_DATA);
+      const ambiguous = await quire(["sessions", "show", "first", store], NO_DATA);
       expect(ambiguous.code).toBe(1);
       expect(ambiguous.stderr).toContain(`--namespace ${acme}`);
-      const shown = await runQuire(["sessions", "show", "first", store, "--tenant=acme"], NO_DATA);
+      const shown = await quire(["sessions", "show", "first", store, "--tenant=acme"], NO_DATA);
       expect(shown.stdout).toMatch(/summaries, min-max +2/);
       expect(shown.stdout).toMatch(/attended +to 582 dense/);
 
-      expect((await runQuire(["sessions", "rm", "first", store, "--tenant=acme"], NO_DATA)).code).toBe(0);
-      const gone = await runQuire(["sessions", "show", "first", store, "--tenant=acme"], NO_DATA);
+      expect((await quire(["sessions", "rm", "first", store, "--tenant=acme"], NO_DATA)).code).toBe(0);
+      const gone = await quire(["sessions", "show", "first", store, "--tenant=acme"], NO_DATA);
       expect(gone).toMatchObject({ code: 1, stdout: "" });
       expect(gone.stderr).toBe('quire: no session "first" is stored here\n');
     }));
@@ -59,30 +78,30 @@ describe("quire sessions", () => {
   it("carries one from store to store through a pipe or a file", () =>
     withStore(async ({ folder, store }) => {
       const archive = join(folder, "s.tar");
-      const out = await runQuire(["sessions", "export", "second", store, `--out=${archive}`], NO_DATA);
+      const out = await quire(["sessions", "export", "second", store, `--out=${archive}`], NO_DATA);
       expect(out).toMatchObject({ code: 0, stdout: "" });
       const names = await runProgram("tar", ["tf", archive]);
       expect(names.stdout.split("\n")[0]).toBe("manifest");
       expect(names.stdout.trimEnd().split("\n")).toHaveLength(10);
 
       const target = `--store=fs:${join(folder, "elsewhere")}`;
-      const quire = `${process.execPath} bin/quire.mjs sessions`;
+      const command = `${process.execPath} bin/quire.mjs sessions`;
       const piped = await runProgram(
         "bash",
-        ["-c", `${quire} export second ${store} | ${quire} import ${target} --namespace=ff --as=third`],
+        ["-c", `${command} export second ${store} | ${command} import ${target} --namespace=ff --as=third`],
         NO_DATA,
       );
       expect(piped.code).toBe(0);
-      const twice = await runQuire(["sessions", "import", target, "--namespace=ff", `--in=${archive}`], NO_DATA);
+      const twice = await quire(["sessions", "import", target, "--namespace=ff", `--in=${archive}`], NO_DATA);
       expect(twice.code).toBe(0);
-      const again = await runQuire(["sessions", "import", target, "--namespace=ff", `--in=${archive}`], NO_DATA);
+      const again = await quire(["sessions", "import", target, "--namespace=ff", `--in=${archive}`], NO_DATA);
       expect(again.code).toBe(1);
       expect(again.stderr).toMatch(/^quire: there is a session of that id already.*--replace\n$/);
-      const verified = await runQuire(["verify", target], NO_DATA);
+      const verified = await quire(["verify", target], NO_DATA);
       expect(verified).toMatchObject({ code: 0, stdout: "2 sessions with 18 objects read: all whole\n" });
 
       await writeFile(archive, (await readFile(archive)).subarray(0, 9000));
-      const cut = await runQuire(["sessions", "import", target, "--namespace=fe", `--in=${archive}`], NO_DATA);
+      const cut = await quire(["sessions", "import", target, "--namespace=fe", `--in=${archive}`], NO_DATA);
       expect(cut).toMatchObject({ code: 1, stderr: "quire: the archive is cut short\n" });
     }));
 });
@@ -94,14 +113,14 @@ describe("quire verify", () => {
       const { keys } = await pages.list(`kv/${acme}/`);
       const lost = keys.map(({ key }) => key).filter((key) => key.includes("/seg/"))[2]!;
       await pages.delete([lost]);
-      const found = await runQuire(["verify", store], NO_DATA);
+      const found = await quire(["verify", store], NO_DATA);
       expect(found.code).toBe(1);
       expect(found.stdout).toContain(`${lost}: is not in the store`);
       expect(found.stdout).toMatch(/3 sessions with 27 objects read: 2 not whole\n$/);
-      const one = await runQuire(["verify", store, "--namespace=ab02", "--json"], NO_DATA);
+      const one = await quire(["verify", store, "--namespace=ab02", "--json"], NO_DATA);
       expect(JSON.parse(one.stdout)).toMatchObject({ sessionId: "first", problems: [], trustedTokens: 582 });
-      expect((await runQuire(["verify", store, "--repair"], NO_DATA)).code).toBe(0);
-      expect((await runQuire(["verify", store], NO_DATA)).code).toBe(0);
+      expect((await quire(["verify", store, "--repair"], NO_DATA)).code).toBe(0);
+      expect((await quire(["verify", store], NO_DATA)).code).toBe(0);
       await pages.close();
     }));
 });
@@ -109,14 +128,14 @@ describe("quire verify", () => {
 describe("quire gc", () => {
   it("says first, then deletes: what nobody names, what is too old, what is beyond a tenant's bytes", () =>
     withStore(async ({ folder, store, acme }) => {
-      const dry = await runQuire(["gc", store, "--ttl=30d", "--dry-run"], NO_DATA);
+      const dry = await quire(["gc", store, "--ttl=30d", "--dry-run"], NO_DATA);
       expect(dry).toMatchObject({ code: 0, stderr: "" });
       expect(dry.stdout).toMatch(/would delete 1 object \(.*\), 1 session not used for too long; 2 sessions kept/);
-      const real = await runQuire(["gc", store, "--ttl=30d", "--json"], NO_DATA);
+      const real = await quire(["gc", store, "--ttl=30d", "--json"], NO_DATA);
       expect(JSON.parse(real.stdout)).toMatchObject({ expiredCount: 1, manifestCount: 2 });
       const tenants = join(folder, "tenants.json");
       await writeFile(tenants, JSON.stringify({ acme: { quota: "1K" }, other: { ttl: "1d" } }));
-      const quota = await runQuire(["gc", store, `--tenants=${tenants}`], NO_DATA);
+      const quota = await quire(["gc", store, `--tenants=${tenants}`], NO_DATA);
       expect(quota.stdout).toMatch(/2 sessions beyond a tenant's bytes; 0 sessions kept/);
       const pages = await FsStore.open(join(folder, "pages"));
       const { keys } = await pages.list("kv/");
@@ -143,10 +162,34 @@ describe("quire gc", () => {
       /^quire: --tenant and --namespace mean the same: give one\n$/,
     ],
   ])("%j ends with one clear line", async (args, line) => {
-    const { code, stdout, stderr } = await runQuire(args, NO_DATA);
+    const { code, stdout, stderr } = await quire(args, NO_DATA);
     expect({ code, stdout }).toEqual({ code: 1, stdout: "" });
     expect(stderr).toMatch(line);
   });
+});
+
+describe("quire rekey", () => {
+  it("encrypts a store and changes its key; the other commands read it with the key and not without", () =>
+    withStore(async ({ store }) => {
+      const [one, two] = ["ab", "cd"].map((byte) => byte.repeat(32));
+      const withKeys = (keys: string) => ({ ...NO_DATA, QUIRE_STORE_KEYS: keys });
+      const first = await quire(["rekey", store], withKeys(one!));
+      expect(first).toMatchObject({ code: 0, stderr: "" });
+      expect(first.stdout).toMatch(
+        /^encrypted \d\d objects \([\d.]+ KiB\) under key [0-9a-f]{8}; \d\d objects looked at\n$/,
+      );
+      expect((await quire(["verify", store], withKeys(one!))).stdout).toContain("all whole");
+      const blind = await quire(["gc", store], NO_DATA);
+      expect(blind.code).toBe(1);
+      expect(blind.stderr).toContain("nothing of its tenant was collected");
+      const other = await quire(["verify", store], withKeys(two!));
+      expect(other.code).toBe(1);
+      expect(other.stderr).toMatch(/^quire: no key [0-9a-f]{8} in QUIRE_STORE_KEYS\n$/);
+      expect((await quire(["rekey", store], withKeys(`${two},${one}`))).code).toBe(0);
+      expect((await quire(["verify", store], withKeys(two!))).stdout).toContain("all whole");
+      const missing = await quire(["rekey", store], NO_DATA);
+      expect(missing.stderr).toMatch(/^quire: rekey needs QUIRE_STORE_KEYS/);
+    }));
 });
 
 describe("tar", () => {

@@ -20,7 +20,27 @@ export interface ConformanceOptions {
   tolerances?: Tolerances;
   /** Random traces of several steps; default 12. */
   traceCount?: number;
+  /** Default: all. A lane that cuts the suite in two says so in both its files. */
+  parts?: readonly ConformancePart[];
 }
+
+const PARTS = {
+  rows: describeRowOps,
+  append: describeAppend,
+  attention: describeAttention,
+  selection: describeSelection,
+  invariance: describeInvariance,
+  pool: describePool,
+  sampling: describeSampling,
+  misuse: describeMisuse,
+  traces: (lane: Lane, { traceCount = 12 }: ConformanceOptions) => describeTraces(lane, traceCount),
+} satisfies Record<string, (lane: Lane, options: ConformanceOptions) => void>;
+
+/** A part of the suite. */
+export type ConformancePart = keyof typeof PARTS;
+
+/** Every part, in order. */
+export const CONFORMANCE_PARTS = Object.keys(PARTS) as ConformancePart[];
 
 /**
  * Runs every op of the contract on a device, against the reference device and against naive f64 twins.
@@ -47,15 +67,7 @@ export function describeConformance(
       reference: () => opened(reference),
       tolerances: options.tolerances ?? F32_TOLERANCES,
     };
-    describeRowOps(lane);
-    describeAppend(lane);
-    describeAttention(lane);
-    describeSelection(lane);
-    describeInvariance(lane);
-    describePool(lane);
-    describeSampling(lane);
-    describeMisuse(lane);
-    describeTraces(lane, options.traceCount ?? 12);
+    for (const part of options.parts ?? CONFORMANCE_PARTS) PARTS[part](lane, options);
   });
 }
 

@@ -57,3 +57,6 @@ export function decodeSummarySlot(
   geometry: { layerCount: number; kvHeadCount: number; headDim: number },
   slot: Uint8Array,
 ): { centre: Float32Array; radius: Float32Array };
+
+/** Decrypts an object that was stored under `key`. */
+export function decryptObject(master: Uint8Array, key: string, stored: Uint8Array): Uint8Array;

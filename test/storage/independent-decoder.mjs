@@ -2,7 +2,7 @@
  * Reads segments, summary objects, tails and manifests as `docs/page-format.md` describes them. Written from that page,
  * with nothing of this project imported: where it disagrees with `storage/`, one of the two is wrong.
  */
-import { createHash } from "node:crypto";
+import { createDecipheriv, createHash, hkdfSync } from "node:crypto";
 
 const ENCODINGS = ["f32", "int8"];
 const KINDS = ["none", "min-max", "mean-deviation"];
@@ -207,4 +207,28 @@ export function decodeSummarySlot(geometry, slot) {
     }
   }
   return { centre: values[0], radius: values[1] };
+}
+
+/** The plain bytes of an encrypted object (section 11). Throws on damage, another key, or another place. */
+export function decryptObject(master, key, stored) {
+  const namespace = key.split("/")[1];
+  const derive = (secret, info) => Buffer.from(hkdfSync("sha256", secret, "quire page store 1", info, 32));
+  const secret = derive(derive(master, `tenant ${namespace}`), `object ${key}`);
+  const view = new DataView(stored.buffer, stored.byteOffset, stored.byteLength);
+  const n = u32(view, 8);
+  const id = createHash("sha256").update("quire page key id 1").update(master).digest("hex").slice(0, 8);
+  const parts = [];
+  check(stored.byteLength === Math.max(1, Math.ceil(n / 4096)) * 4132, "encrypted length");
+  for (let i = 0; i * 4132 < stored.byteLength; i++) {
+    const at = i * 4132;
+    check(ascii(view, at, 4) === "QENC" && hex(view, at + 4, 4) === id && u32(view, at + 8) === n, "chunk header");
+    const nonce = Buffer.alloc(12);
+    nonce.set(stored.subarray(at + 12, at + 20));
+    nonce.writeUInt32LE(i, 8);
+    const gcm = createDecipheriv("aes-256-gcm", secret, nonce);
+    gcm.setAAD(Buffer.from(`quire page 1\n${key}\n${n}\n${i}`));
+    gcm.setAuthTag(stored.subarray(at + 4116, at + 4132));
+    parts.push(gcm.update(stored.subarray(at + 20, at + 4116)), gcm.final());
+  }
+  return new Uint8Array(Buffer.concat(parts).subarray(0, n));
 }

@@ -1,0 +1,78 @@
+/** A bare workerd on a free port: what the edge costs without wrangler around it. */
+import { spawn } from "node:child_process";
+import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { createRequire } from "node:module";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { Readable } from "node:stream";
+import { rolldown } from "rolldown";
+
+const LISTEN_MS_MAX = 20_000;
+
+/** What to run. */
+export interface WorkerdOptions {
+  /** Absolute path of the entry; it is bundled as `worker.js`. */
+  entry: string;
+  /** The configuration (Cap'n Proto text) in the same folder as `worker.js`; one socket, at 127.0.0.1:0. */
+  config: string;
+  /** More files of that folder, by name. */
+  files?: Readonly<Record<string, string>>;
+  /** Folders to make in it, for disk services. */
+  folders?: readonly string[];
+}
+
+/** A running workerd, until it is closed. */
+export interface BareWorkerd {
+  version: string;
+  url: string;
+  close(): Promise<void>;
+}
+
+/** Starts the workerd that wrangler brings. @throws {Error} when it does not come up; nothing is left of it. */
+export async function startWorkerd(options: WorkerdOptions): Promise<BareWorkerd> {
+  const require = createRequire(createRequire(import.meta.url).resolve("wrangler"));
+  const program = (require("workerd") as { default: string }).default;
+  const { version } = require("workerd/package.json") as { version: string };
+  const folder = await mkdtemp(join(tmpdir(), "quire-bench-workerd-"));
+  await bundle(options.entry, join(folder, "worker.js"));
+  const files = { ...options.files, "config.capnp": options.config };
+  for (const [name, text] of Object.entries(files)) await writeFile(join(folder, name), text);
+  for (const name of options.folders ?? []) await mkdir(join(folder, name));
+  const child = spawn(program, ["serve", "config.capnp", "--control-fd=3", "--experimental"], {
+    cwd: folder,
+    stdio: ["ignore", "ignore", "inherit", "pipe"],
+  });
+  const gone = new Promise<void>((resolve) => child.once("close", () => resolve()));
+  const close = async (): Promise<void> => {
+    child.kill("SIGKILL");
+    await gone;
+    await rm(folder, { recursive: true, force: true });
+  };
+  try {
+    const port = await listeningPort(child.stdio[3] as Readable, gone);
+    return { version, url: `http://127.0.0.1:${port}`, close };
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}
+
+async function bundle(input: string, file: string): Promise<void> {
+  const build = await rolldown({ input, platform: "browser", external: ["cloudflare:workers"] });
+  await build.write({ file, format: "esm" });
+  await build.close();
+}
+
+async function listeningPort(control: Readable, gone: Promise<void>): Promise<number> {
+  const found = new Promise<number>((resolve, reject) => {
+    let text = "";
+    control.setEncoding("utf8").on("data", (chunk: string) => {
+      text += chunk;
+      const port = /"event":"listen".*?"port":(\d+)/.exec(text)?.[1];
+      if (port !== undefined) resolve(Number(port));
+    });
+    void gone.then(() => reject(new Error("workerd ended before it listened")));
+    setTimeout(() => reject(new Error("workerd does not listen")), LISTEN_MS_MAX).unref();
+  });
+  return found;
+}

@@ -1,0 +1,47 @@
+/** `quire devices`: what can compute on this machine. */
+import { availableParallelism, cpus } from "node:os";
+import { type AdapterReport, adapterReport, NoAdapterError, requestAdapter } from "../kernels/webgpu/adapter.ts";
+import type { Command } from "./command.ts";
+import { UsageError } from "./usage-error.ts";
+
+/** The GPU, or why there is none. */
+type GpuReport = AdapterReport | { reason: string };
+
+/** The command. */
+export const devicesCommand: Command = {
+  help: () => "Usage: quire devices [--json]\n\nWhat can compute here; the kinds are those of --device.\n",
+  async run(args) {
+    const unknown = args.find((arg) => arg !== "--json");
+    if (unknown !== undefined) throw new UsageError(`unknown argument ${unknown}`);
+    const cpu = { model: cpus()[0]?.model ?? "unknown", threads: availableParallelism() };
+    const gpu = await findGpu();
+    const text = args.includes("--json")
+      ? JSON.stringify({ wasm: cpu, webgpu: gpu }, undefined, 2)
+      : describe(cpu, gpu);
+    process.stdout.write(`${text}\n`);
+    return 0;
+  },
+};
+
+async function findGpu(): Promise<GpuReport> {
+  try {
+    return adapterReport(await requestAdapter());
+  } catch (error) {
+    if (error instanceof NoAdapterError) return { reason: error.message.replace(/^device webgpu: /, "") };
+    throw error;
+  }
+}
+
+function describe(cpu: { model: string; threads: number }, gpu: GpuReport): string {
+  const lines = [`wasm      ${cpu.model}, ${cpu.threads} thread${cpu.threads === 1 ? "" : "s"}`];
+  if ("reason" in gpu) return [...lines, `webgpu    ${gpu.reason}`].join("\n");
+  const features = gpu.features.length === 0 ? "none of the optional ones" : gpu.features.join(", ");
+  const mebibytes = (bytes: number): string => `${Math.floor(bytes / 2 ** 20)} MiB`;
+  const note = gpu.isSoftware ? " (software: for tests, slower than the CPU device)" : "";
+  return [
+    ...lines,
+    `webgpu    ${gpu.description}${note}`,
+    `          features: ${features}`,
+    `          buffers of ${mebibytes(gpu.bufferBytesMax)}, bound ${mebibytes(gpu.bindingBytesMax)} at once, ${gpu.storageBuffersMax} per kernel`,
+  ].join("\n");
+}

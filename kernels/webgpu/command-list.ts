@@ -1,0 +1,257 @@
+/// <reference types="@webgpu/types" />
+/** The commands of one step, kept on the host until `submit` encodes them: one encoder, one submission, one readback. */
+import { assert } from "../../protocol/assert.ts";
+import { type Gpu, USAGE } from "./gpu.ts";
+import { type Kernel, PARAMS_STRIDE, writeParams } from "./kernel.ts";
+
+/** Memory whose size is known only when a step is complete. Its content does not outlive the step. */
+export class Arena {
+  readonly label: string;
+  /** Largest size that the running step needs. */
+  bytes = 0;
+  #buffer: GPUBuffer | undefined;
+
+  constructor(label: string) {
+    this.label = label;
+  }
+
+  /** Notes that a step needs at least so much. */
+  need(bytes: number): void {
+    this.bytes = Math.max(this.bytes, bytes);
+  }
+
+  /** The buffer; replaced by a larger one where it does not suffice, by twice as much at least. */
+  buffer(gpu: Gpu): GPUBuffer {
+    if (this.#buffer !== undefined && this.#buffer.size >= this.bytes) return this.#buffer;
+    const bytesMax = Math.min(gpu.device.limits.maxBufferSize, gpu.device.limits.maxStorageBufferBindingSize);
+    const grown = Math.max(this.bytes, Math.min(bytesMax, (this.#buffer?.size ?? 0) * 2), 4096);
+    if (this.#buffer !== undefined) gpu.destroy(this.#buffer);
+    this.#buffer = gpu.storage(this.label, grown);
+    return this.#buffer;
+  }
+}
+
+/** Work groups in x, y and z. */
+export type Grid = readonly [x: number, y?: number, z?: number];
+
+type Command =
+  | { kind: "dispatch"; kernel: Kernel; paramsAt: number; buffers: readonly (GPUBuffer | Arena)[]; grid: Grid }
+  | { kind: "upload"; to: GPUBuffer; offset: number; from: number; bytes: number };
+
+const GRID_MAX = 65_535;
+const BYTES_MIN = 1 << 16;
+
+/** A growing run of bytes. */
+class Bytes {
+  data = new Uint8Array(BYTES_MIN);
+  length = 0;
+
+  /** Reserves `bytes` and returns where they are. */
+  take(bytes: number): number {
+    const at = this.length;
+    this.length += bytes;
+    if (this.length > this.data.length) {
+      const grown = new Uint8Array(Math.max(this.length, this.data.length * 2));
+      grown.set(this.data);
+      this.data = grown;
+    }
+    return at;
+  }
+}
+
+/** Buffers of the host's side that are kept from step to step. */
+export class StepBuffers {
+  /** u32 tables of the step: see step-tables.ts. */
+  readonly tables = new Arena("tables");
+  /** What the step gives back. */
+  readonly outcome = new Arena("outcome");
+  readonly scratch = new Arena("scratch");
+  /** Rows of a product's input as its kernel reads them. */
+  readonly inputs = new Arena("inputs");
+  /** Their scales and sums. */
+  readonly inputScales = new Arena("input scales");
+  readonly params = new Bytes();
+  readonly uploads = new Bytes();
+  #uniforms: GPUBuffer | undefined;
+  #staging: GPUBuffer | undefined;
+  #readable: GPUBuffer | undefined;
+
+  get arenas(): readonly Arena[] {
+    return [this.tables, this.outcome, this.scratch, this.inputs, this.inputScales];
+  }
+
+  uniforms(gpu: Gpu, bytes: number): GPUBuffer {
+    this.#uniforms = atLeast(gpu, this.#uniforms, bytes, (size) => gpu.uniforms(size));
+    return this.#uniforms;
+  }
+
+  staging(gpu: Gpu, bytes: number): GPUBuffer {
+    this.#staging = atLeast(gpu, this.#staging, bytes, (size) => gpu.staging(size));
+    return this.#staging;
+  }
+
+  readable(gpu: Gpu, bytes: number): GPUBuffer {
+    this.#readable = atLeast(gpu, this.#readable, bytes, (size) => gpu.readable(size));
+    return this.#readable;
+  }
+}
+
+function atLeast(
+  gpu: Gpu,
+  buffer: GPUBuffer | undefined,
+  bytes: number,
+  make: (bytes: number) => GPUBuffer,
+): GPUBuffer {
+  if (buffer !== undefined && buffer.size >= bytes) return buffer;
+  if (buffer !== undefined) gpu.destroy(buffer);
+  let size = BYTES_MIN;
+  while (size < bytes) size *= 2;
+  return make(size);
+}
+
+/** Times one kernel's dispatch took, in the order of the step. */
+export interface KernelTime {
+  name: string;
+  ns: number;
+}
+
+/** Records commands in order. */
+export class CommandList {
+  readonly #gpu: Gpu;
+  readonly #buffers: StepBuffers;
+  readonly #commands: Command[] = [];
+
+  constructor(gpu: Gpu, buffers: StepBuffers) {
+    this.#gpu = gpu;
+    this.#buffers = buffers;
+    buffers.params.length = 0;
+    buffers.uploads.length = 0;
+    for (const arena of buffers.arenas) arena.bytes = 0;
+  }
+
+  get isEmpty(): boolean {
+    return this.#commands.length === 0;
+  }
+
+  /** Runs `kernel` over `grid`; nothing where the grid is empty. `buffers` in the order of the kernel's bindings. */
+  dispatch(
+    kernel: Kernel,
+    params: Readonly<Record<string, number>>,
+    buffers: readonly (GPUBuffer | Arena)[],
+    grid: Grid,
+  ): void {
+    assert(buffers.length === Object.keys(kernel.bindings).length, `kernel ${kernel.name}: wrong number of buffers`);
+    if (grid.some((count) => count === 0)) return;
+    assert(
+      grid.every((count) => (count ?? 1) <= GRID_MAX),
+      `kernel ${kernel.name}: a grid of ${grid.join(" x ")} work groups is more than ${GRID_MAX} in one dimension`,
+    );
+    const { params: bytes } = this.#buffers;
+    const paramsAt = bytes.take(PARAMS_STRIDE);
+    bytes.data.fill(0, paramsAt, paramsAt + PARAMS_STRIDE);
+    writeParams(kernel, params, new DataView(bytes.data.buffer), paramsAt);
+    this.#commands.push({ kind: "dispatch", kernel, paramsAt, buffers, grid });
+  }
+
+  /** Copies `data` (not kept; whole words) into a buffer, after the commands before and ahead of those that follow. */
+  upload(to: GPUBuffer, offset: number, data: Uint8Array): void {
+    const from = this.#buffers.uploads.take(data.length);
+    this.#buffers.uploads.data.set(data, from);
+    this.#commands.push({ kind: "upload", to, offset, from, bytes: data.length });
+  }
+
+  /**
+   * Submits everything, with `tables` for the step, and returns the first `outcomeBytes` of the outcome (0 at first). With `timed`, the
+   * dispatches run one by one and their times are added to it.
+   */
+  async submit(tables: Uint8Array, outcomeBytes: number, timed?: KernelTime[]): Promise<Uint8Array<ArrayBuffer>> {
+    const { device } = this.#gpu;
+    const { outcome, uploads } = this.#buffers;
+    this.#buffers.tables.need(tables.length);
+    outcome.need(outcomeBytes);
+    device.queue.writeBuffer(this.#buffers.tables.buffer(this.#gpu), 0, tables);
+    if (uploads.length > 0) {
+      device.queue.writeBuffer(this.#buffers.staging(this.#gpu, uploads.length), 0, uploads.data, 0, uploads.length);
+    }
+    const encoder = device.createCommandEncoder();
+    if (outcomeBytes > 0) encoder.clearBuffer(outcome.buffer(this.#gpu), 0, outcomeBytes);
+    const timer = timed === undefined ? undefined : new Timer(this.#gpu, this.#dispatchCount());
+    this.#encode(encoder, timer);
+    timer?.resolve(encoder);
+    const readable = this.#buffers.readable(this.#gpu, Math.max(4, outcomeBytes));
+    if (outcomeBytes > 0) encoder.copyBufferToBuffer(outcome.buffer(this.#gpu), 0, readable, 0, outcomeBytes);
+    device.queue.submit([encoder.finish()]);
+    const bytes = await this.#gpu.mapped(readable, Math.max(4, outcomeBytes));
+    if (timer !== undefined) timed?.push(...(await timer.times()));
+    return bytes;
+  }
+
+  #dispatchCount(): number {
+    return this.#commands.filter(({ kind }) => kind === "dispatch").length;
+  }
+
+  #encode(encoder: GPUCommandEncoder, timer: Timer | undefined): void {
+    const { params, uploads } = this.#buffers;
+    const uniforms = this.#buffers.uniforms(this.#gpu, Math.max(PARAMS_STRIDE, params.length));
+    this.#gpu.device.queue.writeBuffer(uniforms, 0, params.data, 0, params.length);
+    const staging = uploads.length === 0 ? undefined : this.#buffers.staging(this.#gpu, uploads.length);
+    let pass: GPUComputePassEncoder | undefined;
+    for (const command of this.#commands) {
+      if (command.kind === "upload") {
+        pass?.end();
+        pass = undefined;
+        encoder.copyBufferToBuffer(staging as GPUBuffer, command.from, command.to, command.offset, command.bytes);
+        continue;
+      }
+      if (timer !== undefined) pass?.end();
+      if (pass === undefined || timer !== undefined) {
+        pass = encoder.beginComputePass(
+          timer === undefined ? {} : { timestampWrites: timer.next(command.kernel.name) },
+        );
+      }
+      const buffers = command.buffers.map((buffer) => (buffer instanceof Arena ? buffer.buffer(this.#gpu) : buffer));
+      const { pipeline, group } = this.#gpu.bind(command.kernel, uniforms, buffers);
+      pass.setPipeline(pipeline);
+      pass.setBindGroup(0, group, [command.paramsAt]);
+      pass.dispatchWorkgroups(command.grid[0], command.grid[1] ?? 1, command.grid[2] ?? 1);
+    }
+    pass?.end();
+  }
+}
+
+/** Timestamps around every dispatch. */
+class Timer {
+  readonly #gpu: Gpu;
+  readonly #set: GPUQuerySet;
+  readonly #resolved: GPUBuffer;
+  readonly #names: string[] = [];
+
+  constructor(gpu: Gpu, count: number) {
+    this.#gpu = gpu;
+    this.#set = gpu.device.createQuerySet({ type: "timestamp", count: Math.max(1, count) * 2 });
+    this.#resolved = gpu.device.createBuffer({
+      size: Math.max(1, count) * 16,
+      usage: USAGE.queryResolve | USAGE.copySrc,
+    });
+  }
+
+  next(name: string): GPUComputePassTimestampWrites {
+    const at = this.#names.length * 2;
+    this.#names.push(name);
+    return { querySet: this.#set, beginningOfPassWriteIndex: at, endOfPassWriteIndex: at + 1 };
+  }
+
+  resolve(encoder: GPUCommandEncoder): void {
+    if (this.#names.length > 0) encoder.resolveQuerySet(this.#set, 0, this.#names.length * 2, this.#resolved, 0);
+  }
+
+  async times(): Promise<KernelTime[]> {
+    const bytes = await this.#gpu.read(this.#resolved, 0, this.#names.length * 16);
+    const stamps = new BigUint64Array(bytes.buffer);
+    this.#set.destroy();
+    this.#resolved.destroy();
+    return this.#names.map((name, index) => {
+      return { name, ns: Number((stamps[index * 2 + 1] as bigint) - (stamps[index * 2] as bigint)) };
+    });
+  }
+}

@@ -1,0 +1,170 @@
+/// <reference types="@webgpu/types" />
+/** The GPU as the device uses it: memory, pipelines and bind groups, each kept, and the first error, kept too. */
+import { assert } from "../../protocol/assert.ts";
+import { QuireError } from "../../protocol/errors.ts";
+import { type Kernel, PARAMS_STRIDE, shaderSource } from "./kernel.ts";
+
+/** WebGPU's flags, which are globals in a browser only. */
+export const USAGE = { mapRead: 1, copySrc: 4, copyDst: 8, uniform: 64, storage: 128, queryResolve: 512 } as const;
+
+const STAGE_COMPUTE = 4;
+const MAP_READ = 1;
+
+interface Pipeline {
+  pipeline: GPUComputePipeline;
+  layout: GPUBindGroupLayout;
+  bindGroups: Map<string, GPUBindGroup>;
+}
+
+/** A pipeline with its buffers bound; `offset` of the parameters is given when it is set. */
+export interface Bound {
+  pipeline: GPUComputePipeline;
+  group: GPUBindGroup;
+}
+
+/** One opened GPU. */
+export class Gpu {
+  readonly device: GPUDevice;
+  readonly #pipelines = new Map<string, Pipeline>();
+  readonly #ids = new WeakMap<GPUBuffer, number>();
+  #nextId = 1;
+  #failure: string | undefined;
+  #closed = false;
+
+  constructor(device: GPUDevice) {
+    this.device = device;
+    device.addEventListener("uncapturederror", (event) => this.#fail((event as GPUUncapturedErrorEvent).error.message));
+    void device.lost.then(({ message }) => {
+      if (!this.#closed) this.#fail(`the GPU was lost: ${message}`);
+    });
+  }
+
+  /** @throws {QuireError} engine_failed, from the first error of the GPU on always. */
+  assertSound(): void {
+    if (this.#failure !== undefined) throw new QuireError("engine_failed", `webgpu: ${this.#failure}`);
+  }
+
+  /** Memory for kernels, zero at first. `bytes` is rounded up to 16. */
+  storage(label: string, bytes: number): GPUBuffer {
+    const size = Math.max(16, Math.ceil(bytes / 16) * 16);
+    const { maxBufferSize, maxStorageBufferBindingSize } = this.device.limits;
+    const bytesMax = Math.min(maxBufferSize, maxStorageBufferBindingSize);
+    assert(size <= bytesMax, `${label}: ${size} bytes are more than the ${bytesMax} that the adapter binds at once`);
+    return this.#buffer(label, size, USAGE.storage | USAGE.copySrc | USAGE.copyDst);
+  }
+
+  /** Memory for parameters. */
+  uniforms(bytes: number): GPUBuffer {
+    return this.#buffer("parameters", bytes, USAGE.uniform | USAGE.copyDst);
+  }
+
+  /** Memory that is copied from within a step. */
+  staging(bytes: number): GPUBuffer {
+    return this.#buffer("staging", bytes, USAGE.copySrc | USAGE.copyDst);
+  }
+
+  /** Memory that the host reads. */
+  readable(bytes: number): GPUBuffer {
+    return this.#buffer("readback", Math.max(4, bytes), USAGE.mapRead | USAGE.copyDst);
+  }
+
+  #buffer(label: string, size: number, usage: number): GPUBuffer {
+    const buffer = this.device.createBuffer({ label, size, usage });
+    this.#ids.set(buffer, this.#nextId++);
+    return buffer;
+  }
+
+  /** Frees a buffer and forgets what was bound to it. */
+  destroy(buffer: GPUBuffer): void {
+    const id = `/${this.#idOf(buffer)}/`;
+    for (const { bindGroups } of this.#pipelines.values()) {
+      for (const key of bindGroups.keys()) if (key.includes(id)) bindGroups.delete(key);
+    }
+    buffer.destroy();
+  }
+
+  /** A kernel with its parameters and buffers; both pipeline and bind group are made once. */
+  bind(kernel: Kernel, params: GPUBuffer, buffers: readonly GPUBuffer[]): Bound {
+    const pipeline = this.#pipelineOf(kernel);
+    const key = `/${[params, ...buffers].map((buffer) => this.#idOf(buffer)).join("//")}/`;
+    let group = pipeline.bindGroups.get(key);
+    if (group === undefined) {
+      const entries = buffers.map((buffer, index) => ({ binding: index + 1, resource: { buffer } }));
+      const uniform = { binding: 0, resource: { buffer: params, size: PARAMS_STRIDE } };
+      group = this.device.createBindGroup({ layout: pipeline.layout, entries: [uniform, ...entries] });
+      pipeline.bindGroups.set(key, group);
+    }
+    return { pipeline: pipeline.pipeline, group };
+  }
+
+  /** Reads a range, after everything submitted before. Any alignment. */
+  async read(buffer: GPUBuffer, byteOffset: number, bytes: number): Promise<Uint8Array<ArrayBuffer>> {
+    if (bytes === 0) return new Uint8Array(0);
+    const start = Math.floor(byteOffset / 4) * 4;
+    const size = Math.ceil((byteOffset + bytes) / 4) * 4 - start;
+    const readable = this.readable(size);
+    const encoder = this.device.createCommandEncoder();
+    encoder.copyBufferToBuffer(buffer, start, readable, 0, size);
+    this.device.queue.submit([encoder.finish()]);
+    try {
+      const all = await this.mapped(readable, size);
+      return all.slice(byteOffset - start, byteOffset - start + bytes);
+    } finally {
+      readable.destroy();
+    }
+  }
+
+  /** A copy of what a readable buffer holds once the GPU has come so far. */
+  async mapped(readable: GPUBuffer, bytes: number): Promise<Uint8Array<ArrayBuffer>> {
+    try {
+      await readable.mapAsync(MAP_READ, 0, bytes);
+    } catch (cause) {
+      this.assertSound();
+      throw new QuireError("engine_failed", "webgpu: results could not be read", { cause });
+    }
+    const copy = new Uint8Array(readable.getMappedRange(0, bytes).slice(0));
+    readable.unmap();
+    this.assertSound();
+    return copy;
+  }
+
+  close(): void {
+    this.#closed = true;
+    this.device.destroy();
+  }
+
+  #fail(message: string): void {
+    this.#failure ??= message;
+  }
+
+  #idOf(buffer: GPUBuffer): number {
+    const id = this.#ids.get(buffer);
+    assert(id !== undefined, "the buffer is of another GPU");
+    return id;
+  }
+
+  #pipelineOf(kernel: Kernel): Pipeline {
+    const known = this.#pipelines.get(kernel.name);
+    if (known !== undefined) return known;
+    const code = shaderSource(kernel);
+    const module = this.device.createShaderModule({ label: kernel.name, code });
+    const storage = Object.values(kernel.bindings).map(({ access }, index) => ({
+      binding: index + 1,
+      visibility: STAGE_COMPUTE,
+      buffer: { type: access === "read" ? ("read-only-storage" as const) : ("storage" as const) },
+    }));
+    const uniform = { type: "uniform" as const, hasDynamicOffset: true, minBindingSize: PARAMS_STRIDE };
+    const layout = this.device.createBindGroupLayout({
+      label: kernel.name,
+      entries: [{ binding: 0, visibility: STAGE_COMPUTE, buffer: uniform }, ...storage],
+    });
+    const pipeline = this.device.createComputePipeline({
+      label: kernel.name,
+      layout: this.device.createPipelineLayout({ bindGroupLayouts: [layout] }),
+      compute: { module, entryPoint: "main" },
+    });
+    const made = { pipeline, layout, bindGroups: new Map<string, GPUBindGroup>() };
+    this.#pipelines.set(kernel.name, made);
+    return made;
+  }
+}

@@ -1,0 +1,62 @@
+/** What a WGSL kernel is on the host: its parameters, its bindings, and the source that the device compiles. */
+import { assert } from "../../protocol/assert.ts";
+
+/** Types of a kernel's parameters; each takes 4 bytes of the uniform buffer. */
+export type ParamType = "u32" | "i32" | "f32";
+
+/** One storage buffer of a kernel. */
+export interface Binding {
+  /** WGSL type of the whole binding, as `array<f32>`. */
+  type: string;
+  access: "read" | "write";
+}
+
+/**
+ * A kernel: one compute entry point `main`. Its code reads parameters as `p.<name>` and bindings by name; both are declared for it, in this
+ * order. `p.zero` is always 0, and unknown to the compiler: see `rounded` in exact-math.ts.
+ */
+export interface Kernel {
+  /** Unique, also among variants: pipelines are kept by it. */
+  name: string;
+  params: Readonly<Record<string, ParamType>>;
+  bindings: Readonly<Record<string, Binding>>;
+  code: string;
+}
+
+/** A binding that a kernel reads, of elements of a type. */
+export const read = (element: string): Binding => ({ type: `array<${element}>`, access: "read" });
+/** A binding that a kernel writes, and may read. */
+export const write = (element: string): Binding => ({ type: `array<${element}>`, access: "write" });
+
+/** Bytes from one dispatch's parameters to the next: the alignment of dynamic offsets that every adapter grants. */
+export const PARAMS_STRIDE = 256;
+
+/** The complete WGSL of a kernel. */
+export function shaderSource({ params, bindings, code }: Kernel): string {
+  const fields = [...Object.entries(params), ["zero", "u32"]].map(([name, type]) => `  ${name}: ${type},`);
+  const buffers = Object.entries(bindings).map(([name, { type, access }], index) => {
+    const mode = access === "read" ? "read" : "read_write";
+    return `@group(0) @binding(${index + 1}) var<storage, ${mode}> ${name}: ${type};`;
+  });
+  return ["struct Params {", ...fields, "}", "@group(0) @binding(0) var<uniform> p: Params;", ...buffers, code].join(
+    "\n",
+  );
+}
+
+/** Writes a dispatch's parameters at byte `at` of `view`; the zero behind them is left as it is. */
+export function writeParams(
+  kernel: Kernel,
+  values: Readonly<Record<string, number>>,
+  view: DataView,
+  at: number,
+): void {
+  let offset = at;
+  for (const [name, type] of Object.entries(kernel.params)) {
+    const value = values[name];
+    assert(value !== undefined, `kernel ${kernel.name} needs the parameter ${name}`);
+    if (type === "f32") view.setFloat32(offset, value, true);
+    else view.setUint32(offset, value >>> 0, true);
+    offset += 4;
+  }
+  assert(offset + 4 - at <= PARAMS_STRIDE, `kernel ${kernel.name} has too many parameters`);
+}

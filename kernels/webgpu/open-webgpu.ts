@@ -1,0 +1,205 @@
+/// <reference types="@webgpu/types" />
+/** The GPU device: WGSL kernels through WebGPU, one submission and one readback per step. Loads in Node and in a browser. */
+import { assert } from "../../protocol/assert.ts";
+import type {
+  Device,
+  DeviceBuffer,
+  DeviceReport,
+  KvPool,
+  KvPoolSpec,
+  Matrix,
+  MatrixEncoding,
+  StepRecorder,
+  StepSlice,
+} from "../contract.ts";
+import { assertPackedRange } from "../validate.ts";
+import { type AdapterReport, adapterReport, openAdapter, requestAdapter } from "./adapter.ts";
+import { ownBuffer, ownMatrix, WebGpuBuffer } from "./buffers.ts";
+import { type KernelTime, StepBuffers } from "./command-list.ts";
+import { Gpu } from "./gpu.ts";
+import { WebGpuMatrix } from "./packed-matrix.ts";
+import { WebGpuPool } from "./pool.ts";
+import { WebGpuRecorder } from "./recorder.ts";
+
+/** Storage buffers of attention beside the parts of a pool. */
+const ATTEND_BUFFERS = 5;
+const POOL_PARTS_MAX = 8;
+
+/** How the device is opened. */
+export interface WebGpuDeviceOptions {
+  /** Memory that buffers, matrices and pools may take together; WebGPU does not say what a GPU has. */
+  memoryBytesMax?: number;
+  /** Largest buffer of a matrix or pool; default: what the adapter binds at once. */
+  bindingBytesMax?: number;
+  /** Default: the best that the machine has. */
+  adapter?: GPUAdapter;
+}
+
+/**
+ * Opens the GPU device. The caller closes it.
+ * @throws {NoAdapterError} where there is none.
+ */
+export async function openWebGpuDevice(options: WebGpuDeviceOptions = {}): Promise<WebGpuDevice> {
+  const adapter = options.adapter ?? (await requestAdapter());
+  const report = adapterReport(adapter);
+  return new WebGpuDevice(new Gpu(await openAdapter(adapter)), report, options);
+}
+
+/** See `Device`. */
+export class WebGpuDevice implements Device {
+  readonly kind = "webgpu";
+  readonly numericsId: string;
+  readonly packingId = "webgpu-1";
+  readonly report: DeviceReport;
+  /** What the GPU is and can. */
+  readonly adapter: AdapterReport;
+  readonly #gpu: Gpu;
+  readonly #bindingBytesMax: number;
+  readonly #buffers = new StepBuffers();
+  readonly #doomed: GPUBuffer[] = [];
+  #running: WebGpuRecorder | undefined;
+  #timed: KernelTime[] | undefined;
+  #closed = false;
+
+  constructor(gpu: Gpu, adapter: AdapterReport, { memoryBytesMax = 2 ** 40, bindingBytesMax }: WebGpuDeviceOptions) {
+    this.#gpu = gpu;
+    this.adapter = adapter;
+    const { maxStorageBufferBindingSize, maxBufferSize } = gpu.device.limits;
+    this.#bindingBytesMax = Math.min(bindingBytesMax ?? maxBufferSize, maxStorageBufferBindingSize, maxBufferSize);
+    // Two GPUs, or two drivers, may round a square root or an exponential differently.
+    const name = [adapter.vendor, adapter.architecture].filter((word) => word !== "").join("-") || "unknown";
+    this.numericsId = `webgpu-1-${name.toLowerCase().replace(/[^a-z0-9]+/g, "-")}`;
+    this.report = { kind: "webgpu", description: `WebGPU, ${adapter.description}`, threadCount: 1, memoryBytesMax };
+  }
+
+  buffer(label: string, bytes: number): DeviceBuffer {
+    this.#assertUsable();
+    assert(Number.isInteger(bytes) && bytes >= 0, `buffer ${label}: bytes must be an integer >= 0`);
+    return new WebGpuBuffer(label, bytes, this.#gpu.storage(label, bytes));
+  }
+
+  release(buffer: DeviceBuffer): void {
+    const own = ownBuffer(buffer);
+    own.released = true;
+    if (this.#running === undefined) this.#gpu.destroy(own.memory);
+    else this.#doomed.push(own.memory);
+  }
+
+  write(buffer: DeviceBuffer, byteOffset: number, data: Uint8Array): void {
+    this.#assertUsable();
+    const own = ownBuffer(buffer);
+    assertRange(own, byteOffset, data.length);
+    this.#write(own.memory, byteOffset, data);
+  }
+
+  async read(buffer: DeviceBuffer, byteOffset: number, bytes: number): Promise<Uint8Array<ArrayBuffer>> {
+    this.#assertUsable();
+    const own = ownBuffer(buffer);
+    assertRange(own, byteOffset, bytes);
+    return this.#gpu.read(own.memory, byteOffset, bytes);
+  }
+
+  matrix(
+    label: string,
+    encoding: MatrixEncoding,
+    shape: { outWidth: number; inWidth: number },
+    data: Float32Array,
+  ): Matrix {
+    assert(data.length === shape.outWidth * shape.inWidth, `matrix ${label}: data does not have its shape`);
+    const matrix = this.emptyMatrix(label, encoding, shape);
+    this.writeRows(matrix, 0, data);
+    return matrix;
+  }
+
+  emptyMatrix(label: string, encoding: MatrixEncoding, shape: { outWidth: number; inWidth: number }): Matrix {
+    this.#assertUsable();
+    return new WebGpuMatrix(this.#gpu, label, encoding, { ...shape, bindingBytesMax: this.#bindingBytesMax });
+  }
+
+  writeRows(matrix: Matrix, firstRow: number, data: Float32Array): void {
+    this.#assertUsable();
+    ownMatrix(matrix).packRows(firstRow, data, ({ buffer, byteOffset }, bytes) =>
+      this.#write(buffer, byteOffset, bytes),
+    );
+  }
+
+  async readPacked(matrix: Matrix, byteOffset: number, bytes: number): Promise<Uint8Array<ArrayBuffer>> {
+    this.#assertUsable();
+    assertPackedRange(matrix, byteOffset, bytes);
+    const out = new Uint8Array(bytes);
+    let at = 0;
+    for (const run of ownMatrix(matrix).runsWithin(byteOffset, bytes)) {
+      out.set(await this.#gpu.read(run.buffer, run.byteOffset, run.bytes), at);
+      at += run.bytes;
+    }
+    return out;
+  }
+
+  writePacked(matrix: Matrix, byteOffset: number, data: Uint8Array): void {
+    this.#assertUsable();
+    assertPackedRange(matrix, byteOffset, data.length);
+    let at = 0;
+    for (const run of ownMatrix(matrix).runsWithin(byteOffset, data.length)) {
+      this.#write(run.buffer, run.byteOffset, data.subarray(at, at + run.bytes));
+      at += run.bytes;
+    }
+  }
+
+  kvPool(spec: KvPoolSpec): KvPool {
+    this.#assertUsable();
+    const buffersMax = this.#gpu.device.limits.maxStorageBuffersPerShaderStage;
+    return new WebGpuPool(this.#gpu, spec, {
+      partsMax: Math.min(POOL_PARTS_MAX, buffersMax - ATTEND_BUFFERS),
+      bindingBytesMax: this.#bindingBytesMax,
+      write: (buffer, byteOffset, data) => this.#write(buffer, byteOffset, data),
+    });
+  }
+
+  begin(slices: readonly StepSlice[]): StepRecorder {
+    this.#assertUsable();
+    assert(this.#running === undefined, "one step at a time: the last one was not submitted");
+    const onEnd = (): void => {
+      this.#running = undefined;
+      for (const buffer of this.#doomed.splice(0)) this.#gpu.destroy(buffer);
+    };
+    const timed = this.#timed === undefined ? {} : { timed: this.#timed };
+    this.#running = new WebGpuRecorder({ gpu: this.#gpu, buffers: this.#buffers, onEnd, ...timed }, slices);
+    return this.#running;
+  }
+
+  /** From now on the time of every dispatch is added to `times` (undefined: no more); steps are slower. Needs the feature timestamp-query. */
+  time(times: KernelTime[] | undefined): void {
+    assert(
+      times === undefined || this.adapter.features.includes("timestamp-query"),
+      "the adapter has no timestamp-query",
+    );
+    this.#timed = times;
+  }
+
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#gpu.close();
+  }
+
+  /** Ordered with the ops of a running step. Words are written whole; what lies behind the data within its last word becomes 0. */
+  #write(buffer: GPUBuffer, byteOffset: number, data: Uint8Array): void {
+    assert(byteOffset % 4 === 0, `${buffer.label}: a write begins at byte ${byteOffset}, not at a multiple of 4`);
+    let whole = data;
+    if (data.length % 4 !== 0) {
+      whole = new Uint8Array(Math.ceil(data.length / 4) * 4);
+      whole.set(data);
+    }
+    if (this.#running?.hasCommands) this.#running.upload(buffer, byteOffset, whole);
+    else this.#gpu.device.queue.writeBuffer(buffer, byteOffset, whole as Uint8Array<ArrayBuffer>);
+  }
+
+  #assertUsable(): void {
+    assert(!this.#closed, "the device was closed");
+  }
+}
+
+function assertRange({ label, bytes }: DeviceBuffer, byteOffset: number, count: number): void {
+  const isInside = byteOffset >= 0 && count >= 0 && byteOffset + count <= bytes;
+  assert(isInside, `buffer ${label}: bytes ${byteOffset}..${byteOffset + count} are outside of ${bytes}`);
+}

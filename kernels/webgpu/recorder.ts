@@ -1,0 +1,340 @@
+/// <reference types="@webgpu/types" />
+/** Records one step: checks every op as the other devices do, and turns it into dispatches. */
+import { assert } from "../../protocol/assert.ts";
+import { type DeviceBuffer, NOT_RESIDENT, type StepReadback, type StepRecorder, type StepSlice } from "../contract.ts";
+import { assertSlices, assertSlicesFit, sealedByStep } from "../validate.ts";
+import { memoryOf, ownBuffer, ownMatrix, ownPool } from "./buffers.ts";
+import { type Arena, CommandList, type Grid, type KernelTime, type StepBuffers } from "./command-list.ts";
+import type { Gpu } from "./gpu.ts";
+import type { Kernel } from "./kernel.ts";
+import type { WebGpuMatrix } from "./packed-matrix.ts";
+import type { WebGpuPool } from "./pool.ts";
+import { readSamples, type SamplePlace, sampleBatch } from "./sampling.ts";
+import { recordAttend, recordSelect } from "./selection.ts";
+import { StepLayout } from "./step-layout.ts";
+import { StepReport } from "./step-report.ts";
+import { APPEND, seal, summarize } from "./wgsl/append.ts";
+import { GEMM_TILE, GEMV_ROWS, gemm, gemv } from "./wgsl/matmul.ts";
+import { PAD_ROWS, QUANTIZE_ROWS } from "./wgsl/quantize-rows.ts";
+import { COPY, COPY_WITHIN, embed, GATHER_ROWS, RMS_NORM, SILU_MUL, SILU_MUL_IN_PLACE } from "./wgsl/row-ops.ts";
+import { ADJUST_LOGITS, CHOOSE_TOKEN, LOGPROBS, TRUNCATE } from "./wgsl/sample.ts";
+import { Addresses, Words } from "./words.ts";
+
+type Args<Op extends keyof StepRecorder> = Parameters<StepRecorder[Op]>[0];
+
+/** Up to so many rows of input a product goes row by row. */
+const GEMV_ROWS_MAX = 8;
+/** Largest head that the work group memory of append and attend holds; page scores go up to the contract's 512. */
+const HEAD_DIM_MAX = 256;
+/** Threads of one row of the grid of an elementwise kernel. */
+const ROW_THREADS = 65_536;
+
+/** What a recorder works on; all of it outlives the step. */
+export interface RecorderParts {
+  gpu: Gpu;
+  buffers: StepBuffers;
+  onEnd: () => void;
+  /** Collects the time of every dispatch, which then runs alone. */
+  timed?: KernelTime[];
+}
+
+/** See `StepRecorder`. Nothing runs before `submit`. */
+export class WebGpuRecorder implements StepRecorder {
+  readonly #parts: RecorderParts;
+  readonly #slices: readonly StepSlice[];
+  readonly #rowCount: number;
+  readonly #list: CommandList;
+  readonly #tables = new Words();
+  readonly #outcome = new Addresses();
+  readonly #report: StepReport;
+  readonly #samples: SamplePlace[] = [];
+  readonly #layouts = new Map<WebGpuPool, StepLayout>();
+  #selected: { layout: StepLayout; layer: number } | undefined;
+  /** The rows that lie quantized, or padded, in the input arenas. */
+  #entered: { x: GPUBuffer; rows: number; width: number; isInteger: boolean } | undefined;
+  #scratchWords = 0;
+  #ended = false;
+
+  constructor(parts: RecorderParts, slices: readonly StepSlice[]) {
+    assertSlices(slices);
+    this.#parts = parts;
+    this.#slices = slices;
+    this.#rowCount = slices.reduce((rows, slice) => rows + slice.rowCount, 0);
+    this.#list = new CommandList(parts.gpu, parts.buffers);
+    this.#report = new StepReport(slices);
+  }
+
+  /** Whether an upload has to wait for ops recorded before. */
+  get hasCommands(): boolean {
+    return !this.#list.isEmpty;
+  }
+
+  /** Copies bytes into a buffer between the ops. */
+  upload(to: GPUBuffer, byteOffset: number, data: Uint8Array): void {
+    this.#list.upload(to, byteOffset, data);
+    this.#entered = undefined;
+  }
+
+  embed({ out, table, tokens }: Args<"embed">): void {
+    this.#assertOpen();
+    const matrix = ownMatrix(table);
+    const to = memoryOf(out, tokens.length * matrix.inWidth);
+    for (const token of tokens) {
+      assert(token < matrix.outWidth, `token ${token} is outside a table of ${matrix.outWidth}`);
+    }
+    const tokensAt = this.#tables.push(tokens);
+    for (const { firstRow, rowCount, weights, scales } of matrix.parts) {
+      const params = { width: matrix.inWidth, steps: matrix.steps, tokens_at: tokensAt, row_first: firstRow };
+      const buffers = [weights, ...(scales === undefined ? [] : [scales]), this.#parts.buffers.tables, to];
+      const grid = [Math.ceil(matrix.inWidth / 64), tokens.length] as const;
+      this.#run(embed(matrix.encoding), { ...params, row_count: rowCount }, buffers, grid, to);
+    }
+  }
+
+  rmsNorm({ out, x, weight, rows, width, eps }: Args<"rmsNorm">): void {
+    this.#assertOpen();
+    assertDistinct(out, x);
+    const to = memoryOf(out, rows * width);
+    this.#run(RMS_NORM, { width, eps }, [memoryOf(x, rows * width), memoryOf(weight, width), to], [rows], to);
+  }
+
+  matmul({ out, x, matrix, rows, accumulate = false }: Args<"matmul">): void {
+    this.#assertOpen();
+    assertDistinct(out, x);
+    const own = ownMatrix(matrix);
+    const to = memoryOf(out, rows * own.outWidth);
+    const inputs = this.#enter(own, memoryOf(x, rows * own.inWidth), rows);
+    const isSmall = rows <= GEMV_ROWS_MAX;
+    const tile = isSmall ? { columns: 8, rows: GEMV_ROWS } : { columns: GEMM_TILE, rows: GEMM_TILE };
+    for (const { firstRow, rowCount, weights, scales } of own.parts) {
+      const params = {
+        ...{ rows, out_width: own.outWidth, out_first: firstRow, part_width: rowCount },
+        ...{ steps: own.steps, accumulate: accumulate ? 1 : 0 },
+      };
+      const buffers = [weights, inputs.rows, to, ...(scales === undefined ? [] : [scales, inputs.scales])];
+      const grid = [Math.ceil(rowCount / tile.columns), Math.ceil(rows / tile.rows)] as const;
+      this.#run((isSmall ? gemv : gemm)(own.encoding), params, buffers, grid, to);
+    }
+  }
+
+  siluMul({ out, gate, up, rows, width }: Args<"siluMul">): void {
+    this.#assertOpen();
+    assertDistinct(out, up);
+    const count = rows * width;
+    const [to, from, other] = [memoryOf(out, count), memoryOf(gate, count), memoryOf(up, count)];
+    const kernel = to === from ? SILU_MUL_IN_PLACE : SILU_MUL;
+    this.#elementwise(kernel, { count }, to === from ? [other, to] : [from, other, to], to);
+  }
+
+  copyRows({ out, x, outRow, xRow, rows, width }: Args<"copyRows">): void {
+    this.#assertOpen();
+    const overlap = Math.abs(outRow - xRow) < rows;
+    assert(out !== x || !overlap, "copyRows within a buffer needs ranges that do not overlap");
+    const to = memoryOf(out, (outRow + rows) * width);
+    const from = memoryOf(x, (xRow + rows) * width);
+    const params = { count: rows * width, from_at: xRow * width, to_at: outRow * width };
+    this.#elementwise(to === from ? COPY_WITHIN : COPY, params, to === from ? [to] : [from, to], to);
+  }
+
+  gatherRows({ out, x, indices, width }: Args<"gatherRows">): void {
+    this.#assertOpen();
+    assertDistinct(out, x);
+    const to = memoryOf(out, indices.length * width);
+    const from = ownBuffer(x);
+    for (const index of indices) {
+      assert((index + 1) * width * 4 <= from.bytes, `row ${index} is outside the buffer`);
+    }
+    const params = { width, indices_at: this.#tables.push(indices) };
+    const grid = [Math.ceil(width / 64), indices.length] as const;
+    this.#run(GATHER_ROWS, params, [from.memory, this.#parts.buffers.tables, to], grid, to);
+  }
+
+  append({ pool, layer, headCount, q, k, v, rope }: Args<"append">): void {
+    const layout = this.#layoutFor(pool, layer, headCount);
+    const { kvHeadCount, headDim } = pool.spec;
+    assertHead(headDim);
+    for (const { position, rowCount } of this.#slices) {
+      assert(position + rowCount <= rope.positionCount, "a row lies beyond the RoPE table");
+    }
+    const keys = this.#rowCount * kvHeadCount * headDim;
+    const angles = (rope.positionCount * headDim) / 2;
+    const to = memoryOf(q, this.#rowCount * headCount * headDim);
+    const own = layout.pool;
+    const buffers = [to, memoryOf(k, keys), memoryOf(v, keys), memoryOf(rope.cos, angles), memoryOf(rope.sin, angles)];
+    const open = own.open[layer] as GPUBuffer;
+    const half = headDim / 2;
+    const grid = [Math.ceil(((headCount + kvHeadCount) * half) / 64), this.#rowCount] as const;
+    const params = { head_count: headCount, kv_head_count: kvHeadCount, half, rows_at: layout.rowsAt };
+    this.#run(APPEND, params, [...buffers, this.#parts.buffers.tables, open], grid, to);
+    this.#sealBlocks(own, layer, open);
+  }
+
+  select({ pool, layer, headCount, q }: Args<"select">): void {
+    const layout = this.#layoutFor(pool, layer, headCount);
+    const queries = memoryOf(q, this.#rowCount * headCount * pool.spec.headDim);
+    this.#report.noteSelect(layout, layer);
+    recordSelect({ list: this.#list, buffers: this.#parts.buffers, layout, layer, q: queries });
+    this.#selected = { layout, layer };
+  }
+
+  attend({ pool, layer, headCount, q, out }: Args<"attend">): void {
+    const layout = this.#layoutFor(pool, layer, headCount);
+    assertDistinct(out, q);
+    assertHead(pool.spec.headDim);
+    const isSelected = this.#selected?.layout === layout && this.#selected.layer === layer;
+    assert(isSelected, `attend at layer ${layer} without its select`);
+    const elements = this.#rowCount * headCount * pool.spec.headDim;
+    const to = memoryOf(out, elements);
+    this.#report.noteAttend(layout, layer);
+    const source = { list: this.#list, buffers: this.#parts.buffers, layout, layer, q: memoryOf(q, elements) };
+    recordAttend(source, to);
+    this.#written(to);
+  }
+
+  sample({ logits, width, rows }: Args<"sample">): void {
+    this.#assertOpen();
+    const from = memoryOf(logits, rows.reduce((end, { row }) => Math.max(end, row + 1), 0) * width);
+    if (rows.length === 0) return;
+    const scratch = new Addresses();
+    scratch.take(this.#scratchWords);
+    const batch = sampleBatch(rows, width, { tables: this.#tables, scratch, outcome: this.#outcome });
+    const { buffers } = this.#parts;
+    buffers.scratch.need(scratch.end * 4);
+    const params = { jobs_at: batch.jobsAt, width };
+    const grid = [batch.count] as const;
+    this.#list.dispatch(ADJUST_LOGITS, params, [from, buffers.tables, buffers.scratch], grid);
+    if (!batch.isGreedy) this.#list.dispatch(TRUNCATE, params, [buffers.tables, buffers.scratch], grid);
+    this.#list.dispatch(CHOOSE_TOKEN, params, [buffers.tables, buffers.scratch, buffers.outcome], grid);
+    if (batch.wantsLogprobs) this.#list.dispatch(LOGPROBS, params, [from, buffers.tables, buffers.outcome], grid);
+    this.#samples.push(...batch.places);
+  }
+
+  hasMissed(): undefined {
+    return undefined;
+  }
+
+  async submit(): Promise<StepReadback> {
+    this.#assertOpen();
+    this.#ended = true;
+    try {
+      this.#parts.gpu.assertSound();
+      const bytes = await this.#list.submit(this.#tables.bytes(), this.#outcome.end * 4, this.#parts.timed);
+      const outcome = new Uint32Array(bytes.buffer);
+      return { samples: readSamples(this.#samples, outcome), ...this.#report.read(outcome) };
+    } finally {
+      this.#parts.onEnd();
+    }
+  }
+
+  /** The rows of a product's input as its kernels read them: quantized, padded, or as they are. Done once for products that follow each other. */
+  #enter(matrix: WebGpuMatrix, x: GPUBuffer, rows: number): { rows: GPUBuffer | Arena; scales: Arena } {
+    const { inputs, inputScales } = this.#parts.buffers;
+    const width = matrix.inWidth;
+    const isInteger = matrix.hasScales;
+    if (!isInteger && width === matrix.paddedWidth) return { rows: x, scales: inputScales };
+    const known = this.#entered;
+    const isKnown = known?.x === x && known.rows === rows && known.width === width && known.isInteger === isInteger;
+    if (isKnown) return { rows: inputs, scales: inputScales };
+    if (isInteger) {
+      const blocks = matrix.paddedWidth / 32;
+      inputs.need(rows * matrix.paddedWidth);
+      inputScales.need(rows * blocks * 8);
+      const grid = [Math.ceil(blocks / 64), rows] as const;
+      this.#list.dispatch(QUANTIZE_ROWS, { width, blocks }, [x, inputs, inputScales], grid);
+    } else {
+      inputs.need(rows * matrix.paddedWidth * 4);
+      const grid = [Math.ceil(matrix.paddedWidth / 64), rows] as const;
+      this.#list.dispatch(PAD_ROWS, { width, padded_width: matrix.paddedWidth }, [x, inputs], grid);
+    }
+    this.#entered = { x, rows, width, isInteger };
+    return { rows: inputs, scales: inputScales };
+  }
+
+  #sealBlocks(pool: WebGpuPool, layer: number, open: GPUBuffer): void {
+    const { tables } = this.#parts.buffers;
+    const { kvHeadCount, headDim, encoding, summaryKinds } = pool.spec;
+    const sealed = pool.blockParts.map((): number[] => []);
+    for (const slice of this.#slices) {
+      const { first, end } = sealedByStep(slice);
+      for (let block = first; block < end; block++) {
+        const id = slice.blockIds[layer * slice.blockCapacity + block] as number;
+        const wordsAt = ((id % pool.blocksPerPart) * pool.blockBytes) / 4;
+        const summarySlot = slice.summarySlots[block] ?? NOT_RESIDENT;
+        sealed[Math.floor(id / pool.blocksPerPart)]?.push(
+          slice.openSlots[block - first] as number,
+          wordsAt,
+          summarySlot,
+        );
+      }
+    }
+    sealed.forEach((entries, part) => {
+      if (entries.length === 0) return;
+      const blocks = pool.blockParts[part] as GPUBuffer;
+      const params = { sealed_at: this.#tables.push(entries), kv_head_count: kvHeadCount };
+      const grid = [entries.length / 3, kvHeadCount] as const;
+      this.#list.dispatch(seal(encoding, headDim), params, [open, blocks, tables], grid);
+      for (const kind of summaryKinds) {
+        const buffers = [blocks, pool.summaries(kind, layer), tables];
+        this.#list.dispatch(summarize(kind, encoding, headDim), params, buffers, grid);
+      }
+    });
+  }
+
+  #elementwise(
+    kernel: Kernel,
+    params: Readonly<Record<string, number>> & { count: number },
+    buffers: readonly GPUBuffer[],
+    written: GPUBuffer,
+  ): void {
+    const perRow = Math.min(ROW_THREADS, Math.ceil(params.count / 64) * 64);
+    const grid = [perRow / 64, params.count === 0 ? 0 : Math.ceil(params.count / perRow)] as const;
+    this.#run(kernel, { ...params, row_threads: perRow }, buffers, grid, written);
+  }
+
+  #run(
+    kernel: Kernel,
+    params: Readonly<Record<string, number>>,
+    buffers: readonly (GPUBuffer | Arena)[],
+    grid: Grid,
+    written: GPUBuffer,
+  ): void {
+    this.#list.dispatch(kernel, params, buffers, grid);
+    this.#written(written);
+  }
+
+  /** What was made of this buffer's rows is true no more. */
+  #written(buffer: GPUBuffer): void {
+    if (this.#entered?.x === buffer) this.#entered = undefined;
+  }
+
+  #layoutFor(pool: Args<"append">["pool"], layer: number, headCount: number): StepLayout {
+    this.#assertOpen();
+    const own = ownPool(pool);
+    assert(layer >= 0 && layer < own.spec.layerCount, `layer ${layer} is out of range`);
+    assert(headCount > 0 && headCount % own.spec.kvHeadCount === 0, "headCount must be a multiple of kvHeadCount");
+    const known = this.#layouts.get(own);
+    if (known !== undefined) {
+      assert(known.headCount === headCount, "headCount changes within a step");
+      return known;
+    }
+    assertSlicesFit(own.spec, this.#slices);
+    const parts = { pool: own, headCount, slices: this.#slices, tables: this.#tables, outcome: this.#outcome };
+    const layout = new StepLayout(parts);
+    this.#layouts.set(own, layout);
+    this.#scratchWords = Math.max(this.#scratchWords, layout.scratchWords);
+    this.#parts.buffers.scratch.need(layout.scratchWords * 4);
+    return layout;
+  }
+
+  #assertOpen(): void {
+    assert(!this.#ended, "the step was submitted");
+  }
+}
+
+function assertDistinct(out: DeviceBuffer, input: DeviceBuffer): void {
+  assert(out !== input, `${out.label} cannot be both input and output of this op`);
+}
+
+function assertHead(headDim: number): void {
+  assert(headDim <= HEAD_DIM_MAX, `headDim ${headDim} is more than the ${HEAD_DIM_MAX} of this device`);
+}

@@ -1,0 +1,105 @@
+/// <reference types="@webgpu/types" />
+/** Dispatches of select and attend for one layer. */
+import type { Arena, CommandList, StepBuffers } from "./command-list.ts";
+import type { Batch, StepLayout } from "./step-layout.ts";
+import { attend, mergeSplits, TILE_HEADS } from "./wgsl/attend.ts";
+import { LIST_PAGES, WRITE_MASKS } from "./wgsl/masks.ts";
+import { COMBINE, SCORE_STATS, TOP_K } from "./wgsl/rank.ts";
+import { QUANTIZE_QUERIES, SCORE_PAGES, scoreTokens } from "./wgsl/score.ts";
+
+/** Work groups from which on every tile walks its splits by itself. */
+const WALK_GROUPS_MIN = 2048;
+/** Words of partial results at most. */
+const PARTIAL_WORDS_MAX = 1 << 24;
+
+/** One layer of one step. */
+export interface LayerStep {
+  list: CommandList;
+  buffers: StepBuffers;
+  layout: StepLayout;
+  layer: number;
+  /** f32 `[rows, headCount, headDim]`, post-RoPE. */
+  q: GPUBuffer;
+}
+
+/** Scores, ranks and masks: what {@link recordAttend} of the layer reads lies in scratch afterwards. */
+export function recordSelect(step: LayerStep): void {
+  const { list, layout, layer } = step;
+  const { tables, scratch, outcome } = step.buffers;
+  const { headDim } = layout.pool.spec;
+  if (layout.units.count === 0) return;
+  if (layout.batches.length > 0) {
+    const queries = layout.rowCount * layout.headCount;
+    const params = { queries, head_dim: headDim, codes_at: layout.codesAt, scales_at: layout.scalesAt };
+    list.dispatch(QUANTIZE_QUERIES, params, [step.q, scratch], [Math.ceil(queries / 64)]);
+  }
+  for (const batch of layout.batches) {
+    scorePageBatch(step, batch);
+    rankBatch(step, batch);
+  }
+  const params = { layer, units_at: layout.listUnits.at };
+  list.dispatch(LIST_PAGES, params, [tables, scratch, outcome], [layout.listUnits.count]);
+  for (const batch of layout.tokenBatches) {
+    scoreTokenBatch(step, batch);
+    rankBatch(step, batch);
+  }
+  const grid = [Math.ceil(layout.blocksMax / 64), layout.units.count] as const;
+  list.dispatch(WRITE_MASKS, { layer, units_at: layout.units.at }, [tables, scratch, outcome], grid);
+}
+
+function scorePageBatch({ list, buffers, layout, layer }: LayerStep, batch: Batch): void {
+  const { pool, headCount } = layout;
+  const { kvHeadCount, headDim } = pool.spec;
+  if (batch.summary === undefined) return;
+  const params = {
+    ...{ head_count: headCount, kv_head_count: kvHeadCount, head_dim: headDim, units_at: batch.unitsAt },
+    ...{ codes_at: layout.codesAt, scales_at: layout.scalesAt },
+  };
+  const grid = [Math.ceil(batch.candidatesMax / 64), batch.chunksMax, batch.unitCount] as const;
+  list.dispatch(SCORE_PAGES, params, [pool.summaries(batch.summary, layer), buffers.tables, buffers.scratch], grid);
+}
+
+function scoreTokenBatch({ list, buffers, layout, layer, q }: LayerStep, batch: Batch): void {
+  const { pool, headCount } = layout;
+  const { kvHeadCount, headDim, encoding } = pool.spec;
+  const params = {
+    ...{ layer, head_count: headCount, kv_head_count: kvHeadCount, head_dim: headDim, units_at: batch.unitsAt },
+    ...{ block_words: pool.blockBytes / 4, blocks_per_part: pool.blocksPerPart },
+  };
+  const grid = [Math.ceil(batch.candidatesMax / 64), batch.chunksMax, batch.unitCount] as const;
+  const kernel = scoreTokens(encoding, pool.blockParts.length);
+  list.dispatch(kernel, params, [q, buffers.tables, buffers.scratch, ...pool.blockParts], grid);
+}
+
+function rankBatch({ list, buffers, layout }: LayerStep, batch: Batch): void {
+  const both: readonly Arena[] = [buffers.tables, buffers.scratch];
+  const params = { rankings_at: batch.rankingsAt, scale: 1 / Math.sqrt(layout.pool.spec.headDim) };
+  if (batch.usesSoftmax) list.dispatch(SCORE_STATS, params, both, [batch.queriesMax, batch.unitCount]);
+  list.dispatch(COMBINE, params, both, [Math.ceil(batch.candidatesMax / 64), batch.unitCount]);
+  list.dispatch(TOP_K, { rankings_at: batch.rankingsAt }, both, [batch.unitCount]);
+}
+
+/** Attention of every tile over what was selected; by splits where there are too few tiles to fill a GPU. */
+export function recordAttend(step: LayerStep, out: GPUBuffer): void {
+  const { list, layout, layer } = step;
+  const { tables, scratch } = step.buffers;
+  const { pool, headCount, tiles, tileRows, splitCount } = layout;
+  const { kvHeadCount, headDim, encoding } = pool.spec;
+  const headChunks = Math.ceil(headCount / kvHeadCount / TILE_HEADS);
+  const partialWords = layout.rowCount * headCount * splitCount * (headDim + 4);
+  const isSplit =
+    splitCount > 1 && tiles.count * kvHeadCount * headChunks < WALK_GROUPS_MIN && partialWords <= PARTIAL_WORDS_MAX;
+  if (isSplit) scratch.need((layout.partialsAt + partialWords) * 4);
+  const params = {
+    ...{ layer, head_count: headCount, kv_head_count: kvHeadCount, head_chunks: headChunks, tiles_at: tiles.at },
+    ...{ block_words: pool.blockBytes / 4, blocks_per_part: pool.blocksPerPart, is_split: isSplit ? 1 : 0 },
+    ...{ partials_at: layout.partialsAt, split_count: splitCount, scale: 1 / Math.sqrt(headDim) },
+  };
+  const kernel = attend({ encoding, headDim, partCount: pool.blockParts.length, rows: tileRows });
+  const open = pool.open[layer] as GPUBuffer;
+  const buffers = [step.q, out, open, tables, scratch, ...pool.blockParts];
+  list.dispatch(kernel, params, buffers, [isSplit ? splitCount : 1, tiles.count, kvHeadCount * headChunks]);
+  if (!isSplit) return;
+  const merge = { head_count: headCount, tiles_at: tiles.at, partials_at: layout.partialsAt, split_count: splitCount };
+  list.dispatch(mergeSplits(headDim), merge, [scratch, tables, out], [tiles.count, tileRows, headCount]);
+}

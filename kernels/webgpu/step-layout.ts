@@ -1,0 +1,363 @@
+/**
+ * What select and attend need of a step, worked out once and the same for every layer: tables of slices, tiles of attention, units of
+ * selection with their rankings, and where everything lies in scratch and in the outcome.
+ */
+import {
+  BLOCK_TOKENS,
+  NOT_RESIDENT,
+  PAGE_TOKENS,
+  type SelectionPlan,
+  type StepSlice,
+  type SummaryKind,
+} from "../contract.ts";
+import {
+  keepPages,
+  needsPageScores,
+  type PageRange,
+  pageCombine,
+  pageRange,
+  type QueryGroup,
+  queryGroups,
+  selectsPerLayer,
+} from "../page-range.ts";
+import type { WebGpuPool } from "./pool.ts";
+import { TILE_WORDS } from "./wgsl/attend.ts";
+import { COUNTERS } from "./wgsl/masks.ts";
+import { SCORE_HEADS } from "./wgsl/score.ts";
+import { NOWHERE, RANKING_FIELDS, UNIT_FIELDS } from "./wgsl/unit.ts";
+import { Addresses, floatBits, type Words } from "./words.ts";
+
+/** Raw scores that lie in scratch at a time, in words; a larger unit is a batch of its own. */
+const RAW_WORDS_MAX = 1 << 24;
+
+/** One query group and what is known of its choice before any score. */
+export interface GroupLayout {
+  sliceIndex: number;
+  slice: StepSlice;
+  group: QueryGroup;
+  range: PageRange;
+}
+
+/** Units whose scores are computed together. */
+export interface Batch {
+  /** undefined: tokens. */
+  summary: SummaryKind | undefined;
+  unitsAt: number;
+  rankingsAt: number;
+  unitCount: number;
+  /** The most of any unit. */
+  candidatesMax: number;
+  chunksMax: number;
+  queriesMax: number;
+  usesSoftmax: boolean;
+}
+
+/** Units in one table. */
+export interface UnitTable {
+  at: number;
+  count: number;
+}
+
+type UnitRecord = Record<(typeof UNIT_FIELDS)[number], number>;
+type Plan = Exclude<SelectionPlan, { kind: "dense" }>;
+
+/** A unit and what its rankings need. */
+interface Unit {
+  record: UnitRecord;
+  plan: Plan;
+  keep: number;
+  queryCount: number;
+  chunkCount: number;
+  scoresPages: boolean;
+  /** Most pages that the second stage of a token plan sees. */
+  listMax: number;
+}
+
+/** Where a slice's own tables and bitmaps are. */
+interface SlicePlace {
+  blockIdsAt: number;
+  blockIdsStride: number;
+  summarySlotsAt: number;
+  countersAt: number;
+  missesAt: number;
+  chosenAt: number;
+  bitmapStride: number;
+}
+
+/** Bitmap of a slice in the outcome. */
+export interface Bitmap {
+  sliceIndex: number;
+  at: number;
+  /** Words of one layer. */
+  stride: number;
+}
+
+/** What the layout is made of; `tables` and `outcome` are the step's. */
+export interface LayoutParts {
+  pool: WebGpuPool;
+  headCount: number;
+  slices: readonly StepSlice[];
+  tables: Words;
+  outcome: Addresses;
+}
+
+/** See the head of this file. */
+export class StepLayout {
+  readonly pool: WebGpuPool;
+  readonly headCount: number;
+  readonly groups: GroupLayout[] = [];
+  /** `(position, open slot, token)` of every row. */
+  readonly rowsAt: number;
+  readonly rowCount: number;
+  readonly tiles: UnitTable;
+  /** Rows of a tile: 1 where every slice has one row. */
+  readonly tileRows: number;
+  /** Splits of the longest context. */
+  readonly splitCount: number;
+  /** All units, for the masks; those of token plans that list pages. */
+  readonly units: UnitTable;
+  readonly listUnits: UnitTable;
+  readonly batches: readonly Batch[];
+  readonly tokenBatches: readonly Batch[];
+  /** Blocks of the longest context. */
+  readonly blocksMax: number;
+  readonly codesAt: number;
+  readonly scalesAt: number;
+  readonly partialsAt: number;
+  /** Words of scratch without partial results. */
+  readonly scratchWords: number;
+  readonly countersAt: readonly number[];
+  readonly misses: Bitmap[] = [];
+  readonly chosen: Bitmap[] = [];
+  readonly #parts: LayoutParts;
+  readonly #scratch = new Addresses();
+  readonly #places: SlicePlace[];
+
+  constructor(parts: LayoutParts) {
+    const { pool, slices, tables } = parts;
+    this.#parts = parts;
+    this.pool = pool;
+    this.headCount = parts.headCount;
+    this.rowCount = slices.reduce((rows, slice) => rows + slice.rowCount, 0);
+    this.#places = slices.map((slice, index) => this.#placeSlice(slice, index));
+    this.countersAt = this.#places.map(({ countersAt }) => countersAt);
+    this.rowsAt = tables.push(slices.flatMap(rowRecords));
+    const isDecode = slices.every(({ rowCount }) => rowCount === 1);
+    this.tileRows = isDecode ? 1 : pool.spec.headDim > 128 ? 2 : 4;
+    this.blocksMax = slices.reduce((max, slice) => Math.max(max, lastBlock(slice) + 1), 0);
+    this.splitCount = Math.ceil(this.blocksMax / 8);
+    const units: Unit[] = [];
+    const tiles: number[] = [];
+    let sliceRow = 0;
+    slices.forEach((slice, sliceIndex) => {
+      for (const group of queryGroups(slice)) {
+        const layout = { sliceIndex, slice, group, range: pageRange(slice.plan, group) };
+        this.groups.push(layout);
+        const made = this.#unitsOf(layout, sliceRow + group.firstRow);
+        units.push(...made);
+        tiles.push(...this.#tilesOf(layout, sliceRow + group.firstRow, made));
+      }
+      sliceRow += slice.rowCount;
+    });
+    this.tiles = { at: tables.push(tiles), count: tiles.length / TILE_WORDS };
+    const scored = units.filter(({ scoresPages }) => scoresPages);
+    const queryWords = scored.length === 0 ? 0 : this.rowCount * this.headCount;
+    this.codesAt = this.#scratch.take(queryWords * pool.spec.headDim);
+    this.scalesAt = this.#scratch.take(queryWords);
+    for (const unit of units) this.#placeChoice(unit);
+    const rawAt = this.#scratch.take(0);
+    const listing = units.filter(({ listMax }) => listMax > 0);
+    const pageBatches = pool.spec.summaryKinds.flatMap((kind) =>
+      this.#batchesOf(
+        scored.filter(({ plan }) => plan.scorer?.summary === kind),
+        rawAt,
+        kind,
+      ),
+    );
+    this.batches = pageBatches;
+    this.tokenBatches = this.#batchesOf(listing, rawAt, undefined);
+    this.units = this.#table(units);
+    this.listUnits = this.#table(listing);
+    this.partialsAt = this.#scratch.take(0);
+    this.scratchWords = this.partialsAt;
+  }
+
+  #placeSlice(slice: StepSlice, sliceIndex: number): SlicePlace {
+    const { pool, tables, outcome } = this.#parts;
+    const { layerCount } = pool.spec;
+    const blockCount = lastBlock(slice);
+    const ids = new Int32Array(layerCount * blockCount);
+    for (let layer = 0; layer < layerCount; layer++) {
+      const from = layer * slice.blockCapacity;
+      ids.set(slice.blockIds.subarray(from, from + blockCount), layer * blockCount);
+    }
+    const blockIdsAt = tables.push(ids);
+    const selects = slice.plan.kind !== "dense";
+    const summarySlotsAt = selects ? tables.push(slice.summarySlots.subarray(0, blockCount)) : NOWHERE;
+    const countersAt = outcome.take(COUNTERS.length);
+    const stride = Math.ceil(slice.blockCapacity / 32);
+    const bitmap = (list: Bitmap[], isNeeded: boolean): number => {
+      if (!isNeeded) return NOWHERE;
+      const at = outcome.take(layerCount * stride);
+      list.push({ sliceIndex, at, stride });
+      return at;
+    };
+    return {
+      ...{ blockIdsAt, blockIdsStride: blockCount, summarySlotsAt, countersAt, bitmapStride: stride },
+      missesAt: bitmap(this.misses, selects && ids.includes(NOT_RESIDENT)),
+      chosenAt: bitmap(this.chosen, slice.reportBlocks === true),
+    };
+  }
+
+  #unitsOf(layout: GroupLayout, firstRow: number): Unit[] {
+    const { slice, range } = layout;
+    if (slice.plan.kind === "dense" || range.everything) return [];
+    const { kvHeadCount } = this.pool.spec;
+    const plan = slice.plan;
+    if (selectsPerLayer(plan)) return [this.#unit(layout, plan, { firstRow, kvFirst: 0, kvCount: kvHeadCount })];
+    return Array.from({ length: kvHeadCount }, (_, kvFirst) =>
+      this.#unit(layout, plan, { firstRow, kvFirst, kvCount: 1 }),
+    );
+  }
+
+  #unit(
+    { sliceIndex, group, range }: GroupLayout,
+    plan: Plan,
+    { firstRow, kvFirst, kvCount }: { firstRow: number; kvFirst: number; kvCount: number },
+  ): Unit {
+    const place = this.#places[sliceIndex] as SlicePlace;
+    const headsPerKvHead = this.headCount / this.pool.spec.kvHeadCount;
+    const block = Math.floor(group.positionLast / BLOCK_TOKENS);
+    const keep = keepPages(plan, range);
+    const scoresPages = needsPageScores(plan, range);
+    const record: UnitRecord = {
+      ...{ first_row: firstRow, row_count: group.rowCount, kv_first: kvFirst, kv_count: kvCount },
+      ...{ page_first: range.sinkEnd, page_count: range.candidateCount, page_end: range.pageEnd, last_block: block },
+      ...{ summary_slots_at: place.summarySlotsAt, block_ids_at: place.blockIdsAt },
+      ...{ block_ids_stride: place.blockIdsStride, counters_at: place.countersAt },
+      ...{ misses_at: place.missesAt, misses_stride: place.bitmapStride },
+      ...{ chosen_at: place.chosenAt, chosen_stride: place.bitmapStride },
+      masks_at: this.#scratch.take((block + 1) * 2),
+      keeps: scoresPages ? 2 : keep > 0 ? 1 : 0,
+      radius_weight: floatBits(plan.scorer?.radiusWeight ?? 0),
+      ...{ raw_at: NOWHERE, raw_stride: range.candidateCount, flags_at: NOWHERE },
+      ...{ list_at: NOWHERE, list_count_at: NOWHERE, places_at: NOWHERE },
+      ...{ token_take: range.takePages * PAGE_TOKENS, token_raw_at: NOWHERE, token_raw_stride: 0 },
+      token_flags_at: NOWHERE,
+    };
+    return {
+      ...{ record, plan, keep, scoresPages },
+      queryCount: group.rowCount * kvCount * headsPerKvHead,
+      chunkCount: group.rowCount * kvCount * Math.ceil(headsPerKvHead / SCORE_HEADS),
+      listMax: plan.kind === "tokens" ? keep : 0,
+    };
+  }
+
+  /** Room for a unit's flags and lists. */
+  #placeChoice({ record, scoresPages, listMax }: Unit): void {
+    if (scoresPages) record.flags_at = this.#scratch.take(record.page_count);
+    if (listMax === 0) return;
+    record.list_at = this.#scratch.take(listMax);
+    record.list_count_at = this.#scratch.take(1);
+    record.places_at = this.#scratch.take(record.page_count);
+    record.token_flags_at = this.#scratch.take(listMax * PAGE_TOKENS);
+    record.token_raw_stride = listMax * PAGE_TOKENS;
+  }
+
+  /** Tables of units and rankings, cut so that a batch's raw scores fit; all batches use the same room from `rawAt` on. */
+  #batchesOf(units: readonly Unit[], rawAt: number, summary: SummaryKind | undefined): Batch[] {
+    const isPages = summary !== undefined;
+    const strideOf = ({ record }: Unit): number => (isPages ? record.raw_stride : record.token_raw_stride);
+    const batches: Unit[][] = [];
+    let words = 0;
+    for (const unit of units) {
+      const own = unit.queryCount * strideOf(unit);
+      if (batches.length === 0 || words + own > RAW_WORDS_MAX) {
+        batches.push([]);
+        words = 0;
+      }
+      batches.at(-1)?.push(unit);
+      words += own;
+    }
+    return batches.map((batch) => {
+      let at = rawAt;
+      const take = (count: number): number => {
+        const start = at;
+        at += count;
+        return start;
+      };
+      const rankings = batch.map((unit) => {
+        const raw = take(unit.queryCount * strideOf(unit));
+        if (isPages) unit.record.raw_at = raw;
+        else unit.record.token_raw_at = raw;
+        return rankingOf(unit, isPages, { raw, stats: take(unit.queryCount * 2), keys: take(strideOf(unit)) });
+      });
+      if (at > this.#scratch.end) this.#scratch.take(at - this.#scratch.end);
+      const units = this.#table(batch);
+      const rankingsAt = this.#parts.tables.push(rankings.flat());
+      return {
+        ...{ summary, unitsAt: units.at, unitCount: units.count, rankingsAt },
+        candidatesMax: Math.max(...batch.map(strideOf)),
+        chunksMax: Math.max(...batch.map(({ chunkCount }) => chunkCount)),
+        queriesMax: Math.max(...batch.map(({ queryCount }) => queryCount)),
+        usesSoftmax: batch.some(({ plan }) => pageCombine(plan) === "softmax-sum"),
+      };
+    });
+  }
+
+  #table(units: readonly Unit[]): UnitTable {
+    const at = this.#parts.tables.length;
+    for (const { record } of units) this.#parts.tables.record(UNIT_FIELDS, record);
+    return { at, count: units.length };
+  }
+
+  /** Tiles of a group: runs of rows that share their own block. */
+  #tilesOf({ slice, sliceIndex, group }: GroupLayout, firstRow: number, units: readonly Unit[]): number[] {
+    const place = this.#places[sliceIndex] as SlicePlace;
+    const first = units[0]?.record;
+    const second = units[1]?.record;
+    const masksAt = first?.masks_at ?? NOWHERE;
+    const headMasks = first === undefined || second === undefined ? 0 : second.masks_at - first.masks_at;
+    const sliceBlock = Math.floor(slice.position / BLOCK_TOKENS);
+    const words: number[] = [];
+    for (let row = 0; row < group.rowCount; ) {
+      const position = group.positionFirst + row;
+      const block = Math.floor(position / BLOCK_TOKENS);
+      const count = Math.min(this.tileRows, group.rowCount - row, (block + 1) * BLOCK_TOKENS - position);
+      const slot = slice.openSlots[block - sliceBlock] as number;
+      words.push(firstRow + row, count, position, place.blockIdsAt, place.blockIdsStride);
+      words.push(masksAt, headMasks, slot, block + 1, 0);
+      row += count;
+    }
+    return words;
+  }
+}
+
+function rankingOf(unit: Unit, isPages: boolean, at: { raw: number; stats: number; keys: number }): number[] {
+  const { record, plan } = unit;
+  const rule = pageCombine(plan) === "max" ? 0 : 1;
+  const values: Record<(typeof RANKING_FIELDS)[number], number> = {
+    ...{ raw_at: at.raw, raw_stride: isPages ? record.raw_stride : record.token_raw_stride },
+    ...{ query_count: unit.queryCount, size: isPages ? record.page_count : 0 },
+    size_at: isPages ? NOWHERE : record.list_count_at,
+    ...{ stats_at: at.stats, keys_at: at.keys, flags_at: isPages ? record.flags_at : record.token_flags_at },
+    ...{ take: isPages ? unit.keep : record.token_take, rule },
+  };
+  return RANKING_FIELDS.map((field) => values[field]);
+}
+
+function rowRecords(slice: StepSlice): number[] {
+  const sliceBlock = Math.floor(slice.position / BLOCK_TOKENS);
+  const words: number[] = [];
+  for (let row = 0; row < slice.rowCount; row++) {
+    const position = slice.position + row;
+    const slot = slice.openSlots[Math.floor(position / BLOCK_TOKENS) - sliceBlock] as number;
+    words.push(position, slot, position % BLOCK_TOKENS);
+  }
+  return words;
+}
+
+/** The block of a slice's last row. */
+function lastBlock({ position, rowCount }: StepSlice): number {
+  return Math.floor((position + rowCount - 1) / BLOCK_TOKENS);
+}

@@ -1,0 +1,130 @@
+/** Misses, chosen blocks and traffic of a step: what the host knows before, and what the device counted. */
+import {
+  BLOCK_TOKENS,
+  type Miss,
+  NOT_RESIDENT,
+  PAGE_TOKENS,
+  PAGES_PER_BLOCK,
+  type SliceTraffic,
+  type StepReadback,
+  type StepSlice,
+} from "../contract.ts";
+import { needsPageScores } from "../page-range.ts";
+import { emptyTraffic, groupKvBytes, MissSet, summaryReadBytes } from "../traffic.ts";
+import type { Bitmap, GroupLayout, StepLayout } from "./step-layout.ts";
+import { COUNTERS } from "./wgsl/masks.ts";
+
+/** Gathers as ops are recorded; {@link read} adds the device's part. */
+export class StepReport {
+  readonly #slices: readonly StepSlice[];
+  readonly #traffic: SliceTraffic[];
+  readonly #misses = new MissSet();
+  readonly #layouts = new Set<StepLayout>();
+
+  constructor(slices: readonly StepSlice[]) {
+    this.#slices = slices;
+    this.#traffic = slices.map(emptyTraffic);
+  }
+
+  /** What a `select` of this layer will read and want, as far as no score decides it. */
+  noteSelect(layout: StepLayout, layer: number): void {
+    this.#layouts.add(layout);
+    const { kvHeadCount, headDim } = layout.pool.spec;
+    for (const each of layout.groups) {
+      const { slice, sliceIndex, range } = each;
+      if (slice.plan.kind === "dense" || range.everything) {
+        this.#noteDenseMisses(each, layer);
+        continue;
+      }
+      const traffic = this.#traffic[sliceIndex] as SliceTraffic;
+      traffic.pagesInContext += kvHeadCount * range.pageEnd;
+      if (!needsPageScores(slice.plan, range)) continue;
+      traffic.metadataBytes += kvHeadCount * summaryReadBytes(headDim, range.candidateCount);
+    }
+  }
+
+  /** What an `attend` of this layer reads: all of it for groups that read everything, else the open part. */
+  noteAttend(layout: StepLayout, layer: number): void {
+    const { spec } = layout.pool;
+    for (const { slice, sliceIndex, group, range } of layout.groups) {
+      const isEverything = slice.plan.kind === "dense" || range.everything;
+      const isResident = (block: number): boolean => isEverything && isHere(slice, layer, block);
+      // Pages of the group's own blocks are forced whole; of them only the open part is known here, so none passes for resident.
+      const firstOpen = Math.floor(group.positionFirst / BLOCK_TOKENS) * PAGES_PER_BLOCK;
+      const open = Array.from({ length: range.pageEnd - firstOpen }, (_, index) => firstOpen + index);
+      const bytes = groupKvBytes(spec, group, isEverything ? {} : { pages: open }, isResident);
+      (this.#traffic[sliceIndex] as SliceTraffic).kvBytes += bytes * spec.kvHeadCount;
+    }
+  }
+
+  /** The report, with what the device wrote into the outcome. */
+  read(outcome: Uint32Array): Omit<StepReadback, "samples"> {
+    for (const layout of this.#layouts) this.#addCounters(layout, outcome);
+    const chosen = this.#slices.map((slice) => (slice.reportBlocks ? emptyBitmap(slice) : undefined));
+    for (const layout of this.#layouts) {
+      const { layerCount } = layout.pool.spec;
+      for (const { sliceIndex, at, stride } of layout.misses) {
+        eachBit(outcome.subarray(at, at + layerCount * stride), stride, ({ layer, block }) => {
+          this.#misses.add({ sliceIndex, layer, block });
+        });
+      }
+      for (const bitmap of layout.chosen) copyBitmap(bitmap, layerCount, outcome, chosen[bitmap.sliceIndex]);
+    }
+    return {
+      misses: this.#misses.list(),
+      traffic: this.#traffic,
+      ...(chosen.some((bitmap) => bitmap !== undefined) ? { chosenBlocks: chosen } : {}),
+    };
+  }
+
+  #noteDenseMisses({ slice, sliceIndex, group }: GroupLayout, layer: number): void {
+    const ownBlock = Math.floor(group.positionLast / BLOCK_TOKENS);
+    for (let block = 0; block < ownBlock; block++) {
+      if (!isHere(slice, layer, block)) this.#misses.add({ sliceIndex, layer, block });
+    }
+  }
+
+  #addCounters({ pool, countersAt }: StepLayout, outcome: Uint32Array): void {
+    const { headDim, encoding } = pool.spec;
+    const isInt8 = encoding === "int8";
+    countersAt.forEach((at, sliceIndex) => {
+      const [sealedTokens, sealedBlocks, pagesSelected, keyPages, keyBlocks] = outcome.subarray(
+        at,
+        at + COUNTERS.length,
+      ) as unknown as [number, number, number, number, number];
+      const traffic = this.#traffic[sliceIndex] as SliceTraffic;
+      traffic.pagesSelected += pagesSelected;
+      traffic.kvBytes += sealedTokens * (isInt8 ? headDim * 2 + 4 : headDim * 8);
+      traffic.metadataBytes += keyPages * PAGE_TOKENS * headDim * (isInt8 ? 1 : 4);
+      if (!isInt8) return;
+      traffic.kvBytes += sealedBlocks * headDim * 4;
+      traffic.metadataBytes += keyBlocks * headDim * 4;
+    });
+  }
+}
+
+function isHere(slice: StepSlice, layer: number, block: number): boolean {
+  const id = slice.blockIds[layer * slice.blockCapacity + block];
+  return id !== undefined && id !== NOT_RESIDENT;
+}
+
+function emptyBitmap({ blockIds, blockCapacity }: StepSlice): Uint32Array {
+  const layerCount = blockCapacity === 0 ? 0 : blockIds.length / blockCapacity;
+  return new Uint32Array(layerCount * Math.ceil(blockCapacity / 32));
+}
+
+function copyBitmap({ at, stride }: Bitmap, layerCount: number, from: Uint32Array, to: Uint32Array | undefined): void {
+  if (to === undefined) return;
+  for (let word = 0; word < layerCount * stride; word++) {
+    to[word] = ((to[word] as number) | (from[at + word] as number)) >>> 0;
+  }
+}
+
+/** Calls for every bit that is set in a bitmap `[layer][stride]`. */
+function eachBit(words: Uint32Array, stride: number, visit: (at: Pick<Miss, "layer" | "block">) => void): void {
+  words.forEach((word, index) => {
+    for (let bit = 0; bit < 32 && word >>> bit !== 0; bit++) {
+      if ((word >>> bit) & 1) visit({ layer: Math.floor(index / stride), block: (index % stride) * 32 + bit });
+    }
+  });
+}

@@ -1,0 +1,151 @@
+/** From flags to what attention reads, and what the step reports: masks, misses, chosen blocks, traffic. */
+import { type Kernel, read, write } from "../kernel.ts";
+import { UNIT, UNIT_FIELDS } from "./unit.ts";
+
+/** Counters of a slice in the outcome, in order; u32, for every KV head a choice serves. */
+export const COUNTERS = ["sealedTokens", "sealedBlocks", "pagesSelected", "keyPages", "keyBlocks"] as const;
+
+const NOTE = /* wgsl */ `
+fn note(at: u32, stride: u32, block: u32) {
+  if (at != 0xffffffffu) { atomicOr(&outcome[at + p.layer * stride + block / 32u], 1u << (block & 31u)); }
+}
+`;
+
+/** Whether a candidate is kept by the first stage. */
+const IS_KEPT = /* wgsl */ `
+fn is_kept(unit: Unit, candidate: u32) -> bool {
+  if (unit.keeps == 2u) { return scratch[unit.flags_at + candidate] != 0u; }
+  return unit.keeps == 1u;
+}
+`;
+
+const THREADS = 256;
+
+/**
+ * Token plans: the list of the kept candidates that are on the device, ascending, and the place of each in it; kept ones that are not are
+ * missed, and count as chosen. Where fewer tokens are taken than listed, their keys are about to be read, and are counted. One work group a
+ * unit: grid [units].
+ *
+ * tables: units, block ids; scratch: flags, list, places; outcome: bitmaps and counters.
+ */
+export const LIST_PAGES: Kernel = {
+  name: "list_pages",
+  params: { layer: "u32", units_at: "u32" },
+  bindings: { tables: read("u32"), scratch: write("u32"), outcome: write("atomic<u32>") },
+  code: /* wgsl */ `
+${UNIT}
+${NOTE}
+${IS_KEPT}
+var<workgroup> counts: array<u32, ${THREADS}>;
+var<workgroup> blocks: atomic<u32>;
+@compute @workgroup_size(${THREADS})
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
+  let unit = load_unit(p.units_at + wg.x * ${UNIT_FIELDS.length}u);
+  let ids_at = unit.block_ids_at + p.layer * unit.block_ids_stride;
+  let run = (unit.page_count + ${THREADS - 1}u) / ${THREADS}u;
+  let first = min(unit.page_count, lid * run);
+  let end = min(unit.page_count, first + run);
+  var mine = 0u;
+  for (var i = first; i < end; i++) {
+    if (!is_kept(unit, i)) { continue; }
+    let block = (unit.page_first + i) / 4u;
+    if (tables[ids_at + block] != 0xffffffffu) {
+      mine += 1u;
+    } else {
+      note(unit.misses_at, unit.misses_stride, block);
+      note(unit.chosen_at, unit.chosen_stride, block);
+    }
+  }
+  counts[lid] = mine;
+  workgroupBarrier();
+  var place = 0u;
+  for (var i = 0u; i < lid; i++) { place += counts[i]; }
+  for (var i = first; i < end; i++) {
+    let page = unit.page_first + i;
+    let is_listed = is_kept(unit, i) && tables[ids_at + page / 4u] != 0xffffffffu;
+    scratch[unit.places_at + i] = select(0u, place + 1u, is_listed);
+    if (is_listed) {
+      scratch[unit.list_at + place] = page;
+      place += 1u;
+    }
+  }
+  if (lid == ${THREADS - 1}u) { scratch[unit.list_count_at] = place; }
+  storageBarrier();
+  workgroupBarrier();
+  let listed = scratch[unit.list_count_at];
+  if (unit.token_take >= listed * 16u) { return; }
+  var distinct = 0u;
+  for (var i = lid; i < listed; i += ${THREADS}u) {
+    let block = scratch[unit.list_at + i] / 4u;
+    if (i == 0u || scratch[unit.list_at + i - 1u] / 4u != block) { distinct += 1u; }
+  }
+  atomicAdd(&outcome[unit.counters_at + 4u], distinct * unit.kv_count);
+  if (lid == 0u) { atomicAdd(&outcome[unit.counters_at + 3u], listed * unit.kv_count); }
+}
+`,
+};
+
+/**
+ * Masks of every block of a unit: bit t, token t is attended. Forced pages whole, candidates by the unit's flags, or token by token. Notes
+ * what is wanted and not resident, and which blocks hold a chosen candidate; counts attended sealed tokens and their blocks, and pages. One thread
+ * a block: grid [ceil(most blocks / 64), units].
+ */
+export const WRITE_MASKS: Kernel = {
+  name: "write_masks",
+  params: { layer: "u32", units_at: "u32" },
+  bindings: { tables: read("u32"), scratch: write("u32"), outcome: write("atomic<u32>") },
+  code: /* wgsl */ `
+${UNIT}
+${NOTE}
+${IS_KEPT}
+var<workgroup> sums: array<atomic<u32>, 3>;
+fn candidate_mask(unit: Unit, candidate: u32) -> u32 {
+  if (unit.list_at == 0xffffffffu) { return select(0u, 0xffffu, is_kept(unit, candidate)); }
+  let place = scratch[unit.places_at + candidate];
+  if (place == 0u) { return 0u; }
+  var mask = 0u;
+  for (var token = 0u; token < 16u; token++) {
+    mask |= select(0u, 1u << token, scratch[unit.token_flags_at + (place - 1u) * 16u + token] != 0u);
+  }
+  return mask;
+}
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
+  let unit = load_unit(p.units_at + wg.y * ${UNIT_FIELDS.length}u);
+  let block = wg.x * 64u + lid;
+  if (block <= unit.last_block) {
+    var words = vec2u(0u);
+    var pages = 0u;
+    var is_chosen = false;
+    for (var i = 0u; i < 4u; i++) {
+      let page = block * 4u + i;
+      var mask = select(0u, 0xffffu, page < unit.page_end);
+      if (page >= unit.page_first && page < unit.page_first + unit.page_count) {
+        mask = candidate_mask(unit, page - unit.page_first);
+        is_chosen = is_chosen || mask != 0u;
+      }
+      pages += select(0u, 1u, mask != 0u);
+      if (i < 2u) { words.x |= mask << (i * 16u); } else { words.y |= mask << (i * 16u - 32u); }
+    }
+    scratch[unit.masks_at + block * 2u] = words.x;
+    scratch[unit.masks_at + block * 2u + 1u] = words.y;
+    if (is_chosen) { note(unit.chosen_at, unit.chosen_stride, block); }
+    let is_wanted = (words.x | words.y) != 0u;
+    if (is_wanted && block < unit.last_block) {
+      if (tables[unit.block_ids_at + p.layer * unit.block_ids_stride + block] == 0xffffffffu) {
+        note(unit.misses_at, unit.misses_stride, block);
+      } else {
+        atomicAdd(&sums[0], countOneBits(words.x) + countOneBits(words.y));
+        atomicAdd(&sums[1], 1u);
+      }
+    }
+    atomicAdd(&sums[2], pages);
+  }
+  workgroupBarrier();
+  if (lid < 3u) {
+    let sum = atomicLoad(&sums[lid]);
+    if (sum != 0u) { atomicAdd(&outcome[unit.counters_at + lid], sum * unit.kv_count); }
+  }
+}
+`,
+};

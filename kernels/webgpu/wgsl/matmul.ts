@@ -1,0 +1,253 @@
+/**
+ * Matrix products. One definition of the sum for any number of rows: the blocks of 32 inputs are dealt to 8 lanes (lane l has blocks
+ * l * steps to (l + 1) * steps - 1, see packed-matrix.ts), a lane adds its blocks in ascending order with one fused multiply-add each, and
+ * the lanes are added in ascending order. So a row's result does not depend on which of the two kernels computes it.
+ *
+ * f32 and bf16: a lane has four sums, of the inputs that are 0, 1, 2 and 3 modulo 4, added as (0 + 1) + (2 + 3).
+ * int8 and int4: the products of a block are exact integers; the block adds `f32(dot) * (scaleW * scaleX)`.
+ */
+import type { MatrixEncoding } from "../../contract.ts";
+import { type Binding, type Kernel, read, write } from "../kernel.ts";
+
+/** Rows of the input that one work group of the small kernel takes. */
+export const GEMV_ROWS = 4;
+/** Rows of the input, and of the matrix, that one work group of the large kernel takes. */
+export const GEMM_TILE = 32;
+
+const PARAMS = {
+  rows: "u32",
+  out_width: "u32",
+  out_first: "u32",
+  part_width: "u32",
+  steps: "u32",
+  accumulate: "u32",
+} as const;
+
+function isInteger(encoding: MatrixEncoding): boolean {
+  return encoding === "int8" || encoding === "int4";
+}
+
+function bindings(encoding: MatrixEncoding): Record<string, Binding> {
+  if (encoding === "f32") return { weights: read("vec4f"), x: read("vec4f"), out: write("f32") };
+  if (encoding === "bf16") return { weights: read("vec4u"), x: read("vec4f"), out: write("f32") };
+  const scales = { weight_scales: read("f32"), x_scales: read("vec2u") };
+  return { weights: read("vec4u"), x: read("vec4u"), out: write("f32"), ...scales };
+}
+
+/** Two f32 of one word of bf16, and eight of four words. */
+const BF16 = /* wgsl */ `
+fn bf16_pair(word: u32) -> vec2f { return vec2f(bitcast<f32>(word << 16u), bitcast<f32>(word & 0xffff0000u)); }
+fn bf16_low(words: vec4u) -> vec4f { return vec4f(bf16_pair(words.x), bf16_pair(words.y)); }
+fn bf16_high(words: vec4u) -> vec4f { return vec4f(bf16_pair(words.z), bf16_pair(words.w)); }
+`;
+
+const STORE = /* wgsl */ `
+fn store(row: u32, column: u32, value: f32) {
+  let at = row * p.out_width + p.out_first + column;
+  if (p.accumulate != 0u) { out[at] = out[at] + value; } else { out[at] = value; }
+}
+`;
+
+/** What one thread of the small kernel does with its block in step `s`. */
+const GEMV_STEP: Record<MatrixEncoding, string> = {
+  f32: /* wgsl */ `
+    let at = (wg.x * p.steps + s) * 512u + lid;
+    for (var i = 0u; i < 8u; i++) {
+      let w = weights[at + i * 64u];
+      for (var j = 0u; j < ${GEMV_ROWS}u; j++) { if (j < count) { acc[j] = fma(w, x[(first + j) * blocks * 8u + block * 8u + i], acc[j]); } }
+    }`,
+  bf16: /* wgsl */ `
+    let at = (wg.x * p.steps + s) * 256u + lid;
+    for (var i = 0u; i < 4u; i++) {
+      let words = weights[at + i * 64u];
+      for (var j = 0u; j < ${GEMV_ROWS}u; j++) {
+        if (j < count) {
+          let x_at = (first + j) * blocks * 8u + block * 8u + i * 2u;
+          acc[j] = fma(bf16_low(words), x[x_at], acc[j]);
+          acc[j] = fma(bf16_high(words), x[x_at + 1u], acc[j]);
+        }
+      }
+    }`,
+  int8: /* wgsl */ `
+    let at = (wg.x * p.steps + s) * 128u + lid;
+    let w0 = weights[at];
+    let w1 = weights[at + 64u];
+    let scale = weight_scales[(wg.x * p.steps + s) * 64u + lid];
+    for (var j = 0u; j < ${GEMV_ROWS}u; j++) {
+      if (j < count) {
+        let x_at = (first + j) * blocks + block;
+        let dot = dot16(w0, x[x_at * 2u]) + dot16(w1, x[x_at * 2u + 1u]);
+        acc[j] = fma(f32(dot), scale * bitcast<f32>(x_scales[x_at].x), acc[j]);
+      }
+    }`,
+  int4: /* wgsl */ `
+    let words = weights[(wg.x * p.steps + s) * 64u + lid];
+    let low = words & vec4u(0x0f0f0f0fu);
+    let high = (words >> vec4u(4u)) & vec4u(0x0f0f0f0fu);
+    let scale = weight_scales[(wg.x * p.steps + s) * 64u + lid];
+    for (var j = 0u; j < ${GEMV_ROWS}u; j++) {
+      if (j < count) {
+        let x_at = (first + j) * blocks + block;
+        let x_scale = x_scales[x_at];
+        let dot = dot16(low, x[x_at * 2u]) + dot16(high, x[x_at * 2u + 1u]) - 8 * bitcast<i32>(x_scale.y);
+        acc[j] = fma(f32(dot), scale * bitcast<f32>(x_scale.x), acc[j]);
+      }
+    }`,
+};
+
+const DOT16 = /* wgsl */ `
+fn dot16(a: vec4u, b: vec4u) -> i32 {
+  return dot4I8Packed(a.x, b.x) + dot4I8Packed(a.y, b.y) + dot4I8Packed(a.z, b.z) + dot4I8Packed(a.w, b.w);
+}
+`;
+
+/**
+ * Product for few rows: one work group has 8 rows of the matrix and GEMV_ROWS of the input; thread 8 r + l has lane l of row r, and the
+ * 64 threads read the packed matrix without a gap.
+ *
+ * weights and weight_scales: packed-matrix.ts; x as quantize-rows.ts leaves it (f32: [rows, blocks * 32]); out f32 [rows, outWidth], columns
+ * from out_first on. Grid [ceil(partWidth / 8), ceil(rows / GEMV_ROWS)]. 1 KiB of work group memory.
+ */
+export function gemv(encoding: MatrixEncoding): Kernel {
+  const integer = isInteger(encoding);
+  return {
+    name: `gemv_${encoding}`,
+    params: PARAMS,
+    bindings: bindings(encoding),
+    code: /* wgsl */ `
+${encoding === "bf16" ? BF16 : ""}${integer ? DOT16 : ""}${STORE}
+var<workgroup> lanes: array<f32, ${GEMV_ROWS * 64}>;
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
+  let blocks = p.steps * 8u;
+  let first = wg.y * ${GEMV_ROWS}u;
+  let count = min(${GEMV_ROWS}u, p.rows - first);
+  var acc: array<${integer ? "f32" : "vec4f"}, ${GEMV_ROWS}>;
+  for (var s = 0u; s < p.steps; s++) {
+    let block = (lid & 7u) * p.steps + s;
+${GEMV_STEP[encoding]}
+  }
+  for (var j = 0u; j < ${GEMV_ROWS}u; j++) {
+    lanes[j * 64u + lid] = ${integer ? "acc[j]" : "(acc[j].x + acc[j].y) + (acc[j].z + acc[j].w)"};
+  }
+  workgroupBarrier();
+  let column = wg.x * 8u + (lid & 7u);
+  let j = lid >> 3u;
+  if (j >= count || column >= p.part_width) { return; }
+  var sum = 0.0;
+  for (var lane = 0u; lane < 8u; lane++) { sum += lanes[j * 64u + (lid & 7u) * 8u + lane]; }
+  store(first + j, column, sum);
+}
+`,
+  };
+}
+
+/** How the large kernel brings block `lane * steps + s` of 32 rows of the matrix into its tile. */
+const GEMM_LOAD: Record<MatrixEncoding, string> = {
+  f32: /* wgsl */ `
+      for (var n = lid; n < 256u; n += 64u) {
+        let row = n >> 3u;
+        let i = n & 7u;
+        w_tile[row * 9u + i] = weights[((group_first + min(row >> 3u, group_last)) * p.steps + s) * 512u + i * 64u + (row & 7u) * 8u + lane];
+        x_tile[row * 9u + i] = x[min(first + row, p.rows - 1u) * blocks * 8u + block * 8u + i];
+      }`,
+  bf16: /* wgsl */ `
+      for (var n = lid; n < 256u; n += 64u) {
+        let row = n >> 3u;
+        let i = n & 7u;
+        let words = weights[((group_first + min(row >> 3u, group_last)) * p.steps + s) * 256u + (i >> 1u) * 64u + (row & 7u) * 8u + lane];
+        w_tile[row * 9u + i] = select(bf16_low(words), bf16_high(words), (i & 1u) == 1u);
+        x_tile[row * 9u + i] = x[min(first + row, p.rows - 1u) * blocks * 8u + block * 8u + i];
+      }`,
+  int8: /* wgsl */ `
+      let row = lid >> 1u;
+      let half = lid & 1u;
+      w_tile[row * 3u + half] = weights[((group_first + min(row >> 3u, group_last)) * p.steps + s) * 128u + half * 64u + (row & 7u) * 8u + lane];
+      x_tile[row * 3u + half] = x[(min(first + row, p.rows - 1u) * blocks + block) * 2u + half];`,
+  int4: /* wgsl */ `
+      let row = lid >> 1u;
+      let half = lid & 1u;
+      let words = weights[((group_first + min(row >> 3u, group_last)) * p.steps + s) * 64u + (row & 7u) * 8u + lane];
+      w_tile[row * 3u + half] = (words >> vec4u(half * 4u)) & vec4u(0x0f0f0f0fu);
+      x_tile[row * 3u + half] = x[(min(first + row, p.rows - 1u) * blocks + block) * 2u + half];`,
+};
+
+const GEMM_FLOAT_STEP = /* wgsl */ `
+      for (var i = 0u; i < 8u; i++) {
+        var w4: array<vec4f, 4>;
+        for (var c = 0u; c < 4u; c++) { w4[c] = w_tile[(c * 8u + tx) * 9u + i]; }
+        for (var j = 0u; j < 4u; j++) {
+          let x4 = x_tile[(j * 8u + ty) * 9u + i];
+          for (var c = 0u; c < 4u; c++) { acc[j * 4u + c] = fma(w4[c], x4, acc[j * 4u + c]); }
+        }
+      }`;
+
+function gemmIntegerStep(encoding: MatrixEncoding): string {
+  const offset = encoding === "int4" ? " - 8 * bitcast<i32>(x_scale.y)" : "";
+  return /* wgsl */ `
+      var w_scale: array<f32, 4>;
+      for (var c = 0u; c < 4u; c++) {
+        w_scale[c] = weight_scales[((group_first + min(c, group_last)) * p.steps + s) * 64u + tx * 8u + lane];
+      }
+      for (var j = 0u; j < 4u; j++) {
+        let x_scale = x_scales[min(first + j * 8u + ty, p.rows - 1u) * blocks + block];
+        let x0 = x_tile[(j * 8u + ty) * 3u];
+        let x1 = x_tile[(j * 8u + ty) * 3u + 1u];
+        for (var c = 0u; c < 4u; c++) {
+          let at = (c * 8u + tx) * 3u;
+          let dot = dot16(w_tile[at], x0) + dot16(w_tile[at + 1u], x1)${offset};
+          acc[j * 4u + c] = fma(f32(dot), w_scale[c] * bitcast<f32>(x_scale.x), acc[j * 4u + c]);
+        }
+      }`;
+}
+
+/**
+ * Product for many rows: one work group has GEMM_TILE rows of the matrix and as many of the input, a thread four of each; a block of 32
+ * inputs at a time goes through work group memory (3 KiB, f32 and bf16 9 KiB).
+ *
+ * Bindings as {@link gemv}. Grid [ceil(partWidth / GEMM_TILE), ceil(rows / GEMM_TILE)].
+ */
+export function gemm(encoding: MatrixEncoding): Kernel {
+  const integer = isInteger(encoding);
+  const tile = integer ? `array<vec4u, ${GEMM_TILE * 3}>` : `array<vec4f, ${GEMM_TILE * 9}>`;
+  const zero = integer ? "0.0" : "vec4f(0.0)";
+  return {
+    name: `gemm_${encoding}`,
+    params: PARAMS,
+    bindings: bindings(encoding),
+    code: /* wgsl */ `
+${encoding === "bf16" ? BF16 : ""}${integer ? DOT16 : ""}${STORE}
+var<workgroup> w_tile: ${tile};
+var<workgroup> x_tile: ${tile};
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
+  let blocks = p.steps * 8u;
+  let first = wg.y * ${GEMM_TILE}u;
+  let group_first = wg.x * ${GEMM_TILE / 8}u;
+  let group_last = (p.part_width + 7u) / 8u - 1u - group_first;
+  let tx = lid & 7u;
+  let ty = lid >> 3u;
+  var total: array<f32, 16>;
+  for (var lane = 0u; lane < 8u; lane++) {
+    var acc: array<${integer ? "f32" : "vec4f"}, 16>;
+    for (var n = 0u; n < 16u; n++) { acc[n] = ${zero}; }
+    for (var s = 0u; s < p.steps; s++) {
+      let block = lane * p.steps + s;
+${GEMM_LOAD[encoding]}
+      workgroupBarrier();
+${integer ? gemmIntegerStep(encoding) : GEMM_FLOAT_STEP}
+      workgroupBarrier();
+    }
+    for (var n = 0u; n < 16u; n++) { total[n] += ${integer ? "acc[n]" : "(acc[n].x + acc[n].y) + (acc[n].z + acc[n].w)"}; }
+  }
+  for (var j = 0u; j < 4u; j++) {
+    for (var c = 0u; c < 4u; c++) {
+      let row = first + j * 8u + ty;
+      let column = wg.x * ${GEMM_TILE}u + c * 8u + tx;
+      if (row < p.rows && column < p.part_width) { store(row, column, total[j * 4u + c]); }
+    }
+  }
+}
+`,
+  };
+}

@@ -1,0 +1,156 @@
+/** Ranking of candidates: one score per candidate from those of several queries, and the best of them. */
+import { type Kernel, read, write } from "../kernel.ts";
+import { FLOAT_BITS, SORTABLE } from "./exact-math.ts";
+import { RANKING, RANKING_FIELDS, RANKING_SIZE } from "./unit.ts";
+
+/**
+ * Softmax of one query's scores / sqrt(headDim): its maximum and 1 / sum, both for scaled scores; 0 for 1 / sum where every score is
+ * -Infinity: no vote. Grid [most queries, rankings].
+ *
+ * tables: rankings (unit.ts); scratch: raw scores, stats.
+ */
+export const SCORE_STATS: Kernel = {
+  name: "score_stats",
+  params: { rankings_at: "u32", scale: "f32" },
+  bindings: { tables: read("u32"), scratch: write("u32") },
+  code: /* wgsl */ `
+${FLOAT_BITS}
+${RANKING}
+${RANKING_SIZE}
+var<workgroup> partial: array<f32, 64>;
+var<workgroup> sums: array<f32, 64>;
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
+  let ranking = load_ranking(p.rankings_at + wg.y * ${RANKING_FIELDS.length}u);
+  if (wg.x >= ranking.query_count || ranking.rule == 0u) { return; }
+  let size = ranking_size(ranking);
+  let first = ranking.raw_at + wg.x * ranking.raw_stride;
+  var largest = -3.4e38;
+  for (var i = lid; i < size; i += 64u) {
+    let score = bitcast<f32>(scratch[first + i]);
+    if (!is_nan(score)) { largest = max(largest, score * p.scale); }
+  }
+  partial[lid] = largest;
+  workgroupBarrier();
+  for (var i = 0u; i < 64u; i++) { largest = max(largest, partial[i]); }
+  var mine = 0.0;
+  for (var i = lid; i < size; i += 64u) { mine += exp(bitcast<f32>(scratch[first + i]) * p.scale - largest); }
+  sums[lid] = mine;
+  workgroupBarrier();
+  if (lid == 0u) {
+    var sum = 0.0;
+    for (var i = 0u; i < 64u; i++) { sum += sums[i]; }
+    scratch[ranking.stats_at + wg.x * 2u] = bitcast<u32>(largest);
+    scratch[ranking.stats_at + wg.x * 2u + 1u] = bitcast<u32>(select(0.0, 1.0 / sum, sum > 0.0));
+  }
+}
+`,
+};
+
+/**
+ * One sortable key per candidate: the largest score, or the sum of the queries' softmaxes, queries ascending. A score that is not a number
+ * makes the candidate's key that of -Infinity. Grid [ceil(most candidates / 64), rankings].
+ */
+export const COMBINE: Kernel = {
+  name: "combine",
+  params: { rankings_at: "u32", scale: "f32" },
+  bindings: { tables: read("u32"), scratch: write("u32") },
+  code: /* wgsl */ `
+${FLOAT_BITS}
+${SORTABLE}
+${RANKING}
+${RANKING_SIZE}
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3u) {
+  let ranking = load_ranking(p.rankings_at + id.y * ${RANKING_FIELDS.length}u);
+  if (id.x >= ranking_size(ranking)) { return; }
+  var best = 0u;
+  var votes = 0.0;
+  var broken = false;
+  for (var query = 0u; query < ranking.query_count; query++) {
+    let score = bitcast<f32>(scratch[ranking.raw_at + query * ranking.raw_stride + id.x]);
+    if (is_nan(score)) { broken = true; }
+    if (ranking.rule == 0u) {
+      best = max(best, sortable(score));
+    } else {
+      let stats = ranking.stats_at + query * 2u;
+      votes += exp(score * p.scale - bitcast<f32>(scratch[stats])) * bitcast<f32>(scratch[stats + 1u]);
+    }
+  }
+  var key = select(best, sortable(votes), ranking.rule != 0u);
+  if (broken) { key = 0x007fffffu; }
+  scratch[ranking.keys_at + id.x] = key;
+}
+`,
+};
+
+/** Threads of a work group that ranks. */
+const THREADS = 256;
+
+/**
+ * Flags the best `take` candidates (all, where there are no more): the order of `topIndices`, ties to the lower index. Four passes over the
+ * keys find the take-th largest, eight bits at a time; then every thread flags a run of candidates, ties up to what is left. One work group of
+ * 256 a ranking: grid [rankings].
+ */
+export const TOP_K: Kernel = {
+  name: "top_k",
+  params: { rankings_at: "u32" },
+  bindings: { tables: read("u32"), scratch: write("u32") },
+  code: /* wgsl */ `
+${RANKING}
+${RANKING_SIZE}
+var<workgroup> counts: array<atomic<u32>, 256>;
+var<workgroup> found: vec2u;
+var<workgroup> ties: array<u32, ${THREADS}>;
+@compute @workgroup_size(${THREADS})
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
+  let ranking = load_ranking(p.rankings_at + wg.x * ${RANKING_FIELDS.length}u);
+  let size = ranking_size(ranking);
+  var prefix = 0u;
+  var left = min(ranking.take, size);
+  for (var pass_index = 0u; pass_index < 4u; pass_index++) {
+    let shift = 24u - pass_index * 8u;
+    atomicStore(&counts[lid], 0u);
+    workgroupBarrier();
+    for (var i = lid; i < size; i += ${THREADS}u) {
+      let key = scratch[ranking.keys_at + i];
+      if (pass_index == 0u || (key >> (shift + 8u)) == prefix) { atomicAdd(&counts[(key >> shift) & 255u], 1u); }
+    }
+    workgroupBarrier();
+    if (lid == 0u) {
+      var rest = left;
+      var digit = 255u;
+      loop {
+        let count = atomicLoad(&counts[digit]);
+        if (count >= rest || digit == 0u) { break; }
+        rest -= count;
+        digit -= 1u;
+      }
+      found = vec2u(digit, rest);
+    }
+    workgroupBarrier();
+    prefix = (prefix << 8u) | found.x;
+    left = found.y;
+    workgroupBarrier();
+  }
+  let run = (size + ${THREADS - 1}u) / ${THREADS}u;
+  let first = min(size, lid * run);
+  let end = min(size, first + run);
+  var mine = 0u;
+  for (var i = first; i < end; i++) { mine += select(0u, 1u, scratch[ranking.keys_at + i] == prefix); }
+  ties[lid] = mine;
+  workgroupBarrier();
+  var before = 0u;
+  for (var i = 0u; i < lid; i++) { before += ties[i]; }
+  for (var i = first; i < end; i++) {
+    let key = scratch[ranking.keys_at + i];
+    var taken = key > prefix;
+    if (key == prefix) {
+      taken = before < left;
+      before += 1u;
+    }
+    scratch[ranking.flags_at + i] = select(0u, 1u, taken);
+  }
+}
+`,
+};

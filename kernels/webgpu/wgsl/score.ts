@@ -1,0 +1,178 @@
+/** Scores of selection: queries in 16 bits, raw scores of pages and of tokens. */
+import type { KvEncoding } from "../../contract.ts";
+import { type Kernel, read, write } from "../kernel.ts";
+import { EXACT_DIVIDE, ROUNDED, SIGNED_BYTES } from "./exact-math.ts";
+import { UNIT, UNIT_FIELDS } from "./unit.ts";
+
+/** Query heads of one KV head that a work group scores at once. */
+export const SCORE_HEADS = 4;
+
+/**
+ * Queries as page scores take them: see `PageScorer`. One thread a query: grid [ceil(queries / 64)].
+ *
+ * q f32 [queries, headDim]; scratch from codes_at: i32 [queries, headDim] codes, from scales_at: f32 [queries].
+ */
+export const QUANTIZE_QUERIES: Kernel = {
+  name: "quantize_queries",
+  params: { queries: "u32", head_dim: "u32", codes_at: "u32", scales_at: "u32" },
+  bindings: { q: read("f32"), scratch: write("u32") },
+  code: /* wgsl */ `
+${EXACT_DIVIDE}
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3u) {
+  if (id.x >= p.queries) { return; }
+  let first = id.x * p.head_dim;
+  var largest = 0.0;
+  for (var i = 0u; i < p.head_dim; i++) { largest = max(largest, abs(q[first + i])); }
+  let scale = divide(largest, 32767.0);
+  scratch[p.scales_at + id.x] = bitcast<u32>(scale);
+  for (var i = 0u; i < p.head_dim; i++) {
+    var code = 0;
+    if (scale != 0.0) { code = i32(clamp(round(divide(q[first + i], scale)), -32767.0, 32767.0)); }
+    scratch[p.codes_at + first + i] = bitcast<u32>(code);
+  }
+}
+`,
+};
+
+/** A work group's queries: a row and up to SCORE_HEADS heads of one KV head. */
+const QUERIES_OF_GROUP = /* wgsl */ `
+struct Queries { row: u32, kv_head: u32, head_first: u32, count: u32, query_first: u32 }
+fn queries_of(unit: Unit, chunk: u32) -> Queries {
+  let group = p.head_count / p.kv_head_count;
+  let chunks = (group + ${SCORE_HEADS - 1}u) / ${SCORE_HEADS}u;
+  let row = chunk / (unit.kv_count * chunks);
+  let rest = chunk % (unit.kv_count * chunks);
+  let kv_head = unit.kv_first + rest / chunks;
+  let head_first = kv_head * group + rest % chunks * ${SCORE_HEADS}u;
+  let count = min(${SCORE_HEADS}u, (kv_head + 1u) * group - head_first);
+  return Queries(row, kv_head, head_first, count, row * unit.kv_count * group + head_first - unit.kv_first * group);
+}
+`;
+
+/**
+ * Raw scores of pages, to the bit of `PageScorer`: integers, then each operation rounded.
+ *
+ * summaries u32, one kind of one layer (pool.ts); scratch: codes and scales of {@link QUANTIZE_QUERIES}, raw f32 [query][raw_stride] of every
+ * unit, queries ascending by (row, head). One thread a page, for a row and SCORE_HEADS heads: grid [ceil(pages / 64), chunks of queries, units].
+ * Reference: score.ts.
+ */
+export const SCORE_PAGES: Kernel = {
+  name: "score_pages",
+  params: {
+    ...{ head_count: "u32", kv_head_count: "u32", head_dim: "u32", units_at: "u32" },
+    ...{ codes_at: "u32", scales_at: "u32" },
+  },
+  bindings: { summaries: read("u32"), tables: read("u32"), scratch: write("u32") },
+  code: /* wgsl */ `
+${SIGNED_BYTES}
+${ROUNDED}
+${UNIT}
+${QUERIES_OF_GROUP}
+fn codes4(at: u32) -> vec4i {
+  return vec4i(vec4u(scratch[at], scratch[at + 1u], scratch[at + 2u], scratch[at + 3u]));
+}
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
+  let unit = load_unit(p.units_at + wg.z * ${UNIT_FIELDS.length}u);
+  let queries = queries_of(unit, wg.y);
+  if (queries.row >= unit.row_count || wg.x * 64u >= unit.page_count) { return; }
+  let fours = p.head_dim / 4u;
+  let query = (unit.first_row + queries.row) * p.head_count + queries.head_first;
+  let candidate = wg.x * 64u + lid;
+  if (candidate >= unit.page_count) { return; }
+  let page = unit.page_first + candidate;
+  let slot = tables[unit.summary_slots_at + page / 4u];
+  let head_at = (slot * p.kv_head_count + queries.kv_head) * (p.head_dim * 2u + 8u);
+  let centre_at = head_at + page % 4u * fours * 2u;
+  let codes_at = p.codes_at + query * p.head_dim;
+  var centre_dots: array<i32, ${SCORE_HEADS}>;
+  var radius_dots: array<i32, ${SCORE_HEADS}>;
+  for (var i = 0u; i < fours; i++) {
+    let centre = signed_codes(summaries[centre_at + i]);
+    let radius = signed_codes(summaries[centre_at + fours + i]);
+    for (var j = 0u; j < ${SCORE_HEADS}u; j++) {
+      let code = codes4(codes_at + min(j, queries.count - 1u) * p.head_dim + i * 4u);
+      centre_dots[j] += dot(code, centre);
+      radius_dots[j] += dot(abs(code), radius);
+    }
+  }
+  let scales_at = head_at + p.head_dim * 2u + page % 4u * 2u;
+  let centre_scale = bitcast<f32>(summaries[scales_at]);
+  let radius_scale = bitcast<f32>(summaries[scales_at + 1u]);
+  for (var j = 0u; j < queries.count; j++) {
+    let query_scale = bitcast<f32>(scratch[p.scales_at + query + j]);
+    let centre_part = rounded(rounded(query_scale * centre_scale) * f32(centre_dots[j]));
+    let reach = rounded(rounded(query_scale * radius_scale) * bitcast<f32>(unit.radius_weight));
+    let score = centre_part + rounded(reach * f32(radius_dots[j]));
+    scratch[unit.raw_at + (queries.query_first + j) * unit.raw_stride + candidate] = bitcast<u32>(score);
+  }
+}
+`,
+};
+
+/**
+ * Raw scores q.k of the tokens of kept pages, against the decoded keys, in f32.
+ *
+ * q vec4f; blocks0.. the parts of the pool as words; scratch: list of kept pages (unit.ts), raw f32 [query][token_raw_stride]. One thread a
+ * token: grid [ceil(most tokens / 64), chunks of queries, units].
+ */
+export function scoreTokens(encoding: KvEncoding, partCount: number): Kernel {
+  const parts = Array.from({ length: partCount }, (_, part) => [`blocks${part}`, read("u32")] as const);
+  const cases = parts.map(([name], part) => `case ${part}u: { return ${name}[at]; }`).join("\n    ");
+  const key =
+    encoding === "f32"
+      ? "bitcast<vec4f>(vec4u(word(part, at + i * 4u), word(part, at + i * 4u + 1u), word(part, at + i * 4u + 2u), word(part, at + i * 4u + 3u)))"
+      : "signed_bytes(word(part, at + i)) * scales";
+  return {
+    name: `score_tokens_${encoding}_${partCount}`,
+    params: {
+      ...{ layer: "u32", head_count: "u32", kv_head_count: "u32", head_dim: "u32", units_at: "u32" },
+      ...{ block_words: "u32", blocks_per_part: "u32" },
+    },
+    bindings: { q: read("vec4f"), tables: read("u32"), scratch: write("u32"), ...Object.fromEntries(parts) },
+    code: /* wgsl */ `
+${SIGNED_BYTES}
+${UNIT}
+${QUERIES_OF_GROUP}
+fn word(part: u32, at: u32) -> u32 {
+  switch (part) {
+    ${cases}
+    default: { return 0u; }
+  }
+}
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
+  let unit = load_unit(p.units_at + wg.z * ${UNIT_FIELDS.length}u);
+  let queries = queries_of(unit, wg.y);
+  let candidate = wg.x * 64u + lid;
+  if (queries.row >= unit.row_count || candidate >= scratch[unit.list_count_at] * 16u) { return; }
+  let fours = p.head_dim / 4u;
+  let page = scratch[unit.list_at + candidate / 16u];
+  let token = page % 4u * 16u + candidate % 16u;
+  let id = tables[unit.block_ids_at + p.layer * unit.block_ids_stride + page / 4u];
+  let part = id / p.blocks_per_part;
+  let block_at = id % p.blocks_per_part * p.block_words;
+  let at = block_at + (queries.kv_head * 64u + token) * ${encoding === "f32" ? "p.head_dim" : "fours"};
+  let query = (unit.first_row + queries.row) * p.head_count + queries.head_first;
+  var dots: array<f32, ${SCORE_HEADS}>;
+  for (var i = 0u; i < fours; i++) {
+${
+  encoding === "f32"
+    ? ""
+    : `    let scales_at = block_at + (p.kv_head_count * 16u + queries.kv_head) * p.head_dim + i * 4u;
+    let scales = bitcast<vec4f>(vec4u(word(part, scales_at), word(part, scales_at + 1u), word(part, scales_at + 2u), word(part, scales_at + 3u)));`
+}
+    let key = ${key};
+    for (var j = 0u; j < queries.count; j++) {
+      let x = q[(query + j) * fours + i];
+      dots[j] = fma(key.w, x.w, fma(key.z, x.z, fma(key.y, x.y, fma(key.x, x.x, dots[j]))));
+    }
+  }
+  for (var j = 0u; j < queries.count; j++) {
+    scratch[unit.token_raw_at + (queries.query_first + j) * unit.token_raw_stride + candidate] = bitcast<u32>(dots[j]);
+  }
+}
+`,
+  };
+}

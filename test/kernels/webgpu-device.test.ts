@@ -1,0 +1,291 @@
+/** What the conformance suite does not ask of the GPU device: arithmetic to the bit, memory in several buffers, submissions, failure. */
+import { describe, expect, it } from "vitest";
+import type { Device, MatrixEncoding, SampleRow, SelectionPlan } from "../../kernels/contract.ts";
+import { sampleRow } from "../../kernels/sample-row.ts";
+import { openAdapter, requestAdapter } from "../../kernels/webgpu/adapter.ts";
+import { CommandList, StepBuffers } from "../../kernels/webgpu/command-list.ts";
+import { Gpu } from "../../kernels/webgpu/gpu.ts";
+import { type Kernel, read, write } from "../../kernels/webgpu/kernel.ts";
+import { openWebGpuDevice } from "../../kernels/webgpu/open-webgpu.ts";
+import { EXACT_DIVIDE } from "../../kernels/webgpu/wgsl/exact-math.ts";
+import { adapterForTests } from "../support/software-gpu.ts";
+import { plainRow } from "./conformance/sampling.ts";
+import { expectSameBits } from "./support/compare.ts";
+import { bytesOf, floatsOf, poisoned, results, upload } from "./support/floats.ts";
+import { Random, SEED } from "./support/random.ts";
+import { makeSequence, Stage, type StageShape } from "./support/stage.ts";
+
+const hasAdapter = (await adapterForTests()) !== undefined;
+
+describe.skipIf(!hasAdapter)(`the GPU device (seed ${SEED})`, () => {
+  describeDivision();
+  describeParts();
+  describeSampling();
+  describeSubmissions();
+  describeFailure();
+});
+
+/** `out[i] = divide(a[i], b[i])`. */
+const DIVIDE: Kernel = {
+  name: "test_divide",
+  params: { count: "u32" },
+  bindings: { a: read("f32"), b: read("f32"), out: write("f32") },
+  code: /* wgsl */ `
+${EXACT_DIVIDE}
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3u) {
+  if (id.x < p.count) { out[id.x] = divide(a[id.x], b[id.x]); }
+}
+`,
+};
+
+function describeDivision(): void {
+  it("divides to the nearest f32, halves to even", async () => {
+    const count = 20_000;
+    const random = new Random(SEED);
+    const normal = (isPositive: boolean): number => {
+      const value = (1 + random.next()) * 2 ** (random.integer(60) - 30);
+      return Math.fround(isPositive || random.next() < 0.5 ? value : -value);
+    };
+    const a = Float32Array.from({ length: count }, () => normal(false));
+    const b = Float32Array.from({ length: count }, (_, at) => (at % 3 === 0 ? 127 : normal(true)));
+    // Quotients that lie on the middle between two f32, which no random pair hits: an odd 25-bit number over a power of two is one.
+    for (let at = 0; at < 1000; at++) {
+      b[at] = 2 ** random.integer(20) * 3;
+      a[at] = Math.fround(b[at]! * (1 + random.integer(2 ** 23) / 2 ** 23));
+    }
+    a[0] = 0;
+    const gpu = new Gpu(await openAdapter(await requestAdapter()));
+    const buffers = [a, b].map((values) => {
+      const buffer = gpu.storage("values", values.byteLength);
+      gpu.device.queue.writeBuffer(buffer, 0, values);
+      return buffer;
+    });
+    const out = gpu.storage("quotients", count * 4);
+    const list = new CommandList(gpu, new StepBuffers());
+    list.dispatch(DIVIDE, { count }, [...buffers, out], [Math.ceil(count / 64)]);
+    await list.submit(new Uint8Array(4), 0);
+    const quotients = floatsOf(await gpu.read(out, 0, count * 4));
+    gpu.close();
+    expectSameBits(
+      quotients,
+      a.map((value, at) => value / b[at]!),
+    );
+  });
+}
+
+function describeParts(): void {
+  /** A binding holds few rows of the matrices below, and three to seven blocks of the pool. */
+  const bindingBytesMax = 1 << 16;
+
+  async function onBoth<T>(run: (device: Device) => Promise<T>): Promise<[whole: T, parts: T]> {
+    const answers: T[] = [];
+    for (const options of [{}, { bindingBytesMax }]) {
+      const device = await openWebGpuDevice(options);
+      answers.push(await run(device));
+      await device.close();
+    }
+    return answers as [T, T];
+  }
+
+  it.each(["f32", "bf16", "int8", "int4"] as const)(
+    "a matrix of %s in several buffers gives the same bits",
+    async (encoding: MatrixEncoding) => {
+      const random = new Random(SEED);
+      const shape = { outWidth: 300, inWidth: 300 };
+      const weights = random.normals(300 * 300);
+      const x = random.normals(10 * 300);
+      const tokens = Uint32Array.of(299, 0, 63, 64, 150);
+      const [whole, parts] = await onBoth(async (device) => {
+        const matrix = device.matrix("weights", encoding, shape, weights);
+        const [input, few, many, rows] = [
+          upload(device, "x", x),
+          ...[2, 10, 5].map((n) => poisoned(device, "out", n * 300)),
+        ];
+        const recorder = device.begin([]);
+        recorder.matmul({ out: few!, x: input!, matrix, rows: 2 });
+        recorder.matmul({ out: many!, x: input!, matrix, rows: 10 });
+        recorder.embed({ out: rows!, table: matrix, tokens });
+        await recorder.submit();
+        const packed = await device.readPacked(matrix, 0, matrix.packedBytes);
+        return { packed, values: await Promise.all([few!, many!, rows!].map((buffer) => results(device, buffer))) };
+      });
+      expect(parts.packed.length).toBe(whole.packed.length);
+      parts.values.forEach((values, index) => void expectSameBits(values, whole.values[index]!, `op ${index}`));
+    },
+  );
+
+  it.each(["f32", "int8"] as const)("a pool of %s in several buffers gives the same bits", async (encoding) => {
+    const shape: StageShape = {
+      ...{ layerCount: 1, headCount: 4, kvHeadCount: 2, headDim: encoding === "f32" ? 16 : 32, encoding },
+      summaryKinds: ["min-max"],
+    };
+    const scorer = { summary: "min-max", radiusWeight: 1 } as const;
+    const budget = { budgetPages: 9, sinkPages: 1, recentPages: 1 };
+    const plans: SelectionPlan[] = [{ kind: "dense" }, { kind: "tokens", ...budget, candidatePages: 12, scorer }];
+    const [whole, parts] = await onBoth(async (device) => {
+      const stage = new Stage(device, shape, { blockCapacity: 9 });
+      const sequence = makeSequence(shape, 410, SEED);
+      await stage.fill(sequence, 400);
+      const answers: Float32Array[] = [];
+      for (const plan of plans)
+        answers.push((await stage.run([{ sequence, position: 400, rowCount: 10, plan }])).out[0]![0]!);
+      return answers;
+    });
+    parts.forEach((rows, index) => void expectSameBits(rows, whole[index]!, `plan ${index}`));
+  });
+
+  it("says what does not fit, and by how much", async () => {
+    const device = await openWebGpuDevice({ bindingBytesMax });
+    const spec = { layerCount: 1, kvHeadCount: 2, headDim: 64, encoding: "int8", summaryKinds: [] } as const;
+    const counts = { blockCount: 1000, openSlotCount: 0, summarySlotCount: 0 };
+    expect(() => device.kvPool({ ...spec, ...counts })).toThrow(
+      /blockCount 1000: this adapter holds at most \d+ blocks/,
+    );
+    await device.close();
+  });
+}
+
+function describeSampling(): void {
+  it("draws what sample-row.ts draws, over 300 kinds of rows", async () => {
+    const device = await openWebGpuDevice();
+    const width = 500;
+    const random = new Random(SEED);
+    const logits = random.normals(20 * width, 3);
+    logits.fill(Number.NaN, 3 * width, 3 * width + 20);
+    logits.fill(Number.NEGATIVE_INFINITY, 4 * width, 5 * width);
+    for (let id = 0; id < width; id++) logits[5 * width + id] = id % 7;
+    const choose = <T>(choices: readonly T[]): T => choices[random.integer(choices.length)]!;
+    const rows = Array.from({ length: 300 }, (_, index): SampleRow => {
+      const seenIds = Uint32Array.from(random.permutation(width).slice(0, random.integer(30)));
+      const biasIds = Uint32Array.from(random.permutation(width + 5).slice(0, random.integer(5)));
+      return plainRow(random.integer(20), {
+        ...{
+          temperature: choose([0, 0.3, 1, 2]),
+          topK: choose([0, 1, 7, 40, 499, 900]),
+          topP: choose([1, 0.95, 0.5, 0.01]),
+        },
+        ...{ minP: choose([0, 0.05, 0.5]), frequencyPenalty: choose([0, 0.7]), presencePenalty: choose([0, -0.4]) },
+        ...{ repetitionPenalty: choose([1, 1.2]), seenIds, seenCounts: seenIds.map((id) => id % 3) },
+        ...{ biasIds, biasValues: Float32Array.from(biasIds, () => random.normal(4)) },
+        ...{ seed: random.integer(2 ** 32), position: index },
+      });
+    });
+    const buffer = upload(device, "logits", logits);
+    const recorder = device.begin([]);
+    recorder.sample({ logits: buffer, width, rows });
+    const { samples } = await recorder.submit();
+    await device.close();
+    const expected = rows.map((row) => sampleRow(logits.slice(row.row * width, (row.row + 1) * width), row).tokenId);
+    expect(samples.map(({ tokenId }) => tokenId)).toEqual(expected);
+  });
+}
+
+function describeSubmissions(): void {
+  it("a step is one submission, and its readback is small", async () => {
+    const adapter = await requestAdapter();
+    const calls = { submit: 0, map: 0, mappedBytes: 0 };
+    const device = await openWebGpuDevice({ adapter: counted(adapter, calls) });
+    const shape: StageShape = {
+      ...{ layerCount: 2, headCount: 4, kvHeadCount: 2, headDim: 8, encoding: "int8", summaryKinds: ["min-max"] },
+    };
+    const plan: SelectionPlan = {
+      ...{ kind: "pages", budgetPages: 9, sinkPages: 1, recentPages: 1, scope: "kv-head", combine: "max" },
+      scorer: { summary: "min-max", radiusWeight: 1 },
+    };
+    const stage = new Stage(device, shape, { blockCapacity: 7 });
+    const sequence = makeSequence(shape, 400, SEED);
+    await stage.fill(sequence, 399);
+    const q = upload(device, "q", sequence.layers[0]!.q);
+    const [k, v] = (["k", "v"] as const).map((name) => upload(device, name, sequence.layers[0]![name]));
+    const out = device.buffer("out", 4 * 8 * 4);
+    calls.submit = 0;
+    calls.map = 0;
+    calls.mappedBytes = 0;
+    const recorder = device.begin([stage.sliceOf({ sequence, position: 399, rowCount: 1, plan })]);
+    for (const layer of [0, 1]) {
+      const common = { pool: stage.pool, layer, headCount: 4, q };
+      recorder.append({ ...common, k: k!, v: v!, rope: stage.rope });
+      recorder.select(common);
+      recorder.attend({ ...common, out });
+    }
+    recorder.sample({ logits: out, width: 32, rows: [plainRow(0)] });
+    expect(calls.submit).toBe(0);
+    const { samples, traffic } = await recorder.submit();
+    expect(calls).toMatchObject({ submit: 1, map: 1 });
+    expect(calls.mappedBytes).toBeLessThan(256);
+    expect(samples.length).toBe(1);
+    expect(traffic[0]!.pagesSelected).toBe(9 * 2 * 2);
+    await device.close();
+  });
+}
+
+interface Calls {
+  submit: number;
+  map: number;
+  mappedBytes: number;
+}
+
+/** An adapter whose device counts submissions and mappings. */
+function counted(adapter: GPUAdapter, calls: Calls): GPUAdapter {
+  const request = adapter.requestDevice.bind(adapter);
+  adapter.requestDevice = async (descriptor) => {
+    const device = await request(descriptor);
+    const submit = device.queue.submit.bind(device.queue);
+    device.queue.submit = (buffers) => {
+      calls.submit++;
+      return submit(buffers);
+    };
+    const create = device.createBuffer.bind(device);
+    device.createBuffer = (wanted) => {
+      const buffer = create(wanted);
+      const map = buffer.mapAsync.bind(buffer);
+      buffer.mapAsync = (mode, offset, size) => {
+        calls.map++;
+        calls.mappedBytes += size ?? buffer.size;
+        return map(mode, offset, size);
+      };
+      return buffer;
+    };
+    return device;
+  };
+  return adapter;
+}
+
+function describeFailure(): void {
+  it("a step on a lost GPU fails by name, and so does the next one", async () => {
+    const adapter = await requestAdapter();
+    let lose = (): void => {};
+    const request = adapter.requestDevice.bind(adapter);
+    adapter.requestDevice = async (descriptor) => {
+      const device = await request(descriptor);
+      lose = () => device.destroy();
+      return device;
+    };
+    const device = await openWebGpuDevice({ adapter });
+    const [x, out] = [upload(device, "x", new Float32Array(8)), poisoned(device, "out", 8)];
+    lose();
+    for (let step = 0; step < 2; step++) {
+      const recorder = device.begin([]);
+      recorder.copyRows({ out, outRow: 0, x, xRow: 0, rows: 1, width: 8 });
+      await expect(recorder.submit()).rejects.toMatchObject({ code: "engine_failed" });
+    }
+    await device.close();
+  });
+
+  it("bytes written within a step come between its ops", async () => {
+    const device = await openWebGpuDevice();
+    const [x, first, second] = [
+      upload(device, "x", Float32Array.of(1)),
+      ...[1, 2].map(() => poisoned(device, "out", 1)),
+    ];
+    const copy = { outRow: 0, xRow: 0, rows: 1, width: 1 };
+    const recorder = device.begin([]);
+    recorder.copyRows({ out: first!, x: x!, ...copy });
+    device.write(x!, 0, bytesOf(Float32Array.of(2)));
+    recorder.copyRows({ out: second!, x: x!, ...copy });
+    await recorder.submit();
+    expect([(await results(device, first!))[0], (await results(device, second!))[0]]).toEqual([1, 2]);
+    await device.close();
+  });
+}
