@@ -66,6 +66,8 @@ function edgeEnvironment(data: DataFolder): NodeJS.ProcessEnv {
     WRANGLER_REGISTRY_PATH: data.at("registry"),
     WRANGLER_SEND_ERROR_REPORTS: "false",
     WRANGLER_SEND_METRICS: "false",
+    // wrangler's own page on what is stored shows every session and every page to whoever can open a connection, without a key.
+    X_LOCAL_EXPLORER: "false",
     X_LOCAL_OBSERVABILITY: "false",
   };
 }
