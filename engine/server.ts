@@ -54,6 +54,8 @@ export interface EngineServerOptions {
   /** URL at which the edge reaches this engine, if not its own address. */
   publicUrl?: string | undefined;
   settings?: Partial<EngineSettings>;
+  /** Called once, when the edge lets this engine go; it ends with {@link EngineServer.stop}. */
+  onRelease?: (() => void) | undefined;
   /** Called often while weights are loaded. */
   onLoadProgress?: ((progress: LoadProgress) => void) | undefined;
   log: EngineLog;
@@ -184,7 +186,13 @@ async function serve(options: EngineServerOptions, parts: Parts): Promise<Engine
   const registration =
     options.edgeUrl === undefined
       ? undefined
-      : startRegistration({ edgeUrl: options.edgeUrl, key: options.engineKey ?? "", beat, log });
+      : startRegistration({
+          edgeUrl: options.edgeUrl,
+          key: options.engineKey ?? "",
+          beat,
+          onRelease: options.onRelease,
+          log,
+        });
   return {
     url,
     engineId: settings.engineId,

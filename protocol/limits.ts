@@ -52,6 +52,14 @@ export const LIMITS = {
   prefixFilterBytesMax: 8 * 1024,
   /** Blocks of a prompt that are named for routing: 128K tokens. */
   routedBlockCountMax: 2_048,
+  /** Without an engine a turn waits this long before its headers go out, and in all; so many wait at one Fleet object. */
+  holdHeadersMs: 2_000,
+  holdMsMax: 120_000,
+  heldTurnCountMax: 1_000,
+  /** The wake hook: one call, called again when no engine came of it, and sooner when it failed. */
+  wakeCallMsMax: 30_000,
+  wakeAgainMs: 60_000,
+  wakeRetryMs: 5_000,
   engineHeartbeatMs: 1_000,
   fleetShardCountMax: 64,
   engineExpiryMs: 5_000,
