@@ -289,6 +289,7 @@ export class TurnRunner {
         logitBias: sampling.logitBias,
       },
       selection: job.selection,
+      ...(job.speculation ? { speculation: true } : {}),
       topLogprobs: job.topLogprobs,
     };
   }
