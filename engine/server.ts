@@ -13,6 +13,7 @@ import { defaultContextTokens, planPool, smallestPoolBytes } from "../models/pla
 import { QuireError } from "../protocol/errors.ts";
 import type { EngineHeartbeat, SessionStatus } from "../protocol/generate.ts";
 import { LIMITS } from "../protocol/limits.ts";
+import { signingKeys } from "../protocol/signature.ts";
 import type { PageStore } from "../storage/contract.ts";
 import { deleteSession } from "../storage/gc.ts";
 import { loadManifest } from "../storage/manifest.ts";
@@ -86,9 +87,14 @@ export async function startEngineServer(options: EngineServerOptions): Promise<E
   }
 }
 
+function isStrong(secret: string): boolean {
+  const keys = signingKeys(secret);
+  return keys.length > 0 && keys.every((key) => key.length >= LIMITS.engineKeyLengthMin);
+}
+
 /** Whoever can reach an engine without a key can read every tenant's pages with it. */
 function assertKept({ engineKey, edgeUrl, host }: EngineServerOptions): void {
-  if (engineKey !== undefined && engineKey.length < LIMITS.engineKeyLengthMin) {
+  if (engineKey !== undefined && !isStrong(engineKey)) {
     const message = `the engine's key has fewer than ${LIMITS.engineKeyLengthMin} characters`;
     throw new QuireError("invalid_request", message, { param: "engineKey" });
   }
