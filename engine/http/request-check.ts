@@ -97,12 +97,15 @@ export function resolveSelection(
     const message = `policy ${policy.name} needs ${policy.summary} summaries, which this engine does not keep.`;
     throw new QuireError("invalid_request", message, { param: "quire.selection.policy" });
   }
+  const { firstTurnBudgetTokens } = policy;
   if (policy.name !== "dense") policy.plan(chosen.budgetTokens);
+  if (firstTurnBudgetTokens !== undefined) policy.plan(firstTurnBudgetTokens);
   return {
     policy: policy.name,
     version: policy.version,
     groupTokens: policy.groupTokens,
     budgetTokens: chosen.budgetTokens,
+    ...(firstTurnBudgetTokens === undefined ? {} : { firstTurnBudgetTokens }),
     exact: exact || policy.name === "dense",
   };
 }
