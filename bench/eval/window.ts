@@ -1,4 +1,5 @@
 /** One window: some tokens of a text behind a context, read under every selection, one after the other and from the same KV. */
+import { setImmediate } from "node:timers/promises";
 import type { SelectionPlan, SliceTraffic } from "../../kernels/contract.ts";
 import type { Random } from "../random.ts";
 import type { Sequence } from "../recall/sequence.ts";
@@ -58,7 +59,7 @@ export async function measureWindow(options: {
     const result: WindowResult = { name, budgetTokens, ...meanFidelity(rows) };
     let ms = 0;
     if (typeof plan === "object") {
-      signal.throwIfAborted();
+      await pause(signal);
       sequence.rewind(start);
       const read = await readText({ sequence, capture, ids, plan });
       result.text = compareText(read, dense.logits, ids);
@@ -80,7 +81,7 @@ async function readDense(options: Parameters<typeof measureWindow>[0]) {
   let denseBytes = 0;
   try {
     for (const id of ids.slice(0, -1)) {
-      signal.throwIfAborted();
+      await pause(signal);
       const before = sequence.traffic.kvBytes;
       capture.isOn = true;
       await sequence.advance(id, { kind: "dense" });
@@ -97,6 +98,12 @@ async function readDense(options: Parameters<typeof measureWindow>[0]) {
   sequence.rewind(start);
   const { logits, stepMs } = await readText({ sequence, capture, ids, plan: { kind: "dense" } });
   return { rows, logits, stepMs, denseBytes: denseBytes / rows.length };
+}
+
+/** Steps of a CPU device never leave the microtask queue: without this a Ctrl-C would not be heard before the end. */
+async function pause(signal: AbortSignal): Promise<void> {
+  await setImmediate();
+  signal.throwIfAborted();
 }
 
 interface TextRead {

@@ -1,8 +1,10 @@
 /** `npm run eval` from flags to files, on house-0 and a few tokens of text. */
+import { EventEmitter } from "node:events";
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { Figures } from "../../../bench/eval/figures.ts";
+import { main } from "../../../bench/main.ts";
 import { withTempFolder } from "../../cli/run-quire.ts";
 import { runBench } from "../run-bench.ts";
 
@@ -58,6 +60,28 @@ describe("npm run eval", () => {
 
       const other = await run(one, "--seed", "2");
       expect([other.code, other.err]).toEqual([1, expect.stringContaining("holds results of other settings")]);
+    });
+  });
+
+  it("stops when it is told to, reports what it has, and goes on there", async () => {
+    await withTempFolder(async (folder) => {
+      const signals = new EventEmitter();
+      const args = [...SMALL, "--cases", "40", "--out", folder];
+      const code = await main(["eval", ...args], {
+        ...{ env: {}, signals, out: () => undefined },
+        // The windows are done. A signal comes as a timer does, between turns of the event loop.
+        err: (text) => void (/ windows,/.test(text) && setTimeout(() => signals.emit("SIGINT"), 0)),
+      });
+      expect(code).toBe(0);
+      const half = await figuresIn(folder);
+      expect(half).toMatchObject({ interrupted: true });
+      expect(half.fidelity.length).toBe(20);
+      const asked = half.tasks[0]?.cases ?? 0;
+      expect(asked).toBeLessThan(40);
+      expect(await readFile(join(folder, "index.html"), "utf8")).toContain("stopped before its end");
+      const noted = (await readFile(join(folder, "journal.jsonl"), "utf8")).split("\n");
+      // Settings, four windows, the questions that were answered, and the end of the last line.
+      expect(noted.length).toBe(1 + 4 + asked + 1);
     });
   });
 
