@@ -86,11 +86,13 @@ export const LIMITS = {
   /** What an isolate remembers of the key ring: how long a revoked key may still work elsewhere. */
   keyCacheCountMax: 4_096,
   keyCacheMsMax: 10_000,
+  /** The same while the key ring does not answer. */
+  keyStaleMsMax: 300_000,
   keyLabelLengthMax: 128,
   keyRequestBytesMax: 4 * 1024,
   /** Keys in one page of a list. */
   keyPageCountMax: 1_000,
-  keyRingMsMax: 5_000,
+  keyRingMsMax: 2_000,
   /** What a tenant may ask for where nobody says otherwise, and what can be said at most. */
   requestsPerMinuteDefault: 600,
   requestsPerMinuteMax: 10_000_000,
