@@ -34,11 +34,13 @@ export type SelectionConfiguration = SelectionPolicyName | `${SelectionPolicyNam
 
 /** What a request may name instead: the engine chooses by the model's calibration (`quire calibrate`) and says in the usage what it chose. */
 export const AUTO_SELECTION = "auto";
+/** Budget of requests that name a policy and no budget, and of `auto` on a model that nobody has calibrated. */
+export const BUDGET_TOKENS_DEFAULT = 2048;
 
 /** What a request asks of selection; absent fields take the engine's defaults. */
 export interface SelectionRequest {
   policy: SelectionConfiguration | typeof AUTO_SELECTION;
-  /** Tokens that a decode step may attend to, sinks and recent pages included; a multiple of 16. */
+  /** Tokens that a decode step may attend to, sinks and recent pages included; a multiple of 16. With `auto`, 0: the engine's choice. */
   budgetTokens: number;
   /** Wait for missing pages before attending (true), or attend to what is resident and count the rest. */
   exact: boolean;

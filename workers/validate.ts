@@ -1,6 +1,6 @@
 /** Parameters that chat completions and completions share. */
 
-import type { SelectionRequest } from "../protocol/generate.ts";
+import { AUTO_SELECTION, BUDGET_TOKENS_DEFAULT, type SelectionRequest } from "../protocol/generate.ts";
 import { LIMITS } from "../protocol/limits.ts";
 import { parseRequestedSelection } from "../protocol/selection.ts";
 import { asRecord, checkNumber, type Fields, invalid, invalidType } from "./fields.ts";
@@ -85,6 +85,12 @@ export function readSpeculation(quire: Fields | undefined): { speculation?: bool
   return quire?.boolean("speculation") === true ? { speculation: true } : {};
 }
 
+/** The budget of a request that names none: with `auto` the engine chooses it, otherwise there has to be one. */
+function budgetOf(policy: SelectionRequest["policy"], defaults: SelectionRequest): number {
+  if (policy === AUTO_SELECTION) return defaults.policy === AUTO_SELECTION ? defaults.budgetTokens : 0;
+  return defaults.budgetTokens === 0 ? BUDGET_TOKENS_DEFAULT : defaults.budgetTokens;
+}
+
 /** Reads `quire.selection` over the server's defaults; the other fields of `quire` are read by {@link readResponse}. */
 export function readSelection(quire: Fields | undefined, defaults: SelectionRequest): SelectionRequest {
   if (!quire) return defaults;
@@ -101,7 +107,7 @@ export function readSelection(quire: Fields | undefined, defaults: SelectionRequ
       `Invalid 'quire.selection.budget_tokens': expected a multiple of 16, but got ${budgetTokens} instead.`,
     );
   }
-  return { policy, budgetTokens: budgetTokens ?? defaults.budgetTokens, exact };
+  return { policy, budgetTokens: budgetTokens ?? budgetOf(policy, defaults), exact };
 }
 
 function readLogitBias(fields: Fields): [number, number][] {

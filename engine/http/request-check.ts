@@ -213,7 +213,7 @@ function checkSelection(value: unknown): SelectionRequest {
   const budgetTokens = integer(
     fields.budgetTokens,
     "quire.selection.budget_tokens",
-    name === "dense" ? 0 : BUDGET_TOKENS_MIN,
+    name === "dense" || (name === AUTO_SELECTION && fields.budgetTokens === 0) ? 0 : BUDGET_TOKENS_MIN,
     1 << 24,
   );
   const exact = fields.exact;

@@ -4,7 +4,7 @@
  */
 import { PAGE_TOKENS } from "../../kernels/contract.ts";
 import { QuireError } from "../../protocol/errors.ts";
-import type { SelectionConfiguration } from "../../protocol/generate.ts";
+import { BUDGET_TOKENS_DEFAULT, type SelectionConfiguration } from "../../protocol/generate.ts";
 import { isCanonicalSelection } from "../../protocol/selection.ts";
 import { BUDGET_TOKENS_MIN } from "./policy.ts";
 import { policyNamed } from "./registry.ts";
@@ -12,8 +12,11 @@ import { policyNamed } from "./registry.ts";
 /** Name of the file, in the model's folder, or behind a GGUF file's name and a dot. */
 export const CALIBRATION_FILE = "selection.json";
 
-/** What `auto` stands for on a model that nobody has calibrated, at the budget that the request names. */
-export const UNCALIBRATED_SELECTION: SelectionConfiguration = "mean-deviation";
+/**
+ * What `auto` stands for on a model that nobody has calibrated: Quest's extremes, which find a single key that is unlike its page, weighed
+ * and combined so that they keep as much of the attention as means do (figures in docs/selection.md).
+ */
+export const UNCALIBRATED_SELECTION: SelectionConfiguration = "quest+radius(0.5)+combine(sum)";
 
 /** A budget that is enough up to a context. */
 export interface CalibratedBudget {
@@ -41,18 +44,20 @@ export interface ChosenSelection {
 
 /**
  * What `auto` means for a context. Behind the longest one measured the budget grows with the context. `budgetTokens`: what the request
- * named, which counts on a model without calibration only.
+ * named in the place of the calibrated budget; 0: nothing.
  */
 export function chooseSelection(
   calibration: Calibration | undefined,
   { contextTokens, budgetTokens }: { contextTokens: number; budgetTokens: number },
 ): ChosenSelection {
-  if (calibration === undefined) return { policy: UNCALIBRATED_SELECTION, budgetTokens };
+  const named = budgetTokens === 0 ? BUDGET_TOKENS_DEFAULT : budgetTokens;
+  if (calibration === undefined) return { policy: UNCALIBRATED_SELECTION, budgetTokens: named };
   const { selection, denseBelowTokens, budgets } = calibration;
   const last = budgets.at(-1);
   if (denseBelowTokens === undefined || last === undefined || contextTokens < denseBelowTokens) {
-    return { policy: "dense", budgetTokens };
+    return { policy: "dense", budgetTokens: named };
   }
+  if (budgetTokens !== 0) return { policy: selection, budgetTokens };
   const enough = budgets.find((entry) => contextTokens <= entry.contextTokens);
   if (enough !== undefined) return { policy: selection, budgetTokens: enough.budgetTokens };
   const grown = (last.budgetTokens * contextTokens) / last.contextTokens;

@@ -5,6 +5,7 @@ import { describe, expect, it, vi } from "vitest";
 import { calibrateCommand } from "../../cli/calibrate.ts";
 import { main } from "../../cli/main.ts";
 import { readCalibration } from "../../engine/calibration.ts";
+import { UNCALIBRATED_SELECTION } from "../../models/selection/calibration.ts";
 import { withTempFolder } from "./run-quire.ts";
 
 const SMALL = ["--contexts", "512,1024", "--budgets", "128,256", "--documents", "2", "--tokens", "4", "--threads", "1"];
@@ -32,18 +33,18 @@ describe("quire calibrate", () => {
       expect(out).toContain(`written: ${join(model, "selection.json")}`);
       expect(out).toMatch(/auto: dense (below|at every)/);
       const written = JSON.parse(await readFile(join(model, "selection.json"), "utf8"));
-      expect(written).toMatchObject({ format: 1, selection: "mean-deviation", promise: { divergenceMax: 0.01 } });
+      expect(written).toMatchObject({ format: 1, selection: UNCALIBRATED_SELECTION, promise: { divergenceMax: 0.01 } });
       expect(written.measured.map((row: { contextTokens: number }) => row.contextTokens)).toEqual([512, 1024]);
       const logged: string[] = [];
       const log = (event: string) => void logged.push(event);
       const read = await readCalibration(model, written.fingerprint, log);
-      expect(read).toMatchObject({ selection: "mean-deviation", budgets: written.budgets });
+      expect(read).toMatchObject({ selection: UNCALIBRATED_SELECTION, budgets: written.budgets });
       expect(logged).toEqual([]);
       expect(await readCalibration(model, "0".repeat(64), log)).toBeUndefined();
       expect(logged).toEqual(["calibration.ignored"]);
       expect(await readCalibration("weights/house-0", written.fingerprint, log)).toBeUndefined();
     });
-  });
+  }, 120_000);
 
   it.each([
     [[], "calibrate needs a model folder"],

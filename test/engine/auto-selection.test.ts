@@ -26,7 +26,7 @@ afterEach(async () => {
 
 const ask = (engine: TestEngine, tokenCount: number, policy: "auto" | "quest+share(2)" | "dense" = "auto") => {
   const tokens = idsToBytes(randomIds(7, tokenCount));
-  const selection = { policy, budgetTokens: policy === "quest+share(2)" ? 128 : 256, exact: true };
+  const selection = { policy, budgetTokens: policy === "quest+share(2)" ? 128 : 0, exact: true };
   return generate(engine, request({ tokens, maxTokens: 8, selection, requestId: `${policy}-${tokenCount}` }));
 };
 
@@ -41,7 +41,7 @@ it("is dense below the break-even and the calibrated selection from there", asyn
   expect(long.ids).toEqual((await ask(await open(), 350, "quest+share(2)")).ids);
 });
 
-it("is the engine's own choice at the request's budget where nobody has measured", async () => {
+it("is the engine's own choice at the usual budget where nobody has measured", async () => {
   const { usage } = await ask(await open(), 350);
-  expect(usage).toMatchObject({ policy: "mean-deviation", budgetTokens: 256 });
+  expect(usage).toMatchObject({ policy: "quest+radius(0.5)+combine(sum)", budgetTokens: 2048 });
 });

@@ -21,8 +21,9 @@ const USAGE = {
     bytes_fetched: 0,
     pages_before_first_token: 0,
     pages_fetched: 0,
-    policy: "quest",
-    budget_tokens: 2048,
+    // The fake engine says what it was asked; an engine would say what it chose.
+    policy: "auto",
+    budget_tokens: 0,
     exact: false,
     pages_selected: 3,
     pages_in_context: 4,
@@ -130,7 +131,7 @@ describe("POST /v1/chat/completions", () => {
         stopTokens: [END],
         // generation_config.json of house-0 says do_sample: false.
         sampling: { temperature: 0, topP: 1, topK: 0, minP: 0, repetitionPenalty: 1, logitBias: [] },
-        selection: { policy: "quest", budgetTokens: 2048, exact: false },
+        selection: { policy: "auto", budgetTokens: 0, exact: false },
       },
     });
     const asked = {

@@ -397,7 +397,8 @@ describe("QUIRE_SELECTION", () => {
       exact: false,
     });
     const auto = selectionDefaults({ ...env, QUIRE_SELECTION: '{"policy":"auto"}' });
-    expect(auto).toEqual({ policy: "auto", budgetTokens: 2048, exact: false });
+    expect(auto).toEqual({ policy: "auto", budgetTokens: 0, exact: false });
+    expect(selectionDefaults(env)).toEqual(auto);
     for (const broken of ['{"policy":"magic"}', '{"budget_tokens":1}', '{"exact":1}', "1"]) {
       expect(() => selectionDefaults({ ...env, QUIRE_SELECTION: broken })).toThrow();
     }

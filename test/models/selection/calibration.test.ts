@@ -13,7 +13,7 @@ const CALIBRATION: Calibration = {
   ],
 };
 const choose = (contextTokens: number, calibration: Calibration | undefined = CALIBRATION) =>
-  chooseSelection(calibration, { contextTokens, budgetTokens: 2048 });
+  chooseSelection(calibration, { contextTokens, budgetTokens: 0 });
 const selected = (budgetTokens: number) => ({ policy: "mean-deviation+sink(64)", budgetTokens });
 
 describe("auto", () => {
@@ -30,13 +30,19 @@ describe("auto", () => {
     expect(choose(16385)).toEqual(selected(1040));
   });
 
+  it("takes a budget that the request names, still dense below the break-even", () => {
+    const choice = (contextTokens: number) => chooseSelection(CALIBRATION, { contextTokens, budgetTokens: 256 });
+    expect(choice(4095)).toEqual({ policy: "dense", budgetTokens: 256 });
+    expect(choice(16384)).toEqual(selected(256));
+  });
+
   it("is dense everywhere where nothing paid, and what the request names where nobody measured", () => {
     const { denseBelowTokens: _, ...never } = { ...CALIBRATION, budgets: [] };
     expect(choose(1_000_000, never)).toEqual({ policy: "dense", budgetTokens: 2048 });
-    expect(chooseSelection(undefined, { contextTokens: 9000, budgetTokens: 256 })).toEqual({
-      policy: "mean-deviation",
-      budgetTokens: 256,
-    });
+    const uncalibrated = "quest+radius(0.5)+combine(sum)";
+    const choice = (budgetTokens: number) => chooseSelection(undefined, { contextTokens: 9000, budgetTokens });
+    expect(choice(256)).toEqual({ policy: uncalibrated, budgetTokens: 256 });
+    expect(choice(0)).toEqual({ policy: uncalibrated, budgetTokens: 2048 });
   });
 });
 
