@@ -17,6 +17,10 @@ export const benches: Readonly<Record<string, BenchEntry>> = {
     summary: "what sequences that stream feel of a long prompt beside them",
     load: async () => (await import("./schedule/interference.ts")).interferenceBench,
   },
+  edge: {
+    summary: "what the edge adds to a request and to a token, in a bare workerd",
+    load: async () => (await import("./edge/edge.ts")).edgeBench,
+  },
   routing: {
     summary: "which engine takes a turn: the fleet's choice against others', on a thousand simulated engines",
     load: async () => (await import("./routing/routing.ts")).routingBench,
@@ -24,6 +28,15 @@ export const benches: Readonly<Record<string, BenchEntry>> = {
   batching: {
     summary: "tokens per second of many sequences that decode together, against one",
     load: async () => (await import("./schedule/batching.ts")).batchingBench,
+  },
+  resume: {
+    summary:
+      "the first token of a turn on an engine that has just started: recomputed, restored as a whole, by selection",
+    load: async () => (await import("./resume/resume.ts")).resumeBench,
+  },
+  speculation: {
+    summary: "tokens per second with and without guessed tokens; the text must be the same",
+    load: async () => (await import("./schedule/speculation.ts")).speculationBench,
   },
   recall: {
     summary: "share of right answers by kind of question, length of the context and selection policy",

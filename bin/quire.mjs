@@ -40,6 +40,8 @@ function runOn(node) {
 }
 
 if (Number(process.versions.node.split(".")[0]) >= nodeMajorMin) {
+  // A reader that has seen enough (`| head`) is no failure of ours; 141 is how a shell says so.
+  process.stdout.on("error", (error) => process.exit(error.code === "EPIPE" ? 141 : 1));
   const { main } = await import("../cli/main.ts");
   process.exit(await main(process.argv.slice(2)));
 } else {

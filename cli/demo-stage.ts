@@ -41,6 +41,8 @@ export interface StageEngine {
   /** As the edge and `usage.quire.engines` call it. */
   id: string;
   pid: number;
+  /** Says how it ended, when it has. */
+  ended: Promise<string>;
   /** SIGKILL; resolves when it is gone. */
   kill(): Promise<void>;
 }
@@ -51,6 +53,8 @@ export class Stage {
   /** For requests that the client library has no word for. */
   readonly edgeUrl: string;
   readonly apiKey: string;
+  /** Secret of edge and engines, and of the wake hook. */
+  readonly engineKey: string;
   /** The last lines in which edge and engines warned; damage is warned of, so they matter only when something did not go well. */
   readonly warnings: readonly string[];
   readonly #data: DataFolder;
@@ -67,14 +71,15 @@ export class Stage {
     this.#enginePort = parts.enginePort;
     this.edgeUrl = parts.stack.edgeUrl;
     this.apiKey = parts.data.secrets.apiKey;
+    this.engineKey = parts.data.secrets.engineKey;
     this.client = new Quire({ baseUrl: parts.stack.edgeUrl, apiKey: parts.data.secrets.apiKey });
   }
 
   /**
-   * An edge without an engine; the model is house-0, its KV int8.
+   * An edge without an engine; the model is house-0, its KV int8. `vars` are further settings of the edge.
    * @throws {UsageError} one line, when the edge does not come up.
    */
-  static async open(signal: AbortSignal): Promise<Stage> {
+  static async open(signal: AbortSignal, vars?: Readonly<Record<string, string>>): Promise<Stage> {
     const modelFolder = fileURLToPath(new URL("../weights/house-0", import.meta.url));
     const model = await openModelFolder(modelFolder);
     const data = await openDataFolder(await mkdtemp(join(tmpdir(), "quire-demo-")));
@@ -87,6 +92,7 @@ export class Stage {
       edgePort: await freePort(),
       inspectorPort: await freePort(),
       selection: {},
+      vars,
       engineFlags: [`--model=${modelFolder}`, "--kv=int8", "--weights=int8", "--pool-bytes=64M"],
       onWarning: (name, line) => {
         warnings.push(`[${name}] ${line}`);
@@ -127,6 +133,7 @@ export class Stage {
     return {
       id,
       pid: child.pid,
+      ended: child.ended,
       kill: async () => {
         child.kill();
         await child.ended;

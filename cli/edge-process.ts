@@ -27,6 +27,8 @@ export interface EdgeOptions {
   port: number;
   inspectorPort: number;
   selection: DefaultSelection;
+  /** Further settings of the Worker, by name (`workers/env.ts`). */
+  vars?: Readonly<Record<string, string>> | undefined;
   onWarning(line: string): void;
 }
 
@@ -35,7 +37,7 @@ export async function startEdge(options: EdgeOptions): Promise<Child> {
   const { data, host, port } = options;
   const config = await readFile(join(root, "wrangler.toml"), "utf8");
   await data.writePrivate("wrangler.toml", localConfig(config, data.secrets));
-  await data.writePrivate(".dev.vars", devVars(data.secrets, options.selection));
+  await data.writePrivate(".dev.vars", devVars(data.secrets, options.selection, options.vars));
   // What wrangler bundled for a process that was killed.
   await rm(data.at(".wrangler"), { recursive: true, force: true });
   const wrangler = join(root, "node_modules/wrangler/bin/wrangler.js");
@@ -66,6 +68,8 @@ function edgeEnvironment(data: DataFolder): NodeJS.ProcessEnv {
     WRANGLER_REGISTRY_PATH: data.at("registry"),
     WRANGLER_SEND_ERROR_REPORTS: "false",
     WRANGLER_SEND_METRICS: "false",
+    // wrangler's own page on what is stored shows every session and every page to whoever can open a connection, without a key.
+    X_LOCAL_EXPLORER: "false",
     X_LOCAL_OBSERVABILITY: "false",
   };
 }
@@ -94,7 +98,11 @@ const ownMachineLimits = {
 };
 
 /** The Worker's secrets in the format of `.dev.vars`; JSON stands in single quotes, which it never contains. */
-export function devVars(secrets: Secrets, selection: DefaultSelection): string {
+export function devVars(
+  secrets: Secrets,
+  selection: DefaultSelection,
+  vars: Readonly<Record<string, string>> = {},
+): string {
   const lines = [
     `QUIRE_API_KEYS='${apiKeyTable(secrets)}'`,
     `QUIRE_TENANT_SALT=${secrets.tenantSalt}`,
@@ -104,5 +112,6 @@ export function devVars(secrets: Secrets, selection: DefaultSelection): string {
   const { policy, budgetTokens, exact } = selection;
   const json = JSON.stringify({ policy, budget_tokens: budgetTokens, exact });
   if (json !== "{}") lines.push(`QUIRE_SELECTION='${json}'`);
+  for (const [name, value] of Object.entries(vars)) lines.push(`${name}=${value}`);
   return `${lines.join("\n")}\n`;
 }

@@ -1,5 +1,5 @@
 /** `quire serve`: one engine alone. Takes token ids only; an edge registers it and speaks to it. */
-import { type EngineServer, startEngineServer } from "../engine/server.ts";
+import { type EngineServer, type EngineServerOptions, startEngineServer } from "../engine/server.ts";
 import type { Command } from "./command.ts";
 import { engineFlags } from "./engine-flags.ts";
 import { jsonLog } from "./engine-log.ts";
@@ -66,9 +66,11 @@ async function runServe(values: FlagValues<typeof serveFlags>): Promise<number> 
   process.channel?.unref();
   const model = await openModelFolder(values.model);
   const port = await findPort({ host: values.host, port: values.port, flag: "--port" });
-  const server = await openServer(values, { port, modelFolder: model.path, modelId: model.modelId });
+  const released = Promise.withResolvers<string>();
+  const onRelease = () => released.resolve("the edge lets it go");
+  const server = await openServer(values, { onRelease, port, modelFolder: model.path, modelId: model.modelId });
   process.stdout.write(`quire: ${server.description}\nquire: engine ${server.engineId} is ready on ${server.url}\n`);
-  const why = await stop.requested;
+  const why = await Promise.race([stop.requested, released.promise]);
   process.stdout.write(`quire: ${why}: stopping\n`);
   await Promise.race([server.stop(graceMs), stop.insisted]);
   return 0;
@@ -76,7 +78,7 @@ async function runServe(values: FlagValues<typeof serveFlags>): Promise<number> 
 
 function openServer(
   values: FlagValues<typeof serveFlags>,
-  place: { port: number; modelFolder: string; modelId: string },
+  place: Pick<EngineServerOptions, "port" | "modelFolder" | "modelId" | "onRelease">,
 ): Promise<EngineServer> {
   return startEngineServer({
     ...place,

@@ -23,6 +23,8 @@ export interface StackOptions {
   edgePort: number;
   inspectorPort: number;
   selection: DefaultSelection;
+  /** Further settings of the Worker, by name. */
+  vars?: Readonly<Record<string, string>> | undefined;
   /** Flags of its engines, as they are typed; the model's is among them. */
   engineFlags: readonly string[];
   /** Gets what a user should see of the children's output. */
@@ -54,9 +56,9 @@ export class Stack {
    * @throws {UsageError} one line, when it does not.
    */
   async startEdge(): Promise<Child> {
-    const { data, host, edgePort, inspectorPort, selection, model, signal } = this.#options;
+    const { data, host, edgePort, inspectorPort, selection, vars, model, signal } = this.#options;
     const onWarning = (line: string) => this.#options.onWarning("edge", line);
-    this.#edge = await startEdge({ data, host, port: edgePort, inspectorPort, selection, onWarning });
+    this.#edge = await startEdge({ data, host, port: edgePort, inspectorPort, selection, vars, onWarning });
     const isUp = async () => (await fetch(`${this.edgeUrl}/healthz`, { signal })).ok;
     await waitUntil(isUp, { what: "the edge to answer", children: [this.#edge], timeoutMs: edgeUpMsMax, signal });
     const store = await this.openStore();

@@ -16,6 +16,7 @@ import { EngineMetrics } from "./metrics/engine-metrics.ts";
 import { type EngineObserver, Observers } from "./observer.ts";
 import { Admission } from "./schedule/admission.ts";
 import { CostModel } from "./schedule/cost-model.ts";
+import { Speculation } from "./schedule/speculation.ts";
 import { addLoads } from "./schedule/step-load.ts";
 import { type PlannedPart, StepPlanner } from "./schedule/step-planner.ts";
 import { Tenants } from "./schedule/tenants.ts";
@@ -23,7 +24,7 @@ import { WaitingQueue } from "./schedule/waiting-queue.ts";
 import { describeError, lateness } from "./sequence/endings.ts";
 import type { PlannedSlice } from "./sequence/planned-slice.ts";
 import { Residency } from "./sequence/residency.ts";
-import { sampleParams, takeSample } from "./sequence/sampling.ts";
+import { sampleParams, samplesOf, takeSample } from "./sequence/sampling.ts";
 import { blocksOf, Sequence, type SequenceSink } from "./sequence/sequence.ts";
 import { commitSlice, discardSlice, fillTables, planSlice, rowNeeds } from "./sequence/slice-planner.ts";
 import { countMisses, countTraffic } from "./sequence/traffic.ts";
@@ -37,9 +38,6 @@ const DEADLINE_CHECK_MS = 250;
 const BREATH_SHARE = 0.05;
 const SHORT_BREATH_SHARE = 0.01;
 
-/** A prompt token attends to so many others, where nobody says. */
-const TYPICAL_CONTEXT_TOKENS = 2048;
-
 /** A submitted request. */
 export interface Ticket {
   /** Ends it at once, in any phase. */
@@ -51,6 +49,7 @@ export class Engine {
   readonly #parts: EngineParts;
   readonly #queue: WaitingQueue;
   readonly #tenants = new Tenants();
+  readonly #speculation = new Speculation();
   readonly #planner: StepPlanner;
   readonly #admission: Admission;
   readonly #residency: Residency;
@@ -109,7 +108,7 @@ export class Engine {
       heldBlockCount: runner.pool.spec.blockCount - cache.freeDeviceBlockCount - cache.idleDeviceBlockCount,
       heldSlotCount: opens.takenCount,
       draining: this.#draining,
-      prefillMsPerToken: this.#cost.observedCount === 0 ? undefined : this.#cost.rowMs(TYPICAL_CONTEXT_TOKENS),
+      prefillMsPerToken: this.#cost.typicalRowMs,
     };
   }
 
@@ -299,7 +298,8 @@ export class Engine {
     const { settings, runner, cache, opens } = this.#parts;
     const { layerCount, summaryKinds } = runner.pool.spec;
     return new StepPlanner({
-      ...{ settings, rowsMax: runner.rowsMax, cost: this.#cost, tenants: this.#tenants },
+      ...{ settings, rowsMax: runner.rowsMax, sampledMax: runner.sampledMax },
+      ...{ cost: this.#cost, tenants: this.#tenants, speculation: this.#speculation },
       slotsLeft: () => opens.availableCount,
       needs: rowNeeds,
       fetch: (sequence, rows, blocks) => this.#residency.bring(sequence, rows, blocks),
@@ -309,13 +309,15 @@ export class Engine {
   }
 
   #sequenceStep(sequence: Sequence, planned: PlannedSlice): SequenceStep {
-    const last = planned.to === sequence.tokenCount && sequence.finishReason === undefined;
+    const { draft } = planned;
+    const last = planned.to - draft.length === sequence.tokenCount && sequence.finishReason === undefined;
     const patient = !sequence.started && this.#parts.clock.nowMs() < sequence.missWaitUntilMs;
     return {
       slice: planned.slice,
       tokens: planned.tokens,
       exact: planned.exact || patient || sequence.finishReason !== undefined,
-      ...(last ? { sample: sampleParams(sequence) } : {}),
+      ...(last ? { sample: sampleParams(sequence, draft.length) } : {}),
+      ...(draft.length > 0 ? { draftSamples: Array.from(draft, (_, ahead) => sampleParams(sequence, ahead)) } : {}),
     };
   }
 
@@ -366,11 +368,12 @@ export class Engine {
       countMisses(sequence.usage, missed.length);
       void this.#residency.fetch(sequence, missed, "fill");
     }
+    const samples = this.#speculation.accept(sequence, planned, samplesOf(result));
     const replayed = Math.min(planned.to, sequence.request.turnStart) - planned.from;
     if (replayed > 0) sequence.usage.recomputedTokens += replayed;
     const sealed = commitSlice(sequence, planned, { cache, opens });
     persister.sealed(sequence, sealed);
-    if (result.sample) this.#accept(sequence, result.sample);
+    for (const sample of samples) this.#accept(sequence, sample);
     if (
       sequence.finishReason !== undefined &&
       (sequence.request.session === undefined || sequence.nextPosition === undefined)

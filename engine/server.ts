@@ -13,6 +13,7 @@ import { defaultContextTokens, planPool, smallestPoolBytes } from "../models/pla
 import { QuireError } from "../protocol/errors.ts";
 import type { EngineHeartbeat, SessionStatus } from "../protocol/generate.ts";
 import { LIMITS } from "../protocol/limits.ts";
+import { signingKeys } from "../protocol/signature.ts";
 import type { PageStore } from "../storage/contract.ts";
 import { deleteSession } from "../storage/gc.ts";
 import { loadManifest } from "../storage/manifest.ts";
@@ -54,6 +55,8 @@ export interface EngineServerOptions {
   /** URL at which the edge reaches this engine, if not its own address. */
   publicUrl?: string | undefined;
   settings?: Partial<EngineSettings>;
+  /** Called once, when the edge lets this engine go; it ends with {@link EngineServer.stop}. */
+  onRelease?: (() => void) | undefined;
   /** Called often while weights are loaded. */
   onLoadProgress?: ((progress: LoadProgress) => void) | undefined;
   log: EngineLog;
@@ -84,9 +87,14 @@ export async function startEngineServer(options: EngineServerOptions): Promise<E
   }
 }
 
+function isStrong(secret: string): boolean {
+  const keys = signingKeys(secret);
+  return keys.length > 0 && keys.every((key) => key.length >= LIMITS.engineKeyLengthMin);
+}
+
 /** Whoever can reach an engine without a key can read every tenant's pages with it. */
 function assertKept({ engineKey, edgeUrl, host }: EngineServerOptions): void {
-  if (engineKey !== undefined && engineKey.length < LIMITS.engineKeyLengthMin) {
+  if (engineKey !== undefined && !isStrong(engineKey)) {
     const message = `the engine's key has fewer than ${LIMITS.engineKeyLengthMin} characters`;
     throw new QuireError("invalid_request", message, { param: "engineKey" });
   }
@@ -184,7 +192,13 @@ async function serve(options: EngineServerOptions, parts: Parts): Promise<Engine
   const registration =
     options.edgeUrl === undefined
       ? undefined
-      : startRegistration({ edgeUrl: options.edgeUrl, key: options.engineKey ?? "", beat, log });
+      : startRegistration({
+          edgeUrl: options.edgeUrl,
+          key: options.engineKey ?? "",
+          beat,
+          onRelease: options.onRelease,
+          log,
+        });
   return {
     url,
     engineId: settings.engineId,

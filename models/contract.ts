@@ -62,6 +62,8 @@ export interface SequenceStep {
    * it selects nothing and misses nothing.
    */
   sample?: Omit<SampleRow, "row">;
+  /** Beside `sample`: samples also from so many rows before the last, in order (checks guesses of the next tokens in one step). */
+  draftSamples?: readonly Omit<SampleRow, "row">[];
   /** True: a miss makes the step of this sequence void (see {@link SequenceResult.checkpoint}). */
   exact: boolean;
   /** Goes on from a layer; such a step must be alone in its batch. The runner releases it. */
@@ -71,6 +73,8 @@ export interface SequenceStep {
 /** What a step did for one sequence. */
 export interface SequenceResult {
   sample?: Sample;
+  /** In the order of the step's `draftSamples`. */
+  draftSamples?: Sample[];
   /** Blocks that were selected and not resident. Exact: those of the first layer that missed, and as hints those of later layers that ran. */
   misses: Miss[];
   /**
@@ -93,6 +97,8 @@ export interface ModelRunner {
   readonly pool: KvPool;
   /** Largest total row count of one step. */
   readonly rowsMax: number;
+  /** Most rows that are sampled in one step, all sequences together. */
+  readonly sampledMax: number;
   /** One step: all sequences advance by their slices. Results in the order given. One call at a time. */
   step(sequences: readonly SequenceStep[]): Promise<SequenceResult[]>;
   /** Frees a checkpoint that will not be resumed (an aborted sequence). */

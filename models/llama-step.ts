@@ -19,10 +19,11 @@ export interface StepParts {
   observer: Observer | undefined;
 }
 
-/** A row to be sampled: of which sequence, and which row of the step. */
+/** A row to be sampled: of which sequence, which row of the step, and how. */
 interface SampledRow {
   sequence: number;
   row: number;
+  params: Omit<SampleRow, "row">;
 }
 
 /** What belongs to one step. */
@@ -49,15 +50,17 @@ export class LlamaStep {
     this.#sequences = sequences;
     let rows = 0;
     const sampled: SampledRow[] = [];
-    sequences.forEach(({ slice, sample }, sequence) => {
+    sequences.forEach(({ slice, sample, draftSamples = [] }, sequence) => {
       rows += slice.rowCount;
-      if (sample !== undefined) sampled.push({ sequence, row: rows - 1 });
+      if (sample === undefined) return;
+      const all = [...draftSamples, sample];
+      for (const [i, params] of all.entries()) sampled.push({ sequence, row: rows - all.length + i, params });
     });
     this.#rows = rows;
     this.#sampled = sampled;
   }
 
-  /** Returns the sequences whose samples will come back, in that order. */
+  /** Returns the sequences whose samples will come back, in that order; one that has several is there as often. */
   record(resumed: Checkpoint | undefined): number[] {
     const { config, weights, buffers, observer } = this.#parts;
     this.#begin(resumed);
@@ -162,6 +165,6 @@ export class LlamaStep {
   }
 
   #sampleRows(): SampleRow[] {
-    return this.#sampled.map(({ sequence }, row) => ({ ...this.#sequences[sequence]!.sample!, row }));
+    return this.#sampled.map(({ params }, row) => ({ ...params, row }));
   }
 }

@@ -1,5 +1,5 @@
 /** The model runner of the Llama family: checks a step, has it recorded, and turns its readback into results. */
-import type { Device, KvPool, StepReadback } from "../kernels/contract.ts";
+import type { Device, KvPool, Sample, StepReadback } from "../kernels/contract.ts";
 import { assert } from "../protocol/assert.ts";
 import { allocateActivations } from "./activations.ts";
 import { CheckpointKeeper } from "./checkpoints.ts";
@@ -31,7 +31,7 @@ export class LlamaRunner implements ModelRunner {
   readonly pool: KvPool;
   readonly rowsMax: number;
   readonly #device: Device;
-  readonly #sampledMax: number;
+  readonly sampledMax: number;
   readonly #rope: RopePositions;
   readonly #parts: StepParts;
   #running = false;
@@ -46,7 +46,7 @@ export class LlamaRunner implements ModelRunner {
     this.pool = pool;
     this.rowsMax = rowsMax;
     this.#device = device;
-    this.#sampledMax = sampledMax;
+    this.sampledMax = sampledMax;
     this.#rope = new RopePositions(device, config);
     this.#parts = {
       config,
@@ -87,9 +87,10 @@ export class LlamaRunner implements ModelRunner {
     assert(sequences.length > 0, "a step needs a sequence");
     let rowCount = 0;
     let sampledCount = 0;
-    for (const { slice, tokens, sample, resumeFrom } of sequences) {
+    for (const { slice, tokens, sample, draftSamples = [], resumeFrom } of sequences) {
       rowCount += slice.rowCount;
-      if (sample !== undefined) sampledCount++;
+      if (sample !== undefined) sampledCount += 1 + draftSamples.length;
+      assert(draftSamples.length < slice.rowCount, "a row is sampled once");
       assert(tokens.length === slice.rowCount, "a step needs one token per row");
       assert(
         tokens.every((id) => id < this.config.vocabularySize),
@@ -104,7 +105,7 @@ export class LlamaRunner implements ModelRunner {
       assert(resumeFrom.rowCount === slice.rowCount, "the checkpoint is of another slice");
     }
     assert(rowCount <= this.rowsMax, `${rowCount} rows are more than ${this.rowsMax}`);
-    assert(sampledCount <= this.#sampledMax, `${sampledCount} sampled rows are more than ${this.#sampledMax}`);
+    assert(sampledCount <= this.sampledMax, `${sampledCount} sampled rows are more than ${this.sampledMax}`);
     return sequences[0]!.resumeFrom;
   }
 }
@@ -115,7 +116,8 @@ function results(
   readback: StepReadback,
   keeper: CheckpointKeeper,
 ): SequenceResult[] {
-  const samples = new Map(sampled.map((sequence, i) => [sequence, readback.samples[i]!]));
+  const samples = sequences.map((): Sample[] => []);
+  for (const [i, sequence] of sampled.entries()) samples[sequence]!.push(readback.samples[i]!);
   return sequences.map(({ exact }, index) => {
     const misses = readback.misses.filter((miss) => miss.sliceIndex === index);
     const chosenBlocks = readback.chosenBlocks?.[index];
@@ -124,7 +126,12 @@ function results(
       const first = misses.reduce((a, b) => (b.layer < a.layer ? b : a)).layer;
       return { ...shared, checkpoint: keeper.take(index, first) };
     }
-    const sample = samples.get(index);
-    return { ...(sample === undefined ? {} : { sample }), ...shared };
+    const sample = samples[index]!.pop();
+    const draftSamples = samples[index]!;
+    return {
+      ...(sample === undefined ? {} : { sample }),
+      ...(draftSamples.length === 0 ? {} : { draftSamples }),
+      ...shared,
+    };
   });
 }

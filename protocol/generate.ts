@@ -94,6 +94,8 @@ export interface GenerateRequest {
   stopTokens: number[];
   sampling: SamplingParams;
   selection: SelectionRequest;
+  /** Guess next tokens from the context and check several in one step; the text is the same. Absent: no. */
+  speculation?: boolean | undefined;
   /** -1, 0 (absent) or 1: higher goes first among the requests of one tenant. */
   priority?: number | undefined;
   /** From its arrival at the engine: without a first token by then it ends with `deadline_exceeded`. The earlier due goes first. */
@@ -187,6 +189,9 @@ export interface EngineUsage {
   pagesInContext: number;
   /** Selected pages that were not resident and not waited for (default mode). */
   pagesMissed: number;
+  /** With `speculation`: tokens that were guessed, and those of them that were right. */
+  draftedTokens?: number | undefined;
+  draftedTokensRight?: number | undefined;
   kvBytesRead: number;
   metadataBytesRead: number;
   queueMs: number;

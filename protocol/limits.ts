@@ -32,6 +32,8 @@ export const LIMITS = {
   retryPromisesMax: 4_096,
   /** A request that would have to wait longer before its prompt is begun is refused. */
   waitMsMax: 120_000,
+  /** Tokens that are guessed and checked in one step of a sequence (speculation). */
+  draftTokensMax: 16,
   /** Traces that an engine remembers, and events of one. */
   traceCountMax: 256,
   traceEventCountMax: 512,
@@ -52,6 +54,14 @@ export const LIMITS = {
   prefixFilterBytesMax: 8 * 1024,
   /** Blocks of a prompt that are named for routing: 128K tokens. */
   routedBlockCountMax: 2_048,
+  /** Without an engine a turn waits this long before its headers go out, and in all; so many wait at one Fleet object. */
+  holdHeadersMs: 2_000,
+  holdMsMax: 120_000,
+  heldTurnCountMax: 1_000,
+  /** The wake hook: one call, called again when no engine came of it, and sooner when it failed. */
+  wakeCallMsMax: 30_000,
+  wakeAgainMs: 60_000,
+  wakeRetryMs: 5_000,
   engineHeartbeatMs: 1_000,
   fleetShardCountMax: 64,
   engineExpiryMs: 5_000,
@@ -76,11 +86,13 @@ export const LIMITS = {
   /** What an isolate remembers of the key ring: how long a revoked key may still work elsewhere. */
   keyCacheCountMax: 4_096,
   keyCacheMsMax: 10_000,
+  /** The same while the key ring does not answer. */
+  keyStaleMsMax: 300_000,
   keyLabelLengthMax: 128,
   keyRequestBytesMax: 4 * 1024,
   /** Keys in one page of a list. */
   keyPageCountMax: 1_000,
-  keyRingMsMax: 5_000,
+  keyRingMsMax: 2_000,
   /** What a tenant may ask for where nobody says otherwise, and what can be said at most. */
   requestsPerMinuteDefault: 600,
   requestsPerMinuteMax: 10_000_000,

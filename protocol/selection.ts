@@ -89,6 +89,12 @@ export const MODIFIERS = {
     policies: SELECTIVE,
     help: "last tokens, always attended",
   },
+  "first-turn": {
+    argument: "TOKENS",
+    rule: { ...PAGE, min: 128 },
+    policies: ["streaming", ...SELECTIVE],
+    help: "the first turn's prompt is read with selection too, under this budget of its own",
+  },
   "dense-layers": {
     argument: "COUNT",
     rule: { min: 0, max: 1024, step: 1 },

@@ -6,6 +6,7 @@
  *
  * The signature covers the digest and not the body, so that a receiver refuses a stranger before it reads a byte of his body.
  */
+import { assert } from "./assert.ts";
 import { hex, hmacHex, sha256 } from "./digest.ts";
 import { LIMITS } from "./limits.ts";
 
@@ -37,11 +38,29 @@ export function engineAudience(engineId: string): string {
   return `engine ${engineId}`;
 }
 
-/** The value of the `authorization` header of one request. `key` is not empty. */
-export async function signRequest(key: string, target: SignedTarget, body: Uint8Array, nowMs: number): Promise<string> {
+/**
+ * The keys that a secret holds: one, or several with commas between. The first one signs, all are accepted: so a key is replaced while
+ * nobody is refused (`docs/operations.md`).
+ */
+export function signingKeys(secret: string): string[] {
+  return secret
+    .split(",")
+    .map((key) => key.trim())
+    .filter((key) => key !== "");
+}
+
+/** The value of the `authorization` header of one request. @throws {AssertionError} for a secret without a key. */
+export async function signRequest(
+  secret: string,
+  target: SignedTarget,
+  body: Uint8Array,
+  nowMs: number,
+): Promise<string> {
   const timestamp = String(Math.floor(nowMs));
   const nonce = hex(crypto.getRandomValues(new Uint8Array(16)).buffer);
   const digest = hex(await sha256(body));
+  const [key] = signingKeys(secret);
+  assert(key !== undefined, "there is a key to sign with");
   const signature = await hmacHex(key, signedText(target, { timestamp, nonce, digest }));
   return `Quire-HMAC ts=${timestamp},nonce=${nonce},digest=${digest},sig=${signature}`;
 }
@@ -52,16 +71,20 @@ export async function signRequest(key: string, target: SignedTarget, body: Uint8
  * @returns undefined for whatever is not a valid signature of this request, now; nobody is told why.
  */
 export async function verifySignature(
-  key: string,
+  secret: string,
   target: SignedTarget,
   header: string,
   nowMs: number,
 ): Promise<SignedClaims | undefined> {
   const [, timestamp = "", nonce = "", digest = "", signature = ""] = HEADER.exec(header) ?? [];
-  if (key === "" || signature === "") return undefined;
-  const wanted = await hmacHex(key, signedText(target, { timestamp, nonce, digest }));
+  if (signature === "") return undefined;
   const encoder = new TextEncoder();
-  const isGenuine = equalInConstantTime(encoder.encode(signature), encoder.encode(wanted));
+  const text = signedText(target, { timestamp, nonce, digest });
+  let isGenuine = false;
+  for (const key of signingKeys(secret)) {
+    const wanted = encoder.encode(await hmacHex(key, text));
+    if (equalInConstantTime(encoder.encode(signature), wanted)) isGenuine = true;
+  }
   const isTimely = Math.abs(nowMs - Number(timestamp)) <= LIMITS.signatureSkewMsMax;
   if (!isGenuine || !isTimely) return undefined;
   return { nonce, digest, expiresMs: Number(timestamp) + LIMITS.signatureSkewMsMax };

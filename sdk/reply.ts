@@ -161,7 +161,7 @@ export class Reply implements AsyncIterable<string> {
           this.#complete = true;
           markComplete();
         } else {
-          this.#take(parseJson(event.data), answer.headers);
+          this.#take(parseJson(event.data), answer.headers, parser.retryMs);
         }
         if (event.id !== "") this.#lastEventId = event.id;
         this.#eventCount += 1;
@@ -170,11 +170,11 @@ export class Reply implements AsyncIterable<string> {
     if (!this.#complete) throw new QuireConnectionError("The server's answer ended before it was complete.");
   }
 
-  #take(value: unknown, headers: Headers): void {
+  #take(value: unknown, headers: Headers, retryAfterMs: number | undefined): void {
     if (isRecord(value) && value.error !== undefined) {
       const context = {
         status: undefined,
-        retryAfterMs: undefined,
+        retryAfterMs,
         requestId: headers.get("x-request-id") ?? undefined,
       };
       throw apiErrorFrom(value, context, "The server failed while it was answering.");

@@ -26,9 +26,15 @@ export class SseParser {
   #held = 0;
   #event = "";
   #id = "";
+  #retryMs: number | undefined;
 
   constructor(lengthMax: number = SSE_EVENT_LENGTH_MAX) {
     this.#lengthMax = lengthMax;
+  }
+
+  /** How long the server asked to wait before a reconnection (`retry`), if it did. */
+  get retryMs(): number | undefined {
+    return this.#retryMs;
   }
 
   /**
@@ -77,6 +83,8 @@ export class SseParser {
       this.#event = value;
     } else if (field === "id" && !value.includes("\0")) {
       this.#id = value;
+    } else if (field === "retry" && /^\d{1,9}$/.test(value)) {
+      this.#retryMs = Number(value);
     }
   }
 

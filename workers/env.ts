@@ -22,6 +22,12 @@ export interface Env {
   QUIRE_ENGINE_KEY: string;
   /** Optional JSON `{"requests_per_minute", "tokens_per_minute", "turns_concurrent"}`: of tenants whose keys say nothing else. */
   QUIRE_LIMITS?: string;
+  /** Optional: called (POST, signed) when a turn needs an engine and none is there; turns wait for it. */
+  QUIRE_WAKE_URL?: string;
+  /** Optional: how long a turn waits for an engine then, at most `LIMITS.holdMsMax`. */
+  QUIRE_WAKE_WAIT_MS?: string;
+  /** Optional: an engine that was idle for so long is let go. Absent: never. */
+  QUIRE_IDLE_RELEASE_MS?: string;
   /** Optional: how many Fleet objects share the tenants (1). Every engine's heartbeat goes to each. */
   QUIRE_FLEET_SHARDS?: string;
   /** Origins of web pages that may use the API: `*`, or some with commas between; absent: none but the playground's own. */

@@ -48,6 +48,10 @@ const PROMPT_TOKENS = 256;
 const FILTER_LAG_MS = 3_000;
 
 interface EngineRecord {
+  /** Since when nothing runs or waits there, and nothing was sent. */
+  idleSinceMs: number | undefined;
+  /** Let go: it takes no more turns and will end. */
+  released: boolean;
   heartbeat: EngineHeartbeat;
   filter: PrefixFilter | undefined;
   seenMs: number;
@@ -66,8 +70,29 @@ export class FleetTable {
     this.#expire(nowMs);
     const { residentPrefixes } = heartbeat;
     const filter = residentPrefixes ? PrefixFilter.decode(residentPrefixes, LIMITS.prefixFilterBytesMax) : undefined;
-    const record = { heartbeat, filter, seenMs: nowMs, assignedCount: 0, assignedTokens: 0 };
-    this.#engines.set(heartbeat.engineId, record);
+    const known = this.#engines.get(heartbeat.engineId);
+    const isBusy = heartbeat.runningCount + heartbeat.queuedCount > 0 || (known?.assignedCount ?? 0) > 0;
+    this.#engines.set(heartbeat.engineId, {
+      heartbeat,
+      filter,
+      seenMs: nowMs,
+      assignedCount: 0,
+      assignedTokens: 0,
+      idleSinceMs: isBusy ? undefined : (known?.idleSinceMs ?? nowMs),
+      released: known?.released ?? false,
+    });
+  }
+
+  /** For how long an engine has had nothing to do; 0 for one that works or is not known. */
+  idleMs(engineId: string, nowMs: number): number {
+    const since = this.#engines.get(engineId)?.idleSinceMs;
+    return since === undefined ? 0 : nowMs - since;
+  }
+
+  /** Sends an engine no more turns: it was let go. */
+  release(engineId: string): void {
+    const engine = this.#engines.get(engineId);
+    if (engine) engine.released = true;
   }
 
   /** Ids of the models that live engines serve: first those that take turns, in the order in which their first engine came. */
@@ -82,8 +107,11 @@ export class FleetTable {
   pick(request: PickRequest, nowMs: number): PickedEngine | undefined {
     this.#expire(nowMs);
     const engines = [...this.#engines.values()].filter(
-      ({ heartbeat }) =>
-        heartbeat.model === request.model && !heartbeat.draining && !request.excludeIds.includes(heartbeat.engineId),
+      ({ heartbeat, released }) =>
+        heartbeat.model === request.model &&
+        !heartbeat.draining &&
+        !released &&
+        !request.excludeIds.includes(heartbeat.engineId),
     );
     engines.sort(compareLoad);
     const candidates = engines.map((engine) => candidate(engine, request));
@@ -92,6 +120,7 @@ export class FleetTable {
     if (!best) return undefined;
     const { engine, missingTokens } = best.engine;
     engine.assignedCount += 1;
+    engine.idleSinceMs = undefined;
     engine.assignedTokens += missingTokens;
     return describe(engine);
   }

@@ -1,10 +1,13 @@
 /** Durable Objects "fleet", one or a few, sharded by tenant: engines register here with heartbeats, and turns ask here for one. */
 import { DurableObject } from "cloudflare:workers";
+import { QuireError } from "../protocol/errors.ts";
 import type { EngineHeartbeat } from "../protocol/generate.ts";
 import { LIMITS } from "../protocol/limits.ts";
 import { ReplayGuard } from "../protocol/signature.ts";
 import type { Env } from "./env.ts";
+import { callWakeHook, Waker } from "./fleet/wake.ts";
 import { FleetTable, type PickedEngine, type PickRequest } from "./fleet-table.ts";
+import { logError } from "./log.ts";
 
 /** A model that can be asked for now. */
 export interface LiveModel {
@@ -19,20 +22,36 @@ export type ResolvedModel = { status: "known"; id: string } | { status: "unknown
 /** Names that stand for whatever model is there. */
 const ALIASES = ["quire", "default"];
 
+/** The engine for a turn; without one, whether it is worth asking again: engines are being started. */
+export interface PickAnswer {
+  engine?: PickedEngine | undefined;
+  waking: boolean;
+}
+
 /** Engines live in memory only: after a restart they are back with their next heartbeat, within a second. */
 export class Fleet extends DurableObject<Env> {
   readonly #table = new FleetTable();
   readonly #replays = new ReplayGuard();
+  readonly #waker = openWaker(this.env);
 
   /** False for a signed request that was here before. */
   async admitNonce(nonce: string, expiresMs: number): Promise<boolean> {
     return this.#replays.admit({ nonce, expiresMs }, Date.now());
   }
 
-  async heartbeat(heartbeat: EngineHeartbeat): Promise<void> {
+  /** @returns true for an engine that has been idle for so long that it may be let go (`QUIRE_IDLE_RELEASE_MS`) */
+  async heartbeat(heartbeat: EngineHeartbeat): Promise<boolean> {
     const key = modelKey(heartbeat.model);
     if (this.ctx.storage.kv.get(key) === undefined) this.ctx.storage.kv.put(key, Math.floor(Date.now() / 1000));
     this.#table.heartbeat(heartbeat, Date.now());
+    if (!heartbeat.draining) this.#waker?.arrived(heartbeat.model);
+    const idleMsMax = readMs(this.env.QUIRE_IDLE_RELEASE_MS);
+    return idleMsMax !== undefined && this.#table.idleMs(heartbeat.engineId, Date.now()) >= idleMsMax;
+  }
+
+  /** Sends an engine no more turns, unless it was given one just now. */
+  async release(engineId: string): Promise<void> {
+    this.#table.release(engineId);
   }
 
   /** Models of live engines. */
@@ -42,25 +61,62 @@ export class Fleet extends DurableObject<Env> {
       .map((id) => ({ id, createdS: this.ctx.storage.kv.get<number>(modelKey(id)) ?? 0 }));
   }
 
-  /** Finds a model by name or alias. A model seen before whose engines are all gone is "no_engine", not "unknown". */
+  /**
+   * Finds a model by name or alias. A model seen before whose engines are all gone is "no_engine", not "unknown"; where engines can be
+   * started it is "known".
+   */
   async resolveModel(name: string): Promise<ResolvedModel> {
     const live = this.#table.models(Date.now());
     if (live.includes(name)) return { status: "known", id: name };
     const [first] = live;
-    if (first === undefined) return { status: "no_engine" };
-    if (ALIASES.includes(name)) return { status: "known", id: first };
-    return { status: this.ctx.storage.kv.get(modelKey(name)) === undefined ? "unknown" : "no_engine" };
+    if (first !== undefined && ALIASES.includes(name)) return { status: "known", id: first };
+    const id = first === undefined && ALIASES.includes(name) ? this.#firstModel() : name;
+    const isKnown = id !== undefined && this.ctx.storage.kv.get(modelKey(id)) !== undefined;
+    if (isKnown && this.#waker) return { status: "known", id };
+    return { status: first === undefined || isKnown ? "no_engine" : "unknown" };
   }
 
-  /** The engine for a turn; undefined when none serves the model. */
-  async pick(request: PickRequest): Promise<PickedEngine | undefined> {
-    return this.#table.pick(request, Date.now());
+  /** The engine for a turn. Where none serves the model but engines can be started, the hook is called, and one is waited for up to `waitMs`. */
+  async pick(request: PickRequest, waitMs: number): Promise<PickAnswer> {
+    const endMs = Date.now() + waitMs;
+    for (;;) {
+      const engine = this.#table.pick(request, Date.now());
+      if (engine || !this.#waker?.hasRoom || !this.#waker.wake(request.model)) return { engine, waking: false };
+      const leftMs = endMs - Date.now();
+      if (leftMs <= 0) return { waking: true };
+      await this.#waker.arrival(leftMs);
+    }
   }
 
   /** An engine to ask about a session, no turn: the one that served it, or any of its model. */
   async find(request: { model: string; engineId?: string | undefined }): Promise<PickedEngine | undefined> {
     return this.#table.find(request, Date.now());
   }
+
+  /** The model that was seen first, of those that were ever here. */
+  #firstModel(): string | undefined {
+    const seen = [...this.ctx.storage.kv.list<number>({ prefix: modelKey("") })];
+    const [first] = seen.sort(([, a], [, b]) => a - b);
+    return first?.[0].slice(modelKey("").length);
+  }
+}
+
+function openWaker({ QUIRE_WAKE_URL: url, QUIRE_ENGINE_KEY: key }: Env): Waker | undefined {
+  if (!url) return undefined;
+  const onFailure = (model: string, cause: unknown) =>
+    logError("wake", new QuireError("no_engine", `The wake hook failed for '${model}'.`, { cause }));
+  return new Waker({ call: (model) => callWakeHook(url, key, model), onFailure, now: () => Date.now() });
+}
+
+/** A setting in milliseconds; undefined when it is absent or none. */
+function readMs(text: string | undefined): number | undefined {
+  const value = text === undefined || text.trim() === "" ? Number.NaN : Number(text);
+  return Number.isFinite(value) && value >= 0 ? value : undefined;
+}
+
+/** How long a turn waits for an engine that is being started. */
+export function holdMsMax(env: Env): number {
+  return Math.min(readMs(env.QUIRE_WAKE_WAIT_MS) ?? LIMITS.holdMsMax, LIMITS.holdMsMax);
 }
 
 function modelKey(model: string): string {

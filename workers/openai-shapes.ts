@@ -116,6 +116,9 @@ function engineBody(usage: EngineUsage): object {
     pages_selected: usage.pagesSelected,
     pages_in_context: usage.pagesInContext,
     pages_missed: usage.pagesMissed,
+    ...(usage.draftedTokens === undefined
+      ? {}
+      : { drafted_tokens: usage.draftedTokens, drafted_tokens_right: usage.draftedTokensRight }),
     kv_bytes_read: usage.kvBytesRead,
     metadata_bytes_read: usage.metadataBytesRead,
     queue_ms: usage.queueMs,

@@ -10,7 +10,7 @@ import {
   textChunk,
   usageChunk,
 } from "./openai-shapes.ts";
-import { SSE_HEADERS, SSE_HEARTBEAT, sseData, sseDone } from "./sse.ts";
+import { SSE_HEADERS, SSE_HEARTBEAT, sseData, sseDone, sseError } from "./sse.ts";
 import { readError, turnEvents } from "./turn-events.ts";
 import type { TextLogprob, TurnEvent, TurnFeed, TurnUsage } from "./turn-job.ts";
 
@@ -90,7 +90,7 @@ function renderEvent(
     case "end":
       return sseDone(id);
     case "error":
-      return sseData(errorBody(readError(event.error)), id);
+      return sseError(errorBody(readError(event.error)), { id, retryMs: event.error.retryAfterMs });
   }
 }
 

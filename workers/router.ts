@@ -129,8 +129,11 @@ async function heartbeat(request: Request, env: Env): Promise<Response> {
   // One of them remembers nonces for all.
   if (!fleet || !(await fleet.admitNonce(claims.nonce, claims.expiresMs))) throw refused();
   const beat = readHeartbeat(parseJsonObject(body));
-  await Promise.all([fleet, ...others].map((shard) => shard.heartbeat(beat)));
-  return Response.json({ status: "ok" });
+  const shards = [fleet, ...others];
+  const idle = await Promise.all(shards.map((shard) => shard.heartbeat(beat)));
+  const release = idle.every(Boolean) && !beat.draining;
+  if (release) await Promise.all(shards.map((shard) => shard.release(beat.engineId)));
+  return Response.json({ status: "ok", ...(release ? { release } : {}) });
 }
 
 function param(request: IRequest, name: string): string {

@@ -7,6 +7,12 @@ export function sseData(payload: unknown, id?: string): Uint8Array {
   return encoder.encode(`${idLine(id)}data: ${JSON.stringify(payload)}\n\n`);
 }
 
+/** The error that ends a stream; `retryMs` says when to come again, as the standard has it. */
+export function sseError(payload: unknown, options: { id?: string; retryMs?: number | undefined }): Uint8Array {
+  const retry = options.retryMs === undefined ? "" : `retry: ${Math.ceil(options.retryMs)}\n`;
+  return encoder.encode(`${idLine(options.id)}${retry}data: ${JSON.stringify(payload)}\n\n`);
+}
+
 /** The event that ends a stream. */
 export function sseDone(id: string): Uint8Array {
   return encoder.encode(`${idLine(id)}data: [DONE]\n\n`);

@@ -35,6 +35,8 @@ export interface TurnOptions {
   sampling: SamplingOptions;
   stopStrings: string[];
   selection: SelectionRequest;
+  /** `quire.speculation`: the engine may guess next tokens and check several at once. */
+  speculation?: boolean;
   /** Undefined: no logprobs; otherwise alternatives beside the chosen token. */
   topLogprobs?: number | undefined;
 }

@@ -11,6 +11,7 @@ import {
   readResponse,
   readSampling,
   readSelection,
+  readSpeculation,
   readStop,
 } from "./validate.ts";
 
@@ -44,6 +45,7 @@ export function validateChat(body: Record<string, unknown>, context: ValidationC
     maxTokensDefault: LIMITS.completionTokensDefault,
     sampling: readSampling(fields, context.randomSeed),
     stopStrings: readStop(fields),
+    ...readSpeculation(quire),
     selection: readSelection(quire, context.selectionDefaults),
     topLogprobs: readTopLogprobs(fields),
   };

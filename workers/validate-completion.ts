@@ -7,6 +7,7 @@ import {
   readResponse,
   readSampling,
   readSelection,
+  readSpeculation,
   readStop,
 } from "./validate.ts";
 import type { ValidationContext } from "./validate-chat.ts";
@@ -41,6 +42,7 @@ export function validateCompletion(body: Record<string, unknown>, context: Valid
     maxTokensParam: "max_tokens",
     sampling: readSampling(fields, context.randomSeed),
     stopStrings: readStop(fields),
+    ...readSpeculation(quire),
     selection: readSelection(quire, context.selectionDefaults),
     topLogprobs: fields.number("logprobs", { min: 0, max: LOGPROBS_MAX, integer: true }),
   };

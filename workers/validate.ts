@@ -80,6 +80,11 @@ export function readChoiceCount(fields: Fields, sessionId: string | undefined): 
   return count;
 }
 
+/** Reads `quire.speculation`. */
+export function readSpeculation(quire: Fields | undefined): { speculation?: boolean } {
+  return quire?.boolean("speculation") === true ? { speculation: true } : {};
+}
+
 /** Reads `quire.selection` over the server's defaults; the other fields of `quire` are read by {@link readResponse}. */
 export function readSelection(quire: Fields | undefined, defaults: SelectionRequest): SelectionRequest {
   if (!quire) return defaults;

@@ -42,7 +42,7 @@ export function pageOf(figures: Figures, context: PageContext): string {
       "Fidelity against bytes",
       "One plot per context. The further left a selection reaches a height, the cheaper it is. Bytes are those that a token's step reads " +
         "in all layers, summaries and keys read for scoring included, over those of a dense step. Bars are 95 % intervals over texts.",
-      ...fidelityPlots(fidelity, names).map(plots),
+      ...plotRows(fidelityPlots(fidelity, names)),
     ),
     section(
       "Layer by layer",
@@ -99,6 +99,11 @@ function plots(items: readonly string[]): string {
   return `<div class="plots">${items.join("\n")}</div>`;
 }
 
+/** A row per measure; one row for all where each has one plot only. */
+function plotRows(measures: readonly (readonly string[])[]): string[] {
+  return measures.every((each) => each.length === 1) ? [plots(measures.flat())] : measures.map(plots);
+}
+
 function legend(names: readonly string[]): string {
   const item = (name: string, index: number) => {
     const { color, isDashed } = colorOf(name, index);
@@ -128,7 +133,7 @@ function glanceColumns({ tasks }: Figures): Columns<FidelityFigure> {
     const [cases, right, dense] = (["cases", "right", "denseRight"] as const).map((key) =>
       here.reduce((sum, task) => sum + task[key], 0),
     );
-    return cases ? `${right} of ${cases}, dense ${dense}` : "";
+    return cases ? `${right} (${dense}) / ${cases}` : "";
   };
   const columns: Columns<FidelityFigure> = [
     ["selection", (row) => row.name],
@@ -145,7 +150,7 @@ function glanceColumns({ tasks }: Figures): Columns<FidelityFigure> {
     ["perplexity", (row) => (row.text ? percentOf(row.text.perplexityGrowth, true) : "")],
     ["ms a token", (row) => (row.text ? number(row.text.stepMs) : "")],
   ];
-  return tasks.length === 0 ? columns : [...columns, ["right answers", answers]];
+  return tasks.length === 0 ? columns : [...columns, ["right (dense) answers", answers]];
 }
 
 const taskColumns: Columns<Figures["tasks"][number]> = [

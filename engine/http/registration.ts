@@ -11,12 +11,15 @@ export interface RegistrationOptions {
   /** The secret shared with the edge; not empty. */
   key: string;
   beat(): EngineHeartbeat;
+  /** Called once, when the edge lets this engine go: it has had nothing to do for long. */
+  onRelease?: (() => void) | undefined;
   log: EngineLog;
 }
 
 /** Begins at once; `stop` sends a last beat that says draining. */
 export function startRegistration(options: RegistrationOptions): { stop(): Promise<void> } {
   let failing = false;
+  let released = false;
   const send = async (beat: EngineHeartbeat) => {
     try {
       const url = new URL("/v1/engines/heartbeat", options.edgeUrl);
@@ -31,8 +34,16 @@ export function startRegistration(options: RegistrationOptions): { stop(): Promi
         body,
         signal: AbortSignal.timeout(LIMITS.engineExpiryMs),
       });
-      await response.body?.cancel();
-      if (!response.ok) throw new Error(`the edge answered ${response.status}`);
+      if (!response.ok) {
+        await response.body?.cancel();
+        throw new Error(`the edge answered ${response.status}`);
+      }
+      const { release } = (await response.json()) as { release?: boolean };
+      if (release && !released) {
+        released = true;
+        options.log("engine.released", { edgeUrl: options.edgeUrl });
+        options.onRelease?.();
+      }
       if (failing) options.log("heartbeat.recovered", { edgeUrl: options.edgeUrl });
       failing = false;
     } catch (error) {

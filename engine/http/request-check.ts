@@ -63,6 +63,7 @@ export function checkRequest(value: unknown, bounds: RequestBounds): GenerateReq
     stopTokens: ids(fields.stopTokens, "stopTokens", 64),
     sampling: checkSampling(fields.sampling, bounds.vocabularySize),
     selection: checkSelection(fields.selection),
+    ...checkSpeculation(fields.speculation),
     ...optional(fields, "priority", -1, 1),
     ...optional(fields, "firstTokenMsMax", 1, LIMITS.turnMsMax),
     ...(top === undefined || top === null
@@ -96,12 +97,15 @@ export function resolveSelection(
     const message = `policy ${policy.name} needs ${policy.summary} summaries, which this engine does not keep.`;
     throw new QuireError("invalid_request", message, { param: "quire.selection.policy" });
   }
+  const { firstTurnBudgetTokens } = policy;
   if (policy.name !== "dense") policy.plan(chosen.budgetTokens);
+  if (firstTurnBudgetTokens !== undefined) policy.plan(firstTurnBudgetTokens);
   return {
     policy: policy.name,
     version: policy.version,
     groupTokens: policy.groupTokens,
     budgetTokens: chosen.budgetTokens,
+    ...(firstTurnBudgetTokens === undefined ? {} : { firstTurnBudgetTokens }),
     exact: exact || policy.name === "dense",
   };
 }
@@ -215,6 +219,12 @@ function checkSelection(value: unknown): SelectionRequest {
   const exact = fields.exact;
   if (typeof exact !== "boolean") refuse("quire.selection.exact", "must be true or false");
   return { policy: name, budgetTokens, exact };
+}
+
+function checkSpeculation(value: unknown): { speculation?: boolean } {
+  if (value === undefined || value === null) return {};
+  if (typeof value !== "boolean") refuse("quire.speculation", "must be true or false");
+  return { speculation: value };
 }
 
 /** A whole number that may be absent. */

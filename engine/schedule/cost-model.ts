@@ -29,6 +29,9 @@ const DRIFT_SHARE = 0.01;
 /** A step further off than so many deviations counts as one that is so far off. */
 const SURPRISE_MAX = 3;
 
+/** A prompt token attends to so many others. */
+const TYPICAL_CONTEXT_TOKENS = 2048;
+
 /** Predicts the time of steps. Pure arithmetic over what it was shown. */
 export class CostModel {
   readonly #ms = Float64Array.from(PRIOR_MS);
@@ -58,6 +61,11 @@ export class CostModel {
   /** Milliseconds that one more row adds to a step. */
   rowMs(attendedTokens: number): number {
     return this.#ms[1]! + (this.#ms[3]! * attendedTokens) / 1024;
+  }
+
+  /** What one more prompt token adds, where nobody says what is before it; undefined before any step has told. */
+  get typicalRowMs(): number | undefined {
+    return this.#observedCount === 0 ? undefined : this.rowMs(TYPICAL_CONTEXT_TOKENS);
   }
 
   /** Takes a measured step. */

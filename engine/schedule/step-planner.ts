@@ -10,6 +10,7 @@ import type { Sequence } from "../sequence/sequence.ts";
 import { nextRows, type RowRange } from "../sequence/slice-planner.ts";
 import type { EngineSettings } from "../settings.ts";
 import type { CostModel, StepLoad } from "./cost-model.ts";
+import type { Speculation } from "./speculation.ts";
 import { StepBudget } from "./step-budget.ts";
 import { addLoads, loadOf, NO_LOAD } from "./step-load.ts";
 import type { Tenants } from "./tenants.ts";
@@ -18,6 +19,14 @@ import type { Tenants } from "./tenants.ts";
 const GREEDY_SHARE = 1 / 4;
 /** Steps are so much shorter while tenants share the engine: who comes waits for the step under way. */
 const SHARED_STEP_SHARE = 1 / 2;
+
+/** What has its next token computed one by one, or several at once as guessed. */
+interface DecodeRoom {
+  /** Predicted time of the step without guesses, per sequence. */
+  stepMs: number;
+  /** Rows that may still be sampled. */
+  sampledLeft: number;
+}
 
 /** A sequence with its rows of the step. */
 export interface PlannedPart {
@@ -30,8 +39,10 @@ export interface PlannedPart {
 export interface StepPlannerOptions {
   settings: EngineSettings;
   rowsMax: number;
+  sampledMax: number;
   cost: CostModel;
   tenants: Tenants;
+  speculation: Speculation;
   /** Open slots that can be had now. */
   slotsLeft(): number;
   /** Blocks that must come to the device, or get summaries, before these rows can run. */
@@ -60,7 +71,8 @@ export class StepPlanner {
     const decodes = ready.filter(isDecoding);
     const greedy = new Set(this.#greedyTenants(decodes, prompts));
     const parts: PlannedPart[] = [];
-    for (const sequence of decodes) if (!greedy.has(sequence.namespace)) this.#add(parts, sequence, 1);
+    const room = this.#room(decodes, ready.length);
+    for (const sequence of decodes) if (!greedy.has(sequence.namespace)) this.#addDecode(parts, sequence, room);
     const budget = this.#budget(parts, { ready, prompts, greedy, nowMs });
     const thinned = decodes.filter(({ namespace }) => greedy.has(namespace));
     this.#addThinned(parts, thinned, budget);
@@ -114,14 +126,32 @@ export class StepPlanner {
     budget.take(part.load);
   }
 
-  #add(parts: PlannedPart[], sequence: Sequence, rowsMax: number): void {
-    if (parts.length === Math.min(this.#options.rowsMax, this.#options.settings.stepRowsMax)) return;
-    const part = this.#part(sequence, rowsMax);
-    if (part) parts.push(part);
+  /** Guesses may take what the ready ones leave: each has a row to be sampled. */
+  #room(decodes: readonly Sequence[], readyCount: number): DecodeRoom {
+    const { cost, sampledMax } = this.#options;
+    const loads = decodes.map((sequence) =>
+      loadOf(sequence, { from: sequence.tokenCount - 1, to: sequence.tokenCount, sampledRows: 1 }),
+    );
+    const stepMs = cost.predictMs(loads.reduce(addLoads, NO_LOAD)) / Math.max(1, decodes.length);
+    return { stepMs, sampledLeft: sampledMax - readyCount };
+  }
+
+  #addDecode(parts: PlannedPart[], sequence: Sequence, room: DecodeRoom): void {
+    const { rowsMax, settings, cost, speculation } = this.#options;
+    const rowsLeft = Math.min(rowsMax, settings.stepRowsMax) - parts.reduce((sum, { load }) => sum + load.rows, 0);
+    if (rowsLeft < 1) return;
+    const draft = speculation.propose(sequence, cost, {
+      stepMs: room.stepMs,
+      rowsMax: Math.min(rowsLeft - 1, room.sampledLeft),
+    });
+    const part = this.#part(sequence, 1, draft);
+    if (!part) return;
+    room.sampledLeft -= draft.length;
+    parts.push(part);
   }
 
   /** The next rows of a sequence, at most `rowsMax`, with memory taken for them; undefined when it has to wait or none fit. */
-  #part(sequence: Sequence, rowsMax: number): PlannedPart | undefined {
+  #part(sequence: Sequence, rowsMax: number, draft?: Uint32Array): PlannedPart | undefined {
     const { slotsLeft, needs, fetch, take, fail } = this.#options;
     if (sequence.phase !== "running" || sequence.error !== undefined) return undefined;
     const rows = nextRows(sequence, rowsMax, slotsLeft());
@@ -131,7 +161,8 @@ export class StepPlanner {
       fetch(sequence, rows, needed);
       return undefined;
     }
-    const sampledRows = rows.to === sequence.tokenCount ? 1 : 0;
+    const sampledRows = rows.to === sequence.tokenCount ? 1 + (draft?.length ?? 0) : 0;
+    if (draft?.length) Object.assign(rows, { draft, to: rows.to + draft.length });
     try {
       return { sequence, slice: take(sequence, rows), load: loadOf(sequence, { ...rows, sampledRows }) };
     } catch (error) {

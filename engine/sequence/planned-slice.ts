@@ -7,6 +7,8 @@ export interface PlannedSlice {
   to: number;
   slice: StepSlice;
   tokens: Uint32Array;
+  /** Guesses among them, behind the last known token (drafting.ts). */
+  draft: Uint32Array;
   /** Blocks this slice seals, by index; not yet the sequence's. */
   sealing: Map<number, LogicalBlock>;
   /** Slot of each touched block; those in `borrowed` were taken for this slice. */

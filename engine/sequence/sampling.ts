@@ -1,12 +1,13 @@
 /** Between the sampler on the device and a sequence's tokens. */
 import type { Sample, SampleRow } from "../../kernels/contract.ts";
+import type { SequenceResult } from "../../models/contract.ts";
 import type { TokenLogprob } from "../../protocol/generate.ts";
 import type { Sequence } from "./sequence.ts";
 
 const NONE = new Uint32Array(0);
 
-/** What the device needs to sample the next token: noise depends on the seed and the token's position alone, so a step can be repeated. */
-export function sampleParams(sequence: Sequence): Omit<SampleRow, "row"> {
+/** What the device needs to sample the next token, or one `ahead` of it: noise depends on the seed and the token's position alone, so a step can be repeated. */
+export function sampleParams(sequence: Sequence, ahead = 0): Omit<SampleRow, "row"> {
   const { sampling, topLogprobs } = sequence.request;
   const { seenIds, seenCounts } = seen(sequence);
   return {
@@ -22,7 +23,7 @@ export function sampleParams(sequence: Sequence): Omit<SampleRow, "row"> {
     biasIds: Uint32Array.from(sampling.logitBias, ([id]) => id),
     biasValues: Float32Array.from(sampling.logitBias, ([, value]) => value),
     seed: sampling.seed,
-    position: sequence.tokenCount,
+    position: sequence.tokenCount + ahead,
     ...(topLogprobs === undefined ? {} : { topLogprobs }),
   };
 }
@@ -37,6 +38,11 @@ function seen(sequence: Sequence): { seenIds: Uint32Array; seenCounts: Uint32Arr
     counts.set(id, (counts.get(id) ?? 0) + (position >= sequence.replyStart ? 1 : 0));
   }
   return { seenIds: Uint32Array.from(counts.keys()), seenCounts: Uint32Array.from(counts.values()) };
+}
+
+/** All samples of a step's slice, in the order of their rows. */
+export function samplesOf({ draftSamples = [], sample }: SequenceResult): Sample[] {
+  return sample === undefined ? [] : [...draftSamples, sample];
 }
 
 /** Appends a sampled token, reports it, and decides whether the turn ends with it. */

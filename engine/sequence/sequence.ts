@@ -48,6 +48,8 @@ export interface ResolvedSelection {
   policy: SelectionConfiguration;
   version: number;
   groupTokens: number;
+  /** Of the prompt of a session's first turn; absent: it is read densely. */
+  firstTurnBudgetTokens?: number;
   budgetTokens: number;
   /** What the request asked for, where a busy engine gives less. */
   budgetTokensAsked?: number;
@@ -125,7 +127,7 @@ export class Sequence {
     this.#ids = new Uint32Array(prompt.length + request.maxTokens);
     this.#ids.set(prompt);
     this.spans = new SpanList(request.spans);
-    const promptHow = request.turnStart === 0 ? DENSE : this.#how(selection.groupTokens);
+    const promptHow = request.turnStart === 0 ? this.#firstPromptHow() : this.#how(selection.groupTokens);
     const replyHow = this.#how(1);
     this.spans.append(promptHow === replyHow ? prompt.length : this.replyStart, promptHow);
     this.spans.append(prompt.length, replyHow);
@@ -259,8 +261,13 @@ export class Sequence {
     this.reservedCount = 0;
   }
 
-  #how(groupTokens: number): string {
-    const { policy, version, budgetTokens } = this.selection;
+  #firstPromptHow(): string {
+    const { firstTurnBudgetTokens, groupTokens } = this.selection;
+    return firstTurnBudgetTokens === undefined ? DENSE : this.#how(groupTokens, firstTurnBudgetTokens);
+  }
+
+  #how(groupTokens: number, budgetTokens = this.selection.budgetTokens): string {
+    const { policy, version } = this.selection;
     return policy === DENSE ? DENSE : formatHow({ policy, version, budgetTokens, groupTokens });
   }
 

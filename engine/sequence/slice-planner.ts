@@ -18,12 +18,16 @@ import { groupStarts, parseHow } from "../kv/provenance.ts";
 import type { PlannedSlice } from "./planned-slice.ts";
 import type { Sequence } from "./sequence.ts";
 
+const NO_DRAFT = new Uint32Array(0);
+
 /** The rows that would come next: a span piece with one plan. */
 export interface RowRange {
   from: number;
   to: number;
   plan: SelectionPlan;
   groupTokens: number;
+  /** Guesses behind the last known token; `to` counts them. They lie in the block that is being filled and do not fill it. */
+  draft?: Uint32Array;
   /** Tokens of an earlier turn, computed again. */
   replay: boolean;
 }
@@ -109,7 +113,7 @@ function takeMemory(sequence: Sequence, rows: RowRange, memory: PlanMemory): Sli
 
 /** Takes the memory for a range of rows and describes it for the device. Where it throws, it has taken nothing. */
 export function planSlice(sequence: Sequence, rows: RowRange, memory: PlanMemory): PlannedSlice {
-  const { from, to } = rows;
+  const { from, to, draft = NO_DRAFT } = rows;
   const { sealing, slots, borrowed } = takeMemory(sequence, rows, memory);
   const blockCapacity = Math.ceil(to / BLOCK_TOKENS);
   const slice: StepSlice = {
@@ -127,7 +131,8 @@ export function planSlice(sequence: Sequence, rows: RowRange, memory: PlanMemory
     from,
     to,
     slice,
-    tokens: sequence.ids.slice(from, to),
+    tokens: Uint32Array.of(...sequence.ids.subarray(from, to), ...draft),
+    draft,
     sealing,
     slots,
     borrowed,

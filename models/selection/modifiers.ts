@@ -49,6 +49,8 @@ const EFFECTS: Readonly<Record<ModifierName, ModifierEffect>> = {
         : { ...plan, sinkPages };
     },
   },
+  // Nothing of a plan: which plan a first prompt is read with, see SelectionPolicy.firstTurnBudgetTokens.
+  "first-turn": { version: 1, apply: (plan) => plan },
   "dense-layers": { version: 1, apply: (plan, value) => ({ ...plan, denseLayers: Number(value) }) },
   share: { version: 1, apply: (plan, value) => ({ ...plan, layersPerChoice: Number(value) }) },
   recent: { version: 1, apply: (plan, value) => ({ ...plan, recentPages: Number(value) / PAGE_TOKENS }) },

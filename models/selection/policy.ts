@@ -27,6 +27,8 @@ export interface SelectionPolicy {
   readonly summary?: SummaryKind;
   /** Rows of one query group in prefill. */
   readonly groupTokens: number;
+  /** Budget under which the prompt of a session's first turn is read; absent: densely. */
+  readonly firstTurnBudgetTokens?: number;
   /**
    * The plan for a budget in tokens, sinks and recent pages included.
    * @throws {QuireError} `invalid_request` when the budget is not a multiple of 16 or below {@link BUDGET_TOKENS_MIN}

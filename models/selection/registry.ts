@@ -28,8 +28,10 @@ export function policyNamed(text: string): SelectionPolicy {
   const { policy, modifiers, canonical } = parseSelection(text);
   const base = POLICIES[policy];
   if (modifiers.length === 0) return base;
+  const firstTurn = modifiers.find(({ name }) => name === "first-turn");
   return {
     ...base,
+    ...(firstTurn === undefined ? {} : { firstTurnBudgetTokens: Number(firstTurn.value) }),
     name: canonical,
     version: base.version + modifiersVersion(modifiers),
     plan: (budgetTokens) => modifyPlan(base.plan(budgetTokens), modifiers),

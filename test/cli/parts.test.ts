@@ -67,6 +67,22 @@ describe("the data folder", () => {
       for (const value of Object.values(other.secrets)) expect(Object.values(first.secrets)).not.toContain(value);
     }));
 
+  it("from before there were operators gets a key for them, and keeps the rest", () =>
+    withTempFolder(async (folder) => {
+      const path = join(folder, "data");
+      const first = await openDataFolder(path);
+      await first.release();
+      const { operatorKey: _, ...old } = first.secrets;
+      await writeFile(join(path, "secrets.json"), JSON.stringify(old));
+      const second = await openDataFolder(path);
+      await second.release();
+      expect(second.secrets).toMatchObject(old);
+      expect(second.secrets.operatorKey).toMatch(/^qk-[\w-]{43}$/);
+      const third = await openDataFolder(path);
+      await third.release();
+      expect(third.secrets).toEqual(second.secrets);
+    }));
+
   it("belongs to one living process; a dead one's lock is taken over", () =>
     withTempFolder(async (folder) => {
       await writeFile(join(folder, "lock"), String(process.ppid));

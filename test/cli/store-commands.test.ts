@@ -92,6 +92,9 @@ describe("quire sessions", () => {
         NO_DATA,
       );
       expect(piped.code).toBe(0);
+      const leaver = `${command} export second ${store} | true; echo "${"$"}{PIPESTATUS[0]}"`;
+      const left = await runProgram("bash", ["-c", leaver], NO_DATA);
+      expect({ stdout: left.stdout, stderr: left.stderr }).toEqual({ stdout: "141\n", stderr: "" });
       const twice = await quire(["sessions", "import", target, "--namespace=ff", `--in=${archive}`], NO_DATA);
       expect(twice.code).toBe(0);
       const again = await quire(["sessions", "import", target, "--namespace=ff", `--in=${archive}`], NO_DATA);

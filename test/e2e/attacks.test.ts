@@ -54,7 +54,7 @@ async function expectAlive(): Promise<void> {
   const response = await ask("Are you there?");
   expect(response.status).toBe(200);
   await response.text();
-  expect(performance.now() - beginMs).toBeLessThan(5_000);
+  expect(performance.now() - beginMs).toBeLessThan(10_000);
 }
 
 async function engineBusy(): Promise<number> {
@@ -97,7 +97,8 @@ describe("another tenant", () => {
       const { usage } = (await (await ask(question, { key })).json()) as Answer;
       return usage.prompt_tokens_details?.cached_tokens ?? 0;
     };
-    expect(await cached(apiKey)).toBe(0);
+    // What every prompt of this tenant begins with is there from before.
+    expect(await cached(apiKey)).toBeLessThan(16);
     expect(await cached(apiKey)).toBeGreaterThan(500);
     expect(await cached(otherKey)).toBe(0);
     expect(await cached(otherKey)).toBeGreaterThan(500);
@@ -140,6 +141,42 @@ describe("an engine that is spoken to directly", () => {
       expect(await response.text()).toBe("not authorized\n");
     }
     await expectAlive();
+  });
+});
+
+describe("what wrangler brings for developers", () => {
+  it.each([
+    "/cdn-cgi/explorer",
+    "/cdn-cgi/explorer/api/r2/buckets",
+    "/cdn-cgi/explorer/api/workers/durable_objects/namespaces",
+    "/cdn-cgi/local/explorer",
+    "/cdn-cgi/local/explorer/api/r2/buckets",
+    "/cdn-cgi/local/explorer/api/workers/durable_objects/namespaces",
+    "/cdn-cgi/local/observability",
+    "/cdn-cgi/local/platform-proxy",
+    "/cdn-cgi/local/r2/s3/quire-pages?list-type=2",
+    "/cdn-cgi/local/r2/public/quire-pages",
+    "/cdn-cgi/local/r2/public/quire-pages/",
+    "/cdn-cgi/local/r2/public/quire-pages/models/",
+    "/cdn-cgi/local/r2/public/quire-pages/?list-type=2",
+  ])("shows nothing to a stranger: %s", async (path) => {
+    for (const headers of [{}, { authorization: `Bearer ${apiKey}` }] as Record<string, string>[]) {
+      const response = await fetch(edgeUrl + path, { headers });
+      const text = await response.text();
+      expect(response.status, text.slice(0, 200)).toBeGreaterThanOrEqual(400);
+      expect(text).not.toMatch(/SessionLog|vocab_size|<Key>/);
+    }
+  });
+
+  it("takes nothing from a stranger", async () => {
+    for (const method of ["PUT", "POST", "DELETE"]) {
+      for (const path of ["/cdn-cgi/local/r2/public/quire-pages/planted", "/cdn-cgi/local/r2/s3/quire-pages/planted"]) {
+        const response = await fetch(edgeUrl + path, { method, body: method === "DELETE" ? null : "x" });
+        expect(response.status, `${method} ${path}`).toBeGreaterThanOrEqual(400);
+        await response.text();
+      }
+    }
+    expect((await fetch(`${edgeUrl}/cdn-cgi/local/r2/public/quire-pages/planted`)).status).toBe(404);
   });
 });
 
@@ -197,9 +234,9 @@ describe("slow clients", () => {
     await sleep(300);
     const beginMs = performance.now();
     await expectAlive();
-    await Promise.race([Promise.all(stalled.map(({ closed }) => closed)), sleep(LIMITS.requestIdleMsMax + 4_000)]);
+    await Promise.race([Promise.all(stalled.map(({ closed }) => closed)), sleep(LIMITS.requestIdleMsMax + 9_000)]);
     for (const { heard } of stalled) expect(heard()).toMatch(/^HTTP\/1\.1 408 [\s\S]*"code":"request_timeout"/);
-    expect(performance.now() - beginMs).toBeLessThan(LIMITS.requestIdleMsMax + 5_000);
+    expect(performance.now() - beginMs).toBeLessThan(LIMITS.requestIdleMsMax + 10_000);
     expect(begun.length + atEngine.length).toBe(80);
     await expectAlive();
   }, 60_000);

@@ -212,6 +212,8 @@ describe("an engine without a key", () => {
     [{ host: "127.0.0.1.example" }, "needs a key to listen on 127.0.0.1.example"],
     [{ host: "127.0.0.1", edgeUrl: "http://127.0.0.1:1" }, "needs a key to register with an edge"],
     [{ host: "127.0.0.1", engineKey: "short" }, "fewer than 16 characters"],
+    [{ host: "127.0.0.1", engineKey: "a-key-of-enough-length,short" }, "fewer than 16 characters"],
+    [{ host: "127.0.0.1", engineKey: "," }, "fewer than 16 characters"],
   ])("does not start: %j", async (place, message) => {
     await expect(startEngineServer({ ...options, ...numbers, ...place, log: () => {} })).rejects.toThrow(message);
   });

@@ -17,9 +17,11 @@ function vitest(name: string, title: string, timeoutMs: number, args: readonly s
   return { name, title, kind: "vitest", timeoutMs, command: ["vitest", "run", "--allowOnly=false", ...args] };
 }
 
-function check(name: string, title: string, command: Step["command"]): Step {
-  return { name, title, kind: "check", timeoutMs: 3 * minuteMs, command };
+function check(name: string, title: string, command: Step["command"], timeoutMs = 3 * minuteMs): Step {
+  return { name, title, kind: "check", timeoutMs, command };
 }
+
+const SIM = ["node", "test/sim/main.ts"] as const;
 
 /** All steps in order. `full` gives long tests (`*.long.test.ts`) the time they need. */
 export function allSteps({ full }: { full: boolean }): Step[] {
@@ -30,6 +32,13 @@ export function allSteps({ full }: { full: boolean }): Step[] {
     check("types-workers", "Types: Worker", ["tsc", "-p", "workers/tsconfig.json"]),
     vitest("style", "Import rule and style", 2 * minuteMs, ["test/style"]),
     vitest("node", "Unit and conformance", 9 * minuteMs * stretch, ["--exclude", "test/style/**"]),
+    check(
+      "sim",
+      "Simulation, 1,000 seeds",
+      [...SIM, "--seeds", full ? "10000" : "1000", "--jobs", "2"],
+      5 * minuteMs * stretch,
+    ),
+    check("sim-mutants", "Simulation without its safeguards", [...SIM, "--mutants"], 5 * minuteMs),
     vitest("workers", "Worker in workerd", 5 * minuteMs * stretch, ["-c", "test/workers/vitest.config.ts"]),
     vitest("e2e", "End to end", 9 * minuteMs * stretch, ["-c", "test/e2e/vitest.config.ts"]),
   ];

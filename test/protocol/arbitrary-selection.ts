@@ -23,5 +23,7 @@ function written(name: ModifierName): fc.Arbitrary<string> {
   if ("words" in rule) return fc.constantFrom(...rule.words).map((word) => `${name}(${word})`);
   // Eighths are written out exactly in decimals.
   const step = rule.step ?? 1 / 8;
-  return fc.integer({ min: Math.ceil(rule.min / step), max: Math.floor(rule.max / step) }).map((count) => `${name}(${count * step})`);
+  return fc
+    .integer({ min: Math.ceil(rule.min / step), max: Math.floor(rule.max / step) })
+    .map((count) => `${name}(${count * step})`);
 }

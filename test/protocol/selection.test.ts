@@ -46,12 +46,12 @@ describe("the configuration language", () => {
     ["Quest", `"Quest" at position 0`],
     [
       "quest+",
-      `the end at position 6 of "quest+": expected a modifier of quest: radius, combine, scope, top-p, sink, recent, dense-layers, share`,
+      `the end at position 6 of "quest+": expected a modifier of quest: radius, combine, scope, top-p, sink, recent, first-turn, dense-layers, share`,
     ],
     ["quest+candidates(2)", `"candidates" at position 6`],
     [
       "tokenselect+scope(layer)",
-      `expected a modifier of tokenselect: radius, candidates, sink, recent, dense-layers, share`,
+      `expected a modifier of tokenselect: radius, candidates, sink, recent, first-turn, dense-layers, share`,
     ],
     ["dense+sink(16)", `"sink" at position 6 of "dense+sink(16)": there is no further modifier`],
     ["quest sink(16)", `"sink" at position 6 of "quest sink(16)": expected "+" or the end`],

@@ -60,6 +60,30 @@ describe("a signature", () => {
   });
 });
 
+describe("a secret of several keys", () => {
+  it("signs with the first and accepts all: a key is replaced step by step, and nobody is refused", async () => {
+    const [old, next] = ["an old key of 16", "the next key of 16"];
+    const accepts = async (signer: string, verifier: string) =>
+      (await verifySignature(verifier, target, await signRequest(signer, target, body, NOW), NOW)) !== undefined;
+    // Edge and engines, before, during and after; each step changes one side.
+    const steps = [
+      [old, old],
+      [old, `${old},${next}`],
+      [`${next}, ${old}`, `${old},${next}`],
+      [`${next},${old}`, next],
+      [next, next],
+    ] as const;
+    for (const [edge, engine] of steps) {
+      expect(await accepts(edge, engine)).toBe(true);
+      expect(await accepts(engine, edge)).toBe(true);
+    }
+    expect(await accepts(old, next)).toBe(false);
+    expect(await accepts(next, old)).toBe(false);
+    expect(await verifySignature(",", target, await signRequest(old, target, body, NOW), NOW)).toBeUndefined();
+    await expect(signRequest(" , ", target, body, NOW)).rejects.toThrow("there is a key to sign with");
+  });
+});
+
 describe("nonces", () => {
   it("come once, and are forgotten when they are too old to come again", () => {
     const guard = new ReplayGuard(4);

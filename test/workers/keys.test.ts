@@ -1,8 +1,11 @@
 import { createHash, randomBytes } from "node:crypto";
 import { describe, expect, it } from "vitest";
+import { LIMITS } from "../../protocol/limits.ts";
 import { KeyCache, KeyTableCache } from "../../workers/auth/key-cache.ts";
 import { KeyIndex, keyTableJson, readKeyTable } from "../../workers/auth/key-record.ts";
-import { edge, KEY_A, makeWorld, textOf } from "./world.ts";
+import type { Env } from "../../workers/env.ts";
+import { handle } from "../../workers/router.ts";
+import { edge, env, KEY_A, makeWorld, textOf } from "./world.ts";
 
 const OPERATOR = "key-of-operator";
 
@@ -233,18 +236,52 @@ describe("what an isolate remembers of keys", () => {
 
   it("is bounded in time and number", () => {
     let now = 0;
-    const cache = new KeyCache({ countMax: 2, ageMsMax: 10, now: () => now });
+    const cache = new KeyCache({ countMax: 2, ageMsMax: 10, staleMsMax: 50, now: () => now });
     cache.put("a", record);
     cache.put("b", record);
     expect(cache.get("a")).toBe(record);
     cache.put("c", record);
-    expect(cache.get("b")).toBeUndefined();
+    expect([cache.get("b"), cache.stale("b")]).toEqual([undefined, undefined]);
     expect(cache.get("a")).toBe(record);
     now = 9;
     expect(cache.get("a")).toBe(record);
     now = 10;
-    expect(cache.get("a")).toBeUndefined();
+    expect([cache.get("a"), cache.stale("a")]).toEqual([undefined, record]);
+    now = 50;
+    expect(cache.stale("a")).toBeUndefined();
+    cache.put("d", record);
+    cache.delete("d");
+    expect(cache.stale("d")).toBeUndefined();
+    cache.put("d", record);
     cache.clear();
-    expect(cache.get("c")).toBeUndefined();
+    expect(cache.stale("d")).toBeUndefined();
+  });
+
+  it("serves those who were here while the key ring does not answer, and nobody else", async () => {
+    const [key, other] = [newKey(), newKey()];
+    for (const each of [key, other]) await ring("POST", "", { hash: sha256(each), tenant: "stale" });
+    expect(await statusFor(key)).toBe(200);
+    const broken = {
+      ...env,
+      KEY_RING: { idFromName: () => "", get: () => ({ find: () => Promise.reject(new Error("down")) }) },
+    };
+    const ask = async (each: string) => {
+      const request = new Request("http://edge.test/v1/models", { headers: bearer(each) });
+      const response = await handle(request, broken as unknown as Env);
+      await response.text();
+      return response.status;
+    };
+    const { now } = Date;
+    try {
+      const laterMs = now() + LIMITS.keyCacheMsMax + 1;
+      Date.now = () => laterMs;
+      expect(await ask(key)).toBe(200);
+      expect(await ask(other)).toBe(500);
+      Date.now = () => laterMs + LIMITS.keyStaleMsMax;
+      expect(await ask(key)).toBe(500);
+    } finally {
+      Date.now = now;
+    }
+    expect(await statusFor(key)).toBe(200);
   });
 });

@@ -177,7 +177,7 @@ export function parseEvents(text: string): unknown[] {
   if (events.pop() !== "") throw new Error(`the stream is cut: ${JSON.stringify(text.slice(-80))}`);
   return events.map((event) => {
     if (event.startsWith(":")) return ":";
-    const [, data] = /^id: [0-9a-f]{20}\.\d+\ndata: (.*)$/.exec(event) ?? [];
+    const [, data] = /^id: [0-9a-f]{20}\.\d+\n(?:retry: \d+\n)?data: (.*)$/.exec(event) ?? [];
     if (data === undefined) throw new Error(`not an event: ${event}`);
     return data === "[DONE]" ? data : (JSON.parse(data) as unknown);
   });

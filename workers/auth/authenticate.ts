@@ -4,6 +4,7 @@ import { QuireError } from "../../protocol/errors.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { within } from "../deadline.ts";
 import type { Env } from "../env.ts";
+import { logError } from "../log.ts";
 import { isolateKeys, isolateKeyTable } from "./key-cache.ts";
 import { assertKeyAllows, type KeyIndex, type KeyRecord, type Scope } from "./key-record.ts";
 import { keyRingOf } from "./key-ring.ts";
@@ -39,8 +40,22 @@ async function findKey(hash: string, env: Env): Promise<KeyRecord | undefined> {
   if (inTable) return inTable;
   const known = isolateKeys.get(hash);
   if (known) return known;
-  const found = await within(LIMITS.keyRingMsMax, keyRingOf(env).find(hash));
+  return askRing(hash, env);
+}
+
+/** A key ring that does not answer stops nobody who was here a moment ago. */
+async function askRing(hash: string, env: Env): Promise<KeyRecord | undefined> {
+  let found: KeyRecord | undefined;
+  try {
+    found = await within(LIMITS.keyRingMsMax, keyRingOf(env).find(hash));
+  } catch (thrown) {
+    const stale = isolateKeys.stale(hash);
+    if (!stale) throw thrown;
+    logError(`key ring, for ${stale.id}`, thrown);
+    return stale;
+  }
   if (found) isolateKeys.put(hash, found);
+  else isolateKeys.delete(hash);
   return found;
 }
 

@@ -6,12 +6,15 @@ import { KeyIndex, type KeyRecord, readKeyTable } from "./key-record.ts";
 export interface KeyCacheOptions {
   countMax: number;
   ageMsMax: number;
+  /** How old a record may be when nobody can be asked. */
+  staleMsMax: number;
   now: () => number;
 }
 
 /**
  * Records of keys that exist, by hash; the least recently used go first. A key that is revoked is refused everywhere once `ageMsMax` has
- * passed. Keys that do not exist are not remembered: each wrong one is another, and they would push out the good ones.
+ * passed; while the key ring cannot be asked, once `staleMsMax` has. Keys that do not exist are not remembered: each wrong one is another, and
+ * they would push out the good ones.
  */
 export class KeyCache {
   readonly #options: KeyCacheOptions;
@@ -21,13 +24,14 @@ export class KeyCache {
     this.#options = options;
   }
 
+  /** A record that is as good as asked for. */
   get(hash: string): KeyRecord | undefined {
-    const known = this.#records.get(hash);
-    if (!known) return undefined;
-    this.#records.delete(hash);
-    if (this.#options.now() - known.readMs >= this.#options.ageMsMax) return undefined;
-    this.#records.set(hash, known);
-    return known.record;
+    return this.#youngerThan(this.#options.ageMsMax, hash);
+  }
+
+  /** A record for when there is nobody to ask. */
+  stale(hash: string): KeyRecord | undefined {
+    return this.#youngerThan(this.#options.staleMsMax, hash);
   }
 
   put(hash: string, record: KeyRecord): void {
@@ -39,9 +43,23 @@ export class KeyCache {
     }
   }
 
+  /** Forgets one, which is gone. */
+  delete(hash: string): void {
+    this.#records.delete(hash);
+  }
+
   /** Forgets all, for what was changed through this isolate. */
   clear(): void {
     this.#records.clear();
+  }
+
+  #youngerThan(msMax: number, hash: string): KeyRecord | undefined {
+    const known = this.#records.get(hash);
+    if (!known || this.#options.now() - known.readMs >= msMax) return undefined;
+    // Moves to the end: the first key is the least recently used.
+    this.#records.delete(hash);
+    this.#records.set(hash, known);
+    return known.record;
   }
 }
 
@@ -67,5 +85,6 @@ export const isolateKeyTable = new KeyTableCache();
 export const isolateKeys = new KeyCache({
   countMax: LIMITS.keyCacheCountMax,
   ageMsMax: LIMITS.keyCacheMsMax,
+  staleMsMax: LIMITS.keyStaleMsMax,
   now: () => Date.now(),
 });

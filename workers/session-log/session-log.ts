@@ -25,6 +25,7 @@ import type {
 } from "../turn-job.ts";
 import { exportLog, imageTokens, type LogImage } from "./log-image.ts";
 import { LogStore, type SessionMeta } from "./log-store.ts";
+import { pickEngine } from "./pick-engine.ts";
 import { type PreparedTurn, prepareTurn, SessionMoved } from "./prepare.ts";
 import { isNamed, Replays } from "./replays.ts";
 import { PromptRouter } from "./routed-prompt.ts";
@@ -58,7 +59,11 @@ export class SessionLog extends DurableObject<Env> {
     const job = unpackValue<TurnJob>(packed);
     const { idempotencyKey } = job;
     const again = idempotencyKey === undefined ? undefined : this.#replays.resume({ idempotencyKey, from: 0 });
-    if (again) return { status: "streaming", ...again };
+    if (again) {
+      // The turn has a place already.
+      await settlePlace(this.env, job, 0);
+      return { status: "streaming", ...again };
+    }
     if (this.#busy) {
       if (job.session?.implicit) return { status: "moved" };
       const busy = new QuireError("session_busy", "This session is working on another turn.", { retryAfterMs: 1_000 });
@@ -67,16 +72,19 @@ export class SessionLog extends DurableObject<Env> {
     this.#busy = true;
     const stream = new TurnStream({ resumable: job.resumable });
     this.#running = { stream, idempotencyKey };
+    const held = Promise.withResolvers<undefined>();
+    const starting = this.#start(job, stream, () => held.resolve(undefined));
     try {
-      const turn = await this.#start(job, stream);
-      const { numericsId } = turn;
+      const turn = await Promise.race([starting, held.promise]);
+      // An engine is still on its way: nobody knows its numerics yet.
+      const numericsId = turn?.numericsId ?? "starting";
       const { head } = job;
       this.#replays.begin(stream, job, numericsId);
       const readable = stream.subscribe(0);
       assert(readable !== undefined, "a new stream is held from its start");
       // Not awaited: the object outlives the request, and the stream carries whatever happens.
       void holdPlace(this.env, job);
-      void this.#finish(job, turn, stream);
+      void this.#finish(job, starting, stream);
       return { status: "streaming", streamId: stream.id, first: 0, numericsId, head, stream: readable };
     } catch (thrown) {
       await this.#giveUp(job);
@@ -178,7 +186,8 @@ export class SessionLog extends DurableObject<Env> {
     await this.remove();
   }
 
-  async #start(job: TurnJob, stream: TurnStream): Promise<RunningTurn> {
+  /** @param onHeld called when the turn has waited for an engine for `LIMITS.holdHeadersMs` and waits on */
+  async #start(job: TurnJob, stream: TurnStream, onHeld: () => void): Promise<RunningTurn> {
     const assets = await isolateAssets.get(this.env.PAGES, job.model);
     const store = job.session ? this.#open() : undefined;
     const fork = job.session?.forkFrom;
@@ -201,7 +210,7 @@ export class SessionLog extends DurableObject<Env> {
       stickyEngineId: meta?.engineId,
       pick: (stickyEngineId, excludeIds) => {
         const request = { model: job.model, stickyEngineId, excludeIds, prompt };
-        return within(LIMITS.engineExpiryMs, fleetOf(this.env, job.namespace).pick(request));
+        return pickEngine({ env: this.env, namespace: job.namespace, request, gone: stream.gone, onHeld });
       },
       engineKey: this.env.QUIRE_ENGINE_KEY,
       fetch: (input, init) => fetch(input, init),
@@ -217,8 +226,9 @@ export class SessionLog extends DurableObject<Env> {
   }
 
   /** Runs the turn to its end, writes the log, and only then says so. Never rejects. */
-  async #finish(job: TurnJob, turn: RunningTurn, stream: TurnStream): Promise<void> {
-    const last = await this.#settle(job, turn, stream).catch(async (thrown: unknown): Promise<TurnEvent[]> => {
+  async #finish(job: TurnJob, starting: Promise<RunningTurn>, stream: TurnStream): Promise<void> {
+    const settled = starting.then((turn) => this.#settle(job, turn, stream));
+    const last = await settled.catch(async (thrown: unknown): Promise<TurnEvent[]> => {
       await this.#giveUp(job).catch((cause: unknown) => logError(job.requestId, cause));
       logError(job.requestId, thrown);
       await settlePlace(this.env, job, 0);

@@ -232,7 +232,7 @@ export class TurnRunner {
     this.#engine = await this.#options.pick(this.#options.stickyEngineId, this.#failedIds);
     if (this.#engine) return this.#engine;
     throw new QuireError("no_engine", `No engine serves the model '${this.#options.job.model}' now.`, {
-      retryAfterMs: LIMITS.engineExpiryMs,
+      retryAfterMs: LIMITS.wakeRetryMs,
     });
   }
 
@@ -289,6 +289,7 @@ export class TurnRunner {
         logitBias: sampling.logitBias,
       },
       selection: job.selection,
+      ...(job.speculation ? { speculation: true } : {}),
       topLogprobs: job.topLogprobs,
     };
   }

@@ -123,6 +123,7 @@ function timedRunner(options: {
     config,
     fingerprint: "simulated",
     rowsMax: options.rowsMax,
+    sampledMax: ENGINE_DEFAULTS.runningMax,
     pool: emptyPool(options.blockCount),
     async step(sequences) {
       const ms = costOf(sequences, cost);

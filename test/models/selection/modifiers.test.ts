@@ -19,6 +19,12 @@ describe("modifiers", () => {
     expect(plan("tokenselect+candidates(8)")).toEqual({ ...plan("tokenselect"), candidatePages: 512 });
   });
 
+  it("say with which budget a first prompt is read, and leave the plan alone", () => {
+    expect(plan("quest+first-turn(4096)")).toEqual(plan("quest"));
+    expect(policyNamed("quest+first-turn(4096)").firstTurnBudgetTokens).toBe(4096);
+    expect(policyNamed("quest")).not.toHaveProperty("firstTurnBudgetTokens");
+  });
+
   it("work together, in any order", () => {
     const both = { ...plan("quest"), scope: "layer", sinkPages: 2 };
     expect(plan("quest+scope(layer)+sink(32)")).toEqual(both);

@@ -1,0 +1,42 @@
+import type { GetOptions, PageStore, PutResult, StoreObject } from "../../storage/contract.ts";
+
+/** A link to a store: every call takes a round trip, and bytes share one bandwidth. */
+export interface Link {
+  rttMs: number;
+  /** Megabits per second. */
+  mbps: number;
+}
+
+/** A store behind a link, to be read only: what is put goes nowhere, so that every run finds the same. */
+export class DelayedStore implements PageStore {
+  readonly name = "delayed";
+  readonly #inner: PageStore;
+  readonly #link: Link;
+  /** When the link will have carried everything that was asked for. */
+  #freeMs = 0;
+
+  constructor(inner: PageStore, link: Link) {
+    this.#inner = inner;
+    this.#link = link;
+  }
+
+  async get(key: string, options?: GetOptions): Promise<StoreObject | undefined> {
+    const object = await this.#inner.get(key, options);
+    const { rttMs, mbps } = this.#link;
+    const nowMs = performance.now();
+    this.#freeMs = Math.max(this.#freeMs, nowMs + rttMs) + ((object?.bytes.byteLength ?? 0) * 8) / (mbps * 1000);
+    await new Promise((resolve) => setTimeout(resolve, this.#freeMs - nowMs));
+    return object;
+  }
+
+  async put(): Promise<PutResult> {
+    await new Promise((resolve) => setTimeout(resolve, this.#link.rttMs));
+    return { outcome: "stored", etag: "nowhere" };
+  }
+
+  async delete(): Promise<void> {}
+
+  list: PageStore["list"] = (prefix, options) => this.#inner.list(prefix, options);
+
+  async close(): Promise<void> {}
+}

@@ -1,0 +1,139 @@
+/** The real engine as a process of a simulated world: its clock, its device's pace and its store are the world's, and it can die at any await. */
+import { type OpenedEngine, openEngine } from "../../engine/open.ts";
+import { ENGINE_DEFAULTS, type EngineSettings } from "../../engine/settings.ts";
+import type { Device } from "../../kernels/contract.ts";
+import { openDevice } from "../../kernels/open.ts";
+import type { ModelConfig, ModelRunner } from "../../models/contract.ts";
+import { openRunner } from "../../models/open.ts";
+import { TINY_CONFIG, TinyWeights } from "../engine/tiny-model.ts";
+import type { SimStore } from "./sim-store.ts";
+import { VirtualProcess, type VirtualTime } from "./virtual-time.ts";
+
+/** One layer, two query heads on one KV head. */
+export const SIM_CONFIG: ModelConfig = {
+  ...TINY_CONFIG,
+  layerCount: 1,
+  width: 16,
+  ffnWidth: 16,
+  headCount: 2,
+  kvHeadCount: 1,
+  headDim: 8,
+  vocabularySize: 32,
+  contextTokensMax: 1024,
+};
+
+const ROWS_MAX = 64;
+const STEP_MS = 1;
+const ROW_MS = 0.05;
+
+/** Where an engine lives. */
+export interface SimPlace {
+  time: VirtualTime;
+  store: SimStore;
+  blockCount: number;
+  settings?: Partial<EngineSettings>;
+}
+
+/** A model on a device of its own; the caller closes the device. */
+export async function openSimRunner(counts: {
+  blockCount: number;
+  openSlotCount: number;
+}): Promise<{ runner: ModelRunner; device: Device }> {
+  const device = await openDevice({ kind: "reference" });
+  const runner = await openRunner({
+    config: SIM_CONFIG,
+    source: new TinyWeights(SIM_CONFIG),
+    device,
+    encoding: "f32",
+    kv: {
+      encoding: "int8",
+      summaryKinds: ["min-max", "mean-deviation"],
+      blockCount: counts.blockCount,
+      openSlotCount: counts.openSlotCount,
+      summarySlotCount: counts.blockCount,
+    },
+    rowsMax: ROWS_MAX,
+  });
+  return { runner, device };
+}
+
+/** A running engine process. */
+export class SimEngine {
+  readonly opened: OpenedEngine;
+  readonly process: VirtualProcess;
+  /** Steps that failed: there must be none. */
+  readonly failures: string[];
+  readonly #device: Device;
+  readonly #onDeath = new Set<() => void>();
+
+  private constructor(parts: { opened: OpenedEngine; process: VirtualProcess; failures: string[]; device: Device }) {
+    this.opened = parts.opened;
+    this.process = parts.process;
+    this.failures = parts.failures;
+    this.#device = parts.device;
+  }
+
+  static async open(place: SimPlace): Promise<SimEngine> {
+    const process = new VirtualProcess(place.time);
+    const { runner, device } = await openSimRunner({ blockCount: place.blockCount, openSlotCount: 10 });
+    const failures: string[] = [];
+    const opened = openEngine({
+      runner: paced(runner, process, place.time),
+      numericsId: device.numericsId,
+      store: place.store.line(process),
+      settings: {
+        ...ENGINE_DEFAULTS,
+        engineId: "simulated",
+        modelId: "tiny",
+        contextTokensMax: SIM_CONFIG.contextTokensMax,
+        stepRowsMax: ROWS_MAX,
+        segmentTokens: 64,
+        manifestCommitMs: 20,
+        ...place.settings,
+      },
+      clock: process.clock,
+      log: (event, fields) => {
+        if (event === "step.failed" || event === "sequence.failed" || event === "sink.failed")
+          failures.push(`${event}: ${String(fields.error)}`);
+      },
+    });
+    return new SimEngine({ opened, process, failures, device });
+  }
+
+  get dead(): boolean {
+    return this.process.dead;
+  }
+
+  /** Calls back when the engine dies, unless the returned function was called before. */
+  onDeath(tell: () => void): () => void {
+    this.#onDeath.add(tell);
+    return () => this.#onDeath.delete(tell);
+  }
+
+  /** As `kill -9`. */
+  kill(): void {
+    if (this.dead) return;
+    this.process.kill();
+    void this.#device.close();
+    for (const tell of [...this.#onDeath]) tell();
+    this.#onDeath.clear();
+  }
+}
+
+/** Steps take simulated time, so that answers of the store come in before, during and after them. */
+function paced(runner: ModelRunner, process: VirtualProcess, time: VirtualTime): ModelRunner {
+  return {
+    config: runner.config,
+    fingerprint: runner.fingerprint,
+    pool: runner.pool,
+    rowsMax: runner.rowsMax,
+    sampledMax: runner.sampledMax,
+    async step(sequences) {
+      const rows = sequences.reduce((sum, { slice }) => sum + slice.rowCount, 0);
+      const results = await runner.step(sequences);
+      await process.await(time.sleep(STEP_MS + ROW_MS * rows));
+      return results;
+    },
+    discard: (checkpoint) => runner.discard(checkpoint),
+  };
+}

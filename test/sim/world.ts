@@ -1,0 +1,479 @@
+/**
+ * One seeded life of several conversations of two tenants on engines that share a remote store: turns side by side, forks, cuts, aborts,
+ * requests delivered twice, engines that die in the middle of a turn, collections of garbage. Every reply is held against
+ * {@link TranscriptTwin}, to the last bit of its log probabilities.
+ */
+import { openDevice } from "../../kernels/open.ts";
+import { GROUP_TOKENS } from "../../models/selection/policy.ts";
+import { policyNamed } from "../../models/selection/registry.ts";
+import type { EngineUsage, FinishReason, GenerateRequest, SelectionRequest, Span } from "../../protocol/generate.ts";
+import { idsToBytes } from "../../protocol/ids.ts";
+import { LIMITS } from "../../protocol/limits.ts";
+import { collectGarbage } from "../../storage/gc.ts";
+import { decodeManifest, type Manifest } from "../../storage/manifest.ts";
+import { MemoryStore } from "../../storage/memory-store.ts";
+import { uniform } from "../engine/tiny-model.ts";
+import { cutLog, forkLog, type Log, turnRequest } from "./log.ts";
+import { openSimRunner, SIM_CONFIG, SimEngine } from "./sim-engine.ts";
+import { type SimChange, type SimFaults, SimStore } from "./sim-store.ts";
+import { TranscriptTwin } from "./transcript-twin.ts";
+import { VirtualProcess, VirtualTime } from "./virtual-time.ts";
+
+/** Rates at which most lives meet most faults. */
+export const SIM_RATES: SimFaults = {
+  error: 0.04,
+  lostAnswer: 0.03,
+  delay: 0.1,
+  stall: 0.01,
+  tornWrite: 0.03,
+  lostWrite: 0.03,
+  duplicate: 0.03,
+  truncate: 0.02,
+  wrongRange: 0.03,
+  bitFlip: 0.03,
+  staleRead: 0.05,
+  staleList: 0.1,
+};
+
+/** What one life saw. */
+export interface SimReport {
+  turns: number;
+  /** Compared with the twin, to the bit. */
+  compared: number;
+  /** Of default mode, after a page was missing: nothing to compare with. */
+  approximate: number;
+  aborted: number;
+  kills: number;
+  /** Turns that another engine took over. */
+  failovers: number;
+  duplicates: number;
+  collections: number;
+  storeTokens: number;
+  recomputedTokens: number;
+  faults: number;
+  /** Simulated. */
+  totalMs: number;
+}
+
+/** A violated invariant; the message ends with how to see it again. */
+export class SimFailure extends Error {
+  override readonly name = "SimFailure";
+}
+
+const SELECTIONS: readonly SelectionRequest[] = [
+  { policy: "dense", budgetTokens: 0, exact: true },
+  { policy: "quest", budgetTokens: 128, exact: true },
+  { policy: "mean-deviation", budgetTokens: 144, exact: true },
+  { policy: "quest", budgetTokens: 128, exact: false },
+];
+const NAMESPACES = ["00000000000000aa", "00000000000000bb"] as const;
+const LOG_TOKENS_MAX = 380;
+/** A log, and the turn that made it longer than that. */
+const TWIN_TOKENS_MAX = 704;
+const LOGS_MAX = 4;
+/** Twins there are over a life: logs, forks, and logs that followed others. */
+const TWINS_MAX = 16;
+const ENGINE_BLOCKS = 14;
+/** Far more than any life has. */
+const EVENTS_MAX = 100_000;
+const TURN_MS_MAX = 600_000;
+const GARBAGE_GRACE_MS = 120_000;
+const IDLE_MS = 200_000;
+
+interface Outcome {
+  ids: number[];
+  logprobs: number[];
+  usage: EngineUsage;
+  reason: FinishReason;
+  spans: Span[];
+}
+
+function intactManifest(bytes: Uint8Array): Manifest | undefined {
+  try {
+    return decodeManifest(bytes);
+  } catch {
+    return undefined;
+  }
+}
+
+interface Received {
+  ids: number[];
+  logprobs: number[];
+}
+
+/** Lives the life of a seed. @throws {SimFailure} on the first violated invariant. */
+export async function simulate(
+  seed: number,
+  options: { rounds?: number; rates?: Partial<SimFaults> } = {},
+): Promise<SimReport> {
+  // Devices are imported when the first is opened: that takes real time, of which there is none later.
+  await (await openDevice({ kind: "reference" })).close();
+  const time = new VirtualTime();
+  const world = new World(seed, time, options.rates ?? SIM_RATES);
+  try {
+    await time.run(world.live(options.rounds ?? 4), EVENTS_MAX);
+  } catch (error) {
+    if (error instanceof SimFailure) throw error;
+    throw new SimFailure(world.at(error instanceof Error ? (error.stack ?? error.message) : String(error)));
+  } finally {
+    world.end();
+  }
+  return { ...world.report, totalMs: time.nowMs };
+}
+
+class World {
+  readonly report: SimReport = {
+    turns: 0,
+    compared: 0,
+    approximate: 0,
+    aborted: 0,
+    kills: 0,
+    failovers: 0,
+    duplicates: 0,
+    collections: 0,
+    storeTokens: 0,
+    recomputedTokens: 0,
+    faults: 0,
+    totalMs: 0,
+  };
+  readonly #seed: number;
+  readonly #time: VirtualTime;
+  readonly #next: () => number;
+  readonly #store: SimStore;
+  readonly #engines: SimEngine[] = [];
+  readonly #logs: Log[] = [];
+  #twins: TranscriptTwin[] = [];
+  #round = 0;
+  #requestCount = 0;
+  #closeTwins: (() => void) | undefined;
+  /** Noticed where nothing can be thrown. */
+  #violation: string | undefined;
+  /** Twins share a runner, which takes one step at a time. */
+  #twinTurn: Promise<unknown> = Promise.resolve();
+
+  constructor(seed: number, time: VirtualTime, rates: Partial<SimFaults>) {
+    this.#seed = seed;
+    this.#time = time;
+    this.#next = uniform(seed);
+    this.#store = new SimStore({
+      inner: new MemoryStore({ now: () => time.nowMs }),
+      time,
+      random: uniform(seed ^ 0x5bd1e995),
+      rates,
+      onChange: (change) => this.#checkCommit(change),
+    });
+  }
+
+  async live(rounds: number): Promise<void> {
+    const { runner, device } = await openSimRunner({
+      blockCount: (TWINS_MAX * TWIN_TOKENS_MAX) / 64,
+      openSlotCount: TWINS_MAX,
+    });
+    this.#closeTwins = () => void device.close();
+    this.#twins = Array.from(
+      { length: TWINS_MAX },
+      (_, index) => new TranscriptTwin(runner, { index, contextTokensMax: TWIN_TOKENS_MAX }),
+    );
+    for (this.#round = 1; this.#round <= rounds; this.#round++) await this.#liveRound();
+    await this.#heal();
+  }
+
+  end(): void {
+    for (const engine of this.#engines) engine.kill();
+    this.#closeTwins?.();
+  }
+
+  /** A message that says how to see it again. */
+  at(what: string): string {
+    return `${what}\nseed ${this.#seed}, round ${this.#round}, ${this.#time.nowMs.toFixed(1)} ms; replay: npm run sim -- --seed ${this.#seed}`;
+  }
+
+  async #liveRound(): Promise<void> {
+    while (this.#engines.length < 2) await this.#openEngine();
+    while (this.#logs.length < 2) this.#newLog();
+    const calm = this.#next();
+    if (calm < 0.15) this.#fork();
+    else if (calm < 0.3) this.#cut();
+    else if (calm < 0.4) await this.#time.sleep(IDLE_MS);
+    const chosen = new Set(Array.from({ length: 1 + Math.floor(this.#next() * 3) }, () => this.#pick(this.#logs)));
+    const troubles = this.#next() < 0.7 ? [this.#trouble()] : [];
+    await Promise.all([...[...chosen].map((log) => this.#turn(log)), ...troubles]);
+    for (const engine of this.#engines) await this.#nothingHeld(engine);
+  }
+
+  /** Something that happens while turns run. */
+  async #trouble(): Promise<void> {
+    const kind = this.#next();
+    await this.#time.sleep(this.#next() * (this.#next() < 0.5 ? 12 : 80));
+    if (kind < 0.55) {
+      this.#engines.splice(Math.floor(this.#next() * this.#engines.length), 1)[0]?.kill();
+      this.report.kills += 1;
+      if (this.#engines.length === 0) await this.#openEngine();
+    } else if (kind < 0.75) this.#pick(this.#engines).opened.evictIdle();
+    else await this.#collect();
+  }
+
+  /** The collector may fail, and may run beside turns. */
+  async #collect(): Promise<void> {
+    this.report.collections += 1;
+    const line = this.#store.line(new VirtualProcess(this.#time));
+    const options = { graceMs: GARBAGE_GRACE_MS, nowMs: this.#time.nowMs };
+    await collectGarbage(line, "kv/", options).catch(() => undefined);
+  }
+
+  /**
+   * Nothing goes wrong any more: after all that was late has arrived, a fresh engine continues every conversation as the twin does, and
+   * what it stores is whole: the next engine computes nothing again, and finds nothing for a tenant that never spoke.
+   */
+  async #heal(): Promise<void> {
+    this.#store.rates = {};
+    this.report.faults = Object.values(this.#store.counts).reduce((sum, count) => sum + count, 0);
+    await this.#time.sleep(IDLE_MS);
+    for (const engine of this.#engines.splice(0)) {
+      if (this.#next() < 0.5) await engine.opened.engine.stop(1000);
+      engine.kill();
+    }
+    const healer = await this.#openEngine();
+    const logs = this.#logs.filter((log) => log.ids.length > 0);
+    for (const log of logs) await this.#turn(log, true);
+    await this.#nothingHeld(healer);
+    await healer.opened.persister.flush();
+    this.#expect(healer.opened.persister.pendingBytes === 0, "nothing waits to be written after a flush");
+    this.#engines.splice(0);
+    healer.kill();
+    const fresh = await this.#openEngine();
+    for (const log of logs) if (log.selection.policy === "dense") await this.#nothingMissing(log);
+    await this.#stranger(fresh);
+    await this.#nothingHeld(fresh);
+  }
+
+  /** A manifest that is in force is followed by the next generation and by nothing else: no commit is undone by another that did not know of it. */
+  #checkCommit({ key, before, after, misread }: SimChange): void {
+    if (!key.includes("/session/") || before === undefined || misread) return;
+    const [old, now] = [intactManifest(before), intactManifest(after)];
+    if (!old || !now) return;
+    const same = Buffer.compare(before, after) === 0;
+    if (same || now.generation === old.generation + 1) return;
+    this.#violation ??= `a manifest of generation ${old.generation} was replaced by one of generation ${now.generation}`;
+  }
+
+  async #nothingMissing(log: Log): Promise<void> {
+    const turnStart = log.ids.length;
+    const { usage } = await this.#turn(log, true);
+    this.#expect(
+      usage.recomputedTokens === 0 && usage.cachedTokens >= turnStart,
+      `${log.id} is whole: ${usage.recomputedTokens} of ${turnStart} tokens were computed again, ${usage.cachedTokens} found`,
+    );
+  }
+
+  async #stranger(engine: SimEngine): Promise<void> {
+    const log = this.#logs.find(({ ids }) => ids.length > 64);
+    if (!log) return;
+    const fields = { ...this.#request(log, [1], 1), namespace: "00000000000000cc" };
+    const outcome = await this.#generate(engine, fields, {});
+    this.#expect(outcome !== "died" && outcome.usage.cachedTokens === 0, "another tenant's tokens are not found");
+  }
+
+  async #turn(log: Log, calm = false): Promise<Outcome> {
+    // Only a longer context has pages that no first burst brings, so that default mode can miss some.
+    const first = log.selection.exact ? 60 + 90 * this.#next() : 230 + 60 * this.#next();
+    const prompt = this.#randomIds(log.ids.length === 0 ? first : 1 + 40 * this.#next());
+    const fields = this.#request(log, prompt, 1 + Math.floor(this.#next() * 8));
+    const abortAfterMs = !calm && this.#next() < 0.2 ? this.#next() * 60 : undefined;
+    const twice = !calm && abortAfterMs === undefined && this.#engines.length > 1 && this.#next() < 0.15;
+    const serving = [this.#serve(fields, abortAfterMs)];
+    if (twice) {
+      this.report.duplicates += 1;
+      serving.push(this.#serve(fields, undefined));
+    }
+    const outcomes = await Promise.all(serving);
+    const outcome = outcomes[0] as Outcome;
+    this.report.turns += 1;
+    if (outcome.reason === "cancelled") this.report.aborted += 1;
+    for (const each of outcomes) await this.#check(log, fields, each);
+    log.ids.push(...prompt, ...outcome.ids);
+    log.spans.push(...outcome.spans.map((span) => ({ ...span })));
+    log.parentId = undefined;
+    if (log.ids.length > LOG_TOKENS_MAX) this.#retire(log);
+    return outcome;
+  }
+
+  /** Serves a turn to its end, by as many engines as it takes: each goes on behind the tokens that were received. */
+  async #serve(fields: GenerateRequest, abortAfterMs: number | undefined): Promise<Outcome> {
+    const received: Received = { ids: [], logprobs: [] };
+    const promptCount = fields.tokens.byteLength / 4;
+    for (let attempt = 0; attempt < 10; attempt++) {
+      const engine = this.#engines.length > 0 ? this.#pick(this.#engines) : await this.#openEngine();
+      // The terminal event tells how tokens were computed: where only that was lost, the last token is asked for again.
+      if (received.ids.length === fields.maxTokens) {
+        received.ids.pop();
+        received.logprobs.pop();
+      }
+      const request = {
+        ...fields,
+        requestId: `request-${this.#requestCount++}`,
+        tokens: Buffer.concat([fields.tokens, idsToBytes(received.ids)]),
+        maxTokens: fields.maxTokens - received.ids.length,
+        ...(received.ids.length > 0 ? { replyStart: promptCount } : {}),
+      };
+      const outcome = await this.#generate(engine, request, { abortAfterMs, received });
+      if (outcome !== "died") return { ...outcome, ids: received.ids, logprobs: received.logprobs };
+      this.report.failovers += 1;
+    }
+    throw new SimFailure(this.at("a turn outlived ten engines"));
+  }
+
+  async #check(log: Log, fields: GenerateRequest, outcome: Outcome): Promise<void> {
+    const { usage, reason, spans } = outcome;
+    this.report.storeTokens += usage.source.store;
+    this.report.recomputedTokens += usage.recomputedTokens;
+    const { device, host, store } = usage.source;
+    this.#expect(device + host + store === usage.cachedTokens && device >= 0 && store >= 0, "sources add up");
+    this.#expect(usage.cachedTokens < fields.tokens.byteLength / 4 + outcome.ids.length, "the last token is computed");
+    if ([...log.spans, ...spans].some(({ how }) => how.includes("~"))) {
+      this.report.approximate += 1;
+      return;
+    }
+    const expected = await this.#expected(log, fields);
+    const count = outcome.ids.length;
+    this.#expect(reason === "cancelled" || count === expected.ids.length, `the reply has ${count} tokens`);
+    this.#same(outcome.ids, expected.ids.slice(0, count), `ids of ${log.id}`);
+    this.#same(outcome.logprobs, expected.logprobs.slice(0, count), `log probabilities of ${log.id}`);
+    this.report.compared += 1;
+  }
+
+  #expected(log: Log, fields: GenerateRequest): Promise<{ ids: number[]; logprobs: number[] }> {
+    const { policy, budgetTokens } = log.selection;
+    const how = (groupTokens: number) =>
+      policy === "dense" ? "dense" : `${policy}.${policyNamed(policy).version}:${budgetTokens}@${groupTokens}`;
+    const ids = Array.from(new Uint32Array(fields.tokens.slice().buffer));
+    const promptHow = fields.turnStart === 0 ? "dense" : how(GROUP_TOKENS);
+    const spans = [...log.spans, { end: ids.length, how: promptHow }];
+    const { maxTokens: tokensMax, sampling } = fields;
+    const reply = this.#twinTurn.then(() => log.twin.reply({ ids, spans, replyHow: how(1), tokensMax, sampling }));
+    this.#twinTurn = reply.catch(() => undefined);
+    return reply;
+  }
+
+  #generate(
+    engine: SimEngine,
+    fields: GenerateRequest,
+    options: { abortAfterMs?: number | undefined; received?: Received },
+  ): Promise<Outcome | "died"> {
+    const received = options.received ?? { ids: [], logprobs: [] };
+    return new Promise((resolve, reject) => {
+      let over = false;
+      const forget = engine.onDeath(() => {
+        over = true;
+        resolve("died");
+      });
+      const terminal = () => {
+        if (over) reject(new SimFailure(this.at("an event after the terminal one")));
+        over = true;
+        forget();
+      };
+      const ticket = engine.opened.engine.submit(fields, {
+        token: (id, logprob) => {
+          if (engine.dead) return;
+          if (over) reject(new SimFailure(this.at("a token after the terminal event")));
+          received.ids.push(id);
+          received.logprobs.push(logprob?.logprob ?? Number.NaN);
+        },
+        done: (reason, usage, spans) => {
+          if (engine.dead) return;
+          terminal();
+          resolve({ ...received, usage: structuredClone(usage), reason, spans });
+        },
+        failed: (error) => {
+          if (engine.dead) return;
+          terminal();
+          reject(new SimFailure(this.at(`a turn failed: ${String(error)}`)));
+        },
+      });
+      if (options.abortAfterMs !== undefined) this.#time.after(options.abortAfterMs, () => ticket.cancel());
+    });
+  }
+
+  #request(log: Log, prompt: readonly number[], maxTokens: number): GenerateRequest {
+    const sampling = { temperature: this.#next() < 0.5 ? 0 : 0.8, seed: Math.floor(this.#next() * 1000) };
+    return turnRequest(log, { requestId: `request-${this.#requestCount++}`, prompt, maxTokens, sampling });
+  }
+
+  #newLog(): void {
+    const twin = this.#twins.pop();
+    if (!twin) throw new Error("a life has more logs than twins");
+    this.#logs.push({
+      id: `s${this.#round}-${this.#logs.length}`,
+      namespace: this.#pick(NAMESPACES),
+      parentId: undefined,
+      ids: [],
+      spans: [],
+      selection: this.#pick(SELECTIONS),
+      twin,
+    });
+  }
+
+  #retire(log: Log): void {
+    const at = this.#logs.indexOf(log);
+    if (at >= 0) this.#logs.splice(at, 1);
+  }
+
+  #fork(): void {
+    const parent = this.#pick(this.#logs);
+    if (this.#logs.length === LOGS_MAX || this.#twins.length < 4) return;
+    this.#logs.push(forkLog(parent, `fork-${this.#round}`, this.#twins.pop() as TranscriptTwin));
+  }
+
+  /** Regenerate, edit: a conversation goes back to some earlier token. */
+  #cut(): void {
+    const log = this.#pick(this.#logs);
+    cutLog(log, Math.floor(log.ids.length * (0.3 + 0.7 * this.#next())));
+  }
+
+  async #openEngine(): Promise<SimEngine> {
+    const engine = await SimEngine.open({
+      time: this.#time,
+      store: this.#store,
+      blockCount: ENGINE_BLOCKS,
+      // Patience of default mode: long enough for most reads, or for none.
+      settings: { missWaitMs: this.#next() < 0.5 ? 500 : 0 },
+    });
+    this.#engines.push(engine);
+    return engine;
+  }
+
+  async #nothingHeld(engine: SimEngine): Promise<void> {
+    this.#expect(this.#violation === undefined, this.#violation ?? "");
+    const { engine: inner, persister } = engine.opened;
+    const untilMs = this.#time.nowMs + TURN_MS_MAX;
+    while (!engine.dead && inner.status.runningCount + inner.status.queuedCount > 0) {
+      this.#expect(this.#time.nowMs < untilMs, `an engine is never idle: ${JSON.stringify(inner.status)}`);
+      await this.#time.sleep(50);
+    }
+    if (engine.dead) return;
+    const { heldBlockCount, heldSlotCount, freeBlockCount, blockCount } = inner.status;
+    this.#expect(
+      heldBlockCount === 0 && heldSlotCount === 0 && freeBlockCount === blockCount,
+      `an idle engine holds memory: ${JSON.stringify(inner.status)}`,
+    );
+    this.#expect(engine.failures.length === 0, `steps do not fail: ${engine.failures.join("; ")}`);
+    this.#expect(persister.pendingBytes <= LIMITS.writeBehindBytesMax, "writes that wait are bounded");
+  }
+
+  #randomIds(count: number): number[] {
+    return Array.from({ length: Math.floor(count) }, () => Math.floor(this.#next() * SIM_CONFIG.vocabularySize));
+  }
+
+  #pick<T>(items: readonly T[]): T {
+    return items[Math.floor(this.#next() * items.length)] as T;
+  }
+
+  #same(actual: readonly number[], expected: readonly number[], what: string): void {
+    const at = expected.findIndex((value, index) => !Object.is(value, actual[index]));
+    this.#expect(at < 0 && actual.length === expected.length, `${what} differ from the twin's at ${at}`);
+  }
+
+  #expect(holds: boolean, what: string): void {
+    if (!holds) throw new SimFailure(this.at(what));
+  }
+}

@@ -1,0 +1,43 @@
+/** Asks the fleet for an engine, and waits for one that is being started. */
+import { LIMITS } from "../../protocol/limits.ts";
+import { within } from "../deadline.ts";
+import type { Env } from "../env.ts";
+import { fleetOf, holdMsMax } from "../fleet.ts";
+import type { PickedEngine, PickRequest } from "../fleet-table.ts";
+
+/** Who asks for what, and how long. */
+export interface EngineWanted {
+  env: Env;
+  namespace: string;
+  request: PickRequest;
+  /** Aborted: nobody needs it any more. */
+  gone: AbortSignal;
+  /** Called when the wait has taken `LIMITS.holdHeadersMs`. */
+  onHeld: () => void;
+}
+
+/** One question to the fleet takes at most so long: an object that restarts is asked again. */
+const ASK_MS = 1_000;
+
+/** The engine for a turn; undefined when none is there, and none comes within the time that turns are held. */
+export async function pickEngine({
+  env,
+  namespace,
+  request,
+  gone,
+  onHeld,
+}: EngineWanted): Promise<PickedEngine | undefined> {
+  const fleet = fleetOf(env, namespace);
+  const startMs = Date.now();
+  const holdMs = holdMsMax(env);
+  for (;;) {
+    const elapsedMs = Date.now() - startMs;
+    const isHeld = elapsedMs >= LIMITS.holdHeadersMs;
+    if (isHeld) onHeld();
+    // Not past the moment at which the headers are due.
+    const untilHeldMs = isHeld ? ASK_MS : LIMITS.holdHeadersMs - elapsedMs;
+    const waitMs = Math.max(0, Math.min(ASK_MS, untilHeldMs, holdMs - elapsedMs));
+    const { engine, waking } = await within(LIMITS.engineExpiryMs + waitMs, fleet.pick(request, waitMs));
+    if (engine || !waking || gone.aborted || Date.now() - startMs >= holdMs) return engine;
+  }
+}
