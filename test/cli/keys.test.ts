@@ -131,7 +131,9 @@ describe("quire keys --edge", () => {
       server.close();
       server.closeAllConnections();
     }
-    await expect(edgeKeys({ url, operatorKey: "op", fetch }).list(undefined)).rejects.toThrow(/cannot be asked/);
+    await expect(edgeKeys({ url, operatorKey: "op", fetch }).list(undefined)).rejects.toThrow(
+      /cannot be asked \(ECONNREFUSED\); without one, use --file/,
+    );
   });
 });
 
