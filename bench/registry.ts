@@ -58,6 +58,10 @@ export const benches: Readonly<Record<string, BenchEntry>> = {
     summary: "seeded random weights of a shape, as a HF folder and as GGUF, for comparisons with peers",
     load: async () => (await import("./make-shape/make-shape.ts")).makeShapeBench,
   },
+  gpu: {
+    summary: "the GPU device: right or not, and how fast its kernels are against the GPU's copy bandwidth",
+    load: async () => (await import("./gpu/gpu.ts")).gpuBench,
+  },
   decode: {
     summary: "time and bytes of one more token, by context, selection policy and budget",
     load: async () => (await import("./decode/decode.ts")).decodeBench,
