@@ -21,6 +21,10 @@ export const benches: Readonly<Record<string, BenchEntry>> = {
     summary: "what the edge adds to a request and to a token, in a bare workerd",
     load: async () => (await import("./edge/edge.ts")).edgeBench,
   },
+  coldstart: {
+    summary: "from no engine at all to the first token of a resumed session, in parts",
+    load: async () => (await import("./coldstart/coldstart.ts")).coldstartBench,
+  },
   routing: {
     summary: "which engine takes a turn: the fleet's choice against others', on a thousand simulated engines",
     load: async () => (await import("./routing/routing.ts")).routingBench,

@@ -110,7 +110,10 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
     log,
     getMsMax: settings.storeGetMsMax,
     missWaitMs: settings.missWaitMs,
-    onManifest: (sequence, loaded) => persister.noteManifest(sequence, loaded),
+    onManifest: (sequence, loaded) => {
+      engine.traces.manifestRead(sequence, clock.nowMs(), loaded.manifest.tokenCount);
+      persister.noteManifest(sequence, loaded);
+    },
   });
   const engine = new Engine({
     settings,
