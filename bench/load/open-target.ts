@@ -11,7 +11,7 @@ import { openTokenizer } from "../../tokenizer/open.ts";
 import type { BenchContext } from "../bench.ts";
 import { edgeTarget } from "./edge-target.ts";
 import { engineTarget } from "./engine-target.ts";
-import type { LoadValues } from "./flags.ts";
+import { type LoadValues, verifiedCount } from "./flags.ts";
 import { type OwnStack, startOwnStack } from "./own-stack.ts";
 import type { Target } from "./target.ts";
 
@@ -82,7 +82,7 @@ function sendOptions(values: LoadValues): SendOptions & { maxTokens: number } {
   const selection: NonNullable<SendOptions["selection"]> = {};
   if (values.policy !== undefined) selection.policy = values.policy;
   if (values.budget !== undefined) selection.budgetTokens = values.budget;
-  if (values.exact !== undefined) selection.exact = values.exact === "true";
+  if (values.exact !== undefined || verifiedCount(values) > 0) selection.exact = isExact(values);
   const isChosen = Object.keys(selection).length > 0;
   return { temperature: 0, maxTokens: values["max-tokens"], ...(isChosen && { selection }) };
 }
@@ -102,18 +102,24 @@ async function openEngine(values: LoadValues, { url, key, own }: Place): Promise
     engineId: await engineIdOf(url),
     engineKey: key,
     // A name of its own: nothing that another run has stored is reused.
-    namespace: randomBytes(32).toString("hex"),
+    namespaces: Array.from({ length: values.tenants.length }, () => randomBytes(32).toString("hex")),
+    referenceNamespace: randomBytes(32).toString("hex"),
     model: folder.modelId,
     words: { ...words, stopTokens: stopTokens(await read("config.json")) },
     maxTokens: values["max-tokens"],
     selection: {
       policy: values.policy ?? "quest",
       budgetTokens: values.budget ?? 2048,
-      exact: values.exact === "true",
+      exact: isExact(values),
     },
     description: `${folder.modelId} by token ids, without an edge, ${where}`,
   });
   return { model: folder.modelId, target };
+}
+
+/** Texts that are to be compared are asked for exactly, if nothing else is said. */
+function isExact(values: LoadValues): boolean {
+  return values.exact === undefined ? verifiedCount(values) > 0 : values.exact === "true";
 }
 
 async function engineIdOf(url: string): Promise<string> {
