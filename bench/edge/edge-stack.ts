@@ -1,6 +1,7 @@
 /** The edge in a bare workerd and an engine that costs nothing, registered with it. */
 import { createHash, randomBytes } from "node:crypto";
 import { readFile } from "node:fs/promises";
+import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { Worker } from "node:worker_threads";
 import { startRegistration } from "../../engine/http/registration.ts";
@@ -35,7 +36,8 @@ const modelFiles = ["tokenizer.json", "tokenizer_config.json", "config.json", "g
 const classes = ["SessionLog", "Fleet", "TenantIndex", "KeyRing", "TenantLimiter"];
 const bindingName = (className: string): string => className.replaceAll(/(?<=[a-z])[A-Z]/g, "_$&").toUpperCase();
 
-const config = `using Workerd = import "/workerd/workerd.capnp";
+/** Configuration of the whole edge in a bare workerd; its texts lie beside it (`keys.json`, `engine-key`, `limits.json`, `model.json`). */
+export const edgeConfig = `using Workerd = import "/workerd/workerd.capnp";
 const config :Workerd.Config = (
   services = [
     (name = "main", worker = (
@@ -77,7 +79,7 @@ export async function openEdgeStack({ tokenCount, gapMs }: EdgeStackOptions): Pr
   const engineUrl = `http://127.0.0.1:${port}`;
   const workerd = await startWorkerd({
     entry: fileURLToPath(new URL("../../test/workers/edge-worker.ts", import.meta.url)),
-    config,
+    config: edgeConfig,
     files: {
       "keys.json": JSON.stringify({ [createHash("sha256").update(apiKey).digest("hex")]: { tenant: "bench" } }),
       "engine-key": engineKey,
@@ -85,7 +87,9 @@ export async function openEdgeStack({ tokenCount, gapMs }: EdgeStackOptions): Pr
         requests_per_minute: LIMITS.requestsPerMinuteMax,
         tokens_per_minute: LIMITS.tokensPerMinuteMax,
       }),
-      "model.json": JSON.stringify(await readModelFiles()),
+      "model.json": JSON.stringify(
+        await edgeModelFiles(fileURLToPath(new URL(`../../weights/${model}`, import.meta.url))),
+      ),
     },
     folders: ["disk"],
   });
@@ -115,8 +119,9 @@ export async function openEdgeStack({ tokenCount, gapMs }: EdgeStackOptions): Pr
   };
 }
 
-async function readModelFiles(): Promise<Record<string, string>> {
-  const read = (name: string) => readFile(new URL(`../../weights/${model}/${name}`, import.meta.url), "utf8");
+/** What the edge reads of a model, by name. */
+export async function edgeModelFiles(folder: string): Promise<Record<string, string>> {
+  const read = (name: string) => readFile(join(folder, name), "utf8");
   return Object.fromEntries(await Promise.all(modelFiles.map(async (name) => [name, await read(name)])));
 }
 

@@ -87,6 +87,17 @@ export const loadFlags = {
     fallback: "100",
     parse: parseNumber({ min: 1, max: 600_000 }),
   },
+  engines: {
+    help: "engines that this run starts (edge only)",
+    placeholder: "COUNT",
+    fallback: "1",
+    parse: parseInteger({ min: 1, max: 16 }),
+  },
+  "kill-every": {
+    help: "kill an engine of this run's own every so many seconds (kill -9), each in its turn; it is started again after 2 s, and until it serves no other is killed (edge only)",
+    placeholder: "SECONDS",
+    parse: parseNumber({ min: 1, max: 3_600 }),
+  },
   html: {
     help: "file for a page with plots",
     placeholder: "FILE",
@@ -199,6 +210,9 @@ export function checkTogether(values: LoadValues): void {
   }
   if (values.target === "edge" && values.tenants.length > 1)
     throw new UsageError("--tenants needs --target engine: a tenant of the edge is a key");
+  const asksForOwn = values.engines > 1 || values["kill-every"] !== undefined;
+  if (asksForOwn && (values.url !== undefined || values.target === "engine"))
+    throw new UsageError("--engines and --kill-every need an edge of the run's own: no --url, no --target engine");
   if (values.url !== undefined && values.target === "edge" && values.key === undefined) {
     throw new UsageError("--url needs the edge's API key: --key or QUIRE_API_KEY");
   }

@@ -8,7 +8,7 @@ import { seededRandom } from "../random.ts";
 import { drive } from "./driver.ts";
 import { checkTogether, type LoadValues, loadFlags, verifiedCount } from "./flags.ts";
 import { Measures } from "./measures.ts";
-import { openTarget } from "./open-target.ts";
+import { type OpenTarget, openTarget } from "./open-target.ts";
 import { type LoadSample, loadPage } from "./page.ts";
 import { isFine, loadResult, reportLines } from "./report.ts";
 import type { Target } from "./target.ts";
@@ -42,6 +42,7 @@ async function runLoad(values: LoadValues, context: BenchContext): Promise<Bench
     context.progress("measuring (Ctrl-C stops early and reports)");
     const played: PlayedSession[] = [];
     const samples: LoadSample[] = [];
+    const killer = killEvery(values["kill-every"], opened, context);
     const times = await measure({
       values,
       context,
@@ -51,6 +52,7 @@ async function runLoad(values: LoadValues, context: BenchContext): Promise<Bench
       played,
       samples,
     });
+    const engineKills = await killer.end();
     const interrupted = context.signal.aborted;
     const verification = await verified(opened.target, played, values, context);
     const { description: measured } = opened.target;
@@ -62,6 +64,7 @@ async function runLoad(values: LoadValues, context: BenchContext): Promise<Bench
       ratePerS: values.rate,
       interrupted,
       verification,
+      engineKills,
     });
     const lines = reportLines(result);
     for (const line of lines) context.print(line);
@@ -73,6 +76,31 @@ async function runLoad(values: LoadValues, context: BenchContext): Promise<Bench
   } finally {
     await opened.close();
   }
+}
+
+/** Kills an engine every so often while the run lasts; how often is known at the end. */
+function killEvery(seconds: number | undefined, { killOne }: OpenTarget, { progress }: BenchContext) {
+  let count = 0;
+  let last: Promise<void> | undefined;
+  const kill = (): void => {
+    // One at a time: the others stand in for it.
+    if (last !== undefined) return;
+    count += 1;
+    progress(`killing an engine (${count})`);
+    last = Promise.resolve(killOne?.())
+      .catch((error: unknown) => progress(`an engine did not come back: ${(error as Error).message}`))
+      .finally(() => {
+        last = undefined;
+      });
+  };
+  const timer = seconds === undefined ? undefined : setInterval(kill, seconds * 1000);
+  return {
+    async end(): Promise<number> {
+      clearInterval(timer);
+      await last;
+      return count;
+    },
+  };
 }
 
 /** What a default-mode turn says may depend on which pages were there in time; only exact turns are compared. */

@@ -33,6 +33,8 @@ export interface LoadTotals extends GroupSummary {
   /** Jain's index over the tenants' mean speeds to the first token (1 / mean): 1 where all feel the same. Undefined with one tenant. */
   fairness?: number | undefined;
   verification?: Verification | undefined;
+  /** Engines that the run killed. */
+  engineKills: number;
   /** The first message of each error code. */
   errorExamples: Record<string, string>;
   /** At most the first 20. */
@@ -60,6 +62,7 @@ export interface ResultInput {
   ratePerS: number;
   interrupted: boolean;
   verification?: Verification | undefined;
+  engineKills?: number | undefined;
 }
 
 /** Sums a run up. */
@@ -71,6 +74,7 @@ export function loadResult({
   ratePerS,
   interrupted,
   verification,
+  engineKills = 0,
 }: ResultInput): LoadResult {
   const windowS = times.windowMs / 1000;
   const perS = (count: number): number => (windowS > 0 ? round(count / windowS, 3) : 0);
@@ -93,6 +97,7 @@ export function loadResult({
       aborts: measures.aborts,
       fairness: fairness(tenantGroups(measures)),
       verification,
+      engineKills,
       errorExamples: Object.fromEntries(measures.examples),
       wrongAnswers: [...measures.wrongAnswers],
       generatorLagMs: measures.lag.summary(),
@@ -186,7 +191,8 @@ function summaryLines({ rates, sessions, windowS, elapsedS, turnsNotSent, ...tot
       `${turnsNotSent} not sent behind a failed one or the end; ${totals.turns.interrupted} interrupted`,
     `goodput: ${rates.goodTurnsPerS.toFixed(2)} turns/s within the objectives` +
       (totals.fairness === undefined ? "" : `; fairness between tenants ${totals.fairness.toFixed(3)}`) +
-      (totals.aborts === 0 ? "" : `; ${totals.aborts} turns were left by their clients`),
+      (totals.aborts === 0 ? "" : `; ${totals.aborts} turns were left by their clients`) +
+      (totals.engineKills === 0 ? "" : `; ${totals.engineKills} engines were killed`),
     `reply tokens: ${rates.completionTokensPerS.toFixed(1)}/s; the last turn ended after ${elapsedS.toFixed(1)} s`,
     `generator lag, ms: p50 ${ms(lag.p50)}, p99 ${ms(lag.p99)}, max ${ms(lag.max)} (part of the latencies)`,
     ...(totals.cleanupFailures > 0 ? [`sessions that could not be deleted: ${totals.cleanupFailures}`] : []),
@@ -203,7 +209,7 @@ function verificationLines({ verification }: LoadTotals): string[] {
         `  session ${session}, turn ${turn}: ${JSON.stringify(loaded)} under load, ${JSON.stringify(alone)} alone`,
     );
   return [
-    `texts: ${turnsCompared} of ${sessionsCompared} sessions were compared with a run alone, ${wrong.length} WRONG, ${failed} sessions could not be played again`.replace(
+    `texts: ${turnsCompared} turns of ${sessionsCompared} sessions compared with a run alone, ${wrong.length} WRONG, ${failed} sessions could not be played again`.replace(
       "0 WRONG",
       "none differs",
     ),
