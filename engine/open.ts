@@ -95,6 +95,7 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
     putMsMax: settings.storePutMsMax,
     writeBehindBytesMax: settings.writeBehindBytesMax,
     manifestCommitMs: settings.manifestCommitMs,
+    onCommitted: (requestId, what) => engine.traces.committed(requestId, what, clock.nowMs()),
   });
   const attacher = new Attacher({
     store,
