@@ -22,6 +22,15 @@ export function sampleRow(logits: Float32Array, row: SampleRow): Sample {
   return { tokenId, logprob: logprobOf(tokenId), top };
 }
 
+/** Whether sampling this row is no more than the largest logit, the lower id of equals: greedy, nothing added, nothing reported. */
+export function isPlainArgmax(row: SampleRow): boolean {
+  const { temperature, topLogprobs, biasIds, seenIds, repetitionPenalty, frequencyPenalty, presencePenalty } = row;
+  const isPenalized = repetitionPenalty !== 1 || frequencyPenalty !== 0 || presencePenalty !== 0;
+  return (
+    temperature <= 0 && topLogprobs === undefined && biasIds.length === 0 && (seenIds.length === 0 || !isPenalized)
+  );
+}
+
 /**
  * Standard Gumbel noise of one (seed, position, token): `-ln(-ln(u))` with `u = (hash + 1/2) / 2^32`. A step that is run again, on whatever
  * host, sees the same noise.

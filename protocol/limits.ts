@@ -31,7 +31,7 @@ export const LIMITS = {
   retryAfterMsMax: 600_000,
   retryPromisesMax: 4_096,
   /** A request that would have to wait longer before its prompt is begun is refused. */
-  waitMsMax: 120_000,
+  waitMsMax: 300_000,
   /** Tokens that are guessed and checked in one step of a sequence (speculation). */
   draftTokensMax: 16,
   /** Traces that an engine remembers, and events of one. */
@@ -62,6 +62,9 @@ export const LIMITS = {
   wakeCallMsMax: 30_000,
   wakeAgainMs: 60_000,
   wakeRetryMs: 5_000,
+  /** Names of models that an isolate remembers, and how old that may be. */
+  modelNameCountMax: 64,
+  modelNameMsMax: 2_000,
   engineHeartbeatMs: 1_000,
   fleetShardCountMax: 64,
   engineExpiryMs: 5_000,

@@ -99,12 +99,21 @@ export function matmul(
   const x = isQuantized ? quantizedInputs(machine, at.x, matrix.inWidth, rows) : at.x;
   const parts = Math.ceil(rows / PART_ROWS);
   const panelQuads = Math.ceil(matrix.outWidth / 32);
+  threads.ensureScratch(64);
   const panelParts = Math.max(1, Math.min(panelQuads, Math.ceil((threads.threads * PARTS_PER_THREAD) / parts)));
   threads.run(MATMUL_OP[matrix.encoding], {
     taskCount: parts * panelParts,
     work: rows * matrix.outWidth * matrix.inWidth,
     args: [at.out, x, matrix.at, rows, matrix.inWidth, matrix.outWidth, accumulate ? 1 : 0, parts, panelParts],
   });
+}
+
+/** The index of the largest of `count` values at `valuesAt`, the lower of equals; NaN counts as -Infinity. */
+export function argmax(machine: Machine, valuesAt: number, count: number): number {
+  machine.opArena.clear();
+  const out = machine.opArena.take(4);
+  machine.threads.run(OP.argmax, { taskCount: 1, work: count, args: [valuesAt, count, out] });
+  return (machine.heap.words[out / 4] as number) >>> 0;
 }
 
 function quantizedInputs(machine: Machine, x: number, inWidth: number, rows: number): number {

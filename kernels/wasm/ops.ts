@@ -26,4 +26,5 @@ export const OP = {
   embedInt4: 24,
   matmulInt4: 25,
   quantizeQueries: 26,
+  argmax: 27,
 } as const;

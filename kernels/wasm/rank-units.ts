@@ -39,5 +39,5 @@ export function chooseItems(
 ): void {
   // A histogram of 256 bins, a result, and the keys.
   machine.threads.ensureScratch(1024 + 16 + itemMax * 4);
-  machine.threads.run(OP.choose, { taskCount: unitCount, work: unitCount * itemMax * 16, args: [unitsAt, layer] });
+  machine.threads.run(OP.choose, { taskCount: unitCount, work: unitCount * itemMax * 32, args: [unitsAt, layer] });
 }

@@ -11,13 +11,13 @@ import type {
   StepRecorder,
   StepSlice,
 } from "../contract.ts";
-import { sampleRow } from "../sample-row.ts";
+import { isPlainArgmax, sampleRow } from "../sample-row.ts";
 import { ChosenBlocks, emptyTraffic, MissSet } from "../traffic.ts";
 import { assertSlices, assertSlicesFit } from "../validate.ts";
 import { append, writeRowTable } from "./append.ts";
 import { type AttendTiles, attend, prepareTiles } from "./attend.ts";
 import type { Arena } from "./heap.ts";
-import { embed, gatherRows, matmul, rmsNorm, siluMul } from "./linear-ops.ts";
+import { argmax, embed, gatherRows, matmul, rmsNorm, siluMul } from "./linear-ops.ts";
 import type { Machine } from "./machine.ts";
 import { floatsAt, ownBuffer, ownMatrix, ownPool, type WasmPool } from "./memory.ts";
 import { select, viewsOf } from "./select.ts";
@@ -171,7 +171,8 @@ export class WasmRecorder implements StepRecorder {
     for (const row of rows) {
       const at = this.#floats(logits, (row.row + 1) * width) / 4 + row.row * width;
       this.#run(() => {
-        this.#samples.push(sampleRow(this.#machine.heap.floats.subarray(at, at + width), row));
+        if (isPlainArgmax(row)) this.#samples.push({ tokenId: argmax(this.#machine, at * 4, width) });
+        else this.#samples.push(sampleRow(this.#machine.heap.floats.subarray(at, at + width), row));
       });
     }
   }

@@ -59,8 +59,8 @@ export function quantizeQuery(codes: usize, q: usize, scales: usize, headDim: us
  */
 export function quantizeWeights(weights: usize, scales: usize, pages: i32): f32 {
   let largest = f32x4.splat(0);
-  for (let page: usize = 0; page < 4; page++) {
-    if ((pages & (1 << <i32>page)) == 0) continue;
+  for (let left = pages; left != 0; left &= left - 1) {
+    const page = <usize>ctz(left);
     const end = (page << 6) + 64;
     for (let at = page << 6; at < end; at += 16) {
       const scaled = f32x4.mul(v128.load(weights + at), v128.load(scales + at));
@@ -70,8 +70,8 @@ export function quantizeWeights(weights: usize, scales: usize, pages: i32): f32 
   }
   const most = maxLanes(largest);
   const inverse = f32x4.splat(inverseOf(most));
-  for (let page: usize = 0; page < 4; page++) {
-    if ((pages & (1 << <i32>page)) == 0) continue;
+  for (let left = pages; left != 0; left &= left - 1) {
+    const page = <usize>ctz(left);
     const end = (page << 6) + 64;
     // Codes take half the room of what they replace, so ascending order overwrites only what was read.
     for (let at = page << 6; at < end; at += 32) {
@@ -288,8 +288,8 @@ function oneOutput(
   isWhole: bool,
 ): void {
   let a = i32x4.splat(0), b = i32x4.splat(0);
-  for (let page: usize = 0; page < 4; page++) {
-    if ((pages & (1 << <i32>page)) == 0) continue;
+  for (let left = pages; left != 0; left &= left - 1) {
+    const page = <usize>ctz(left);
     let from = values + page * 16 * step;
     const end = (page << 5) + 32;
     for (let at = page << 5; at < end; at += 4) {
@@ -317,8 +317,8 @@ function twoOutputs(
 ): void {
   let a = i32x4.splat(0), b = i32x4.splat(0), c = i32x4.splat(0), d = i32x4.splat(0);
   const others = weights + weightBytes;
-  for (let page: usize = 0; page < 4; page++) {
-    if ((pages & (1 << <i32>page)) == 0) continue;
+  for (let left = pages; left != 0; left &= left - 1) {
+    const page = <usize>ctz(left);
     let from = values + page * 16 * step;
     const end = (page << 5) + 32;
     for (let at = page << 5; at < end; at += 4) {
@@ -355,8 +355,8 @@ function fourOutputs(
   const w1 = weights + weightBytes;
   const w2 = w1 + weightBytes;
   const w3 = w2 + weightBytes;
-  for (let page: usize = 0; page < 4; page++) {
-    if ((pages & (1 << <i32>page)) == 0) continue;
+  for (let left = pages; left != 0; left &= left - 1) {
+    const page = <usize>ctz(left);
     let from = values + page * 16 * step;
     const end = (page << 5) + 32;
     for (let at = page << 5; at < end; at += 4) {

@@ -193,9 +193,11 @@ function merge(state: usize, output: usize, later: usize, laterOutput: usize, qu
   for (let query: usize = 0; query < <usize>queryCount; query++) {
     const at = state + (query << 3);
     const from = later + (query << 3);
-    const most = max<f32>(load<f32>(at), load<f32>(from));
-    const keep = exp1(load<f32>(at) - most);
-    const add = exp1(load<f32>(from) - most);
+    const before = load<f32>(at);
+    const most = max<f32>(before, load<f32>(from));
+    // One of the two is e^0, which is exactly 1.
+    const keep: f32 = before == most ? 1 : exp1(before - most);
+    const add: f32 = before == most ? exp1(load<f32>(from) - most) : 1;
     store<f32>(at, most);
     store<f32>(at, load<f32>(at, 4) * keep + load<f32>(from, 4) * add, 4);
     const keeps = f32x4.splat(keep);
@@ -294,8 +296,8 @@ function weighSealed(tile: usize, kvHead: i32, block: usize, pages: i32, tokens:
   const keys = block + (<usize>kvHead << 2) * pageBytes;
   if (isInt8) quantizeQueries(block, kvHead, queryCount, scratch);
   const factors = queryFactorsAt(scratch);
-  for (let page: usize = 0; page < 4; page++) {
-    if ((pages & (1 << <i32>page)) == 0) continue;
+  for (let left = pages; left != 0; left &= left - 1) {
+    const page = <usize>ctz(left);
     const to = scoresAt(scratch) + page * 64;
     const from = keys + page * pageBytes;
     if (isInt8) scoreInt8(to, SCORE_BYTES, queryCodesAt(scratch), factors, queryCount, from, headDim);
@@ -332,8 +334,8 @@ function addSealed(tile: usize, kvHead: i32, block: usize, pages: i32, scratch: 
     addValuesInt8(splitOutputAt(scratch), scoresAt(scratch), SCORE_BYTES, factors, queryCount, values, headDim, pages);
     return;
   }
-  for (let page: usize = 0; page < 4; page++) {
-    if ((pages & (1 << <i32>page)) == 0) continue;
+  for (let left = pages; left != 0; left &= left - 1) {
+    const page = <usize>ctz(left);
     addValues(splitOutputAt(scratch), scoresAt(scratch), queryCount, values, page * 16, page * 16 + 16, headDim);
   }
 }
@@ -439,9 +441,8 @@ function hideTokens(scores: usize, tokens: u64): void {
  */
 function softmaxPages(scores: usize, pages: i32, state: usize, output: usize): void {
   let largest = f32x4.splat(NEGATIVE_INFINITY);
-  for (let page: usize = 0; page < 4; page++) {
-    if ((pages & (1 << <i32>page)) == 0) continue;
-    const at = scores + (page << 6);
+  for (let left = pages; left != 0; left &= left - 1) {
+    const at = scores + (<usize>ctz(left) << 6);
     const low = f32x4.pmax(v128.load(at), v128.load(at, 16));
     largest = f32x4.pmax(largest, f32x4.pmax(low, f32x4.pmax(v128.load(at, 32), v128.load(at, 48))));
   }
@@ -449,16 +450,15 @@ function softmaxPages(scores: usize, pages: i32, state: usize, output: usize): v
   const most = max<f32>(before, maxLanes(largest));
   const shift = f32x4.splat(most == NEGATIVE_INFINITY ? 0 : most);
   let sums = f32x4.splat(0);
-  for (let page: usize = 0; page < 4; page++) {
-    if ((pages & (1 << <i32>page)) == 0) continue;
-    const end = scores + (page << 6) + 64;
-    for (let at = scores + (page << 6); at < end; at += 16) {
+  for (let left = pages; left != 0; left &= left - 1) {
+    const first = scores + (<usize>ctz(left) << 6);
+    for (let at = first; at < first + 64; at += 16) {
       const weights = exp4(f32x4.sub(v128.load(at), shift));
       v128.store(at, weights);
       sums = f32x4.add(sums, weights);
     }
   }
-  const keep: f32 = before == NEGATIVE_INFINITY ? 0 : exp1(before - most);
+  const keep: f32 = before == most ? 1 : before == NEGATIVE_INFINITY ? 0 : exp1(before - most);
   store<f32>(state, most);
   store<f32>(state, load<f32>(state, 4) * keep + sumLanes(sums), 4);
   // The first block finds zeros, and e^0 is exactly 1: nothing to rescale.

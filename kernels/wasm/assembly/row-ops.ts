@@ -1,6 +1,6 @@
 // Row-wise ops. A task is a run of rows (rmsNorm, gather) or of elements (siluMul).
 import { arg, argAt, argF32, partStart } from "./control";
-import { exp4, sumLanes } from "./vector";
+import { exp4, maxLanes, sumLanes } from "./vector";
 
 /**
  * out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight. Sum of squares in f32: four lane sums by channel mod 4, then the lanes, then the tail.
@@ -71,4 +71,36 @@ export function gatherRowsTask(task: i32): void {
     const index = load<u32>(argAt(2) + ((<usize>row) << 2));
     memory.copy(argAt(0) + <usize>row * rowBytes, argAt(1) + <usize>index * rowBytes, rowBytes);
   }
+}
+
+/**
+ * The index of the largest value, the lower of equals; NaN counts as -Infinity, and without a larger value the index is 0.
+ * args: values, count, out (u32)
+ */
+export function argmaxTask(): void {
+  const values = argAt(0);
+  const count = arg(1);
+  const end = values + (<usize>count << 2);
+  const vectorEnd = values + (<usize>(count & ~7) << 2);
+  let low = f32x4.splat(-Infinity), high = low;
+  // pmax(a, b) keeps a unless a < b, so a NaN in b is passed over.
+  for (let at = values; at < vectorEnd; at += 32) {
+    low = f32x4.pmax(low, v128.load(at));
+    high = f32x4.pmax(high, v128.load(at, 16));
+  }
+  let most = maxLanes(f32x4.pmax(low, high));
+  for (let at = vectorEnd; at < end; at += 4) {
+    const value = load<f32>(at);
+    if (value > most) most = value;
+  }
+  store<u32>(argAt(2), most == -Infinity ? 0 : indexOf(values, vectorEnd, most));
+}
+
+/** The index of the first value that equals `value`; there is one. */
+function indexOf(values: usize, vectorEnd: usize, value: f32): u32 {
+  const wanted = f32x4.splat(value);
+  let at = values;
+  while (at < vectorEnd && !v128.any_true(v128.or(f32x4.eq(v128.load(at), wanted), f32x4.eq(v128.load(at, 16), wanted)))) at += 32;
+  while (load<f32>(at) != value) at += 4;
+  return <u32>((at - values) >> 2);
 }

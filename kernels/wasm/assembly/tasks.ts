@@ -6,6 +6,7 @@ import { embedFloatTask, matmulFloatTask, packFloatTask } from "./matmul-f32";
 import { embedInt4Task, matmulInt4Task, packInt4Task } from "./matmul-int4";
 import { embedInt8Task, matmulInt8Task, packInt8Task, quantizeRowsTask } from "./matmul-int8";
 import {
+  OP_ARGMAX,
   OP_ATTEND,
   OP_ATTEND_MERGE,
   OP_CHOOSE,
@@ -33,7 +34,7 @@ import {
   OP_VOTE_STATS,
   OP_VOTE_SUM,
 } from "./ops";
-import { gatherRowsTask, rmsNormTask, siluMulTask } from "./row-ops";
+import { argmaxTask, gatherRowsTask, rmsNormTask, siluMulTask } from "./row-ops";
 import { quantizeQueriesTask, scorePagesTask } from "./score-pages";
 import { scoreTokensTask } from "./score-tokens";
 import { voteStatsTask, voteSumTask } from "./votes";
@@ -55,8 +56,8 @@ export function runTask(op: i32, task: i32, thread: i32): void {
     case OP_MATMUL_F32: return matmulFloatTask<f32>(task);
     case OP_MATMUL_BF16: return matmulFloatTask<u16>(task);
     case OP_QUANTIZE_ROWS: return quantizeRowsTask(task);
-    case OP_MATMUL_INT4: return matmulInt4Task(task);
-    case OP_MATMUL_INT8: return matmulInt8Task(task);
+    case OP_MATMUL_INT4: return matmulInt4Task(task, thread);
+    case OP_MATMUL_INT8: return matmulInt8Task(task, thread);
     case OP_ROPE: return ropeTask(task);
     case OP_SEAL: return sealTask(task, thread);
     case OP_QUANTIZE_QUERIES: return quantizeQueriesTask(task);
@@ -65,6 +66,7 @@ export function runTask(op: i32, task: i32, thread: i32): void {
     case OP_VOTE_STATS: return voteStatsTask(task);
     case OP_VOTE_SUM: return voteSumTask(task);
     case OP_CHOOSE: return chooseTask(task, thread);
+    case OP_ARGMAX: return argmaxTask();
     case OP_ATTEND: return attendTask(task, thread);
     case OP_ATTEND_MERGE: return attendMergeTask(task, thread);
     default: unreachable();

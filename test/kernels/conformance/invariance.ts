@@ -92,7 +92,7 @@ function describeRowInvariance(lane: Lane): void {
 function describeBatches(lane: Lane, shape: StageShape): void {
   it("a slice alone, in a batch, and in the batch turned round", async () => {
     const plans: SelectionPlan[] = [{ kind: "dense" }, ...PLANS.map(({ plan }) => plan)];
-    const stage = new Stage(lane.device(), shape, { blockCapacity: 7 * plans.length });
+    const stage = new Stage(lane.device(), shape, { blockCapacity: 8 * plans.length });
     const parts: Part[] = [];
     for (const [index, plan] of plans.entries()) {
       const sequence = makeSequence(shape, 390 + index * 5, SEED + index);

@@ -19,6 +19,7 @@ export function plainRow(row: number, changes: Partial<SampleRow> = {}): SampleR
 
 /** Samples of a device against `sampleRow` on the same logits. */
 export function describeSampling(lane: Lane): void {
+  describeGreedy(lane);
   it(`samples rows in the order recorded, over several ops (seed ${SEED})`, async () => {
     const device = lane.device();
     const width = 259;
@@ -52,6 +53,40 @@ export function describeSampling(lane: Lane): void {
     expect(samples[2]?.tokenId, "a tie goes to the lower id").toBe(0);
     expect(samples[3]!.tokenId, "-Infinity is never sampled").toBeGreaterThanOrEqual(width - 5);
   });
+}
+
+/** Greedy rows of every small width, with ties, infinities, NaN and zeros of both signs. */
+function describeGreedy(lane: Lane): void {
+  it(`greedy takes the largest, the lower id of equals, at every width (seed ${SEED})`, async () => {
+    const device = lane.device();
+    const random = new Random(SEED);
+    const values = [0, -0, 1, 2, 2, 3, Number.NaN, Number.NEGATIVE_INFINITY, -1e30];
+    for (let width = 1; width <= 41; width++) {
+      const rowCount = 12;
+      const logits = Float32Array.from({ length: rowCount * width }, () => values[random.integer(values.length)]!);
+      logits.fill(Number.NaN, 0, width);
+      logits.fill(Number.NEGATIVE_INFINITY, width, 2 * width);
+      if (width > 2) logits[2 * width - 1] = -1e30;
+      const buffer = upload(device, "logits", logits);
+      const seen = { seenIds: Uint32Array.of(0), seenCounts: Uint32Array.of(3) };
+      const rows = Array.from({ length: rowCount }, (_, row) => plainRow(row, row % 2 === 0 ? seen : {}));
+      const recorder = device.begin([]);
+      recorder.sample({ logits: buffer, width, rows });
+      const { samples } = await recorder.submit();
+      const expected = rows.map(({ row }) => firstLargest([...logits.slice(row * width, (row + 1) * width)]));
+      expect(
+        samples.map(({ tokenId }) => tokenId),
+        `width ${width}`,
+      ).toEqual(expected);
+      device.release(buffer);
+    }
+  });
+}
+
+function firstLargest(logits: readonly number[]): number {
+  const numbers = logits.map((logit) => (Number.isNaN(logit) ? Number.NEGATIVE_INFINITY : logit));
+  const most = Math.max(...numbers);
+  return numbers.indexOf(most);
 }
 
 function expectSample(actual: Sample, expected: Sample, tolerance: number, what: string): void {

@@ -270,7 +270,8 @@ function describeSelectionLimits(lane: Lane): void {
         twin.writeSummaries(sequence, kind, (block) => slots[block]!);
       }
       for (const { plan } of PLANS) {
-        if (plan.kind !== "pages" || plan.combine !== "max") continue;
+        // Shares of a weight that is infinite, or is no number, mean nothing.
+        if (plan.kind !== "pages" || plan.combine !== "max" || plan.massShare !== undefined) continue;
         await twin.run([{ sequence, position: 795, rowCount: 4, plan: { ...plan, budgetPages: 8 + round * 3 } }]);
       }
     },

@@ -1,0 +1,19 @@
+// Reads whose only purpose is that memory is on its way when it is needed: WebAssembly has no instruction for it.
+
+/** How far ahead of a stream that one thread reads in order: some 5 microseconds. */
+const AHEAD_BYTES: usize = 98_304;
+const STEP_BYTES: usize = 4096;
+
+/**
+ * For a stream that is about to read `bytes` bytes at `from`: touches every page of 4 KiB as far ahead, below `end`, because hardware follows
+ * a stream only to the end of a page, and looking up the next one takes long. Returns something that depends on what was read; the
+ * caller stores it somewhere, since loads whose result is not used might be left out.
+ */
+export function touchAhead(from: usize, bytes: usize, end: usize): i32 {
+  const first = from + AHEAD_BYTES;
+  let sum = 0;
+  for (let at = first; at < first + bytes; at += STEP_BYTES) {
+    if (at < end) sum += load<i32>(at);
+  }
+  return sum;
+}
