@@ -21,6 +21,10 @@ export const benches: Readonly<Record<string, BenchEntry>> = {
     summary: "what the edge adds to a request and to a token, in a bare workerd",
     load: async () => (await import("./edge/edge.ts")).edgeBench,
   },
+  coldstart: {
+    summary: "from no engine at all to the first token of a resumed session, in parts",
+    load: async () => (await import("./coldstart/coldstart.ts")).coldstartBench,
+  },
   routing: {
     summary: "which engine takes a turn: the fleet's choice against others', on a thousand simulated engines",
     load: async () => (await import("./routing/routing.ts")).routingBench,
@@ -57,6 +61,10 @@ export const benches: Readonly<Record<string, BenchEntry>> = {
   "make-shape": {
     summary: "seeded random weights of a shape, as a HF folder and as GGUF, for comparisons with peers",
     load: async () => (await import("./make-shape/make-shape.ts")).makeShapeBench,
+  },
+  gpu: {
+    summary: "the GPU device: right or not, and how fast its kernels are against the GPU's copy bandwidth",
+    load: async () => (await import("./gpu/gpu.ts")).gpuBench,
   },
   decode: {
     summary: "time and bytes of one more token, by context, selection policy and budget",

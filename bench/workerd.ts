@@ -1,6 +1,6 @@
 /** A bare workerd on a free port: what the edge costs without wrangler around it. */
 import { spawn } from "node:child_process";
-import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -25,6 +25,7 @@ export interface WorkerdOptions {
 export interface BareWorkerd {
   version: string;
   url: string;
+  pid: number;
   close(): Promise<void>;
 }
 
@@ -50,15 +51,29 @@ export async function startWorkerd(options: WorkerdOptions): Promise<BareWorkerd
   };
   try {
     const port = await listeningPort(child.stdio[3] as Readable, gone);
-    return { version, url: `http://127.0.0.1:${port}`, close };
+    return { version, url: `http://127.0.0.1:${port}`, pid: child.pid ?? 0, close };
   } catch (error) {
     await close();
     throw error;
   }
 }
 
+/** The playground's files are text to the Worker, as `wrangler.toml` says. */
+const webFiles = {
+  name: "web-files-as-text",
+  async load(id: string) {
+    if (!/\/web\/(index\.html|app\.js|style\.css)$/.test(id)) return null;
+    return { code: `export default ${JSON.stringify(await readFile(id, "utf8"))};`, moduleType: "js" as const };
+  },
+};
+
 async function bundle(input: string, file: string): Promise<void> {
-  const build = await rolldown({ input, platform: "browser", external: ["cloudflare:workers"] });
+  const build = await rolldown({
+    input,
+    platform: "browser",
+    external: ["cloudflare:workers"],
+    plugins: [webFiles],
+  });
   await build.write({ file, format: "esm" });
   await build.close();
 }

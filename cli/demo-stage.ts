@@ -41,6 +41,8 @@ export interface StageEngine {
   /** As the edge and `usage.quire.engines` call it. */
   id: string;
   pid: number;
+  /** Where this machine reaches it. */
+  url: string;
   /** Says how it ended, when it has. */
   ended: Promise<string>;
   /** SIGKILL; resolves when it is gone. */
@@ -133,6 +135,7 @@ export class Stage {
     return {
       id,
       pid: child.pid,
+      url: `http://${host}:${port}`,
       ended: child.ended,
       kill: async () => {
         child.kill();

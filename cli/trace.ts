@@ -54,8 +54,8 @@ function splitArguments(args: readonly string[]): { id: string; isJson: boolean;
   return { id, isJson: args.includes("--json"), flags: args.filter((arg) => arg !== id && arg !== "--json") };
 }
 
-/** @throws {UsageError} one line for an engine that does not answer, refuses the key, or does not remember the request. */
-async function fetchTrace(requestId: string, values: FlagValues<typeof traceFlags>): Promise<RequestTrace> {
+/** Asks an engine for a trace. @throws {UsageError} one line for an engine that does not answer, refuses the key, or does not remember the request. */
+export async function fetchTrace(requestId: string, values: FlagValues<typeof traceFlags>): Promise<RequestTrace> {
   const url = values.engine.replace(/\/$/, "");
   const health = await ask(`${url}/healthz`, {});
   const { engine } = (await health.json()) as { engine?: unknown };

@@ -95,6 +95,7 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
     putMsMax: settings.storePutMsMax,
     writeBehindBytesMax: settings.writeBehindBytesMax,
     manifestCommitMs: settings.manifestCommitMs,
+    onCommitted: (requestId, what) => engine.traces.committed(requestId, what, clock.nowMs()),
   });
   const attacher = new Attacher({
     store,
@@ -110,7 +111,10 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
     log,
     getMsMax: settings.storeGetMsMax,
     missWaitMs: settings.missWaitMs,
-    onManifest: (sequence, loaded) => persister.noteManifest(sequence, loaded),
+    onManifest: (sequence, loaded) => {
+      engine.traces.manifestRead(sequence, clock.nowMs(), loaded.manifest.tokenCount);
+      persister.noteManifest(sequence, loaded);
+    },
   });
   const engine = new Engine({
     settings,

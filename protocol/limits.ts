@@ -62,6 +62,9 @@ export const LIMITS = {
   wakeCallMsMax: 30_000,
   wakeAgainMs: 60_000,
   wakeRetryMs: 5_000,
+  /** Names of models that an isolate remembers, and how old that may be. */
+  modelNameCountMax: 64,
+  modelNameMsMax: 2_000,
   engineHeartbeatMs: 1_000,
   fleetShardCountMax: 64,
   engineExpiryMs: 5_000,

@@ -75,7 +75,7 @@ export class S3Client {
    * @throws {StoreError} `denied` for other refusals; `unavailable` or `timeout` when retries did not help; `aborted`.
    */
   async send(request: S3Request): Promise<S3Response> {
-    const what = `s3 store: ${request.method} ${request.key}`;
+    const what = `s3 store: ${request.method} ${request.key || "the bucket"}`;
     const { deadlineMs, signal } = request;
     return withDeadline({ deadlineMs, signal, what }, (callSignal) =>
       this.#gate.run(callSignal, async () => {

@@ -6,6 +6,7 @@ import { readJsonObject } from "./body.ts";
 import { chainHashes, chainStart } from "./chain.ts";
 import { within } from "./deadline.ts";
 import type { Env } from "./env.ts";
+import { isolateModelNames } from "./fleet/model-names.ts";
 import { fleetOf, type ResolvedModel } from "./fleet.ts";
 import { type Caller, inPlace } from "./limits/admission.ts";
 import { jsonAnswer, streamAnswer } from "./respond.ts";
@@ -95,8 +96,13 @@ async function resolveModel(env: Env, namespace: string, name: string | undefine
   if (name === undefined) {
     throw new QuireError("model_not_found", "You must provide a model parameter.", { param: "model" });
   }
+  const remembered = isolateModelNames.get(name);
+  if (remembered !== undefined) return remembered;
   const resolved = await within<ResolvedModel>(LIMITS.engineExpiryMs, fleetOf(env, namespace).resolveModel(name));
-  if (resolved.status === "known") return resolved.id;
+  if (resolved.status === "known") {
+    isolateModelNames.put(name, resolved.id);
+    return resolved.id;
+  }
   if (resolved.status === "unknown") {
     throw new QuireError("model_not_found", `The model '${name}' does not exist or you do not have access to it.`, {
       param: "model",

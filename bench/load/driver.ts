@@ -1,9 +1,9 @@
 /**
- * Plays a workload, open loop: sessions start when they arrive, however busy the target is. Latencies count from the moment
+ * Plays a workload, open loop (sessions start when they arrive, however busy the target is) or closed loop (so many users). Latencies count from the moment
  * at which a turn was meant to start (arrival, or answer plus thinking), so a stalled generator or target shows in them.
  */
 import type { Clock } from "../clock.ts";
-import type { CompletedTurn, Measures, TurnPlace } from "./measures.ts";
+import type { CompletedTurn, Measures, Objectives, TurnPlace } from "./measures.ts";
 import { type Conversation, type Target, TurnError, type TurnUsage } from "./target.ts";
 import { isRightAnswer } from "./text.ts";
 import type { Script, ScriptTurn } from "./workload.ts";
@@ -27,6 +27,11 @@ export interface DriveOptions {
   drainMs: number;
   /** Whether the target forgets each session at its end. */
   deleteSessions: boolean;
+  /** Closed loop: so many users, each of whom begins a session as soon as the one before is over; arrival times do not count. */
+  users?: number | undefined;
+  objectives?: Objectives | undefined;
+  /** Told of every session that was played to its end: what was answered, turn by turn. */
+  onSession?: ((script: Script, replies: readonly string[]) => void) | undefined;
   /** The user's stop: ends everything at once. */
   signal: AbortSignal;
 }
@@ -47,27 +52,23 @@ interface Run extends DriveOptions {
 
 /** Plays all sessions and resolves when none is in progress any more. A target's failures are counted, never thrown. */
 export async function drive(options: DriveOptions): Promise<DriveTimes> {
-  const { clock, measures, signal, durationMs } = options;
+  const { clock, signal, durationMs } = options;
   const run: Run = { ...options, startMs: clock.nowMs(), late: new AbortController() };
   const active = new Set<Promise<void>>();
   const defects: unknown[] = [];
   const over = AbortSignal.any([signal, run.late.signal]);
-  for (const script of options.scripts) {
-    await clock.sleepUntil(run.startMs + script.arrivalMs, over);
-    if (over.aborted) break;
-    measures.sessions.offered += 1;
-    if (active.size >= options.sessionsActiveMax) {
-      measures.sessions.notSent += 1;
-      continue;
-    }
-    const session = playSession(run, script)
+  const begin = (script: Script, startMs: number): Promise<void> => {
+    const session = playSession(run, script, startMs)
       .catch((error: unknown) => {
         defects.push(error);
         run.late.abort();
       })
       .finally(() => active.delete(session));
     active.add(session);
-  }
+    return session;
+  };
+  if (options.users === undefined) await openLoop(run, over, active, begin);
+  else await closedLoop(run, options.users, over, begin);
   await clock.sleepUntil(run.startMs + durationMs, over);
   const windowMs = Math.min(durationMs, clock.nowMs() - run.startMs);
   const drained = new AbortController();
@@ -79,26 +80,60 @@ export async function drive(options: DriveOptions): Promise<DriveTimes> {
   return { windowMs, elapsedMs: clock.nowMs() - run.startMs };
 }
 
-async function playSession(run: Run, script: Script): Promise<void> {
+type Begin = (script: Script, startMs: number) => Promise<void>;
+
+/** Sessions start when they arrive, however busy the target is. */
+async function openLoop(run: Run, over: AbortSignal, active: ReadonlySet<unknown>, begin: Begin): Promise<void> {
+  const { clock, measures } = run;
+  for (const script of run.scripts) {
+    const startMs = run.startMs + script.arrivalMs;
+    await clock.sleepUntil(startMs, over);
+    if (over.aborted) return;
+    measures.sessions.offered += 1;
+    if (active.size >= run.sessionsActiveMax) measures.sessions.notSent += 1;
+    else void begin(script, startMs);
+  }
+}
+
+/** As many sessions at once as there are users, until the time is over. */
+async function closedLoop(run: Run, users: number, over: AbortSignal, begin: Begin): Promise<void> {
+  const { clock, measures } = run;
+  const scripts = run.scripts[Symbol.iterator]();
+  const endMs = run.startMs + run.durationMs;
+  const user = async (): Promise<void> => {
+    while (clock.nowMs() < endMs && !over.aborted) {
+      const next = scripts.next();
+      if (next.done) return;
+      measures.sessions.offered += 1;
+      await begin(next.value, clock.nowMs());
+    }
+  };
+  await Promise.race([Promise.all(Array.from({ length: users }, user)), clock.sleepUntil(endMs, over)]);
+}
+
+async function playSession(run: Run, script: Script, startMs: number): Promise<void> {
   const { clock, measures } = run;
   const over = AbortSignal.any([run.signal, run.late.signal]);
-  const conversation = run.target.openConversation();
+  const conversation = run.target.openConversation(script.tenant);
   measures.sessions.started += 1;
   let sentCount = 0;
   let completedCount = 0;
-  let intendedMs = run.startMs + script.arrivalMs;
+  let intendedMs = startMs;
+  const replies: string[] = [];
   for (const [index, turn] of script.turns.entries()) {
     if (index > 0) {
       intendedMs = clock.nowMs() + turn.thinkMs;
       await clock.sleepUntil(intendedMs, over);
     }
     if (over.aborted) break;
-    const place = { className: script.className, isFirst: index === 0 };
-    const isComplete = await playTurn({ run, conversation, place, script, index, turn, intendedMs, over });
+    const place = { className: script.className, tenant: script.tenant, isFirst: index === 0 };
+    const reply = await playTurn({ run, conversation, place, script, index, turn, intendedMs, over });
     sentCount += 1;
-    if (!isComplete) break;
+    if (reply === undefined) break;
+    replies.push(reply);
     completedCount += 1;
   }
+  if (completedCount > 0) run.onSession?.(script, replies);
   if (completedCount === script.turns.length) measures.sessions.completed += 1;
   else measures.sessions.cutShort += 1;
   measures.turnsNotSent += script.turns.length - sentCount;
@@ -125,7 +160,7 @@ interface TurnRun {
   over: AbortSignal;
 }
 
-/** Resolves to whether the reply is complete; every end is counted exactly once. */
+/** Resolves to the reply if it is complete; every end is counted exactly once. */
 async function playTurn({
   run,
   conversation,
@@ -135,38 +170,59 @@ async function playTurn({
   turn,
   intendedMs,
   over,
-}: TurnRun): Promise<boolean> {
+}: TurnRun): Promise<string | undefined> {
   const { clock, measures } = run;
   const windowEndMs = run.startMs + run.durationMs;
   const deadline = AbortSignal.timeout(run.turnMsMax);
   const arrivals: number[] = [];
   let reply = "";
-  const onText = (delta: string): void => {
+  const { abortAfterMs, readMs } = turn;
+  const left = new AbortController();
+  const isOver = new AbortController();
+  const stop = AbortSignal.any([over, deadline, left.signal]);
+  const onText = (delta: string): Promise<void> | undefined => {
     arrivals.push(clock.nowMs());
     reply += delta;
+    return readMs === undefined ? undefined : clock.sleepUntil(clock.nowMs() + readMs, stop);
   };
+  if (abortAfterMs !== undefined) {
+    void clock.sleepUntil(clock.nowMs() + abortAfterMs, isOver.signal).then(() => left.abort());
+  }
   measures.lag.record(Math.max(0, clock.nowMs() - intendedMs));
   if (intendedMs < windowEndMs) measures.window.turnsSent += 1;
   try {
-    const usage = await conversation.send({ text: turn.text, signal: AbortSignal.any([over, deadline]), onText });
+    const usage = await conversation.send({ text: turn.text, signal: stop, onText });
     const endMs = clock.nowMs();
     const isRight = isRightAnswer(reply, turn.fact);
     if (!isRight) measures.noteWrong({ session: script.index, turn: index, expected: turn.fact.code, reply });
-    measures.complete(place, { usage, isRight, ...timesOf({ intendedMs, arrivals, endMs, usage }) });
+    const times = timesOf({ intendedMs, arrivals, endMs, usage });
+    measures.complete(place, { usage, isRight, ...times });
     if (endMs < windowEndMs) {
+      if (isWithin(times, run.objectives)) measures.window.turnsWithinObjectives += 1;
       measures.window.turnsCompleted += 1;
       measures.window.completionTokens += usage.completionTokens;
     }
-    return true;
+    return reply;
   } catch (thrown) {
     if (!(thrown instanceof TurnError)) throw thrown;
     const aborted = (code: string, message: string) => ({ code, message, isRefusal: false });
     if (run.signal.aborted) measures.interrupt(place);
+    else if (left.signal.aborted) measures.aborts += 1;
     else if (over.aborted) measures.fail(place, aborted("unfinished", "The run ended before the reply was complete."));
     else if (deadline.aborted) measures.fail(place, aborted("timeout", `No whole reply in ${run.turnMsMax} ms.`));
     else measures.fail(place, thrown);
-    return false;
+    return undefined;
+  } finally {
+    isOver.abort();
   }
+}
+
+function isWithin(
+  { firstTokenMs, perTokenMs }: ReturnType<typeof timesOf>,
+  objectives: Objectives | undefined,
+): boolean {
+  if (objectives === undefined) return true;
+  return (firstTokenMs ?? 0) <= objectives.firstTokenMs && (perTokenMs ?? 0) <= objectives.perTokenMs;
 }
 
 interface TurnTimes {

@@ -37,7 +37,7 @@ class EdgeConversation implements Conversation {
   async send({ text, signal, onText }: TurnCall): Promise<TurnUsage> {
     try {
       const reply = this.#session.send(text, { signal });
-      for await (const delta of reply) onText(delta);
+      for await (const delta of reply) await onText(delta);
       return checkUsage(turnUsage(await reply.usage), this.#maxTokens);
     } catch (thrown) {
       throw turnError(thrown);

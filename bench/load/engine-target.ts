@@ -13,7 +13,15 @@ import type { ChatMessage, ChatTemplate, Tokenizer } from "../../tokenizer/contr
 import { openEngineCall } from "../../workers/session-log/engine-call.ts";
 import { cutSpans, joinSpans } from "../../workers/session-log/spans.ts";
 import { deleteStored } from "../../workers/session-log/stored-session.ts";
-import { type Conversation, checkUsage, type Target, type TurnCall, TurnError, type TurnUsage } from "./target.ts";
+import {
+  type Conversation,
+  checkUsage,
+  REFERENCE_TENANT,
+  type Target,
+  type TurnCall,
+  TurnError,
+  type TurnUsage,
+} from "./target.ts";
 
 /** How turns are asked for. */
 export interface EngineTargetOptions {
@@ -22,8 +30,10 @@ export interface EngineTargetOptions {
   engineId: string;
   /** Secret that the engine was started with; undefined where it has none. */
   engineKey: string | undefined;
-  /** Lower-case hex; names what the engine stores. */
-  namespace: string;
+  /** By tenant; lower-case hex, names what the engine stores. */
+  namespaces: readonly string[];
+  /** Of {@link REFERENCE_TENANT}. */
+  referenceNamespace: string;
   model: string;
   words: { tokenizer: Tokenizer; template: ChatTemplate; stopTokens: number[] };
   maxTokens: number;
@@ -47,19 +57,25 @@ const greedy: SamplingParams = {
 export function engineTarget(options: EngineTargetOptions): Target {
   return {
     description: options.description,
-    openConversation: () => new EngineConversation(options),
+    openConversation: (tenant = 0) => new EngineConversation(options, namespaceOf(options, tenant)),
   };
+}
+
+function namespaceOf({ namespaces, referenceNamespace }: EngineTargetOptions, tenant: number): string {
+  return tenant === REFERENCE_TENANT ? referenceNamespace : namespaces[tenant % namespaces.length]!;
 }
 
 class EngineConversation implements Conversation {
   readonly #options: EngineTargetOptions;
+  readonly #namespace: string;
   readonly #id = `bench-${randomUUID()}`;
   readonly #messages: ChatMessage[] = [];
   #log: number[] = [];
   #spans: Span[] = [];
 
-  constructor(options: EngineTargetOptions) {
+  constructor(options: EngineTargetOptions, namespace: string) {
     this.#options = options;
+    this.#namespace = namespace;
   }
 
   async send({ text, signal, onText }: TurnCall): Promise<TurnUsage> {
@@ -84,7 +100,7 @@ class EngineConversation implements Conversation {
           generated.push(...ids);
           const delta = decoder.push(ids);
           reply += delta;
-          if (delta !== "") onText(delta);
+          if (delta !== "") await onText(delta);
         } else {
           const usage = checkUsage(event.usage, maxTokens);
           this.#log = [...prompt, ...generated];
@@ -100,8 +116,7 @@ class EngineConversation implements Conversation {
   }
 
   end(): Promise<void> {
-    const { namespace } = this.#options;
-    return deleteStored({ ...this.#peer(), namespace, sessionId: this.#id });
+    return deleteStored({ ...this.#peer(), namespace: this.#namespace, sessionId: this.#id });
   }
 
   /** Nobody picks this engine, so nobody asks for its context. */
@@ -111,12 +126,12 @@ class EngineConversation implements Conversation {
   }
 
   #request(prompt: readonly number[], turnStart: number, spans: Span[]): GenerateRequest {
-    const { model, namespace, maxTokens, words, selection } = this.#options;
+    const { model, maxTokens, words, selection } = this.#options;
     return {
       version: PROTOCOL_VERSION,
       requestId: `bench-${randomUUID()}`,
       model,
-      namespace,
+      namespace: this.#namespace,
       session: { id: this.#id },
       tokens: idsToBytes(prompt),
       turnStart,

@@ -13,6 +13,7 @@ import { UsageError } from "../../cli/usage-error.ts";
 import { switchFlag } from "../bench.ts";
 import { classBounds } from "./workload.ts";
 
+const VERIFIED_COUNT = 8;
 /** More than this is no load test of one generator process. */
 const sessionsMax = 100_000;
 
@@ -40,6 +41,67 @@ export const loadFlags = {
     placeholder: "NUMBER",
     fallback: "1",
     parse: parseNumber({ min: 0.001, max: 1_000 }),
+  },
+  users: {
+    help: "closed loop: so many users, each begins a session when the one before is over (instead of --rate)",
+    placeholder: "COUNT",
+    parse: parseInteger({ min: 1, max: 10_000 }),
+  },
+  bursts: {
+    help: "arrivals come in the first quarter of every so many seconds",
+    placeholder: "SECONDS",
+    parse: parseNumber({ min: 1, max: 600 }),
+  },
+  tenants: {
+    help: "weights of the tenants that sessions belong to, such as 20,1,1,1 (engine only)",
+    placeholder: "LIST",
+    fallback: "1",
+    parse: parseWeights,
+  },
+  abort: {
+    help: "share of turns whose client goes away, 0.4 s after they were sent in the mean",
+    placeholder: "SHARE",
+    fallback: "0",
+    parse: parseNumber({ min: 0, max: 1 }),
+  },
+  slow: {
+    help: "share of turns whose client takes 50 to 500 ms for each piece of text",
+    placeholder: "SHARE",
+    fallback: "0",
+    parse: parseNumber({ min: 0, max: 1 }),
+  },
+  verify: {
+    help: "sessions that are played again, alone, behind the run: another text fails the run (default: 8, with --url none)",
+    placeholder: "COUNT",
+    parse: parseInteger({ min: 0, max: 10_000 }),
+  },
+  "first-token-objective": {
+    help: "milliseconds to the first token that users are content with (goodput)",
+    placeholder: "MS",
+    fallback: "2000",
+    parse: parseNumber({ min: 1, max: 600_000 }),
+  },
+  "per-token-objective": {
+    help: "milliseconds per token that users are content with (goodput)",
+    placeholder: "MS",
+    fallback: "100",
+    parse: parseNumber({ min: 1, max: 600_000 }),
+  },
+  engines: {
+    help: "engines that this run starts (edge only)",
+    placeholder: "COUNT",
+    fallback: "1",
+    parse: parseInteger({ min: 1, max: 16 }),
+  },
+  "kill-every": {
+    help: "kill an engine of this run's own every so many seconds (kill -9), each in its turn; it is started again after 2 s, and until it serves no other is killed (edge only)",
+    placeholder: "SECONDS",
+    parse: parseNumber({ min: 1, max: 3_600 }),
+  },
+  html: {
+    help: "file for a page with plots",
+    placeholder: "FILE",
+    parse: parseText,
   },
   duration: {
     help: "seconds in which sessions arrive",
@@ -135,12 +197,22 @@ export const loadFlags = {
 /** The flags' values. */
 export type LoadValues = FlagValues<typeof loadFlags>;
 
+/** How many sessions are played again. */
+export function verifiedCount({ verify, url }: LoadValues): number {
+  return verify ?? (url === undefined ? VERIFIED_COUNT : 0);
+}
+
 /** @throws {UsageError} for flags that are fine alone and not together. */
 export function checkTogether(values: LoadValues): void {
   const expected = values.rate * values.duration;
   if (expected > sessionsMax) {
     throw new UsageError(`--rate and --duration make ${Math.round(expected)} sessions, at most ${sessionsMax}`);
   }
+  if (values.target === "edge" && values.tenants.length > 1)
+    throw new UsageError("--tenants needs --target engine: a tenant of the edge is a key");
+  const asksForOwn = values.engines > 1 || values["kill-every"] !== undefined;
+  if (asksForOwn && (values.url !== undefined || values.target === "engine"))
+    throw new UsageError("--engines and --kill-every need an edge of the run's own: no --url, no --target engine");
   if (values.url !== undefined && values.target === "edge" && values.key === undefined) {
     throw new UsageError("--url needs the edge's API key: --key or QUIRE_API_KEY");
   }
@@ -153,6 +225,12 @@ function parseNumber(range: { min: number; max: number }): (text: string) => num
     if (value >= range.min && value <= range.max) return value;
     throw new UsageError(`must be a number from ${range.min} to ${range.max}`);
   };
+}
+
+function parseWeights(text: string): readonly number[] {
+  const weights = text.split(",").map((part) => (/^\d+(\.\d+)?$/.test(part) ? Number(part) : Number.NaN));
+  if (weights.length <= 64 && weights.every((weight) => weight > 0)) return weights;
+  throw new UsageError("must be up to 64 weights above 0, such as 20,1,1,1");
 }
 
 function parseMix(text: string): readonly number[] {

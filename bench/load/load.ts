@@ -1,17 +1,20 @@
-/** `npm run bench -- load`: many conversations at once, open loop, against an edge or an engine. */
+/** `npm run bench -- load`: many conversations at once, open or closed loop, against an edge or an engine. */
+import { writeFile } from "node:fs/promises";
 import { engineFlags } from "../../cli/engine-flags.ts";
 import { UsageError } from "../../cli/usage-error.ts";
 import { type BenchContext, type BenchResult, defineBench } from "../bench.ts";
 import { type Clock, systemClock } from "../clock.ts";
 import { seededRandom } from "../random.ts";
 import { drive } from "./driver.ts";
-import { checkTogether, type LoadValues, loadFlags } from "./flags.ts";
+import { checkTogether, type LoadValues, loadFlags, verifiedCount } from "./flags.ts";
 import { Measures } from "./measures.ts";
-import { openTarget } from "./open-target.ts";
+import { type OpenTarget, openTarget } from "./open-target.ts";
+import { type LoadSample, loadPage } from "./page.ts";
 import { isFine, loadResult, reportLines } from "./report.ts";
 import type { Target } from "./target.ts";
 import { drawProse } from "./text.ts";
-import { drawScripts } from "./workload.ts";
+import { chooseSessions, type PlayedSession, verify } from "./verify.ts";
+import { drawEndlessly, drawScripts } from "./workload.ts";
 
 const progressMs = 10_000;
 /** Sessions of the run are far below, so that no text of the warm-up is theirs. */
@@ -37,15 +40,81 @@ async function runLoad(values: LoadValues, context: BenchContext): Promise<Bench
   try {
     await warmUp(opened.target, values, context.signal);
     context.progress("measuring (Ctrl-C stops early and reports)");
-    const times = await measure({ values, context, measures, target: opened.target, clock: systemClock });
+    const played: PlayedSession[] = [];
+    const samples: LoadSample[] = [];
+    const killer = killEvery(values["kill-every"], opened, context);
+    const times = await measure({
+      values,
+      context,
+      measures,
+      target: opened.target,
+      clock: systemClock,
+      played,
+      samples,
+    });
+    const engineKills = await killer.end();
     const interrupted = context.signal.aborted;
+    const verification = await verified(opened.target, played, values, context);
     const { description: measured } = opened.target;
-    const result = loadResult({ measured, settings, measures, times, ratePerS: values.rate, interrupted });
-    for (const line of reportLines(result)) context.print(line);
-    return { ok: isFine(result, values["allow-429"] === "true"), data: { ...result } };
+    const result = loadResult({
+      measured,
+      settings,
+      measures,
+      times,
+      ratePerS: values.rate,
+      interrupted,
+      verification,
+      engineKills,
+    });
+    const lines = reportLines(result);
+    for (const line of lines) context.print(line);
+    if (values.html !== undefined) {
+      await writeFile(values.html, loadPage(result, lines, samples));
+      context.print(`page: ${values.html}`);
+    }
+    return { ok: isFine(result, values["allow-429"] === "true"), data: { ...result, samples } };
   } finally {
     await opened.close();
   }
+}
+
+/** Kills an engine every so often while the run lasts; how often is known at the end. */
+function killEvery(seconds: number | undefined, { killOne }: OpenTarget, { progress }: BenchContext) {
+  let count = 0;
+  let last: Promise<void> | undefined;
+  const kill = (): void => {
+    // One at a time: the others stand in for it.
+    if (last !== undefined) return;
+    count += 1;
+    progress(`killing an engine (${count})`);
+    last = Promise.resolve(killOne?.())
+      .catch((error: unknown) => progress(`an engine did not come back: ${(error as Error).message}`))
+      .finally(() => {
+        last = undefined;
+      });
+  };
+  const timer = seconds === undefined ? undefined : setInterval(kill, seconds * 1000);
+  return {
+    async end(): Promise<number> {
+      clearInterval(timer);
+      await last;
+      return count;
+    },
+  };
+}
+
+/** What a default-mode turn says may depend on which pages were there in time; only exact turns are compared. */
+async function verified(
+  target: Target,
+  played: readonly PlayedSession[],
+  values: LoadValues,
+  { signal, progress }: BenchContext,
+) {
+  const isComparable = verifiedCount(values) > 0 && values.exact !== "false" && played.length > 0 && !signal.aborted;
+  if (!isComparable) return undefined;
+  const chosen = chooseSessions(played, verifiedCount(values));
+  progress(`playing ${chosen.length} sessions again, alone`);
+  return verify(target, chosen, { turnMsMax: values["turn-timeout"] * 1000, signal });
 }
 
 /**
@@ -73,9 +142,20 @@ interface MeasureOptions {
   measures: Measures;
   target: Target;
   clock: Clock;
+  /** Filled with the sessions that came to answers, and with what was seen each second. */
+  played: PlayedSession[];
+  samples: LoadSample[];
 }
 
-async function measure({ values, context, measures, target, clock }: MeasureOptions): ReturnType<typeof drive> {
+async function measure({
+  values,
+  context,
+  measures,
+  target,
+  clock,
+  played,
+  samples,
+}: MeasureOptions): ReturnType<typeof drive> {
   const startMs = clock.nowMs();
   const timer = setInterval(() => {
     const { offered, completed } = measures.sessions;
@@ -85,17 +165,26 @@ async function measure({ values, context, measures, target, clock }: MeasureOpti
       `${seconds} s: ${offered} sessions, ${completed} completed; ${turns.completed} turns, ${turns.failed} failed`,
     );
   }, progressMs);
+  const sampler = setInterval(() => samples.push(sampleOf(measures, (clock.nowMs() - startMs) / 1000)), 1000);
+  const workload = {
+    seed: values.seed,
+    ratePerS: values.rate,
+    durationS: values.duration,
+    turnsMax: values.turns,
+    thinkMeanS: values.think,
+    mix: values.mix,
+    promptCharsMax: values["prompt-chars-max"],
+    burstPeriodS: values.bursts,
+    tenants: values.tenants,
+    abortShare: values.abort,
+    slowShare: values.slow,
+  };
   try {
     return await drive({
-      scripts: drawScripts({
-        seed: values.seed,
-        ratePerS: values.rate,
-        durationS: values.duration,
-        turnsMax: values.turns,
-        thinkMeanS: values.think,
-        mix: values.mix,
-        promptCharsMax: values["prompt-chars-max"],
-      }),
+      scripts: values.users === undefined ? drawScripts(workload) : drawEndlessly(workload),
+      users: values.users,
+      objectives: { firstTokenMs: values["first-token-objective"], perTokenMs: values["per-token-objective"] },
+      onSession: (script, replies) => played.push({ script, replies }),
       target,
       clock,
       measures,
@@ -109,7 +198,20 @@ async function measure({ values, context, measures, target, clock }: MeasureOpti
     });
   } finally {
     clearInterval(timer);
+    clearInterval(sampler);
   }
+}
+
+function sampleOf(measures: Measures, atS: number): LoadSample {
+  const { started, completed, cutShort } = measures.sessions;
+  const { turns } = measures.all.summary();
+  return {
+    atS: Math.round(atS * 1000) / 1000,
+    sessionsActive: started - completed - cutShort,
+    turnsCompleted: turns.completed,
+    turnsFailed: turns.failed,
+    firstTokenMsMax: measures.takeSlowest(),
+  };
 }
 
 /** Everything that was asked for but the key; flags of an engine only where this run starts it. */

@@ -128,15 +128,23 @@ export interface WrongAnswer {
 
 const wrongAnswersMax = 20;
 
+/** What a user is content with. */
+export interface Objectives {
+  firstTokenMs: number;
+  perTokenMs: number;
+}
+
 /** Where a turn belongs. */
 export interface TurnPlace {
   className: ClassName;
+  tenant: number;
   isFirst: boolean;
 }
 
 /** Everything that a run counts; made before it starts, readable at any time. */
 export class Measures {
   readonly sessions: SessionCounts = { offered: 0, notSent: 0, started: 0, completed: 0, cutShort: 0 };
+  #slowestMs: number | undefined;
   readonly all = new Group("all");
   /** By length of the first prompt. */
   readonly classes: ReadonlyMap<ClassName, Group> = new Map(classNames.map((name) => [name, new Group(name)]));
@@ -148,14 +156,26 @@ export class Measures {
   /** The first message of each error code. */
   readonly examples = new Map<string, string>();
   /** Turns whose intended start lay in the window of the arrivals, and turns and tokens that ended in it. */
-  readonly window = { turnsSent: 0, turnsCompleted: 0, completionTokens: 0 };
+  readonly window = { turnsSent: 0, turnsCompleted: 0, turnsWithinObjectives: 0, completionTokens: 0 };
+  /** By number of the tenant. */
+  readonly tenants = new Map<number, Group>();
   /** The first ones. */
   readonly wrongAnswers: WrongAnswer[] = [];
   turnsNotSent = 0;
   refusals = 0;
+  /** Turns whose client went away, as it was to. */
+  aborts = 0;
   cleanupFailures = 0;
 
+  /** The longest time to a first token since it was last asked for. */
+  takeSlowest(): number | undefined {
+    const slowest = this.#slowestMs;
+    this.#slowestMs = undefined;
+    return slowest;
+  }
+
   complete(place: TurnPlace, turn: CompletedTurn): void {
+    if (turn.firstTokenMs !== undefined) this.#slowestMs = Math.max(this.#slowestMs ?? 0, turn.firstTokenMs);
     for (const group of this.#groupsOf(place)) group.complete(turn);
   }
 
@@ -173,8 +193,10 @@ export class Measures {
     for (const group of this.#groupsOf(place)) group.interrupt();
   }
 
-  #groupsOf({ className, isFirst }: TurnPlace): Group[] {
+  #groupsOf({ className, tenant, isFirst }: TurnPlace): Group[] {
     const ofClass = this.classes.get(className);
-    return [this.all, isFirst ? this.first : this.later, ...(ofClass ? [ofClass] : [])];
+    const ofTenant = this.tenants.get(tenant) ?? new Group(`tenant ${tenant}`);
+    this.tenants.set(tenant, ofTenant);
+    return [this.all, isFirst ? this.first : this.later, ...(ofClass ? [ofClass] : []), ofTenant];
   }
 }

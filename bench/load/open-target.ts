@@ -11,7 +11,7 @@ import { openTokenizer } from "../../tokenizer/open.ts";
 import type { BenchContext } from "../bench.ts";
 import { edgeTarget } from "./edge-target.ts";
 import { engineTarget } from "./engine-target.ts";
-import type { LoadValues } from "./flags.ts";
+import { type LoadValues, verifiedCount } from "./flags.ts";
 import { type OwnStack, startOwnStack } from "./own-stack.ts";
 import type { Target } from "./target.ts";
 
@@ -19,6 +19,8 @@ import type { Target } from "./target.ts";
 export interface OpenTarget {
   target: Target;
   model: string;
+  /** Kills and restarts an engine of the run's own; absent for a running target. */
+  killOne?: () => Promise<void>;
   close(): Promise<void>;
 }
 
@@ -38,7 +40,8 @@ export async function openTarget(values: LoadValues, context: BenchContext): Pro
   const close = async (): Promise<void> => place.own?.stop();
   try {
     const opened = values.target === "edge" ? await openEdge(values, place) : await openEngine(values, place);
-    return { ...opened, close };
+    const { own } = place;
+    return { ...opened, close, ...(own && { killOne: () => own.killOne() }) };
   } catch (error) {
     await close();
     throw error;
@@ -53,18 +56,20 @@ async function findPlace(values: LoadValues, context: BenchContext): Promise<Pla
     const value = values[name];
     return value === undefined ? [] : [`--${name}=${value}`];
   });
-  const own = await startOwnStack({ kind, engineArgs, context });
+  const own = await startOwnStack({ kind, engineArgs, context, model: values.model, engineCount: values.engines });
   return own === undefined ? undefined : { url: own.url, key: own.key, own };
 }
 
-async function openEdge(values: LoadValues, { url, key = "", own }: Place): Promise<Omit<OpenTarget, "close">> {
+async function openEdge(
+  values: LoadValues,
+  { url, key = "", own }: Place,
+): Promise<Omit<OpenTarget, "close" | "killOne">> {
   const turnMs = values["turn-timeout"] * 1000;
   const quire = new Quire({ baseUrl: url, apiKey: key, maxRetries: values.retries, timeoutMs: turnMs });
   const model = (await listModels(quire, url))[0]?.id;
   if (model === undefined) throw new UsageError(`the edge at ${url} serves no model now`);
   const what = own
-    ? "quire start: edge in wrangler dev with local R2, one engine, and this load generator, all on this machine " +
-      "(figures of the edge are those of wrangler dev, not of bare workerd or of Cloudflare)"
+    ? `the edge in a bare workerd, ${values.engines} engine(s) with one file store, and this load generator, all on this machine`
     : `the edge at ${url}`;
   const description = `${model} through the SDK, ${what}`;
   return { model, target: edgeTarget({ quire, model, send: sendOptions(values), description }) };
@@ -82,12 +87,15 @@ function sendOptions(values: LoadValues): SendOptions & { maxTokens: number } {
   const selection: NonNullable<SendOptions["selection"]> = {};
   if (values.policy !== undefined) selection.policy = values.policy;
   if (values.budget !== undefined) selection.budgetTokens = values.budget;
-  if (values.exact !== undefined) selection.exact = values.exact === "true";
+  if (values.exact !== undefined || verifiedCount(values) > 0) selection.exact = isExact(values);
   const isChosen = Object.keys(selection).length > 0;
   return { temperature: 0, maxTokens: values["max-tokens"], ...(isChosen && { selection }) };
 }
 
-async function openEngine(values: LoadValues, { url, key, own }: Place): Promise<Omit<OpenTarget, "close">> {
+async function openEngine(
+  values: LoadValues,
+  { url, key, own }: Place,
+): Promise<Omit<OpenTarget, "close" | "killOne">> {
   const folder = await openModelFolder(values.model);
   const read = async (name: string): Promise<unknown> => JSON.parse(await readFile(join(folder.path, name), "utf8"));
   const words = openTokenizer({
@@ -102,18 +110,24 @@ async function openEngine(values: LoadValues, { url, key, own }: Place): Promise
     engineId: await engineIdOf(url),
     engineKey: key,
     // A name of its own: nothing that another run has stored is reused.
-    namespace: randomBytes(32).toString("hex"),
+    namespaces: Array.from({ length: values.tenants.length }, () => randomBytes(32).toString("hex")),
+    referenceNamespace: randomBytes(32).toString("hex"),
     model: folder.modelId,
     words: { ...words, stopTokens: stopTokens(await read("config.json")) },
     maxTokens: values["max-tokens"],
     selection: {
       policy: values.policy ?? "quest",
       budgetTokens: values.budget ?? 2048,
-      exact: values.exact === "true",
+      exact: isExact(values),
     },
     description: `${folder.modelId} by token ids, without an edge, ${where}`,
   });
   return { model: folder.modelId, target };
+}
+
+/** Texts that are to be compared are asked for exactly, if nothing else is said. */
+function isExact(values: LoadValues): boolean {
+  return values.exact === undefined ? verifiedCount(values) > 0 : values.exact === "true";
 }
 
 async function engineIdOf(url: string): Promise<string> {

@@ -1,18 +1,28 @@
-/** A stack of the benchmark's own: started as a user starts it, in a temporary folder, and gone afterwards. */
-import { randomBytes } from "node:crypto";
+/**
+ * A stack of the benchmark's own, in a temporary folder, and gone afterwards: engines as a user starts them, with one file store between them,
+ * and before them the whole edge in a bare workerd (or nothing, for the engine alone).
+ */
+import { createHash, randomBytes } from "node:crypto";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
-import { type Child, startChild } from "../../cli/child-process.ts";
+import { openModelFolder } from "../../cli/model-folder.ts";
 import { UsageError } from "../../cli/usage-error.ts";
+import { LIMITS } from "../../protocol/limits.ts";
 import type { BenchContext } from "../bench.ts";
+import { edgeConfig, edgeModelFiles } from "../edge/edge-stack.ts";
+import { type BareWorkerd, startWorkerd } from "../workerd.ts";
+import { type EngineProcess, startEngineProcess } from "./engine-process.ts";
 
 /** A running target of this run's own. */
 export interface OwnStack {
   url: string;
   /** The edge's API key, or the engine's key. */
   key: string;
+  /** Kills an engine (`kill -9`), each in its turn, and starts it again after a moment. Resolves when it serves again. */
+  killOne(): Promise<void>;
   /** Ends it, in order, and removes its folder; at once when the user insists. */
   stop(): Promise<void>;
 }
@@ -20,99 +30,131 @@ export interface OwnStack {
 /** What to start. */
 export interface OwnStackOptions {
   kind: "edge" | "engine";
-  /** Flags of the engine, as `quire start` and `quire serve` take them. */
+  engineCount: number;
+  /** HF folder or GGUF file of the engines. */
+  model: string;
+  /** Flags of the engine, as `quire serve` takes them. */
   engineArgs: readonly string[];
   context: BenchContext;
 }
 
-const repositoryRoot = fileURLToPath(new URL("../..", import.meta.url));
-const readyMsMax = 180_000;
-/** Longer than `quire start` gives its own children. */
 const graceMs = 45_000;
+const restartMs = 2_000;
+const knownMsMax = 30_000;
 
 /**
- * Starts `quire start` or `quire serve` on free ports and waits until it serves. Undefined when the user stopped it.
- * @throws {UsageError} with the last words of a stack that did not come up; nothing is left of it.
+ * Starts edge and engines on free ports and waits until they serve. Undefined when the user stopped it.
+ * @throws {UsageError} with the last words of what did not come up; nothing is left of it.
  */
-export async function startOwnStack({ kind, engineArgs, context }: OwnStackOptions): Promise<OwnStack | undefined> {
-  const folder = await mkdtemp(join(tmpdir(), "quire-bench-"));
-  const engineKey = randomBytes(32).toString("hex");
-  const ready = Promise.withResolvers<string>();
-  const place =
-    kind === "edge"
-      ? ["start", "--port=0", "--engine-port=0", "--host=127.0.0.1", `--data=${join(folder, "data")}`]
-      : ["serve", "--port=0", "--host=127.0.0.1", `--store=fs:${join(folder, "pages")}`];
-  const child = startChild({
-    name: kind === "edge" ? "the stack" : "the engine",
-    program: process.execPath,
-    args: [join(repositoryRoot, "bin/quire.mjs"), ...place, ...engineArgs],
-    cwd: repositoryRoot,
-    env: { ...context.env, ...(kind === "engine" && { QUIRE_ENGINE_KEY: engineKey }) },
-    logPath: join(folder, "output.log"),
-    isWarning: (line) => readyUrl(line) !== undefined,
-    onWarning: (line) => ready.resolve(readyUrl(line) ?? ""),
-  });
-  const stop = async (): Promise<void> => {
-    void context.insisted.then(() => child.kill());
-    await child.stop(graceMs);
-    await rm(folder, { recursive: true, force: true, maxRetries: 5 });
-  };
+export async function startOwnStack(options: OwnStackOptions): Promise<OwnStack | undefined> {
+  const stack = new Stack(options, await mkdtemp(join(tmpdir(), "quire-bench-")));
   try {
-    const url = await waitForReady(child, ready.promise, context.signal);
-    if (url === undefined) {
-      await stop();
-      return undefined;
-    }
-    return { url, key: kind === "edge" ? await readApiKey(folder) : engineKey, stop };
+    if (await stack.start()) return stack;
+    await stack.stop();
+    return undefined;
   } catch (error) {
-    // The logs go with the folder, so what they say is shown now.
-    for (const line of await lastLogLines(folder)) context.progress(`  ${line}`);
-    await stop();
+    await stack.stop();
     throw error;
   }
 }
 
-const shownLinesMax = 12;
+class Stack implements OwnStack {
+  readonly #options: OwnStackOptions;
+  readonly #folder: string;
+  readonly #engineKey = randomBytes(32).toString("hex");
+  readonly #apiKey = `qk-${randomBytes(16).toString("hex")}`;
+  readonly #engines: EngineProcess[] = [];
+  #workerd: BareWorkerd | undefined;
+  #killedCount = 0;
+  #isStopping = false;
 
-async function lastLogLines(folder: string): Promise<string[]> {
-  const paths = [join(folder, "data", "logs", "engine.log"), join(folder, "output.log")];
-  for (const path of paths) {
-    const text = await readFile(path, "utf8").catch(() => "");
-    if (text !== "") return text.trimEnd().split("\n").slice(-shownLinesMax);
+  constructor(options: OwnStackOptions, folder: string) {
+    this.#options = options;
+    this.#folder = folder;
   }
-  return [];
-}
 
-function readyUrl(line: string): string | undefined {
-  return /(?:^Quire is ready on|^quire: engine \S+ is ready on) (http:\S+)$/.exec(line)?.[1];
-}
-
-async function waitForReady(child: Child, ready: Promise<string>, signal: AbortSignal): Promise<string | undefined> {
-  const stopped = Promise.withResolvers<undefined>();
-  const onAbort = (): void => stopped.resolve(undefined);
-  if (signal.aborted) onAbort();
-  signal.addEventListener("abort", onAbort, { once: true });
-  const late = Promise.withResolvers<never>();
-  const timer = setTimeout(() => late.reject(failure(child, "did not come up in time")), readyMsMax);
-  const ended = child.ended.then((how) => {
-    throw failure(child, how);
-  });
-  // Whichever of them loses the race is not unhandled.
-  ended.catch(() => undefined);
-  try {
-    return await Promise.race([ready, stopped.promise, ended, late.promise]);
-  } finally {
-    clearTimeout(timer);
-    signal.removeEventListener("abort", onAbort);
+  get url(): string {
+    return this.#workerd?.url ?? this.#engines[0]?.url ?? "";
   }
-}
 
-function failure(child: Child, how: string): UsageError {
-  const words = child.lastLines().at(-1);
-  return new UsageError(`${child.name} ${how}${words === undefined ? "" : `; its last words: ${words}`}`);
-}
+  get key(): string {
+    return this.#workerd ? this.#apiKey : this.#engineKey;
+  }
 
-async function readApiKey(folder: string): Promise<string> {
-  const secrets: unknown = JSON.parse(await readFile(join(folder, "data", "secrets.json"), "utf8"));
-  return (secrets as { apiKey: string }).apiKey;
+  /** False when the user stopped it. */
+  async start(): Promise<boolean> {
+    const { kind, engineCount } = this.#options;
+    if (kind === "edge") this.#workerd = await this.#startEdge();
+    for (let index = 0; index < engineCount; index++) if (!(await this.#startEngine(index))) return false;
+    if (kind === "edge") await this.#untilKnown();
+    return true;
+  }
+
+  async killOne(): Promise<void> {
+    const index = this.#killedCount % this.#engines.length;
+    this.#killedCount += 1;
+    const engine = this.#engines[index] as EngineProcess;
+    engine.child.kill();
+    await engine.child.ended;
+    await sleep(restartMs);
+    if (!this.#isStopping) await this.#startEngine(index);
+  }
+
+  async stop(): Promise<void> {
+    this.#isStopping = true;
+    const kill = () => this.#engines.forEach(({ child }) => void child.kill());
+    void this.#options.context.insisted.then(kill);
+    await Promise.all(this.#engines.map(({ child }) => child.stop(graceMs)));
+    await this.#workerd?.close();
+    await rm(this.#folder, { recursive: true, force: true, maxRetries: 5 });
+  }
+
+  async #startEngine(index: number): Promise<boolean> {
+    const { engineArgs, context } = this.#options;
+    const logPath = join(this.#folder, `engine-${index}.log`);
+    const edge = this.#workerd ? [`--edge=${this.#workerd.url}`] : [];
+    const args = [`--store=fs:${join(this.#folder, "pages")}`, ...edge, ...engineArgs];
+    try {
+      const engine = await startEngineProcess({ args, engineKey: this.#engineKey, logPath, context });
+      if (engine === undefined) return false;
+      this.#engines[index] = engine;
+      if (this.#isStopping) engine.child.kill();
+      return true;
+    } catch (error) {
+      // The log goes with the folder, so what it says is shown now.
+      const text = await readFile(logPath, "utf8").catch(() => "");
+      for (const line of text.trimEnd().split("\n").slice(-12)) context.progress(`  ${line}`);
+      throw error;
+    }
+  }
+
+  async #startEdge(): Promise<BareWorkerd> {
+    const { path } = await openModelFolder(this.#options.model);
+    return startWorkerd({
+      entry: fileURLToPath(new URL("../../test/workers/edge-worker.ts", import.meta.url)),
+      config: edgeConfig,
+      files: {
+        "keys.json": JSON.stringify({ [createHash("sha256").update(this.#apiKey).digest("hex")]: { tenant: "bench" } }),
+        "engine-key": this.#engineKey,
+        "limits.json": JSON.stringify({
+          requests_per_minute: LIMITS.requestsPerMinuteMax,
+          tokens_per_minute: LIMITS.tokensPerMinuteMax,
+          turns_concurrent: LIMITS.turnsConcurrentMax,
+        }),
+        "model.json": JSON.stringify(await edgeModelFiles(path)),
+      },
+      folders: ["disk"],
+    });
+  }
+
+  async #untilKnown(): Promise<void> {
+    const { signal } = this.#options.context;
+    for (const endMs = performance.now() + knownMsMax; performance.now() < endMs && !signal.aborted; ) {
+      const response = await fetch(`${this.url}/v1/models`, { headers: { authorization: `Bearer ${this.#apiKey}` } });
+      const { data = [] } = (await response.json()) as { data?: unknown[] };
+      if (data.length > 0) return;
+      await sleep(50);
+    }
+    if (!signal.aborted) throw new UsageError("the edge does not know its engine");
+  }
 }

@@ -3,6 +3,7 @@ import type { DurationSummary } from "../histogram.ts";
 import { type Column, renderTable } from "../table.ts";
 import type { DriveTimes } from "./driver.ts";
 import type { GroupSummary, Measures, SessionCounts, WrongAnswer } from "./measures.ts";
+import type { Verification } from "./verify.ts";
 
 /** What `--json` holds beside the head (`bench/README.md`). */
 export interface LoadResult {
@@ -12,6 +13,8 @@ export interface LoadResult {
   classes: GroupSummary[];
   /** First turns and later turns. */
   turns: GroupSummary[];
+  /** By tenant, in the order of their weights. */
+  tenants: GroupSummary[];
   totals: LoadTotals;
 }
 
@@ -25,6 +28,13 @@ export interface LoadTotals extends GroupSummary {
   turnsNotSent: number;
   refusals: number;
   cleanupFailures: number;
+  /** Turns whose client went away. */
+  aborts: number;
+  /** Jain's index over the tenants' mean speeds to the first token (1 / mean): 1 where all feel the same. Undefined with one tenant. */
+  fairness?: number | undefined;
+  verification?: Verification | undefined;
+  /** Engines that the run killed. */
+  engineKills: number;
   /** The first message of each error code. */
   errorExamples: Record<string, string>;
   /** At most the first 20. */
@@ -37,6 +47,8 @@ export interface LoadTotals extends GroupSummary {
     sessionsPerSOffered: number;
     turnsPerSSent: number;
     turnsPerSCompleted: number;
+    /** Goodput: completed within the objectives. */
+    goodTurnsPerS: number;
     completionTokensPerS: number;
   };
 }
@@ -49,10 +61,21 @@ export interface ResultInput {
   times: DriveTimes;
   ratePerS: number;
   interrupted: boolean;
+  verification?: Verification | undefined;
+  engineKills?: number | undefined;
 }
 
 /** Sums a run up. */
-export function loadResult({ measured, settings, measures, times, ratePerS, interrupted }: ResultInput): LoadResult {
+export function loadResult({
+  measured,
+  settings,
+  measures,
+  times,
+  ratePerS,
+  interrupted,
+  verification,
+  engineKills = 0,
+}: ResultInput): LoadResult {
   const windowS = times.windowMs / 1000;
   const perS = (count: number): number => (windowS > 0 ? round(count / windowS, 3) : 0);
   const { sessions, window } = measures;
@@ -61,6 +84,7 @@ export function loadResult({ measured, settings, measures, times, ratePerS, inte
     settings,
     classes: [...measures.classes.values()].map((group) => group.summary()),
     turns: [measures.first.summary(), measures.later.summary()],
+    tenants: tenantGroups(measures),
     totals: {
       ...measures.all.summary(),
       windowS: round(windowS, 3),
@@ -70,6 +94,10 @@ export function loadResult({ measured, settings, measures, times, ratePerS, inte
       turnsNotSent: measures.turnsNotSent,
       refusals: measures.refusals,
       cleanupFailures: measures.cleanupFailures,
+      aborts: measures.aborts,
+      fairness: fairness(tenantGroups(measures)),
+      verification,
+      engineKills,
       errorExamples: Object.fromEntries(measures.examples),
       wrongAnswers: [...measures.wrongAnswers],
       generatorLagMs: measures.lag.summary(),
@@ -78,23 +106,37 @@ export function loadResult({ measured, settings, measures, times, ratePerS, inte
         sessionsPerSOffered: perS(sessions.offered),
         turnsPerSSent: perS(window.turnsSent),
         turnsPerSCompleted: perS(window.turnsCompleted),
+        goodTurnsPerS: perS(window.turnsWithinObjectives),
         completionTokensPerS: perS(window.completionTokens),
       },
     },
   };
 }
 
-/** Whether nothing failed that should not have, and something was measured at all. */
+function tenantGroups({ tenants }: Measures): GroupSummary[] {
+  return [...tenants].sort(([a], [b]) => a - b).map(([, group]) => group.summary());
+}
+
+function fairness(groups: readonly GroupSummary[]): number | undefined {
+  const speeds = groups.flatMap(({ firstTokenMs: { mean } }) => (mean === undefined ? [] : [1 / Math.max(mean, 1e-3)]));
+  if (speeds.length < 2) return undefined;
+  const sum = speeds.reduce((a, b) => a + b, 0);
+  return round(sum ** 2 / (speeds.length * speeds.reduce((total, speed) => total + speed ** 2, 0)), 3);
+}
+
+/** Whether nothing failed that should not have, no text was another one alone, and something was measured at all. */
 export function isFine({ totals }: LoadResult, allowRefusals: boolean): boolean {
   const unexpected = totals.turns.failed - (allowRefusals ? totals.refusals : 0);
   const answered = totals.turns.completed + totals.refusals > 0;
-  return unexpected === 0 && (answered || totals.interrupted || totals.sessions.offered === 0);
+  const wrongTexts = (totals.verification?.wrong.length ?? 0) + (totals.verification?.failed ?? 0);
+  return unexpected === 0 && wrongTexts === 0 && (answered || totals.interrupted || totals.sessions.offered === 0);
 }
 
 /** The report's lines. */
 export function reportLines(result: LoadResult): string[] {
   const { totals } = result;
-  const groups = [...result.classes, ...result.turns, totals];
+  const tenants = result.tenants.length > 1 ? result.tenants : [];
+  const groups = [...result.classes, ...result.turns, ...tenants, totals];
   return [
     `measured: ${result.measured}`,
     ...(totals.interrupted ? ["stopped early: what follows was measured until then"] : []),
@@ -104,6 +146,7 @@ export function reportLines(result: LoadResult): string[] {
     ...renderTable(reuseColumns, groups),
     "",
     ...summaryLines(totals),
+    ...verificationLines(totals),
     ...errorLines(totals),
   ];
 }
@@ -146,9 +189,31 @@ function summaryLines({ rates, sessions, windowS, elapsedS, turnsNotSent, ...tot
       `${sessions.cutShort} cut short, ${sessions.notSent} not sent (bound on concurrency)`,
     `turns: ${rates.turnsPerSSent.toFixed(2)}/s sent, ${rates.turnsPerSCompleted.toFixed(2)}/s completed, ` +
       `${turnsNotSent} not sent behind a failed one or the end; ${totals.turns.interrupted} interrupted`,
+    `goodput: ${rates.goodTurnsPerS.toFixed(2)} turns/s within the objectives` +
+      (totals.fairness === undefined ? "" : `; fairness between tenants ${totals.fairness.toFixed(3)}`) +
+      (totals.aborts === 0 ? "" : `; ${totals.aborts} turns were left by their clients`) +
+      (totals.engineKills === 0 ? "" : `; ${totals.engineKills} engines were killed`),
     `reply tokens: ${rates.completionTokensPerS.toFixed(1)}/s; the last turn ended after ${elapsedS.toFixed(1)} s`,
     `generator lag, ms: p50 ${ms(lag.p50)}, p99 ${ms(lag.p99)}, max ${ms(lag.max)} (part of the latencies)`,
     ...(totals.cleanupFailures > 0 ? [`sessions that could not be deleted: ${totals.cleanupFailures}`] : []),
+  ];
+}
+
+function verificationLines({ verification }: LoadTotals): string[] {
+  if (verification === undefined) return [];
+  const { sessionsCompared, turnsCompared, failed, wrong } = verification;
+  const examples = wrong
+    .slice(0, 3)
+    .map(
+      ({ session, turn, loaded, alone }) =>
+        `  session ${session}, turn ${turn}: ${JSON.stringify(loaded)} under load, ${JSON.stringify(alone)} alone`,
+    );
+  return [
+    `texts: ${turnsCompared} turns of ${sessionsCompared} sessions compared with a run alone, ${wrong.length} WRONG, ${failed} sessions could not be played again`.replace(
+      "0 WRONG",
+      "none differs",
+    ),
+    ...examples,
   ];
 }
 

@@ -14,8 +14,8 @@ export interface TurnUsage {
 export interface TurnCall {
   text: string;
   signal: AbortSignal;
-  /** Called as soon as each piece of the reply is there. */
-  onText(delta: string): void;
+  /** Called as soon as each piece of the reply is there; the next is not read before it resolves (a slow reader takes its time). */
+  onText(delta: string): void | Promise<void>;
 }
 
 /** One conversation; one turn at a time. */
@@ -29,11 +29,18 @@ export interface Conversation {
   end(signal: AbortSignal): Promise<void>;
 }
 
+/** The tenant of conversations that are to find nothing of the run's: what is compared with the run is computed anew. */
+export const REFERENCE_TENANT = -1;
+
 /** Something that holds conversations. */
 export interface Target {
   /** What is measured, in words. */
   readonly description: string;
-  openConversation(): Conversation;
+  /**
+   * @param tenant number of the tenant whose conversation it is; a target with fewer takes it modulo their count. {@link REFERENCE_TENANT}: one
+   * that no turn of the run belonged to, where the target can have such.
+   */
+  openConversation(tenant?: number): Conversation;
 }
 
 /** A turn that did not come to its end. */

@@ -22,6 +22,13 @@ export interface WorkloadSettings {
   /** Weights of short, medium, long. */
   mix: readonly number[];
   promptCharsMax: number;
+  /** Arrivals of bursts: four times the rate for a quarter of each period; undefined: evenly by chance. */
+  burstPeriodS?: number | undefined;
+  /** Weights of the tenants (default: one). */
+  tenants?: readonly number[] | undefined;
+  /** Shares of turns whose client goes away, and whose client reads slowly (default 0). */
+  abortShare?: number | undefined;
+  slowShare?: number | undefined;
 }
 
 /** One turn: what is sent, and the fact it asks for. */
@@ -30,6 +37,10 @@ export interface ScriptTurn {
   fact: Fact;
   /** From the answer before it to this turn; 0 for the first. */
   thinkMs: number;
+  /** The client goes away so long after the turn was sent. */
+  abortAfterMs?: number | undefined;
+  /** The client takes so long for each piece of text. */
+  readMs?: number | undefined;
 }
 
 /** One session, written before it is played. */
@@ -37,6 +48,8 @@ export interface Script {
   /** Its number in the run, from 0: with the seed it names the session, whatever the rate. */
   index: number;
   className: ClassName;
+  /** Number of its tenant. */
+  tenant: number;
   /** After the start of the run. */
   arrivalMs: number;
   turns: ScriptTurn[];
@@ -47,6 +60,12 @@ const charsPerFact = 512;
 const tailAlpha = 1.2;
 /** Nobody thinks longer than this many means, so that a run ends. */
 const thinkMeansMax = 5;
+const burstShare = 0.25;
+/** Mean and bounds of what aborting and slow clients do. */
+const abortMeanMs = 400;
+const readMs = { min: 50, max: 500 } as const;
+/** Streams of a session's random numbers that are drawn apart, so that flags for them change no word of it. */
+const mannersStream = 0x4000_0000;
 
 /** Times of a Poisson process in [0, durationS), ascending, in milliseconds. */
 export function* poissonArrivalsMs(random: Random, rate: { perS: number; durationS: number }): Generator<number> {
@@ -64,14 +83,48 @@ export function* drawScripts(settings: WorkloadSettings): Generator<Script> {
     durationS: settings.durationS,
   });
   let index = 0;
-  for (const arrivalMs of arrivals) {
-    yield { index, arrivalMs, ...drawSession(seededRandom(settings.seed, index + 1), settings) };
+  for (const atMs of arrivals) {
+    yield drawScript(settings, index, burstMs(atMs, settings.burstPeriodS));
     index += 1;
   }
 }
 
+/** Sessions without end, for users who begin the next when one is over. */
+export function* drawEndlessly(settings: WorkloadSettings): Generator<Script> {
+  for (let index = 0; ; index++) yield drawScript(settings, index, 0);
+}
+
+/** Session number `index`. */
+export function drawScript(settings: WorkloadSettings, index: number, arrivalMs: number): Script {
+  const manners = seededRandom(settings.seed, mannersStream + index);
+  const tenant = drawWeighted(manners, settings.tenants ?? [1]);
+  const { className, turns } = drawSession(seededRandom(settings.seed, index + 1), settings);
+  return { index, arrivalMs, className, tenant, turns: turns.map((turn) => withManners(manners, turn, settings)) };
+}
+
+function withManners(
+  random: Random,
+  turn: ScriptTurn,
+  { abortShare = 0, slowShare = 0 }: WorkloadSettings,
+): ScriptTurn {
+  const [aborts, reads, abortMs, slowness] = [random(), random(), drawExponential(random, abortMeanMs), random()];
+  return {
+    ...turn,
+    ...(aborts < abortShare && { abortAfterMs: abortMs }),
+    ...(reads < slowShare && { readMs: readMs.min + slowness * (readMs.max - readMs.min) }),
+  };
+}
+
+/** Pushes what arrives in a period into its first quarter. */
+function burstMs(atMs: number, periodS: number | undefined): number {
+  if (periodS === undefined) return atMs;
+  const periodMs = periodS * 1000;
+  const startMs = Math.floor(atMs / periodMs) * periodMs;
+  return startMs + (atMs - startMs) * burstShare;
+}
+
 /** One to `turnsMax` turns; the first brings the passage, some later ones bring a little more. */
-export function drawSession(random: Random, settings: WorkloadSettings): Omit<Script, "index" | "arrivalMs"> {
+export function drawSession(random: Random, settings: WorkloadSettings): Pick<Script, "className" | "turns"> {
   const className = classNames[drawWeighted(random, settings.mix)] ?? "short";
   const charCount = drawLength(random, className, settings.promptCharsMax);
   const turnCount = 1 + Math.floor(random() * settings.turnsMax);

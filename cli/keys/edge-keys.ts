@@ -48,6 +48,12 @@ function recordOf(body: unknown): KeyRecord {
   return { ...readKeyRecord("", record), id: String(id) };
 }
 
+/** What fetch hides behind "fetch failed". */
+function reasonOf(error: unknown): string {
+  const { name, cause } = error as Error & { cause?: { code?: unknown } };
+  return typeof cause?.code === "string" ? cause.code : name;
+}
+
 async function callEdge(options: EdgeKeysOptions, method: string, path: string, body: unknown): Promise<unknown> {
   let response: Response;
   let answer: unknown;
@@ -60,7 +66,7 @@ async function callEdge(options: EdgeKeysOptions, method: string, path: string, 
     });
     answer = await response.json();
   } catch (error) {
-    throw new UsageError(`the edge at ${options.url} cannot be asked (${(error as Error).name})`);
+    throw new UsageError(`the edge at ${options.url} cannot be asked (${reasonOf(error)}); without one, use --file`);
   }
   if (response.ok) return answer;
   const { message } = (answer as { error?: { message?: string } } | null)?.error ?? {};

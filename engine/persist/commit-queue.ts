@@ -43,6 +43,8 @@ export interface TurnSnapshot {
   hotBlocks: number[][];
   /** Called once, when the snapshot is committed, replaced by a newer one or given up. */
   release(): void;
+  /** Its manifest is in the store. */
+  committed?(generation: number): void;
 }
 
 /** What the engine knows of a session's durability. */
@@ -128,7 +130,9 @@ export class CommitQueue {
       const snapshot = state.waiting;
       state.waiting = undefined;
       try {
+        const before = state.generation;
         if (!state.forgotten) await this.#commit(state, snapshot);
+        if (state.generation > before) snapshot.committed?.(state.generation);
       } catch (error) {
         log("persist.commit-failed", { sessionKey: snapshot.sessionKey, error: String(error) });
       }

@@ -22,4 +22,6 @@ export interface PersisterOptions {
   putMsMax: number;
   writeBehindBytesMax: number;
   manifestCommitMs: number;
+  /** Told of every turn whose manifest is in the store. */
+  onCommitted?(requestId: string, what: { tokens: number; generation: number }): void;
 }

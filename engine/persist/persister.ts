@@ -87,6 +87,7 @@ export class Persister {
       segments,
       tail,
       hotBlocks: sequence.heat.hottest(LIMITS.hotBlocksPerLayerMax, Math.floor(end / BLOCK_TOKENS)),
+      committed: (generation) => this.#options.onCommitted?.(sequence.request.requestId, { tokens: end, generation }),
       release: () => {
         this.#pendingBytes -= heldBytes;
       },

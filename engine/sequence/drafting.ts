@@ -16,7 +16,9 @@ const OUTCOME_SHARE = 0.1;
 const HIT_RATE_START = 0.6;
 /** Where guessing does not pay, it is tried again after so many tokens. */
 const PROBE_TOKENS = 64;
-const PROBE_DRAFT = 2;
+const PROBE_DRAFT = 4;
+/** The first guesses of a sequence have these lengths, whatever is known: that is how the engine learns what they cost. */
+const FIRST_DRAFTS = [2, 8, 4, 8];
 
 const NONE = new Uint32Array(0);
 
@@ -28,6 +30,7 @@ export class Drafter {
   #indexedCount = 0;
   #hitRate = HIT_RATE_START;
   #probedAt = 0;
+  #judgedCount = 0;
 
   constructor(sequence: Sequence) {
     this.#sequence = sequence;
@@ -48,14 +51,20 @@ export class Drafter {
     const replyLeft = sequence.request.maxTokens - sequence.generatedCount - 1;
     const most = Math.min(rowsMax, LIMITS.draftTokensMax, blockEnd - tokenCount, budgetEnd - tokenCount, replyLeft);
     if (most < 1 || !sequence.blocks.every((block) => block?.resident)) return NONE;
-    const count = this.#worthwhile(cost, stepMs, most);
+    const first = FIRST_DRAFTS[this.#judgedCount];
+    const count = first === undefined ? this.#worthwhile(cost, stepMs, most) : Math.min(first, most);
     if (count === 0) return NONE;
     const end = this.#find();
-    return end === undefined ? NONE : ids.slice(end, Math.min(end + count, tokenCount));
+    if (end === undefined) return NONE;
+    // What repeats itself goes on repeating: behind the end of the text follow the guesses themselves.
+    const draft = new Uint32Array(count);
+    for (let i = 0; i < count; i++) draft[i] = end + i < tokenCount ? ids[end + i]! : draft[end + i - tokenCount]!;
+    return draft;
   }
 
   /** So many of the guesses were right; the first wrong one ended it. */
   judged(draftCount: number, rightCount: number): void {
+    this.#judgedCount += 1;
     for (let i = 0; i < Math.min(draftCount, rightCount + 1); i++)
       this.#hitRate += OUTCOME_SHARE * ((i < rightCount ? 1 : 0) - this.#hitRate);
   }

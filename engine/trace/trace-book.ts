@@ -64,6 +64,11 @@ export class TraceBook implements EngineObserver {
     this.#add(sequence, nowMs, "admitted", { queueMs: sequence.usage.queueMs });
   }
 
+  /** The session's manifest was read from the store; summaries and tail follow. No listener's event: only a trace needs it. */
+  manifestRead(sequence: Sequence, nowMs: number, tokenCount: number): void {
+    this.#add(sequence, nowMs, "manifest", { tokenCount });
+  }
+
   attached(sequence: Sequence, nowMs: number): void {
     const { source, cachedTokens, bytesBeforeFirstToken, pagesBeforeFirstToken } = sequence.usage;
     const { device, host, store } = source;

@@ -24,6 +24,8 @@ import { WebGpuRecorder } from "./recorder.ts";
 /** Storage buffers of attention beside the parts of a pool. */
 const ATTEND_BUFFERS = 5;
 const POOL_PARTS_MAX = 8;
+/** Writes wait in staging memory of the driver until something is submitted; a model's weights must not all wait there. */
+const UNSUBMITTED_BYTES_MAX = 64 * 2 ** 20;
 
 /** How the device is opened. */
 export interface WebGpuDeviceOptions {
@@ -60,6 +62,7 @@ export class WebGpuDevice implements Device {
   #running: WebGpuRecorder | undefined;
   #timed: KernelTime[] | undefined;
   #closed = false;
+  #unsubmittedBytes = 0;
 
   constructor(gpu: Gpu, adapter: AdapterReport, { memoryBytesMax = 2 ** 40, bindingBytesMax }: WebGpuDeviceOptions) {
     this.#gpu = gpu;
@@ -190,8 +193,16 @@ export class WebGpuDevice implements Device {
       whole = new Uint8Array(Math.ceil(data.length / 4) * 4);
       whole.set(data);
     }
-    if (this.#running?.hasCommands) this.#running.upload(buffer, byteOffset, whole);
-    else this.#gpu.device.queue.writeBuffer(buffer, byteOffset, whole as Uint8Array<ArrayBuffer>);
+    if (this.#running?.hasCommands) {
+      this.#running.upload(buffer, byteOffset, whole);
+      return;
+    }
+    const { queue } = this.#gpu.device;
+    queue.writeBuffer(buffer, byteOffset, whole as Uint8Array<ArrayBuffer>);
+    this.#unsubmittedBytes += whole.length;
+    if (this.#unsubmittedBytes < UNSUBMITTED_BYTES_MAX) return;
+    this.#unsubmittedBytes = 0;
+    queue.submit([]);
   }
 
   #assertUsable(): void {

@@ -16,7 +16,7 @@ import { StepReport } from "./step-report.ts";
 import { APPEND, seal, summarize } from "./wgsl/append.ts";
 import { GEMM_TILE, GEMV_ROWS, gemm, gemv } from "./wgsl/matmul.ts";
 import { PAD_ROWS, QUANTIZE_ROWS } from "./wgsl/quantize-rows.ts";
-import { COPY, COPY_WITHIN, embed, GATHER_ROWS, RMS_NORM, SILU_MUL, SILU_MUL_IN_PLACE } from "./wgsl/row-ops.ts";
+import { COPY, COPY_WITHIN, COPY4, embed, GATHER_ROWS, RMS_NORM, SILU_MUL, SILU_MUL_IN_PLACE } from "./wgsl/row-ops.ts";
 import { ADJUST_LOGITS, CHOOSE_TOKEN, LOGPROBS, TRUNCATE } from "./wgsl/sample.ts";
 import { Addresses, Words } from "./words.ts";
 
@@ -132,8 +132,12 @@ export class WebGpuRecorder implements StepRecorder {
     assert(out !== x || !overlap, "copyRows within a buffer needs ranges that do not overlap");
     const to = memoryOf(out, (outRow + rows) * width);
     const from = memoryOf(x, (xRow + rows) * width);
-    const params = { count: rows * width, from_at: xRow * width, to_at: outRow * width };
-    this.#elementwise(to === from ? COPY_WITHIN : COPY, params, to === from ? [to] : [from, to], to);
+    const [count, fromAt, toAt] = [rows * width, xRow * width, outRow * width];
+    const isWide = to !== from && [count, fromAt, toAt].every((elements) => elements % 4 === 0);
+    const unit = isWide ? 4 : 1;
+    const params = { count: count / unit, from_at: fromAt / unit, to_at: toAt / unit };
+    const kernel = to === from ? COPY_WITHIN : isWide ? COPY4 : COPY;
+    this.#elementwise(kernel, params, to === from ? [to] : [from, to], to);
   }
 
   gatherRows({ out, x, indices, width }: Args<"gatherRows">): void {

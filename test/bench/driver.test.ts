@@ -16,7 +16,7 @@ const usage: TurnUsage = {
 
 function scriptsAt(arrivalsMs: readonly number[], thinkMs: readonly number[] = [0]): Script[] {
   const turns = thinkMs.map((pauseMs) => ({ text: "?", fact, thinkMs: pauseMs }));
-  return arrivalsMs.map((arrivalMs, index) => ({ index, className: "short", arrivalMs, turns }));
+  return arrivalsMs.map((arrivalMs, index) => ({ index, className: "short", tenant: 0, arrivalMs, turns }));
 }
 
 type Answer = (clock: VirtualClock, call: TurnCall, index: number) => Promise<TurnUsage>;
@@ -84,7 +84,12 @@ describe("an open-loop run", () => {
       firstTokenMs: { count: 0 },
     });
     expect(measures.sessions).toEqual({ offered: 3, notSent: 0, started: 3, completed: 3, cutShort: 0 });
-    expect(measures.window).toEqual({ turnsSent: 6, turnsCompleted: 6, completionTokens: 18 });
+    expect(measures.window).toEqual({
+      turnsSent: 6,
+      turnsCompleted: 6,
+      turnsWithinObjectives: 6,
+      completionTokens: 18,
+    });
   });
 
   it("keeps sending while the target stalls, and the stall shows in every latency behind it", async () => {

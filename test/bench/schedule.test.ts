@@ -46,3 +46,21 @@ describe("bench batching", () => {
     });
   });
 });
+
+describe("bench speculation", () => {
+  it("compares decoding with and without guesses, and the texts", async () => {
+    await withTempFolder(async (folder) => {
+      const path = join(folder, "speculation.json");
+      const what = ["--prompt=64", "--tokens=60", "--rounds=2", `--json=${path}`];
+      const run = await runBench(["speculation", "--shape=tiny", "--threads=1", ...what]);
+      expect(run.code).toBe(0);
+      expect(run.out).toContain("texts identical");
+      const { rows, isSame } = JSON.parse(await readFile(path, "utf8")) as {
+        rows: Record<string, number>[];
+        isSame: boolean;
+      };
+      expect([isSame, rows.length]).toEqual([true, 2]);
+      expect(rows.reduce((sum, { drafted }) => sum + drafted!, 0)).toBeGreaterThan(0);
+    });
+  });
+});

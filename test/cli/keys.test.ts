@@ -35,6 +35,7 @@ describe("quire keys --file", () => {
         expect(made.stdout).toMatch(/^qk-[\w-]{43}\n$/);
         const key = made.stdout.trim();
         expect((await stat(file)).mode & 0o777).toBe(0o600);
+        expect((await stat(file)).size).toBeLessThan(5_000 / 16);
         const text = await readFile(file, "utf8");
         expect(text).not.toContain(key.slice(3, 20));
         const record = readKeyTable(text).get(sha256(key));
@@ -131,7 +132,9 @@ describe("quire keys --edge", () => {
       server.close();
       server.closeAllConnections();
     }
-    await expect(edgeKeys({ url, operatorKey: "op", fetch }).list(undefined)).rejects.toThrow(/cannot be asked/);
+    await expect(edgeKeys({ url, operatorKey: "op", fetch }).list(undefined)).rejects.toThrow(
+      /cannot be asked \([A-Z_]+\); without one, use --file/,
+    );
   });
 });
 

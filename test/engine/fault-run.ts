@@ -42,7 +42,11 @@ const SELECTIONS: SelectionRequest[] = [
   { policy: "quest", budgetTokens: 128, exact: true },
   { policy: "quest+share(2)", budgetTokens: 160, exact: true },
   { policy: "quest", budgetTokens: 128, exact: false },
+  { policy: "mean-deviation", budgetTokens: 128, exact: true },
+  { policy: "tokenselect", budgetTokens: 128, exact: true },
 ];
+/** A conversation's next turn may select in another way, by another kind of summaries. */
+const CHANGE_SHARE = 0.3;
 const LOG_TOKENS_MAX = 560;
 
 interface Log {
@@ -161,6 +165,7 @@ class FaultRun {
       Math.floor(this.#next() * 2 ** 31),
       1 + Math.floor(this.#next() * (this.#next() < 0.3 ? 200 : 70)),
     );
+    if (options.mayAbort !== false && this.#next() < CHANGE_SHARE) log.selection = this.#pick(SELECTIONS);
     const fields = this.#request(log, prompt, 1 + Math.floor(this.#next() * 24));
     const abortAfter = options.mayAbort !== false && this.#next() < 0.25 ? Math.floor(this.#next() * 40) : undefined;
     const outcome = await this.#generate(engine, fields, abortAfter);

@@ -100,7 +100,7 @@ describe("the trace of a request", () => {
     const log = [...PROMPT, ...ids];
     const tokens = idsToBytes([...log, 257, 65, 66, 258]);
     await generate({ session, tokens, turnStart: log.length, spans, maxTokens: 40, requestId: "req_two.abc.1" });
-    await expect.poll(async () => names(await traceOf("req_two"))).toContain("commit queued");
+    await expect.poll(async () => names(await traceOf("req_two")), { timeout: 5_000 }).toContain("committed");
     const trace = await traceOf("req_two");
     expect(trace.requestId).toBe("req_two.abc.1");
     expect(trace.droppedCount).toBe(0);
@@ -121,6 +121,8 @@ describe("the trace of a request", () => {
       .filter(({ name }) => name === "decode")
       .reduce((sum, { fields }) => sum + fields.tokens!, 0);
     expect(decoded).toBe(39);
+    const { atMs: _, ...committed } = trace.events.at(-1)!;
+    expect(committed).toEqual({ name: "committed", fields: { tokens: tokens.byteLength / 4 + 40, generation: 2 } });
     const attached = trace.events.find(({ name }) => name === "attached");
     expect(attached?.fields.store).toBeGreaterThanOrEqual(log.length - 64);
     expect((await post(ENGINE_PATHS.trace, { version: 1, requestId: "req_none" })).status).toBe(404);

@@ -3,6 +3,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import fc from "fast-check";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type EngineServer, startEngineServer } from "../../engine/server.ts";
 import { encodeFrame, FrameDecoder } from "../../protocol/frames.ts";
@@ -275,6 +276,32 @@ describe("bad input gets one clear answer", () => {
     expect((await post("/v1/nothing", new Uint8Array(0))).status).toBe(404);
     expect((await fetch(server.url + ENGINE_PATHS.generate)).status).toBe(405);
     expect(await (await fetch(`${server.url}/healthz`)).json()).toMatchObject({ ok: true });
+  });
+
+  it("answers seeded nonsense of the edge's own signature with a refusal that names a field, or runs it", async () => {
+    const fields = Object.keys(house({ session: { id: "s" }, topLogprobs: 1 }));
+    const value = fc.oneof(
+      fc.jsonValue({ maxDepth: 2 }),
+      fc.uint8Array({ maxLength: 9 }),
+      fc.constantFrom(-1, 0.5, 1e300),
+    );
+    const changes = fc.dictionary(fc.constantFrom(...fields), value, { minKeys: 1, maxKeys: 3, noNullPrototype: true });
+    let runCount = 0;
+    await fc.assert(
+      fc.asyncProperty(changes, async (changed) => {
+        const all = await generate({
+          ...house({ maxTokens: 1 }),
+          requestId: `fuzz-${runCount++}`,
+          ...changed,
+        } as never);
+        const last = all.at(-1);
+        if (last?.type === "failed")
+          expect(["invalid_request", "model_not_found", "context_length_exceeded"]).toContain(last.code);
+        else expect(last?.type).toBe("done");
+      }),
+      { numRuns: 150, seed: 9 },
+    );
+    expect(server.opened.engine.status).toMatchObject({ runningCount: 0, queuedCount: 0 });
   });
 
   it("survives garbage, cut frames and frames that claim to be huge", async () => {

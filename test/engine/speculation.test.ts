@@ -120,13 +120,16 @@ describe("guesses", () => {
         request: { maxTokens },
         spans: { at: () => ({ how: "dense" }) },
       };
-      return [...new Drafter(sequence as never).propose(free, 1, rowsMax)];
+      const drafter = new Drafter(sequence as never);
+      for (let i = 0; i < 8; i++) drafter.judged(1, 1);
+      return [...drafter.propose(free, 1, rowsMax)];
     };
     const text = [1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3];
     expect(proposals(text)).toEqual([4, 5, 6, 7, 8, 9, 1, 2]);
     expect(proposals(text, 3)).toEqual([4, 5, 6]);
     expect(proposals(text, 8, 4)).toEqual([4, 5]);
-    expect(proposals([1, 2, 3, 8, 1, 2, 3, 9, 7, 1, 2, 3])).toEqual([9, 7, 1, 2, 3]);
+    expect(proposals([1, 2, 3, 8, 1, 2, 3, 9, 7, 1, 2, 3])).toEqual([9, 7, 1, 2, 3, 9, 7, 1]);
+    expect(proposals([5, 4, 4, 4, 4])).toEqual([4, 4, 4, 4, 4, 4, 4, 4]);
     expect(proposals([1, 2, 3, 4, 5, 6])).toEqual([]);
     // Row 61 of a block is the last that may be guessed: 62 would be followed by the one that seals it.
     const long = Array.from({ length: 59 }, (_, i) => i % 10);

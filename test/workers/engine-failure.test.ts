@@ -24,6 +24,8 @@ import {
 
 /** A failure has its real status only within 250 ms, which a machine under load may miss once. */
 const SOON = { retry: 2 };
+const contentOf = (event: unknown): string =>
+  (event as { choices?: { delta?: { content?: string } }[] }).choices?.[0]?.delta?.content ?? "";
 const newSession = () => ({ quire: { session_id: `fail-${crypto.randomUUID()}` } });
 const sessionExists = async (id: string) =>
   (await edge(`/v1/sessions/${id}`, { headers: { authorization: `Bearer ${KEY_A}` } })).status === 200;
@@ -183,6 +185,32 @@ describe("an engine that fails after its first token", () => {
     // Sticky: the engine that finished the turn has its pages.
     const { request: next } = await other.lastCall();
     expect(next.tokens.slice(0, next.turnStart)).toEqual([...prompt, ...ids("half and half"), END]);
+  });
+
+  it("is replaced when it is gone without a word, and waited for while the fleet hears of it", {
+    timeout: 40_000,
+  }, async () => {
+    const { chat, engine, model } = await makeWorld();
+    const other = new FakeEngine();
+    await register(other, model, { runningCount: 5 });
+    await engine.script({ do: "admit" }, { do: "tokens", ids: ids("half") }, { do: "deaf" });
+    await other.script(...says(" and half"));
+    const start = Date.now();
+    const reply = chat("hi", { stream: true });
+    // The machine of the first loses its power; before that it was only slow.
+    const beats = setInterval(() => {
+      void register(other, model, { runningCount: 5 });
+      if (Date.now() - start < 4_000) void register(engine, model);
+    }, 1_000);
+    try {
+      const events = await eventsOf(await reply);
+      const text = events.map((event) => contentOf(event)).join("");
+      expect(text).toBe("half and half");
+      expect(Date.now() - start).toBeGreaterThan(7_500);
+      expect((await engine.lastCall()).abortedMs).toBeDefined();
+    } finally {
+      clearInterval(beats);
+    }
   });
 
   it("hands over every choice that it had, to one other engine", async () => {

@@ -121,7 +121,7 @@ const numbersOf = ({ events }: Received) => events.map(({ id }) => Number(id.spl
 describe("a resumable stream", () => {
   const cutCount = inject("isFull") ? 200 : 10;
 
-  it(`cut at a random byte and resumed, ${cutCount} times, is the undisturbed one`, { timeout: 240_000 }, async () => {
+  it(`cut at a random byte and resumed, ${cutCount} times, is the undisturbed one`, { timeout: 600_000 }, async () => {
     const world = await makeWorld();
     const expected = await undisturbed(world);
     expect(expected.text()).toBe(TEXT);

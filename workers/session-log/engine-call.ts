@@ -40,6 +40,8 @@ export interface EngineCall {
    * once when the engine cannot be asked. Never rejects.
    */
   cancel(): Promise<void>;
+  /** Closes the connection to an engine that is not there any more: {@link events} throws `engine_failed`. */
+  drop(): void;
 }
 
 /**
@@ -74,6 +76,7 @@ export async function openEngineCall(options: EngineCallOptions): Promise<Engine
         cancelled ??= cancelCall(options, closing);
         return cancelled;
       },
+      drop: () => closing.abort(),
     };
   } catch (thrown) {
     closing.abort();

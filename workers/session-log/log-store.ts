@@ -59,12 +59,14 @@ const SCHEMA = `
 `;
 
 /**
- * Owns the tables; nothing is cached, so an object that starts again sees exactly what was committed. The first commit creates them:
+ * Owns the tables; of what is in them only the meta is cached, so an object that starts again sees exactly what was committed. The first commit creates them:
  * asking for a session that does not exist writes nothing. Only {@link meta} and {@link commit} may be called before it.
  */
 export class LogStore {
   readonly #storage: DurableObjectStorage;
   readonly #sql: SqlStorage;
+  /** The last that was read or written: nobody else writes. Null: the session does not exist. */
+  #meta: SessionMeta | null | undefined;
 
   constructor(storage: DurableObjectStorage) {
     this.#storage = storage;
@@ -73,10 +75,8 @@ export class LogStore {
 
   /** Undefined for a session without a finished turn. */
   meta(): SessionMeta | undefined {
-    const isCreated = this.#sql.exec("SELECT 1 FROM sqlite_master WHERE name = 'meta'").toArray().length > 0;
-    if (!isCreated) return undefined;
-    const [row] = this.#sql.exec("SELECT json FROM meta").toArray();
-    return row === undefined ? undefined : (JSON.parse(String(row.json)) as SessionMeta);
+    if (this.#meta === undefined) this.#meta = this.#readMeta() ?? null;
+    return this.#meta ?? undefined;
   }
 
   tokenCount(): number {
@@ -149,6 +149,14 @@ export class LogStore {
       for (const span of commit.spans) this.#sql.exec("INSERT INTO spans VALUES (?, ?)", span.end, span.how);
       this.#sql.exec("INSERT OR REPLACE INTO meta VALUES (1, ?, ?)", JSON.stringify(commit.meta), tokenCount);
     });
+    this.#meta = commit.meta;
+  }
+
+  #readMeta(): SessionMeta | undefined {
+    const isCreated = this.#sql.exec("SELECT 1 FROM sqlite_master WHERE name = 'meta'").toArray().length > 0;
+    if (!isCreated) return undefined;
+    const [row] = this.#sql.exec("SELECT json FROM meta").toArray();
+    return row === undefined ? undefined : (JSON.parse(String(row.json)) as SessionMeta);
   }
 
   #cutTokens(keep: number): void {

@@ -17,6 +17,8 @@ export class Replays {
   readonly #storage: DurableObjectStorage;
   readonly #now: () => number;
   #kept: KeptTurn | undefined;
+  /** Whether a turn lies in the storage; undefined before that was looked at. */
+  #isStored: boolean | undefined;
 
   constructor(storage: DurableObjectStorage, now: () => number) {
     this.#storage = storage;
@@ -24,8 +26,11 @@ export class Replays {
   }
 
   /** Takes a turn that begins; its stream is followed by whoever asks. A turn that is not resumable leaves nothing to ask for. */
-  begin(stream: TurnStream, { head, idempotencyKey }: TurnJob, numericsId: string): void {
-    dropReplay(this.#storage);
+  begin(stream: TurnStream, job: TurnJob, numericsId: string): void {
+    // Asked once: nobody else writes. A turn without a session has no storage.
+    if (job.session && this.#isStored !== false) dropReplay(this.#storage);
+    this.#isStored = job.session ? false : this.#isStored;
+    const { head, idempotencyKey } = job;
     this.#kept = stream.resumable ? { stream, idempotencyKey, head, numericsId, endedMs: undefined } : undefined;
   }
 
@@ -34,6 +39,7 @@ export class Replays {
     const kept = this.#kept;
     if (!kept || kept.stream !== stream) return;
     kept.endedMs = this.#now();
+    this.#isStored = true;
     const { stream: _, ...facts } = kept;
     keepReplay(this.#storage, { ...facts, streamId: stream.id, endedMs: kept.endedMs, ...stream.held });
   }

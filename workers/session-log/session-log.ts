@@ -212,6 +212,10 @@ export class SessionLog extends DurableObject<Env> {
         const request = { model: job.model, stickyEngineId, excludeIds, prompt };
         return pickEngine({ env: this.env, namespace: job.namespace, request, gone: stream.gone, onHeld });
       },
+      isAlive: async (engineId) => {
+        const found = fleetOf(this.env, job.namespace).find({ model: job.model, engineId });
+        return (await within(LIMITS.engineHeartbeatMs, found))?.engineId === engineId;
+      },
       engineKey: this.env.QUIRE_ENGINE_KEY,
       fetch: (input, init) => fetch(input, init),
       stream,

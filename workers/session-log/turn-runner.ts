@@ -7,6 +7,7 @@ import type { PickedEngine } from "../fleet-table.ts";
 import type { ModelAssets } from "../model-assets.ts";
 import type { TurnJob } from "../turn-job.ts";
 import { type EngineCall, openEngineCall } from "./engine-call.ts";
+import { EngineWatch } from "./engine-watch.ts";
 import { Reply, type ReplyDelta } from "./reply.ts";
 import type { TurnStream } from "./turn-stream.ts";
 
@@ -21,6 +22,8 @@ export interface RunnerOptions {
   /** The engine that served this session last. */
   stickyEngineId: string | undefined;
   pick: (stickyEngineId: string | undefined, excludeIds: string[]) => Promise<PickedEngine | undefined>;
+  /** Whether the fleet still hears of an engine. */
+  isAlive: (engineId: string) => Promise<boolean>;
   engineKey: string;
   fetch: typeof fetch;
   stream: TurnStream;
@@ -165,9 +168,30 @@ export class TurnRunner {
 
   async #follow(call: EngineCall, index: number, result: ChoiceResult, onBegun: () => void): Promise<void> {
     const { stream } = this.#options;
-    const { reply } = result;
     const over = AbortSignal.any([this.#stop.signal, stream.gone]);
+    const watch = new EngineWatch({
+      silentMsMax: LIMITS.engineExpiryMs,
+      intervalMs: LIMITS.engineHeartbeatMs,
+      isAlive: () => this.#options.isAlive(call.engineId),
+      onDead: () => call.drop(),
+    });
+    try {
+      await this.#take(call, index, result, { onBegun, over, watch });
+    } finally {
+      watch.stop();
+    }
+  }
+
+  async #take(
+    call: EngineCall,
+    index: number,
+    result: ChoiceResult,
+    { onBegun, over, watch }: { onBegun: () => void; over: AbortSignal; watch: EngineWatch },
+  ): Promise<void> {
+    const { stream } = this.#options;
+    const { reply } = result;
     for await (const event of call.events()) {
+      watch.heard();
       if (event.type === "done") {
         if (event.reason === "cancelled" && reply.ended !== "stop-string" && !stream.gone.aborted) {
           throw new QuireError("shutting_down", "The engine stopped before the reply was complete.");

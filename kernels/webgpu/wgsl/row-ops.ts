@@ -109,6 +109,8 @@ fn main(@builtin(global_invocation_id) id: vec3u) {
 
 /** Copies `count` words. Grid [x, y] with x * 64 = row_threads. */
 export const COPY = copy("copy", { x: read("u32"), out: write("u32") }, "x");
+/** The same in pieces of 16 bytes: count, from_at and to_at count those. */
+export const COPY4 = copy("copy4", { x: read("vec4u"), out: write("vec4u") }, "x");
 /** The same within one buffer; the ranges do not overlap. */
 export const COPY_WITHIN = copy("copy_within", { out: write("u32") }, "out");
 

@@ -2,6 +2,7 @@
 import { expect, it } from "vitest";
 import { BlockCache, type LogicalBlock } from "../../../engine/kv/block-cache.ts";
 import { FreeList } from "../../../engine/kv/free-list.ts";
+import { NOT_RESIDENT, type SummaryKind } from "../../../kernels/contract.ts";
 import { uniform } from "../tiny-model.ts";
 
 const LAYERS = 2;
@@ -115,4 +116,36 @@ it("never promises more than it holds", () => {
   cache.unreserve(3);
   expect(cache.reserve(5)).toBe(true);
   expect(() => cache.unreserve(6)).toThrow(/more than was reserved/);
+});
+
+it("gives a known block the summaries that it lacks, slot and all, and never takes any away", () => {
+  const summarySlots = new FreeList(4);
+  const cache = new BlockCache({ layerCount: LAYERS, deviceBlocks: new FreeList(10), summarySlots });
+  const withKinds = (...kinds: SummaryKind[]) => {
+    const block = cache.create(0);
+    for (const kind of kinds) block.summaries.add(kind);
+    return block;
+  };
+  const known = cache.publish(withKinds("min-max"), "ns:0");
+  const poorSlot = known.summarySlot;
+  const computed = withKinds("min-max", "mean-deviation");
+  const richSlot = computed.summarySlot;
+  expect(cache.publish(computed, "ns:0")).toBe(known);
+  expect([known.summarySlot, [...known.summaries]]).toEqual([richSlot, ["min-max", "mean-deviation"]]);
+  expect(computed.summarySlot).toBe(NOT_RESIDENT);
+  expect(summarySlots.freeCount).toBe(3);
+  // Its old slot can be had again, and one with other or fewer kinds changes nothing.
+  expect(cache.create(7).summarySlot).toBe(poorSlot);
+  for (const kinds of [["mean-deviation"], []] as SummaryKind[][]) {
+    expect(cache.publish(withKinds(...kinds), "ns:0")).toBe(known);
+    expect(known.summarySlot).toBe(richSlot);
+  }
+  const other = cache.publish(withKinds("min-max"), "ns:1");
+  const slot = other.summarySlot;
+  cache.publish(withKinds("mean-deviation"), "ns:1");
+  expect([other.summarySlot, [...other.summaries]]).toEqual([slot, ["min-max"]]);
+  for (let references = known.refCount; references > 0; references--) cache.release(known);
+  for (let references = other.refCount; references > 0; references--) cache.release(other);
+  cache.evictIdle();
+  expect([known.summaries.size, known.summarySlot]).toEqual([0, NOT_RESIDENT]);
 });

@@ -1,0 +1,141 @@
+/** The edge in a bare workerd and an engine that costs nothing, registered with it. */
+import { createHash, randomBytes } from "node:crypto";
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { Worker } from "node:worker_threads";
+import { startRegistration } from "../../engine/http/registration.ts";
+import type { EngineHeartbeat } from "../../protocol/generate.ts";
+import { LIMITS } from "../../protocol/limits.ts";
+import { startWorkerd } from "../workerd.ts";
+import type { EngineThreadData } from "./engine-thread.ts";
+
+/** What the engine says. */
+export interface EdgeStackOptions {
+  tokenCount: number;
+  gapMs: number;
+}
+
+/** A running stack, until it is closed. */
+export interface EdgeStack {
+  edgeUrl: string;
+  engineUrl: string;
+  apiKey: string;
+  model: string;
+  workerdVersion: string;
+  workerdPid: number;
+  /** When the engine sent each token of its last generation, milliseconds since 1970. */
+  sentMs: Float64Array;
+  close(): Promise<void>;
+}
+
+const model = "house-0";
+/** The letter "a" to house-0, whose tokens are bytes. */
+const tokenId = 97;
+const modelFiles = ["tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"];
+const classes = ["SessionLog", "Fleet", "TenantIndex", "KeyRing", "TenantLimiter"];
+const bindingName = (className: string): string => className.replaceAll(/(?<=[a-z])[A-Z]/g, "_$&").toUpperCase();
+
+/** Configuration of the whole edge in a bare workerd; its texts lie beside it (`keys.json`, `engine-key`, `limits.json`, `model.json`). */
+export const edgeConfig = `using Workerd = import "/workerd/workerd.capnp";
+const config :Workerd.Config = (
+  services = [
+    (name = "main", worker = (
+      modules = [(name = "worker.js", esModule = embed "worker.js")],
+      compatibilityDate = "2026-10-01",
+      compatibilityFlags = ["enable_request_signal"],
+      bindings = [
+        (name = "QUIRE_API_KEYS", text = embed "keys.json"),
+        (name = "QUIRE_ENGINE_KEY", text = embed "engine-key"),
+        (name = "QUIRE_TENANT_SALT", text = "salt"),
+        (name = "QUIRE_LIMITS", text = embed "limits.json"),
+        (name = "MODEL_FILES", text = embed "model.json"),
+${classes.map((name) => `        (name = "${bindingName(name)}", durableObjectNamespace = "${name}"),`).join("\n")}
+      ],
+      durableObjectNamespaces = [
+${classes.map((name) => `        (className = "${name}", uniqueKey = "${name}", enableSql = true),`).join("\n")}
+      ],
+      durableObjectStorage = (localDisk = "disk"),
+    )),
+    (name = "disk", disk = (path = "disk", writable = true)),
+    (name = "internet", network = (allow = ["public", "private"])),
+  ],
+  sockets = [(name = "http", address = "127.0.0.1:0", http = (), service = "main")],
+);
+`;
+
+/** Starts both and waits until the edge knows the engine. @throws {Error} when it does not; nothing is left then. */
+export async function openEdgeStack({ tokenCount, gapMs }: EdgeStackOptions): Promise<EdgeStack> {
+  const apiKey = `qk-${randomBytes(16).toString("hex")}`;
+  const engineKey = randomBytes(32).toString("hex");
+  const sentMs = new SharedArrayBuffer(8 * tokenCount);
+  const thread = new Worker(new URL("./engine-thread.ts", import.meta.url), {
+    workerData: { tokenCount, gapMs, tokenId, sentMs } satisfies EngineThreadData,
+  });
+  const port = await new Promise<number>((resolve, reject) => {
+    thread.once("message", resolve);
+    thread.once("error", reject);
+  });
+  const engineUrl = `http://127.0.0.1:${port}`;
+  const workerd = await startWorkerd({
+    entry: fileURLToPath(new URL("../../test/workers/edge-worker.ts", import.meta.url)),
+    config: edgeConfig,
+    files: {
+      "keys.json": JSON.stringify({ [createHash("sha256").update(apiKey).digest("hex")]: { tenant: "bench" } }),
+      "engine-key": engineKey,
+      "limits.json": JSON.stringify({
+        requests_per_minute: LIMITS.requestsPerMinuteMax,
+        tokens_per_minute: LIMITS.tokensPerMinuteMax,
+      }),
+      "model.json": JSON.stringify(
+        await edgeModelFiles(fileURLToPath(new URL(`../../weights/${model}`, import.meta.url))),
+      ),
+    },
+    folders: ["disk"],
+  });
+  const beat = (): EngineHeartbeat => heartbeatOf(engineUrl);
+  const registration = startRegistration({ edgeUrl: workerd.url, key: engineKey, beat, log: () => undefined });
+  const close = async (): Promise<void> => {
+    await registration.stop();
+    await workerd.close();
+    await thread.terminate();
+  };
+  try {
+    await untilKnown(workerd.url, apiKey);
+  } catch (error) {
+    await close();
+    throw error;
+  }
+  const stamps = new Float64Array(sentMs);
+  return {
+    edgeUrl: workerd.url,
+    engineUrl,
+    apiKey,
+    model,
+    workerdVersion: workerd.version,
+    workerdPid: workerd.pid,
+    sentMs: stamps,
+    close,
+  };
+}
+
+/** What the edge reads of a model, by name. */
+export async function edgeModelFiles(folder: string): Promise<Record<string, string>> {
+  const read = (name: string) => readFile(join(folder, name), "utf8");
+  return Object.fromEntries(await Promise.all(modelFiles.map(async (name) => [name, await read(name)])));
+}
+
+async function untilKnown(edgeUrl: string, apiKey: string): Promise<void> {
+  for (const endMs = performance.now() + 20_000; performance.now() < endMs; ) {
+    const response = await fetch(`${edgeUrl}/v1/models`, { headers: { authorization: `Bearer ${apiKey}` } });
+    if ((await response.text()).includes(`"${model}"`)) return;
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+  throw new Error("the edge does not know the engine");
+}
+
+function heartbeatOf(url: string): EngineHeartbeat {
+  const counts = { runningCount: 0, queuedCount: 0, queueMax: 64, freeBlockCount: 100, blockCount: 100 };
+  const names = { engineId: "bench", model, modelFingerprint: "bench", device: "none", numericsId: "bench-1" };
+  return { ...counts, ...names, url, contextTokensMax: 32_768, draining: false };
+}

@@ -1,0 +1,198 @@
+/** `npm run bench -- edge`: what the edge adds to a request and to each of its tokens, in a bare workerd. */
+import { randomUUID } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { parseInteger } from "../../cli/flags.ts";
+import { type BenchContext, type BenchResult, defineBench } from "../bench.ts";
+import { type Column, renderTable } from "../table.ts";
+import { type EdgeStack, openEdgeStack } from "./edge-stack.ts";
+import { openConnection, type TurnOptions, timeTurn } from "./turn-client.ts";
+
+const flags = {
+  turns: {
+    help: "measured turns of each kind, in turns",
+    placeholder: "COUNT",
+    fallback: "300",
+    parse: parseInteger({ min: 5, max: 100_000 }),
+  },
+  tokens: {
+    help: "tokens of a reply",
+    placeholder: "COUNT",
+    fallback: "20",
+    parse: parseInteger({ min: 2, max: 1_000 }),
+  },
+  gap: {
+    help: "milliseconds between two of them",
+    placeholder: "MS",
+    fallback: "5",
+    parse: parseInteger({ min: 1, max: 1_000 }),
+  },
+} as const;
+
+/** Bars, milliseconds at the median. */
+const REQUEST_MS_MAX = 1.5;
+const TOKEN_MS_MAX = 0.7;
+
+const kinds = ["direct", "new session", "later turn", "resumable"] as const;
+type Kind = (typeof kinds)[number];
+
+/** Times of one kind, milliseconds. */
+interface Samples {
+  /** From the request to the first token. */
+  first: number[];
+  /** From the engine's sending to the client's reading of a token. */
+  token: number[];
+  /** Of workerd, over all turns. */
+  cpuMs: number;
+}
+
+interface Row {
+  kind: Kind;
+  firstMs: Spread;
+  tokenMs: Spread;
+  /** Of workerd, for a whole turn; undefined where the system does not tell. */
+  cpuMsPerTurn: number | undefined;
+}
+
+interface Spread {
+  p10: number;
+  p50: number;
+  p90: number;
+}
+
+/** The benchmark as the registry names it. */
+export const edgeBench = defineBench({
+  summary:
+    "Turns through the whole edge (key, limits, session log, routing, signature, SSE) to an engine that costs nothing, and straight to that engine:\n" +
+    "the difference is what the edge adds. One connection, one turn at a time, kinds in turns. A busy machine only ever makes it slower: there the\n" +
+    `fastest tenth (p10) tells more than the median. Bars at the median: ${REQUEST_MS_MAX} ms a request, ${TOKEN_MS_MAX} ms a token.`,
+  flags,
+  async run(values, context) {
+    const stack = await openEdgeStack({ tokenCount: values.tokens, gapMs: values.gap });
+    try {
+      return await measure(stack, values, context);
+    } finally {
+      await stack.close();
+    }
+  },
+});
+
+async function measure(
+  stack: EdgeStack,
+  values: { turns: number; tokens: number; gap: number },
+  context: BenchContext,
+): Promise<BenchResult> {
+  const agents = new Map(kinds.map((kind) => [kind, openConnection()]));
+  const samples = new Map(kinds.map((kind): [Kind, Samples] => [kind, { first: [], token: [], cpuMs: 0 }]));
+  const talk = new Talk();
+  // The first tenth warms connections, compilers and objects up.
+  for (let round = -Math.ceil(values.turns / 10); round < values.turns && !context.signal.aborted; round++) {
+    for (const kind of kinds) {
+      const agent = agents.get(kind) ?? openConnection();
+      const { url, ...options } = talk.request(stack, kind, values.tokens);
+      const beforeMs = cpuMs(stack.workerdPid);
+      const times = await timeTurn(url, { ...options, agent });
+      const into = samples.get(kind);
+      if (round < 0 || !into) continue;
+      into.cpuMs += cpuMs(stack.workerdPid) - beforeMs;
+      into.first.push((times.tokenMs[0] ?? Number.NaN) - times.sentMs);
+      // The first waits for the request; it is counted there.
+      for (let index = 1; index < values.tokens; index++) {
+        into.token.push((times.tokenMs[index] ?? Number.NaN) - (stack.sentMs[index] ?? Number.NaN));
+      }
+    }
+  }
+  for (const agent of agents.values()) agent.destroy();
+  const rows = kinds.map((kind): Row => {
+    const { first, token, cpuMs: sum } = samples.get(kind) as Samples;
+    const cpuMsPerTurn = Number.isNaN(sum) ? undefined : sum / first.length;
+    return { kind, firstMs: spreadOf(first), tokenMs: spreadOf(token), cpuMsPerTurn };
+  });
+  return report(stack, values, rows, context);
+}
+
+/** What is said: a later turn goes on with a session that is begun anew every so often, so that it stays short. */
+class Talk {
+  #turnCount = 0;
+  #session = "";
+
+  request(stack: EdgeStack, kind: Kind, tokenCount: number): Omit<TurnOptions, "agent"> & { url: string } {
+    const encoder = new TextEncoder();
+    if (kind === "direct") {
+      // The token itself, as it stands in a frame: 97 in four bytes behind msgpack's mark of a binary of four bytes.
+      const mark = Buffer.from([0xc4, 4, 97, 0, 0, 0]);
+      return { url: `${stack.engineUrl}/v1/generate`, headers: {}, body: encoder.encode("x"), mark, tokenCount };
+    }
+    if (kind === "later turn" && this.#turnCount++ % 20 === 0) this.#session = randomUUID();
+    const quire = {
+      session_id: kind === "later turn" ? this.#session : randomUUID(),
+      ...(kind === "resumable" ? { resumable: true } : {}),
+    };
+    const messages = [{ role: "user", content: "What is the code of Badoru, and what is the code of Kelino?" }];
+    const body = encoder.encode(
+      JSON.stringify({ model: stack.model, messages, stream: true, max_tokens: tokenCount, quire }),
+    );
+    const headers = { authorization: `Bearer ${stack.apiKey}`, "content-type": "application/json" };
+    const mark = Buffer.from('"content":"a"');
+    return { url: `${stack.edgeUrl}/v1/chat/completions`, headers, body, mark, tokenCount };
+  }
+}
+
+/** CPU time that a process has taken so far, in ticks of 10 ms; NaN where the system does not tell. */
+function cpuMs(pid: number): number {
+  try {
+    const fields = readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1]?.split(" ") ?? [];
+    return 10 * (Number(fields[11]) + Number(fields[12]));
+  } catch {
+    return Number.NaN;
+  }
+}
+
+function report(
+  stack: EdgeStack,
+  values: { turns: number; tokens: number; gap: number },
+  rows: readonly Row[],
+  context: BenchContext,
+): BenchResult {
+  const direct = rows[0] as Row;
+  const added = rows.slice(1).map((row) => ({
+    kind: row.kind,
+    requestMs: minus(row.firstMs, direct.firstMs),
+    tokenMs: minus(row.tokenMs, direct.tokenMs),
+    cpuMsPerTurn: row.cpuMsPerTurn,
+  }));
+  const ms = (value: number): string => value.toFixed(3);
+  const columns: readonly Column<(typeof added)[number]>[] = [
+    { header: "added by the edge", cell: ({ kind }) => kind, align: "left" },
+    { header: "a request, p10 ms", cell: ({ requestMs }) => ms(requestMs.p10) },
+    { header: "p50", cell: ({ requestMs }) => ms(requestMs.p50) },
+    { header: "p90", cell: ({ requestMs }) => ms(requestMs.p90) },
+    { header: "a token, p10 ms", cell: ({ tokenMs }) => ms(tokenMs.p10) },
+    { header: "p50", cell: ({ tokenMs }) => ms(tokenMs.p50) },
+    { header: "p90", cell: ({ tokenMs }) => ms(tokenMs.p90) },
+    { header: "CPU of workerd, ms a turn", cell: ({ cpuMsPerTurn }) => cpuMsPerTurn?.toFixed(2) ?? "" },
+  ];
+  context.print(
+    `workerd ${stack.workerdVersion}; ${values.turns} turns of each kind, ${values.tokens} tokens ${values.gap} ms apart`,
+  );
+  context.print(
+    `straight to the engine: first token p50 ${ms(direct.firstMs.p50)} ms, a token p50 ${ms(direct.tokenMs.p50)} ms`,
+  );
+  for (const line of renderTable(columns, added)) context.print(line);
+  const isMet = added.every(({ requestMs, tokenMs }) => requestMs.p50 <= REQUEST_MS_MAX && tokenMs.p50 <= TOKEN_MS_MAX);
+  context.print(
+    isMet ? "within the bars" : `over the bars of ${REQUEST_MS_MAX} ms a request and ${TOKEN_MS_MAX} ms a token (p50)`,
+  );
+  const interrupted = context.signal.aborted;
+  return { ok: true, data: { settings: values, workerd: stack.workerdVersion, interrupted, rows, added, isMet } };
+}
+
+function minus(a: Spread, b: Spread): Spread {
+  return { p10: a.p10 - b.p10, p50: a.p50 - b.p50, p90: a.p90 - b.p90 };
+}
+
+function spreadOf(values: readonly number[]): Spread {
+  const sorted = values.toSorted((a, b) => a - b);
+  const at = (share: number): number =>
+    sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? Number.NaN;
+  return { p10: at(0.1), p50: at(0.5), p90: at(0.9) };
+}

@@ -1,0 +1,59 @@
+import { readFile } from "node:fs/promises";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import { openConnection, timeTurn } from "../../bench/edge/turn-client.ts";
+import { withTempFolder } from "../cli/run-quire.ts";
+import { runBench } from "./run-bench.ts";
+
+describe("npm run bench -- edge", () => {
+  it(
+    "times turns through the whole edge in a workerd of its own, and the engine without it",
+    () =>
+      withTempFolder(async (folder) => {
+        const path = join(folder, "edge.json");
+        const run = await runBench(["edge", "--turns=5", "--tokens=4", "--gap=2", `--json=${path}`]);
+        expect(run).toMatchObject({ code: 0 });
+        const { rows, added } = JSON.parse(await readFile(path, "utf8")) as {
+          rows: { kind: string; firstMs: { p50: number }; tokenMs: { p50: number } }[];
+          added: { kind: string; requestMs: { p50: number }; tokenMs: { p50: number } }[];
+        };
+        expect(rows.map(({ kind }) => kind)).toEqual(["direct", "new session", "later turn", "resumable"]);
+        for (const { firstMs, tokenMs } of rows) {
+          expect(firstMs.p50).toBeGreaterThan(0);
+          expect(tokenMs.p50).toBeGreaterThan(0);
+        }
+        expect(added).toHaveLength(3);
+        for (const { requestMs } of added) expect(requestMs.p50).toBeGreaterThan(0);
+      }),
+    90_000,
+  );
+});
+
+describe("timeTurn", () => {
+  it("notes each mark once, also one that is cut between two chunks, when it came", async () => {
+    const server = createServer(async (_, response) => {
+      for (const part of ["xx<to", "k>y<tok><t", "ok>", "<to"]) {
+        response.write(part);
+        await new Promise((resolve) => setTimeout(resolve, 30));
+      }
+      response.end();
+    });
+    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+    const agent = openConnection();
+    try {
+      const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}/`;
+      const options = { agent, headers: {}, body: new Uint8Array(1), mark: Buffer.from("<tok>") };
+      const { sentMs, tokenMs } = await timeTurn(url, { ...options, tokenCount: 3 });
+      const [first = 0, second = 0, third = 0] = tokenMs;
+      expect(first - sentMs).toBeGreaterThanOrEqual(25);
+      expect(second).toBe(first);
+      expect(third - second).toBeGreaterThanOrEqual(15);
+      await expect(timeTurn(url, { ...options, tokenCount: 4 })).rejects.toThrow("with 3 tokens");
+    } finally {
+      agent.destroy();
+      server.close();
+    }
+  });
+});
