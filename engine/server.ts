@@ -136,7 +136,9 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
     ...(options.memoryBytesMax === undefined ? {} : { memoryBytesMax: options.memoryBytesMax }),
   });
   try {
-    const load = { config, weightEncoding: options.weightEncoding, rowsMax, sampledMax: settings.runningMax };
+    // Every running sequence has a row that is sampled; guesses of speculation have what is beside them.
+    const sampledMax = settings.runningMax + LIMITS.draftTokensMax;
+    const load = { config, weightEncoding: options.weightEncoding, rowsMax, sampledMax };
     const pool = { poolBytes: plan.bytes, poolBytesMin: smallestPoolBytes(asked) };
     assertFits({ ...load, ...pool }, device.report.memoryBytesMax);
     const kv = {
@@ -153,7 +155,7 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
       ...(options.onLoadProgress === undefined ? {} : { onProgress: options.onLoadProgress }),
       kv,
       rowsMax,
-      sampledMax: settings.runningMax,
+      sampledMax,
     });
     const calibration = await readCalibration(options.modelFolder, runner.fingerprint, options.log);
     const calibrated = calibration === undefined ? settings : { ...settings, calibration };

@@ -31,7 +31,7 @@ export const LIMITS = {
   retryAfterMsMax: 600_000,
   retryPromisesMax: 4_096,
   /** A request that would have to wait longer before its prompt is begun is refused. */
-  waitMsMax: 120_000,
+  waitMsMax: 300_000,
   /** Tokens that are guessed and checked in one step of a sequence (speculation). */
   draftTokensMax: 16,
   /** Traces that an engine remembers, and events of one. */

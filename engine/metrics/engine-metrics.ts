@@ -34,6 +34,7 @@ export class EngineMetrics implements EngineObserver {
   readonly #storeBytes: Counter;
   readonly #kvBytes: Counter;
   readonly #missedPages: Counter;
+  readonly #drafted: Counter;
   readonly #waits: Counter;
   readonly #steps: Counter;
   readonly #queueSeconds: Histogram;
@@ -62,6 +63,10 @@ export class EngineMetrics implements EngineObserver {
       "Read by attention and page scoring, by what.",
     );
     this.#missedPages = registry.counter("quire_missed_pages_total", "Selected pages that were attended around.");
+    this.#drafted = registry.counter(
+      "quire_drafted_tokens_total",
+      "Tokens that were guessed (speculation), by outcome.",
+    );
     this.#waits = registry.counter("quire_block_waits_total", "Times that a sequence waited for selected blocks.");
     this.#steps = registry.counter("quire_step_seconds_total", "Time spent in steps.");
     this.#queueSeconds = registry.histogram("quire_queue_seconds", "From arrival to admission.", SECONDS_LONG);
@@ -132,6 +137,9 @@ export class EngineMetrics implements EngineObserver {
     this.#recomputed.add(usage.recomputedTokens);
     this.#storeBytes.add(usage.bytesFetched);
     this.#missedPages.add(usage.pagesMissed);
+    const { draftedTokens = 0, draftedTokensRight = 0 } = usage;
+    this.#drafted.add(draftedTokensRight, { outcome: "right" });
+    this.#drafted.add(draftedTokens - draftedTokensRight, { outcome: "wrong" });
     this.#kvBytes.add(usage.kvBytesRead, { what: "kv" });
     this.#kvBytes.add(usage.metadataBytesRead, { what: "metadata" });
   }
