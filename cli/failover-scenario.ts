@@ -52,7 +52,7 @@ export interface FailoverOptions {
 
 /** Fewer tokens than an eighth of the context, so that selection is at work. */
 const budgetTokens = 256;
-const replyTokens = 240;
+const replyTokens = 700;
 /** Replies that may be over before their engine is killed, for each that is not. */
 const missCountMax = 4;
 /** house-0's end token, which is kept from it: its answers alone would be over too soon. */
@@ -92,7 +92,7 @@ export async function playFailover({ stage, killCount, random, audience }: Failo
     const index = engines.findIndex(({ id }) => id === engineId);
     const victim = engines[index];
     if (!victim) throw new Error(`the engine ${engineId} is not one of this stage`);
-    const moment = { length: Math.floor(random() * 0.9 * calm.length), waitMs: random() * 4 };
+    const moment = { length: Math.floor(random() * 0.8 * calm.length), waitMs: random() * 4 };
     const killing = new Killing(victim, moment, audience);
     const spoken = await speak(stage, session, manner, (text) => killing.hear(text));
     if (await killing.done()) {

@@ -12,6 +12,7 @@ import { BlockFetcher } from "./kv/block-fetcher.ts";
 import { FreeList } from "./kv/free-list.ts";
 import { Gate } from "./kv/gate.ts";
 import { OpenBlocks } from "./kv/open-blocks.ts";
+import { ReadAhead } from "./kv/read-ahead.ts";
 import { residentPrefixes } from "./kv/resident-prefixes.ts";
 import { SummarySupply } from "./kv/summary-supply.ts";
 import { Persister } from "./persist/persister.ts";
@@ -69,17 +70,18 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
   const reads = new Gate(settings.storeConcurrency, Math.max(1, Math.floor(settings.storeConcurrency / 4)));
   const onFailure = (segment: { objectKey: string }, cause: unknown) =>
     log("fetch.lost", { objectKey: segment.objectKey, error: String(cause) });
+  const getMsMax = settings.storeGetMsMax;
+  const ahead = new ReadAhead({ store, gate: reads, clock, getMsMax });
   const fetcher = new BlockFetcher({
-    store,
+    store: ahead,
     pool,
     cache,
     geometry,
     gate: reads,
     clock,
-    getMsMax: settings.storeGetMsMax,
+    getMsMax,
     onFailure,
   });
-  const getMsMax = settings.storeGetMsMax;
   const supply = new SummarySupply({ store, pool, fetcher, gate: reads, geometry, clock, log, getMsMax });
   const persister = new Persister({
     store,
@@ -103,6 +105,7 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
     cache,
     opens,
     fetcher,
+    ahead,
     supply,
     gate: reads,
     geometry,

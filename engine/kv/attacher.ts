@@ -3,8 +3,7 @@
  * (and its parent's after a fork): summaries first, then the tail; blocks stay in the store until a query selects them. Whatever is
  * absent, late, damaged or about other tokens is left as a gap, which is computed from the log. Never an error for the user.
  */
-import { BLOCK_TOKENS, type KvPool, NOT_RESIDENT, PAGES_PER_BLOCK } from "../../kernels/contract.ts";
-import { pageRange } from "../../kernels/page-range.ts";
+import { BLOCK_TOKENS, type KvPool, NOT_RESIDENT } from "../../kernels/contract.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import type { PageStore } from "../../storage/contract.ts";
@@ -18,10 +17,12 @@ import { nextRows } from "../sequence/slice-planner.ts";
 import { countedReads, countFetch } from "../sequence/traffic.ts";
 import type { Clock, EngineLog } from "../settings.ts";
 import type { BlockCache, LogicalBlock } from "./block-cache.ts";
-import { allLayers, type BlockFetcher, type BlockLayer } from "./block-fetcher.ts";
+import type { BlockFetcher } from "./block-fetcher.ts";
+import { type BurstItem, burstOf, burstRanges } from "./first-burst.ts";
 import type { Gate } from "./gate.ts";
 import { agreement, type OpenBlock, type OpenBlocks } from "./open-blocks.ts";
 import { SpanList } from "./provenance.ts";
+import type { ReadAhead } from "./read-ahead.ts";
 import type { StoredSegment } from "./stored-segment.ts";
 import type { SummarySupply } from "./summary-supply.ts";
 import { claimTail } from "./tail-parking.ts";
@@ -33,6 +34,7 @@ export interface AttacherOptions {
   cache: BlockCache;
   opens: OpenBlocks;
   fetcher: BlockFetcher;
+  ahead: ReadAhead;
   supply: SummarySupply;
   gate: Gate;
   geometry: KvGeometry;
@@ -96,6 +98,7 @@ export class Attacher {
       const matching = matchingSegments(sequence, manifest);
       sequence.hotBlocks = hotBlocksBelow(manifest, matching);
       sequence.heat.seed(sequence.hotBlocks);
+      this.#beginBurst(sequence, manifest, matching);
       await Promise.all([this.#summaries(sequence, manifest, matching), this.#tail(sequence, manifest, matching)]);
     } catch (error) {
       log("attach.miss", { requestId: sequence.request.requestId, error: String(error) });
@@ -265,15 +268,23 @@ export class Attacher {
   async #firstBurst(sequence: Sequence): Promise<void> {
     const { fetcher, geometry } = this.#options;
     const rows = nextRows(sequence, LIMITS.stepRowsMax);
-    if (!rows || rows.plan.kind === "dense" || sequence.abortRequested) return;
-    const { sinkEnd, recentStart } = pageRange(rows.plan, { positionFirst: rows.from, positionLast: rows.from });
-    const isForced = ({ index }: LogicalBlock) =>
-      index * PAGES_PER_BLOCK < sinkEnd || (index + 1) * PAGES_PER_BLOCK > recentStart;
-    const forced = sequence.blocks.filter((block): block is LogicalBlock => block !== undefined && isForced(block));
-    const hot = hottestFirst(sequence)
-      .filter(({ block, layer }) => !isForced(block) && block.deviceBlocks[layer] === NOT_RESIDENT)
-      .slice(0, Math.floor(LIMITS.hotBurstBytesMax / geometry.blockBytes));
-    countFetch(sequence, await fetcher.fetch([...allLayers(forced), ...hot], "demand"));
+    if (rows && rows.plan.kind !== "dense" && !sequence.abortRequested) {
+      const wants = ({ index, layer }: BurstItem) => sequence.blocks[index]?.deviceBlocks[layer] === NOT_RESIDENT;
+      const items = burstOf(sequence, { from: rows.from, blockEnd: sequence.blocks.length, geometry, wants });
+      const blocks = items.map(({ index, layer }) => ({ block: sequence.blocks[index] as LogicalBlock, layer }));
+      countFetch(sequence, await fetcher.fetch(blocks, "demand"));
+    }
+    for (const forget of sequence.readAhead.splice(0)) countFetch(sequence, { bytes: forget(), blocks: 0 });
+  }
+
+  /** Begins to read what {@link #firstBurst} will want if everything that the manifest names can be had. */
+  #beginBurst(sequence: Sequence, manifest: Manifest, segmentCount: number): void {
+    const { ahead, geometry } = this.#options;
+    const blockEnd = (segmentCount * geometry.segmentTokens) / BLOCK_TOKENS;
+    const from = Math.min(manifest.tokenCount, sequence.promptEnd - 1);
+    const wants = ({ index }: BurstItem) => sequence.blocks[index] === undefined;
+    const items = burstOf(sequence, { from, blockEnd, geometry, wants });
+    sequence.readAhead.push(ahead.begin(burstRanges(items, manifest.segments, geometry)));
   }
 
   async #whole(sequence: Sequence, ref: WholeRef): Promise<Uint8Array> {
@@ -317,19 +328,6 @@ function overlaps(a: TokenRange, b: TokenRange): boolean {
 function hotBlocksBelow(manifest: Manifest, segmentCount: number): number[][] {
   const end = (segmentCount * manifest.geometry.segmentTokens) / BLOCK_TOKENS;
   return manifest.hotBlocks.map((blocks) => blocks.filter((block) => block < end));
-}
-
-/** Hot blocks that the sequence has, the hottest of every layer before the next. */
-function hottestFirst(sequence: Sequence): BlockLayer[] {
-  const rankCount = Math.max(0, ...sequence.hotBlocks.map((blocks) => blocks.length));
-  const wanted: BlockLayer[] = [];
-  for (let rank = 0; rank < rankCount; rank++) {
-    for (const [layer, blocks] of sequence.hotBlocks.entries()) {
-      const block = sequence.blocks[blocks[rank] ?? -1];
-      if (block) wanted.push({ block, layer });
-    }
-  }
-  return wanted;
 }
 
 function hasGap(sequence: Sequence, fromToken: number, toToken: number): boolean {

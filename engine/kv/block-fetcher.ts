@@ -15,7 +15,7 @@ import type { Gate, GateClass } from "./gate.ts";
 import type { StoredSegment } from "./stored-segment.ts";
 
 /** Largest range that neighbours are merged into. */
-const RANGE_BYTES_MAX = 4 * 1024 * 1024;
+export const RANGE_BYTES_MAX = 4 * 1024 * 1024;
 
 /** One layer of one logical block. */
 export interface BlockLayer {
@@ -38,7 +38,8 @@ interface RangeRead {
 
 /** What a fetcher works with. */
 export interface BlockFetcherOptions {
-  store: PageStore;
+  /** The store, or reads ahead of it. */
+  store: Pick<PageStore, "get">;
   pool: KvPool;
   cache: BlockCache;
   geometry: KvGeometry;

@@ -105,6 +105,8 @@ export class Sequence {
   readonly heat: BlockHeat;
   /** Per layer the blocks that the session's last turn chose most; read with the first burst. */
   hotBlocks: readonly (readonly number[])[] = [];
+  /** Ends reads that were begun before anybody asked for them; each tells how many bytes were read in vain. */
+  readonly readAhead: (() => number)[] = [];
   readonly abort = new AbortController();
   /** Reads of this sequence's blocks for the store that are under way: its memory is not released before they end. */
   readonly copying = new Set<Promise<unknown>>();

@@ -37,7 +37,5 @@ export function chooseItems(
   machine: Machine,
   { unitsAt, unitCount, itemMax, layer }: { unitsAt: number; unitCount: number; itemMax: number; layer: number },
 ): void {
-  // A histogram of 256 bins, a result, and the keys.
-  machine.threads.ensureScratch(1024 + 16 + itemMax * 4);
   machine.threads.run(OP.choose, { taskCount: unitCount, work: unitCount * itemMax * 32, args: [unitsAt, layer] });
 }

@@ -34,7 +34,7 @@ export interface SelectCounters {
 }
 
 /** Blocks of one scoring task. */
-const CHUNK_BLOCKS = 64;
+const CHUNK_BLOCKS = 32;
 /** Vectors of one task of quantization. */
 const VECTORS_PER_TASK = 64;
 

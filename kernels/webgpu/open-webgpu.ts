@@ -1,5 +1,5 @@
 /// <reference types="@webgpu/types" />
-/** The GPU device: WGSL kernels through WebGPU, one submission and one readback per step. Loads in Node and in a browser. */
+/** The GPU device: WGSL kernels through WebGPU, one submission and one readback per step. Imports nothing that only Node has, but Dawn, and that when there is no `navigator.gpu`. */
 import { assert } from "../../protocol/assert.ts";
 import type {
   Device,

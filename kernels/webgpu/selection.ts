@@ -4,7 +4,7 @@ import type { Arena, CommandList, StepBuffers } from "./command-list.ts";
 import type { Batch, StepLayout } from "./step-layout.ts";
 import { attend, mergeSplits, TILE_HEADS } from "./wgsl/attend.ts";
 import { LIST_PAGES, WRITE_MASKS } from "./wgsl/masks.ts";
-import { COMBINE, SCORE_STATS, TOP_K } from "./wgsl/rank.ts";
+import { COMBINE, SCORE_STATS, TOP_K, TOP_MASS } from "./wgsl/rank.ts";
 import { QUANTIZE_QUERIES, SCORE_PAGES, scoreTokens } from "./wgsl/score.ts";
 
 /** Work groups from which on every tile walks its splits by itself. */
@@ -27,24 +27,25 @@ export function recordSelect(step: LayerStep): void {
   const { list, layout, layer } = step;
   const { tables, scratch, outcome } = step.buffers;
   const { headDim } = layout.pool.spec;
-  if (layout.units.count === 0) return;
-  if (layout.batches.length > 0) {
+  const lists = layout.listsOf(layer);
+  if (lists.units.count === 0) return;
+  if (lists.batches.length > 0) {
     const queries = layout.rowCount * layout.headCount;
     const params = { queries, head_dim: headDim, codes_at: layout.codesAt, scales_at: layout.scalesAt };
     list.dispatch(QUANTIZE_QUERIES, params, [step.q, scratch], [Math.ceil(queries / 64)]);
   }
-  for (const batch of layout.batches) {
+  for (const batch of lists.batches) {
     scorePageBatch(step, batch);
     rankBatch(step, batch);
   }
-  const params = { layer, units_at: layout.listUnits.at };
-  list.dispatch(LIST_PAGES, params, [tables, scratch, outcome], [layout.listUnits.count]);
-  for (const batch of layout.tokenBatches) {
+  const params = { layer, units_at: lists.listUnits.at };
+  list.dispatch(LIST_PAGES, params, [tables, scratch, outcome], [lists.listUnits.count]);
+  for (const batch of lists.tokenBatches) {
     scoreTokenBatch(step, batch);
     rankBatch(step, batch);
   }
-  const grid = [Math.ceil(layout.blocksMax / 64), layout.units.count] as const;
-  list.dispatch(WRITE_MASKS, { layer, units_at: layout.units.at }, [tables, scratch, outcome], grid);
+  const grid = [Math.ceil(layout.blocksMax / 64), lists.units.count] as const;
+  list.dispatch(WRITE_MASKS, { layer, units_at: lists.units.at }, [tables, scratch, outcome], grid);
 }
 
 function scorePageBatch({ list, buffers, layout, layer }: LayerStep, batch: Batch): void {
@@ -77,13 +78,15 @@ function rankBatch({ list, buffers, layout }: LayerStep, batch: Batch): void {
   if (batch.usesSoftmax) list.dispatch(SCORE_STATS, params, both, [batch.queriesMax, batch.unitCount]);
   list.dispatch(COMBINE, params, both, [Math.ceil(batch.candidatesMax / 64), batch.unitCount]);
   list.dispatch(TOP_K, { rankings_at: batch.rankingsAt }, both, [batch.unitCount]);
+  if (batch.usesMass) list.dispatch(TOP_MASS, params, both, [batch.unitCount]);
 }
 
 /** Attention of every tile over what was selected; by splits where there are too few tiles to fill a GPU. */
 export function recordAttend(step: LayerStep, out: GPUBuffer): void {
   const { list, layout, layer } = step;
   const { tables, scratch } = step.buffers;
-  const { pool, headCount, tiles, tileRows, splitCount } = layout;
+  const { pool, headCount, tileRows, splitCount } = layout;
+  const { tiles } = layout.listsOf(layer);
   const { kvHeadCount, headDim, encoding } = pool.spec;
   const headChunks = Math.ceil(headCount / kvHeadCount / TILE_HEADS);
   const partialWords = layout.rowCount * headCount * splitCount * (headDim + 4);

@@ -1,6 +1,6 @@
 /**
- * What select and attend need of a step, worked out once and the same for every layer: tables of slices, tiles of attention, units of
- * selection with their rankings, and where everything lies in scratch and in the outcome.
+ * What select and attend need of a step, worked out once: tables of slices, tiles of attention, units of selection with their rankings, and
+ * where everything lies in scratch and in the outcome. It is the same for every layer of which the same slices choose.
  */
 import {
   BLOCK_TOKENS,
@@ -11,6 +11,7 @@ import {
   type SummaryKind,
 } from "../contract.ts";
 import {
+  choosingLayer,
   keepPages,
   needsPageScores,
   type PageRange,
@@ -50,6 +51,17 @@ export interface Batch {
   chunksMax: number;
   queriesMax: number;
   usesSoftmax: boolean;
+  usesMass: boolean;
+}
+
+/** Tables of the layers in which the same slices choose, take over a choice, or attend to everything. */
+export interface LayerLists {
+  tiles: UnitTable;
+  /** All units that select, for the masks; those of token plans that list pages. */
+  units: UnitTable;
+  listUnits: UnitTable;
+  batches: readonly Batch[];
+  tokenBatches: readonly Batch[];
 }
 
 /** Units in one table. */
@@ -63,6 +75,7 @@ type Plan = Exclude<SelectionPlan, { kind: "dense" }>;
 
 /** A unit and what its rankings need. */
 interface Unit {
+  sliceIndex: number;
   record: UnitRecord;
   plan: Plan;
   keep: number;
@@ -109,16 +122,10 @@ export class StepLayout {
   /** `(position, open slot, token)` of every row. */
   readonly rowsAt: number;
   readonly rowCount: number;
-  readonly tiles: UnitTable;
   /** Rows of a tile: 1 where every slice has one row. */
   readonly tileRows: number;
   /** Splits of the longest context. */
   readonly splitCount: number;
-  /** All units, for the masks; those of token plans that list pages. */
-  readonly units: UnitTable;
-  readonly listUnits: UnitTable;
-  readonly batches: readonly Batch[];
-  readonly tokenBatches: readonly Batch[];
   /** Blocks of the longest context. */
   readonly blocksMax: number;
   readonly codesAt: number;
@@ -132,6 +139,10 @@ export class StepLayout {
   readonly #parts: LayoutParts;
   readonly #scratch = new Addresses();
   readonly #places: SlicePlace[];
+  readonly #units: Unit[] = [];
+  readonly #choices: { layout: GroupLayout; firstRow: number; units: Unit[] }[] = [];
+  readonly #lists = new Map<string, LayerLists>();
+  readonly #rawAt: number;
 
   constructor(parts: LayoutParts) {
     const { pool, slices, tables } = parts;
@@ -146,40 +157,66 @@ export class StepLayout {
     this.tileRows = isDecode ? 1 : pool.spec.headDim > 128 ? 2 : 4;
     this.blocksMax = slices.reduce((max, slice) => Math.max(max, lastBlock(slice) + 1), 0);
     this.splitCount = Math.ceil(this.blocksMax / 8);
-    const units: Unit[] = [];
-    const tiles: number[] = [];
     let sliceRow = 0;
     slices.forEach((slice, sliceIndex) => {
       for (const group of queryGroups(slice)) {
         const layout = { sliceIndex, slice, group, range: pageRange(slice.plan, group) };
         this.groups.push(layout);
-        const made = this.#unitsOf(layout, sliceRow + group.firstRow);
-        units.push(...made);
-        tiles.push(...this.#tilesOf(layout, sliceRow + group.firstRow, made));
+        const firstRow = sliceRow + group.firstRow;
+        const units = this.#unitsOf(layout, firstRow);
+        this.#units.push(...units);
+        this.#choices.push({ layout, firstRow, units });
       }
       sliceRow += slice.rowCount;
     });
-    this.tiles = { at: tables.push(tiles), count: tiles.length / TILE_WORDS };
-    const scored = units.filter(({ scoresPages }) => scoresPages);
-    const queryWords = scored.length === 0 ? 0 : this.rowCount * this.headCount;
+    const queryWords = this.#units.some(({ scoresPages }) => scoresPages) ? this.rowCount * this.headCount : 0;
     this.codesAt = this.#scratch.take(queryWords * pool.spec.headDim);
     this.scalesAt = this.#scratch.take(queryWords);
-    for (const unit of units) this.#placeChoice(unit);
-    const rawAt = this.#scratch.take(0);
-    const listing = units.filter(({ listMax }) => listMax > 0);
-    const pageBatches = pool.spec.summaryKinds.flatMap((kind) =>
-      this.#batchesOf(
-        scored.filter(({ plan }) => plan.scorer?.summary === kind),
-        rawAt,
-        kind,
-      ),
-    );
-    this.batches = pageBatches;
-    this.tokenBatches = this.#batchesOf(listing, rawAt, undefined);
-    this.units = this.#table(units);
-    this.listUnits = this.#table(listing);
+    for (const unit of this.#units) this.#placeChoice(unit);
+    this.#rawAt = this.#scratch.take(Math.max(this.#rawWords(true), this.#rawWords(false)));
     this.partialsAt = this.#scratch.take(0);
     this.scratchWords = this.partialsAt;
+  }
+
+  /** The tables of a layer, made when they are asked for first. */
+  listsOf(layer: number): LayerLists {
+    const modes = this.#parts.slices.map(({ plan }) => {
+      const from = choosingLayer(plan, layer);
+      return from === undefined ? "everything" : from === layer ? "chooses" : "takes over";
+    });
+    const key = modes.join();
+    const known = this.#lists.get(key);
+    if (known !== undefined) return known;
+    const tiles = this.#choices.flatMap(({ layout, firstRow, units }) =>
+      this.#tilesOf(layout, firstRow, modes[layout.sliceIndex] === "everything" ? [] : units),
+    );
+    const selecting = this.#units.filter(({ sliceIndex }) => modes[sliceIndex] !== "everything");
+    const choosing = this.#units.filter(({ sliceIndex }) => modes[sliceIndex] === "chooses");
+    const listing = choosing.filter(({ listMax }) => listMax > 0);
+    const scored = choosing.filter(({ scoresPages }) => scoresPages);
+    const lists = {
+      tiles: { at: this.#parts.tables.push(tiles), count: tiles.length / TILE_WORDS },
+      batches: this.pool.spec.summaryKinds.flatMap((kind) =>
+        this.#batchesOf(
+          scored.filter(({ plan }) => plan.scorer?.summary === kind),
+          kind,
+        ),
+      ),
+      tokenBatches: this.#batchesOf(listing, undefined),
+      units: this.#table(selecting),
+      listUnits: this.#table(listing),
+    };
+    this.#lists.set(key, lists);
+    return lists;
+  }
+
+  /** Words that the largest batch of any layer can take. */
+  #rawWords(isPages: boolean): number {
+    const words = this.#units
+      .filter(({ scoresPages, listMax }) => (isPages ? scoresPages : listMax > 0))
+      .map((unit) => rawWordsOf(unit, isPages));
+    const sum = words.reduce((a, b) => a + b, 0);
+    return Math.min(sum, RAW_WORDS_MAX + Math.max(0, ...words));
   }
 
   #placeSlice(slice: StepSlice, sliceIndex: number): SlicePlace {
@@ -246,7 +283,7 @@ export class StepLayout {
       token_flags_at: NOWHERE,
     };
     return {
-      ...{ record, plan, keep, scoresPages },
+      ...{ sliceIndex, record, plan, keep, scoresPages },
       queryCount: group.rowCount * kvCount * headsPerKvHead,
       chunkCount: group.rowCount * kvCount * Math.ceil(headsPerKvHead / SCORE_HEADS),
       listMax: plan.kind === "tokens" ? keep : 0,
@@ -264,14 +301,14 @@ export class StepLayout {
     record.token_raw_stride = listMax * PAGE_TOKENS;
   }
 
-  /** Tables of units and rankings, cut so that a batch's raw scores fit; all batches use the same room from `rawAt` on. */
-  #batchesOf(units: readonly Unit[], rawAt: number, summary: SummaryKind | undefined): Batch[] {
+  /** Tables of units and rankings, cut so that a batch's raw scores fit; all batches use the same room. */
+  #batchesOf(units: readonly Unit[], summary: SummaryKind | undefined): Batch[] {
     const isPages = summary !== undefined;
     const strideOf = ({ record }: Unit): number => (isPages ? record.raw_stride : record.token_raw_stride);
     const batches: Unit[][] = [];
     let words = 0;
     for (const unit of units) {
-      const own = unit.queryCount * strideOf(unit);
+      const own = rawWordsOf(unit, isPages);
       if (batches.length === 0 || words + own > RAW_WORDS_MAX) {
         batches.push([]);
         words = 0;
@@ -280,7 +317,7 @@ export class StepLayout {
       words += own;
     }
     return batches.map((batch) => {
-      let at = rawAt;
+      let at = this.#rawAt;
       const take = (count: number): number => {
         const start = at;
         at += count;
@@ -292,7 +329,6 @@ export class StepLayout {
         else unit.record.token_raw_at = raw;
         return rankingOf(unit, isPages, { raw, stats: take(unit.queryCount * 2), keys: take(strideOf(unit)) });
       });
-      if (at > this.#scratch.end) this.#scratch.take(at - this.#scratch.end);
       const units = this.#table(batch);
       const rankingsAt = this.#parts.tables.push(rankings.flat());
       return {
@@ -300,6 +336,7 @@ export class StepLayout {
         candidatesMax: Math.max(...batch.map(strideOf)),
         chunksMax: Math.max(...batch.map(({ chunkCount }) => chunkCount)),
         queriesMax: Math.max(...batch.map(({ queryCount }) => queryCount)),
+        usesMass: isPages && batch.some(({ plan }) => massShareOf(plan) > 0),
         usesSoftmax: batch.some(({ plan }) => pageCombine(plan) === "softmax-sum"),
       };
     });
@@ -342,8 +379,20 @@ function rankingOf(unit: Unit, isPages: boolean, at: { raw: number; stats: numbe
     size_at: isPages ? NOWHERE : record.list_count_at,
     ...{ stats_at: at.stats, keys_at: at.keys, flags_at: isPages ? record.flags_at : record.token_flags_at },
     ...{ take: isPages ? unit.keep : record.token_take, rule },
+    mass_share: isPages ? floatBits(massShareOf(plan)) : 0,
   };
   return RANKING_FIELDS.map((field) => values[field]);
+}
+
+/** Raw scores, stats and keys of a unit's ranking. */
+function rawWordsOf({ record, queryCount }: Unit, isPages: boolean): number {
+  const stride = isPages ? record.raw_stride : record.token_raw_stride;
+  return (queryCount + 1) * stride + 2 * queryCount;
+}
+
+/** 0: a plan without one. */
+function massShareOf(plan: Plan): number {
+  return plan.kind === "pages" ? (plan.massShare ?? 0) : 0;
 }
 
 function rowRecords(slice: StepSlice): number[] {

@@ -9,7 +9,7 @@ import {
   type StepReadback,
   type StepSlice,
 } from "../contract.ts";
-import { needsPageScores } from "../page-range.ts";
+import { choosingLayer, needsPageScores } from "../page-range.ts";
 import { emptyTraffic, groupKvBytes, MissSet, summaryReadBytes } from "../traffic.ts";
 import type { Bitmap, GroupLayout, StepLayout } from "./step-layout.ts";
 import { COUNTERS } from "./wgsl/masks.ts";
@@ -32,13 +32,13 @@ export class StepReport {
     const { kvHeadCount, headDim } = layout.pool.spec;
     for (const each of layout.groups) {
       const { slice, sliceIndex, range } = each;
-      if (slice.plan.kind === "dense" || range.everything) {
+      if (isEverything(each, layer)) {
         this.#noteDenseMisses(each, layer);
         continue;
       }
       const traffic = this.#traffic[sliceIndex] as SliceTraffic;
       traffic.pagesInContext += kvHeadCount * range.pageEnd;
-      if (!needsPageScores(slice.plan, range)) continue;
+      if (choosingLayer(slice.plan, layer) !== layer || !needsPageScores(slice.plan, range)) continue;
       traffic.metadataBytes += kvHeadCount * summaryReadBytes(headDim, range.candidateCount);
     }
   }
@@ -46,13 +46,14 @@ export class StepReport {
   /** What an `attend` of this layer reads: all of it for groups that read everything, else the open part. */
   noteAttend(layout: StepLayout, layer: number): void {
     const { spec } = layout.pool;
-    for (const { slice, sliceIndex, group, range } of layout.groups) {
-      const isEverything = slice.plan.kind === "dense" || range.everything;
-      const isResident = (block: number): boolean => isEverything && isHere(slice, layer, block);
+    for (const each of layout.groups) {
+      const { slice, sliceIndex, group, range } = each;
+      const isWhole = isEverything(each, layer);
+      const isResident = (block: number): boolean => isWhole && isHere(slice, layer, block);
       // Pages of the group's own blocks are forced whole; of them only the open part is known here, so none passes for resident.
       const firstOpen = Math.floor(group.positionFirst / BLOCK_TOKENS) * PAGES_PER_BLOCK;
       const open = Array.from({ length: range.pageEnd - firstOpen }, (_, index) => firstOpen + index);
-      const bytes = groupKvBytes(spec, group, isEverything ? {} : { pages: open }, isResident);
+      const bytes = groupKvBytes(spec, group, isWhole ? {} : { pages: open }, isResident);
       (this.#traffic[sliceIndex] as SliceTraffic).kvBytes += bytes * spec.kvHeadCount;
     }
   }
@@ -101,6 +102,11 @@ export class StepReport {
       traffic.metadataBytes += keyBlocks * headDim * 4;
     });
   }
+}
+
+/** Whether a group attends to all that is resident in this layer. */
+function isEverything({ slice, range }: GroupLayout, layer: number): boolean {
+  return range.everything || choosingLayer(slice.plan, layer) === undefined;
 }
 
 function isHere(slice: StepSlice, layer: number, block: number): boolean {

@@ -5,7 +5,7 @@ import { type FailoverAudience, type Killed, playFailover } from "../../cli/fail
 
 const isFull = process.env.QUIRE_TEST_FULL === "1";
 const killCount = isFull ? 200 : 10;
-const runMsMax = isFull ? 30 * 60_000 : 100_000;
+const runMsMax = isFull ? 50 * 60_000 : 180_000;
 const answer = "The code of Badoru is 4821.";
 
 const life = new AbortController();

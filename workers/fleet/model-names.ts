@@ -8,7 +8,10 @@ export interface ModelNameOptions {
   now: () => number;
 }
 
-/** Ids by the names that were asked for; the oldest go first. Only what is there is remembered: a turn for a model that has just gone is told so when it gets no engine. */
+/**
+ * Ids by the names that were asked for; the oldest go first. Only what is there is remembered: a turn for a model that has just gone is told
+ * so when it gets no engine.
+ */
 export class ModelNames {
   readonly #options: ModelNameOptions;
   readonly #ids = new Map<string, { id: string; readMs: number }>();

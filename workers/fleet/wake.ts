@@ -81,7 +81,10 @@ export class Waker {
 /** Audience of the signature of a hook call (`protocol/signature.ts`). */
 const WAKE_AUDIENCE = "wake";
 
-/** Asks the hook at `url` for an engine of a model: POST `{"model"}`, signed with the key of edge and engines. @throws {Error} unless it answers 2xx in time */
+/**
+ * Asks the hook at `url` for an engine of a model: POST `{"model"}`, signed with the key of edge and engines.
+ * @throws {Error} unless it answers 2xx in time
+ */
 export async function callWakeHook(url: string, key: string, model: string): Promise<void> {
   const { pathname: path } = new URL(url);
   const body = new TextEncoder().encode(JSON.stringify({ model }));

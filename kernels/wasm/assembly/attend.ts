@@ -179,12 +179,14 @@ function loadQueries(tile: usize, kvHead: i32, scratch: usize): void {
   }
 }
 
+/** Nothing seen yet. A loop, because filling memory is a call out of the module, and splits of a long context hold a page each. */
 function clearState(state: usize, output: usize, queryCount: i32): void {
   for (let query = 0; query < queryCount; query++) {
     store<f32>(state + ((<usize>query) << 3), NEGATIVE_INFINITY);
     store<f32>(state + ((<usize>query) << 3), 0, 4);
   }
-  memory.fill(output, 0, <usize>queryCount * <usize>arg(3) * 4);
+  const end = output + <usize>(queryCount * arg(3)) * 4;
+  for (let at = output; at < end; at += 16) v128.store(at, f32x4.splat(0));
 }
 
 /** Adds a later split's state to an earlier one's. */
@@ -238,7 +240,9 @@ function attendSplit(tile: usize, first: i32, headEnd: i32, split: i32, scratch:
   const tokenMasks = <usize>load<u32>(tile, 24);
   const isSparse = pageMasks != 0 && load<i32>(tile, 4) * arg(2) <= FEW_QUERIES;
   for (let index = 0; index < headEnd - first; index++) store<i32>(headScratch(scratch, index), 0);
-  const end = min(ownBlock, split * 8 + 8);
+  let end = min(ownBlock, split * 8 + 8);
+  // Rows of masks are padded to eights.
+  if (isSparse && headEnd - first == 1 && load<u64>(maskRowOf(tile, first) + <usize>split * 8) == 0) end = 0;
   for (let block = split * 8; block < end; block++) {
     const id = load<i32>(ids + ((<usize>block) << 2));
     if (id < 0) continue;
@@ -274,8 +278,14 @@ function blockIdsOf(tile: usize): usize {
 
 // @ts-ignore: decorator
 @inline
+function maskRowOf(tile: usize, kvHead: i32): usize {
+  return <usize>load<u32>(tile, 16) + <usize>kvHead * <usize>load<u32>(tile, 20);
+}
+
+// @ts-ignore: decorator
+@inline
 function pagesOf(tile: usize, kvHead: i32, block: i32): i32 {
-  return load<u8>(<usize>load<u32>(tile, 16) + <usize>kvHead * <usize>load<u32>(tile, 20) + <usize>block);
+  return load<u8>(maskRowOf(tile, kvHead) + <usize>block);
 }
 
 /** The split has something: clears its state the first time. */

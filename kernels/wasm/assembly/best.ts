@@ -1,16 +1,14 @@
 // The best K of a unit, and what they mean for its pages. The unit record is described in units.ts.
-import { arg, argAt, scratchOf } from "./control";
+import { arg, argAt } from "./control";
 import { at, candidateLanes, UNIT_BYTES, word } from "./units";
 
 const NEGATIVE_INFINITY: f32 = -Infinity;
-const BIN_BITS: u32 = 8;
-const BIN_COUNT: u32 = 1 << BIN_BITS;
 
 /**
  * Chooses the best K items of a unit: by score descending, ties to the lower item, NaN below everything. Page units then get their page masks,
  * counts and bitmap. Task = unit. args: units, layer
  */
-export function chooseTask(task: i32, thread: i32): void {
+export function chooseTask(task: i32): void {
   const unit = argAt(0) + <usize>task * UNIT_BYTES;
   const count = word(unit, 24) - word(unit, 20);
   const wanted = word(unit, 44);
@@ -18,7 +16,7 @@ export function chooseTask(task: i32, thread: i32): void {
   if (word(unit, 60) == 0) {
     if (isPages) memory.fill(at(unit, 76), 0, at(unit, 80));
     if (wanted >= count) chooseAll(unit);
-    else if (wanted > 0) chooseBest(unit, wanted, scratchOf(thread));
+    else if (wanted > 0) chooseBest(unit, wanted);
     if (isPages) addForced(unit);
   }
   if (isPages) countPages(unit);
@@ -31,116 +29,87 @@ function chooseAll(unit: usize): void {
   }
 }
 
-function chooseBest(unit: usize, wanted: i32, scratch: usize): void {
-  const begin = word(unit, 20);
-  const end = word(unit, 24);
-  const scores = at(unit, 28);
-  clean(unit);
-  const found = kthLargest(scores + (<usize>begin << 2), end - begin, wanted, scratch);
-  const threshold = f32x4.splat(scoreOf(load<i32>(found)));
-  let ties = load<i32>(found, 4);
-  for (let item = begin & ~3; item < end; item += 4) {
-    const four = v128.load(scores + (<usize>item << 2));
-    const lanes = candidateLanes(unit, item);
-    let chosen = i32x4.bitmask(v128.and(f32x4.gt(four, threshold), lanes));
+/**
+ * The scores become integers that rank as they do, in place. Then the K-th largest is closed in on by halves of the range that is left, at
+ * most 32 of them, each a count of four keys at a time: K or more keys reach `low`, fewer reach `high`.
+ */
+function chooseBest(unit: usize, wanted: i32): void {
+  const keys = at(unit, 28) + ((at(unit, 20) & ~3) << 2);
+  const keysEnd = at(unit, 28) + ((at(unit, 24) + 3 & ~3) << 2);
+  let low = writeKeys(unit, keys, keysEnd);
+  let high = i32.MAX_VALUE;
+  let above = 0;
+  while (<u32>high - <u32>low > 1) {
+    const middle = low + <i32>((<u32>high - <u32>low) >> 1);
+    const count = countFrom(keys, keysEnd, middle);
+    if (count >= wanted) {
+      low = middle;
+      if (count == wanted) {
+        high = low;
+        above = count;
+        break;
+      }
+    } else {
+      high = middle;
+      above = count;
+    }
+  }
+  writeChoice(unit, keys, keysEnd, high, low, wanted - above);
+}
+
+/** Writes the choice: keys from `high` on, and the first `ties` of those that equal `low`. */
+function writeChoice(unit: usize, keys: usize, keysEnd: usize, high: i32, low: i32, ties: i32): void {
+  const least = i32x4.splat(high);
+  const equals = i32x4.splat(low);
+  let to = at(unit, 56) + (at(unit, 20) >> 2);
+  for (let i = keys; i < keysEnd; i += 16) {
+    const four = v128.load(i);
+    let chosen = i32x4.bitmask(i32x4.ge_s(four, least));
     if (ties > 0) {
-      for (let equal = i32x4.bitmask(v128.and(f32x4.eq(four, threshold), lanes)); equal != 0 && ties > 0; ties--) {
+      for (let equal = i32x4.bitmask(i32x4.eq(four, equals)) & ~chosen; equal != 0 && ties > 0; ties--) {
         chosen |= equal & -equal;
         equal &= equal - 1;
       }
     }
-    store<u8>(at(unit, 56) + <usize>(item >> 2), chosen);
+    store<u8>(to++, chosen);
   }
-}
-
-/** NaN becomes -Infinity and -0 becomes 0, so that scores compare as they rank. */
-function clean(unit: usize): void {
-  const scores = at(unit, 28);
-  const end = scores + (at(unit, 24) << 2);
-  for (let i = scores + ((at(unit, 20) & ~3) << 2); i < end; i += 16) {
-    const four = v128.load(i);
-    const numbers = v128.bitselect(four, f32x4.splat(NEGATIVE_INFINITY), f32x4.eq(four, four));
-    v128.store(i, f32x4.add(numbers, f32x4.splat(0)));
-  }
-}
-
-/** Integers that rank as the scores do, and back; the map is its own inverse. */
-// @ts-ignore: decorator
-@inline
-function keyOf(bits: i32): i32 {
-  return bits ^ ((bits >> 31) & 0x7fffffff);
-}
-
-// @ts-ignore: decorator
-@inline
-function scoreOf(key: i32): f32 {
-  return reinterpret<f32>(keyOf(key));
 }
 
 /**
- * Returns the address of {key of the K-th largest of `count` scores, how many equal to it are among the K}. Radix select over the range that the
- * keys really span: a histogram of 256 bins, then the same over the keys of the bin that holds the K-th. `scratch`: 1 KiB, the
- * result, and the keys.
+ * Integers that rank as the scores do: NaN as -Infinity, -0 as 0; items that are no candidates get the least of all, which no score has.
+ * Returns the least key of a candidate.
  */
-function kthLargest(scores: usize, count: i32, wanted: i32, scratch: usize): usize {
-  const result = scratch + <usize>BIN_COUNT * 4;
-  const keys = result + 16;
-  let low = i32.MAX_VALUE, high = i32.MIN_VALUE;
-  for (let i: usize = 0; i < <usize>count << 2; i += 4) {
-    const key = keyOf(load<i32>(scores + i));
-    store<i32>(keys + i, key);
-    low = min(low, key);
-    high = max(high, key);
+function writeKeys(unit: usize, keys: usize, keysEnd: usize): i32 {
+  const none = i32x4.splat(i32.MIN_VALUE);
+  let lows = i32x4.splat(i32.MAX_VALUE);
+  let item = word(unit, 20) & ~3;
+  for (let i = keys; i < keysEnd; i += 16) {
+    const four = v128.load(i);
+    const numbers = v128.bitselect(four, f32x4.splat(NEGATIVE_INFINITY), f32x4.eq(four, four));
+    const bits = f32x4.add(numbers, f32x4.splat(0));
+    const ranked = v128.xor(bits, v128.and(i32x4.shr_s(bits, 31), i32x4.splat(0x7fffffff)));
+    const lanes = candidateLanes(unit, item);
+    lows = i32x4.min_s(lows, v128.bitselect(ranked, lows, lanes));
+    v128.store(i, v128.bitselect(ranked, none, lanes));
+    item += 4;
   }
-  let left = wanted;
-  let rest = count;
-  for (;;) {
-    const span = <u32>high - <u32>low;
-    const shift = <u32>max(0, 32 - <i32>BIN_BITS - <i32>clz(span));
-    const bin = binOfKth(keys, rest, left, low, shift, scratch);
-    left = load<i32>(result);
-    if (shift == 0) {
-      store<i32>(result, low + <i32>bin);
-      store<i32>(result, left, 4);
-      break;
-    }
-    rest = keepBin(keys, rest, bin, low, shift);
-    low += <i32>(bin << shift);
-    high = low + <i32>((1 << shift) - 1);
-  }
-  return result;
+  const low = min(i32x4.extract_lane(lows, 0), i32x4.extract_lane(lows, 1));
+  return min(low, min(i32x4.extract_lane(lows, 2), i32x4.extract_lane(lows, 3)));
 }
 
-/** The bin that holds the K-th largest key; writes behind the histogram how many of that bin are among the K. */
-function binOfKth(keys: usize, count: i32, wanted: i32, low: i32, shift: u32, histogram: usize): u32 {
-  memory.fill(histogram, 0, <usize>BIN_COUNT * 4);
-  const end = keys + (<usize>count << 2);
-  for (let i = keys; i < end; i += 4) {
-    const bin = histogram + (<usize>((<u32>load<i32>(i) - <u32>low) >> shift) << 2);
-    store<i32>(bin, load<i32>(bin) + 1);
+/** How many keys are at least `least`. */
+function countFrom(keys: usize, keysEnd: usize, least: i32): i32 {
+  const bound = i32x4.splat(least);
+  let one = i32x4.splat(0), other = i32x4.splat(0);
+  let i = keys;
+  for (; i + 32 <= keysEnd; i += 32) {
+    one = i32x4.sub(one, i32x4.ge_s(v128.load(i), bound));
+    other = i32x4.sub(other, i32x4.ge_s(v128.load(i, 16), bound));
   }
-  let left = wanted;
-  let bin = BIN_COUNT - 1;
-  for (; bin > 0; bin--) {
-    const inBin = load<i32>(histogram + (<usize>bin << 2));
-    if (inBin >= left) break;
-    left -= inBin;
-  }
-  store<i32>(histogram + <usize>BIN_COUNT * 4, left);
-  return bin;
-}
-
-/** Moves the keys of a bin to the front and returns how many there are. */
-function keepBin(keys: usize, count: i32, bin: u32, low: i32, shift: u32): i32 {
-  const end = keys + (<usize>count << 2);
-  let to = keys;
-  for (let i = keys; i < end; i += 4) {
-    const key = load<i32>(i);
-    if ((<u32>key - <u32>low) >> shift != bin) continue;
-    store<i32>(to, key);
-    to += 4;
-  }
-  return <i32>((to - keys) >> 2);
+  if (i < keysEnd) one = i32x4.sub(one, i32x4.ge_s(v128.load(i), bound));
+  const sums = i32x4.add(one, other);
+  const low = i32x4.extract_lane(sums, 0) + i32x4.extract_lane(sums, 1);
+  return low + i32x4.extract_lane(sums, 2) + i32x4.extract_lane(sums, 3);
 }
 
 /** Adds forced pages to the masks. */

@@ -57,58 +57,24 @@ export function scorePagesTask(task: i32): void {
   const blockCount = (word(unit, 24) + 3) >> 2;
   const first = (task % arg(1)) * arg(2);
   const end = min(blockCount, first + arg(2));
-  const slots = at(unit, 68) + (at(unit, 64) << 2);
-  const headDim = <usize>arg(5);
-  const summaries = at(unit, 72) + <usize>(arg(8) * arg(9) + word(unit, 16)) * argAt(10);
-  for (let block = first; block < end; block++) {
-    const slot = <usize>load<u32>(slots + (<usize>block << 2));
-    scoreBlock(unit, block, summaries + slot * summaryHeadBytes(headDim));
-  }
-}
-
-/** The four pages of a block for all queries of the tile. */
-function scoreBlock(unit: usize, block: i32, summary: usize): void {
+  if (first >= end) return;
   const group = arg(4);
   const heads = word(unit, 12);
-  const isMax = word(unit, 48) == 0;
-  const scores = at(unit, 28) + (<usize>block << 4);
-  let query = word(unit, 4);
-  const queryEnd = query + word(unit, 8);
-  let row = 0, head = 0;
-  let best = f32x4.splat(NEGATIVE_INFINITY);
-  if (query != 0) {
-    row = query / heads;
-    head = query % heads;
-    if (isMax) best = v128.load(scores);
-  }
-  let raw = at(unit, 32) + (<usize>block << 4);
-  const stride = at(unit, 40) << 2;
-  const lanes = candidateLanes(unit, block << 2);
-  while (query < queryEnd) {
-    // The query heads of one KV head in one row, as far as they belong to the tile.
+  const queryFirst = word(unit, 4);
+  const queryEnd = queryFirst + word(unit, 8);
+  const layer = at(unit, 72) + <usize>(arg(8) * arg(9) + word(unit, 16)) * argAt(10);
+  let row = queryFirst / heads;
+  let head = queryFirst - row * heads;
+  for (let query = queryFirst; query < queryEnd; ) {
+    // The query heads of one KV head in one row, as far as they belong to the tile, two by two.
     const kvHead = head / group;
     const headEnd = min((kvHead + 1) * group, head + queryEnd - query);
-    const base = summary + <usize>kvHead * argAt(10);
-    let vector = at(unit, 0) + <usize>(row * arg(3) + head);
-    query += headEnd - head;
+    const summaries = layer + <usize>kvHead * argAt(10);
+    const vectors = at(unit, 0) + <usize>(row * arg(3));
     for (; head < headEnd; head += 2) {
       const isPair = head + 1 < headEnd;
-      const second = isPair ? vector + 1 : vector;
-      const low = scoreTwoByTwo(unit, vector, second, base, 0);
-      const high = scoreTwoByTwo(unit, vector, second, base, 2);
-      const one = v128.shuffle<f32>(low, high, 0, 2, 4, 6);
-      const other = v128.shuffle<f32>(low, high, 1, 3, 5, 7);
-      if (isMax) {
-        best = f32x4.max(best, f32x4.max(one, other));
-      } else {
-        v128.store(raw, v128.bitselect(one, f32x4.splat(NEGATIVE_INFINITY), lanes));
-        raw += stride;
-        if (isPair) {
-          v128.store(raw, v128.bitselect(other, f32x4.splat(NEGATIVE_INFINITY), lanes));
-          raw += stride;
-        }
-      }
-      vector += 2;
+      scorePair(unit, query, isPair, vectors + <usize>head, summaries, first, end);
+      query += isPair ? 2 : 1;
     }
     head = headEnd;
     if (head == heads) {
@@ -116,24 +82,65 @@ function scoreBlock(unit: usize, block: i32, summary: usize): void {
       row++;
     }
   }
-  if (isMax) v128.store(scores, best);
+}
+
+/**
+ * The pages of blocks [first, end) for query vector `vector` and, if there is a pair, the next one. Queries are the outer loop: the summaries of a
+ * chunk stay in a core's first cache, and what belongs to the queries in registers.
+ */
+function scorePair(unit: usize, query: i32, isPair: bool, vector: usize, summaries: usize, first: i32, end: i32): void {
+  const headDim = <usize>arg(5);
+  const bytes = codeBytes(headDim);
+  const q = argAt(6) + vector * bytes;
+  const p = isPair ? q + bytes : q;
+  const ones = v128.load32_zero(argAt(7) + (vector << 2));
+  const others = v128.load32_zero(argAt(7) + ((isPair ? vector + 1 : vector) << 2));
+  // The first query's scale and the second's, twice.
+  const scales = v128.shuffle<f32>(ones, others, 0, 4, 0, 4);
+  const weights = v128.load32_splat(unit, 52);
+  const slots = at(unit, 68) + (at(unit, 64) << 2);
+  const isMax = word(unit, 48) == 0;
+  const stride = at(unit, 40) << 2;
+  const raw = at(unit, 32) + <usize>(query - word(unit, 4)) * stride;
+  for (let block = first; block < end; block++) {
+    const summary = summaries + <usize>load<u32>(slots + (<usize>block << 2)) * summaryHeadBytes(headDim);
+    const low = scoreTwoByTwo(q, p, scales, weights, summary, headDim, 0);
+    const high = scoreTwoByTwo(q, p, scales, weights, summary, headDim, 2);
+    const one = v128.shuffle<f32>(low, high, 0, 2, 4, 6);
+    const other = v128.shuffle<f32>(low, high, 1, 3, 5, 7);
+    const offset = <usize>block << 4;
+    if (isMax) {
+      const scores = at(unit, 28) + offset;
+      const best = f32x4.max(one, other);
+      v128.store(scores, query == 0 ? best : f32x4.max(v128.load(scores), best));
+    } else {
+      storeRaw(unit, raw + offset, one, block);
+      if (isPair) storeRaw(unit, raw + stride + offset, other, block);
+    }
+  }
+}
+
+/** Raw scores of a block; pages of the range's first and last block that are no candidates weigh nothing. */
+// @ts-ignore: decorator
+@inline
+function storeRaw(unit: usize, to: usize, scores: v128, block: i32): void {
+  const isWhole = block * 4 >= word(unit, 20) && block * 4 + 4 <= word(unit, 24);
+  v128.store(to, isWhole ? scores : v128.bitselect(scores, f32x4.splat(NEGATIVE_INFINITY), candidateLanes(unit, block << 2)));
 }
 
 /** Pages `page` and `page` + 1 of a block: {page with first query, page with second, next with first, next with second}. */
 // @ts-ignore: decorator
 @inline
-function scoreTwoByTwo(unit: usize, first: usize, second: usize, base: usize, page: usize): v128 {
-  const headDim = <usize>arg(5);
-  const bytes = codeBytes(headDim);
-  const centre = base + (page * headDim << 1);
+function scoreTwoByTwo(q: usize, p: usize, qScales: v128, weights: v128, summary: usize, headDim: usize, page: usize): v128 {
+  const centre = summary + (page * headDim << 1);
   const nextCentre = centre + (headDim << 1);
-  let q = argAt(6) + first * bytes;
-  let p = argAt(6) + second * bytes;
+  const radius = centre + headDim;
+  const nextRadius = nextCentre + headDim;
   let a = i32x4.splat(0), b = i32x4.splat(0), c = i32x4.splat(0), d = i32x4.splat(0);
   let e = i32x4.splat(0), f = i32x4.splat(0), g = i32x4.splat(0), h = i32x4.splat(0);
   for (let i: usize = 0; i < headDim; i += 8) {
-    let x = v128.load(q);
-    let y = v128.load(p);
+    let x = v128.load(q + (i << 1));
+    let y = v128.load(p + (i << 1));
     let v = v128.load8x8_s(centre + i);
     a = i32x4.add(a, i32x4.dot_i16x8_s(x, v));
     b = i32x4.add(b, i32x4.dot_i16x8_s(y, v));
@@ -142,22 +149,17 @@ function scoreTwoByTwo(unit: usize, first: usize, second: usize, base: usize, pa
     d = i32x4.add(d, i32x4.dot_i16x8_s(y, v));
     x = i16x8.abs(x);
     y = i16x8.abs(y);
-    v = v128.load8x8_s(centre + headDim + i);
+    v = v128.load8x8_s(radius + i);
     e = i32x4.add(e, i32x4.dot_i16x8_s(x, v));
     f = i32x4.add(f, i32x4.dot_i16x8_s(y, v));
-    v = v128.load8x8_s(nextCentre + headDim + i);
+    v = v128.load8x8_s(nextRadius + i);
     g = i32x4.add(g, i32x4.dot_i16x8_s(x, v));
     h = i32x4.add(h, i32x4.dot_i16x8_s(y, v));
-    q += 16;
-    p += 16;
   }
   // {centre, radius} of the page, then of the next one.
-  const scales = v128.load(base + (headDim << 3) + (page << 3));
-  const ones = v128.load32_zero(argAt(7) + (first << 2));
-  const others = v128.load32_zero(argAt(7) + (second << 2));
-  const qScales = v128.shuffle<f32>(ones, others, 0, 4, 0, 4);
+  const scales = v128.load(summary + (headDim << 3) + (page << 3));
   const centreUnits = f32x4.mul(qScales, v128.shuffle<f32>(scales, scales, 0, 0, 2, 2));
-  const radiusUnits = f32x4.mul(f32x4.mul(qScales, v128.shuffle<f32>(scales, scales, 1, 1, 3, 3)), v128.load32_splat(unit, 52));
+  const radiusUnits = f32x4.mul(f32x4.mul(qScales, v128.shuffle<f32>(scales, scales, 1, 1, 3, 3)), weights);
   const towards = f32x4.convert_i32x4_s(sumLanes4i(a, b, c, d));
   const reach = f32x4.convert_i32x4_s(sumLanes4i(e, f, g, h));
   return f32x4.add(f32x4.mul(centreUnits, towards), f32x4.mul(radiusUnits, reach));

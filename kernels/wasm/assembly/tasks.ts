@@ -65,7 +65,7 @@ export function runTask(op: i32, task: i32, thread: i32): void {
     case OP_SCORE_TOKENS: return scoreTokensTask(task, thread);
     case OP_VOTE_STATS: return voteStatsTask(task);
     case OP_VOTE_SUM: return voteSumTask(task);
-    case OP_CHOOSE: return chooseTask(task, thread);
+    case OP_CHOOSE: return chooseTask(task);
     case OP_ARGMAX: return argmaxTask();
     case OP_ATTEND: return attendTask(task, thread);
     case OP_ATTEND_MERGE: return attendMergeTask(task, thread);

@@ -23,31 +23,45 @@ export interface AttendShape {
   rows: number;
 }
 
-/** Reads of the block at hand, by source: sealed in the pool's encoding, or open. */
+/** Reads of the sealed block at hand, 16 bytes at a time; a word of it, for what is not aligned. */
 function sources({ encoding, partCount }: AttendShape): string {
   const cases = Array.from({ length: partCount }, (_, part) => `    case ${part}u: { return blocks${part}[at]; }`);
-  const sealed = encoding === "f32" ? "bitcast<vec4f>(block4(part, base + offset))" : "vec4f(0.0)";
-  const words =
-    partCount === 1
-      ? "return blocks0[at];"
-      : `switch (part) {\n${cases.join("\n")}\n    default: { return ${encoding === "f32" ? "vec4u(0u)" : "0u"}; }\n  }`;
-  const load =
-    encoding === "f32"
-      ? `fn block4(part: u32, at: u32) -> vec4u { ${words} }`
-      : `fn block_word(part: u32, at: u32) -> u32 { ${words} }`;
+  const choose = `switch (part) {\n${cases.join("\n")}\n    default: { return vec4u(0u); }\n  }`;
   return /* wgsl */ `
-${load}
-fn sealed4(part: u32, base: u32, offset: u32) -> vec4f { return ${sealed}; }
+fn block4(part: u32, at: u32) -> vec4u { ${partCount === 1 ? "return blocks0[at];" : choose} }
+${
+  encoding === "f32"
+    ? "fn sealed4(part: u32, base: u32, offset: u32) -> vec4f { return bitcast<vec4f>(block4(part, base + offset)); }"
+    : "fn block_word(part: u32, at: u32) -> u32 { return block4(part, at >> 2u)[at & 3u]; }"
+}
 `;
 }
 
-const KEYS_INT8 = /* wgsl */ `
-      if (is_sealed) {
-        let words_at = base + (kv_head * 64u + token) * FOURS;
+/** One int8 key: 16 channels a load where rows are aligned, else 4. */
+function sealedKeys(headDim: number): string {
+  const dots = (four: string): string =>
+    `for (var j = 0u; j < QUERIES; j++) { dots[j] = add_dot(key, query[j * FOURS + ${four}], dots[j]); }`;
+  if (headDim % 16 !== 0) {
+    return /* wgsl */ `
         for (var four = 0u; four < FOURS; four++) {
           let key = signed_bytes(block_word(part, words_at + four));
-          for (var j = 0u; j < QUERIES; j++) { dots[j] = add_dot(key, query[j * FOURS + four], dots[j]); }
-        }
+          ${dots("four")}
+        }`;
+  }
+  return /* wgsl */ `
+        for (var four = 0u; four < FOURS; four += 4u) {
+          let words = block4(part, (words_at + four) >> 2u);
+          for (var i = 0u; i < 4u; i++) {
+            let key = signed_bytes(words[i]);
+            ${dots("four + i")}
+          }
+        }`;
+}
+
+const keysInt8 = (headDim: number): string => /* wgsl */ `
+      if (is_sealed) {
+        let words_at = base + (kv_head * 64u + token) * FOURS;
+${sealedKeys(headDim)}
       } else {
         let open_at = base + (kv_head * 64u + token) * FOURS;
         for (var four = 0u; four < FOURS; four++) {
@@ -100,8 +114,7 @@ const SCALE_QUERY_INT8 = /* wgsl */ `
 export function attend(shape: AttendShape): Kernel {
   const { encoding, headDim, partCount, rows } = shape;
   const int8 = encoding === "int8";
-  const blockType = int8 ? "u32" : "vec4u";
-  const parts = Array.from({ length: partCount }, (_, part) => [`blocks${part}`, read(blockType)] as const);
+  const parts = Array.from({ length: partCount }, (_, part) => [`blocks${part}`, read("vec4u")] as const);
   return {
     name: `attend_${encoding}_${headDim}_${partCount}_${rows}`,
     params: {
@@ -231,7 +244,7 @@ ${int8 ? SCALE_QUERY_INT8 : ""}
       var dots: array<f32, QUERIES>;
       for (var j = 0u; j < QUERIES; j++) { dots[j] = 0.0; }
       if (is_chosen && token <= last_token) {
-${int8 ? KEYS_INT8 : KEYS_F32}
+${int8 ? keysInt8(headDim) : KEYS_F32}
       }
       for (var j = 0u; j < QUERIES; j++) {
         let sees = is_chosen && (is_sealed || token <= tile.position % 64u + j / HEADS);

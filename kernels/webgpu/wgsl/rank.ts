@@ -105,6 +105,7 @@ var<workgroup> ties: array<u32, ${THREADS}>;
 @compute @workgroup_size(${THREADS})
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
   let ranking = load_ranking(p.rankings_at + wg.x * ${RANKING_FIELDS.length}u);
+  if (ranking.mass_share != 0u) { return; }
   let size = ranking_size(ranking);
   var prefix = 0u;
   var left = min(ranking.take, size);
@@ -150,6 +151,76 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
       before += 1u;
     }
     scratch[ranking.flags_at + i] = select(0u, 1u, taken);
+  }
+}
+`,
+};
+
+/**
+ * Flags as many of the best candidates, `take` at most, as have a share of the weight of all: see `massShare` of `SelectionPlan`. Sums in f32, so
+ * a sum within rounding of the share may take one more or less than doubles would. One work group of 256 a ranking, one candidate at a time:
+ * grid [rankings]; rankings without a share are left.
+ */
+export const TOP_MASS: Kernel = {
+  name: "top_mass",
+  params: { rankings_at: "u32", scale: "f32" },
+  bindings: { tables: read("u32"), scratch: write("u32") },
+  code: /* wgsl */ `
+${SORTABLE}
+${RANKING}
+${RANKING_SIZE}
+var<workgroup> keys: array<u32, ${THREADS}>;
+var<workgroup> ids: array<u32, ${THREADS}>;
+var<workgroup> sums: array<f32, ${THREADS}>;
+var<workgroup> is_done: u32;
+fn weight_of(key: u32, best: u32, rule: u32) -> f32 {
+  if (key <= 0x007fffffu) { return 0.0; }
+  if (rule != 0u) { return max(0.0, unsorted(key)); }
+  return exp((unsorted(key) - unsorted(best)) * p.scale);
+}
+@compute @workgroup_size(${THREADS})
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
+  let ranking = load_ranking(p.rankings_at + wg.x * ${RANKING_FIELDS.length}u);
+  if (ranking.mass_share == 0u) { return; }
+  let size = ranking_size(ranking);
+  var best = 0u;
+  for (var i = lid; i < size; i += ${THREADS}u) {
+    best = max(best, scratch[ranking.keys_at + i]);
+    scratch[ranking.flags_at + i] = 0u;
+  }
+  keys[lid] = best;
+  workgroupBarrier();
+  for (var i = 0u; i < ${THREADS}u; i++) { best = max(best, keys[i]); }
+  var mine = 0.0;
+  for (var i = lid; i < size; i += ${THREADS}u) { mine += weight_of(scratch[ranking.keys_at + i], best, ranking.rule); }
+  sums[lid] = mine;
+  workgroupBarrier();
+  var total = 0.0;
+  for (var i = 0u; i < ${THREADS}u; i++) { total += sums[i]; }
+  let goal = bitcast<f32>(ranking.mass_share) * total;
+  var last = vec2u(0xffffffffu, 0u);
+  var sum = 0.0;
+  for (var taken = 0u; taken < ranking.take; taken++) {
+    var next = vec2u(0u, 0xffffffffu);
+    for (var i = lid; i < size; i += ${THREADS}u) {
+      let key = scratch[ranking.keys_at + i];
+      if (key > last.x || (key == last.x && i <= last.y)) { continue; }
+      if (key > next.x) { next = vec2u(key, i); }
+    }
+    keys[lid] = next.x;
+    ids[lid] = next.y;
+    workgroupBarrier();
+    next = vec2u(keys[0], ids[0]);
+    for (var i = 1u; i < ${THREADS}u; i++) {
+      if (keys[i] > next.x || (keys[i] == next.x && ids[i] < next.y)) { next = vec2u(keys[i], ids[i]); }
+    }
+    last = next;
+    sum += weight_of(next.x, best, ranking.rule);
+    if (lid == 0u) {
+      if (next.y < size) { scratch[ranking.flags_at + next.y] = 1u; }
+      is_done = select(0u, 1u, sum >= goal && total > 0.0);
+    }
+    if (workgroupUniformLoad(&is_done) != 0u) { break; }
   }
 }
 `,

@@ -37,6 +37,8 @@ export const RANKING_FIELDS = [
   /** f32 [query](max, 1 / sum) of the softmax; sortable keys and flags of the candidates. */
   ...["stats_at", "keys_at", "flags_at"],
   "take",
+  /** f32 bits; 0: all of the taken, else as many of the best as have this share of the weight of all. */
+  "mass_share",
   /** 0: max, 1: softmax-sum. */
   "rule",
 ] as const;

@@ -10,7 +10,7 @@ import topics
 from tokenizer import IM_END, IM_START
 from words import CONTINUED, INTROS, SYSTEMS, TALK, draw
 
-KINDS = {"single": 0.22, "multi-key": 0.35, "absent": 0.12, "multi-value": 0.08, "table": 0.08, "variable": 0.07, "quote": 0.08}
+KINDS = {"single": 0.28, "multi-key": 0.46, "absent": 0.08, "multi-value": 0.05, "table": 0.05, "variable": 0.04, "quote": 0.04}
 PASSAGE_TOKENS_MIN = 64
 # Names that differ in one syllable, in one round of a drill.
 DRILL_KEYS_MAX = 16
@@ -74,7 +74,7 @@ def draw_topic(random, names, books, decode, tokens):
     """A topic of a random kind whose size goes with the length of the sequence."""
     kind = random.choice(list(KINDS), p=list(KINDS.values()))
     few = int(min(4, max(1, tokens // 256)))
-    many = int(random.integers(2, 3 + min(24, tokens // 96)))
+    many = int(random.integers(2, 3 + min(24, tokens // 48)))
     match kind:
         case "single":
             return topics.single(random, names, int(random.integers(1, few + 1)))

@@ -39,12 +39,12 @@ DENSE = (50, 160)
 # The shares of the run after which a stage ends even if its loss is still high.
 STAGES = {
     "small": [
-        (Stage(128, 32, 0.25, drills=1.0, plain=0.8, skips=0.2), 0.1),
-        (Stage(256, 32, 0.3, drills=0.5, plain=0.1, question_tokens=DENSE), 0.14),
-        (Stage(512, 16, 0.2, drills=0.4, question_tokens=DENSE), 0.3),
-        (Stage(1024, 8, 0.12, drills=0.3, question_tokens=DENSE), 0.5),
-        (Stage(2048, 4, 0.07, drills=0.1, question_tokens=DENSE), 0.7),
-        (Stage(4096, 2, 0.0, question_tokens=DENSE), 1.0),
+        (Stage(128, 32, 0.25, drills=1.0, plain=0.8, skips=0.2), 0.05),
+        (Stage(256, 16, 0.3, drills=0.5, plain=0.1, question_tokens=DENSE), 0.1),
+        (Stage(512, 8, 0.05, drills=0.5, question_tokens=(30, 120)), 0.42),
+        (Stage(1024, 4, 0.04, drills=0.3, question_tokens=DENSE), 0.58),
+        (Stage(2048, 2, 0.03, drills=0.1, question_tokens=DENSE), 0.7),
+        (Stage(4096, 1, 0.0, question_tokens=DENSE), 1.0),
     ],
     "base": [
         (Stage(256, 512, 0.3), 0.2),

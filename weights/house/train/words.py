@@ -33,6 +33,13 @@ FACTS = {
         "As for {n}, its {a} is {v}.",
         "The {a} they gave to {n} was {v}.",
         "To {n} belongs the {a} {v}.",
+        "The {a} that {n} had was {v}.",
+        "He said that the {a} of {n} is {v}.",
+        "Then {n} was given the {a} {v}.",
+        "By then the {a} of {n} was {v}.",
+        "The {a} of {n}, as we know, is {v}.",
+        "The {a} given to {n} is {v}.",
+        "She wrote down that the {a} for {n} was {v}.",
     ],
     "held": [
         "They say that the {a} of {n} is {v}.",
@@ -54,6 +61,17 @@ ASKS = {
         "Look up the {a} of {n}.",
         "What {a} does {n} have?",
         "And the {a} of {n}?",
+        "Which {a} belongs to {n}?",
+        "Say which {a} {n} has.",
+        "Name the {a} that {n} has.",
+        "Find the {a} which {n} was given.",
+        "I want to know the {a} of {n}.",
+        "Could you say what the {a} of {n} is?",
+        "Give me the {a} for {n}.",
+        "Repeat the {a} of {n}, please.",
+        "In what you have read, what is the {a} of {n}?",
+        "From the text, tell me the {a} that was given to {n}.",
+        "What had {n} as its {a}?",
     ],
     "held": [
         "What was the {a} of {n}?",
@@ -67,7 +85,7 @@ SEVERAL_FACTS = {
     "held": ["One {a} for {n} is {v}.", "It was found that another {a} of {n} is {v}."],
 }
 SEVERAL_ASKS = {
-    "train": ["What are all the {a}s of {n}?", "List every {a} of {n}.", "Which {a}s has {n}?", "Tell me all the {a}s of {n}."],
+    "train": ["What are all the {a}s of {n}?", "List every {a} of {n}.", "Which {a}s has {n}?", "Tell me all the {a}s of {n}.", "Give me all the {a}s of {n}.", "Name every {a} that {n} has.", "What are the {a}s which belong to {n}?"],
     "held": ["Can you list all the {a}s of {n}?", "Give me every {a} that belongs to {n}."],
 }
 TABLE_HEADS = {

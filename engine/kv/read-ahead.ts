@@ -1,0 +1,76 @@
+import type { GetOptions, PageStore, StoreObject } from "../../storage/contract.ts";
+import type { Clock } from "../settings.ts";
+import type { Gate } from "./gate.ts";
+
+/** A range of an object. */
+export interface RangeRef {
+  objectKey: string;
+  offset: number;
+  bytes: number;
+}
+
+/** What a read-ahead works with. */
+export interface ReadAheadOptions {
+  store: PageStore;
+  gate: Gate;
+  clock: Clock;
+  getMsMax: number;
+}
+
+/**
+ * Range reads that are begun before their checksums are known: where the blocks of a first burst lie follows from the manifest, and they
+ * need not wait a round trip for the summaries that verify them. Whoever asks for exactly such a range gets the read that is under way;
+ * nothing is verified or kept here.
+ */
+export class ReadAhead implements Pick<PageStore, "get"> {
+  readonly #options: ReadAheadOptions;
+  readonly #begun = new Map<string, Promise<StoreObject | undefined>>();
+
+  constructor(options: ReadAheadOptions) {
+    this.#options = options;
+  }
+
+  /** Ranges that nobody has asked for yet. */
+  get pendingCount(): number {
+    return this.#begun.size;
+  }
+
+  /** Begins to read; the returned function forgets what nobody has asked for by then and tells how many bytes that was. */
+  begin(ranges: readonly RangeRef[]): () => number {
+    const { store, gate, clock, getMsMax } = this.#options;
+    const own = new Map<string, { bytes: number; read: Promise<StoreObject | undefined> }>();
+    for (const { objectKey, offset, bytes } of ranges) {
+      const name = nameOf(objectKey, { offset, bytes });
+      if (this.#begun.has(name)) continue;
+      const read = gate.run("demand", () =>
+        store.get(objectKey, { range: { offset, bytes }, signal: clock.deadline(getMsMax) }),
+      );
+      // Who asks for it hears of its failure.
+      read.catch(() => {});
+      this.#begun.set(name, read);
+      own.set(name, { bytes, read });
+    }
+    return () => {
+      let unused = 0;
+      for (const [name, { bytes, read }] of own) {
+        if (this.#begun.get(name) !== read) continue;
+        this.#begun.delete(name);
+        unused += bytes;
+      }
+      return unused;
+    };
+  }
+
+  /** A range that was begun, once; anything else is read from the store. @throws {StoreError} */
+  get(objectKey: string, options: GetOptions = {}): Promise<StoreObject | undefined> {
+    const name = options.range && nameOf(objectKey, options.range);
+    const begun = name === undefined ? undefined : this.#begun.get(name);
+    if (begun === undefined || name === undefined) return this.#options.store.get(objectKey, options);
+    this.#begun.delete(name);
+    return begun;
+  }
+}
+
+function nameOf(objectKey: string, range: { offset: number; bytes: number }): string {
+  return `${objectKey}@${range.offset}+${range.bytes}`;
+}
