@@ -33,10 +33,10 @@ export interface PickRequest {
   prompt?: RoutedPrompt | undefined;
 }
 
-/** What is assumed of an engine that has not measured it. */
+/** What is assumed where no engine of the model has measured it. */
 const PREFILL_MS_PER_TOKEN = 0.5;
-/** A page store's first byte; and for each token of a prefix its summaries and what of it gets selected, at 200 MB/s. */
-const STORE_LATENCY_MS = 60;
+/** Manifest, summaries, pages: three reads, one after the other; and for each token of a prefix its share of the last two, at 200 MB/s. */
+const STORE_LATENCY_MS = 150;
 const STORE_BYTES_PER_MS = 200_000;
 const STORE_SHARE = 0.25;
 const KV_BYTES_PER_TOKEN = 32 * 1024;
@@ -114,7 +114,8 @@ export class FleetTable {
         !request.excludeIds.includes(heartbeat.engineId),
     );
     engines.sort(compareLoad);
-    const candidates = engines.map((engine) => candidate(engine, request));
+    const usualMs = usualPrefillMs(engines);
+    const candidates = engines.map((engine) => candidate(engine, request, usualMs));
     const meanLoad = candidates.reduce((sum, { load }) => sum + load, 0) / Math.max(1, candidates.length);
     const best = cheapest(candidates, meanLoad);
     if (!best) return undefined;
@@ -148,7 +149,14 @@ interface Bid {
   missingTokens: number;
 }
 
-function candidate(engine: EngineRecord, request: PickRequest): Candidate<Bid> {
+/** Milliseconds per prompt token of those that have measured it: one that has just started is taken to be no faster. */
+function usualPrefillMs(engines: readonly EngineRecord[]): number {
+  const measured = engines.flatMap(({ heartbeat }) => heartbeat.prefillMsPerToken ?? []);
+  if (measured.length === 0) return PREFILL_MS_PER_TOKEN;
+  return measured.reduce((sum, value) => sum + value, 0) / measured.length;
+}
+
+function candidate(engine: EngineRecord, request: PickRequest, usualMs: number): Candidate<Bid> {
   const { heartbeat } = engine;
   const { prompt } = request;
   const isSticky = heartbeat.engineId === request.stickyEngineId;
@@ -159,14 +167,14 @@ function candidate(engine: EngineRecord, request: PickRequest): Candidate<Bid> {
   const missingTokens = Math.max(1, promptTokens - Math.max(deviceTokens, storedTokens));
   return {
     engine: { engine, missingTokens },
-    costMs: turnCostMs(costOf(engine), place),
+    costMs: turnCostMs(costOf(engine, usualMs), place),
     load: loadOf(engine),
   };
 }
 
-function costOf({ heartbeat, assignedCount, assignedTokens }: EngineRecord): EngineCost {
+function costOf({ heartbeat, assignedCount, assignedTokens }: EngineRecord, usualMs: number): EngineCost {
   const { queuedCount, runningCount, waitingTokens = queuedCount * PROMPT_TOKENS } = heartbeat;
-  const prefillMsPerToken = heartbeat.prefillMsPerToken ?? PREFILL_MS_PER_TOKEN;
+  const prefillMsPerToken = heartbeat.prefillMsPerToken ?? usualMs;
   const bytesPerToken = heartbeat.kvBytesPerToken ?? KV_BYTES_PER_TOKEN;
   const waiting = computeMs({ runningCount, prefillMsPerToken }, waitingTokens + assignedTokens);
   return {

@@ -1,12 +1,11 @@
 /** `npm run bench -- batching`: tokens per second of many sequences that decode together, against one, and where the time goes. */
-import { setTimeout as sleep } from "node:timers/promises";
 import { parseInteger } from "../../cli/flags.ts";
 import type { ModelRunner } from "../../models/contract.ts";
 import type { SelectionRequest } from "../../protocol/generate.ts";
 import { type BenchContext, defineBench } from "../bench.ts";
 import { modelFlags, parseList } from "../decode/flags.ts";
 import { type Column, renderTable } from "../table.ts";
-import { type BenchEngine, openBenchEngine, randomTokens, startTurn } from "./bench-engine.ts";
+import { type BenchEngine, openBenchEngine, pause, randomTokens, startTurn } from "./bench-engine.ts";
 
 const flags = {
   ...modelFlags,
@@ -129,14 +128,11 @@ async function measure(
     }),
   );
   try {
-    while (turns.some(({ tokensMs }) => tokensMs.length < 8)) await sleep(5, undefined, { signal: context.signal });
+    while (turns.some(({ tokensMs }) => tokensMs.length < 8) && !context.signal.aborted) await pause(5, context.signal);
     const before = { ...item.timer };
     const startMs = performance.now();
     const tokensBefore = turns.reduce((sum, { tokensMs }) => sum + tokensMs.length, 0);
-    await Promise.race([
-      sleep(item.seconds * 1000, undefined, { signal: context.signal }),
-      ...turns.map(({ ended }) => ended),
-    ]);
+    await Promise.race([pause(item.seconds * 1000, context.signal), ...turns.map(({ ended }) => ended)]);
     const ms = performance.now() - startMs;
     const tokens = turns.reduce((sum, { tokensMs }) => sum + tokensMs.length, 0) - tokensBefore;
     const steps = item.timer.stepCount - before.stepCount;

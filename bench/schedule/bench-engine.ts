@@ -1,4 +1,5 @@
 /** A whole engine in this process, without HTTP and without a store worth the name: what is timed is scheduling and steps. */
+import { setTimeout as sleep } from "node:timers/promises";
 import { UsageError } from "../../cli/usage-error.ts";
 import type { Ticket } from "../../engine/engine.ts";
 import { type OpenedEngine, openEngine } from "../../engine/open.ts";
@@ -143,6 +144,11 @@ function greedyRequest(
     },
     ...fields,
   };
+}
+
+/** Waits, or until the user stops the run; never rejects. */
+export async function pause(ms: number, signal: AbortSignal): Promise<void> {
+  await sleep(ms, undefined, { signal }).catch(() => undefined);
 }
 
 /** Seeded token ids of a model's vocabulary. */

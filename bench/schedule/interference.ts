@@ -1,5 +1,4 @@
 /** `npm run bench -- interference`: what those who stream feel of a long prompt, and what the prompt pays for it. */
-import { setTimeout as sleep } from "node:timers/promises";
 import { parseInteger } from "../../cli/flags.ts";
 import type { SelectionRequest } from "../../protocol/generate.ts";
 import { type BenchContext, defineBench } from "../bench.ts";
@@ -8,6 +7,7 @@ import {
   type BenchEngine,
   gapsBetween,
   openBenchEngine,
+  pause,
   percentileMs,
   type RunningTurn,
   randomTokens,
@@ -83,10 +83,11 @@ async function measure(bench: BenchEngine, values: Values, context: BenchContext
     }),
   );
   try {
-    while (streams.some(({ tokensMs }) => tokensMs.length < 8)) await sleep(20, undefined, { signal: context.signal });
+    while (streams.some(({ tokensMs }) => tokensMs.length < 8) && !context.signal.aborted)
+      await pause(20, context.signal);
     const quietMs = performance.now();
     context.progress(`${values.streams} sequences decode`);
-    await sleep(values.quiet * 1000, undefined, { signal: context.signal });
+    await pause(values.quiet * 1000, context.signal);
     const promptFromMs = performance.now();
     const prompt = startTurn(bench, {
       tokens: randomTokens(bench.config, values.seed + 1000, values.prompt),
@@ -109,6 +110,7 @@ async function measure(bench: BenchEngine, values: Values, context: BenchContext
 async function prefilled(prompt: RunningTurn, values: Values, context: BenchContext): Promise<boolean> {
   const timer = setTimeout(() => prompt.cancel(), values["prompt-seconds"] * 1000);
   context.signal.addEventListener("abort", () => prompt.cancel(), { once: true });
+  if (context.signal.aborted) prompt.cancel();
   try {
     return (await prompt.ended).reason !== "cancelled";
   } finally {

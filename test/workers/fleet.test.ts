@@ -126,6 +126,16 @@ describe("FleetTable", () => {
     expect(pick(table, { ...fresh, turnAgeMs: 60_000 }, 0, home.engineId)).not.toBe(home.engineId);
   });
 
+  it("takes an engine that has measured nothing yet to be as fast as the others", () => {
+    const table = new FleetTable();
+    const home = beat({ ...holding(8), prefillMsPerToken: 8 });
+    const fresh = beat({ residentPrefixes: PrefixFilter.of([], 8_192).encode() });
+    table.heartbeat(home, 0);
+    table.heartbeat(fresh, 0);
+    // 40 new tokens take 320 ms here, and there as well, behind what has to be fetched.
+    expect(pick(table, prompt(8, { loggedTokens: 8 * 256 }), 0, home.engineId)).toBe(home.engineId);
+  });
+
   it("is sticky within a bound", () => {
     const table = new FleetTable();
     const home = beat({ ...holding(8), runningCount: 20 });

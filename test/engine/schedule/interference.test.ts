@@ -3,7 +3,15 @@ import { describe, expect, it } from "vitest";
 import type { Ticket } from "../../../engine/engine.ts";
 import { idsToBytes } from "../../../protocol/ids.ts";
 import { randomIds } from "../harness.ts";
-import { gaps, HOUSE_COST, percentile, type StepCost, simulateEngine, simulateTurn } from "./simulation.ts";
+import {
+  gaps,
+  HOUSE_COST,
+  percentile,
+  SIMULATION_TIMEOUT,
+  type StepCost,
+  simulateEngine,
+  simulateTurn,
+} from "./simulation.ts";
 
 const SLOW: StepCost = { fixedMs: 8, rowMs: 4, attendedMsPer1024: 1.5 };
 
@@ -34,7 +42,7 @@ async function decodesBesidePrompt(cost: StepCost, promptTokens: number) {
   return { without: percentile(between(20_000, fromMs), 95), during: percentile(between(fromMs, toMs), 95), prompt };
 }
 
-describe("between tokens of running decodes while a long prompt is prefilled", () => {
+describe("between tokens of running decodes while a long prompt is prefilled", SIMULATION_TIMEOUT, () => {
   it("p95 stays below twice what it is without, on a slow device", async () => {
     const { without, during, prompt } = await decodesBesidePrompt(SLOW, 8_000);
     expect(prompt.reason).toBe("length");

@@ -66,6 +66,9 @@ export interface StepCost {
 /** A device as fast as the house model on a small machine. */
 export const HOUSE_COST: StepCost = { fixedMs: 1.5, rowMs: 0.5, attendedMsPer1024: 0.35 };
 
+/** For tests that simulate minutes: seconds on a quiet machine, many of them on a busy one. */
+export const SIMULATION_TIMEOUT = { timeout: 120_000 };
+
 /** An engine in a simulation. */
 export interface SimulatedEngine extends OpenedEngine {
   clock: SimulatedClock;
