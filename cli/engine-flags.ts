@@ -9,7 +9,7 @@ export const engineFlags = {
     help: "HF model folder or GGUF file; its name is the model's id",
     placeholder: "FOLDER",
     env: "QUIRE_MODEL",
-    fallback: "weights/house-0",
+    fallback: "weights/house",
     parse: parseText,
   },
   device: {

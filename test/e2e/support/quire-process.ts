@@ -70,7 +70,7 @@ export async function startQuire(options: StartOptions): Promise<QuireProcess> {
     : [process.execPath, quirePath, "start"];
   const child = spawn(program ?? "", [...before, ...args], {
     cwd: repositoryRoot,
-    env: { ...process.env, [mark.split("=")[0] ?? ""]: mark.split("=")[1] },
+    env: { QUIRE_MODEL: "weights/house-0", ...process.env, [mark.split("=")[0] ?? ""]: mark.split("=")[1] },
     stdio: ["ignore", "pipe", "pipe"],
   });
   const output = collect(child);
