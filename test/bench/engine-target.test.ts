@@ -39,7 +39,7 @@ describe("a load test of an engine without an edge", () => {
   it("holds conversations in token ids: answers are right, and later turns find what the earlier ones left", async () => {
     const path = join(folder, "load.json");
     const flags = ["--rate=4", "--duration=2", "--turns=3", "--think=0.05", "--mix=100,0,0", "--seed=2"];
-    const target = ["--target=engine", `--url=${server.url}`, `--key=${key}`];
+    const target = ["--target=engine", "--model=weights/house-0", `--url=${server.url}`, `--key=${key}`];
     const run = await runBench(["load", ...target, ...flags, `--json=${path}`]);
     expect(run).toMatchObject({ code: 0 });
     const { totals, turns } = JSON.parse(await readFile(path, "utf8")) as LoadResult;

@@ -88,8 +88,9 @@ describe("an edge without engines", () => {
     expect(await session.send(`${passage}${question}`).text()).toBe(answer);
     expect(await first.ended).toBe("ended with exit code 0");
     const started: Promise<StageEngine>[] = [];
+    // Later than headers are held back (2 s), however fast an engine starts here.
     hook.onCall = () => {
-      started.push(stage.addEngine());
+      started.push(new Promise((resolve) => setTimeout(resolve, 3_000)).then(() => stage.addEngine()));
       return 202;
     };
     const resumed = session.send(question);

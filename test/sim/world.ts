@@ -223,7 +223,7 @@ class World {
 
   /**
    * Nothing goes wrong any more: after all that was late has arrived, a fresh engine continues every conversation as the twin does, and
-   * what it stores is whole: the next engine computes nothing again, and finds nothing for a tenant that never spoke.
+   * what it stores in two turns is whole: the next engine computes nothing again, and finds nothing for a tenant that never spoke.
    */
   async #heal(): Promise<void> {
     this.#store.rates = {};
@@ -236,6 +236,8 @@ class World {
     const healer = await this.#openEngine();
     const logs = this.#logs.filter((log) => log.ids.length > 0);
     for (const log of logs) await this.#turn(log, true);
+    // What the first turn did not need itself (summaries of another kind) is found out by its commit and mended by the next turn.
+    for (const log of logs) if (log.selection.policy === "dense") await this.#turn(log, true);
     await this.#nothingHeld(healer);
     await healer.opened.persister.flush();
     this.#expect(healer.opened.persister.pendingBytes === 0, "nothing waits to be written after a flush");

@@ -187,6 +187,18 @@ describe("an engine that fails after its first token", () => {
     expect(next.tokens.slice(0, next.turnStart)).toEqual([...prompt, ...ids("half and half"), END]);
   });
 
+  it("loses nothing when it dies behind the last token that was asked for", async () => {
+    const { chat, engine } = await makeWorld();
+    await engine.script({ do: "admit" }, { do: "tokens", ids: ids("half") }, { do: "destroy" });
+    const session = newSession();
+    const body = await (await chat("hi", { max_tokens: 4, ...session })).json();
+    expect(body).toMatchObject({ choices: [{ message: { content: "half" }, finish_reason: "length" }] });
+    await (await chat("ho", session)).text();
+    const { request: next } = await engine.lastCall();
+    const said = [BOS, USER, ...ids("hi"), ASSISTANT, ...ids("half")];
+    expect(next.tokens.slice(0, said.length)).toEqual(said);
+  });
+
   it("is replaced when it is gone without a word, and waited for while the fleet hears of it", {
     timeout: 40_000,
   }, async () => {

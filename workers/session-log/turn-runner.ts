@@ -152,9 +152,9 @@ export class TurnRunner {
       } catch (thrown) {
         if (this.#options.stream.gone.aborted) break;
         // The words are complete; only their accounts are lost.
-        if (reply.ended !== undefined) break;
+        if (reply.ended !== undefined || reply.ids.length >= this.#maxTokens) break;
         if (call === undefined || this.#stop.signal.aborted || attempt + 1 >= FAILURE_COUNT_MAX) throw thrown;
-        if (!this.#mayGoOn(thrown, reply) || !(await this.#replaceEngine(call.engineId))) throw thrown;
+        if (!this.#mayGoOn(thrown) || !(await this.#replaceEngine(call.engineId))) throw thrown;
       } finally {
         if (call) this.#calls.delete(call);
       }
@@ -226,8 +226,8 @@ export class TurnRunner {
   }
 
   /** Whether another engine can go on from the ids so far. */
-  #mayGoOn(thrown: unknown, reply: Reply): boolean {
-    return RETRY_CODES.includes(toQuireError(thrown).code) && reply.ids.length < this.#maxTokens;
+  #mayGoOn(thrown: unknown): boolean {
+    return RETRY_CODES.includes(toQuireError(thrown).code);
   }
 
   async #open(index: number, done: readonly number[]): Promise<EngineCall> {
