@@ -187,6 +187,25 @@ describe("an engine that fails after its first token", () => {
     expect(next.tokens.slice(0, next.turnStart)).toEqual([...prompt, ...ids("half and half"), END]);
   });
 
+  it("hands over past engines that are gone without the fleet knowing it yet", async () => {
+    const { chat, engine, model } = await makeWorld();
+    const gone = [new FakeEngine(), new FakeEngine()] as const;
+    const last = new FakeEngine();
+    for (const dead of gone) {
+      await register(dead, model, { runningCount: 5 });
+      await dead.script({ do: "destroy" });
+    }
+    await register(last, model, { runningCount: 9 });
+    await engine.script(...half);
+    await last.script(...says(" and half"));
+    const body = await (await chat("hi", { max_tokens: 50 })).json();
+    expect(body).toMatchObject({
+      choices: [{ message: { content: "half and half" } }],
+      usage: { quire: { engines: [engine.id, last.id] } },
+    });
+    for (const dead of gone) expect(await dead.calls()).toHaveLength(1);
+  });
+
   it("loses nothing when it dies behind the last token that was asked for", async () => {
     const { chat, engine } = await makeWorld();
     await engine.script({ do: "admit" }, { do: "tokens", ids: ids("half") }, { do: "destroy" });

@@ -230,16 +230,19 @@ export class TurnRunner {
     return RETRY_CODES.includes(toQuireError(thrown).code);
   }
 
+  /** Several engines may be gone without the fleet knowing it yet, so more than one is tried. */
   async #open(index: number, done: readonly number[]): Promise<EngineCall> {
-    const engineId = this.#engine?.engineId;
-    try {
-      return await this.#call(index, done);
-    } catch (thrown) {
-      const { code } = toQuireError(thrown);
-      const isRetried = RETRY_CODES.includes(code) || code === "deadline_exceeded";
-      const isOver = this.#stop.signal.aborted || this.#options.stream.gone.aborted;
-      if (isOver || !isRetried || !(await this.#replaceEngine(engineId))) throw thrown;
-      return this.#call(index, done);
+    for (let failureCount = 1; ; failureCount++) {
+      const engineId = this.#engine?.engineId;
+      try {
+        return await this.#call(index, done);
+      } catch (thrown) {
+        const { code } = toQuireError(thrown);
+        const isRetried = RETRY_CODES.includes(code) || code === "deadline_exceeded";
+        const isOver = this.#stop.signal.aborted || this.#options.stream.gone.aborted;
+        const isTried = failureCount < FAILURE_COUNT_MAX && !isOver && isRetried;
+        if (!isTried || !(await this.#replaceEngine(engineId))) throw thrown;
+      }
     }
   }
 
