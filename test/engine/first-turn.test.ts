@@ -32,7 +32,8 @@ it("reads fewer pages than a dense prompt and says so in the provenance", async 
   ]);
   // Blocks below the budget are dense and shared; what lies above was attended otherwise, and is not.
   expect(selected.usage.cachedTokens).toBe(256);
-  expect(selected.usage.pagesSelected).toBeGreaterThan(10 * dense.usage.pagesSelected);
+  // How many depends on where steps are cut: the last layer of a step that samples nothing selects nothing.
+  expect(selected.usage.pagesSelected).toBeGreaterThan(5 * dense.usage.pagesSelected);
   expect(selected.usage.pagesSelected).toBeLessThan(0.6 * selected.usage.pagesInContext);
   expect(selected.logprobs).not.toEqual(dense.logprobs);
 });
