@@ -2,8 +2,7 @@
 import { styleText } from "node:util";
 import { Stage } from "./demo-stage.ts";
 import { type FailoverAudience, type Killed, playFailover } from "./failover-scenario.ts";
-import { listenForStop } from "./stop-request.ts";
-import { UsageError } from "./usage-error.ts";
+import { runDemo } from "./run-demo.ts";
 
 const killCount = 3;
 
@@ -34,21 +33,6 @@ const screen: FailoverAudience = {
   },
 };
 
-async function main(): Promise<number> {
-  const life = new AbortController();
-  const stop = listenForStop(process, () => performance.now());
-  const stopped = stop.requested.then(() => {
-    life.abort();
-    return 1;
-  });
-  const played = play(life.signal);
-  // After a stop nobody waits for the reason why it broke off.
-  played.catch(() => undefined);
-  const code = await Promise.race([stopped, played]);
-  await played.catch(() => undefined);
-  return code;
-}
-
 async function play(signal: AbortSignal): Promise<number> {
   line();
   line(styleText("bold", "Quire: engines are killed while they speak, and the stream goes on"));
@@ -73,10 +57,4 @@ function showWarnings(warnings: readonly string[], killed: readonly Killed[]): v
   for (const warning of warnings) line(styleText("dim", warning));
 }
 
-try {
-  process.exit(await main());
-} catch (error) {
-  if (!(error instanceof UsageError)) throw error;
-  process.stderr.write(`demo:failover: ${error.message}\n`);
-  process.exit(1);
-}
+await runDemo("demo:failover", play);

@@ -2,23 +2,7 @@
 import { claimsOf, DemoReport } from "./demo-report.ts";
 import { Stage } from "./demo-stage.ts";
 import { playResume } from "./resume-scenario.ts";
-import { listenForStop } from "./stop-request.ts";
-import { UsageError } from "./usage-error.ts";
-
-async function main(): Promise<number> {
-  const life = new AbortController();
-  const stop = listenForStop(process, () => performance.now());
-  const stopped = stop.requested.then(() => {
-    life.abort();
-    return 1;
-  });
-  const played = play(life.signal);
-  // After a stop nobody waits for the reason why it broke off.
-  played.catch(() => undefined);
-  const code = await Promise.race([stopped, played]);
-  await played.catch(() => undefined);
-  return code;
-}
+import { runDemo } from "./run-demo.ts";
 
 async function play(signal: AbortSignal): Promise<number> {
   const startMs = performance.now();
@@ -52,10 +36,4 @@ async function show(stage: Stage, report: DemoReport): Promise<boolean> {
   return holds;
 }
 
-try {
-  process.exit(await main());
-} catch (error) {
-  if (!(error instanceof UsageError)) throw error;
-  process.stderr.write(`demo:resume: ${error.message}\n`);
-  process.exit(1);
-}
+await runDemo("demo:resume", play);
