@@ -13,6 +13,7 @@ import type {
   StepSlice,
 } from "../contract.ts";
 import { assertPackedRange } from "../validate.ts";
+import { wholeMatrix } from "../whole-matrix.ts";
 import { ownBuffer, ownMatrix, ReferenceBuffer, ReferenceMatrix, ReferencePool } from "./memory.ts";
 import { ReferenceRecorder } from "./recorder.ts";
 
@@ -58,10 +59,7 @@ class ReferenceDevice implements Device {
     shape: { outWidth: number; inWidth: number },
     data: Float32Array,
   ): Matrix {
-    assert(data.length === shape.outWidth * shape.inWidth, `matrix ${label}: data does not have its shape`);
-    const matrix = this.emptyMatrix(label, encoding, shape);
-    this.writeRows(matrix, 0, data);
-    return matrix;
+    return wholeMatrix(this, { label, encoding, ...shape }, data);
   }
 
   emptyMatrix(label: string, encoding: MatrixEncoding, shape: { outWidth: number; inWidth: number }): Matrix {

@@ -14,6 +14,7 @@ import type {
   StepRecorder,
   StepSlice,
 } from "../contract.ts";
+import { wholeMatrix } from "../whole-matrix.ts";
 import { Arena, HEAP_BYTES_MAX, WasmHeap } from "./heap.ts";
 import { packRows } from "./linear-ops.ts";
 import type { Machine } from "./machine.ts";
@@ -108,10 +109,7 @@ class WasmDevice implements Device {
     shape: { outWidth: number; inWidth: number },
     data: Float32Array,
   ): Matrix {
-    assert(data.length === shape.outWidth * shape.inWidth, `matrix ${label}: data does not have its shape`);
-    const matrix = this.emptyMatrix(label, encoding, shape);
-    this.writeRows(matrix, 0, data);
-    return matrix;
+    return wholeMatrix(this, { label, encoding, ...shape }, data);
   }
 
   emptyMatrix(label: string, encoding: MatrixEncoding, shape: { outWidth: number; inWidth: number }): Matrix {

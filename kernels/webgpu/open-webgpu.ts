@@ -13,6 +13,7 @@ import type {
   StepSlice,
 } from "../contract.ts";
 import { assertPackedRange } from "../validate.ts";
+import { wholeMatrix } from "../whole-matrix.ts";
 import { type AdapterReport, adapterReport, openAdapter, requestAdapter } from "./adapter.ts";
 import { ownBuffer, ownMatrix, WebGpuBuffer } from "./buffers.ts";
 import { type KernelTime, StepBuffers } from "./command-list.ts";
@@ -108,10 +109,7 @@ export class WebGpuDevice implements Device {
     shape: { outWidth: number; inWidth: number },
     data: Float32Array,
   ): Matrix {
-    assert(data.length === shape.outWidth * shape.inWidth, `matrix ${label}: data does not have its shape`);
-    const matrix = this.emptyMatrix(label, encoding, shape);
-    this.writeRows(matrix, 0, data);
-    return matrix;
+    return wholeMatrix(this, { label, encoding, ...shape }, data);
   }
 
   emptyMatrix(label: string, encoding: MatrixEncoding, shape: { outWidth: number; inWidth: number }): Matrix {
