@@ -1,4 +1,4 @@
-/** Counts what a step read and missed, the same way on every CPU device. */
+/** Counts what a step read and missed, the same way on every device. */
 import {
   BLOCK_TOKENS,
   type KvPoolSpec,
@@ -25,10 +25,14 @@ export function summaryReadBytes(headDim: number, pageCount: number): number {
 
 /** Bytes of the keys of some sealed pages of one KV head, read for token scoring: codes, and int8 scales once per block. */
 export function keyReadBytes(shape: KvShape, pages: readonly number[]): number {
-  const elementBytes = shape.encoding === "f32" ? 4 : 1;
   const blocks = new Set(pages.map((page) => Math.floor(page / PAGES_PER_BLOCK)));
-  const scaleBytes = shape.encoding === "f32" ? 0 : blocks.size * shape.headDim * 4;
-  return pages.length * PAGE_TOKENS * shape.headDim * elementBytes + scaleBytes;
+  return sealedKeyBytes(shape, blocks.size, pages.length * PAGE_TOKENS);
+}
+
+/** As {@link keyReadBytes}: `tokenCount` scored tokens of `blockCount` blocks. */
+export function sealedKeyBytes(shape: KvShape, blockCount: number, tokenCount: number): number {
+  const isFloat = shape.encoding === "f32";
+  return tokenCount * shape.headDim * (isFloat ? 4 : 1) + (isFloat ? 0 : blockCount * shape.headDim * 4);
 }
 
 /** What one query group attends to in one KV head. */

@@ -4,14 +4,22 @@ import {
   type Miss,
   NOT_RESIDENT,
   PAGE_TOKENS,
-  PAGES_PER_BLOCK,
   type SliceTraffic,
   type StepReadback,
   type StepSlice,
 } from "../contract.ts";
 import { choosingLayer, needsPageScores } from "../page-range.ts";
-import { emptyTraffic, groupKvBytes, MissSet, summaryReadBytes } from "../traffic.ts";
-import type { Bitmap, GroupLayout, StepLayout } from "./step-layout.ts";
+import {
+  ChosenBlocks,
+  emptyTraffic,
+  groupKvBytes,
+  MissSet,
+  openKvBytes,
+  sealedKeyBytes,
+  sealedKvBytes,
+  summaryReadBytes,
+} from "../traffic.ts";
+import type { GroupLayout, StepLayout } from "./step-layout.ts";
 import { COUNTERS } from "./wgsl/masks.ts";
 
 /** Gathers as ops are recorded; {@link read} adds the device's part. */
@@ -47,13 +55,10 @@ export class StepReport {
   noteAttend(layout: StepLayout, layer: number): void {
     const { spec } = layout.pool;
     for (const each of layout.groups) {
-      const { slice, sliceIndex, group, range } = each;
-      const isWhole = isEverything(each, layer);
-      const isResident = (block: number): boolean => isWhole && isHere(slice, layer, block);
-      // Pages of the group's own blocks are forced whole; of them only the open part is known here, so none passes for resident.
-      const firstOpen = Math.floor(group.positionFirst / BLOCK_TOKENS) * PAGES_PER_BLOCK;
-      const open = Array.from({ length: range.pageEnd - firstOpen }, (_, index) => firstOpen + index);
-      const bytes = groupKvBytes(spec, group, isWhole ? {} : { pages: open }, isResident);
+      const { slice, sliceIndex, group } = each;
+      const bytes = isEverything(each, layer)
+        ? groupKvBytes(spec, group, {}, (block) => isHere(slice, layer, block))
+        : openKvBytes(spec, group);
       (this.#traffic[sliceIndex] as SliceTraffic).kvBytes += bytes * spec.kvHeadCount;
     }
   }
@@ -61,7 +66,7 @@ export class StepReport {
   /** The report, with what the device wrote into the outcome. */
   read(outcome: Uint32Array): Omit<StepReadback, "samples"> {
     for (const layout of this.#layouts) this.#addCounters(layout, outcome);
-    const chosen = this.#slices.map((slice) => (slice.reportBlocks ? emptyBitmap(slice) : undefined));
+    const chosenBlocks = new ChosenBlocks(this.#slices);
     for (const layout of this.#layouts) {
       const { layerCount } = layout.pool.spec;
       for (const { sliceIndex, at, stride } of layout.misses) {
@@ -69,13 +74,11 @@ export class StepReport {
           this.#misses.add({ sliceIndex, layer, block });
         });
       }
-      for (const bitmap of layout.chosen) copyBitmap(bitmap, layerCount, outcome, chosen[bitmap.sliceIndex]);
+      for (const { sliceIndex, at, stride } of layout.chosen) {
+        chosenBlocks.merge(sliceIndex, outcome.subarray(at, at + layerCount * stride));
+      }
     }
-    return {
-      misses: this.#misses.list(),
-      traffic: this.#traffic,
-      ...(chosen.some((bitmap) => bitmap !== undefined) ? { chosenBlocks: chosen } : {}),
-    };
+    return { misses: this.#misses.list(), traffic: this.#traffic, ...chosenBlocks.list() };
   }
 
   #noteDenseMisses({ slice, sliceIndex, group }: GroupLayout, layer: number): void {
@@ -86,8 +89,6 @@ export class StepReport {
   }
 
   #addCounters({ pool, countersAt }: StepLayout, outcome: Uint32Array): void {
-    const { headDim, encoding } = pool.spec;
-    const isInt8 = encoding === "int8";
     countersAt.forEach((at, sliceIndex) => {
       const [sealedTokens, sealedBlocks, pagesSelected, keyPages, keyBlocks] = outcome.subarray(
         at,
@@ -95,11 +96,8 @@ export class StepReport {
       ) as unknown as [number, number, number, number, number];
       const traffic = this.#traffic[sliceIndex] as SliceTraffic;
       traffic.pagesSelected += pagesSelected;
-      traffic.kvBytes += sealedTokens * (isInt8 ? headDim * 2 + 4 : headDim * 8);
-      traffic.metadataBytes += keyPages * PAGE_TOKENS * headDim * (isInt8 ? 1 : 4);
-      if (!isInt8) return;
-      traffic.kvBytes += sealedBlocks * headDim * 4;
-      traffic.metadataBytes += keyBlocks * headDim * 4;
+      traffic.kvBytes += sealedKvBytes(pool.spec, sealedBlocks, sealedTokens);
+      traffic.metadataBytes += sealedKeyBytes(pool.spec, keyBlocks, keyPages * PAGE_TOKENS);
     });
   }
 }
@@ -112,18 +110,6 @@ function isEverything({ slice, range }: GroupLayout, layer: number): boolean {
 function isHere(slice: StepSlice, layer: number, block: number): boolean {
   const id = slice.blockIds[layer * slice.blockCapacity + block];
   return id !== undefined && id !== NOT_RESIDENT;
-}
-
-function emptyBitmap({ blockIds, blockCapacity }: StepSlice): Uint32Array {
-  const layerCount = blockCapacity === 0 ? 0 : blockIds.length / blockCapacity;
-  return new Uint32Array(layerCount * Math.ceil(blockCapacity / 32));
-}
-
-function copyBitmap({ at, stride }: Bitmap, layerCount: number, from: Uint32Array, to: Uint32Array | undefined): void {
-  if (to === undefined) return;
-  for (let word = 0; word < layerCount * stride; word++) {
-    to[word] = ((to[word] as number) | (from[at + word] as number)) >>> 0;
-  }
 }
 
 /** Calls for every bit that is set in a bitmap `[layer][stride]`. */
