@@ -4,6 +4,7 @@ import { LIMITS } from "../protocol/limits.ts";
 import type { ChatTemplate, Tokenizer } from "../tokenizer/contract.ts";
 import { openTokenizer, TOKENIZER_TABLES_NAME, type TokenizerFiles } from "../tokenizer/open.ts";
 import { within } from "./deadline.ts";
+import { RecentMap } from "./recent-map.ts";
 
 /** Everything the edge knows of a model. Immutable. */
 export interface ModelAssets {
@@ -52,11 +53,10 @@ export interface AssetCacheOptions {
  * another in a Worker.
  */
 export class ModelAssetCache {
-  readonly #options: AssetCacheOptions;
-  readonly #models = new Map<string, { assets: ModelAssets; loadedMs: number }>();
+  readonly #models: RecentMap<ModelAssets>;
 
-  constructor(options: AssetCacheOptions) {
-    this.#options = options;
+  constructor({ modelCountMax, ageMsMax, now }: AssetCacheOptions) {
+    this.#models = new RecentMap({ countMax: modelCountMax, ageMsMax, now });
   }
 
   /**
@@ -65,19 +65,9 @@ export class ModelAssetCache {
    */
   async get(bucket: R2Bucket, model: string): Promise<ModelAssets> {
     const known = this.#models.get(model);
-    if (known && this.#options.now() - known.loadedMs < this.#options.ageMsMax) {
-      // Moves to the end: the first key is the least recently used.
-      this.#models.delete(model);
-      this.#models.set(model, known);
-      return known.assets;
-    }
+    if (known) return known;
     const assets = await loadModelAssets(bucket, model);
-    this.#models.delete(model);
-    this.#models.set(model, { assets, loadedMs: this.#options.now() });
-    for (const oldest of this.#models.keys()) {
-      if (this.#models.size <= this.#options.modelCountMax) break;
-      this.#models.delete(oldest);
-    }
+    this.#models.put(model, assets);
     return assets;
   }
 }

@@ -1,65 +1,29 @@
 /** Keys that this isolate has seen a moment ago, so that not every request asks the key ring. */
 import { LIMITS } from "../../protocol/limits.ts";
+import { RecentMap, type RecentMapOptions } from "../recent-map.ts";
 import { KeyIndex, type KeyRecord, readKeyTable } from "./key-record.ts";
 
 /** How much a cache keeps, and for how long. */
-export interface KeyCacheOptions {
-  countMax: number;
-  ageMsMax: number;
+export interface KeyCacheOptions extends RecentMapOptions {
   /** How old a record may be when nobody can be asked. */
   staleMsMax: number;
-  now: () => number;
 }
 
 /**
- * Records of keys that exist, by hash; the least recently used go first. A key that is revoked is refused everywhere once `ageMsMax` has
- * passed; while the key ring cannot be asked, once `staleMsMax` has. Keys that do not exist are not remembered: each wrong one is another, and
- * they would push out the good ones.
+ * Records of keys that exist, by hash. A key that is revoked is refused everywhere once `ageMsMax` has passed; while the key ring cannot be
+ * asked, once `staleMsMax` has. Keys that do not exist are not remembered: each wrong one is another, and they would push out the good ones.
  */
-export class KeyCache {
-  readonly #options: KeyCacheOptions;
-  readonly #records = new Map<string, { record: KeyRecord; readMs: number }>();
+export class KeyCache extends RecentMap<KeyRecord> {
+  readonly #staleMsMax: number;
 
   constructor(options: KeyCacheOptions) {
-    this.#options = options;
-  }
-
-  /** A record that is as good as asked for. */
-  get(hash: string): KeyRecord | undefined {
-    return this.#youngerThan(this.#options.ageMsMax, hash);
+    super(options);
+    this.#staleMsMax = options.staleMsMax;
   }
 
   /** A record for when there is nobody to ask. */
   stale(hash: string): KeyRecord | undefined {
-    return this.#youngerThan(this.#options.staleMsMax, hash);
-  }
-
-  put(hash: string, record: KeyRecord): void {
-    this.#records.delete(hash);
-    this.#records.set(hash, { record, readMs: this.#options.now() });
-    for (const oldest of this.#records.keys()) {
-      if (this.#records.size <= this.#options.countMax) break;
-      this.#records.delete(oldest);
-    }
-  }
-
-  /** Forgets one, which is gone. */
-  delete(hash: string): void {
-    this.#records.delete(hash);
-  }
-
-  /** Forgets all, for what was changed through this isolate. */
-  clear(): void {
-    this.#records.clear();
-  }
-
-  #youngerThan(msMax: number, hash: string): KeyRecord | undefined {
-    const known = this.#records.get(hash);
-    if (!known || this.#options.now() - known.readMs >= msMax) return undefined;
-    // Moves to the end: the first key is the least recently used.
-    this.#records.delete(hash);
-    this.#records.set(hash, known);
-    return known.record;
+    return this.get(hash, this.#staleMsMax);
   }
 }
 
