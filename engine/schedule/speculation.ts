@@ -3,6 +3,7 @@
 import type { Sample } from "../../kernels/contract.ts";
 import { Drafter } from "../sequence/drafting.ts";
 import type { PlannedSlice } from "../sequence/planned-slice.ts";
+import { hasPenalties } from "../sequence/sampling.ts";
 import type { Sequence } from "../sequence/sequence.ts";
 import type { CostModel } from "./cost-model.ts";
 
@@ -14,7 +15,7 @@ export class Speculation {
 
   /** Guesses for the rows behind the next one; none for requests that do not ask, or whose penalties depend on each token before. */
   propose(sequence: Sequence, cost: CostModel, { stepMs, rowsMax }: { stepMs: number; rowsMax: number }): Uint32Array {
-    if (sequence.request.speculation !== true || hasPenalties(sequence)) return NONE;
+    if (sequence.request.speculation !== true || hasPenalties(sequence.request.sampling)) return NONE;
     const drafter = this.#drafters.get(sequence) ?? new Drafter(sequence);
     this.#drafters.set(sequence, drafter);
     return drafter.propose(cost, stepMs, rowsMax);
@@ -41,9 +42,4 @@ export class Speculation {
     this.#drafters.get(sequence)?.judged(draft.length, count - 1);
     return samples.slice(0, count);
   }
-}
-
-function hasPenalties({ request }: Sequence): boolean {
-  const { frequencyPenalty, presencePenalty, repetitionPenalty } = request.sampling;
-  return frequencyPenalty !== 0 || presencePenalty !== 0 || repetitionPenalty !== 1;
 }

@@ -1,7 +1,7 @@
 /** Between the sampler on the device and a sequence's tokens. */
 import type { Sample, SampleRow } from "../../kernels/contract.ts";
 import type { SequenceResult } from "../../models/contract.ts";
-import type { TokenLogprob } from "../../protocol/generate.ts";
+import type { SamplingParams, TokenLogprob } from "../../protocol/generate.ts";
 import type { Sequence } from "./sequence.ts";
 
 const NONE = new Uint32Array(0);
@@ -30,14 +30,17 @@ export function sampleParams(sequence: Sequence, ahead = 0): Omit<SampleRow, "ro
 
 /** Tokens of prompt and reply with their counts in the reply; empty where no penalty asks for them. */
 function seen(sequence: Sequence): { seenIds: Uint32Array; seenCounts: Uint32Array } {
-  const { frequencyPenalty, presencePenalty, repetitionPenalty } = sequence.request.sampling;
-  if (frequencyPenalty === 0 && presencePenalty === 0 && repetitionPenalty === 1)
-    return { seenIds: NONE, seenCounts: NONE };
+  if (!hasPenalties(sequence.request.sampling)) return { seenIds: NONE, seenCounts: NONE };
   const counts = new Map<number, number>();
   for (const [position, id] of sequence.ids.entries()) {
     counts.set(id, (counts.get(id) ?? 0) + (position >= sequence.replyStart ? 1 : 0));
   }
   return { seenIds: Uint32Array.from(counts.keys()), seenCounts: Uint32Array.from(counts.values()) };
+}
+
+/** Whether tokens that the text has already are penalized: then each sample depends on every token before it by more than its KV. */
+export function hasPenalties({ frequencyPenalty, presencePenalty, repetitionPenalty }: SamplingParams): boolean {
+  return frequencyPenalty !== 0 || presencePenalty !== 0 || repetitionPenalty !== 1;
 }
 
 /** All samples of a step's slice, in the order of their rows. */
@@ -54,7 +57,6 @@ export function takeSample(sequence: Sequence, sample: Sample, nowMs: number): v
   }
   sequence.accept(sample.tokenId);
   usage.completionTokens = sequence.generatedCount;
-  usage.totalMs = nowMs - sequence.queuedAtMs;
   if (request.stopTokens.includes(sample.tokenId)) sequence.finishReason = "stop";
   else if (sequence.generatedCount >= request.maxTokens) sequence.finishReason = "length";
   sequence.sink.token(sample.tokenId, logprobOf(sample));
