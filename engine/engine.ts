@@ -246,7 +246,6 @@ export class Engine {
     } catch (error) {
       if (!sequence.abortRequested) sequence.error ??= error;
     }
-    sequence.attached = true;
     this.#observer.attached(sequence, this.#parts.clock.nowMs());
     this.#attachedOne = true;
     sequence.phase = "running";

@@ -3,7 +3,7 @@
  * summary slot, and where its bytes are stored. Sequences hold references; a published block is found by its chain by any sequence of
  * the same namespace; one without references stays until its room is needed (least recently released first).
  */
-import { BLOCK_TOKENS, NOT_RESIDENT, type SummaryKind } from "../../kernels/contract.ts";
+import { NOT_RESIDENT, type SummaryKind } from "../../kernels/contract.ts";
 import { assert } from "../../protocol/assert.ts";
 import type { FreeList } from "./free-list.ts";
 import type { StoredSegment } from "./stored-segment.ts";
@@ -34,10 +34,6 @@ export class LogicalBlock {
 
   get resident(): boolean {
     return this.residentLayerCount === this.deviceBlocks.length;
-  }
-
-  get endToken(): number {
-    return (this.index + 1) * BLOCK_TOKENS;
   }
 }
 

@@ -90,8 +90,6 @@ export class Sequence {
   reservedCount = 0;
   /** True once the first token was sampled. */
   started = false;
-  /** KV has been looked for; nothing outside of the engine's loop works on this sequence any more. */
-  attached = false;
   /** Default mode: until then, the prompt's steps wait for missing pages. */
   missWaitUntilMs = 0;
   /** When its last token was sampled: whose is longest ago is first where decodes take turns. */
