@@ -5,6 +5,7 @@ import { fileURLToPath } from "node:url";
 import { parseInteger } from "../cli/flags.ts";
 import { LIMITS } from "../protocol/limits.ts";
 import { type BenchContext, type BenchResult, defineBench } from "./bench.ts";
+import { quantile } from "./quantile.ts";
 import { renderTable } from "./table.ts";
 import { startWorkerd } from "./workerd.ts";
 
@@ -128,7 +129,7 @@ async function measure(requestCount: number, keyCount: number, context: BenchCon
 }
 
 function rowOf(kind: Kind, times: ReadonlyMap<string, readonly number[]>): Row {
-  const at = (name: string, share: number) => percentile(times.get(name) ?? [], share);
+  const at = (name: string, share: number) => quantile(times.get(name) ?? [], share);
   const [p10Ms, p50Ms, p90Ms] = [at(kind.name, 0.1), at(kind.name, 0.5), at(kind.name, 0.9)];
   const base = baseOf(kind);
   return { name: kind.name, p10Ms, p50Ms, p90Ms, addedP10Ms: p10Ms - at(base, 0.1), addedP50Ms: p50Ms - at(base, 0.5) };
@@ -176,9 +177,4 @@ function timeRequest(url: string, bodyBytes: number, agent: Agent): Promise<numb
     });
     sent.once("error", reject).end(body);
   });
-}
-
-function percentile(values: readonly number[], share: number): number {
-  const sorted = values.toSorted((a, b) => a - b);
-  return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? Number.NaN;
 }

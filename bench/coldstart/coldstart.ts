@@ -6,6 +6,7 @@ import { Stage, type StageEngine } from "../../cli/demo-stage.ts";
 import { parseInteger } from "../../cli/flags.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { type BenchContext, defineBench } from "../bench.ts";
+import { quantile } from "../quantile.ts";
 import { renderTable } from "../table.ts";
 import { type ColdTurn, coldTurn, WakeHook } from "./cold-turn.ts";
 
@@ -80,10 +81,11 @@ async function measure(stage: Stage, hook: WakeHook, rounds: number, context: Be
 }
 
 function medianOf(turns: readonly ColdTurn[]): Record<PartName, number> {
-  const median = (name: PartName): number => {
-    const sorted = turns.map((turn) => turn[name]).toSorted((a, b) => a - b);
-    return sorted[Math.floor(sorted.length / 2)] ?? Number.NaN;
-  };
+  const median = (name: PartName): number =>
+    quantile(
+      turns.map((turn) => turn[name]),
+      0.5,
+    );
   return Object.fromEntries(partNames.map((name) => [name, median(name)])) as Record<PartName, number>;
 }
 

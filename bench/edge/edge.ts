@@ -3,6 +3,7 @@ import { randomUUID } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { parseInteger } from "../../cli/flags.ts";
 import { type BenchContext, type BenchResult, defineBench } from "../bench.ts";
+import { quantile } from "../quantile.ts";
 import { type Column, renderTable } from "../table.ts";
 import { type EdgeStack, openEdgeStack } from "./edge-stack.ts";
 import { openConnection, type TurnOptions, timeTurn } from "./turn-client.ts";
@@ -191,8 +192,5 @@ function minus(a: Spread, b: Spread): Spread {
 }
 
 function spreadOf(values: readonly number[]): Spread {
-  const sorted = values.toSorted((a, b) => a - b);
-  const at = (share: number): number =>
-    sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? Number.NaN;
-  return { p10: at(0.1), p50: at(0.5), p90: at(0.9) };
+  return { p10: quantile(values, 0.1), p50: quantile(values, 0.5), p90: quantile(values, 0.9) };
 }
