@@ -4,7 +4,7 @@ import { open, rename, rm } from "node:fs/promises";
 import type { Readable } from "node:stream";
 import type { PageStore } from "../storage/contract.ts";
 import { FormatError } from "../storage/format-error.ts";
-import { listAll } from "../storage/gc.ts";
+import { deleteManifestAndTails } from "../storage/gc.ts";
 import { loadManifest } from "../storage/manifest.ts";
 import { exportSession, importSession } from "../storage/session-archive.ts";
 import { type ListedSession, listSessions } from "../storage/session-list.ts";
@@ -160,13 +160,8 @@ async function show(store: PageStore, found: ListedSession, given: ReadonlySet<s
   return 0;
 }
 
-/** Manifest first: what is left of a crash is garbage, and not a session with holes. */
 async function remove(store: PageStore, found: ListedSession): Promise<number> {
-  await store.delete([found.key]);
-  const tails: string[] = [];
-  for await (const { key } of listAll(store, `${found.key.replace("/session/", "/tail/")}/`, undefined))
-    tails.push(key);
-  await store.delete(tails);
+  await deleteManifestAndTails(store, found.key);
   process.stderr.write(
     `quire: ${found.record?.sessionId ?? found.key} is deleted; what no other session shares goes with the next quire gc\n`,
   );

@@ -1,3 +1,5 @@
+import { StoreError } from "./contract.ts";
+
 /** Why stored bytes were refused. */
 export type FormatErrorCode =
   /** Damaged, cut, or never ours. */
@@ -24,4 +26,9 @@ export class FormatError extends Error {
 /** @throws {FormatError} `corrupt` when `condition` is false. */
 export function refuseUnless(condition: boolean, message: string): asserts condition {
   if (!condition) throw new FormatError("corrupt", message);
+}
+
+/** Whether an error says that stored bytes are not as they should be, rather than that a store failed. */
+export function isDamage(error: unknown): error is FormatError | StoreError {
+  return error instanceof FormatError || (error instanceof StoreError && error.code === "corrupt");
 }

@@ -8,8 +8,8 @@
 import { assert } from "../protocol/assert.ts";
 import { LIMITS } from "../protocol/limits.ts";
 import { type ListPage, type PageStore, StoreError } from "./contract.ts";
-import { FormatError } from "./format-error.ts";
-import { type ObjectKeys, parseObjectKey, ROOT_PREFIX } from "./keys.ts";
+import { FormatError, isDamage } from "./format-error.ts";
+import { type ObjectKeys, parseObjectKey } from "./keys.ts";
 import { loadSessionRecord, type SessionRecord } from "./session-record.ts";
 
 const DELETE_KEYS_MAX = 1000;
@@ -112,17 +112,27 @@ export async function collectGarbage(
 
 /**
  * Deletes a session's manifest, then its tails. Its segments and summaries may be shared; they go with the next garbage
- * collection after nobody names them. @throws {StoreError}
+ * collection after nobody names them. What is left of a crash is garbage, and not a session with holes.
+ * @throws {StoreError}
  */
-export async function deleteSession(
+export function deleteSession(
   store: PageStore,
   keys: ObjectKeys,
   sessionId: string,
   signal?: AbortSignal,
 ): Promise<void> {
-  await store.delete([keys.session(sessionId)]);
+  return deleteManifestAndTails(store, keys.session(sessionId), signal);
+}
+
+/** {@link deleteSession} by the key of its manifest, of any layout version. @throws {StoreError} */
+export async function deleteManifestAndTails(
+  store: PageStore,
+  manifestKey: string,
+  signal?: AbortSignal,
+): Promise<void> {
+  await store.delete([manifestKey]);
   const tails: string[] = [];
-  for await (const { key } of listAll(store, keys.tailPrefix(sessionId), signal)) tails.push(key);
+  for await (const { key } of listAll(store, `${manifestKey.replace("/session/", "/tail/")}/`, signal)) tails.push(key);
   await deleteInOrder(store, tails, signal);
 }
 
@@ -157,7 +167,7 @@ async function readManifests(
       if (outcome === "damaged" && isOld(item, options)) reachable.doomed.push(item);
       return;
     }
-    const namespace = namespaceOf(item.key);
+    const namespace = parseObjectKey(item.key)?.namespace ?? "";
     const { sessionAgeMsMax } = keepingOf(options, namespace);
     if (sessionAgeMsMax !== undefined && options.nowMs - outcome.updatedMs > sessionAgeMsMax) {
       report.expiredCount++;
@@ -181,15 +191,10 @@ async function readManifest(store: PageStore, key: string, signal: AbortSignal |
       if (error instanceof FormatError && error.code === "unsupported_version") return "newer";
       // Encrypted under a key that is not here: somebody's, only not ours to judge.
       if (error instanceof StoreError && error.code === "denied") return "newer";
-      const damaged = error instanceof FormatError || (error instanceof StoreError && error.code === "corrupt");
-      if (!damaged) throw error;
+      if (!isDamage(error)) throw error;
       if (attempt === 2) return "damaged";
     }
   }
-}
-
-function namespaceOf(key: string): string {
-  return parseObjectKey(key)?.namespacePrefix.slice(ROOT_PREFIX.length, -1) ?? "";
 }
 
 function keepingOf(options: GarbageOptions, namespace: string): TenantKeeping {

@@ -70,14 +70,15 @@ export function objectKeys(space: KeySpace): ObjectKeys {
   const part = `${space.modelFingerprint.slice(0, 16)}.${space.numericsId}.${layout}`;
   assert(isKeyPart(part), "keys: impossible layout part");
   const prefix = `${namespacePrefix(space.namespace)}${part}/`;
+  const tailPrefix = (sessionId: string): string => `${prefix}tail/${sessionKeyOf(sessionId)}/`;
   return {
     namespace: space.namespace,
     prefix,
     segment: (chain) => `${prefix}seg/${checkedChain(chain)}`,
     summary: (kind, chain, tokenCount) => `${prefix}sum-${kind}/${checkedChain(chain)}-${checkedCount(tokenCount)}`,
     tail: (sessionId, chain, generation) =>
-      `${prefix}tail/${sessionKeyOf(sessionId)}/${checkedChain(chain)}-${checkedCount(generation)}`,
-    tailPrefix: (sessionId) => `${prefix}tail/${sessionKeyOf(sessionId)}/`,
+      `${tailPrefix(sessionId)}${checkedChain(chain)}-${checkedCount(generation)}`,
+    tailPrefix,
     session: (sessionId) => `${prefix}session/${sessionKeyOf(sessionId)}`,
   };
 }
@@ -85,14 +86,16 @@ export function objectKeys(space: KeySpace): ObjectKeys {
 /** Layout version 1 had all kinds of summaries in objects under `sum`. */
 const KEY_PATTERN = /^(kv\/[0-9a-f]{1,64}\/)[A-Za-z0-9._-]+\/(seg|sum(?:-[a-z-]+)?|tail|session)\//;
 
-/** Which kind of object a key names, of any layout version, and its tenant's prefix; undefined for keys that are not ours. */
+/** Which kind of object a key names, of any layout version, and its tenant with that one's prefix; undefined for keys that are not ours. */
 export function parseObjectKey(
   key: string,
-): { kind: "seg" | "sum" | "tail" | "session"; namespacePrefix: string } | undefined {
+): { kind: "seg" | "sum" | "tail" | "session"; namespace: string; namespacePrefix: string } | undefined {
   const match = KEY_PATTERN.exec(key);
   if (match === null) return undefined;
+  const namespacePrefix = match[1] as string;
   return {
-    namespacePrefix: match[1] as string,
+    namespace: namespacePrefix.slice(ROOT_PREFIX.length, -1),
+    namespacePrefix,
     kind: (match[2] as string).split("-")[0] as "seg" | "sum" | "tail" | "session",
   };
 }

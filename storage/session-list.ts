@@ -1,7 +1,7 @@
 /** Finds sessions by their manifests, of any tenant, model and version. */
 import { LIMITS } from "../protocol/limits.ts";
-import { type PageStore, StoreError } from "./contract.ts";
-import { FormatError } from "./format-error.ts";
+import type { PageStore } from "./contract.ts";
+import { isDamage } from "./format-error.ts";
 import { listAll } from "./gc.ts";
 import { parseObjectKey, ROOT_PREFIX, sessionKeyOf } from "./keys.ts";
 import { loadSessionRecord, type SessionRecord } from "./session-record.ts";
@@ -54,8 +54,7 @@ async function readOne(
     const record = await loadSessionRecord(store, item.key, signal);
     return { ...place, record, problem: record === undefined ? "gone meanwhile" : undefined };
   } catch (error) {
-    const isDamage = error instanceof FormatError || (error instanceof StoreError && error.code === "corrupt");
-    if (!isDamage) throw error;
+    if (!isDamage(error)) throw error;
     return { ...place, record: undefined, problem: error.message };
   }
 }

@@ -4,10 +4,10 @@
  * deleted; what is dropped is computed again from the log by the session's next turn.
  */
 import { LIMITS } from "../protocol/limits.ts";
-import { type PageStore, StoreError } from "./contract.ts";
-import { FormatError } from "./format-error.ts";
+import type { PageStore } from "./contract.ts";
+import { FormatError, isDamage } from "./format-error.ts";
 import { BLOCK_TOKENS, summaryObjectKinds } from "./geometry.ts";
-import { LAYOUT_VERSION, objectKeys, parseObjectKey, ROOT_PREFIX } from "./keys.ts";
+import { LAYOUT_VERSION, objectKeys, parseObjectKey } from "./keys.ts";
 import { commitManifest, loadManifest, type Manifest, type SegmentRef, type SummaryRef } from "./manifest.ts";
 import { decodeSegment } from "./segment.ts";
 import { decodeSummaryObject } from "./summary-object.ts";
@@ -195,7 +195,7 @@ export class Verifier {
 
 /** Whether a manifest lies under the key that its own fields make. */
 function isOwn(key: string, manifest: Manifest): boolean {
-  const namespace = (parseObjectKey(key)?.namespacePrefix ?? "").slice(ROOT_PREFIX.length, -1);
+  const namespace = parseObjectKey(key)?.namespace ?? "";
   const { modelFingerprint, numericsId, geometry, sessionId, layoutVersion } = manifest;
   return (
     layoutVersion === LAYOUT_VERSION &&
@@ -244,10 +244,6 @@ function runEnds(refs: readonly SummaryRef[]): Set<number> {
 function spansUntil(spans: Manifest["spans"], end: number): Manifest["spans"] {
   const kept = spans.filter((_span, index) => index === 0 || (spans[index - 1]?.end ?? 0) < end);
   return kept.map((span) => ({ ...span, end: Math.min(span.end, end) }));
-}
-
-function isDamage(error: unknown): error is Error {
-  return error instanceof FormatError || (error instanceof StoreError && error.code === "corrupt");
 }
 
 /** What looks damaged is read once more: it may have been the read. */
