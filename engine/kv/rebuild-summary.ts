@@ -1,8 +1,14 @@
 import { decodeKeys } from "../../kernels/block-codec.ts";
-import type { SummaryKind } from "../../kernels/contract.ts";
+import type { KvPool, SummaryKind } from "../../kernels/contract.ts";
 import { summaryHeadAt } from "../../kernels/layout.ts";
 import { summarizeKeys } from "../../kernels/summary-codec.ts";
 import type { KvGeometry } from "../../storage/geometry.ts";
+import type { LogicalBlock } from "./block-cache.ts";
+
+/** The bytes of a resident block, layer by layer. */
+export function readLayers(pool: KvPool, { deviceBlocks }: LogicalBlock): Promise<Uint8Array[]> {
+  return Promise.all(Array.from(deviceBlocks, (id) => pool.readBlock(id)));
+}
 
 /**
  * A summary slot of one kind from a block's own bytes, one array per layer, 4-byte aligned: the bytes that sealing would have written.

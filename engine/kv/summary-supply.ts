@@ -14,7 +14,7 @@ import type { Clock, EngineLog } from "../settings.ts";
 import type { LogicalBlock } from "./block-cache.ts";
 import { allLayers, type BlockFetcher, indexInSegment } from "./block-fetcher.ts";
 import type { Gate } from "./gate.ts";
-import { rebuildSummary } from "./rebuild-summary.ts";
+import { readLayers, rebuildSummary } from "./rebuild-summary.ts";
 
 /** What a supply works with. */
 export interface SummarySupplyOptions {
@@ -90,7 +90,7 @@ export class SummarySupply {
     for (const block of lacking()) {
       if (!block.resident || sequence.abortRequested) continue;
       try {
-        const layers = await Promise.all(Array.from(block.deviceBlocks, (id) => pool.readBlock(id)));
+        const layers = await readLayers(pool, block);
         // Whoever held it may have let go meanwhile: then the bytes are anybody's.
         if (isAlive(block)) this.#write(block, kind, rebuildSummary(geometry, kind, layers));
       } catch (error) {

@@ -11,7 +11,7 @@ import { decodeSegmentHeader, encodeSegment, segmentBytes } from "../../storage/
 import { tailBytes } from "../../storage/tail.ts";
 import type { LogicalBlock } from "../kv/block-cache.ts";
 import { allLayers } from "../kv/block-fetcher.ts";
-import { rebuildSummary } from "../kv/rebuild-summary.ts";
+import { readLayers, rebuildSummary } from "../kv/rebuild-summary.ts";
 import type { StoredSegment } from "../kv/stored-segment.ts";
 import type { Sequence } from "../sequence/sequence.ts";
 import { CommitQueue, type CommitStatus, type TurnSnapshot } from "./commit-queue.ts";
@@ -205,16 +205,10 @@ export class Persister {
     blocks: readonly LogicalBlock[],
     into: { chain: string; fromToken: number; checksums: Uint32Array; slots: Map<SummaryObjectKind, Uint8Array> },
   ): Promise<Uint8Array> {
-    const { pool, geometry } = this.#options;
-    const bytes = await Promise.all(
-      blocks.map((block) => Promise.all(Array.from(block.deviceBlocks, (id) => pool.readBlock(id)))),
-    );
-    for (const kind of geometry.summaryKinds) {
-      const slots = await Promise.all(
-        blocks.map((block, index) => this.#summaryOf(block, kind, bytes[index] as Uint8Array[])),
-      );
+    const { geometry } = this.#options;
+    const { bytes, summaries } = await this.#copy(blocks);
+    for (const [kind, slots] of summaries)
       for (const [index, slot] of slots.entries()) into.slots.get(kind)?.set(slot, index * geometry.summaryBytes);
-    }
     const encoded = encodeSegment({
       geometry,
       fromToken: into.fromToken,
@@ -223,6 +217,20 @@ export class Persister {
     });
     into.checksums.set(decodeSegmentHeader(encoded).checksums);
     return encoded;
+  }
+
+  /** Bytes of resident blocks, layer by layer, and of each kind one summary slot per block. */
+  async #copy(
+    blocks: readonly LogicalBlock[],
+  ): Promise<{ bytes: Uint8Array[][]; summaries: Map<SummaryKind, Uint8Array[]> }> {
+    const { pool, geometry } = this.#options;
+    const bytes = await Promise.all(blocks.map((block) => readLayers(pool, block)));
+    const summaries = new Map<SummaryKind, Uint8Array[]>();
+    for (const kind of geometry.summaryKinds) {
+      const slots = blocks.map((block, index) => this.#summaryOf(block, kind, bytes[index] as Uint8Array[]));
+      summaries.set(kind, await Promise.all(slots));
+    }
+    return { bytes, summaries };
   }
 
   /** A kind that the block lacks is made from its bytes, per layer. */
@@ -252,14 +260,7 @@ export class Persister {
     const open = sequence.opens.get(endIndex);
     const openCount = tokenCount % BLOCK_TOKENS;
     if (openCount > 0 && !open) return undefined;
-    const blocks = await Promise.all(
-      sealed.map((block) => Promise.all(Array.from(block.deviceBlocks, (id) => pool.readBlock(id)))),
-    );
-    const summaries = new Map<SummaryKind, Uint8Array[]>();
-    for (const kind of geometry.summaryKinds) {
-      const slots = sealed.map((block, index) => this.#summaryOf(block, kind, blocks[index] as Uint8Array[]));
-      summaries.set(kind, await Promise.all(slots));
-    }
+    const { bytes: blocks, summaries } = await this.#copy(sealed);
     return {
       fromToken,
       ids: sequence.ids.slice(fromToken, tokenCount),
