@@ -125,14 +125,20 @@ function modelKey(model: string): string {
 
 /** The Fleet object that routes a tenant's turns; every one knows all engines, and counts the turns of its own tenants. */
 export function fleetOf(env: Env, namespace: string): DurableObjectStub<Fleet> {
-  const shards = fleetShards(env);
-  return shards[Number.parseInt(namespace.slice(0, 8), 16) % shards.length] as DurableObjectStub<Fleet>;
+  const count = shardCount(env);
+  return fleetShard(env, Number.parseInt(namespace.slice(0, 8), 16) % count, count);
 }
 
 /** All Fleet objects: what engines say goes to each of them. */
 export function fleetShards(env: Env): DurableObjectStub<Fleet>[] {
-  const count = Math.min(LIMITS.fleetShardCountMax, Math.max(1, Math.floor(Number(env.QUIRE_FLEET_SHARDS ?? 1)) || 1));
-  return Array.from({ length: count }, (_, index) =>
-    env.FLEET.get(env.FLEET.idFromName(count === 1 ? "fleet" : `fleet-${index}-of-${count}`)),
-  );
+  const count = shardCount(env);
+  return Array.from({ length: count }, (_, index) => fleetShard(env, index, count));
+}
+
+function shardCount(env: Env): number {
+  return Math.min(LIMITS.fleetShardCountMax, Math.max(1, Math.floor(Number(env.QUIRE_FLEET_SHARDS ?? 1)) || 1));
+}
+
+function fleetShard(env: Env, index: number, count: number): DurableObjectStub<Fleet> {
+  return env.FLEET.get(env.FLEET.idFromName(count === 1 ? "fleet" : `fleet-${index}-of-${count}`));
 }
