@@ -8,6 +8,9 @@ import {
   type StepSlice,
 } from "./contract.ts";
 
+/** A plan that selects. */
+export type SelectingPlan = Exclude<SelectionPlan, { kind: "dense" }>;
+
 /** Rows of a slice that share a selection. */
 export interface QueryGroup {
   /** Row within the slice. */
@@ -34,6 +37,29 @@ export function queryGroups(slice: StepSlice): QueryGroup[] {
   return groups;
 }
 
+/** A query group within its step. */
+export interface StepGroup {
+  slice: StepSlice;
+  sliceIndex: number;
+  /** Index within the slice. */
+  groupIndex: number;
+  group: QueryGroup;
+  /** Row of the step, not of the slice. */
+  firstRow: number;
+}
+
+/** The query groups of all slices, ascending by (slice, group). */
+export function groupsOfStep(slices: readonly StepSlice[]): StepGroup[] {
+  let sliceRow = 0;
+  return slices.flatMap((slice, sliceIndex) => {
+    const stepRow = sliceRow;
+    sliceRow += slice.rowCount;
+    return queryGroups(slice).map((group, groupIndex) => {
+      return { slice, sliceIndex, groupIndex, group, firstRow: stepRow + group.firstRow };
+    });
+  });
+}
+
 /** Pages are half-open ranges: forced are `[0, sinkEnd)` and `[recentStart, pageEnd)`, candidates `[sinkEnd, recentStart)`. */
 export interface PageRange {
   /** True: no selection, every position up to the query (plan dense, or the whole context within the budget). */
@@ -54,6 +80,16 @@ export function choosingLayer(plan: SelectionPlan, layer: number): number | unde
   return layer < denseLayers ? undefined : layer - ((layer - denseLayers) % layersPerChoice);
 }
 
+/** What a layer does under a plan: attends to everything, chooses, or takes over what the layer before attends to. */
+export type LayerRole = "everything" | "chooses" | "takes-over";
+
+/** A layer's role; a group whose whole context is within the budget attends to everything whatever it says. */
+export function layerRole(plan: SelectionPlan, layer: number): LayerRole {
+  const chooser = choosingLayer(plan, layer);
+  if (chooser === undefined) return "everything";
+  return chooser === layer ? "chooses" : "takes-over";
+}
+
 /** Resolves a plan for one query group as `SelectionPlan` says; without `layer` as for the layers that choose. */
 export function pageRange(
   plan: SelectionPlan,
@@ -61,7 +97,7 @@ export function pageRange(
   layer?: number,
 ): PageRange {
   const pageEnd = Math.floor(group.positionLast / PAGE_TOKENS) + 1;
-  const isDenseLayer = layer !== undefined && choosingLayer(plan, layer) === undefined;
+  const isDenseLayer = layer !== undefined && layerRole(plan, layer) === "everything";
   if (plan.kind === "dense" || isDenseLayer || pageEnd <= plan.budgetPages) {
     return { everything: true, sinkEnd: 0, recentStart: 0, pageEnd, candidateCount: 0, takePages: 0 };
   }
@@ -100,12 +136,12 @@ export function needsPageScores(plan: SelectionPlan, range: PageRange): boolean 
 }
 
 /** How page scores of several queries become one: token plans vote softly over the layer. */
-export function pageCombine(plan: Exclude<SelectionPlan, { kind: "dense" }>): CombineRule {
+export function pageCombine(plan: SelectingPlan): CombineRule {
   return plan.kind === "tokens" ? "softmax-sum" : plan.combine;
 }
 
 /** True when one selection serves all KV heads of the layer. */
-export function selectsPerLayer(plan: Exclude<SelectionPlan, { kind: "dense" }>): boolean {
+export function selectsPerLayer(plan: SelectingPlan): boolean {
   return plan.kind === "tokens" || plan.scope === "layer";
 }
 

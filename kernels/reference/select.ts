@@ -4,20 +4,20 @@ import {
   NOT_RESIDENT,
   PAGE_TOKENS,
   PAGES_PER_BLOCK,
-  type SelectionPlan,
   type SliceTraffic,
   type StepSlice,
 } from "../contract.ts";
 import {
-  choosingLayer,
+  groupsOfStep,
   keepPages,
+  layerRole,
   massCount,
   needsPageScores,
   type PageRange,
   pageCombine,
   pageRange,
-  type QueryGroup,
-  queryGroups,
+  type SelectingPlan,
+  type StepGroup,
   selectsPerLayer,
   topIndices,
   withForcedPages,
@@ -36,12 +36,7 @@ export interface SelectArgs {
 }
 
 /** What one query group attends to in one KV head. */
-export interface GroupSelection {
-  sliceIndex: number;
-  /** Row of the step, not of the slice. */
-  firstRow: number;
-  groupIndex: number;
-  group: QueryGroup;
+export interface GroupSelection extends Omit<StepGroup, "slice"> {
   kvHead: number;
   /** Ascending; undefined: everything up to the query. */
   pages?: number[];
@@ -50,15 +45,10 @@ export interface GroupSelection {
 }
 
 type Chosen = Pick<GroupSelection, "pages" | "tokenMasks">;
-type Plan = Exclude<SelectionPlan, { kind: "dense" }>;
 
 /** One group's view of a `select` call. */
-interface Scope {
+interface Scope extends StepGroup {
   args: SelectArgs;
-  slice: StepSlice;
-  sliceIndex: number;
-  firstRow: number;
-  group: QueryGroup;
   range: PageRange;
   misses: MissSet;
   chosenBlocks: ChosenBlocks;
@@ -83,27 +73,22 @@ export function select(
   previous: readonly GroupSelection[] | undefined,
 ): GroupSelection[] {
   const selections: GroupSelection[] = [];
-  let sliceRow = 0;
-  slices.forEach((slice, sliceIndex) => {
-    queryGroups(slice).forEach((group, groupIndex) => {
-      const firstRow = sliceRow + group.firstRow;
-      const range = pageRange(slice.plan, group, args.layer);
-      const sliceTraffic = traffic[sliceIndex] as SliceTraffic;
-      const scope = { args, slice, sliceIndex, firstRow, group, range, misses, chosenBlocks, traffic: sliceTraffic };
-      const isReused = !range.everything && choosingLayer(slice.plan, args.layer) !== args.layer;
-      const all = isReused ? reuse(previous?.slice(selections.length), args.pool.spec.kvHeadCount) : selectGroup(scope);
-      all.forEach((chosen, kvHead) => {
-        noteMisses(scope, chosen);
-        noteChosen(scope, chosen);
-        if (chosen.pages !== undefined) {
-          sliceTraffic.pagesSelected += chosen.pages.length;
-          sliceTraffic.pagesInContext += range.pageEnd;
-        }
-        selections.push({ sliceIndex, firstRow, groupIndex, group, kvHead, ...chosen });
-      });
+  for (const { slice, ...place } of groupsOfStep(slices)) {
+    const range = pageRange(slice.plan, place.group, args.layer);
+    const sliceTraffic = traffic[place.sliceIndex] as SliceTraffic;
+    const scope = { args, slice, ...place, range, misses, chosenBlocks, traffic: sliceTraffic };
+    const isReused = !range.everything && layerRole(slice.plan, args.layer) === "takes-over";
+    const all = isReused ? reuse(previous?.slice(selections.length), args.pool.spec.kvHeadCount) : selectGroup(scope);
+    all.forEach((chosen, kvHead) => {
+      noteMisses(scope, chosen);
+      noteChosen(scope, chosen);
+      if (chosen.pages !== undefined) {
+        sliceTraffic.pagesSelected += chosen.pages.length;
+        sliceTraffic.pagesInContext += range.pageEnd;
+      }
+      selections.push({ ...place, kvHead, ...chosen });
     });
-    sliceRow += slice.rowCount;
-  });
+  }
   return selections;
 }
 
@@ -128,7 +113,7 @@ function selectGroup(scope: Scope): Chosen[] {
 }
 
 /** The forced pages and those that the first stage keeps; the queries of all `kvHeads` vote together. */
-function choosePages(scope: Scope, plan: Plan, kvHeads: readonly number[]): number[] {
+function choosePages(scope: Scope, plan: SelectingPlan, kvHeads: readonly number[]): number[] {
   const { args, range } = scope;
   const { sinkEnd, recentStart } = range;
   const keep = keepPages(plan, range);
@@ -152,7 +137,11 @@ function choosePages(scope: Scope, plan: Plan, kvHeads: readonly number[]): numb
 }
 
 /** How many of the `keep` best pages a plan takes. */
-function takenPages(plan: Plan, scores: Float32Array, { headDim, keep }: { headDim: number; keep: number }): number {
+function takenPages(
+  plan: SelectingPlan,
+  scores: Float32Array,
+  { headDim, keep }: { headDim: number; keep: number },
+): number {
   const massShare = plan.kind === "pages" ? plan.massShare : undefined;
   if (massShare === undefined) return keep;
   return massCount(scores, { combine: pageCombine(plan), headDim, massShare, countMax: keep });

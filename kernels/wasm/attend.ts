@@ -1,10 +1,11 @@
 /** Attention on the host's side: cuts the step into tiles, once for all layers, and decides what one task does. */
 import { BLOCK_TOKENS, PAGE_TOKENS, SPLIT_TOKENS } from "../contract.ts";
 import { openHeadAt, openSlotValuesAt } from "../layout.ts";
+import type { LayerRole } from "../page-range.ts";
 import type { Arena } from "./heap.ts";
 import type { Machine } from "./machine.ts";
 import { OP } from "./ops.ts";
-import { type GroupSelection, type Role, roleOf, type StepGroups } from "./selection-batch.ts";
+import { type GroupSelection, roleOf, type StepGroups } from "./selection-batch.ts";
 
 /** The layer, and f32 `[rows, headCount, headDim]` as addresses. */
 export interface AttendArgs {
@@ -49,7 +50,12 @@ const PARTIAL_BYTES_MAX = 32 * 1024 * 1024;
 const PIECES_BYTES = 256;
 
 /** Cuts the groups of a step into tiles, for layers of these roles; `arena` must live as long as the groups. */
-export function prepareTiles(machine: Machine, arena: Arena, step: StepGroups, roles: readonly Role[]): AttendTiles {
+export function prepareTiles(
+  machine: Machine,
+  arena: Arena,
+  step: StepGroups,
+  roles: readonly LayerRole[],
+): AttendTiles {
   const { kvHeadCount, headDim } = step.pool.spec;
   const group = step.headCount / kvHeadCount;
   const tiles = step.groups.flatMap((selection) =>

@@ -11,6 +11,7 @@ import type {
   StepRecorder,
   StepSlice,
 } from "../contract.ts";
+import { layerRole } from "../page-range.ts";
 import { isPlainArgmax, sampleRow } from "../sample-row.ts";
 import { ChosenBlocks, emptyTraffic, MissSet } from "../traffic.ts";
 import { assertSlices, assertSlicesFit } from "../validate.ts";
@@ -21,7 +22,7 @@ import { argmax, embed, gatherRows, matmul, rmsNorm, siluMul } from "./linear-op
 import type { Machine } from "./machine.ts";
 import { floatsAt, ownBuffer, ownMatrix, ownPool, type WasmPool } from "./memory.ts";
 import { select, viewsOf } from "./select.ts";
-import { type LayerBatch, prepareGroups, prepareLayers, rolesOf, type StepGroups } from "./selection-batch.ts";
+import { type LayerBatch, prepareGroups, prepareLayers, type StepGroups } from "./selection-batch.ts";
 
 type Args<Op extends keyof StepRecorder> = Parameters<StepRecorder[Op]>[0];
 
@@ -209,7 +210,7 @@ export class WasmRecorder implements StepRecorder {
       };
       this.#laidOut.push(known);
     }
-    const roles = rolesOf(this.#slices, layer);
+    const roles = this.#slices.map(({ plan }) => layerRole(plan, layer));
     const key = roles.join();
     let entry = known.batches.get(key);
     if (entry === undefined) {

@@ -3,26 +3,24 @@
  * slices' plans give a layer (usually there is one) the units.
  */
 import { assert } from "../../protocol/assert.ts";
-import { BLOCK_TOKENS, PAGES_PER_BLOCK, type SelectionPlan, type StepSlice } from "../contract.ts";
+import { BLOCK_TOKENS, PAGES_PER_BLOCK, type StepSlice } from "../contract.ts";
 import { summaryKindIndex } from "../layout.ts";
 import {
-  choosingLayer,
+  groupsOfStep,
   keepPages,
+  type LayerRole,
   needsPageScores,
   type PageRange,
   pageCombine,
   pageRange,
-  type QueryGroup,
-  queryGroups,
+  type SelectingPlan,
+  type StepGroup,
   selectsPerLayer,
 } from "../page-range.ts";
 import type { Arena } from "./heap.ts";
 import type { Machine } from "./machine.ts";
 import type { WasmPool } from "./memory.ts";
 import { UNIT_BYTES, type Unit, type UnitTable, writeUnits, writeUnscored } from "./unit-records.ts";
-
-/** A plan that selects. */
-export type Plan = Exclude<SelectionPlan, { kind: "dense" }>;
 
 /** Pages (ascending) and masks of their tokens, as a token plan chose them. */
 export interface ChosenTokens {
@@ -42,19 +40,10 @@ export interface PageChoice {
   countsAt: number;
 }
 
-/** Whether a layer attends to everything, chooses, or takes over what the layer before attends to. */
-export type Role = "everything" | "chooses" | "takes-over";
-
-/** One query group of one slice, where attention finds what it chose, and what was counted. */
-export interface GroupSelection {
-  slice: StepSlice;
-  sliceIndex: number;
-  groupIndex: number;
-  group: QueryGroup;
+/** One query group, where attention finds what it chose, and what was counted. */
+export interface GroupSelection extends StepGroup {
   /** As for the layers that choose. */
   range: PageRange;
-  /** Row of the step. */
-  firstRow: number;
   /** The last row's own block: those before have masks. */
   blockEnd: number;
   /** Block ids of the slice, `[layer][blockCapacity]`. */
@@ -92,7 +81,7 @@ export interface StepGroups {
 /** What a layer's roles make of the groups: units, scored ones by combine rule, then the others, in one run of records. */
 export interface LayerBatch {
   /** Per slice. */
-  roles: readonly Role[];
+  roles: readonly LayerRole[];
   unitsAt: number;
   unitCount: number;
   scored: readonly ScoredUnits[];
@@ -106,8 +95,8 @@ export interface LayerBatch {
 }
 
 /** What a group does in a layer. */
-export function roleOf({ choices, sliceIndex }: GroupSelection, { roles }: Pick<LayerBatch, "roles">): Role {
-  return choices.length === 0 ? "everything" : (roles[sliceIndex] as Role);
+export function roleOf({ choices, sliceIndex }: GroupSelection, { roles }: Pick<LayerBatch, "roles">): LayerRole {
+  return choices.length === 0 ? "everything" : (roles[sliceIndex] as LayerRole);
 }
 
 /** The chosen pages between the forced ones, ascending. */
@@ -131,37 +120,27 @@ export function prepareGroups(
   { pool, headCount, slices }: Pick<StepGroups, "pool" | "headCount" | "slices">,
 ): StepGroups {
   const places = slices.map((slice) => placeSlice(machine, arena, pool, slice));
-  const groups: GroupSelection[] = [];
-  let sliceRow = 0;
-  slices.forEach((slice, sliceIndex) => {
+  const groups = groupsOfStep(slices).map((stepGroup): GroupSelection => {
+    const { slice, sliceIndex, group } = stepGroup;
     const { blockIdsAt } = places[sliceIndex] as SlicePlace;
-    queryGroups(slice).forEach((group, groupIndex) => {
-      const firstRow = sliceRow + group.firstRow;
-      const range = pageRange(slice.plan, group);
-      const selection: GroupSelection = {
-        ...{ slice, sliceIndex, groupIndex, group, range, firstRow, blockIdsAt },
-        blockEnd: Math.floor(group.positionLast / BLOCK_TOKENS),
-        ...{ pageMasksAt: 0, pageMaskStride: 0, tokenMasksAt: 0, choices: [], tokens: undefined, kvBytes: 0 },
-      };
-      if (slice.plan.kind !== "dense" && !range.everything) takeMasks(arena, pool, selection, slice.plan);
-      groups.push(selection);
-    });
-    sliceRow += slice.rowCount;
+    const range = pageRange(slice.plan, group);
+    const selection: GroupSelection = {
+      ...{ ...stepGroup, range, blockIdsAt, blockEnd: Math.floor(group.positionLast / BLOCK_TOKENS) },
+      ...{ pageMasksAt: 0, pageMaskStride: 0, tokenMasksAt: 0, choices: [], tokens: undefined, kvBytes: 0 },
+    };
+    if (slice.plan.kind !== "dense" && !range.everything) takeMasks(arena, pool, selection, slice.plan);
+    return selection;
   });
   return { pool, headCount, slices, groups, places };
 }
 
-/** The roles of a layer, one per slice. */
-export function rolesOf(slices: readonly StepSlice[], layer: number): Role[] {
-  return slices.map(({ plan }) => {
-    const chooser = choosingLayer(plan, layer);
-    if (chooser === undefined) return "everything";
-    return chooser === layer ? "chooses" : "takes-over";
-  });
-}
-
 /** Lays out what layers of these roles have in common. `arena` must live as long as the groups. */
-export function prepareLayers(machine: Machine, arena: Arena, step: StepGroups, roles: readonly Role[]): LayerBatch {
+export function prepareLayers(
+  machine: Machine,
+  arena: Arena,
+  step: StepGroups,
+  roles: readonly LayerRole[],
+): LayerBatch {
   const entries: UnitEntry[] = [];
   for (const selection of step.groups) {
     const role = roleOf(selection, { roles });
@@ -209,7 +188,7 @@ export function putWords({ heap }: Machine, arena: Arena, words: Int32Array | re
   return at;
 }
 
-function takeMasks(arena: Arena, { spec }: WasmPool, selection: GroupSelection, plan: Plan): void {
+function takeMasks(arena: Arena, { spec }: WasmPool, selection: GroupSelection, plan: SelectingPlan): void {
   const { blockEnd, range } = selection;
   const isShared = selectsPerLayer(plan);
   const count = isShared ? 1 : spec.kvHeadCount;
@@ -235,7 +214,7 @@ function unitOf(
   { blockIdsAt, summarySlotsAt, bitmapAt, bitmapWords }: SlicePlace,
 ): Unit {
   const { kvHeadFirst, kvHeadCount, isScored, masksAt, countsAt } = choice;
-  const plan = slice.plan as Plan;
+  const plan = slice.plan as SelectingPlan;
   const massShare = isScored && plan.kind === "pages" ? plan.massShare : undefined;
   const headsPerKvHead = headCount / pool.spec.kvHeadCount;
   const blockFirst = Math.floor(range.sinkEnd / PAGES_PER_BLOCK);

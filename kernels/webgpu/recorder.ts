@@ -2,7 +2,7 @@
 /** Records one step: checks every op as the other devices do, and turns it into dispatches. */
 import { assert } from "../../protocol/assert.ts";
 import { type DeviceBuffer, NOT_RESIDENT, type StepReadback, type StepRecorder, type StepSlice } from "../contract.ts";
-import { choosingLayer } from "../page-range.ts";
+import { layerRole } from "../page-range.ts";
 import { assertSlices, assertSlicesFit, sealedByStep } from "../validate.ts";
 import { memoryOf, ownBuffer, ownMatrix, ownPool } from "./buffers.ts";
 import { type Arena, CommandList, type Grid, type KernelTime, type StepBuffers } from "./command-list.ts";
@@ -179,8 +179,8 @@ export class WebGpuRecorder implements StepRecorder {
     const queries = memoryOf(q, this.#rowCount * headCount * pool.spec.headDim);
     const isBehind = this.#selected?.layout === layout && this.#selected.layer === layer - 1;
     for (const { slice, range } of layout.groups) {
-      const from = range.everything ? layer : (choosingLayer(slice.plan, layer) ?? layer);
-      assert(from === layer || isBehind, "a layer that takes over a choice comes right behind the one that made it");
+      const takesOver = !range.everything && layerRole(slice.plan, layer) === "takes-over";
+      assert(isBehind || !takesOver, "a layer that takes over a choice comes right behind the one that made it");
     }
     this.#report.noteSelect(layout, layer);
     recordSelect({ list: this.#list, buffers: this.#parts.buffers, layout, layer, q: queries });

@@ -2,23 +2,17 @@
  * What select and attend need of a step, worked out once: tables of slices, tiles of attention, units of selection with their rankings, and
  * where everything lies in scratch and in the outcome. It is the same for every layer of which the same slices choose.
  */
+import { BLOCK_TOKENS, NOT_RESIDENT, PAGE_TOKENS, type StepSlice, type SummaryKind } from "../contract.ts";
 import {
-  BLOCK_TOKENS,
-  NOT_RESIDENT,
-  PAGE_TOKENS,
-  type SelectionPlan,
-  type StepSlice,
-  type SummaryKind,
-} from "../contract.ts";
-import {
-  choosingLayer,
+  groupsOfStep,
   keepPages,
+  layerRole,
   needsPageScores,
   type PageRange,
   pageCombine,
   pageRange,
-  type QueryGroup,
-  queryGroups,
+  type SelectingPlan,
+  type StepGroup,
   selectsPerLayer,
 } from "../page-range.ts";
 import type { WebGpuPool } from "./pool.ts";
@@ -32,10 +26,7 @@ import { Addresses, floatBits, type Words } from "./words.ts";
 const RAW_WORDS_MAX = 1 << 24;
 
 /** One query group and what is known of its choice before any score. */
-export interface GroupLayout {
-  sliceIndex: number;
-  slice: StepSlice;
-  group: QueryGroup;
+export interface GroupLayout extends StepGroup {
   range: PageRange;
 }
 
@@ -71,13 +62,12 @@ export interface UnitTable {
 }
 
 type UnitRecord = Record<(typeof UNIT_FIELDS)[number], number>;
-type Plan = Exclude<SelectionPlan, { kind: "dense" }>;
 
 /** A unit and what its rankings need. */
 interface Unit {
   sliceIndex: number;
   record: UnitRecord;
-  plan: Plan;
+  plan: SelectingPlan;
   keep: number;
   queryCount: number;
   chunkCount: number;
@@ -140,7 +130,7 @@ export class StepLayout {
   readonly #scratch = new Addresses();
   readonly #places: SlicePlace[];
   readonly #units: Unit[] = [];
-  readonly #choices: { layout: GroupLayout; firstRow: number; units: Unit[] }[] = [];
+  readonly #choices: { layout: GroupLayout; units: Unit[] }[] = [];
   readonly #lists = new Map<string, LayerLists>();
   readonly #rawAt: number;
 
@@ -157,18 +147,13 @@ export class StepLayout {
     this.tileRows = isDecode ? 1 : pool.spec.headDim > 128 ? 2 : 4;
     this.blocksMax = slices.reduce((max, slice) => Math.max(max, lastBlock(slice) + 1), 0);
     this.splitCount = Math.ceil(this.blocksMax / 8);
-    let sliceRow = 0;
-    slices.forEach((slice, sliceIndex) => {
-      for (const group of queryGroups(slice)) {
-        const layout = { sliceIndex, slice, group, range: pageRange(slice.plan, group) };
-        this.groups.push(layout);
-        const firstRow = sliceRow + group.firstRow;
-        const units = this.#unitsOf(layout, firstRow);
-        this.#units.push(...units);
-        this.#choices.push({ layout, firstRow, units });
-      }
-      sliceRow += slice.rowCount;
-    });
+    for (const stepGroup of groupsOfStep(slices)) {
+      const layout = { ...stepGroup, range: pageRange(stepGroup.slice.plan, stepGroup.group) };
+      this.groups.push(layout);
+      const units = this.#unitsOf(layout);
+      this.#units.push(...units);
+      this.#choices.push({ layout, units });
+    }
     const queryWords = this.#units.some(({ scoresPages }) => scoresPages) ? this.rowCount * this.headCount : 0;
     this.codesAt = this.#scratch.take(queryWords * pool.spec.headDim);
     this.scalesAt = this.#scratch.take(queryWords);
@@ -180,18 +165,15 @@ export class StepLayout {
 
   /** The tables of a layer, made when they are asked for first. */
   listsOf(layer: number): LayerLists {
-    const modes = this.#parts.slices.map(({ plan }) => {
-      const from = choosingLayer(plan, layer);
-      return from === undefined ? "everything" : from === layer ? "chooses" : "takes over";
-    });
-    const key = modes.join();
+    const roles = this.#parts.slices.map(({ plan }) => layerRole(plan, layer));
+    const key = roles.join();
     const known = this.#lists.get(key);
     if (known !== undefined) return known;
-    const tiles = this.#choices.flatMap(({ layout, firstRow, units }) =>
-      this.#tilesOf(layout, firstRow, modes[layout.sliceIndex] === "everything" ? [] : units),
+    const tiles = this.#choices.flatMap(({ layout, units }) =>
+      this.#tilesOf(layout, roles[layout.sliceIndex] === "everything" ? [] : units),
     );
-    const selecting = this.#units.filter(({ sliceIndex }) => modes[sliceIndex] !== "everything");
-    const choosing = this.#units.filter(({ sliceIndex }) => modes[sliceIndex] === "chooses");
+    const selecting = this.#units.filter(({ sliceIndex }) => roles[sliceIndex] !== "everything");
+    const choosing = this.#units.filter(({ sliceIndex }) => roles[sliceIndex] === "chooses");
     const listing = choosing.filter(({ listMax }) => listMax > 0);
     const scored = choosing.filter(({ scoresPages }) => scoresPages);
     const lists = {
@@ -246,21 +228,19 @@ export class StepLayout {
     };
   }
 
-  #unitsOf(layout: GroupLayout, firstRow: number): Unit[] {
+  #unitsOf(layout: GroupLayout): Unit[] {
     const { slice, range } = layout;
     if (slice.plan.kind === "dense" || range.everything) return [];
     const { kvHeadCount } = this.pool.spec;
     const plan = slice.plan;
-    if (selectsPerLayer(plan)) return [this.#unit(layout, plan, { firstRow, kvFirst: 0, kvCount: kvHeadCount })];
-    return Array.from({ length: kvHeadCount }, (_, kvFirst) =>
-      this.#unit(layout, plan, { firstRow, kvFirst, kvCount: 1 }),
-    );
+    if (selectsPerLayer(plan)) return [this.#unit(layout, plan, { kvFirst: 0, kvCount: kvHeadCount })];
+    return Array.from({ length: kvHeadCount }, (_, kvFirst) => this.#unit(layout, plan, { kvFirst, kvCount: 1 }));
   }
 
   #unit(
-    { sliceIndex, group, range }: GroupLayout,
-    plan: Plan,
-    { firstRow, kvFirst, kvCount }: { firstRow: number; kvFirst: number; kvCount: number },
+    { sliceIndex, group, firstRow, range }: GroupLayout,
+    plan: SelectingPlan,
+    { kvFirst, kvCount }: { kvFirst: number; kvCount: number },
   ): Unit {
     const place = this.#places[sliceIndex] as SlicePlace;
     const headsPerKvHead = this.headCount / this.pool.spec.kvHeadCount;
@@ -349,7 +329,7 @@ export class StepLayout {
   }
 
   /** Tiles of a group: runs of rows that share their own block. */
-  #tilesOf({ slice, sliceIndex, group }: GroupLayout, firstRow: number, units: readonly Unit[]): number[] {
+  #tilesOf({ slice, sliceIndex, group, firstRow }: GroupLayout, units: readonly Unit[]): number[] {
     const place = this.#places[sliceIndex] as SlicePlace;
     const first = units[0]?.record;
     const second = units[1]?.record;
@@ -391,7 +371,7 @@ function rawWordsOf({ record, queryCount }: Unit, isPages: boolean): number {
 }
 
 /** 0: a plan without one. */
-function massShareOf(plan: Plan): number {
+function massShareOf(plan: SelectingPlan): number {
   return plan.kind === "pages" ? (plan.massShare ?? 0) : 0;
 }
 

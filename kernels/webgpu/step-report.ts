@@ -8,7 +8,7 @@ import {
   type StepReadback,
   type StepSlice,
 } from "../contract.ts";
-import { choosingLayer, needsPageScores } from "../page-range.ts";
+import { layerRole, needsPageScores } from "../page-range.ts";
 import {
   ChosenBlocks,
   emptyTraffic,
@@ -46,7 +46,7 @@ export class StepReport {
       }
       const traffic = this.#traffic[sliceIndex] as SliceTraffic;
       traffic.pagesInContext += kvHeadCount * range.pageEnd;
-      if (choosingLayer(slice.plan, layer) !== layer || !needsPageScores(slice.plan, range)) continue;
+      if (layerRole(slice.plan, layer) !== "chooses" || !needsPageScores(slice.plan, range)) continue;
       traffic.metadataBytes += kvHeadCount * summaryReadBytes(headDim, range.candidateCount);
     }
   }
@@ -104,7 +104,7 @@ export class StepReport {
 
 /** Whether a group attends to all that is resident in this layer. */
 function isEverything({ slice, range }: GroupLayout, layer: number): boolean {
-  return range.everything || choosingLayer(slice.plan, layer) === undefined;
+  return range.everything || layerRole(slice.plan, layer) === "everything";
 }
 
 function isHere(slice: StepSlice, layer: number, block: number): boolean {

@@ -1,17 +1,15 @@
 import type { SelectionPlan } from "../../kernels/contract.ts";
 import { PAGE_TOKENS } from "../../kernels/contract.ts";
+import type { SelectingPlan } from "../../kernels/page-range.ts";
 import { assert } from "../../protocol/assert.ts";
 import { QuireError } from "../../protocol/errors.ts";
 import type { Modifier, ModifierName } from "../../protocol/selection.ts";
-
-/** A plan that selects. */
-type Selective = Exclude<SelectionPlan, { kind: "dense" }>;
 
 interface ModifierEffect {
   /** Goes up when the plan that it makes changes. */
   version: number;
   /** The changed plan. The grammar has checked that modifier, argument and policy go together. */
-  apply(plan: Selective, value: number | string): Selective;
+  apply(plan: SelectingPlan, value: number | string): SelectingPlan;
 }
 
 /** What each modifier of the configuration language does to a plan. */
@@ -62,7 +60,7 @@ const EFFECTS: Readonly<Record<ModifierName, ModifierEffect>> = {
  */
 export function modifyPlan(plan: SelectionPlan, modifiers: readonly Modifier[]): SelectionPlan {
   if (plan.kind === "dense") return plan;
-  const modified = modifiers.reduce<Selective>((sofar, { name, value }) => EFFECTS[name].apply(sofar, value), plan);
+  const modified = modifiers.reduce<SelectingPlan>((sofar, { name, value }) => EFFECTS[name].apply(sofar, value), plan);
   const { sinkPages, recentPages, budgetPages, scorer } = modified;
   const spare = scorer === undefined ? 0 : 1;
   if (recentPages >= 1 && sinkPages + recentPages + spare <= budgetPages) return modified;
@@ -79,7 +77,7 @@ export function modifiersVersion(modifiers: readonly Modifier[]): number {
   return modifiers.reduce((sum, { name }) => sum + EFFECTS[name].version - 1, 0);
 }
 
-function paged(plan: Selective): Extract<SelectionPlan, { kind: "pages" }> {
+function paged(plan: SelectingPlan): Extract<SelectionPlan, { kind: "pages" }> {
   assert(plan.kind === "pages", "the grammar keeps modifiers of pages from token plans");
   return plan;
 }
