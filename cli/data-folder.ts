@@ -1,7 +1,8 @@
 /** The data folder of `quire start`: secrets, generated settings, logs, and the edge's state. */
 import { createHash, randomBytes } from "node:crypto";
-import { chmod, mkdir, open, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { chmod, mkdir, readFile, rename, writeFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
+import { lockHolder, takeProcessLock } from "./process-lock.ts";
 import { UsageError } from "./usage-error.ts";
 
 /** Made at random once and kept, so that keys and stored pages stay valid across restarts. */
@@ -42,50 +43,21 @@ export async function openDataFolder(folder: string): Promise<DataFolder> {
   } catch (error) {
     throw new UsageError(`data folder ${folder} cannot be written (${(error as NodeJS.ErrnoException).code})`);
   }
-  const lockPath = join(path, "lock");
-  await takeLock(folder, lockPath);
+  const lock = await takeProcessLock(path);
+  if (!lock)
+    throw new UsageError(`data folder ${folder} is in use by ${await lockHolder(path)}; choose another with --data`);
   const at = (...names: string[]): string => join(path, ...names);
   const writePrivate = async (name: string, text: string): Promise<void> => {
     const temporary = at(`${name}.${process.pid}.tmp`);
     await writeFile(temporary, text, { mode: 0o600 });
     await rename(temporary, at(name));
   };
-  const release = (): Promise<void> => rm(lockPath, { force: true });
   try {
     const secrets = await loadSecrets(folder, at("secrets.json"), writePrivate);
-    return { path, secrets, at, writePrivate, release };
+    return { path, secrets, at, writePrivate, release: lock.release };
   } catch (error) {
-    await release();
+    await lock.release();
     throw error;
-  }
-}
-
-/** The lock names the process that holds it; a lock whose process is gone is taken over. */
-async function takeLock(folder: string, lockPath: string): Promise<void> {
-  for (let attempt = 0; attempt < 2; attempt++) {
-    try {
-      const file = await open(lockPath, "wx", 0o600);
-      await file.writeFile(String(process.pid));
-      await file.close();
-      return;
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
-    }
-    const holder = Number(await readFile(lockPath, "utf8").catch(() => ""));
-    if (isAlive(holder))
-      throw new UsageError(`data folder ${folder} is in use by process ${holder}; choose another with --data`);
-    await rm(lockPath, { force: true });
-  }
-  throw new UsageError(`data folder ${folder} is being opened by another process; choose another with --data`);
-}
-
-function isAlive(pid: number): boolean {
-  if (!Number.isSafeInteger(pid) || pid <= 0 || pid === process.pid) return false;
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === "EPERM";
   }
 }
 

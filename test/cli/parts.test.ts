@@ -1,5 +1,5 @@
-import { execFileSync } from "node:child_process";
-import { EventEmitter } from "node:events";
+import { execFileSync, spawn } from "node:child_process";
+import { EventEmitter, once } from "node:events";
 import { readFileSync } from "node:fs";
 import { chmod, copyFile, mkdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
@@ -15,6 +15,14 @@ import { listenForStop } from "../../cli/stop-request.ts";
 import { UsageError } from "../../cli/usage-error.ts";
 import { openTokenizer } from "../../tokenizer/open.ts";
 import { withTempFolder } from "./run-quire.ts";
+
+/** Opens a data folder and holds it. */
+const HOLD_LOCK = `
+  const { openDataFolder } = await import(process.argv[1] + "/../../cli/data-folder.ts");
+  await openDataFolder(process.argv[2]);
+  console.log("open");
+  setInterval(() => {}, 1000);
+`;
 
 describe("flags", () => {
   const flags = {
@@ -85,14 +93,29 @@ describe("the data folder", () => {
 
   it("belongs to one living process; a dead one's lock is taken over", () =>
     withTempFolder(async (folder) => {
-      await writeFile(join(folder, "lock"), String(process.ppid));
-      await expect(openDataFolder(folder)).rejects.toThrow(/is in use by process \d+; choose another with --data/);
-      const gone = Number(execFileSync(process.execPath, ["-p", "process.pid"], { encoding: "utf8" }));
-      await writeFile(join(folder, "lock"), String(gone));
+      const holder = spawn(process.execPath, ["--input-type=module", "-e", HOLD_LOCK, import.meta.dirname, folder], {
+        stdio: ["ignore", "pipe", "inherit"],
+      });
+      try {
+        await once(holder.stdout, "data");
+        const refusal = new RegExp(`is in use by process ${holder.pid}; choose another with --data`);
+        await expect(openDataFolder(folder)).rejects.toThrow(refusal);
+      } finally {
+        holder.kill("SIGKILL");
+        await once(holder, "close");
+      }
       const data = await openDataFolder(folder);
       expect(await readFile(join(folder, "lock"), "utf8")).toBe(String(process.pid));
+      await expect(openDataFolder(folder)).rejects.toThrow(`is in use by process ${process.pid}`);
       await data.release();
       await expect(stat(join(folder, "lock"))).rejects.toThrow("ENOENT");
+    }));
+
+  it("of a version that locked by a process number alone can be opened", () =>
+    withTempFolder(async (folder) => {
+      await writeFile(join(folder, "lock"), String(process.ppid));
+      const data = await openDataFolder(folder);
+      await data.release();
     }));
 
   it("refuses damaged secrets and leaves no lock behind", () =>
