@@ -61,7 +61,7 @@ async function overload(
 async function run(perS: number, tenants: readonly string[], patience = 20): Promise<Outcome> {
   const simulated = simulateEngine({ settings: { runningMax: 16, queueMax: 24 } });
   const all = overload(simulated, { perS, seconds: 60, tenants, patience });
-  await simulated.clock.run(all, 36_000_000);
+  await simulated.run(all);
   expect(simulated.status()).toMatchObject({ runningCount: 0, queuedCount: 0, heldBlockCount: 0 });
   return all;
 }
@@ -100,7 +100,7 @@ describe("a smaller budget in times of need", () => {
           simulateTurn(simulated, { tokens: idsToBytes(randomIds(seed, 800)), selection, maxTokens: 4 }),
         ),
       );
-      await simulated.clock.run(turns, 600_000);
+      await simulated.run(turns);
       const usages = (await turns).map(({ usage }) => [usage?.budgetTokens, usage?.budgetTokensAsked]);
       const busy = degradedBudgetTokens ? [256, 512] : [512, undefined];
       expect(usages).toEqual([[512, undefined], busy, busy]);
@@ -114,7 +114,7 @@ describe("a deadline for the first token", () => {
     const { clock } = simulated;
     const tokens = (seed: number) => idsToBytes(randomIds(seed, 2_000));
     const first = simulateTurn(simulated, { tokens: tokens(1), maxTokens: 200 });
-    await clock.run(first, 600_000);
+    await simulated.run(first);
     const scenario = async () => {
       const running = simulateTurn(simulated, { tokens: tokens(2), maxTokens: 3_000 });
       await clock.sleep(500);
@@ -124,8 +124,7 @@ describe("a deadline for the first token", () => {
       return { late, running: await running };
     };
     const played = scenario();
-    await clock.run(played, 600_000);
-    const { late, running } = await played;
+    const { late, running } = await simulated.run(played);
     expect(late.error).toMatchObject({ code: "deadline_exceeded" });
     expect(late.endMs - late.submittedMs).toBeLessThan(5_300);
     expect(running.reason).toBe("length");

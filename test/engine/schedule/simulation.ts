@@ -12,49 +12,12 @@ import type { ModelRunner, SequenceResult, SequenceStep } from "../../../models/
 import type { EngineUsage, FinishReason, GenerateRequest } from "../../../protocol/generate.ts";
 import { kvGeometry } from "../../../storage/geometry.ts";
 import { MemoryStore } from "../../../storage/memory-store.ts";
+import { VirtualProcess, VirtualTime } from "../../sim/virtual-time.ts";
 import { request } from "../harness.ts";
 import { TINY_CONFIG } from "../tiny-model.ts";
 
-/** Time that only the simulation moves. */
-export class SimulatedClock implements Clock {
-  #nowMs = 0;
-  readonly #events: { atMs: number; order: number; fire: () => void }[] = [];
-  #order = 0;
-
-  nowMs(): number {
-    return this.#nowMs;
-  }
-
-  sleep(ms: number): Promise<void> {
-    return new Promise((fire) => this.#events.push({ atMs: this.#nowMs + ms, order: this.#order++, fire }));
-  }
-
-  breathe(ms: number): Promise<void> {
-    return this.sleep(ms);
-  }
-
-  deadline(ms: number): AbortSignal {
-    const controller = new AbortController();
-    void this.sleep(ms).then(() => controller.abort());
-    return controller.signal;
-  }
-
-  /** Jumps from event to event until `done` resolves, at most to `untilMs`. */
-  async run(done: Promise<unknown>, untilMs: number): Promise<void> {
-    let over = false;
-    void done.then(() => {
-      over = true;
-    });
-    for (;;) {
-      for (let turn = 0; turn < 2; turn++) await new Promise<void>((resolve) => setImmediate(resolve));
-      if (over) return;
-      const next = this.#events.sort((a, b) => a.atMs - b.atMs || a.order - b.order).shift();
-      if (!next || next.atMs > untilMs) throw new Error(`the simulation stands still at ${this.#nowMs} ms`);
-      this.#nowMs = Math.max(this.#nowMs, next.atMs);
-      next.fire();
-    }
-  }
-}
+/** Timers that one scenario may need: hours of steps. */
+const EVENTS_MAX = 10_000_000;
 
 /** What a step takes on the simulated device. */
 export interface StepCost {
@@ -71,7 +34,9 @@ export const SIMULATION_TIMEOUT = { timeout: 120_000 };
 
 /** An engine in a simulation. */
 export interface SimulatedEngine extends OpenedEngine {
-  clock: SimulatedClock;
+  clock: Clock;
+  /** Lets time pass until `work` has settled. */
+  run<T>(work: Promise<T>): Promise<T>;
   /** Length of every step so far. */
   stepsMs: number[];
   status(): EngineStatus;
@@ -82,9 +47,9 @@ export function simulateEngine(options: {
   cost?: StepCost;
   settings?: Partial<EngineSettings>;
   blockCount?: number;
-  clock?: SimulatedClock;
 }): SimulatedEngine {
-  const clock = options.clock ?? new SimulatedClock();
+  const time = new VirtualTime();
+  const { clock } = new VirtualProcess(time);
   const stepsMs: number[] = [];
   const rowsMax = 512;
   const runner = timedRunner({
@@ -110,11 +75,11 @@ export function simulateEngine(options: {
     clock,
     log: () => {},
   });
-  return { ...opened, clock, stepsMs, status: () => opened.engine.status };
+  return { ...opened, clock, run: (work) => time.run(work, EVENTS_MAX), stepsMs, status: () => opened.engine.status };
 }
 
 function timedRunner(options: {
-  clock: SimulatedClock;
+  clock: Clock;
   stepsMs: number[];
   rowsMax: number;
   cost: StepCost;
