@@ -9,10 +9,13 @@ import os
 import numpy as np
 from tokenizers import Tokenizer
 
+from grammar import make_lexicon
 from tokenizer import END_OF_TEXT, read_books
 
 # Every 49th book is for evaluation only.
 HELD_OUT_EVERY, HELD_OUT_AT = 49, 24
+# The lexicon is made of so many tokens.
+LEXICON_TOKENS = 2_000_000
 
 
 def is_held_out(book_index):
@@ -23,7 +26,7 @@ class Books:
     """Token ids of books, and `joints`: ascending indices i such that a sentence ends with token i-1 and another begins at i.
 
     Ids of a text put in between, if it begins with a space and ends with a full stop, are those of the whole text: nothing merges
-    across a joint. No two neighbouring joints have the end of a book between them.
+    across a joint. No two neighbouring joints have the end of a book between them. `lexicon`: words that occur in the books.
     """
 
     def __init__(self, ids, tokenizer):
@@ -36,6 +39,7 @@ class Books:
         # A word before the stop: in "..." the last stop is part of a longer piece.
         clean = is_word[ids[:-2]] & ends[ids[1:-1]] & begins[ids[2:]]
         self.joints = np.flatnonzero(clean) + 2
+        self.lexicon = make_lexicon(tokenizer.decode(ids[:LEXICON_TOKENS].tolist()))
 
     def passage(self, random, tokens_max, tries=64):
         """Joints (first, ..., last) of consecutive sentences that take at most `tokens_max` tokens and cross no book's end."""

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Makes the evaluation cases: held-out books, names and phrasings. The file is committed; every tool that measures recall reads it.
 
-Usage: cases.py FOLDER OUT.jsonl.gz [--count 200]   (FOLDER holds tokenizer.json and held.npy)
+Usage: cases.py FOLDER OUT.jsonl.gz [--count 200] [--split dev --first 1000]   (FOLDER holds tokenizer.json and held.npy)
+
+--split dev and another --first make other cases in other phrasings, for looks at a run that goes on.
 
 Line 1 is `{"sentences": [...]}`: consecutive sentences of held-out books, each with what stands in front of it. Every further line is a
 case: `kind`; `start`, its first sentence; `items`, texts with the place `at` (0 to 1 of the passage) where they go; `turns` of `ask`,
@@ -59,19 +61,19 @@ def draw_topic(random, kind, names, pair):
             return topics.single(random, names, 3)
 
 
-def make_case(seed, kind, books, decode, sentence_count):
+def make_case(seed, kind, books, decode, sentence_count, split="held"):
     """Case `seed` of a kind. `second-turn`: three facts, talk and another question come before the one that counts."""
     random = np.random.default_rng([seed, KINDS.index(kind)])
-    names = topics.Names(random, "held")
+    names = topics.Names(random, split)
     topic = draw_topic(random, kind, names, [decode(ids) for ids in books.sentence_pair(random)])
     places = np.sort(random.random(len(topic.items)))
     turns = [{"ask": q.ask, "answer": q.answer, "expect": q.expect} for q in topic.questions]
     if kind == "second-turn":
-        said, reply = draw(random, TALK["held"])
+        said, reply = draw(random, TALK[split])
         turns.insert(1, {"ask": said, "answer": reply, "expect": []})
     return {
         "kind": kind,
-        "intro": draw(random, INTROS["held"]),
+        "intro": draw(random, INTROS[split]),
         "start": int(random.integers(0, sentence_count)),
         "items": [{"at": round(float(at), 4), "text": item} for at, item in zip(places, topic.items)],
         "turns": turns,
@@ -102,6 +104,8 @@ def main():
     parser.add_argument("folder")
     parser.add_argument("out")
     parser.add_argument("--count", type=int, default=200, help="cases of each kind")
+    parser.add_argument("--split", choices=("held", "dev"), default="held", help="whose phrasings")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first case")
     args = parser.parse_args()
     tokenizer = Tokenizer.from_file(os.path.join(args.folder, "tokenizer.json"))
     books = Books(np.load(os.path.join(args.folder, "held.npy")), tokenizer)
@@ -112,7 +116,7 @@ def main():
     sentences = cut_sentences(books, decode)
     lines = [{"sentences": sentences}]
     for kind in KINDS:
-        lines += [make_case(seed, kind, books, decode, len(sentences)) for seed in range(args.count)]
+        lines += [make_case(seed, kind, books, decode, len(sentences), args.split) for seed in range(args.first, args.first + args.count)]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     # No time stamp: equal inputs give equal bytes.
     with open(args.out, "wb") as file:

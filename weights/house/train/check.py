@@ -3,7 +3,7 @@
 
 1. Ids of generated sequences are those of the whole text: joints between sentences merge with nothing.
 2. A right answer stands in the text of every question whose answer is not "not mentioned", and graded tokens are answers only.
-3. No name of the evaluation is in training sequences, and no phrasing of it.
+3. No name of the evaluation is in training sequences, and no phrasing of it or of the looks at a run.
 4. Equal seeds and steps give equal batches.
 5. Our forward pass with kept keys and values gives the same logits as without, and attention in chunks the same as whole.
 6. A model that begins with retrieval heads has them: they look back by 1, 2 and 3 tokens, and one finds where the token stood before.
@@ -27,9 +27,13 @@ SEQUENCES = 200
 
 def check_sequences(codec, books):
     tokenizer = codec.tokenizer
-    phrases = "|".join(re.sub(r"\\{.\\}", r"\\w+", re.escape(text)) for text in words.FACTS["held"] + words.ASKS["held"])
+    reserved = [text for phrases in (words.FACTS, words.ASKS) for split in ("held", "dev") for text in phrases[split]]
+    name = "(?:[bdfgklmnprstvz][aeiou]){3}"
+    patterns = [re.escape(text.rstrip(".?")).replace(r"\{n\}", name) for text in reserved]
+    phrases = "|".join(re.sub(r"\\{.\\}", r"\\w+", pattern) for pattern in patterns)
     held_phrase = re.compile(phrases, re.IGNORECASE)
     assert held_phrase.search("They say that the pin of Badoru is 1234.")
+    assert held_phrase.search("Under which colour do we find Badoru?")
     for step, tokens in enumerate((256, 512, 1024, 2048)):
         stage = Stage(tokens, SEQUENCES // 4, 0.0, drills=0.2, plain=0.5)
         ids, graded, positions = batch(7, step, stage, codec, books, 32_768)
@@ -42,7 +46,8 @@ def check_sequences(codec, books):
             assert tokenizer.encode(text, add_special_tokens=False).ids == talk.tolist()
             for answer in tokenizer.decode(row[mask].tolist(), skip_special_tokens=False).split("<|im_end|>")[:-1]:
                 check_answer(text, answer)
-            assert not held_phrase.search(text), "a phrasing of the evaluation"
+            found = held_phrase.search(text)
+            assert not found, f"a phrasing of the evaluation: {found}"
     again = batch(7, step, stage, codec, books, 32_768)
     assert all((a == b).all() for a, b in zip(again, (ids, graded, positions)))
 
@@ -52,7 +57,8 @@ def check_answer(text, answer):
     before = text[: text.rfind(answer)]
     if " is " in answer and not answer.endswith("not mentioned.") and answer.startswith("The "):
         value = answer.rstrip(".").split(" is ")[-1]
-        assert value in before, answer
+        # In other letters: a value may begin the sentence.
+        assert value.lower() in before.lower(), answer
     for word in answer.replace(".", " ").split():
         syllables = [word[i : i + 2].lower() for i in (0, 2, 4)]
         if len(word) == 6 and word[0].isupper() and all(s in words.SYLLABLES for s in syllables):

@@ -8,10 +8,14 @@ import numpy as np
 
 import topics
 from tokenizer import IM_END, IM_START
-from words import CONTINUED, INTROS, SYSTEMS, TALK, draw
+from words import CONTINUED, INTROS, SYSTEMS, TALK, draw, draw_phrase
 
-KINDS = {"single": 0.28, "multi-key": 0.46, "absent": 0.08, "multi-value": 0.05, "table": 0.05, "variable": 0.04, "quote": 0.04}
-PASSAGE_TOKENS_MIN = 64
+KINDS = {"single": 0.26, "multi-key": 0.42, "absent": 0.08, "multi-value": 0.06, "table": 0.06, "variable": 0.06, "quote": 0.06}
+PASSAGE_TOKENS_MIN = 24
+# A conversation comes in up to so many passages, each of so many tokens on average at least.
+PASSAGES_MAX, PASSAGE_TOKENS_MEAN = 4, 200
+# Shares of questions with a sentence of a book in front of them or behind them, and before which there is other talk.
+PREAMBLES, POSTAMBLES, TALKS = 0.08, 0.04, 0.2
 # Names that differ in one syllable, in one round of a drill.
 DRILL_KEYS_MAX = 16
 # Share of a sequence that facts, questions and answers may take.
@@ -64,9 +68,9 @@ class Writer:
             self.add(part)
         self.add([self.codec.im_end, *self.codec.newline])
 
-    def assistant(self, answer):
+    def assistant(self, answer, graded=True):
         self.add([self.codec.im_start, *self.codec.assistant])
-        self.add([*self.codec(answer), self.codec.im_end], graded=True)
+        self.add([*self.codec(answer), self.codec.im_end], graded)
         self.add(self.codec.newline)
 
 
@@ -92,12 +96,22 @@ def draw_topic(random, names, books, decode, tokens):
             return topics.quote(random, names, [decode(ids) for ids in books.sentence_pair(random)])
 
 
-def encode_topic(codec, topic):
+def encode_topic(random, codec, books, topic):
     """The topic's texts and its questions' as ids."""
     items = [codec(item) for item in topic.items]
-    questions = [(codec("user\n" + q.ask), codec(" " + q.ask), codec(q.ask), q.answer) for q in topic.questions]
+    asks = [surround(random, codec, books, q) for q in topic.questions]
+    questions = [(codec("user\n" + ask), codec(" " + ask), codec(ask), q.answer) for ask, q in zip(asks, topic.questions)]
     cost = sum(map(len, items)) + sum(2 * len(ask) + 12 + len(codec(answer)) for ask, _, _, answer in questions)
     return items, questions, cost
+
+
+def surround(random, codec, books, question):
+    """The question's text, now and then with a sentence of a book in front of it or behind it."""
+    ask, chance = question.ask, random.random()
+    if question.kind == "quote" or chance > PREAMBLES + POSTAMBLES:
+        return ask
+    sentence = codec.tokenizer.decode(books.sentence_pair(random)[0].tolist()).strip()
+    return f"{sentence} {ask}" if chance < PREAMBLES else f"{ask} {sentence}"
 
 
 def interleave(random, books, topics_items, tokens_max):
@@ -127,9 +141,9 @@ def ask_after(random, codec, passage, question):
     return [passage, inline]
 
 
-def drill(random, codec, tokens, plain):
+def drill(random, codec, tokens, plain, lexicon=()):
     """Like `conversation`, without books: rounds of some facts and questions about every one of them. The last is cut off."""
-    names, writer = topics.Names(random, "train"), Writer(codec)
+    names, writer = topics.Names(random, "train", lexicon), Writer(codec)
     facts_max = 1 + tokens // 48
     while len(writer.ids) < tokens:
         names.split = "plain" if random.random() < plain else "train"
@@ -150,11 +164,11 @@ def drill(random, codec, tokens, plain):
 
 def conversation(random, codec, books, tokens, question_tokens=Stage.question_tokens):
     """Ids and answer mask of one conversation, `tokens` long both; what is left over at the end is book text behind `<|endoftext|>`."""
-    names = topics.Names(random, "train")
+    names = topics.Names(random, "train", books.lexicon)
     question_count = max(1, tokens // int(random.integers(*question_tokens)))
     chosen, spent, asked = [], 0, 0
     while asked < question_count:
-        encoded = encode_topic(codec, draw_topic(random, names, books, lambda ids: codec.tokenizer.decode(ids), tokens))
+        encoded = encode_topic(random, codec, books, draw_topic(random, names, books, lambda ids: codec.tokenizer.decode(ids), tokens))
         if spent + encoded[2] > tokens * TOLD_SHARE_MAX:
             if chosen:
                 break
@@ -162,9 +176,10 @@ def conversation(random, codec, books, tokens, question_tokens=Stage.question_to
         chosen.append(encoded)
         spent += encoded[2]
         asked += len(encoded[1])
-    passage_count = 2 if len(chosen) > 1 and tokens >= 512 and random.random() < 0.3 else 1
-    split = int(random.integers(1, len(chosen))) if passage_count == 2 else len(chosen)
-    parts = [chosen[:split], chosen[split:]][:passage_count]
+    most = min(PASSAGES_MAX, len(chosen), tokens // PASSAGE_TOKENS_MEAN)
+    passage_count = int(random.integers(2, most + 1)) if most >= 2 and random.random() < 0.4 else 1
+    cuts = [0, *sorted(random.choice(np.arange(1, len(chosen)), passage_count - 1, replace=False).tolist()), len(chosen)]
+    parts = [chosen[a:b] for a, b in zip(cuts, cuts[1:])]
     return assemble(random, codec, books, parts, tokens)
 
 
@@ -176,19 +191,19 @@ def assemble(random, codec, books, parts, tokens):
         waiting += [question for _, questions, _ in part for question in questions]
         random.shuffle(waiting)
         # Some questions wait until more text has come.
-        now = len(waiting) if number == len(parts) - 1 else max(1, len(waiting) // 2)
+        now = len(waiting) if number == len(parts) - 1 else max(1, int(len(waiting) * random.choice([0.2, 0.5, 0.8])))
         plan.append(([items for items, _, _ in part], waiting[:now]))
         waiting = waiting[now:]
     # Lengths first: whatever the turns leave is the passages'.
     random_state = random.bit_generator.state
-    empty = write_turns(random, codec, plan, [[codec(".")[0]]] * len(plan))
+    empty = write_turns(random, codec, books, plan, [[codec(".")[0]]] * len(plan))
     room = tokens - len(empty.ids)
-    weights = random.dirichlet([2.0] * len(plan)) * 0.8 + 0.2 / len(plan)
+    weights = random.dirichlet([1.2] * len(plan)) * 0.8 + 0.2 / len(plan)
     passages = [interleave(random, books, items, int(room * weight)) for (items, _), weight in zip(plan, weights)]
     if any(passage is None for passage in passages):
         return None
     random.bit_generator.state = random_state
-    writer = write_turns(random, codec, plan, passages)
+    writer = write_turns(random, codec, books, plan, passages)
     rest = tokens - len(writer.ids)
     if rest < 0:
         return None
@@ -198,13 +213,27 @@ def assemble(random, codec, books, parts, tokens):
     return writer.ids, writer.graded
 
 
-def write_turns(random, codec, plan, passages):
+def write_talk(random, codec, books, writer):
+    """A turn that asks for nothing: small talk, or sentences of books whose reply is not graded."""
+    if random.random() < 0.4:
+        said, reply = draw(random, TALK["train"])
+        writer.user(codec("user\n" + said))
+        return writer.assistant(reply)
+
+    def sentences():
+        return codec.tokenizer.decode(np.concatenate(books.sentence_pair(random)[: int(random.integers(1, 3))]).tolist()).strip()
+
+    writer.user(codec("user\n" + sentences()))
+    writer.assistant(sentences(), graded=False)
+
+
+def write_turns(random, codec, books, plan, passages):
     """Draws the small talk and writes everything; equal states of `random` draw the same."""
     writer = Writer(codec)
     if random.random() < 0.1:
         writer.add([codec.im_start, *codec("system\n" + draw(random, SYSTEMS)), codec.im_end, *codec.newline])
     for number, ((_, questions), passage) in enumerate(zip(plan, passages)):
-        head = codec("user\n" + (CONTINUED if number > 0 else draw(random, INTROS["train"])))
+        head = codec("user\n" + (CONTINUED if number > 0 else draw_phrase(random, INTROS, "train", books.lexicon, rough=False)))
         later = questions
         if random.random() < 0.25:
             writer.user(head, passage)
@@ -214,10 +243,8 @@ def write_turns(random, codec, plan, passages):
             writer.assistant(questions[0][3])
             later = questions[1:]
         for question in later:
-            if random.random() < 0.15:
-                said, reply = draw(random, TALK["train"])
-                writer.user(codec("user\n" + said))
-                writer.assistant(reply)
+            if random.random() < TALKS:
+                write_talk(random, codec, books, writer)
             writer.user(question[0])
             writer.assistant(question[3])
     return writer
@@ -239,7 +266,7 @@ def batch(seed, step, stage, codec, books, positions_max):
     ids, graded, positions = [], [], []
     while len(ids) < stage.rows:
         if random.random() < stage.drills:
-            made = drill(random, codec, stage.tokens + 1, stage.plain)
+            made = drill(random, codec, stage.tokens + 1, stage.plain, books.lexicon)
         else:
             made = conversation(random, codec, books, stage.tokens + 1, stage.question_tokens)
         if made is None:

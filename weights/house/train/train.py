@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Trains the house model.
 
-Usage: train.py --size small|base --data FOLDER --out FOLDER --seconds N [--stop-after N] [--resume | --start WEIGHTS] [--steps N]
+Usage: train.py --size small|base --data FOLDER --out FOLDER --seconds N [--stop-after N] [--resume | --start FILE] [--stages words] [--steps N]
 
 FOLDER of --data holds tokenizer.json and train.npy (see tokenizer.py, books.py). --seconds is the training time of the whole run, over
 all its parts; a part ends after --stop-after seconds or at a SIGTERM, and --resume goes on from OUT/checkpoint.pt exactly as if nothing had
 happened. The learning rate is constant and falls to zero over the last three tenths. OUT/before-decay.pt is the state before that, from
-which a longer run can go on (copy it to checkpoint.pt). OUT/weights.pt, written at the end of a part, has the weights alone in bf16;
---start goes on from such a file with fresh optimizers, which warm up again. OUT/log.jsonl has the losses.
+which a longer run can go on (copy it to checkpoint.pt). OUT/weights.pt, written at the end of a part, has the weights alone in bf16.
+--start begins another run, with its own --seconds, from such a file (fresh optimizers) or from a checkpoint; steps count on, so that
+it sees other batches. --stages words is for a model that answers already and is to learn other words. OUT/log.jsonl has the losses.
 """
 import argparse
 import json
@@ -44,6 +45,13 @@ STAGES = {
         (Stage(512, 8, 0.05, drills=0.5, question_tokens=(30, 120)), 0.42),
         (Stage(1024, 4, 0.04, drills=0.3, question_tokens=DENSE), 0.58),
         (Stage(2048, 2, 0.03, drills=0.1, question_tokens=DENSE), 0.7),
+        (Stage(4096, 1, 0.0, question_tokens=DENSE), 1.0),
+    ],
+    "words": [
+        (Stage(256, 16, 0.0, drills=0.6, plain=0.05, skips=0.5, question_tokens=DENSE), 0.06),
+        (Stage(512, 8, 0.0, drills=0.4, question_tokens=(30, 120)), 0.4),
+        (Stage(1024, 4, 0.0, drills=0.25, question_tokens=DENSE), 0.66),
+        (Stage(2048, 2, 0.0, drills=0.1, question_tokens=DENSE), 0.82),
         (Stage(4096, 1, 0.0, question_tokens=DENSE), 1.0),
     ],
     "base": [
@@ -109,7 +117,7 @@ class Run:
     """A training run: model, optimizers and everything that decides what the next step does."""
 
     def __init__(self, args):
-        self.args = args
+        self.args, self.stages = args, STAGES[args.stages or args.size]
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.manual_seed(SEED)
         model = Llama(SHAPES[args.size])
@@ -175,13 +183,13 @@ class Run:
 
     def note(self, stage_index, losses):
         """Updates the running retrieval loss and moves on to the next stage where it is time."""
-        state, (stage, ends_at) = self.state, STAGES[self.args.size][self.state["stage"]]
+        state, (stage, ends_at) = self.state, self.stages[self.state["stage"]]
         if stage_index != state["stage"]:
             # Batches of the stage before, ordered ahead, say nothing about this one.
             return
         before = state["retrieval"]
         state["retrieval"] = losses[1] if before is None else 0.95 * before + 0.05 * losses[1]
-        is_last = state["stage"] == len(STAGES[self.args.size]) - 1
+        is_last = state["stage"] == len(self.stages) - 1
         if not is_last and (state["retrieval"] < stage.leave_below or self.progress() > ends_at):
             state["stage"] += 1
             # The new length begins with a loss of its own.
@@ -202,10 +210,12 @@ class Run:
         torch.save(whole, os.path.join(self.args.out, "weights.pt"))
 
     def start_from(self, path):
-        """Takes weights and progress of another run; its optimizers are not known."""
+        """Takes the weights of another run, and its optimizers' states if the file has them; the rate warms up again."""
         whole = torch.load(path, map_location=self.device)
         self.model.load_state_dict(whole["model"])
-        self.state = whole["state"] | {"warm_from": whole["state"]["step"]}
+        for optimizer, state in zip(self.optimizers, whole.get("optimizers", ())):
+            optimizer.load_state_dict(state)
+        self.state |= {"step": whole["state"]["step"], "tokens": whole["state"]["tokens"], "warm_from": whole["state"]["step"]}
 
     def load(self, name):
         whole = torch.load(os.path.join(self.args.out, name), map_location=self.device)
@@ -217,7 +227,7 @@ class Run:
 
 def train(run, log):
     """Steps until the run or this part of it is over."""
-    args, state, stages = run.args, run.state, STAGES[run.args.size]
+    args, state, stages = run.args, run.state, run.stages
     batches = Batches(args.data, SHAPES[args.size].positions_max, args.processes)
     for step, stage_index in state["pending"]:
         batches.order(step, stage_index, stages[stage_index][0])
@@ -273,7 +283,8 @@ def main():
     parser.add_argument("--stop-after", type=float, default=float("inf"))
     parser.add_argument("--steps", type=int, default=0, help="length of the run in steps instead of seconds")
     parser.add_argument("--resume", action="store_true", help="go on from OUT/checkpoint.pt")
-    parser.add_argument("--start", metavar="WEIGHTS", help="begin with the weights and the progress of weights.pt")
+    parser.add_argument("--start", metavar="FILE", help="begin with the weights of a weights.pt or a checkpoint")
+    parser.add_argument("--stages", choices=STAGES, help="other stages than those of the size")
     parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--processes", type=int, default=0, help="processes that make batches; 0: the training process does")
