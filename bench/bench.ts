@@ -9,6 +9,12 @@ import {
   parseText,
 } from "../cli/flags.ts";
 
+/** Somebody looks on: lines may be written over. */
+export interface BenchTerminal {
+  write(text: string): void;
+  columns(): number;
+}
+
 /** What a run is given of the outside world. */
 export interface BenchContext {
   /** Writes one line of the report. */
@@ -20,6 +26,8 @@ export interface BenchContext {
   /** Fires when the user insists: whatever still runs is killed. */
   insisted: Promise<void>;
   env: NodeJS.ProcessEnv;
+  /** Where what goes on can be shown in place; absent where progress lines are all there is. */
+  terminal?: BenchTerminal | undefined;
 }
 
 /** What a run measured. */

@@ -2,7 +2,7 @@
 import { appendFile, writeFile } from "node:fs/promises";
 import { listenForStop, type SignalSource } from "../cli/stop-request.ts";
 import { UsageError } from "../cli/usage-error.ts";
-import type { BenchContext } from "./bench.ts";
+import type { BenchContext, BenchTerminal } from "./bench.ts";
 import { describeMachine, machineLine } from "./machine.ts";
 import { benches } from "./registry.ts";
 
@@ -13,6 +13,8 @@ export interface MainOptions {
   signals: SignalSource;
   out(text: string): void;
   err(text: string): void;
+  /** Of a user who looks on. */
+  terminal?: BenchTerminal | undefined;
 }
 
 function overview(): string {
@@ -77,6 +79,7 @@ function contextOf(options: MainOptions): BenchContext {
     signal: life.signal,
     insisted: stop.insisted,
     env: options.env,
+    terminal: options.terminal,
   };
 }
 
@@ -89,7 +92,10 @@ async function writeOrRefuse(path: string, write: (path: string) => Promise<void
 }
 
 if (import.meta.main) {
+  const { stderr } = process;
+  const terminal = { write: (text: string) => void stderr.write(text), columns: () => stderr.columns };
   const options: MainOptions = {
+    terminal: stderr.isTTY ? terminal : undefined,
     env: process.env,
     signals: process,
     out: (text) => void process.stdout.write(text),

@@ -13,6 +13,10 @@ export const benches: Readonly<Record<string, BenchEntry>> = {
     summary: "multi-turn sessions against the edge or an engine: latencies, errors, reuse",
     load: async () => (await import("./load/load.ts")).loadBench,
   },
+  soak: {
+    summary: "the load test for long, with aborts and killed engines: nothing wrong, lost, leaked, or growing",
+    load: async () => (await import("./load/soak.ts")).soakBench,
+  },
   interference: {
     summary: "what sequences that stream feel of a long prompt beside them",
     load: async () => (await import("./schedule/interference.ts")).interferenceBench,

@@ -4,7 +4,7 @@
  */
 import type { Clock } from "../clock.ts";
 import type { CompletedTurn, Measures, Objectives, TurnPlace } from "./measures.ts";
-import { type Conversation, type Target, TurnError, type TurnUsage } from "./target.ts";
+import { type Conversation, type Target, type TurnCall, TurnError, type TurnUsage } from "./target.ts";
 import { isRightAnswer } from "./text.ts";
 import type { Script, ScriptTurn } from "./workload.ts";
 
@@ -30,6 +30,8 @@ export interface DriveOptions {
   /** Closed loop: so many users, each of whom begins a session as soon as the one before is over; arrival times do not count. */
   users?: number | undefined;
   objectives?: Objectives | undefined;
+  /** Times that a refused client comes back when it was told to (default 0); the wait is part of its latency. */
+  returnsMax?: number | undefined;
   /** Told of every session that was played to its end: what was answered, turn by turn. */
   onSession?: ((script: Script, replies: readonly string[]) => void) | undefined;
   /** The user's stop: ends everything at once. */
@@ -191,7 +193,7 @@ async function playTurn({
   measures.lag.record(Math.max(0, clock.nowMs() - intendedMs));
   if (intendedMs < windowEndMs) measures.window.turnsSent += 1;
   try {
-    const usage = await conversation.send({ text: turn.text, signal: stop, onText });
+    const usage = await sendObeying(run, conversation, { text: turn.text, signal: stop, onText });
     const endMs = clock.nowMs();
     const isRight = isRightAnswer(reply, turn.fact);
     if (!isRight) measures.noteWrong({ session: script.index, turn: index, expected: turn.fact.code, reply });
@@ -215,6 +217,31 @@ async function playTurn({
   } finally {
     isOver.abort();
   }
+}
+
+/** Sends a turn; a client that was refused comes back as it was told, in whole seconds as HTTP says it. @throws {TurnError} the last one. */
+async function sendObeying(run: Run, conversation: Conversation, call: TurnCall): Promise<TurnUsage> {
+  const { clock, measures, returnsMax = 0 } = run;
+  for (let visit = 0; ; visit++) {
+    try {
+      const usage = await conversation.send(call);
+      if (visit === 1) noteReturn(measures, true);
+      return usage;
+    } catch (thrown) {
+      if (!(thrown instanceof TurnError)) throw thrown;
+      if (visit === 1 && !call.signal.aborted) noteReturn(measures, !thrown.isRefusal);
+      const { retryAfterMs } = thrown;
+      if (!thrown.isRefusal || retryAfterMs === undefined || visit >= returnsMax) throw thrown;
+      if (visit === 0) measures.retryAfter.told += 1;
+      await clock.sleepUntil(clock.nowMs() + Math.ceil(retryAfterMs / 1000) * 1000, call.signal);
+      if (call.signal.aborted) throw thrown;
+    }
+  }
+}
+
+function noteReturn({ retryAfter }: Measures, isAdmitted: boolean): void {
+  retryAfter.cameBack += 1;
+  if (isAdmitted) retryAfter.admitted += 1;
 }
 
 function isWithin(

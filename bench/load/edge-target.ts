@@ -11,7 +11,8 @@ import { type Conversation, checkUsage, type Target, type TurnCall, TurnError, t
 
 /** How turns are asked for. */
 export interface EdgeTargetOptions {
-  quire: Quire;
+  /** By number of the tenant, and {@link REFERENCE_TENANT}: each with its own key, where there is more than one. */
+  quireOf(tenant: number): Quire;
   model: string;
   send: SendOptions & { maxTokens: number };
   description: string;
@@ -21,16 +22,18 @@ export interface EdgeTargetOptions {
 export function edgeTarget(options: EdgeTargetOptions): Target {
   return {
     description: options.description,
-    openConversation: () => new EdgeConversation(options),
+    openConversation: (tenant = 0) => new EdgeConversation(options, tenant),
   };
 }
 
 class EdgeConversation implements Conversation {
   readonly #session: Session;
   readonly #maxTokens: number;
+  /** Tokens that the session's log holds at least: those of the turns that were answered. */
+  #logTokens = 0;
 
-  constructor({ quire, model, send }: EdgeTargetOptions) {
-    this.#session = quire.session({ model, ...send });
+  constructor({ quireOf, model, send }: EdgeTargetOptions, tenant: number) {
+    this.#session = quireOf(tenant).session({ model, ...send });
     this.#maxTokens = send.maxTokens;
   }
 
@@ -38,7 +41,14 @@ class EdgeConversation implements Conversation {
     try {
       const reply = this.#session.send(text, { signal });
       for await (const delta of reply) await onText(delta);
-      return checkUsage(turnUsage(await reply.usage), this.#maxTokens);
+      const usage = checkUsage(turnUsage(await reply.usage), this.#maxTokens);
+      if (usage.promptTokens <= this.#logTokens)
+        throw new TurnError(
+          "lost_turn",
+          `A prompt of ${usage.promptTokens} tokens where ${this.#logTokens} were said.`,
+        );
+      this.#logTokens = usage.promptTokens + usage.completionTokens;
+      return usage;
     } catch (thrown) {
       throw turnError(thrown);
     }
@@ -60,7 +70,7 @@ function turnError(thrown: unknown): TurnError {
   if (thrown instanceof QuireApiError) {
     const { status, code = `http_${status ?? "unknown"}` } = thrown;
     const isRefusal = status === 429 || thrown.type === "rate_limit_error";
-    return new TurnError(code, thrown.message, { isRefusal, cause: thrown });
+    return new TurnError(code, thrown.message, { isRefusal, retryAfterMs: thrown.retryAfterMs, cause: thrown });
   }
   if (thrown instanceof QuireConnectionError) {
     // The platform's own errors mean the connection; without them it stood, and what came was not a whole reply.

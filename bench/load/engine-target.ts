@@ -38,6 +38,8 @@ export interface EngineTargetOptions {
   words: { tokenizer: Tokenizer; template: ChatTemplate; stopTokens: number[] };
   maxTokens: number;
   selection: SelectionRequest;
+  /** What a client allows for its first token; undefined: it waits. */
+  firstTokenMsMax?: number | undefined;
   description: string;
 }
 
@@ -126,7 +128,7 @@ class EngineConversation implements Conversation {
   }
 
   #request(prompt: readonly number[], turnStart: number, spans: Span[]): GenerateRequest {
-    const { model, maxTokens, words, selection } = this.#options;
+    const { model, maxTokens, words, selection, firstTokenMsMax } = this.#options;
     return {
       version: PROTOCOL_VERSION,
       requestId: `bench-${randomUUID()}`,
@@ -140,6 +142,7 @@ class EngineConversation implements Conversation {
       stopTokens: words.stopTokens,
       sampling: greedy,
       selection,
+      firstTokenMsMax,
     };
   }
 }
@@ -153,7 +156,12 @@ function commonPrefixLength(a: readonly number[], b: readonly number[]): number 
 function turnError(thrown: unknown): TurnError {
   if (thrown instanceof TurnError) return thrown;
   if (thrown instanceof QuireError) {
-    return new TurnError(thrown.code, thrown.message, { isRefusal: thrown.status === 429, cause: thrown });
+    const { retryAfterMs } = thrown;
+    return new TurnError(thrown.code, thrown.message, {
+      isRefusal: thrown.status === 429,
+      retryAfterMs,
+      cause: thrown,
+    });
   }
   return new TurnError("client", String(thrown), { cause: thrown });
 }

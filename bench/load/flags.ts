@@ -53,7 +53,7 @@ export const loadFlags = {
     parse: parseNumber({ min: 1, max: 600 }),
   },
   tenants: {
-    help: "weights of the tenants that sessions belong to, such as 20,1,1,1 (engine only)",
+    help: "weights of the tenants that sessions belong to, such as 20,1,1,1 (an engine, or an edge of the run's own)",
     placeholder: "LIST",
     fallback: "1",
     parse: parseWeights,
@@ -97,6 +97,23 @@ export const loadFlags = {
     help: "kill an engine of this run's own every so many seconds (kill -9), each in its turn; it is started again after 2 s, and until it serves no other is killed (edge only)",
     placeholder: "SECONDS",
     parse: parseNumber({ min: 1, max: 3_600 }),
+  },
+  spare: {
+    help: "engines of this run's own that are never killed: their memory is that of the whole run",
+    placeholder: "COUNT",
+    fallback: "0",
+    parse: parseInteger({ min: 0, max: 15 }),
+  },
+  "first-token-max": {
+    help: "milliseconds that clients allow for the first token, and say so: what would come later is refused (engine only)",
+    placeholder: "MS",
+    parse: parseInteger({ min: 1, max: 600_000 }),
+  },
+  "obey-retry-after": {
+    help: "times that a refused client comes back, each when Retry-After told it to",
+    placeholder: "COUNT",
+    fallback: "0",
+    parse: parseInteger({ min: 0, max: 100 }),
   },
   html: {
     help: "file for a page with plots",
@@ -208,8 +225,12 @@ export function checkTogether(values: LoadValues): void {
   if (expected > sessionsMax) {
     throw new UsageError(`--rate and --duration make ${Math.round(expected)} sessions, at most ${sessionsMax}`);
   }
-  if (values.target === "edge" && values.tenants.length > 1)
-    throw new UsageError("--tenants needs --target engine: a tenant of the edge is a key");
+  if (values.target === "edge" && values.url !== undefined && values.tenants.length > 1)
+    throw new UsageError("--tenants needs --target engine, or an edge of the run's own: a tenant of the edge is a key");
+  if (values.target === "edge" && values["first-token-max"] !== undefined)
+    throw new UsageError("--first-token-max needs --target engine");
+  if (values["kill-every"] !== undefined && values.spare >= values.engines)
+    throw new UsageError("--kill-every needs an engine that --spare does not keep from it");
   const asksForOwn = values.engines > 1 || values["kill-every"] !== undefined;
   if (asksForOwn && (values.url !== undefined || values.target === "engine"))
     throw new UsageError("--engines and --kill-every need an edge of the run's own: no --url, no --target engine");

@@ -3,20 +3,22 @@ import { writeFile } from "node:fs/promises";
 import { engineFlags } from "../../cli/engine-flags.ts";
 import { UsageError } from "../../cli/usage-error.ts";
 import { type BenchContext, type BenchResult, defineBench } from "../bench.ts";
-import { type Clock, systemClock } from "../clock.ts";
+import { systemClock } from "../clock.ts";
 import { seededRandom } from "../random.ts";
+import type { Bar } from "./bars.ts";
 import { drive } from "./driver.ts";
 import { checkTogether, type LoadValues, loadFlags, verifiedCount } from "./flags.ts";
 import { Measures } from "./measures.ts";
 import { type OpenTarget, openTarget } from "./open-target.ts";
-import { type LoadSample, loadPage } from "./page.ts";
-import { isFine, loadResult, reportLines } from "./report.ts";
+import { loadPage } from "./page.ts";
+import { isFine, type LoadResult, loadResult, reportLines } from "./report.ts";
+import { engineRest } from "./rest.ts";
 import type { Target } from "./target.ts";
 import { drawProse } from "./text.ts";
 import { chooseSessions, type PlayedSession, verify } from "./verify.ts";
-import { drawEndlessly, drawScripts } from "./workload.ts";
+import { watchRun } from "./watch.ts";
+import { drawEndlessly, drawScripts, type WorkloadSettings } from "./workload.ts";
 
-const progressMs = 10_000;
 /** Sessions of the run are far below, so that no text of the warm-up is theirs. */
 const warmUpStream = 0x8000_0000;
 
@@ -27,68 +29,75 @@ export const loadBench = defineBench({
     "Latencies count from the moment at which a turn was meant to start. Exit code 1 when a turn failed. What the figures\n" +
     "mean and what JSON looks like: bench/README.md.",
   flags: loadFlags,
-  run: runLoad,
+  run: (values, context) => runLoad(values, context),
 });
 
-async function runLoad(values: LoadValues, context: BenchContext): Promise<BenchResult> {
+/** Plays one load, reports it, and writes its page; `judge` says what the result has to meet. */
+export async function runLoad(
+  values: LoadValues,
+  context: BenchContext,
+  judge: (result: LoadResult) => Bar[] = () => [],
+): Promise<BenchResult> {
   checkTogether(values);
   const settings = settingsOf(values);
   context.print(`settings: ${settingsLine(settings)}`);
   const opened = await openTarget(values, context);
   if (opened === undefined) return { ok: true, data: { settings, interrupted: true } };
-  const measures = new Measures();
   try {
-    await warmUp(opened.target, values, context.signal);
-    context.progress("measuring (Ctrl-C stops early and reports)");
-    const played: PlayedSession[] = [];
-    const samples: LoadSample[] = [];
-    const killer = killEvery(values["kill-every"], opened, context);
-    const times = await measure({
-      values,
-      context,
-      measures,
-      target: opened.target,
-      clock: systemClock,
-      played,
-      samples,
-    });
-    const engineKills = await killer.end();
-    const interrupted = context.signal.aborted;
-    const verification = await verified(opened.target, played, values, context);
-    const { description: measured } = opened.target;
-    const result = loadResult({
-      measured,
-      settings,
-      measures,
-      times,
-      ratePerS: values.rate,
-      interrupted,
-      verification,
-      engineKills,
-    });
+    const seen = await playLoad(values, opened, context);
+    const result = loadResult({ ...seen.figures, settings, ratePerS: values.rate });
+    result.bars = judge(result);
     const lines = reportLines(result);
     for (const line of lines) context.print(line);
     if (values.html !== undefined) {
-      await writeFile(values.html, loadPage(result, lines, samples));
+      await writeFile(values.html, loadPage(result, lines, seen.samples));
       context.print(`page: ${values.html}`);
     }
-    return { ok: isFine(result, values["allow-429"] === "true"), data: { ...result, samples } };
+    return { ok: isFine(result, values["allow-429"] === "true"), data: { ...result, samples: seen.samples } };
   } finally {
     await opened.close();
   }
 }
 
+/** Warm-up, load, the same texts alone, and what is left when all is over. */
+async function playLoad(values: LoadValues, opened: OpenTarget, context: BenchContext) {
+  const { target, own } = opened;
+  const measures = new Measures();
+  await warmUp(target, values, context.signal);
+  if (context.terminal === undefined) context.progress("measuring (Ctrl-C stops early and reports)");
+  const durationMs = values.duration * 1000;
+  const generator = { name: "generator", pid: process.pid };
+  const processes = () => (own === undefined ? [] : [...own.processes(), generator]);
+  const watch = watchRun({ measures, clock: systemClock, durationMs, processes, context });
+  const killer = killEvery(values["kill-every"], opened, watch.note);
+  try {
+    const { times, played } = await measure({ values, measures, target, signal: context.signal });
+    watch.stop();
+    const engineKills = await killer.end();
+    const interrupted = context.signal.aborted;
+    const verification = await verified(target, played, values, context);
+    const enginesAtRest = own === undefined ? [] : await engineRest(own.engines(), context.signal);
+    const memory = watch.memory.trends(times.windowMs / 1000);
+    const { description: measured } = target;
+    const figures = { measured, measures, times, interrupted, verification, engineKills, memory, enginesAtRest };
+    return { figures, samples: watch.samples };
+  } finally {
+    watch.stop();
+    await killer.end();
+  }
+}
+
 /** Kills an engine every so often while the run lasts; how often is known at the end. */
-function killEvery(seconds: number | undefined, { killOne }: OpenTarget, { progress }: BenchContext) {
+function killEvery(seconds: number | undefined, { own }: OpenTarget, note: (line: string) => void) {
   let count = 0;
   let last: Promise<void> | undefined;
   const kill = (): void => {
     // One at a time: the others stand in for it.
     if (last !== undefined) return;
     count += 1;
-    progress(`killing an engine (${count})`);
-    last = Promise.resolve(killOne?.())
-      .catch((error: unknown) => progress(`an engine did not come back: ${(error as Error).message}`))
+    note(`killing an engine (${count})`);
+    last = Promise.resolve(own?.killOne())
+      .catch((error: unknown) => note(`an engine did not come back: ${(error as Error).message}`))
       .finally(() => {
         last = undefined;
       });
@@ -136,37 +145,38 @@ async function warmUp(target: Target, values: LoadValues, stop: AbortSignal): Pr
   }
 }
 
-interface MeasureOptions {
+/** What a load is played with. */
+export interface MeasureOptions {
   values: LoadValues;
-  context: BenchContext;
   measures: Measures;
   target: Target;
-  clock: Clock;
-  /** Filled with the sessions that came to answers, and with what was seen each second. */
-  played: PlayedSession[];
-  samples: LoadSample[];
+  signal: AbortSignal;
 }
 
-async function measure({
-  values,
-  context,
-  measures,
-  target,
-  clock,
-  played,
-  samples,
-}: MeasureOptions): ReturnType<typeof drive> {
-  const startMs = clock.nowMs();
-  const timer = setInterval(() => {
-    const { offered, completed } = measures.sessions;
-    const { turns } = measures.all.summary();
-    const seconds = ((clock.nowMs() - startMs) / 1000).toFixed(0);
-    context.progress(
-      `${seconds} s: ${offered} sessions, ${completed} completed; ${turns.completed} turns, ${turns.failed} failed`,
-    );
-  }, progressMs);
-  const sampler = setInterval(() => samples.push(sampleOf(measures, (clock.nowMs() - startMs) / 1000)), 1000);
-  const workload = {
+/** Plays the load of the flags; resolves to its times and the sessions that came to answers. */
+export async function measure({ values, measures, target, signal }: MeasureOptions) {
+  const workload = workloadOf(values);
+  const played: PlayedSession[] = [];
+  const times = await drive({
+    scripts: values.users === undefined ? drawScripts(workload) : drawEndlessly(workload),
+    users: values.users,
+    objectives: { firstTokenMs: values["first-token-objective"], perTokenMs: values["per-token-objective"] },
+    returnsMax: values["obey-retry-after"],
+    onSession: (script, replies) => played.push({ script, replies }),
+    ...{ target, clock: systemClock, measures },
+    durationMs: values.duration * 1000,
+    sessionsActiveMax: values["concurrency-max"],
+    turnMsMax: values["turn-timeout"] * 1000,
+    drainMs: values.drain * 1000,
+    // What is this run's own vanishes with its folder; what is not, is left as it was.
+    deleteSessions: values.url !== undefined,
+    signal,
+  });
+  return { times, played };
+}
+
+function workloadOf(values: LoadValues): WorkloadSettings {
+  return {
     seed: values.seed,
     ratePerS: values.rate,
     durationS: values.duration,
@@ -178,39 +188,6 @@ async function measure({
     tenants: values.tenants,
     abortShare: values.abort,
     slowShare: values.slow,
-  };
-  try {
-    return await drive({
-      scripts: values.users === undefined ? drawScripts(workload) : drawEndlessly(workload),
-      users: values.users,
-      objectives: { firstTokenMs: values["first-token-objective"], perTokenMs: values["per-token-objective"] },
-      onSession: (script, replies) => played.push({ script, replies }),
-      target,
-      clock,
-      measures,
-      durationMs: values.duration * 1000,
-      sessionsActiveMax: values["concurrency-max"],
-      turnMsMax: values["turn-timeout"] * 1000,
-      drainMs: values.drain * 1000,
-      // What is this run's own vanishes with its folder; what is not, is left as it was.
-      deleteSessions: values.url !== undefined,
-      signal: context.signal,
-    });
-  } finally {
-    clearInterval(timer);
-    clearInterval(sampler);
-  }
-}
-
-function sampleOf(measures: Measures, atS: number): LoadSample {
-  const { started, completed, cutShort } = measures.sessions;
-  const { turns } = measures.all.summary();
-  return {
-    atS: Math.round(atS * 1000) / 1000,
-    sessionsActive: started - completed - cutShort,
-    turnsCompleted: turns.completed,
-    turnsFailed: turns.failed,
-    firstTokenMsMax: measures.takeSlowest(),
   };
 }
 

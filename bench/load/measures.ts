@@ -163,6 +163,8 @@ export class Measures {
   readonly wrongAnswers: WrongAnswer[] = [];
   turnsNotSent = 0;
   refusals = 0;
+  /** Refused clients that obeyed Retry-After: told to wait, came back (with an outcome), and were then not refused again. */
+  readonly retryAfter = { told: 0, cameBack: 0, admitted: 0 };
   /** Turns whose client went away, as it was to. */
   aborts = 0;
   cleanupFailures = 0;

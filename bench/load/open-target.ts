@@ -13,14 +13,14 @@ import { edgeTarget } from "./edge-target.ts";
 import { engineTarget } from "./engine-target.ts";
 import { type LoadValues, verifiedCount } from "./flags.ts";
 import { type OwnStack, startOwnStack } from "./own-stack.ts";
-import type { Target } from "./target.ts";
+import { REFERENCE_TENANT, type Target } from "./target.ts";
 
 /** A target that is there, until it is closed. */
 export interface OpenTarget {
   target: Target;
   model: string;
-  /** Kills and restarts an engine of the run's own; absent for a running target. */
-  killOne?: () => Promise<void>;
+  /** What stands behind a target of the run's own. */
+  own?: OwnStack;
   close(): Promise<void>;
 }
 
@@ -41,7 +41,7 @@ export async function openTarget(values: LoadValues, context: BenchContext): Pro
   try {
     const opened = values.target === "edge" ? await openEdge(values, place) : await openEngine(values, place);
     const { own } = place;
-    return { ...opened, close, ...(own && { killOne: () => own.killOne() }) };
+    return { ...opened, close, ...(own && { own }) };
   } catch (error) {
     await close();
     throw error;
@@ -56,23 +56,28 @@ async function findPlace(values: LoadValues, context: BenchContext): Promise<Pla
     const value = values[name];
     return value === undefined ? [] : [`--${name}=${value}`];
   });
-  const own = await startOwnStack({ kind, engineArgs, context, model: values.model, engineCount: values.engines });
+  const own = await startOwnStack({
+    ...{ kind, engineArgs, context, model: values.model },
+    ...{ engineCount: values.engines, spareCount: values.spare, tenantCount: values.tenants.length },
+  });
   return own === undefined ? undefined : { url: own.url, key: own.key, own };
 }
 
-async function openEdge(
-  values: LoadValues,
-  { url, key = "", own }: Place,
-): Promise<Omit<OpenTarget, "close" | "killOne">> {
+async function openEdge(values: LoadValues, { url, key = "", own }: Place): Promise<Omit<OpenTarget, "close" | "own">> {
   const turnMs = values["turn-timeout"] * 1000;
-  const quire = new Quire({ baseUrl: url, apiKey: key, maxRetries: values.retries, timeoutMs: turnMs });
-  const model = (await listModels(quire, url))[0]?.id;
+  const open = (apiKey: string): Quire =>
+    new Quire({ baseUrl: url, apiKey, maxRetries: values.retries, timeoutMs: turnMs });
+  const clients = (own?.tenantKeys ?? [key]).map(open);
+  const reference = own === undefined ? clients[0]! : open(own.referenceKey);
+  const quireOf = (tenant: number): Quire =>
+    tenant === REFERENCE_TENANT ? reference : clients[tenant % clients.length]!;
+  const model = (await listModels(clients[0]!, url))[0]?.id;
   if (model === undefined) throw new UsageError(`the edge at ${url} serves no model now`);
   const what = own
     ? `the edge in a bare workerd, ${values.engines} engine(s) with one file store, and this load generator, all on this machine`
     : `the edge at ${url}`;
   const description = `${model} through the SDK, ${what}`;
-  return { model, target: edgeTarget({ quire, model, send: sendOptions(values), description }) };
+  return { model, target: edgeTarget({ quireOf, model, send: sendOptions(values), description }) };
 }
 
 async function listModels(quire: Quire, url: string): Promise<Model[]> {
@@ -92,10 +97,7 @@ function sendOptions(values: LoadValues): SendOptions & { maxTokens: number } {
   return { temperature: 0, maxTokens: values["max-tokens"], ...(isChosen && { selection }) };
 }
 
-async function openEngine(
-  values: LoadValues,
-  { url, key, own }: Place,
-): Promise<Omit<OpenTarget, "close" | "killOne">> {
+async function openEngine(values: LoadValues, { url, key, own }: Place): Promise<Omit<OpenTarget, "close" | "own">> {
   const folder = await openModelFolder(values.model);
   const read = async (name: string): Promise<unknown> => JSON.parse(await readFile(join(folder.path, name), "utf8"));
   const words = openTokenizer({
@@ -120,6 +122,7 @@ async function openEngine(
       budgetTokens: values.budget ?? 2048,
       exact: isExact(values),
     },
+    firstTokenMsMax: values["first-token-max"],
     description: `${folder.modelId} by token ids, without an edge, ${where}`,
   });
   return { model: folder.modelId, target };

@@ -15,13 +15,24 @@ import type { BenchContext } from "../bench.ts";
 import { edgeConfig, edgeModelFiles } from "../edge/edge-stack.ts";
 import { type BareWorkerd, startWorkerd } from "../workerd.ts";
 import { type EngineProcess, startEngineProcess } from "./engine-process.ts";
+import type { ProcessAtWork } from "./memory.ts";
+import type { EngineAddress } from "./rest.ts";
 
 /** A running target of this run's own. */
 export interface OwnStack {
   url: string;
   /** The edge's API key, or the engine's key. */
   key: string;
-  /** Kills an engine (`kill -9`), each in its turn, and starts it again after a moment. Resolves when it serves again. */
+  /** The edge's API keys by number of the tenant; the first is `key`. */
+  tenantKeys: readonly string[];
+  /** Of a tenant that is nobody's: nothing that others left is found with it. */
+  referenceKey: string;
+  /** Engines as they run now, and the edge. */
+  processes(): ProcessAtWork[];
+  engines(): EngineAddress[];
+  /**
+   * Kills an engine (`kill -9`), each but the spared ones in its turn, and starts it again after a moment. Resolves when it serves again.
+   */
   killOne(): Promise<void>;
   /** Ends it, in order, and removes its folder; at once when the user insists. */
   stop(): Promise<void>;
@@ -31,6 +42,10 @@ export interface OwnStack {
 export interface OwnStackOptions {
   kind: "edge" | "engine";
   engineCount: number;
+  /** The first so many are never killed. */
+  spareCount: number;
+  /** Tenants of the edge. */
+  tenantCount: number;
   /** HF folder or GGUF file of the engines. */
   model: string;
   /** Flags of the engine, as `quire serve` takes them. */
@@ -62,7 +77,8 @@ class Stack implements OwnStack {
   readonly #options: OwnStackOptions;
   readonly #folder: string;
   readonly #engineKey = randomBytes(32).toString("hex");
-  readonly #apiKey = `qk-${randomBytes(16).toString("hex")}`;
+  readonly referenceKey = newKey();
+  readonly tenantKeys: readonly string[];
   readonly #engines: EngineProcess[] = [];
   #workerd: BareWorkerd | undefined;
   #killedCount = 0;
@@ -71,6 +87,7 @@ class Stack implements OwnStack {
   constructor(options: OwnStackOptions, folder: string) {
     this.#options = options;
     this.#folder = folder;
+    this.tenantKeys = Array.from({ length: options.tenantCount }, newKey);
   }
 
   get url(): string {
@@ -78,7 +95,7 @@ class Stack implements OwnStack {
   }
 
   get key(): string {
-    return this.#workerd ? this.#apiKey : this.#engineKey;
+    return this.#workerd ? this.tenantKeys[0]! : this.#engineKey;
   }
 
   /** False when the user stopped it. */
@@ -91,13 +108,25 @@ class Stack implements OwnStack {
   }
 
   async killOne(): Promise<void> {
-    const index = this.#killedCount % this.#engines.length;
+    const { spareCount } = this.#options;
+    const index = spareCount + (this.#killedCount % (this.#engines.length - spareCount));
     this.#killedCount += 1;
     const engine = this.#engines[index] as EngineProcess;
     engine.child.kill();
     await engine.child.ended;
     await sleep(restartMs);
     if (!this.#isStopping) await this.#startEngine(index);
+  }
+
+  engines(): EngineAddress[] {
+    return this.#engines.map(({ url }, index) => ({ name: `engine ${index + 1}`, url }));
+  }
+
+  processes(): ProcessAtWork[] {
+    const engines = this.#engines.flatMap(({ child: { pid, endedWith } }, index) =>
+      pid === undefined || endedWith !== undefined ? [] : [{ name: `engine ${index + 1}`, pid }],
+    );
+    return [...engines, ...(this.#workerd ? [{ name: "edge", pid: this.#workerd.pid }] : [])];
   }
 
   async stop(): Promise<void> {
@@ -134,7 +163,7 @@ class Stack implements OwnStack {
       entry: fileURLToPath(new URL("../../test/workers/edge-worker.ts", import.meta.url)),
       config: edgeConfig,
       files: {
-        "keys.json": JSON.stringify({ [createHash("sha256").update(this.#apiKey).digest("hex")]: { tenant: "bench" } }),
+        "keys.json": JSON.stringify(keyTable(this.tenantKeys, this.referenceKey)),
         "engine-key": this.#engineKey,
         "limits.json": JSON.stringify({
           requests_per_minute: LIMITS.requestsPerMinuteMax,
@@ -150,11 +179,22 @@ class Stack implements OwnStack {
   async #untilKnown(): Promise<void> {
     const { signal } = this.#options.context;
     for (const endMs = performance.now() + knownMsMax; performance.now() < endMs && !signal.aborted; ) {
-      const response = await fetch(`${this.url}/v1/models`, { headers: { authorization: `Bearer ${this.#apiKey}` } });
+      const response = await fetch(`${this.url}/v1/models`, { headers: { authorization: `Bearer ${this.key}` } });
       const { data = [] } = (await response.json()) as { data?: unknown[] };
       if (data.length > 0) return;
       await sleep(50);
     }
     if (!signal.aborted) throw new UsageError("the edge does not know its engine");
   }
+}
+
+function newKey(): string {
+  return `qk-${randomBytes(16).toString("hex")}`;
+}
+
+/** The secret `QUIRE_API_KEYS`: tenants by the hash of their key. */
+function keyTable(tenantKeys: readonly string[], referenceKey: string): Record<string, { tenant: string }> {
+  const hashed = (key: string, tenant: string) => [createHash("sha256").update(key).digest("hex"), { tenant }] as const;
+  const rows = tenantKeys.map((key, index) => hashed(key, `bench-${index}`));
+  return Object.fromEntries([...rows, hashed(referenceKey, "bench-reference")]);
 }

@@ -1,18 +1,11 @@
-/** A load test as one HTML page: what was asked, what came of it, and two plots. No script and nothing from elsewhere. */
-import type { LoadResult } from "./report.ts";
-
-/** A moment of the run, as the page plots it. */
-export interface LoadSample {
-  atS: number;
-  sessionsActive: number;
-  turnsCompleted: number;
-  turnsFailed: number;
-  /** Of the turns that ended since the sample before; undefined where none did. */
-  firstTokenMsMax: number | undefined;
-}
+/** A load test as one HTML page: what was asked, what came of it, and plots. No script and nothing from elsewhere. */
+import type { Bar } from "./bars.ts";
+import { type LoadResult, leakedCount } from "./report.ts";
+import type { LoadSample } from "./watch.ts";
 
 const WIDTH = 720;
 const HEIGHT = 180;
+const COLORS = ["#2563a8", "#2e7d4f", "#8e5ea2", "#b9770e", "#c0392b", "#4b5563"];
 const MARGIN = { left: 56, bottom: 24, top: 12 };
 
 /** The whole page. */
@@ -31,10 +24,12 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 h1 { font-size: 1.3rem; margin: 0 } h2 { font-size: 1rem; margin: 1.6rem 0 .3rem }
 p { margin: .2rem 0 } .muted { color: #667 } pre { font: 12px/1.5 ui-monospace, monospace; overflow-x: auto; background: #f6f7f9; padding: .8rem; border-radius: 6px }
 svg { width: 100%; height: auto } text { font: 11px system-ui, sans-serif; fill: #667 } .grid { stroke: #e3e6eb } .line { fill: none; stroke-width: 1.6 }
+table { border-collapse: collapse; margin: .8rem 0 } td, th { text-align: left; padding: .15rem 1rem .15rem 0; border-bottom: 1px solid #e3e6eb } .met { color: #2e7d4f } .missed { color: #c0392b }
 </style>
 <h1>Load test</h1>
 <p class="muted">${escapeHtml(result.measured)}</p>
-<p>${escapeHtml(good)}; ${escapeHtml(verdict)}; ${totals.turns.failed} turns failed.</p>
+<p>${escapeHtml(good)}; ${escapeHtml(verdict)}; ${escapeHtml(ends(totals))}</p>
+${barTable(result.bars)}
 <h2>Turns per second</h2>
 ${plot([
   { name: "completed", color: "#2563a8", points: perSecond.map(({ atS, completed }) => [atS, completed]) },
@@ -44,12 +39,49 @@ ${plot([
 ${plot([{ name: "first token", color: "#2563a8", points: samples.flatMap(({ atS, firstTokenMsMax }) => (firstTokenMsMax === undefined ? [] : [[atS, firstTokenMsMax]])) }])}
 <h2>Sessions in progress</h2>
 ${plot([{ name: "sessions", color: "#2e7d4f", points: samples.map(({ atS, sessionsActive }) => [atS, sessionsActive]) }])}
+${memoryPlot(samples)}
 <h2>Figures</h2>
 <pre>${escapeHtml(lines.join("\n"))}</pre>
 <h2>Settings</h2>
 <pre>${escapeHtml(JSON.stringify(result.settings, undefined, 2))}</pre>
 </html>
 `;
+}
+
+function ends(totals: LoadResult["totals"]): string {
+  const leaked = leakedCount(totals);
+  return [
+    `${totals.lostTurns} turns lost`,
+    `${totals.refusals} refused`,
+    ...(totals.engineKills === 0 ? [] : [`${totals.engineKills} engines killed`]),
+    ...(leaked === undefined ? [] : [`${leaked} blocks and slots leaked`]),
+    ...(totals.fairness === undefined ? [] : [`fairness between tenants ${totals.fairness}`]),
+  ].join("; ");
+}
+
+function barTable(bars: readonly Bar[]): string {
+  if (bars.length === 0) return "";
+  const rows = bars.map(({ name, value, most, least, isMet }) => {
+    const bound = most === undefined ? `at least ${least}` : `at most ${most}`;
+    const cells = [name, value === undefined ? "-" : String(Math.round(value * 1000) / 1000), bound];
+    const verdict = `<td class="${isMet ? "met" : "missed"}">${isMet ? "met" : "missed"}</td>`;
+    return `<tr>${cells.map((cell) => `<td>${escapeHtml(cell)}</td>`).join("")}${verdict}</tr>`;
+  });
+  return `<table><tr><th>what</th><th>figure</th><th>bar</th><th></th></tr>${rows.join("")}</table>`;
+}
+
+/** One line for each process; an engine that was killed is missing for a moment. */
+function memoryPlot(samples: readonly LoadSample[]): string {
+  const names = [...new Set(samples.flatMap(({ memoryBytes }) => Object.keys(memoryBytes)))].sort();
+  if (names.length === 0) return "";
+  const series = names.map((name, index) => ({
+    name,
+    color: COLORS[index % COLORS.length]!,
+    points: samples.flatMap(({ atS, memoryBytes: { [name]: bytes } }) =>
+      bytes === undefined ? [] : [[atS, bytes / 2 ** 20]],
+    ),
+  }));
+  return `<h2>Resident memory, MiB</h2>\n${plot(series)}`;
 }
 
 function rates(samples: readonly LoadSample[]): { atS: number; completed: number; failed: number }[] {

@@ -1,8 +1,11 @@
 /** The result of a run: as JSON, and as a table for people. */
 import type { DurationSummary } from "../histogram.ts";
 import { type Column, renderTable } from "../table.ts";
+import { type Bar, barLines } from "./bars.ts";
 import type { DriveTimes } from "./driver.ts";
 import type { GroupSummary, Measures, SessionCounts, WrongAnswer } from "./measures.ts";
+import type { MemoryTrend } from "./memory.ts";
+import type { EngineAtRest } from "./rest.ts";
 import type { Verification } from "./verify.ts";
 
 /** What `--json` holds beside the head (`bench/README.md`). */
@@ -16,6 +19,8 @@ export interface LoadResult {
   /** By tenant, in the order of their weights. */
   tenants: GroupSummary[];
   totals: LoadTotals;
+  /** What the run had to meet, where it was made for that. */
+  bars: Bar[];
 }
 
 /** Everything together. */
@@ -27,6 +32,10 @@ export interface LoadTotals extends GroupSummary {
   /** Later turns of sessions that were cut short. */
   turnsNotSent: number;
   refusals: number;
+  /** Turns that were neither answered nor refused for want of room, and those that a session had forgotten afterwards. */
+  lostTurns: number;
+  /** Refused clients that obeyed Retry-After: told to wait, came back, were not refused again. */
+  retryAfter: { told: number; cameBack: number; admitted: number };
   cleanupFailures: number;
   /** Turns whose client went away. */
   aborts: number;
@@ -35,6 +44,10 @@ export interface LoadTotals extends GroupSummary {
   verification?: Verification | undefined;
   /** Engines that the run killed. */
   engineKills: number;
+  /** Processes of the run's own. */
+  memory: MemoryTrend[];
+  /** Engines of the run's own, when nothing was asked of them any more. */
+  enginesAtRest: EngineAtRest[];
   /** The first message of each error code. */
   errorExamples: Record<string, string>;
   /** At most the first 20. */
@@ -63,6 +76,8 @@ export interface ResultInput {
   interrupted: boolean;
   verification?: Verification | undefined;
   engineKills?: number | undefined;
+  memory?: MemoryTrend[] | undefined;
+  enginesAtRest?: EngineAtRest[] | undefined;
 }
 
 /** Sums a run up. */
@@ -75,29 +90,37 @@ export function loadResult({
   interrupted,
   verification,
   engineKills = 0,
+  memory = [],
+  enginesAtRest = [],
 }: ResultInput): LoadResult {
   const windowS = times.windowMs / 1000;
   const perS = (count: number): number => (windowS > 0 ? round(count / windowS, 3) : 0);
   const { sessions, window } = measures;
+  const all = measures.all.summary();
   return {
     measured,
     settings,
     classes: [...measures.classes.values()].map((group) => group.summary()),
     turns: [measures.first.summary(), measures.later.summary()],
     tenants: tenantGroups(measures),
+    bars: [],
     totals: {
-      ...measures.all.summary(),
+      ...all,
       windowS: round(windowS, 3),
       elapsedS: round(times.elapsedMs / 1000, 3),
       interrupted,
       sessions: { ...sessions },
       turnsNotSent: measures.turnsNotSent,
       refusals: measures.refusals,
+      lostTurns: all.turns.failed - measures.refusals,
+      retryAfter: { ...measures.retryAfter },
       cleanupFailures: measures.cleanupFailures,
       aborts: measures.aborts,
       fairness: fairness(tenantGroups(measures)),
       verification,
       engineKills,
+      memory,
+      enginesAtRest,
       errorExamples: Object.fromEntries(measures.examples),
       wrongAnswers: [...measures.wrongAnswers],
       generatorLagMs: measures.lag.summary(),
@@ -124,9 +147,16 @@ function fairness(groups: readonly GroupSummary[]): number | undefined {
   return round(sum ** 2 / (speeds.length * speeds.reduce((total, speed) => total + speed ** 2, 0)), 3);
 }
 
-/** Whether nothing failed that should not have, no text was another one alone, and something was measured at all. */
-export function isFine({ totals }: LoadResult, allowRefusals: boolean): boolean {
-  const unexpected = totals.turns.failed - (allowRefusals ? totals.refusals : 0);
+/** Blocks and slots that engines still hold though nothing runs; undefined where nobody was asked. */
+export function leakedCount({ enginesAtRest }: LoadTotals): number | undefined {
+  if (enginesAtRest.length === 0) return undefined;
+  return enginesAtRest.reduce((sum, { leakedBlocks, leakedSlots }) => sum + leakedBlocks + leakedSlots, 0);
+}
+
+/** Whether nothing failed that should not have, no text was another one alone, nothing leaked, and something was measured at all. */
+export function isFine({ totals, bars }: LoadResult, allowRefusals: boolean): boolean {
+  if ((leakedCount(totals) ?? 0) > 0 || bars.some(({ isMet }) => !isMet)) return false;
+  const unexpected = totals.lostTurns + (allowRefusals ? 0 : totals.refusals);
   const answered = totals.turns.completed + totals.refusals > 0;
   const wrongTexts = (totals.verification?.wrong.length ?? 0) + (totals.verification?.failed ?? 0);
   return unexpected === 0 && wrongTexts === 0 && (answered || totals.interrupted || totals.sessions.offered === 0);
@@ -147,7 +177,9 @@ export function reportLines(result: LoadResult): string[] {
     "",
     ...summaryLines(totals),
     ...verificationLines(totals),
+    ...restLines(totals),
     ...errorLines(totals),
+    ...(result.bars.length === 0 ? [] : ["", ...barLines(result.bars)]),
   ];
 }
 
@@ -193,6 +225,7 @@ function summaryLines({ rates, sessions, windowS, elapsedS, turnsNotSent, ...tot
       (totals.fairness === undefined ? "" : `; fairness between tenants ${totals.fairness.toFixed(3)}`) +
       (totals.aborts === 0 ? "" : `; ${totals.aborts} turns were left by their clients`) +
       (totals.engineKills === 0 ? "" : `; ${totals.engineKills} engines were killed`),
+    ...retryLines(totals.retryAfter),
     `reply tokens: ${rates.completionTokensPerS.toFixed(1)}/s; the last turn ended after ${elapsedS.toFixed(1)} s`,
     `generator lag, ms: p50 ${ms(lag.p50)}, p99 ${ms(lag.p99)}, max ${ms(lag.max)} (part of the latencies)`,
     ...(totals.cleanupFailures > 0 ? [`sessions that could not be deleted: ${totals.cleanupFailures}`] : []),
@@ -215,6 +248,30 @@ function verificationLines({ verification }: LoadTotals): string[] {
     ),
     ...examples,
   ];
+}
+
+function retryLines({ told, cameBack, admitted }: LoadTotals["retryAfter"]): string[] {
+  if (told === 0) return [];
+  return [`Retry-After: ${told} were told to wait, ${cameBack} came back, ${admitted} of them were then taken in`];
+}
+
+function restLines(totals: LoadTotals): string[] {
+  const { enginesAtRest, memory } = totals;
+  const trends = memory.flatMap(({ name, growth, firstThirdBytes = 0, lastThirdBytes = 0 }) =>
+    growth === undefined
+      ? []
+      : [`${name} ${mebibytes(firstThirdBytes)} to ${mebibytes(lastThirdBytes)} MiB (${percent(growth)} %)`],
+  );
+  return [
+    ...(enginesAtRest.length === 0
+      ? []
+      : [`at rest: ${leakedCount(totals)} leaked blocks and slots in ${enginesAtRest.length} engines`]),
+    ...(trends.length === 0 ? [] : [`memory, first to last third behind the warm-up: ${trends.join(", ")}`]),
+  ];
+}
+
+function mebibytes(bytes: number): string {
+  return (bytes / 2 ** 20).toFixed(0);
 }
 
 function errorLines({ errors, errorExamples }: LoadTotals): string[] {

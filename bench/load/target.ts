@@ -43,6 +43,12 @@ export interface Target {
   openConversation(tenant?: number): Conversation;
 }
 
+interface TurnErrorOptions {
+  isRefusal?: boolean;
+  retryAfterMs?: number | undefined;
+  cause?: unknown;
+}
+
 /** A turn that did not come to its end. */
 export class TurnError extends Error {
   override readonly name = "TurnError";
@@ -50,11 +56,14 @@ export class TurnError extends Error {
   readonly code: string;
   /** Refused for want of room (HTTP 429): a load over the limit may expect it. */
   readonly isRefusal: boolean;
+  /** When a refused client may come back, where the target said. */
+  readonly retryAfterMs: number | undefined;
 
-  constructor(code: string, message: string, options: { isRefusal?: boolean; cause?: unknown } = {}) {
+  constructor(code: string, message: string, options: TurnErrorOptions = {}) {
     super(message, { cause: options.cause });
     this.code = code;
     this.isRefusal = options.isRefusal ?? false;
+    this.retryAfterMs = options.retryAfterMs;
   }
 }
 

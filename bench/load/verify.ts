@@ -1,7 +1,7 @@
 /**
  * Whether a loaded target says what it says alone: sessions of the run are played again, one after the other, and the greedy texts compared. Company,
- * chunks and losses must not change a word, so a difference is a fault of the target. An engine plays them for a tenant of its own, so that nothing
- * the run has left is read; an edge finds what its one tenant has.
+ * chunks and losses must not change a word, so a difference is a fault of the target. They are played for a tenant of their own, so that nothing
+ * the run has left is read; an edge that was there before has one tenant only.
  */
 import { REFERENCE_TENANT, type Target } from "./target.ts";
 import type { Script } from "./workload.ts";

@@ -15,7 +15,7 @@ export interface EngineGauges {
   engineId: string;
   modelId: string;
   numericsId: string;
-  status(): Pick<EngineStatus, "runningCount" | "queuedCount" | "blockCount" | "freeBlockCount" | "draining">;
+  status(): EngineStatus;
   /** Requests that were told when to come back. */
   promisedCount(): number;
   pendingStoreBytes(): number;
@@ -163,6 +163,16 @@ export class EngineMetrics implements EngineObserver {
     );
     registry.gauge("quire_pool_blocks", "Logical blocks of 64 tokens in the pool.", () => of.status().blockCount);
     registry.gauge("quire_pool_free_blocks", "Blocks that may still be reserved.", () => of.status().freeBlockCount);
+    registry.gauge(
+      "quire_pool_held_blocks",
+      "Blocks on the device (of one layer each) that sequences hold; what is left at idle has leaked.",
+      () => of.status().heldBlockCount,
+    );
+    registry.gauge(
+      "quire_pool_held_slots",
+      "Open slots that sequences hold; what is left at idle has leaked.",
+      () => of.status().heldSlotCount,
+    );
     registry.gauge(
       "quire_store_pending_bytes",
       "Bytes that wait to be written to the page store.",

@@ -160,6 +160,7 @@ describe("the page", () => {
       turnsCompleted: 3 * atS,
       turnsFailed: 0,
       firstTokenMsMax: atS === 1 ? undefined : 40,
+      memoryBytes: {},
     }));
     const page = loadPage(result, reportLines(result), samples);
     expect(page).toContain("&lt;b&gt;&amp;");

@@ -81,6 +81,7 @@ describe("/metrics", () => {
     expect(grown("quire_turn_seconds_sum")).toBeGreaterThan(grown("quire_first_token_seconds_sum"));
     expect(after.get("quire_running_sequences")).toBe(0);
     expect(after.get("quire_pool_free_blocks")).toBe(after.get("quire_pool_blocks"));
+    expect([after.get("quire_pool_held_blocks"), after.get("quire_pool_held_slots")]).toEqual([0, 0]);
     expect(after.get("process_resident_memory_bytes")).toBeGreaterThan(50e6);
     expect([...after.keys()].filter((series) => series.includes("0123456789abcdef"))).toEqual([]);
   });

@@ -1,0 +1,50 @@
+/** `npm run bench -- soak`: many sessions for long, clients that leave, engines that are killed; nothing may be wrong, lost, leaked or grow. */
+import { type Bench, defineBench } from "../bench.ts";
+import { atMost, type Bar } from "./bars.ts";
+import { loadFlags } from "./flags.ts";
+import { runLoad } from "./load.ts";
+import { type LoadResult, leakedCount } from "./report.ts";
+
+/** Resident memory of what lives through the run may grow so much from its first to its last third. */
+const GROWTH_MAX = 0.05;
+
+/** The load test's flags with other defaults. */
+const flags = {
+  ...loadFlags,
+  users: { ...loadFlags.users, fallback: "64" },
+  duration: { ...loadFlags.duration, fallback: "600" },
+  abort: { ...loadFlags.abort, fallback: "0.1" },
+  engines: { ...loadFlags.engines, fallback: "3" },
+  spare: { ...loadFlags.spare, fallback: "1" },
+  "kill-every": { ...loadFlags["kill-every"], fallback: "60" },
+  tenants: { ...loadFlags.tenants, fallback: "1,1,1,1" },
+  verify: { ...loadFlags.verify, fallback: "100" },
+  threads: { ...loadFlags.threads, fallback: "1" },
+  // Small, so that it is full long before the end: a pool that is still filling grows.
+  "pool-bytes": { ...loadFlags["pool-bytes"], fallback: "64M" },
+} as const;
+
+/** The benchmark as the registry names it. */
+export const soakBench: Bench = defineBench({
+  summary:
+    "The load test for long: 64 users, 10 % of turns left by their clients, an engine killed each minute (the first is spared: its memory is that\n" +
+    "of the whole run). Bars: no wrong text, no lost turn, no leaked block, memory flat within 5 %.",
+  flags,
+  run: (values, context) => runLoad(values, context, soakBars),
+});
+
+/** What a soak has to meet. */
+export function soakBars({ totals }: LoadResult): Bar[] {
+  const { verification, memory } = totals;
+  const wrong = verification && verification.wrong.length + verification.failed;
+  const growths = memory.flatMap(({ name, growth }) =>
+    growth === undefined || name === "generator" ? [] : [{ name, growth }],
+  );
+  return [
+    atMost("wrong texts", verification?.turnsCompared ? wrong : undefined, 0),
+    atMost("lost turns", totals.turns.completed > 0 ? totals.lostTurns + totals.refusals : undefined, 0),
+    atMost("leaked blocks and slots at rest", leakedCount(totals), 0),
+    ...(growths.length === 0 ? [atMost("growth of memory", undefined, GROWTH_MAX)] : []),
+    ...growths.map(({ name, growth }) => atMost(`growth of memory, ${name}`, growth, GROWTH_MAX)),
+  ];
+}
