@@ -5,6 +5,7 @@ import type { ModelRunner } from "../models/contract.ts";
 import { assert } from "../protocol/assert.ts";
 import type { PageStore } from "../storage/contract.ts";
 import { kvGeometry } from "../storage/geometry.ts";
+import { HedgedStore } from "../storage/hedged-store.ts";
 import { Engine } from "./engine.ts";
 import { Attacher } from "./kv/attacher.ts";
 import { BlockCache } from "./kv/block-cache.ts";
@@ -44,8 +45,10 @@ export interface OpenedEngine {
 
 /** The runner's pool and the store belong to the engine from now on; closing them is still the caller's. */
 export function openEngine(options: OpenEngineOptions): OpenedEngine {
-  const { runner, store, clock, log } = options;
+  const { runner, clock, log } = options;
   const settings = withRoomForPrefill(options.settings, runner.rowsMax);
+  const { hedgeShareMax, absentMs } = settings;
+  const store = new HedgedStore(options.store, { clock, hedgeShareMax, absentMs });
   const { pool } = runner;
   const { spec } = pool;
   const geometry = kvGeometry({

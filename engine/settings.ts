@@ -39,6 +39,10 @@ export interface EngineSettings {
   storeGetMsMax: number;
   storePutMsMax: number;
   storeConcurrency: number;
+  /** Reads that take longer than 95 of 100 are asked for a second time, at most this share of all reads; 0: never. */
+  hedgeShareMax: number;
+  /** An object (other than a manifest) that was absent is not asked for again for so long. */
+  absentMs: number;
   /** Segment bytes that may wait to be written; beyond it the work is dropped and done at the end of the turn. */
   writeBehindBytesMax: number;
   manifestCommitMs: number;
@@ -60,6 +64,8 @@ export const ENGINE_DEFAULTS: Omit<EngineSettings, "engineId" | "modelId" | "con
   storeGetMsMax: LIMITS.storeGetMsMax,
   storePutMsMax: LIMITS.storePutMsMax,
   storeConcurrency: LIMITS.storeConcurrency,
+  hedgeShareMax: 0.05,
+  absentMs: 2_000,
   writeBehindBytesMax: LIMITS.writeBehindBytesMax,
   manifestCommitMs: LIMITS.manifestCommitMs,
   turnMsMax: LIMITS.turnMsMax,

@@ -124,7 +124,8 @@ export const LIMITS = {
   turnMsMax: 600_000,
   storeGetMsMax: 5_000,
   storePutMsMax: 10_000,
-  storeConcurrency: 16,
+  /** Calls of one store at once: at 30 ms each and pieces of 70 KB, 64 fill 150 MB/s. */
+  storeConcurrency: 64,
   /** Bytes that may wait to be persisted before the oldest unsealed work is dropped. */
   writeBehindBytesMax: 256 * 1024 * 1024,
   /** Most used blocks of a layer that a manifest records, and how many bytes of them a resumed turn reads before it starts. */

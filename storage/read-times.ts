@@ -1,0 +1,98 @@
+/** How long reads of a store take, and what follows from it: when one is late, and what latency and bandwidth the store has. */
+
+/** Reads of so many bytes or fewer tell of the latency; larger ones, and objects read whole, of the bandwidth too. */
+const SMALL_BYTES = 64 * 1024;
+const MIDDLE_BYTES = 1024 * 1024;
+/** The latest reads of a class that are remembered, and how many are needed before one counts as late. */
+const SAMPLES_MAX = 128;
+const SAMPLES_MIN = 20;
+/** What a new sample weighs. */
+const WEIGHT = 0.2;
+/** A span of reading tells of the bandwidth when it moved so many bytes; a longer one is cut. */
+const SPAN_BYTES_MIN = 256 * 1024;
+const SPAN_BYTES_MAX = 8 * 1024 * 1024;
+
+/** Reads of one class take about equally long. */
+export type ReadClass = "small" | "middle" | "large" | "whole";
+
+/** The class of a range of so many bytes; of an object read whole without. */
+export function readClass(rangeBytes: number | undefined): ReadClass {
+  if (rangeBytes === undefined) return "whole";
+  if (rangeBytes <= SMALL_BYTES) return "small";
+  return rangeBytes <= MIDDLE_BYTES ? "middle" : "large";
+}
+
+/** What reads of a store cost. */
+export interface StoreSpeed {
+  /** From asking to the first byte. */
+  latencyMs: number;
+  /** All reads together. */
+  bytesPerMs: number;
+}
+
+/** Follows the reads of one store. Pure arithmetic over what it is told. */
+export class ReadTimes {
+  readonly #latest = new Map<ReadClass, { ms: number[]; next: number; lateMs: number | undefined }>();
+  #inFlight = 0;
+  #latencyMs: number | undefined;
+  #bytesPerMs: number | undefined;
+  #spanStartMs = 0;
+  #spanBytes = 0;
+
+  /** Time after which 95 of 100 of the latest reads of a class had ended; undefined while too few have. */
+  lateMs(kind: ReadClass): number | undefined {
+    const known = this.#latest.get(kind);
+    if (known === undefined || known.ms.length < SAMPLES_MIN) return undefined;
+    known.lateMs ??= known.ms.toSorted((a, b) => a - b)[Math.ceil(known.ms.length * 0.95) - 1];
+    return known.lateMs;
+  }
+
+  /** Undefined before enough was read to tell. */
+  get speed(): StoreSpeed | undefined {
+    if (this.#latencyMs === undefined || this.#bytesPerMs === undefined) return undefined;
+    return { latencyMs: this.#latencyMs, bytesPerMs: this.#bytesPerMs };
+  }
+
+  /** A read begins. Returns how to say that it is over: with what came, or undefined where it failed or nobody waits for it any more. */
+  begin(nowMs: number, rangeBytes: number | undefined): (endMs: number, bytes: number | undefined) => void {
+    if (this.#inFlight === 0) {
+      this.#spanStartMs = nowMs;
+      this.#spanBytes = 0;
+    }
+    this.#inFlight += 1;
+    const wasAlone = this.#inFlight === 1;
+    return (endMs, bytes) => {
+      this.#inFlight -= 1;
+      this.#remember(readClass(rangeBytes), endMs - nowMs);
+      if (bytes === undefined) return;
+      if (wasAlone && bytes <= SMALL_BYTES) this.#latencyMs = blend(this.#latencyMs, endMs - nowMs);
+      this.#moved(endMs, bytes);
+    };
+  }
+
+  #remember(kind: ReadClass, ms: number): void {
+    const known = this.#latest.get(kind) ?? { ms: [], next: 0, lateMs: undefined };
+    this.#latest.set(kind, known);
+    known.ms[known.next] = ms;
+    known.next = (known.next + 1) % SAMPLES_MAX;
+    known.lateMs = undefined;
+  }
+
+  /** Bytes over the time in which reads were under way, less the latency that the first of them waited. */
+  #moved(endMs: number, bytes: number): void {
+    this.#spanBytes += bytes;
+    const isOver = this.#inFlight === 0;
+    if (!isOver && this.#spanBytes < SPAN_BYTES_MAX) return;
+    if (this.#spanBytes >= SPAN_BYTES_MIN) {
+      const ms = Math.max(0.1, endMs - this.#spanStartMs - (this.#latencyMs ?? 0));
+      this.#bytesPerMs = blend(this.#bytesPerMs, this.#spanBytes / ms);
+    }
+    // What follows of a span that is cut waits for no latency: it is under way already.
+    this.#spanStartMs = endMs - (this.#latencyMs ?? 0);
+    this.#spanBytes = 0;
+  }
+}
+
+function blend(before: number | undefined, value: number): number {
+  return before === undefined ? value : before + WEIGHT * (value - before);
+}
