@@ -17,6 +17,11 @@ import { readFrame, SignedDoor } from "./signed-door.ts";
 const WAITING_BYTES_MAX = 4 * 1024 * 1024;
 const HEADERS_MS_MAX = 10_000;
 const BODY_MS_MAX = 30_000;
+/**
+ * Idle connections are the edge's to close (workerd does after 5 s): were both to do it at the same time, a turn that was just sent would be lost on
+ * one that is closing, and count as a failed engine.
+ */
+const IDLE_MS_MAX = 60_000;
 /** How often slow clients are looked for. */
 const CHECK_MS = 1_000;
 
@@ -42,6 +47,7 @@ export function engineHttpServer(options: EngineHttpOptions): Server {
   const timeouts = {
     headersTimeout: HEADERS_MS_MAX,
     requestTimeout: BODY_MS_MAX,
+    keepAliveTimeout: IDLE_MS_MAX,
     connectionsCheckingInterval: CHECK_MS,
   };
   const server = createServer(timeouts, (request, response) => {

@@ -271,6 +271,11 @@ describe("bad input gets one clear answer", () => {
     expect(all).toEqual([{ type: "failed", code, param, message: expect.stringMatching(/\S/) }]);
   });
 
+  it("leaves it to the edge, which waits 5 s, to close an idle connection", async () => {
+    const answer = await fetch(`${server.url}/healthz`);
+    expect(Number(/timeout=(\d+)/.exec(answer.headers.get("keep-alive") ?? "")?.[1])).toBeGreaterThan(30);
+  });
+
   it("refuses a wrong key, a wrong path and a wrong method", async () => {
     expect((await post(ENGINE_PATHS.generate, encodeFrame(house()), { key: "wrong" })).status).toBe(401);
     expect((await post("/v1/nothing", new Uint8Array(0))).status).toBe(404);
