@@ -29,6 +29,11 @@ export function expectSameBits(actual: ArrayBufferView, expected: ArrayBufferVie
   }
 }
 
+/** Whether every byte is equal. */
+export function isSameBytes(a: Uint8Array, b: Uint8Array): boolean {
+  return a.length === b.length && a.every((byte, index) => byte === b[index]);
+}
+
 /** No element is NaN or infinite: every one of a poisoned buffer was written. */
 export function expectFinite(values: ArrayLike<number>, what = ""): void {
   for (let index = 0; index < values.length; index++) {

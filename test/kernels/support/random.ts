@@ -1,7 +1,7 @@
 /** Seeded randomness of the kernel tests. Seeds stand in the test names, so that a failure names its seed. */
 
 /** Set QUIRE_SEED to try other data; the suite must pass for every seed. */
-export const SEED = Number(process.env.QUIRE_SEED ?? 1);
+export const SEED = Number(globalThis.process?.env.QUIRE_SEED ?? 1);
 
 /** A small generator (mulberry32), the same numbers for the same seed everywhere. */
 export class Random {

@@ -1,0 +1,121 @@
+/**
+ * The part of vitest's interface that the conformance suite uses, for a browser page: the bundle has this module in vitest's place. Tests
+ * are collected when the suite is described, and run one after the other by {@link runSuite}.
+ */
+export { expect } from "./expect-in-page.ts";
+
+type Hook = () => unknown;
+type Body = (...row: unknown[]) => unknown;
+
+interface Scope {
+  name: string;
+  parent: Scope | undefined;
+  before: Hook[];
+  after: Hook[];
+  children: (Scope | Test)[];
+}
+
+interface Test {
+  name: string;
+  body: () => unknown;
+}
+
+/** What came of one test. */
+export interface TestOutcome {
+  /** Names of its suites and its own. */
+  name: string;
+  ms: number;
+  /** Absent when it passed. */
+  error?: string;
+}
+
+let scope: Scope = newScope("", undefined);
+const root = scope;
+
+/** As vitest's, with `each`. */
+export const describe = Object.assign(
+  (name: string, body: Hook): void => {
+    const outer = scope;
+    scope = newScope(name, outer);
+    outer.children.push(scope);
+    body();
+    scope = outer;
+  },
+  { each: (rows: readonly unknown[]) => (name: string, body: Body) => forEachRow(rows, name, body, describe) },
+);
+
+/** As vitest's, with `each`. */
+export const it = Object.assign(
+  (name: string, body: () => unknown): void => {
+    scope.children.push({ name, body });
+  },
+  { each: (rows: readonly unknown[]) => (name: string, body: Body) => forEachRow(rows, name, body, it) },
+);
+
+/** As vitest's. */
+export function beforeAll(hook: Hook): void {
+  scope.before.push(hook);
+}
+
+/** As vitest's. */
+export function afterAll(hook: Hook): void {
+  scope.after.push(hook);
+}
+
+/** The suite's only use of it marks tests for the summary of `npm test`, which a page has not. */
+export function beforeEach(_hook: unknown): void {}
+
+/** Runs all that was described; `onTest` hears of every test as it ends. */
+export async function runSuite(onTest: (outcome: TestOutcome) => void): Promise<void> {
+  await runScope(root, "", onTest);
+}
+
+async function runScope(
+  { before, after, children }: Scope,
+  path: string,
+  onTest: (outcome: TestOutcome) => void,
+): Promise<void> {
+  for (const hook of before) await hook();
+  for (const child of children) {
+    const name = path === "" ? child.name : `${path} > ${child.name}`;
+    if ("children" in child) {
+      await runScope(child, name, onTest);
+      continue;
+    }
+    const startMs = performance.now();
+    let error: string | undefined;
+    try {
+      await child.body();
+    } catch (cause) {
+      error = cause instanceof Error ? (cause.stack ?? cause.message) : String(cause);
+    }
+    onTest({ name, ms: performance.now() - startMs, ...(error === undefined ? {} : { error }) });
+  }
+  for (const hook of after) await hook();
+}
+
+function newScope(name: string, parent: Scope | undefined): Scope {
+  return { name, parent, before: [], after: [], children: [] };
+}
+
+function forEachRow(
+  rows: readonly unknown[],
+  name: string,
+  body: Body,
+  add: (name: string, body: () => unknown) => void,
+): void {
+  for (const row of rows) {
+    const values = Array.isArray(row) ? row : [row];
+    add(rowName(name, values), () => body(...values));
+  }
+}
+
+/** `%s`, `%i`, `%d` take a row's values in order, `$field` a field of its first. */
+function rowName(name: string, values: readonly unknown[]): string {
+  let next = 0;
+  const counted = name.replace(/%[sidj]/g, () => String(values[next++]));
+  return counted.replace(/\$(\w+)/g, (whole, field: string) => {
+    const value = (values[0] as Record<string, unknown> | undefined)?.[field];
+    return value === undefined ? whole : String(value);
+  });
+}
