@@ -17,6 +17,18 @@ export const benches: Readonly<Record<string, BenchEntry>> = {
     summary: "the load test for long, with aborts and killed engines: nothing wrong, lost, leaked, or growing",
     load: async () => (await import("./load/soak.ts")).soakBench,
   },
+  "greedy-tenant": {
+    summary: "what tenants feel of one that asks for twenty times as much",
+    load: async () => (await import("./load/greedy-tenant.ts")).greedyTenantBench,
+  },
+  overload: {
+    summary: "what is served in time at twice the load that can be served",
+    load: async () => (await import("./load/overload.ts")).overloadBench,
+  },
+  "retry-after": {
+    summary: "whether refused clients are taken in when they come back as they were told",
+    load: async () => (await import("./load/overload.ts")).retryAfterBench,
+  },
   interference: {
     summary: "what sequences that stream feel of a long prompt beside them",
     load: async () => (await import("./schedule/interference.ts")).interferenceBench,

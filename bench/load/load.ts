@@ -17,7 +17,7 @@ import type { Target } from "./target.ts";
 import { drawProse } from "./text.ts";
 import { chooseSessions, type PlayedSession, verify } from "./verify.ts";
 import { watchRun } from "./watch.ts";
-import { drawEndlessly, drawScripts, type WorkloadSettings } from "./workload.ts";
+import { drawEndlessly, drawScripts, type Script, type WorkloadSettings } from "./workload.ts";
 
 /** Sessions of the run are far below, so that no text of the warm-up is theirs. */
 const warmUpStream = 0x8000_0000;
@@ -130,7 +130,7 @@ async function verified(
  * What is loaded or compiled at the first request is no part of the figures.
  * @throws {UsageError} for a target that fails before any load is on it.
  */
-async function warmUp(target: Target, values: LoadValues, stop: AbortSignal): Promise<void> {
+export async function warmUp(target: Target, values: LoadValues, stop: AbortSignal): Promise<void> {
   for (let index = 0; index < values.warmup && !stop.aborted; index++) {
     const conversation = target.openConversation();
     const text = `${drawProse(seededRandom(values.seed, warmUpStream + index), 600)} What is the code of Badoru?`;
@@ -151,14 +151,16 @@ export interface MeasureOptions {
   measures: Measures;
   target: Target;
   signal: AbortSignal;
+  /** Which of the sessions are played; without it all. Closed loops play all. */
+  keep?: ((script: Script) => boolean) | undefined;
 }
 
 /** Plays the load of the flags; resolves to its times and the sessions that came to answers. */
-export async function measure({ values, measures, target, signal }: MeasureOptions) {
+export async function measure({ values, measures, target, signal, keep = () => true }: MeasureOptions) {
   const workload = workloadOf(values);
   const played: PlayedSession[] = [];
   const times = await drive({
-    scripts: values.users === undefined ? drawScripts(workload) : drawEndlessly(workload),
+    scripts: values.users === undefined ? kept(drawScripts(workload), keep) : drawEndlessly(workload),
     users: values.users,
     objectives: { firstTokenMs: values["first-token-objective"], perTokenMs: values["per-token-objective"] },
     returnsMax: values["obey-retry-after"],
@@ -173,6 +175,10 @@ export async function measure({ values, measures, target, signal }: MeasureOptio
     signal,
   });
   return { times, played };
+}
+
+function* kept(scripts: Iterable<Script>, keep: (script: Script) => boolean): Generator<Script> {
+  for (const script of scripts) if (keep(script)) yield script;
 }
 
 function workloadOf(values: LoadValues): WorkloadSettings {

@@ -143,6 +143,7 @@ export interface TurnPlace {
 
 /** Everything that a run counts; made before it starts, readable at any time. */
 export class Measures {
+  readonly #groupOf: (tenant: number) => number;
   readonly sessions: SessionCounts = { offered: 0, notSent: 0, started: 0, completed: 0, cutShort: 0 };
   #slowestMs: number | undefined;
   readonly all = new Group("all");
@@ -168,6 +169,11 @@ export class Measures {
   /** Turns whose client went away, as it was to. */
   aborts = 0;
   cleanupFailures = 0;
+
+  /** @param groupOf tenants that are counted together have the same number. */
+  constructor(groupOf: (tenant: number) => number = (tenant) => tenant) {
+    this.#groupOf = groupOf;
+  }
 
   /** The longest time to a first token since it was last asked for. */
   takeSlowest(): number | undefined {
@@ -197,8 +203,9 @@ export class Measures {
 
   #groupsOf({ className, tenant, isFirst }: TurnPlace): Group[] {
     const ofClass = this.classes.get(className);
-    const ofTenant = this.tenants.get(tenant) ?? new Group(`tenant ${tenant}`);
-    this.tenants.set(tenant, ofTenant);
+    const number = this.#groupOf(tenant);
+    const ofTenant = this.tenants.get(number) ?? new Group(`tenant ${number}`);
+    this.tenants.set(number, ofTenant);
     return [this.all, isFirst ? this.first : this.later, ...(ofClass ? [ofClass] : []), ofTenant];
   }
 }

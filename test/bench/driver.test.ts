@@ -131,6 +131,31 @@ describe("an open-loop run", () => {
   });
 });
 
+describe("refused clients", () => {
+  /** Full until `freeMs`, and says so in milliseconds. */
+  const fullUntil =
+    (freeMs: number): Answer =>
+    async (clock, call, index) => {
+      if (clock.nowMs() >= freeMs) return answerIn100(clock, call, index);
+      throw new TurnError("queue_full", "The queue is full.", { isRefusal: true, retryAfterMs: 1_200 });
+    };
+
+  it.each([
+    // Told 1.2 s, which HTTP says as 2 s: back at 2 s.
+    [1_900, 1, { told: 1, cameBack: 1, admitted: 1 }, { completed: 1, failed: 0 }],
+    [3_900, 1, { told: 1, cameBack: 1, admitted: 0 }, { completed: 0, failed: 1 }],
+    [3_900, 5, { told: 1, cameBack: 1, admitted: 0 }, { completed: 1, failed: 0 }],
+    [1_900, 0, { told: 0, cameBack: 0, admitted: 0 }, { completed: 0, failed: 1 }],
+  ])("come back when they were told to: full until %i ms, %i returns", async (freeMs, returnsMax, seen, turns) => {
+    const { clock, measures, run } = setUp(scriptsAt([0]), fullUntil(freeMs), { returnsMax });
+    await clock.runUntil(run());
+    expect(measures.retryAfter).toEqual(seen);
+    expect(measures.all.summary().turns).toMatchObject(turns);
+    expect(measures.refusals).toBe(turns.failed);
+    if (turns.completed === 1) expect(measures.all.summary().firstTokenMs.min).toBe(freeMs + 200);
+  });
+});
+
 describe("what goes wrong in a run", () => {
   const failing: Answer = async (clock, call, index) => {
     if (index % 2 === 0) return answerIn100(clock, call, index);

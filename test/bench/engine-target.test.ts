@@ -3,6 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { LoadResult } from "../../bench/load/report.ts";
+import { engineRest } from "../../bench/load/rest.ts";
 import { type EngineServer, startEngineServer } from "../../engine/server.ts";
 import { runBench } from "./run-bench.ts";
 
@@ -55,6 +56,23 @@ describe("a load test of an engine without an edge", () => {
     expect(later?.cachedShare).toBeGreaterThan(0.5);
     const { device = 0, host = 0, store = 0 } = later?.cachedShareBySource ?? {};
     expect(device + host + store).toBeCloseTo(later?.cachedShare ?? 0, 5);
+  });
+
+  it("leaves nothing in the engine, and what it holds meanwhile is seen", async () => {
+    const address = { name: "engine 1", url: server.url };
+    const rest = { name: "engine 1", busy: 0, leakedBlocks: 0, leakedSlots: 0 };
+    expect(await engineRest([address], new AbortController().signal)).toEqual([rest]);
+    const load = ["load", "--target=engine", "--model=weights/house-0", `--url=${server.url}`, `--key=${key}`];
+    const run = runBench([...load, "--users=4", "--duration=2", "--mix=100,0,0", "--verify=0"]);
+    let busiest = rest;
+    for (let count = 0; count < 40 && busiest.leakedBlocks === 0; count++) {
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      // A user's stop does not wait for rest.
+      busiest = (await engineRest([address], AbortSignal.abort()))[0]!;
+    }
+    expect(Math.min(busiest.busy, busiest.leakedBlocks, busiest.leakedSlots)).toBeGreaterThan(0);
+    expect((await run).code).toBe(0);
+    expect(await engineRest([address], new AbortController().signal)).toEqual([rest]);
   });
 
   it("says so when the key is wrong", async () => {

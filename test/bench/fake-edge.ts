@@ -12,6 +12,7 @@ export type Behaviour =
   | "no-terminal-event"
   | "no-usage"
   | "bad-usage"
+  | "forget-turn"
   | "drop";
 
 /** Known delays and what each request gets. */
@@ -65,7 +66,7 @@ export async function openFakeEdge(options: FakeEdgeOptions): Promise<FakeEdge> 
     if (behaviour === "refuse-429") return json(response, 429, failure("queue_full"));
     if (behaviour === "fail-500") return json(response, 500, failure("internal"));
     response.writeHead(200, { "content-type": "text/event-stream" });
-    await answer(response, { options, behaviour, turn: takeTurn(memory, body) });
+    await answer(response, { options, behaviour, turn: takeTurn(memory, body, behaviour) });
   });
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
   return {
@@ -88,7 +89,11 @@ interface Turn {
   promptTokens: number;
 }
 
-function takeTurn(memory: Map<string, { codes: Map<string, string>; tokens: number }>, body: Record<string, unknown>) {
+function takeTurn(
+  memory: Map<string, { codes: Map<string, string>; tokens: number }>,
+  body: Record<string, unknown>,
+  behaviour: Behaviour,
+) {
   const { session_id: id } = body.quire as { session_id: string };
   const text = (body.messages as { content: string }[]).map((message) => message.content).join("");
   const session = memory.get(id) ?? { codes: new Map<string, string>(), tokens: 0 };
@@ -98,7 +103,7 @@ function takeTurn(memory: Map<string, { codes: Map<string, string>; tokens: numb
   const asked = /What is the code of (\w+)\?$/.exec(text)?.[1] ?? "";
   const cachedTokens = session.tokens;
   const promptTokens = cachedTokens + text.length;
-  session.tokens = promptTokens + replyTokens;
+  if (behaviour !== "forget-turn") session.tokens = promptTokens + replyTokens;
   return { reply: `The code of ${asked} is ${session.codes.get(asked)}.`, cachedTokens, promptTokens };
 }
 

@@ -107,6 +107,20 @@ describe("a load test of a server with known delays", () => {
     });
   });
 
+  it("notices a session that has forgotten a turn", async () => {
+    const behaviour = (): Behaviour => "forget-turn";
+    await withFakeEdge({ firstTokenMs: 1, betweenMs: 1, behaviour }, async (edge) => {
+      const { code, json } = await runLoad(edge, ["--rate=20", "--duration=1", "--turns=3", "--think=0"]);
+      expect(code).toBe(1);
+      const later = json.totals.turns.completed + json.totals.turns.failed - json.totals.sessions.started;
+      expect(later).toBeGreaterThan(5);
+      // But for turns that bring more text than was ever said.
+      expect(Object.keys(json.totals.errors)).toEqual(["lost_turn"]);
+      expect(json.totals.lostTurns).toBeGreaterThan(0.7 * later);
+      expect(json.totals.lostTurns).toBe(json.totals.turns.failed);
+    });
+  });
+
   it("counts every kind of failure under its own code and ends with exit code 1", async () => {
     const kinds: Behaviour[] = [
       "answer",

@@ -1,0 +1,163 @@
+/** What a long load has to meet: memory that does not grow, engines that hold nothing at rest, sessions that forget nothing. */
+import { describe, expect, it } from "vitest";
+import { atLeast, atMost, barLines } from "../../bench/load/bars.ts";
+import { liveLines, openLiveView } from "../../bench/load/live.ts";
+import { Measures } from "../../bench/load/measures.ts";
+import { MemoryBook, residentBytes } from "../../bench/load/memory.ts";
+import { loadPage } from "../../bench/load/page.ts";
+import { type LoadResult, loadResult, reportLines } from "../../bench/load/report.ts";
+import { plainValues, restOf } from "../../bench/load/rest.ts";
+import { soakBars } from "../../bench/load/soak.ts";
+import type { LoadSample } from "../../bench/load/watch.ts";
+
+const MIB = 2 ** 20;
+
+/** One sample a second of `[fromS, toS)`. */
+function remember(book: MemoryBook, name: string, pid: number, life: [number, number], mib: (atS: number) => number) {
+  for (let atS = life[0]; atS < life[1]; atS++) book.add({ name, pid }, { atS, bytes: mib(atS) * MIB });
+}
+
+describe("memory of a run", () => {
+  it("is compared between the first and the last third behind the warm-up, for what lived that long", () => {
+    const book = new MemoryBook();
+    // Fills for a fifth of the run, then saws about 100 MiB.
+    remember(book, "steady", 1, [0, 100], (atS) => (atS < 20 ? atS : 100 + (atS % 3)));
+    // 1 MiB in 10 s behind the warm-up: medians at 33 and 87 s.
+    remember(book, "leaking", 2, [0, 100], (atS) => 100 + Math.max(0, atS - 20) / 10);
+    remember(book, "killed", 3, [0, 60], () => 100);
+    remember(book, "restarted", 4, [60, 100], () => 100);
+    const growth = Object.fromEntries(book.trends(100).map((trend) => [trend.name, trend.growth]));
+    expect(Math.abs(growth.steady!)).toBeLessThan(0.011);
+    expect(growth.leaking).toBeCloseTo((100 + 6.7) / (100 + 1.35) - 1, 2);
+    expect(growth.killed).toBeUndefined();
+    expect(growth.restarted).toBeUndefined();
+    expect(book.trends(100).find(({ name }) => name === "killed")).toMatchObject({ fromS: 0, toS: 59 });
+  });
+
+  it.skipIf(process.platform !== "linux")("is asked of the system", async () => {
+    const before = await residentBytes(process.pid);
+    expect(before! / process.memoryUsage.rss()).toBeCloseTo(1, 0);
+    const block = Buffer.alloc(64 * MIB, 1);
+    expect((await residentBytes(process.pid))! - before!).toBeGreaterThan(0.8 * block.length);
+    expect(await residentBytes(2 ** 30)).toBeUndefined();
+  });
+});
+
+const metrics = (values: Record<string, number>): string =>
+  [
+    "# TYPE quire_step_seconds histogram",
+    'quire_step_seconds_bucket{le="0.1"} 12',
+    ...Object.entries({
+      ...{ quire_running_sequences: 0, quire_queued_requests: 0, quire_store_pending_bytes: 0 },
+      ...{ quire_pool_blocks: 100, quire_pool_free_blocks: 100, quire_pool_held_blocks: 0, quire_pool_held_slots: 0 },
+      ...values,
+    }).map(([name, value]) => `${name} ${value}`),
+  ].join("\n");
+
+describe("an engine at rest", () => {
+  it("holds nothing, or has leaked it", () => {
+    const rest = (values: Record<string, number>) => restOf("engine 1", plainValues(metrics(values)));
+    expect(rest({})).toEqual({ name: "engine 1", busy: 0, leakedBlocks: 0, leakedSlots: 0 });
+    expect(rest({ quire_pool_free_blocks: 97, quire_pool_held_blocks: 12, quire_pool_held_slots: 1 })).toMatchObject({
+      leakedBlocks: 15,
+      leakedSlots: 1,
+    });
+    expect(rest({ quire_running_sequences: 2, quire_store_pending_bytes: 5 }).busy).toBe(7);
+    expect(() => restOf("engine 1", plainValues("quire_pool_blocks 1"))).toThrow("does not tell");
+  });
+});
+
+function resultWith(change: (result: LoadResult) => void = () => {}): LoadResult {
+  const measures = new Measures();
+  const usage = { promptTokens: 9, completionTokens: 2, cachedTokens: 0, source: { device: 0, host: 0, store: 0 } };
+  for (const tenant of [0, 1]) {
+    const times = { firstTokenMs: 10, betweenDeltasMs: [5], perTokenMs: 5, turnMs: 15 };
+    measures.complete({ className: "short", tenant, isFirst: true }, { usage, isRight: true, ...times });
+  }
+  const book = new MemoryBook();
+  remember(book, "engine 1", 1, [0, 100], () => 200);
+  const result = loadResult({
+    ...{ measured: "a stack", settings: {}, measures, times: { windowMs: 100_000, elapsedMs: 100_000 } },
+    ...{ ratePerS: 1, interrupted: false, memory: book.trends(100) },
+    verification: { sessionsCompared: 2, turnsCompared: 2, failed: 0, wrong: [] },
+    enginesAtRest: [{ name: "engine 1", busy: 0, leakedBlocks: 0, leakedSlots: 0 }],
+  });
+  change(result);
+  result.bars = soakBars(result);
+  return result;
+}
+
+describe("the bars of a soak", () => {
+  const missed = (change?: (result: LoadResult) => void) =>
+    resultWith(change)
+      .bars.filter(({ isMet }) => !isMet)
+      .map(({ name }) => name);
+
+  it("are met by a run in which nothing went wrong, and missed by every other", () => {
+    expect(missed()).toEqual([]);
+    const wrong = { session: 0, turn: 0, loaded: "a", alone: "b" };
+    expect(missed(({ totals }) => totals.verification!.wrong.push(wrong))).toEqual(["wrong texts"]);
+    expect(missed(({ totals }) => Object.assign(totals.verification!, { failed: 1 }))).toEqual(["wrong texts"]);
+    expect(missed(({ totals }) => Object.assign(totals, { verification: undefined }))).toEqual(["wrong texts"]);
+    expect(missed(({ totals }) => Object.assign(totals, { lostTurns: 1 }))).toEqual(["lost turns"]);
+    expect(missed(({ totals }) => Object.assign(totals, { refusals: 1 }))).toEqual(["lost turns"]);
+    const leak = { name: "engine 2", busy: 0, leakedBlocks: 0, leakedSlots: 1 };
+    expect(missed(({ totals }) => totals.enginesAtRest.push(leak))).toEqual(["leaked blocks and slots at rest"]);
+    expect(missed(({ totals }) => Object.assign(totals.memory[0]!, { growth: 0.06 }))).toEqual([
+      "growth of memory, engine 1",
+    ]);
+    expect(missed(({ totals }) => Object.assign(totals, { memory: [] }))).toEqual(["growth of memory"]);
+  });
+
+  it("stand in the report and on the page, with memory, leaks and fairness", () => {
+    const result = resultWith();
+    const lines = reportLines(result);
+    expect(lines.join("\n")).toContain("at rest: 0 leaked blocks and slots in 1 engines");
+    expect(lines.join("\n")).toContain("met     lost turns: 0 (bar <= 0)");
+    const samples: LoadSample[] = [0, 1, 2].map((atS) => ({
+      ...{ atS, sessionsActive: 1, turnsCompleted: atS, turnsFailed: 0, firstTokenMsMax: 10 },
+      memoryBytes: { "engine 1": 200 * MIB, ...(atS === 1 ? {} : { "engine 2": 100 * MIB }) },
+    }));
+    const page = loadPage(result, lines, samples);
+    expect(page).toContain("0 turns lost; 0 refused; 0 blocks and slots leaked; fairness between tenants 1");
+    expect(page).toContain('<td>lost turns</td><td>0</td><td>at most 0</td><td class="met">met</td>');
+    expect(page.match(/<svg/g)).toHaveLength(4);
+    expect(page).toContain(">engine 2</text>");
+  });
+});
+
+describe("a bar", () => {
+  it("is missed by a figure on its other side, and by none", () => {
+    const bars = [atMost("a", 1, 1), atMost("b", 1.01, 1), atLeast("c", 0.9, 0.9), atLeast("d", undefined, 0.9)];
+    expect(bars.map(({ isMet }) => isMet)).toEqual([true, false, true, false]);
+    expect(barLines(bars)[3]).toBe("MISSED  d: no figure (bar >= 0.9)");
+  });
+});
+
+describe("the view at a terminal", () => {
+  const sample = (atS: number): LoadSample => ({
+    ...{ atS, sessionsActive: 3, turnsCompleted: 2 * atS, turnsFailed: 0, firstTokenMsMax: 10 },
+    memoryBytes: { edge: 100 * MIB },
+  });
+
+  it("says how far it is, and draws over itself what notes leave alone", () => {
+    let screen = "";
+    const write = (text: string): void => {
+      screen += text;
+    };
+    const view = openLiveView({ write, columns: () => 60 }, 10);
+    const samples = [0, 1, 2, 3, 4, 5].map(sample);
+    const lines = liveLines(samples, new Measures(), 10);
+    expect(lines[0]).toBe(`[${"#".repeat(15)}${".".repeat(15)}] 5 of 10 s, 3 sessions in progress`);
+    expect(lines.at(-1)).toBe("memory, MiB  edge 100");
+    view.show(samples, new Measures());
+    expect(screen).not.toContain("\u001b[5A");
+    view.show(samples, new Measures());
+    expect(screen).toContain("\u001b[5A");
+    screen = "";
+    view.note("killing an engine (1)");
+    expect(screen.startsWith("\u001b[5A\u001b[0Jkilling an engine (1)\n")).toBe(true);
+    expect(screen).toContain("5 of 10 s");
+    for (const line of screen.replaceAll("\u001b[2K", "").split("\n")) expect(line.length).toBeLessThan(80);
+  });
+});
