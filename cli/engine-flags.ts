@@ -1,4 +1,5 @@
 /** Flags of the engine that `quire start` and `quire serve` share; start hands them on. */
+import { SUMMARY_KINDS, type SummaryKind } from "../kernels/contract.ts";
 import { BUDGET_TOKENS_MIN } from "../models/selection/policy.ts";
 import { parseBudget, parseBytes, parseChoice, parseInteger, parseText } from "./flags.ts";
 import { UsageError } from "./usage-error.ts";
@@ -39,6 +40,13 @@ export const engineFlags = {
     fallback: "int8",
     parse: parseChoice(["int8", "f32"]),
   },
+  summaries: {
+    help: `kinds of page summaries to keep, which are the policies that can be asked for (docs/selection.md): ${SUMMARY_KINDS.join(", ")}`,
+    placeholder: "KINDS",
+    env: "QUIRE_SUMMARIES",
+    fallback: "min-max,mean-deviation",
+    parse: parseSummaryKinds,
+  },
   "pool-bytes": {
     help: "memory of the page pool",
     placeholder: "BYTES",
@@ -59,6 +67,14 @@ export const engineFlags = {
     parse: parseDegradedBudget,
   },
 } as const;
+
+/** A list with commas. What a policy scores by is written as blocks are sealed: it cannot be had from KV that is gone. */
+function parseSummaryKinds(text: string): SummaryKind[] {
+  const kinds = text.split(",").map(parseChoice(SUMMARY_KINDS));
+  if (new Set(kinds).size < kinds.length) throw new UsageError("must name each kind once");
+  if (kinds.length <= SUMMARY_KIND_COUNT_MAX) return kinds;
+  throw new UsageError(`must name at most ${SUMMARY_KIND_COUNT_MAX} kinds`);
+}
 
 /** No policy takes less than {@link BUDGET_TOKENS_MIN}. */
 function parseDegradedBudget(text: string): number {

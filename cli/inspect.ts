@@ -14,6 +14,7 @@ import { UsageError } from "./usage-error.ts";
 const inspectFlags = {
   weights: engineFlags.weights,
   kv: engineFlags.kv,
+  summaries: engineFlags.summaries,
   memory: {
     help: "a memory size to fit the longest context into; without it a few usual ones",
     placeholder: "BYTES",
@@ -21,7 +22,6 @@ const inspectFlags = {
   },
 } as const;
 
-const summaryKinds = ["min-max", "mean-deviation"] as const;
 const gibibyte = 2 ** 30;
 const usualMemoryBytes = [1, 2, 3, 4, 8, 16].map((count) => count * gibibyte);
 
@@ -48,6 +48,7 @@ async function inspect(path: string, values: InspectValues) {
   const { config, source } = await openModelFiles(path);
   await source.close();
   const { layerCount, kvHeadCount, headDim } = config;
+  const summaryKinds = values.summaries;
   const memoryBytes = values.memory === undefined ? usualMemoryBytes : [values.memory];
   const kv = { encoding: values.kv, summaryKinds };
   const settings = { config, weights: values.weights, kv: values.kv, summaryKinds };

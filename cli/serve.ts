@@ -89,7 +89,7 @@ function openServer(
     threads: values.threads,
     weightEncoding: values.weights,
     kvEncoding: values.kv,
-    summaryKinds: ["min-max", "mean-deviation"],
+    summaryKinds: values.summaries,
     poolBytes: values["pool-bytes"],
     contextTokensMax: values.context,
     engineKey: values["engine-key"],

@@ -30,8 +30,13 @@ export type DeviceKind = "reference" | "wasm" | "webgpu";
 export type MatrixEncoding = "f32" | "bf16" | "int8" | "int4";
 /** How sealed blocks lie in the pool and in the store; the open block is f32 always. */
 export type KvEncoding = "f32" | "int8";
-/** What a page leaves behind for scoring: (max+min)/2 with (max-min)/2, or mean with standard deviation. */
-export type SummaryKind = "min-max" | "mean-deviation";
+/**
+ * What a page leaves behind for scoring: (max+min)/2 with (max-min)/2; mean with standard deviation; (max+min)/2 with the mean distance from
+ * it; two of its keys; the signs of all of its keys. Their order is that of their numbers in the wasm module.
+ */
+export const SUMMARY_KINDS = ["min-max", "mean-deviation", "centre-deviation", "representatives", "sign-bits"] as const;
+/** See {@link SUMMARY_KINDS}. */
+export type SummaryKind = (typeof SUMMARY_KINDS)[number];
 
 /** Opaque memory of a device. f32 unless an op says otherwise. What it holds before the first write is undefined. */
 export interface DeviceBuffer {
@@ -62,7 +67,7 @@ export interface KvPoolSpec {
   /** A multiple of 4 (8 in stories260K, 32 in house-0, 64-128 in larger models), at most 512, so that a score's integer sums fit 32 bits. */
   headDim: number;
   encoding: KvEncoding;
-  /** Which summaries are written when a block is sealed; a plan may only score by one of these. */
+  /** Which summaries are written when a block is sealed; a plan may only score by one of these. sign-bits: headDim is a multiple of 8. */
   summaryKinds: readonly SummaryKind[];
   /** Blocks shared by all layers. */
   blockCount: number;
@@ -81,12 +86,18 @@ export interface KvPoolSpec {
  * open slot:   K f32 `[layer][kvHead][64][headDim]`, then V the same; keys are post-RoPE
  * summary slot, of each kind: `[layer][kvHead]{ i8 codes [4 pages][2][headDim], f32 scales [4 pages][2] }`, entry 0 = centre c, 1 = radius r,
  *   each vector under one scale. Computed from the *sealed* (decoded) keys of the page, every operation rounded to f32, tokens ascending:
- *   min-max: c = (max+min)/2, r = (max-min)/2; mean-deviation: c = mean, r = population standard deviation (two passes). Then
- *   scale = max|c|/127, code = round-half-even(c / scale), 0 where the scale is 0; mean-deviation: the radius likewise. min-max: so that
+ *   min-max: c = (max+min)/2, r = (max-min)/2; mean-deviation: c = mean, r = population standard deviation (two passes);
+ *   centre-deviation: c = (max+min)/2, r = mean of |key - c|. Then
+ *   scale = max|c|/127, code = round-half-even(c / scale), 0 where the scale is 0; the radius likewise. But min-max: so that
  *   |k - code * scale| <= radius holds for every key of the page (but for f32 rounding), r' = r + |c - f32(code * scale)|,
  *   scale = max r'/127, code = min(127, ceil(r' / scale)). A vector with a value that is not finite has codes and a scale that make every
  *   score of the page NaN. A summary can so be rebuilt from a stored block, with the same bytes on every device.
- *   A slot may hold one kind and not yet the other; whoever owns the slots knows which.
+ *   representatives: entries 0 and 1 are the two keys of the page that are most like all of it, the better one first, each encoded as c is.
+ *   Chosen in integers: with key codes under one scale for the page (max|key|/127), weight(token) = sum over channels of
+ *   code * (sum of the channel's codes over the page); larger first, ties to the lower token.
+ *   sign-bits: in the place of the page's codes `[headDim/8][16 tokens]` bytes, bit i of byte (b, t) the sign bit of channel 8b + i of the key
+ *   of token t; scales 1 and 0. Of both: a page with a key that is not finite has codes 0 and scales NaN.
+ *   A slot may hold one kind and not yet the others; whoever owns the slots knows which.
  */
 export interface KvPool {
   readonly spec: Readonly<KvPoolSpec>;
@@ -101,7 +112,7 @@ export interface KvPool {
   writeBlock(blockId: number, bytes: Uint8Array): void;
   /** @throws {AssertionError} (as `writeSummary`) when the pool does not keep that kind. */
   readSummary(slot: number, kind: SummaryKind): Promise<Uint8Array<ArrayBuffer>>;
-  /** Leaves the slot's other kind as it was. */
+  /** Leaves the slot's other kinds as they were. */
   writeSummary(slot: number, kind: SummaryKind, bytes: Uint8Array): void;
   /** The first `tokenCount` tokens: K f32 `[layer][kvHead][tokenCount][headDim]`, then V. */
   readOpen(slot: number, tokenCount: number): Promise<Uint8Array<ArrayBuffer>>;
@@ -109,10 +120,12 @@ export interface KvPool {
 }
 
 /**
- * Scores a page for a query: `q.c + radiusWeight * |q|.r`. Quest: min-max, 1. Exact in integers, so every device gives the same bits:
+ * Scores a page for a query: `q.c + radiusWeight * |q|.r`. Quest: min-max, 1. Of representatives: `q.first + radiusWeight * q.second`. Exact in integers, so every device gives the same bits:
  * qScale = f32(max|q| / 32767); qCode = round-half-even(f32(q / qScale)), within +-32767, 0 where qScale is 0 or the quotient NaN;
- * dotC = sum of qCode * codeC, dotR = sum of |qCode| * codeR over the channels, both exact; then, each operation rounded to f32,
- * score = ((qScale * scaleC) * f32(dotC)) + (((qScale * scaleR) * radiusWeight) * f32(dotR)), radiusWeight as f32.
+ * dotC = sum of qCode * codeC, dotR = sum of |qCode| * codeR (representatives: qCode * codeR) over the channels, both exact; then, each
+ * operation rounded to f32, score = ((qScale * scaleC) * f32(dotC)) + (((qScale * scaleR) * radiusWeight) * f32(dotR)), radiusWeight as f32.
+ * Of sign-bits, without radiusWeight: score = scale 0 * f32(headDim - least), least the smallest over the page's tokens of min(255, channels in
+ * which qCode < 0 and the key's sign bit differ).
  */
 export interface PageScorer {
   summary: SummaryKind;

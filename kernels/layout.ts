@@ -1,6 +1,6 @@
 /** Sizes and offsets of everything a KV pool holds (see `KvPool` in contract.ts); every device and the tests use these. */
 import { assert } from "../protocol/assert.ts";
-import { BLOCK_TOKENS, type KvPoolSpec, PAGES_PER_BLOCK, type SummaryKind } from "./contract.ts";
+import { BLOCK_TOKENS, type KvPoolSpec, PAGES_PER_BLOCK, SUMMARY_KINDS, type SummaryKind } from "./contract.ts";
 
 /** What fixes the bytes of one block of one layer. */
 export type BlockShape = Pick<KvPoolSpec, "kvHeadCount" | "headDim" | "encoding">;
@@ -91,6 +91,7 @@ export function assertPoolSpec(spec: KvPoolSpec): void {
   assert(spec.encoding === "f32" || spec.encoding === "int8", `unknown KV encoding ${String(spec.encoding)}`);
   assert(new Set(spec.summaryKinds).size === spec.summaryKinds.length, "summaryKinds holds a kind twice");
   for (const kind of spec.summaryKinds) {
-    assert(kind === "min-max" || kind === "mean-deviation", `unknown summary kind ${String(kind)}`);
+    assert(SUMMARY_KINDS.includes(kind), `unknown summary kind ${String(kind)}`);
+    assert(kind !== "sign-bits" || spec.headDim % 8 === 0, `sign-bits: headDim ${spec.headDim} is no multiple of 8`);
   }
 }

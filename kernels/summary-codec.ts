@@ -11,24 +11,87 @@ export function summarizeKeys(kind: SummaryKind, keys: Float32Array, headDim: nu
   const bytes = new Uint8Array(summaryHeadBytes(headDim));
   const codes = new Int8Array(bytes.buffer, 0, summaryScalesAt(headDim));
   const scales = new Float32Array(bytes.buffer, summaryScalesAt(headDim));
-  const centre = new Float32Array(headDim);
-  const radius = new Float32Array(headDim);
   for (let page = 0; page < PAGES_PER_BLOCK; page++) {
-    for (let channel = 0; channel < headDim; channel++) {
-      const column = (token: number): number => keys[(page * PAGE_TOKENS + token) * headDim + channel] as number;
-      [centre[channel], radius[channel]] = kind === "min-max" ? minMax(column) : meanDeviation(column);
-    }
-    const centreCodes = codes.subarray(page * 2 * headDim, (page * 2 + 1) * headDim);
-    const radiusCodes = codes.subarray((page * 2 + 1) * headDim, (page * 2 + 2) * headDim);
-    const scale = encodeNearest(centre, centreCodes);
-    scales[page * 2] = scale;
-    if (kind === "min-max") widen(radius, centre, centreCodes, scale);
-    scales[page * 2 + 1] = (kind === "min-max" ? encodeAbove : encodeNearest)(radius, radiusCodes);
+    const pageKeys = keys.subarray(page * PAGE_TOKENS * headDim, (page + 1) * PAGE_TOKENS * headDim);
+    const pageCodes = codes.subarray(page * 2 * headDim, (page + 1) * 2 * headDim);
+    scales.set(ENCODERS[kind](pageKeys, headDim, pageCodes), page * 2);
   }
   return bytes;
 }
 
-/** What one KV head's summaries say: f32 `[4 pages][2][headDim]`, centre then radius, `f32(code * scale)`. `bytes` are 4-byte aligned. */
+/** Writes a page's codes `[2][headDim]` from its keys `[16][headDim]` and returns its scales. */
+type PageEncoder = (keys: Float32Array, headDim: number, codes: Int8Array) => [first: number, second: number];
+
+const ENCODERS: Readonly<Record<SummaryKind, PageEncoder>> = {
+  "min-max": (keys, headDim, codes) => {
+    const [centre, radius] = centreRadius(keys, headDim, minMax);
+    const centreCodes = codes.subarray(0, headDim);
+    const scale = encodeNearest(centre, centreCodes);
+    widen(radius, centre, centreCodes, scale);
+    return [scale, encodeAbove(radius, codes.subarray(headDim))];
+  },
+  "mean-deviation": (keys, headDim, codes) => encodePair(centreRadius(keys, headDim, meanDeviation), codes),
+  "centre-deviation": (keys, headDim, codes) => encodePair(centreRadius(keys, headDim, centreDeviation), codes),
+  representatives: (keys, headDim, codes) => {
+    if (!keys.every(Number.isFinite)) return [Number.NaN, Number.NaN];
+    const [first, second] = representativeTokens(keys, headDim);
+    const keyOf = (token: number): Float32Array => keys.subarray(token * headDim, (token + 1) * headDim);
+    return encodePair([keyOf(first), keyOf(second)], codes);
+  },
+  "sign-bits": (keys, headDim, codes) => {
+    if (!keys.every(Number.isFinite)) return [Number.NaN, Number.NaN];
+    for (let at = 0; at < keys.length; at++) {
+      const [token, channel] = [Math.floor(at / headDim), at % headDim];
+      const byte = Math.floor(channel / 8) * PAGE_TOKENS + token;
+      const isNegative = (keys[at] as number) < 0 || Object.is(keys[at], -0);
+      if (isNegative) codes[byte] = (codes[byte] as number) | (1 << (channel % 8));
+    }
+    return [1, 0];
+  },
+};
+
+/** Two vectors, each under its own scale. */
+function encodePair([first, second]: readonly [Float32Array, Float32Array], codes: Int8Array): [number, number] {
+  return [encodeNearest(first, codes.subarray(0, first.length)), encodeNearest(second, codes.subarray(first.length))];
+}
+
+function centreRadius(
+  keys: Float32Array,
+  headDim: number,
+  reduce: (column: (token: number) => number) => [centre: number, radius: number],
+): [centre: Float32Array, radius: Float32Array] {
+  const centre = new Float32Array(headDim);
+  const radius = new Float32Array(headDim);
+  for (let channel = 0; channel < headDim; channel++) {
+    [centre[channel], radius[channel]] = reduce((token) => keys[token * headDim + channel] as number);
+  }
+  return [centre, radius];
+}
+
+/** The two tokens whose keys are most like all keys of the page; all are finite. */
+function representativeTokens(keys: Float32Array, headDim: number): [number, number] {
+  const codes = new Int8Array(keys.length);
+  encodeNearest(keys, codes);
+  const sums = new Int32Array(headDim);
+  for (let at = 0; at < codes.length; at++) sums[at % headDim] = (sums[at % headDim] as number) + (codes[at] as number);
+  const weights = new Int32Array(PAGE_TOKENS);
+  codes.forEach((code, at) => {
+    const token = Math.floor(at / headDim);
+    weights[token] = (weights[token] as number) + code * (sums[at % headDim] as number);
+  });
+  const best = (but: number): number =>
+    weights.reduce((found, weight, token) => {
+      if (token === but) return found;
+      return found < 0 || weight > (weights[found] as number) ? token : found;
+    }, -1);
+  const first = best(-1);
+  return [first, best(first)];
+}
+
+/**
+ * What one KV head's summaries say: f32 `[4 pages][2][headDim]`, centre then radius (or the two representatives), `f32(code * scale)`. Not of
+ * sign-bits. `bytes` are 4-byte aligned.
+ */
 export function decodeSummary(bytes: Uint8Array, headDim: number): Float32Array<ArrayBuffer> {
   const codes = new Int8Array(bytes.buffer, bytes.byteOffset, summaryScalesAt(headDim));
   const scales = new Float32Array(bytes.buffer, bytes.byteOffset + summaryScalesAt(headDim), PAGES_PER_BLOCK * 2);
@@ -73,6 +136,15 @@ function minMax(column: (token: number) => number): [centre: number, radius: num
     max = Math.max(max, column(token));
   }
   return [Math.fround(Math.fround(max + min) / 2), Math.fround(Math.fround(max - min) / 2)];
+}
+
+function centreDeviation(column: (token: number) => number): [centre: number, radius: number] {
+  const [centre] = minMax(column);
+  let distances = 0;
+  for (let token = 0; token < PAGE_TOKENS; token++) {
+    distances = Math.fround(distances + Math.abs(Math.fround(column(token) - centre)));
+  }
+  return [centre, Math.fround(distances / PAGE_TOKENS)];
 }
 
 function meanDeviation(column: (token: number) => number): [centre: number, radius: number] {

@@ -27,7 +27,15 @@ export interface Span {
 }
 
 /** Names of the selection policies, as they cross the wire. */
-export type SelectionPolicyName = "dense" | "streaming" | "quest" | "mean-deviation" | "tokenselect";
+export type SelectionPolicyName =
+  | "dense"
+  | "streaming"
+  | "quest"
+  | "mean-deviation"
+  | "arkvale"
+  | "infllm"
+  | "sign-hash"
+  | "tokenselect";
 
 /** A policy, or one with modifiers behind it, as `selection.ts` reads it: `quest+scope(layer)`. */
 export type SelectionConfiguration = SelectionPolicyName | `${SelectionPolicyName}+${string}`;

@@ -24,6 +24,9 @@ export const SELECTION_POLICIES = [
   "streaming",
   "quest",
   "mean-deviation",
+  "arkvale",
+  "infllm",
+  "sign-hash",
   "tokenselect",
 ] as const satisfies readonly SelectionPolicyName[];
 
@@ -41,8 +44,11 @@ export interface ModifierRule {
   help: string;
 }
 
-const SELECTIVE = ["quest", "mean-deviation", "tokenselect"] as const;
-const PAGED = ["quest", "mean-deviation"] as const;
+/** Policies whose scores estimate `q.k`; those of them that score by a centre and a radius. */
+const ESTIMATING = ["quest", "mean-deviation", "arkvale", "infllm"] as const;
+const BOUNDING = ["quest", "mean-deviation", "arkvale"] as const;
+const PAGED = [...ESTIMATING, "sign-hash"] as const;
+const SELECTIVE = [...PAGED, "tokenselect"] as const;
 const PAGE = { min: 0, max: 1 << 20, step: 16 } as const;
 
 /** Every modifier, in canonical order. */
@@ -50,7 +56,7 @@ export const MODIFIERS = {
   radius: {
     argument: "WEIGHT",
     rule: { min: 0, max: 16 },
-    policies: SELECTIVE,
+    policies: [...BOUNDING, "tokenselect"],
     help: "weight of a page's spread against its centre",
   },
   combine: {
@@ -68,7 +74,7 @@ export const MODIFIERS = {
   "top-p": {
     argument: "SHARE",
     rule: { min: 0.01, max: 1 },
-    policies: PAGED,
+    policies: ESTIMATING,
     help: "take only as many pages of the budget as reach this share of the estimated attention",
   },
   candidates: {

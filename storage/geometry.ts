@@ -16,8 +16,10 @@ export const SEGMENT_TOKENS_DEFAULT = 256;
 export const GEOMETRY_BYTES = 36;
 
 const ENCODINGS = ["f32", "int8"] as const;
-const SUMMARY_KINDS = ["min-max", "mean-deviation"] as const;
-const SUMMARY_KIND_COUNT_MAX = 4;
+/** In the order of their numbers in binary formats, from 1. */
+const SUMMARY_KINDS = ["min-max", "mean-deviation", "centre-deviation", "representatives", "sign-bits"] as const;
+/** Kinds that one geometry may keep: a byte for each in its 36. */
+export const SUMMARY_KIND_COUNT_MAX = 4;
 
 /** How sealed blocks are encoded. */
 export type StoredEncoding = (typeof ENCODINGS)[number];
@@ -180,6 +182,7 @@ function inRange(value: unknown, min: number, max: number): value is number {
 function isKindList(value: unknown): value is StoredSummaryKind[] {
   return (
     Array.isArray(value) &&
+    value.length <= SUMMARY_KIND_COUNT_MAX &&
     value.every((kind) => SUMMARY_KINDS.some((known) => known === kind)) &&
     new Set(value).size === value.length
   );

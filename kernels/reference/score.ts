@@ -21,16 +21,23 @@ export function scorePages(
   const scores = new Float32Array(end - start);
   const { codes: q, scale: qScale } = queryCodes(query.vector);
   const weight = Math.fround(scorer.radiusWeight);
+  const isBits = scorer.summary === "sign-bits";
+  const reaching = scorer.summary === "representatives" ? q : q.map(Math.abs);
   for (let page = start; page < end; page++) {
     const slot = slice.summarySlots[Math.floor(page / PAGES_PER_BLOCK)] as number;
     const { codes, scales } = pool.summary(slot, scorer.summary, layer, query.kvHead);
     const entry = (page % PAGES_PER_BLOCK) * 2;
+    if (isBits) {
+      const bits = codes.subarray(entry * headDim, (entry + 2) * headDim);
+      scores[page - start] = (scales[entry] as number) * (headDim - leastMismatches(q, bits));
+      continue;
+    }
     let towardsCentre = 0;
     let reach = 0;
     for (let channel = 0; channel < headDim; channel++) {
       const code = q[channel] as number;
       towardsCentre += code * (codes[entry * headDim + channel] as number);
-      reach += Math.abs(code) * (codes[(entry + 1) * headDim + channel] as number);
+      reach += (reaching[channel] as number) * (codes[(entry + 1) * headDim + channel] as number);
     }
     const centreUnit = Math.fround(qScale * (scales[entry] as number));
     const reachUnit = Math.fround(Math.fround(qScale * (scales[entry + 1] as number)) * weight);
@@ -38,6 +45,21 @@ export function scorePages(
     scores[page - start] = centrePart + Math.fround(reachUnit * Math.fround(reach));
   }
   return scores;
+}
+
+/** Channels whose signs differ between a query and the page's key that is nearest to it in this; 255 stands for all above. */
+function leastMismatches(q: Float64Array, bits: Int8Array): number {
+  let least = 255;
+  for (let token = 0; token < PAGE_TOKENS; token++) {
+    let mismatches = 0;
+    for (let channel = 0; channel < q.length; channel++) {
+      const byte = bits[Math.floor(channel / 8) * PAGE_TOKENS + token] as number;
+      const isNegative = ((byte >> (channel % 8)) & 1) === 1;
+      if (isNegative !== (q[channel] as number) < 0) mismatches += 1;
+    }
+    least = Math.min(least, mismatches);
+  }
+  return least;
 }
 
 /** A query in 16 bits. */

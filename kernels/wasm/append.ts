@@ -1,5 +1,5 @@
 /** RoPE, the open slots, and the sealing of full blocks. */
-import { NOT_RESIDENT, type StepSlice } from "../contract.ts";
+import { NOT_RESIDENT, type StepSlice, SUMMARY_KINDS } from "../contract.ts";
 import { openHeadAt, openSlotValuesAt } from "../layout.ts";
 import { sealedByStep } from "../validate.ts";
 import type { Machine } from "./machine.ts";
@@ -59,11 +59,13 @@ function seal(machine: Machine, { pool, layer }: AppendArgs, slices: readonly St
   const table = machine.opArena.take(records.length * 4);
   machine.heap.words.set(records, table / 4);
   const { kvHeadCount, headDim, encoding, summaryKinds } = pool.spec;
-  // The decoded keys, then a centre and a radius.
-  machine.threads.ensureScratch((64 + 2) * headDim * 4);
-  const kindIds = [0, 1].map((index) => (summaryKinds[index] === "mean-deviation" ? 1 : 0));
+  // The decoded keys, then what a summary is made in.
+  machine.threads.ensureScratch((64 + 5) * headDim * 4);
   const layerOffset = layer * kvHeadCount * pool.summaryHeadStride;
-  const kindAddresses = [0, 1].map((index) => (pool.summariesAt[index] ?? 0) + layerOffset);
+  const kinds = summaryKinds.flatMap((kind, index) => [
+    SUMMARY_KINDS.indexOf(kind),
+    (pool.summariesAt[index] as number) + layerOffset,
+  ]);
   const { keyScalesAt, valuesAt, valueScalesAt } = pool.layout;
   const taskCount = (records.length / 4) * kvHeadCount;
   machine.threads.run(OP.seal, {
@@ -71,7 +73,7 @@ function seal(machine: Machine, { pool, layer }: AppendArgs, slices: readonly St
     work: taskCount * 64 * headDim * 4,
     args: [
       ...[table, kvHeadCount, headDim, encoding === "int8" ? 1 : 0, keyScalesAt, valuesAt, valueScalesAt],
-      ...[summaryKinds.length, ...kindIds, ...kindAddresses, pool.summaryHeadStride],
+      ...[pool.summaryHeadStride, summaryKinds.length, ...kinds],
     ],
   });
 }

@@ -3,7 +3,7 @@
  * slices' plans give a layer (usually there is one) the units.
  */
 import { assert } from "../../protocol/assert.ts";
-import { BLOCK_TOKENS, PAGES_PER_BLOCK, type StepSlice } from "../contract.ts";
+import { BLOCK_TOKENS, PAGES_PER_BLOCK, type StepSlice, type SummaryKind } from "../contract.ts";
 import { summaryKindIndex } from "../layout.ts";
 import {
   groupsOfStep,
@@ -207,6 +207,12 @@ function takeMasks(arena: Arena, { spec }: WasmPool, selection: GroupSelection, 
   }));
 }
 
+/** How a kind's codes are scored, as assembly/units.ts numbers it. */
+function summaryForm(kind: SummaryKind | undefined): number {
+  if (kind === "representatives") return 1;
+  return kind === "sign-bits" ? 2 : 0;
+}
+
 function unitOf(
   { pool, headCount }: StepGroups,
   { slice, range, firstRow, group, blockEnd }: GroupSelection,
@@ -236,6 +242,7 @@ function unitOf(
     ...(massShare === undefined ? {} : { mass: { share: massShare, choice } }),
     pages: {
       ...{ blockFirst, summarySlotsAt, summariesAt: summariesAt ?? 0, masksAt, blockEnd, countsAt },
+      summaryForm: summaryForm(scorer?.summary),
       ...{ sinkEnd: range.sinkEnd, recentStart: range.recentStart, bitmapWords },
       // A token plan's blocks are known after its second stage.
       bitmapAt: plan.kind === "tokens" ? 0 : bitmapAt,

@@ -38,8 +38,9 @@ export interface PageFields {
   /** Item 0 is page 0 of this block. */
   blockFirst: number;
   summarySlotsAt: number;
-  /** The scorer's summaries. */
+  /** The scorer's summaries, and their form (assembly/units.ts). */
   summariesAt: number;
+  summaryForm: number;
   masksAt: number;
   /** Blocks that have a mask. */
   blockEnd: number;
@@ -148,7 +149,7 @@ function writeUnit(
           ...[pages.blockFirst, pages.summarySlotsAt, pages.summariesAt, pages.masksAt, pages.blockEnd, pages.sinkEnd],
           ...[pages.recentStart, pages.countsAt, pages.bitmapAt, pages.bitmapWords],
         ]),
-    ...[unit.blockIdsAt, unit.blockCapacity],
+    ...[unit.blockIdsAt, unit.blockCapacity, pages?.summaryForm ?? 0],
   ];
   heap.words.set(record, at / 4);
   heap.floats[at / 4 + 13] = unit.radiusWeight ?? 0;

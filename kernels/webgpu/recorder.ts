@@ -1,7 +1,15 @@
 /// <reference types="@webgpu/types" />
 /** Records one step: checks every op as the other devices do, and turns it into dispatches. */
 import { assert } from "../../protocol/assert.ts";
-import { type DeviceBuffer, NOT_RESIDENT, type StepReadback, type StepRecorder, type StepSlice } from "../contract.ts";
+import {
+  type DeviceBuffer,
+  type KvEncoding,
+  NOT_RESIDENT,
+  type StepReadback,
+  type StepRecorder,
+  type StepSlice,
+  type SummaryKind,
+} from "../contract.ts";
 import { layerRole } from "../page-range.ts";
 import { assertSlices, assertSlicesFit, sealedByStep } from "../validate.ts";
 import { memoryOf, ownBuffer, ownMatrix, ownPool } from "./buffers.ts";
@@ -16,6 +24,7 @@ import { StepLayout } from "./step-layout.ts";
 import { StepReport } from "./step-report.ts";
 import { APPEND, seal, summarize } from "./wgsl/append.ts";
 import { GEMM_TILE, GEMV_ROWS, gemm, gemv } from "./wgsl/matmul.ts";
+import { summarizePageKeys } from "./wgsl/page-keys.ts";
 import { PAD_ROWS, QUANTIZE_ROWS } from "./wgsl/quantize-rows.ts";
 import { COPY, COPY_WITHIN, COPY4, embed, GATHER_ROWS, RMS_NORM, SILU_MUL, SILU_MUL_IN_PLACE } from "./wgsl/row-ops.ts";
 import { ADJUST_LOGITS, CHOOSE_TOKEN, LOGPROBS, TRUNCATE } from "./wgsl/sample.ts";
@@ -285,7 +294,7 @@ export class WebGpuRecorder implements StepRecorder {
       this.#list.dispatch(seal(encoding, headDim), params, [open, blocks, tables], grid);
       for (const kind of summaryKinds) {
         const buffers = [blocks, pool.summaries(kind, layer), tables];
-        this.#list.dispatch(summarize(kind, encoding, headDim), params, buffers, grid);
+        this.#list.dispatch(summarizeKind(kind, encoding, headDim), params, buffers, grid);
       }
     });
   }
@@ -339,6 +348,11 @@ export class WebGpuRecorder implements StepRecorder {
   #assertOpen(): void {
     assert(!this.#ended, "the step was submitted");
   }
+}
+
+function summarizeKind(kind: SummaryKind, encoding: KvEncoding, headDim: number): Kernel {
+  if (kind === "representatives" || kind === "sign-bits") return summarizePageKeys(kind, encoding, headDim);
+  return summarize(kind, encoding, headDim);
 }
 
 function assertDistinct(out: DeviceBuffer, input: DeviceBuffer): void {

@@ -5,7 +5,7 @@ import type { Batch, StepLayout } from "./step-layout.ts";
 import { attend, mergeSplits, TILE_HEADS } from "./wgsl/attend.ts";
 import { LIST_PAGES, WRITE_MASKS } from "./wgsl/masks.ts";
 import { COMBINE, SCORE_STATS, TOP_K, TOP_MASS } from "./wgsl/rank.ts";
-import { QUANTIZE_QUERIES, SCORE_PAGES, scoreTokens } from "./wgsl/score.ts";
+import { QUANTIZE_QUERIES, scorePages, scoreTokens } from "./wgsl/score.ts";
 
 /** Work groups from which on every tile walks its splits by itself. */
 const WALK_GROUPS_MIN = 2048;
@@ -57,7 +57,8 @@ function scorePageBatch({ list, buffers, layout, layer }: LayerStep, batch: Batc
     ...{ codes_at: layout.codesAt, scales_at: layout.scalesAt },
   };
   const grid = [Math.ceil(batch.candidatesMax / 64), batch.chunksMax, batch.unitCount] as const;
-  list.dispatch(SCORE_PAGES, params, [pool.summaries(batch.summary, layer), buffers.tables, buffers.scratch], grid);
+  const summaries = pool.summaries(batch.summary, layer);
+  list.dispatch(scorePages(batch.summary), params, [summaries, buffers.tables, buffers.scratch], grid);
 }
 
 function scoreTokenBatch({ list, buffers, layout, layer, q }: LayerStep, batch: Batch): void {

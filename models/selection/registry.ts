@@ -1,10 +1,13 @@
 import type { SelectionPolicyName } from "../../protocol/generate.ts";
 import { parseSelection, SELECTION_POLICIES } from "../../protocol/selection.ts";
+import { arkvalePolicy } from "./arkvale.ts";
 import { densePolicy } from "./dense.ts";
+import { infllmPolicy } from "./infllm.ts";
 import { meanDeviationPolicy } from "./mean-deviation.ts";
 import { modifiersVersion, modifyPlan } from "./modifiers.ts";
 import type { SelectionPolicy } from "./policy.ts";
 import { questPolicy } from "./quest.ts";
+import { signHashPolicy } from "./sign-hash.ts";
 import { streamingPolicy } from "./streaming.ts";
 import { tokenselectPolicy } from "./tokenselect.ts";
 
@@ -13,6 +16,9 @@ const POLICIES: Readonly<Record<SelectionPolicyName, SelectionPolicy>> = {
   streaming: streamingPolicy,
   quest: questPolicy,
   "mean-deviation": meanDeviationPolicy,
+  arkvale: arkvalePolicy,
+  infllm: infllmPolicy,
+  "sign-hash": signHashPolicy,
   tokenselect: tokenselectPolicy,
 };
 

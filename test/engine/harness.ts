@@ -4,7 +4,7 @@ import { randomUUID } from "node:crypto";
 import type { Ticket } from "../../engine/engine.ts";
 import { type OpenedEngine, openEngine } from "../../engine/open.ts";
 import { ENGINE_DEFAULTS, type EngineSettings, systemClock } from "../../engine/settings.ts";
-import type { Device, KvEncoding } from "../../kernels/contract.ts";
+import type { Device, KvEncoding, SummaryKind } from "../../kernels/contract.ts";
 import { openDevice } from "../../kernels/open.ts";
 import type { ModelRunner } from "../../models/contract.ts";
 import { openRunner } from "../../models/open.ts";
@@ -29,6 +29,7 @@ export interface TestEngine extends OpenedEngine {
 export interface TestEngineOptions {
   store: PageStore;
   kvEncoding?: KvEncoding;
+  summaryKinds?: readonly SummaryKind[];
   blockCount?: number;
   openSlotCount?: number;
   rowsMax?: number;
@@ -47,7 +48,7 @@ export async function openTestEngine(options: TestEngineOptions): Promise<TestEn
     encoding: "f32",
     kv: {
       encoding: options.kvEncoding ?? "int8",
-      summaryKinds: ["min-max", "mean-deviation"],
+      summaryKinds: options.summaryKinds ?? ["min-max", "mean-deviation"],
       blockCount,
       openSlotCount: options.openSlotCount ?? 24,
       summarySlotCount: blockCount,

@@ -6,6 +6,7 @@ import { markExercised } from "../exercised.ts";
 import { describeAppend } from "./conformance/append.ts";
 import { describeAttention } from "./conformance/attention.ts";
 import { describeInvariance } from "./conformance/invariance.ts";
+import { describeKinds } from "./conformance/kinds.ts";
 import { describeMisuse } from "./conformance/misuse.ts";
 import { describePool } from "./conformance/pool.ts";
 import { describeRowOps } from "./conformance/rows.ts";
@@ -28,6 +29,7 @@ const PARTS = {
   rows: describeRowOps,
   append: describeAppend,
   attention: describeAttention,
+  kinds: describeKinds,
   selection: describeSelection,
   invariance: describeInvariance,
   pool: describePool,

@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import { SUMMARY_KINDS, type SummaryKind } from "../../kernels/contract.ts";
 import { decodeSummary, summarizeKeys } from "../../kernels/summary-codec.ts";
 import { plainScorer, plainSummary } from "./support/oracle.ts";
 import { Random, SEED } from "./support/random.ts";
@@ -75,15 +76,54 @@ describe("summaries", () => {
     }
   });
 
+  it("by hand: centre and mean distance, the two keys most like all, and signs", () => {
+    // Page 0: token t has t in channel 0; tokens 3 and 9 alone have channel 1, the latter against the others' sign; the rest is 0.
+    const keys = new Float32Array(64 * 8);
+    for (let token = 0; token < 16; token++) keys[token * 8] = token;
+    keys[3 * 8 + 1] = 5;
+    keys[9 * 8 + 1] = -40;
+    keys[9 * 8 + 7] = -0;
+    const read = (kind: SummaryKind) => {
+      const bytes = summarizeKeys(kind, keys, 8);
+      return plainSummary({ kvHeadCount: 1, headDim: 8 }, bytes, { layer: 0, kvHead: 0, page: 0 });
+    };
+    const box = read("centre-deviation");
+    // Channel 0: centre 7.5, mean distance 4. Channel 1: (5 - 40) / 2 = -17.5; |5 + 17.5|, |-40 + 17.5| and 14 times 17.5 make 18.125.
+    expect(box.centre.slice(0, 3)).toEqual([Math.round((7.5 / 17.5) * 127), -127, 0]);
+    expect(box.radius.slice(0, 3)).toEqual([Math.round((4 / 18.125) * 127), 127, 0]);
+    expect([box.centreScale, box.radiusScale]).toEqual([17.5 / 127, 18.125 / 127].map(Math.fround));
+    // k_m . sum_j k_j with sums (120, -35): token 9 has 9 * 120 + 40 * 35 = 2480, token 15 has 1800, token 14 1680.
+    const two = read("representatives");
+    expect(two.centre).toEqual([Math.round((9 / 40) * 127), -127, 0, 0, 0, 0, 0, 0]);
+    expect(two.radius).toEqual([127, 0, 0, 0, 0, 0, 0, 0]);
+    expect([two.centreScale, two.radiusScale]).toEqual([40 / 127, 15 / 127].map(Math.fround));
+    const signs = read("sign-bits");
+    const bytes = [...signs.centre, ...signs.radius].map((code) => code & 255);
+    expect(bytes).toEqual(Array.from({ length: 16 }, (_, token) => (token === 9 ? 0b1000_0010 : 0)));
+    expect([signs.centreScale, signs.radiusScale]).toEqual([1, 0]);
+    // Against (+, -, ...): token 9 agrees in all channels but the last.
+    expect(plainScorer(Float32Array.of(1, -1, 1, 1, 1, 1, 1, 1), 0, "sign-bits")(signs)).toBe(7);
+    expect(plainScorer(Float32Array.of(1, -1, 1, 1, 1, 1, 1, -1), 0, "sign-bits")(signs)).toBe(8);
+  });
+
+  it("equal keys: the first two tokens represent their page", () => {
+    const keys = new Float32Array(64 * 4).fill(0.5);
+    const { centre, radius } = page(summarizeKeys("representatives", keys, 4), 2);
+    expect([centre, radius]).toEqual([Array(4).fill(127), Array(4).fill(127)]);
+  });
+
   it("keys that are not finite make every score of the page NaN, and of no other", () => {
     for (const bad of [Number.NaN, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY]) {
-      const keys = new Random(SEED).normals(64 * 4);
-      keys[20 * 4 + 2] = bad;
-      for (const kind of ["min-max", "mean-deviation"] as const) {
-        const bytes = summarizeKeys(kind, keys, 4);
-        const q = Float32Array.of(1, 0, -2, 0.5);
+      const keys = new Random(SEED).normals(64 * 8);
+      keys[20 * 8 + 2] = bad;
+      for (const kind of SUMMARY_KINDS) {
+        const bytes = summarizeKeys(kind, keys, 8);
+        const q = Float32Array.of(1, 0, -2, 0.5, 1, 0, -2, 0.5);
         for (const weight of [0, 0.5, 1]) {
-          const scores = [0, 1, 2, 3].map((index) => plainScorer(q, weight)(page(bytes, index)));
+          const pages = [0, 1, 2, 3].map((index) =>
+            plainSummary({ kvHeadCount: 1, headDim: 8 }, bytes, { layer: 0, kvHead: 0, page: index }),
+          );
+          const scores = pages.map(plainScorer(q, weight, kind));
           expect(scores.map(Number.isNaN)).toEqual([false, true, false, false]);
         }
       }

@@ -40,7 +40,10 @@ describe("the configuration language", () => {
   });
 
   it.each([
-    ["", `the end at position 0 of "": expected a policy: dense, streaming, quest, mean-deviation, tokenselect`],
+    [
+      "",
+      `the end at position 0 of "": expected a policy: dense, streaming, quest, mean-deviation, arkvale, infllm, sign-hash, tokenselect`,
+    ],
     ["magic", `"magic" at position 0 of "magic": expected a policy: dense`],
     ["questx", `"questx" at position 0`],
     ["Quest", `"Quest" at position 0`],

@@ -5,7 +5,7 @@
 import { createDecipheriv, createHash, hkdfSync } from "node:crypto";
 
 const ENCODINGS = ["f32", "int8"];
-const KINDS = ["none", "min-max", "mean-deviation"];
+const KINDS = ["none", "min-max", "mean-deviation", "centre-deviation", "representatives", "sign-bits"];
 
 /** CRC-32 of gzip, bit by bit. */
 function crc(bytes) {

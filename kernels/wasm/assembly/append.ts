@@ -57,8 +57,8 @@ function rotate(out: usize, x: usize, cos: usize, sin: usize, halfBytes: usize):
 /**
  * Encodes one KV head of one full block and writes its summaries. Task = block * kvHeadCount + kvHead.
  * args: blocks {open keys, open values, device block (addresses of the layer, head 0), summary slot (-1: none)}, kvHeadCount, headDim,
- * int8?, offsets in a block: key scales, values, value scales; kind count, kind 0, kind 1 (0: min-max, 1: mean-deviation),
- * summaries of kind 0 and of kind 1 (of the layer, head 0, slot 0), bytes from one KV head's summaries to the next one's
+ * int8?, offsets in a block: key scales, values, value scales; bytes from one KV head's summaries to the next one's, kind count, then of every
+ * kind its index in SUMMARY_KINDS of kernels/contract.ts and its summaries (of the layer, head 0, slot 0)
  */
 export function sealTask(task: i32, thread: i32): void {
   const kvHeadCount = arg(1);
@@ -89,9 +89,9 @@ export function sealTask(task: i32, thread: i32): void {
   const slot = load<i32>(record, 12);
   if (slot < 0) return;
   const scratch = scratchOf(thread) + headDim * 256;
-  for (let kind = 0; kind < arg(7); kind++) {
-    const to = argAt(10 + kind) + head * argAt(12) + <usize>slot * summaryHeadBytes(headDim);
-    summarizeBlock(to, keys, headDim, arg(8 + kind), scratch);
+  for (let index = 0; index < arg(8); index++) {
+    const to = argAt(10 + 2 * index) + head * argAt(7) + <usize>slot * summaryHeadBytes(headDim);
+    summarizeBlock(to, keys, headDim, arg(9 + 2 * index), scratch);
   }
 }
 

@@ -99,15 +99,30 @@ function scorePair(unit: usize, query: i32, isPair: bool, vector: usize, summari
   const scales = v128.shuffle<f32>(ones, others, 0, 4, 0, 4);
   const weights = v128.load32_splat(unit, 52);
   const slots = at(unit, 68) + (at(unit, 64) << 2);
+  const form = word(unit, 112);
   const isMax = word(unit, 48) == 0;
   const stride = at(unit, 40) << 2;
   const raw = at(unit, 32) + <usize>(query - word(unit, 4)) * stride;
   for (let block = first; block < end; block++) {
     const summary = summaries + <usize>load<u32>(slots + (<usize>block << 2)) * summaryHeadBytes(headDim);
-    const low = scoreTwoByTwo(q, p, scales, weights, summary, headDim, 0);
-    const high = scoreTwoByTwo(q, p, scales, weights, summary, headDim, 2);
-    const one = v128.shuffle<f32>(low, high, 0, 2, 4, 6);
-    const other = v128.shuffle<f32>(low, high, 1, 3, 5, 7);
+    let one: v128;
+    let other: v128;
+    if (form == 2) {
+      one = scoreSigns(q, summary, headDim);
+      other = isPair ? scoreSigns(p, summary, headDim) : one;
+    } else {
+      let low: v128;
+      let high: v128;
+      if (form == 0) {
+        low = scoreTwoByTwo(q, p, scales, weights, summary, headDim, 0, true);
+        high = scoreTwoByTwo(q, p, scales, weights, summary, headDim, 2, true);
+      } else {
+        low = scoreTwoByTwo(q, p, scales, weights, summary, headDim, 0, false);
+        high = scoreTwoByTwo(q, p, scales, weights, summary, headDim, 2, false);
+      }
+      one = v128.shuffle<f32>(low, high, 0, 2, 4, 6);
+      other = v128.shuffle<f32>(low, high, 1, 3, 5, 7);
+    }
     const offset = <usize>block << 4;
     if (isMax) {
       const scores = at(unit, 28) + offset;
@@ -128,10 +143,13 @@ function storeRaw(unit: usize, to: usize, scores: v128, block: i32): void {
   v128.store(to, isWhole ? scores : v128.bitselect(scores, f32x4.splat(NEGATIVE_INFINITY), candidateLanes(unit, block << 2)));
 }
 
-/** Pages `page` and `page` + 1 of a block: {page with first query, page with second, next with first, next with second}. */
+/**
+ * Pages `page` and `page` + 1 of a block: {page with first query, page with second, next with first, next with second}. The second vector of a
+ * summary is a radius and meets the query's magnitudes, or a key and meets the query.
+ */
 // @ts-ignore: decorator
 @inline
-function scoreTwoByTwo(q: usize, p: usize, qScales: v128, weights: v128, summary: usize, headDim: usize, page: usize): v128 {
+function scoreTwoByTwo(q: usize, p: usize, qScales: v128, weights: v128, summary: usize, headDim: usize, page: usize, isRadius: bool): v128 {
   const centre = summary + (page * headDim << 1);
   const nextCentre = centre + (headDim << 1);
   const radius = centre + headDim;
@@ -147,8 +165,10 @@ function scoreTwoByTwo(q: usize, p: usize, qScales: v128, weights: v128, summary
     v = v128.load8x8_s(nextCentre + i);
     c = i32x4.add(c, i32x4.dot_i16x8_s(x, v));
     d = i32x4.add(d, i32x4.dot_i16x8_s(y, v));
-    x = i16x8.abs(x);
-    y = i16x8.abs(y);
+    if (isRadius) {
+      x = i16x8.abs(x);
+      y = i16x8.abs(y);
+    }
     v = v128.load8x8_s(radius + i);
     e = i32x4.add(e, i32x4.dot_i16x8_s(x, v));
     f = i32x4.add(f, i32x4.dot_i16x8_s(y, v));
@@ -163,4 +183,31 @@ function scoreTwoByTwo(q: usize, p: usize, qScales: v128, weights: v128, summary
   const towards = f32x4.convert_i32x4_s(sumLanes4i(a, b, c, d));
   const reach = f32x4.convert_i32x4_s(sumLanes4i(e, f, g, h));
   return f32x4.add(f32x4.mul(centreUnits, towards), f32x4.mul(radiusUnits, reach));
+}
+
+/** Scores of a block's four pages by sign bits: a vector of bytes holds eight channels of a page's 16 tokens. */
+function scoreSigns(q: usize, summary: usize, headDim: usize): v128 {
+  const scales = summary + (headDim << 3);
+  let scores = f32x4.splat(0);
+  for (let page: usize = 0; page < 4; page++) {
+    const bits = summary + (page * headDim << 1);
+    let mismatches = i8x16.splat(0);
+    for (let i: usize = 0; i < headDim; i += 8) {
+      const signs = i8x16.splat(<i8>i16x8.bitmask(v128.load(q + (i << 1))));
+      mismatches = i8x16.add_sat_u(mismatches, i8x16.popcnt(v128.xor(v128.load(bits + (i << 1)), signs)));
+    }
+    const score = load<f32>(scales + (page << 3)) * <f32>(<i32>headDim - leastByte(mismatches));
+    // The first page is to be lane 0 in the end.
+    scores = f32x4.replace_lane(v128.shuffle<f32>(scores, scores, 1, 2, 3, 0), 3, score);
+  }
+  return scores;
+}
+
+// @ts-ignore: decorator
+@inline
+function leastByte(v: v128): i32 {
+  let least = i8x16.min_u(v, v128.shuffle<i64>(v, v, 1, 0));
+  least = i8x16.min_u(least, v128.shuffle<i32>(least, least, 1, 0, 3, 2));
+  least = i8x16.min_u(least, v128.shuffle<i16>(least, least, 1, 0, 3, 2, 5, 4, 7, 6));
+  return <i32>min<u8>(<u8>i8x16.extract_lane_u(least, 0), <u8>i8x16.extract_lane_u(least, 1));
 }

@@ -10,6 +10,7 @@
 //   80 their number   84 sink pages   88 first recent page   92 counts {chosen blocks that are not resident, resident ones, their tokens}
 //   96 bitmap of chosen blocks [layer][words] (0: none)   100 words of a layer
 //   104 block ids of the slice [layer][capacity]   108 capacity
+//   112 form of the summaries (0 centre and radius, 1 two keys, 2 sign bits)
 // Token units: item i is token i % 16 of the (i / 16)-th kept page.
 //   64 kept pages   104, 108 as above
 // Items are padded to fours: scores of items that are no candidates are -Infinity while votes are counted, and never chosen.

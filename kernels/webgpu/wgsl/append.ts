@@ -52,7 +52,8 @@ fn main(@builtin(global_invocation_id) id: vec3u) {
 `,
 };
 
-const SEAL_PARAMS = { sealed_at: "u32", kv_head_count: "u32" } as const;
+/** What kernels over sealed blocks are told. */
+export const SEAL_PARAMS = { sealed_at: "u32", kv_head_count: "u32" } as const;
 
 const SEAL_F32 = /* wgsl */ `
   let elements = 64u * HEAD_DIM;
@@ -120,7 +121,10 @@ ${encoding === "f32" ? SEAL_F32 : SEAL_INT8}
   };
 }
 
-const CENTRE_RADIUS: Record<SummaryKind, string> = {
+/** Kinds whose codes are of a centre and a radius; those of the others: page-keys.ts. */
+export type CentreRadiusKind = Exclude<SummaryKind, "representatives" | "sign-bits">;
+
+const CENTRE_RADIUS: Record<CentreRadiusKind, string> = {
   "min-max": /* wgsl */ `
     var least = key(block_at, kv_head, page * 16u, channel);
     var most = least;
@@ -148,7 +152,37 @@ const CENTRE_RADIUS: Record<SummaryKind, string> = {
     }
     centre[i] = mean;
     radius[i] = sqrt(squares * 0.0625);`,
+  "centre-deviation": /* wgsl */ `
+    var least = key(block_at, kv_head, page * 16u, channel);
+    var most = least;
+    for (var token = 0u; token < 16u; token++) {
+      let value = key(block_at, kv_head, page * 16u + token, channel);
+      least = min(least, value);
+      most = max(most, value);
+      if (!is_finite(value)) { finite = 0u; }
+    }
+    let middle = (most + least) * 0.5;
+    var distances = 0.0;
+    for (var token = 0u; token < 16u; token++) {
+      distances = distances + abs(key(block_at, kv_head, page * 16u + token, channel) - middle);
+    }
+    centre[i] = middle;
+    radius[i] = distances * 0.0625;`,
 };
+
+/** `key(block_at, kv_head, token, channel)` of a sealed block; needs HEAD_DIM. */
+export function sealedKey(encoding: KvEncoding): string {
+  return /* wgsl */ `
+fn key(block_at: u32, kv_head: u32, token: u32, channel: u32) -> f32 {
+  let at = (kv_head * 64u + token) * HEAD_DIM + channel;
+${
+  encoding === "f32"
+    ? "  return bitcast<f32>(blocks[block_at + at]);"
+    : `  let code = signed_bytes(blocks[block_at + at / 4u])[at % 4u];
+  return code * bitcast<f32>(blocks[block_at + (p.kv_head_count * 16u + kv_head) * HEAD_DIM + channel]);`
+}
+}`;
+}
 
 const WIDEN = /* wgsl */ `
   for (var i = lid; i < 4u * HEAD_DIM; i += 64u) {
@@ -163,7 +197,7 @@ const WIDEN = /* wgsl */ `
  * blocks u32, one part of the pool; summaries u32, one layer; tables as {@link seal}. Entries whose summary slot is -1 are skipped. One work
  * group a (sealed block, KV head): grid [sealed blocks, kvHeadCount]. 32 * headDim bytes of work group memory. Reference: summary-codec.ts.
  */
-export function summarize(kind: SummaryKind, encoding: KvEncoding, headDim: number): Kernel {
+export function summarize(kind: CentreRadiusKind, encoding: KvEncoding, headDim: number): Kernel {
   return {
     name: `summarize_${kind}_${encoding}_${headDim}`,
     params: SEAL_PARAMS,
@@ -178,15 +212,7 @@ var<workgroup> centre: array<f32, ${headDim * 4}>;
 var<workgroup> radius: array<f32, ${headDim * 4}>;
 var<workgroup> scales: array<f32, 8>;
 var<workgroup> broken: array<atomic<u32>, 4>;
-fn key(block_at: u32, kv_head: u32, token: u32, channel: u32) -> f32 {
-  let at = (kv_head * 64u + token) * HEAD_DIM + channel;
-${
-  encoding === "f32"
-    ? "  return bitcast<f32>(blocks[block_at + at]);"
-    : `  let code = signed_bytes(blocks[block_at + at / 4u])[at % 4u];
-  return code * bitcast<f32>(blocks[block_at + (p.kv_head_count * 16u + kv_head) * HEAD_DIM + channel]);`
-}
-}
+${sealedKey(encoding)}
 fn largest_centre(page: u32) -> f32 {
   var largest = 0.0;
   for (var i = page * HEAD_DIM; i < (page + 1u) * HEAD_DIM; i++) { largest = max(largest, abs(centre[i])); }

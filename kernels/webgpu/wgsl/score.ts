@@ -1,5 +1,5 @@
 /** Scores of selection: queries in 16 bits, raw scores of pages and of tokens. */
-import type { KvEncoding } from "../../contract.ts";
+import type { KvEncoding, SummaryKind } from "../../contract.ts";
 import { type Kernel, read, write } from "../kernel.ts";
 import { EXACT_DIVIDE, ROUNDED, SIGNED_BYTES } from "./exact-math.ts";
 import { UNIT, UNIT_FIELDS } from "./unit.ts";
@@ -50,6 +50,62 @@ fn queries_of(unit: Unit, chunk: u32) -> Queries {
 }
 `;
 
+/** Dots of SCORE_HEADS queries with the two vectors of a page's summary. `second`: what the second one meets. */
+function pageDots(second: "code" | "abs(code)"): string {
+  return /* wgsl */ `
+  var first_dots: array<i32, ${SCORE_HEADS}>;
+  var second_dots: array<i32, ${SCORE_HEADS}>;
+  for (var i = 0u; i < fours; i++) {
+    let first = signed_codes(summaries[page_at + i]);
+    let second = signed_codes(summaries[page_at + fours + i]);
+    for (var j = 0u; j < ${SCORE_HEADS}u; j++) {
+      let code = codes4(codes_at + min(j, queries.count - 1u) * p.head_dim + i * 4u);
+      first_dots[j] += dot(code, first);
+      second_dots[j] += dot(${second}, second);
+    }
+  }
+  let first_scale = bitcast<f32>(summaries[scales_at]);
+  let second_scale = bitcast<f32>(summaries[scales_at + 1u]);
+  for (var j = 0u; j < queries.count; j++) {
+    let query_scale = bitcast<f32>(scratch[p.scales_at + query + j]);
+    let first_part = rounded(rounded(query_scale * first_scale) * f32(first_dots[j]));
+    let reach = rounded(rounded(query_scale * second_scale) * bitcast<f32>(unit.radius_weight));
+    let score = first_part + rounded(reach * f32(second_dots[j]));
+    scratch[raw_at + j * unit.raw_stride] = bitcast<u32>(score);
+  }`;
+}
+
+/** Signs of eight channels lie in a byte of each token; four tokens are counted at a time, two of them in each half of a pair of words. */
+const SIGN_MATCHES = /* wgsl */ `
+  let scale = bitcast<f32>(summaries[scales_at]);
+  for (var j = 0u; j < queries.count; j++) {
+    var least = 255u;
+    for (var w = 0u; w < 4u; w++) {
+      var even = 0u;
+      var odd = 0u;
+      for (var chunk = 0u; chunk < p.head_dim / 8u; chunk++) {
+        let at = codes_at + j * p.head_dim + chunk * 8u;
+        let low = (vec4u(codes4(at)) >> vec4u(31u)) << vec4u(0u, 1u, 2u, 3u);
+        let high = (vec4u(codes4(at + 4u)) >> vec4u(31u)) << vec4u(4u, 5u, 6u, 7u);
+        let signs = low | high;
+        let byte = signs.x | signs.y | signs.z | signs.w;
+        let counts = byte_counts(summaries[page_at + chunk * 4u + w] ^ (byte * 0x01010101u));
+        even += counts & 0x00ff00ffu;
+        odd += (counts >> 8u) & 0x00ff00ffu;
+      }
+      least = min(least, min(min(even & 0xffffu, even >> 16u), min(odd & 0xffffu, odd >> 16u)));
+    }
+    let score = rounded(scale * f32(i32(p.head_dim) - i32(least)));
+    scratch[raw_at + j * unit.raw_stride] = bitcast<u32>(score);
+  }`;
+
+/** How a kind's summaries are scored; kinds of one form share a kernel. */
+function formOf(kind: SummaryKind): { form: string; score: string } {
+  if (kind === "sign-bits") return { form: "signs", score: SIGN_MATCHES };
+  if (kind === "representatives") return { form: "keys", score: pageDots("code") };
+  return { form: "bounds", score: pageDots("abs(code)") };
+}
+
 /**
  * Raw scores of pages, to the bit of `PageScorer`: integers, then each operation rounded.
  *
@@ -57,20 +113,27 @@ fn queries_of(unit: Unit, chunk: u32) -> Queries {
  * unit, queries ascending by (row, head). One thread a page, for a row and SCORE_HEADS heads: grid [ceil(pages / 64), chunks of queries, units].
  * Reference: score.ts.
  */
-export const SCORE_PAGES: Kernel = {
-  name: "score_pages",
-  params: {
-    ...{ head_count: "u32", kv_head_count: "u32", head_dim: "u32", units_at: "u32" },
-    ...{ codes_at: "u32", scales_at: "u32" },
-  },
-  bindings: { summaries: read("u32"), tables: read("u32"), scratch: write("u32") },
-  code: /* wgsl */ `
+export function scorePages(kind: SummaryKind): Kernel {
+  const { form, score } = formOf(kind);
+  return {
+    name: `score_pages_${form}`,
+    params: {
+      ...{ head_count: "u32", kv_head_count: "u32", head_dim: "u32", units_at: "u32" },
+      ...{ codes_at: "u32", scales_at: "u32" },
+    },
+    bindings: { summaries: read("u32"), tables: read("u32"), scratch: write("u32") },
+    code: /* wgsl */ `
 ${SIGNED_BYTES}
 ${ROUNDED}
 ${UNIT}
 ${QUERIES_OF_GROUP}
 fn codes4(at: u32) -> vec4i {
   return vec4i(vec4u(scratch[at], scratch[at + 1u], scratch[at + 2u], scratch[at + 3u]));
+}
+fn byte_counts(word: u32) -> u32 {
+  let pairs = word - ((word >> 1u) & 0x55555555u);
+  let fours = (pairs & 0x33333333u) + ((pairs >> 2u) & 0x33333333u);
+  return (fours + (fours >> 4u)) & 0x0f0f0f0fu;
 }
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
@@ -84,32 +147,15 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
   let page = unit.page_first + candidate;
   let slot = tables[unit.summary_slots_at + page / 4u];
   let head_at = (slot * p.kv_head_count + queries.kv_head) * (p.head_dim * 2u + 8u);
-  let centre_at = head_at + page % 4u * fours * 2u;
-  let codes_at = p.codes_at + query * p.head_dim;
-  var centre_dots: array<i32, ${SCORE_HEADS}>;
-  var radius_dots: array<i32, ${SCORE_HEADS}>;
-  for (var i = 0u; i < fours; i++) {
-    let centre = signed_codes(summaries[centre_at + i]);
-    let radius = signed_codes(summaries[centre_at + fours + i]);
-    for (var j = 0u; j < ${SCORE_HEADS}u; j++) {
-      let code = codes4(codes_at + min(j, queries.count - 1u) * p.head_dim + i * 4u);
-      centre_dots[j] += dot(code, centre);
-      radius_dots[j] += dot(abs(code), radius);
-    }
-  }
+  let page_at = head_at + page % 4u * fours * 2u;
   let scales_at = head_at + p.head_dim * 2u + page % 4u * 2u;
-  let centre_scale = bitcast<f32>(summaries[scales_at]);
-  let radius_scale = bitcast<f32>(summaries[scales_at + 1u]);
-  for (var j = 0u; j < queries.count; j++) {
-    let query_scale = bitcast<f32>(scratch[p.scales_at + query + j]);
-    let centre_part = rounded(rounded(query_scale * centre_scale) * f32(centre_dots[j]));
-    let reach = rounded(rounded(query_scale * radius_scale) * bitcast<f32>(unit.radius_weight));
-    let score = centre_part + rounded(reach * f32(radius_dots[j]));
-    scratch[unit.raw_at + (queries.query_first + j) * unit.raw_stride + candidate] = bitcast<u32>(score);
-  }
+  let codes_at = p.codes_at + query * p.head_dim;
+  let raw_at = unit.raw_at + queries.query_first * unit.raw_stride + candidate;
+${score}
 }
 `,
-};
+  };
+}
 
 /**
  * Raw scores q.k of the tokens of kept pages, against the decoded keys, in f32.

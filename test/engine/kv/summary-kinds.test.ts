@@ -89,6 +89,45 @@ describe("a resumed turn reads the summaries of one kind", () => {
   });
 });
 
+describe("kinds that an engine keeps when it is told to", () => {
+  const summaryKinds = ["centre-deviation", "representatives", "sign-bits"] as const;
+
+  it.each([
+    ["arkvale", "centre-deviation"],
+    ["infllm", "representatives"],
+    ["sign-hash", "sign-bits"],
+  ] as const)(
+    "%s: a cold engine reads %s, goes on as if it had computed all, and they are the same bytes",
+    async (policy, kind) => {
+      const selection: SelectionRequest = { policy, budgetTokens: 128, exact: true };
+      const store = new Watched();
+      const first = await openTestEngine({ store, summaryKinds });
+      const cold = await openTestEngine({ store, summaryKinds });
+      engines.push(first, cold);
+      const { session } = await turns({ engine: first, selections: [selection], flush: true });
+      store.asked = [];
+      const found = await as(session, selection).turn(cold, randomIds(9, 40), LOGPROBS);
+      expect(store.kinds()).toEqual([kind]);
+      expect(found.usage.recomputedTokens).toBe(0);
+      expect(found.usage.pagesSelected).toBeLessThan(found.usage.pagesInContext);
+      const expected = await as(session, selection).turn(first, randomIds(9, 40), LOGPROBS);
+      expect(found.logprobs).toEqual(expected.logprobs);
+      // Rebuilt from blocks where their objects are gone, they choose the same.
+      await store.drop(new RegExp(`/sum-${kind}/`));
+      const rebuilt = await openTestEngine({ store, summaryKinds });
+      engines.push(rebuilt);
+      const again = await as(session, selection).turn(rebuilt, randomIds(9, 40), LOGPROBS);
+      expect(again.logprobs).toEqual(expected.logprobs);
+    },
+  );
+
+  it("refuses a policy whose kind it does not keep", async () => {
+    const session = new TestSession("s", { policy: "sign-hash", budgetTokens: 128, exact: true });
+    const turn = session.turn(await open(new MemoryStore()), randomIds(3, 700), LOGPROBS);
+    await expect(turn).rejects.toThrow(/sign-hash needs sign-bits summaries, which this engine does not keep/);
+  });
+});
+
 describe("a turn that scores another kind than the one that found the blocks", () => {
   /** Two turns on a first engine, the third by min-max on a second one: its blocks hold min-max only; then the fourth by the other. */
   async function fourth(damage: (store: Watched) => Promise<void>) {

@@ -28,7 +28,7 @@ export function describeTraces(lane: Lane, count: number): void {
       let rowCount = 0;
       for (let step = 0; step < 4; step++) {
         const parts = sequences.flatMap(
-          (sequence) => randomPart(random, sequence, { position: done.get(sequence)!, mayRest: step > 0 }) ?? [],
+          (sequence) => randomPart(random, sequence, { position: done.get(sequence)!, mayRest: step > 0, shape }) ?? [],
         );
         if (parts.length === 0) continue;
         await twin.run(parts);
@@ -54,13 +54,17 @@ function randomShape(random: Random): StageShape {
     kvHeadCount,
     headDim: 4 * (1 + random.integer(6)),
     encoding: pick(random, ["f32", "int8"] as const),
-    summaryKinds: pick(random, [["min-max", "mean-deviation"] as const, ["mean-deviation", "min-max"] as const]),
+    summaryKinds: pick(random, [
+      ["min-max", "mean-deviation"],
+      ["mean-deviation", "min-max"],
+      ["representatives", "min-max", "centre-deviation"],
+    ] as const),
   };
 }
 
-function randomPlan(random: Random): SelectionPlan {
+function randomPlan(random: Random, { summaryKinds }: StageShape): SelectionPlan {
   const scorer: PageScorer = {
-    summary: pick(random, ["min-max", "mean-deviation"] as const),
+    summary: pick(random, summaryKinds),
     radiusWeight: pick(random, [0, 0.5, 1]),
   };
   const sizes = { budgetPages: random.integer(20), sinkPages: random.integer(4), recentPages: random.integer(5) };
@@ -76,7 +80,7 @@ function randomPlan(random: Random): SelectionPlan {
 function randomPart(
   random: Random,
   sequence: Sequence,
-  { position, mayRest }: { position: number; mayRest: boolean },
+  { position, mayRest, shape }: { position: number; mayRest: boolean; shape: StageShape },
 ): Part | undefined {
   const left = sequence.length - position;
   if (left === 0 || (mayRest && random.next() < 0.2)) return undefined;
@@ -87,5 +91,5 @@ function randomPart(
   for (let block = 0; block < Math.floor(position / 64); block++) {
     if (random.next() < 0.2) absent.push(random.next() < 0.5 ? { block } : { block, layer: 0 });
   }
-  return { sequence, position, rowCount, groupStarts, absent, plan: randomPlan(random) };
+  return { sequence, position, rowCount, groupStarts, absent, plan: randomPlan(random, shape) };
 }

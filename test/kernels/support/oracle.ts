@@ -53,7 +53,7 @@ export function plainOpen(shape: StageShape, bytes: Uint8Array, layer: number, t
   return { keys: part(0), values: part(1) };
 }
 
-/** What one page leaves: 8-bit codes, and the value of one unit of each vector's codes. */
+/** What one page leaves: 8-bit codes, and the value of one unit of each vector's codes (of other kinds: first and second vector). */
 export interface PlainSummary {
   centre: number[];
   radius: number[];
@@ -83,7 +83,11 @@ export function plainSummary(
  * A query against a page, by the contract's definition of a score. Sums of products of 16 and 8 bits are exact in f64. Returns a function, so
  * that a query is rounded once for many pages.
  */
-export function plainScorer(query: Float32Array, radiusWeight: number): (summary: PlainSummary) => number {
+export function plainScorer(
+  query: Float32Array,
+  radiusWeight: number,
+  kind: SummaryKind = "min-max",
+): (summary: PlainSummary) => number {
   const f32 = Math.fround;
   const unit = f32(Math.max(0, ...query.map(Math.abs)) / 32767);
   // Adding and taking away 1.5 * 2^52 leaves the nearest integer, ties to even.
@@ -91,12 +95,26 @@ export function plainScorer(query: Float32Array, radiusWeight: number): (summary
   const codes = Array.from(query, (value) =>
     unit === 0 ? 0 : Math.max(-32767, Math.min(32767, nearest(f32(value / unit)))),
   );
-  const magnitudes = codes.map(Math.abs);
+  const magnitudes = kind === "representatives" ? codes : codes.map(Math.abs);
   return (summary) => {
+    if (kind === "sign-bits") return f32(summary.centreScale * (query.length - plainMismatches(codes, summary)));
     const towards = f32(f32(unit * summary.centreScale) * f32(dot(codes, summary.centre)));
     const reachUnit = f32(f32(unit * summary.radiusScale) * f32(radiusWeight));
     return f32(towards + f32(reachUnit * f32(dot(magnitudes, summary.radius))));
   };
+}
+
+/** Of the page's tokens, how many signs differ from the query's for the one that has the fewest; at most 255. */
+function plainMismatches(queryCodes: readonly number[], { centre, radius }: PlainSummary): number {
+  const bytes = [...centre, ...radius];
+  const perToken = times(16, (token) =>
+    queryCodes.filter((code, channel) => {
+      const byte = (bytes[Math.floor(channel / 8) * 16 + token]! + 256) % 256;
+      const isKeyNegative = Math.floor(byte / 2 ** (channel % 8)) % 2 === 1;
+      return code < 0 !== isKeyNegative;
+    }),
+  );
+  return Math.min(255, ...perToken.map(({ length }) => length));
 }
 
 function times<T>(count: number, make: (index: number) => T): T[] {
@@ -222,7 +240,7 @@ export function scorePagesPlainly(
   rule: { scorer: { summary: SummaryKind; radiusWeight: number }; combine: "max" | "softmax-sum" },
 ): number[] {
   const raw = queries.map(({ vector, kvHead }) => {
-    const score = plainScorer(vector, rule.scorer.radiusWeight);
+    const score = plainScorer(vector, rule.scorer.radiusWeight, rule.scorer.summary);
     return pages.map((page) => score(memory.summary(rule.scorer.summary, kvHead, page)));
   });
   return rule.combine === "max"

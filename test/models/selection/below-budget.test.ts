@@ -1,12 +1,13 @@
 /** Whatever the selection, the model's shape, the batch and the chunks: below its budget it is dense, bit for bit. */
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { BLOCK_TOKENS, type Device } from "../../../kernels/contract.ts";
+import { BLOCK_TOKENS, type Device, SUMMARY_KINDS } from "../../../kernels/contract.ts";
 import { openDevice } from "../../../kernels/open.ts";
 import type { ModelConfig, ModelRunner } from "../../../models/contract.ts";
 import { openRunner } from "../../../models/open.ts";
 import { policyNamed } from "../../../models/selection/registry.ts";
 import { QuireError } from "../../../protocol/errors.ts";
+import { SELECTION_POLICIES } from "../../../protocol/selection.ts";
 import { selectionParts } from "../../protocol/arbitrary-selection.ts";
 import { Conversation, DENSE, poolCounts } from "../conversation.ts";
 import { seededTensors } from "../seeded-tensors.ts";
@@ -42,7 +43,7 @@ async function open(device: Device, heads: readonly [number, number], encoding: 
     config,
     source: seededTensors(config),
     encoding: "f32",
-    kv: { encoding, summaryKinds: ["min-max", "mean-deviation"], ...poolCounts(counts) },
+    kv: { encoding, summaryKinds: SUMMARY_KINDS, ...poolCounts(counts) },
     rowsMax,
   });
 }
@@ -59,7 +60,7 @@ async function traces(runner: ModelRunner, conversation: Conversation): Promise<
   return { sample: await conversation.probe([1]), blocks };
 }
 
-const selection = selectionParts(["streaming", "quest", "mean-deviation", "tokenselect"])
+const selection = selectionParts(SELECTION_POLICIES.filter((name) => name !== "dense"))
   .map((parts) => parts.flat().join("+"))
   .filter((text) => {
     try {

@@ -5,14 +5,18 @@ import { QuireError } from "../../../protocol/errors.ts";
 
 describe("selection policies", () => {
   it("are found by name, each once", () => {
-    expect([...POLICY_NAMES].sort()).toEqual(["dense", "mean-deviation", "quest", "streaming", "tokenselect"]);
+    expect([...POLICY_NAMES].sort()).toEqual([
+      ...["arkvale", "dense", "infllm", "mean-deviation", "quest", "sign-hash", "streaming", "tokenselect"],
+    ]);
     for (const name of POLICY_NAMES) expect(policyNamed(name).name).toBe(name);
     for (const policy of POLICY_NAMES.map(policyNamed)) expect([policy.groupTokens, policy.version]).toEqual([16, 1]);
   });
 
   it.each(["", "Quest", "toString", "__proto__"])("refuse the unknown name %j", (name) => {
     expect(() => policyNamed(name)).toThrow(QuireError);
-    expect(() => policyNamed(name)).toThrow(/dense, streaming, quest, mean-deviation, tokenselect/);
+    expect(() => policyNamed(name)).toThrow(
+      /dense, streaming, quest, mean-deviation, arkvale, infllm, sign-hash, tokenselect/,
+    );
   });
 
   it("plan a budget of 2048 tokens as their papers say", () => {
@@ -32,6 +36,27 @@ describe("selection policies", () => {
       scorer: meanDeviation,
       scope: "kv-head",
       combine: "softmax-sum",
+    });
+    expect(policyNamed("arkvale").plan(2048)).toEqual({
+      kind: "pages",
+      ...split,
+      scorer: { summary: "centre-deviation", radiusWeight: 1 },
+      scope: "kv-head",
+      combine: "max",
+    });
+    expect(policyNamed("infllm").plan(2048)).toEqual({
+      kind: "pages",
+      ...split,
+      scorer: { summary: "representatives", radiusWeight: 1 },
+      scope: "layer",
+      combine: "softmax-sum",
+    });
+    expect(policyNamed("sign-hash").plan(2048)).toEqual({
+      kind: "pages",
+      ...split,
+      scorer: { summary: "sign-bits", radiusWeight: 0 },
+      scope: "kv-head",
+      combine: "max",
     });
     expect(policyNamed("tokenselect").plan(2048)).toEqual({
       kind: "tokens",
