@@ -1,6 +1,8 @@
 /** Flags of the engine that `quire start` and `quire serve` share; start hands them on. */
 import { SUMMARY_KINDS, type SummaryKind } from "../kernels/contract.ts";
 import { BUDGET_TOKENS_MIN } from "../models/selection/policy.ts";
+import { RESUME_MODES } from "../protocol/generate.ts";
+import { SUMMARY_KIND_COUNT_MAX } from "../storage/geometry.ts";
 import { parseBudget, parseBytes, parseChoice, parseInteger, parseText } from "./flags.ts";
 import { UsageError } from "./usage-error.ts";
 
@@ -65,6 +67,20 @@ export const engineFlags = {
     placeholder: "TOKENS",
     env: "QUIRE_DEGRADED_BUDGET",
     parse: parseDegradedBudget,
+  },
+  resume: {
+    help: "how sessions come back from the store, for requests that do not say: lazy, full, recompute or auto (the quickest, as measured)",
+    placeholder: "MODE",
+    env: "QUIRE_RESUME",
+    fallback: "lazy",
+    parse: parseChoice(RESUME_MODES),
+  },
+  "fill-bytes": {
+    help: "bytes a second that streaming in behind a resumed turn may take of the store",
+    placeholder: "BYTES",
+    env: "QUIRE_FILL_BYTES",
+    fallback: "64M",
+    parse: parseBytes,
   },
 } as const;
 

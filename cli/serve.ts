@@ -95,7 +95,10 @@ function openServer(
     engineKey: values["engine-key"],
     edgeUrl: values.edge,
     publicUrl: values["public-url"],
-    settings: values["degraded-budget"] === undefined ? {} : { degradedBudgetTokens: values["degraded-budget"] },
+    settings: {
+      ...{ resume: values.resume, fillBytesPerS: values["fill-bytes"] },
+      ...(values["degraded-budget"] === undefined ? {} : { degradedBudgetTokens: values["degraded-budget"] }),
+    },
     onLoadProgress: loadReport(
       (line) => process.stderr.write(line),
       () => performance.now(),

@@ -6,6 +6,7 @@ import type { BlockFetcher } from "./kv/block-fetcher.ts";
 import type { OpenBlocks } from "./kv/open-blocks.ts";
 import type { SummarySupply } from "./kv/summary-supply.ts";
 import type { Persister } from "./persist/persister.ts";
+import type { CostModel } from "./schedule/cost-model.ts";
 import type { Clock, EngineLog, EngineSettings } from "./settings.ts";
 
 /** The parts an engine drives; see `open.ts`. */
@@ -34,6 +35,6 @@ export interface EngineStatus {
   heldBlockCount: number;
   heldSlotCount: number;
   draining: boolean;
-  /** What one more prompt token adds to a step, once steps have told. */
-  prefillMsPerToken: number | undefined;
+  /** What steps have told of their cost. */
+  cost: Pick<CostModel, "typicalRowMs" | "rowMs">;
 }

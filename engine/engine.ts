@@ -108,7 +108,7 @@ export class Engine {
       heldBlockCount: runner.pool.spec.blockCount - cache.freeDeviceBlockCount - cache.idleDeviceBlockCount,
       heldSlotCount: opens.takenCount,
       draining: this.#draining,
-      prefillMsPerToken: this.#cost.typicalRowMs,
+      cost: this.#cost,
     };
   }
 
@@ -349,16 +349,13 @@ export class Engine {
     if (result.checkpoint) {
       sequence.suspended = { planned, checkpoint: result.checkpoint };
       // The checkpoint may be of an earlier layer, whose choice this one takes over.
-      const layer = Math.min(...result.misses.map((miss) => miss.layer));
-      this.#residency.wait(
-        sequence,
-        missed.filter((item) => item.layer === layer),
-      );
-      void this.#residency.fetch(
-        sequence,
-        missed.filter((item) => item.layer !== layer),
-        "fill",
-      );
+      const first = Math.min(...result.misses.map((miss) => miss.layer));
+      const [needed, later] = [
+        missed.filter(({ layer }) => layer === first),
+        missed.filter(({ layer }) => layer > first),
+      ];
+      this.#residency.wait(sequence, needed);
+      void this.#residency.fetch(sequence, later, "fill");
       return;
     }
     sequence.heat.tick();

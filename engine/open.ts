@@ -83,6 +83,7 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
     gate: reads,
     clock,
     getMsMax,
+    fillBytesPerS: settings.fillBytesPerS,
     onFailure,
   });
   const supply = new SummarySupply({ store, pool, fetcher, gate: reads, geometry, clock, log, getMsMax });
@@ -117,6 +118,13 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
     log,
     getMsMax: settings.storeGetMsMax,
     missWaitMs: settings.missWaitMs,
+    resume: settings.resume,
+    speeds(attendedTokens) {
+      const { cost } = engine.status;
+      const isKnown = cost.typicalRowMs !== undefined;
+      return { store: store.times.speed, rowMs: isKnown ? cost.rowMs(attendedTokens) : undefined };
+    },
+    onResume: (sequence, usage) => engine.traces.resumeChosen(sequence, clock.nowMs(), usage),
     onManifest: (sequence, loaded) => {
       engine.traces.manifestRead(sequence, clock.nowMs(), loaded.manifest.tokenCount);
       persister.noteManifest(sequence, loaded);

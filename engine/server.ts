@@ -246,6 +246,7 @@ function sessionCalls(opened: OpenedEngine, store: PageStore, settings: EngineSe
 function heartbeat(opened: OpenedEngine, parts: Parts, url: string): EngineHeartbeat {
   const { settings, device, runner } = parts;
   const { status } = opened.engine;
+  const { typicalRowMs } = status.cost;
   return {
     engineId: settings.engineId,
     url,
@@ -261,7 +262,7 @@ function heartbeat(opened: OpenedEngine, parts: Parts, url: string): EngineHeart
     blockCount: status.blockCount,
     draining: status.draining,
     residentPrefixes: opened.residentPrefixes(),
-    ...(status.prefillMsPerToken === undefined ? {} : { prefillMsPerToken: status.prefillMsPerToken }),
+    ...(typicalRowMs === undefined ? {} : { prefillMsPerToken: typicalRowMs }),
     kvBytesPerToken: opened.kvBytesPerToken,
     waitingTokens: opened.engine.waitingTokens,
   };

@@ -1,5 +1,6 @@
 /** What an engine can be told. Every limit has a default here or in `protocol/limits.ts`. */
 import type { Calibration } from "../models/selection/calibration.ts";
+import type { ResumeMode } from "../protocol/generate.ts";
 import { LIMITS } from "../protocol/limits.ts";
 
 /** Limits and defaults of one engine. */
@@ -34,6 +35,10 @@ export interface EngineSettings {
   segmentTokens: number;
   /** What `auto` stands for on this model; undefined: nobody has measured it. */
   calibration?: Calibration;
+  /** How sessions come back from the page store, for requests that do not say. */
+  resume: ResumeMode;
+  /** What streams in behind a resumed turn may take of the store, bytes a second. */
+  fillBytesPerS: number;
   /** Default mode: how long the prompt of a resumed turn waits for missing pages before it goes on without them. */
   missWaitMs: number;
   storeGetMsMax: number;
@@ -60,6 +65,8 @@ export const ENGINE_DEFAULTS: Omit<EngineSettings, "engineId" | "modelId" | "con
   interTokenGrowthMax: 1.5,
   interTokenMsMin: 12,
   segmentTokens: 256,
+  resume: "lazy",
+  fillBytesPerS: 64 * 1024 * 1024,
   missWaitMs: 500,
   storeGetMsMax: LIMITS.storeGetMsMax,
   storePutMsMax: LIMITS.storePutMsMax,

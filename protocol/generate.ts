@@ -54,6 +54,14 @@ export interface SelectionRequest {
   exact: boolean;
 }
 
+/** How the KV of earlier turns comes back where it is in the page store only. */
+export const RESUME_MODES = ["lazy", "full", "recompute", "auto"] as const;
+/**
+ * `lazy`: summaries first, then what queries select, the rest behind it. `full`: all of it before the first step. `recompute`: from the log, as
+ * if nothing were stored. `auto`: whichever the engine expects to be the quickest.
+ */
+export type ResumeMode = (typeof RESUME_MODES)[number];
+
 /** How the next token is drawn; for the order of the steps see `SampleRow` in `kernels/contract.ts`. */
 export interface SamplingParams {
   /** 0 is greedy. */
@@ -106,6 +114,8 @@ export interface GenerateRequest {
   selection: SelectionRequest;
   /** Guess next tokens from the context and check several in one step; the text is the same. Absent: no. */
   speculation?: boolean | undefined;
+  /** Absent: the engine's setting. */
+  resume?: ResumeMode | undefined;
   /** -1, 0 (absent) or 1: higher goes first among the requests of one tenant. */
   priority?: number | undefined;
   /** From its arrival at the engine: without a first token by then it ends with `deadline_exceeded`. The earlier due goes first. */
@@ -175,6 +185,13 @@ export interface ReuseSource {
   store: number;
 }
 
+/** How a turn's session came back, and with `auto` what each way that could be predicted was expected to take. */
+export interface ResumeUsage {
+  mode: Exclude<ResumeMode, "auto">;
+  asked: ResumeMode;
+  predictedMs?: Partial<Record<Exclude<ResumeMode, "auto">, number>> | undefined;
+}
+
 /** What a turn really cost and really reused; counted, never estimated. */
 export interface EngineUsage {
   promptTokens: number;
@@ -182,6 +199,8 @@ export interface EngineUsage {
   /** Prompt tokens whose KV was reused. */
   cachedTokens: number;
   source: ReuseSource;
+  /** Where there were tokens of earlier turns to be had from the page store. */
+  resume?: ResumeUsage | undefined;
   /** Tokens of earlier turns whose KV had to be computed again from the log. */
   recomputedTokens: number;
   /** Read from the page store for this request before its first token, and in all. */

@@ -8,8 +8,8 @@ const SAMPLES_MAX = 128;
 const SAMPLES_MIN = 20;
 /** What a new sample weighs. */
 const WEIGHT = 0.2;
-/** A span of reading tells of the bandwidth when it moved so many bytes; a longer one is cut. */
-const SPAN_BYTES_MIN = 256 * 1024;
+/** Nothing is said of the bandwidth before so many bytes were read; a long span of reading counts in pieces of so many. */
+const KNOWN_BYTES_MIN = 32 * 1024;
 const SPAN_BYTES_MAX = 8 * 1024 * 1024;
 
 /** Reads of one class take about equally long. */
@@ -35,9 +35,11 @@ export class ReadTimes {
   readonly #latest = new Map<ReadClass, { ms: number[]; next: number; lateMs: number | undefined }>();
   #inFlight = 0;
   #latencyMs: number | undefined;
-  #bytesPerMs: number | undefined;
   #spanStartMs = 0;
   #spanBytes = 0;
+  /** Of spans that are over, the latest counting most: their bytes, and the time that these took beside the latency. */
+  #movedBytes = 0;
+  #movedMs = 0;
 
   /** Time after which 95 of 100 of the latest reads of a class had ended; undefined while too few have. */
   lateMs(kind: ReadClass): number | undefined {
@@ -49,8 +51,8 @@ export class ReadTimes {
 
   /** Undefined before enough was read to tell. */
   get speed(): StoreSpeed | undefined {
-    if (this.#latencyMs === undefined || this.#bytesPerMs === undefined) return undefined;
-    return { latencyMs: this.#latencyMs, bytesPerMs: this.#bytesPerMs };
+    if (this.#latencyMs === undefined || this.#movedBytes < KNOWN_BYTES_MIN) return undefined;
+    return { latencyMs: this.#latencyMs, bytesPerMs: this.#movedBytes / Math.max(0.01, this.#movedMs) };
   }
 
   /** A read begins. Returns how to say that it is over: with what came, or undefined where it failed or nobody waits for it any more. */
@@ -83,10 +85,9 @@ export class ReadTimes {
     this.#spanBytes += bytes;
     const isOver = this.#inFlight === 0;
     if (!isOver && this.#spanBytes < SPAN_BYTES_MAX) return;
-    if (this.#spanBytes >= SPAN_BYTES_MIN) {
-      const ms = Math.max(0.1, endMs - this.#spanStartMs - (this.#latencyMs ?? 0));
-      this.#bytesPerMs = blend(this.#bytesPerMs, this.#spanBytes / ms);
-    }
+    const ms = Math.max(0, endMs - this.#spanStartMs - (this.#latencyMs ?? 0));
+    this.#movedMs = this.#movedMs * (1 - WEIGHT) + ms;
+    this.#movedBytes = this.#movedBytes * (1 - WEIGHT) + this.#spanBytes;
     // What follows of a span that is cut waits for no latency: it is under way already.
     this.#spanStartMs = endMs - (this.#latencyMs ?? 0);
     this.#spanBytes = 0;

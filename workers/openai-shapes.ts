@@ -1,5 +1,5 @@
 /** OpenAI's response objects, to the letter; `usage.quire` is the one addition. */
-import type { EngineUsage } from "../protocol/generate.ts";
+import type { EngineUsage, ResumeUsage } from "../protocol/generate.ts";
 import type { TextLogprob, TurnUsage } from "./turn-job.ts";
 
 /** What all objects of one response share. */
@@ -104,6 +104,7 @@ export function modelBody(model: { id: string; createdS: number }): object {
 function engineBody(usage: EngineUsage): object {
   return {
     source: usage.source,
+    ...(usage.resume === undefined ? {} : { resume: resumeBody(usage.resume) }),
     recomputed_tokens: usage.recomputedTokens,
     bytes_before_first_token: usage.bytesBeforeFirstToken,
     bytes_fetched: usage.bytesFetched,
@@ -125,6 +126,10 @@ function engineBody(usage: EngineUsage): object {
     first_token_ms: usage.firstTokenMs,
     total_ms: usage.totalMs,
   };
+}
+
+function resumeBody({ mode, asked, predictedMs }: ResumeUsage): object {
+  return { mode, asked, ...(predictedMs === undefined ? {} : { predicted_ms: predictedMs }) };
 }
 
 function head(frame: ResponseFrame, object: string): object {

@@ -1,6 +1,6 @@
 /** What the Worker and a SessionLog say to each other about one turn: a job in, a stream of events out. */
 import type { ErrorCode } from "../protocol/errors.ts";
-import type { EngineUsage, SelectionRequest } from "../protocol/generate.ts";
+import type { EngineUsage, ResumeMode, SelectionRequest } from "../protocol/generate.ts";
 import type { ChatMessage } from "../tokenizer/contract.ts";
 
 /** Sampling as the client asked for it; what is absent follows the model's generation_config.json, then OpenAI's defaults. */
@@ -37,6 +37,8 @@ export interface TurnOptions {
   selection: SelectionRequest;
   /** `quire.speculation`: the engine may guess next tokens and check several at once. */
   speculation?: boolean;
+  /** `quire.resume`: how earlier turns come back from the page store; absent: the engine's setting. */
+  resume?: ResumeMode;
   /** Undefined: no logprobs; otherwise alternatives beside the chosen token. */
   topLogprobs?: number | undefined;
 }

@@ -9,6 +9,7 @@ import {
   type ResponseOptions,
   readChoiceCount,
   readResponse,
+  readResume,
   readSampling,
   readSelection,
   readSpeculation,
@@ -46,6 +47,7 @@ export function validateChat(body: Record<string, unknown>, context: ValidationC
     sampling: readSampling(fields, context.randomSeed),
     stopStrings: readStop(fields),
     ...readSpeculation(quire),
+    ...readResume(quire),
     selection: readSelection(quire, context.selectionDefaults),
     topLogprobs: readTopLogprobs(fields),
   };

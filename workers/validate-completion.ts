@@ -5,6 +5,7 @@ import {
   type ResponseOptions,
   readChoiceCount,
   readResponse,
+  readResume,
   readSampling,
   readSelection,
   readSpeculation,
@@ -43,6 +44,7 @@ export function validateCompletion(body: Record<string, unknown>, context: Valid
     sampling: readSampling(fields, context.randomSeed),
     stopStrings: readStop(fields),
     ...readSpeculation(quire),
+    ...readResume(quire),
     selection: readSelection(quire, context.selectionDefaults),
     topLogprobs: fields.number("logprobs", { min: 0, max: LOGPROBS_MAX, integer: true }),
   };

@@ -1,6 +1,12 @@
 /** Parameters that chat completions and completions share. */
 
-import { AUTO_SELECTION, BUDGET_TOKENS_DEFAULT, type SelectionRequest } from "../protocol/generate.ts";
+import {
+  AUTO_SELECTION,
+  BUDGET_TOKENS_DEFAULT,
+  RESUME_MODES,
+  type ResumeMode,
+  type SelectionRequest,
+} from "../protocol/generate.ts";
 import { LIMITS } from "../protocol/limits.ts";
 import { parseRequestedSelection } from "../protocol/selection.ts";
 import { asRecord, checkNumber, type Fields, invalid, invalidType } from "./fields.ts";
@@ -83,6 +89,18 @@ export function readChoiceCount(fields: Fields, sessionId: string | undefined): 
 /** Reads `quire.speculation`. */
 export function readSpeculation(quire: Fields | undefined): { speculation?: boolean } {
   return quire?.boolean("speculation") === true ? { speculation: true } : {};
+}
+
+/** Reads `quire.resume`. */
+export function readResume(quire: Fields | undefined): { resume?: ResumeMode } {
+  const value = quire?.string("resume");
+  if (value === undefined) return {};
+  const resume = RESUME_MODES.find((mode) => mode === value);
+  if (resume === undefined) {
+    const known = RESUME_MODES.map((mode) => `'${mode}'`).join(", ");
+    throw invalid("quire.resume", `Invalid value: '${value}'. Supported values are: ${known}.`);
+  }
+  return { resume };
 }
 
 /** The budget of a request that names none: with `auto` the engine chooses it, otherwise there has to be one. */

@@ -8,6 +8,8 @@ import {
   AUTO_SELECTION,
   type GenerateRequest,
   PROTOCOL_VERSION,
+  RESUME_MODES,
+  type ResumeMode,
   type SamplingParams,
   type SelectionRequest,
   type Span,
@@ -64,6 +66,7 @@ export function checkRequest(value: unknown, bounds: RequestBounds): GenerateReq
     sampling: checkSampling(fields.sampling, bounds.vocabularySize),
     selection: checkSelection(fields.selection),
     ...checkSpeculation(fields.speculation),
+    ...checkResume(fields.resume),
     ...optional(fields, "priority", -1, 1),
     ...optional(fields, "firstTokenMsMax", 1, LIMITS.turnMsMax),
     ...(top === undefined || top === null
@@ -225,6 +228,13 @@ function checkSpeculation(value: unknown): { speculation?: boolean } {
   if (value === undefined || value === null) return {};
   if (typeof value !== "boolean") refuse("quire.speculation", "must be true or false");
   return { speculation: value };
+}
+
+function checkResume(value: unknown): { resume?: ResumeMode } {
+  if (value === undefined || value === null) return {};
+  const mode = RESUME_MODES.find((known) => known === value);
+  if (mode === undefined) refuse("quire.resume", `must be one of ${RESUME_MODES.join(", ")}`);
+  return { resume: mode };
 }
 
 /** A whole number that may be absent. */

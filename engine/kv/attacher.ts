@@ -5,6 +5,7 @@
  */
 import { BLOCK_TOKENS, type KvPool, NOT_RESIDENT } from "../../kernels/contract.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
+import type { ResumeMode, ResumeUsage } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import type { PageStore } from "../../storage/contract.ts";
 import { type KvGeometry, type SummaryObjectKind, sameGeometry, summaryObjectKinds } from "../../storage/geometry.ts";
@@ -17,12 +18,13 @@ import { nextRows } from "../sequence/slice-planner.ts";
 import { countedReads, countFetch } from "../sequence/traffic.ts";
 import type { Clock, EngineLog } from "../settings.ts";
 import type { BlockCache, LogicalBlock } from "./block-cache.ts";
-import type { BlockFetcher } from "./block-fetcher.ts";
+import { allLayers, type BlockFetcher } from "./block-fetcher.ts";
 import { type BurstItem, burstOf, burstRanges } from "./first-burst.ts";
 import type { Gate } from "./gate.ts";
 import { agreement, type OpenBlock, type OpenBlocks } from "./open-blocks.ts";
-import { SpanList } from "./provenance.ts";
+import { DENSE, SpanList } from "./provenance.ts";
 import type { ReadAhead } from "./read-ahead.ts";
+import { chooseResume, type ResumeCost, type ResumeSpeeds } from "./resume-choice.ts";
 import type { StoredSegment } from "./stored-segment.ts";
 import type { SummarySupply } from "./summary-supply.ts";
 import { claimTail } from "./tail-parking.ts";
@@ -43,6 +45,12 @@ export interface AttacherOptions {
   log: EngineLog;
   getMsMax: number;
   missWaitMs: number;
+  /** For requests that do not say how their session comes back. */
+  resume: ResumeMode;
+  /** What store and prompt rows have been measured to take. */
+  speeds(attendedTokens: number): ResumeSpeeds;
+  /** Told how a session comes back. */
+  onResume(sequence: Sequence, usage: ResumeUsage): void;
   /** Told of every manifest that was read, so that the next commit can replace it. */
   onManifest(sequence: Sequence, loaded: { manifest: Manifest; etag: string }): void;
 }
@@ -96,13 +104,33 @@ export class Attacher {
       const manifest = await this.#manifest(sequence, sessionId);
       if (!manifest) return;
       const matching = matchingSegments(sequence, manifest);
+      const mode = this.#chooseResume(sequence, manifest);
+      if (mode === "recompute") return;
       sequence.hotBlocks = hotBlocksBelow(manifest, matching);
       sequence.heat.seed(sequence.hotBlocks);
-      this.#beginBurst(sequence, manifest, matching);
+      if (mode === "lazy") this.#beginBurst(sequence, manifest, matching);
       await Promise.all([this.#summaries(sequence, manifest, matching), this.#tail(sequence, manifest, matching)]);
     } catch (error) {
       log("attach.miss", { requestId: sequence.request.requestId, error: String(error) });
     }
+  }
+
+  #chooseResume(sequence: Sequence, manifest: Manifest): ResumeUsage["mode"] {
+    const { geometry, resume, speeds, onResume } = this.#options;
+    const contextTokens = sequence.tokenCount;
+    const tokenCount = Math.max(0, manifest.tokenCount - sequence.computedCount);
+    const blockCount = Math.ceil(tokenCount / BLOCK_TOKENS);
+    const { budgetTokens, policy } = sequence.selection;
+    const cost: ResumeCost = {
+      ...{ tokenCount, contextTokens, layerCount: geometry.layerCount },
+      blockBytes: blockCount * geometry.blockBytes * geometry.layerCount,
+      summaryBytes: blockCount * geometry.summaryBytes,
+      budgetTokens: policy === DENSE ? undefined : budgetTokens,
+    };
+    const usage = chooseResume(sequence.request.resume ?? resume, cost, speeds(contextTokens / 2));
+    sequence.usage.resume ??= usage;
+    onResume(sequence, sequence.usage.resume);
+    return sequence.usage.resume.mode;
   }
 
   async #manifest(sequence: Sequence, sessionId: string): Promise<Manifest | undefined> {
@@ -263,12 +291,15 @@ export class Attacher {
 
   /**
    * One parallel burst: what every query of the first step attends to (sinks and recent pages) in all layers, and of each layer the blocks
-   * that the last turn's queries chose most.
+   * that the last turn's queries chose most. A session that comes back as a whole: everything.
    */
   async #firstBurst(sequence: Sequence): Promise<void> {
     const { fetcher, geometry } = this.#options;
     const rows = nextRows(sequence, LIMITS.stepRowsMax);
-    if (rows && rows.plan.kind !== "dense" && !sequence.abortRequested) {
+    if (sequence.usage.resume?.mode === "full" && !sequence.abortRequested) {
+      const blocks = sequence.blocks.filter((block) => block !== undefined);
+      countFetch(sequence, await fetcher.fetch(allLayers(blocks), "demand"));
+    } else if (rows && rows.plan.kind !== "dense" && !sequence.abortRequested) {
       const wants = ({ index, layer }: BurstItem) => sequence.blocks[index]?.deviceBlocks[layer] === NOT_RESIDENT;
       const items = burstOf(sequence, { from: rows.from, blockEnd: sequence.blocks.length, geometry, wants });
       const blocks = items.map(({ index, layer }) => ({ block: sequence.blocks[index] as LogicalBlock, layer }));

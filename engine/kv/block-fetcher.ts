@@ -46,6 +46,8 @@ export interface BlockFetcherOptions {
   gate: Gate;
   clock: Clock;
   getMsMax: number;
+  /** What {@link BlockFetcher.fill} may take of the store. */
+  fillBytesPerS: number;
   /** Told why a read failed. */
   onFailure(segment: StoredSegment, cause: unknown): void;
 }
@@ -55,6 +57,8 @@ export class BlockFetcher {
   readonly #options: BlockFetcherOptions;
   readonly #inFlight = new Map<LogicalBlock, Map<number, Promise<void>>>();
   #lossNoticed = false;
+  /** When what was filled so far has used up its share of time. */
+  #fillFreeMs = 0;
 
   constructor(options: BlockFetcherOptions) {
     this.#options = options;
@@ -92,6 +96,38 @@ export class BlockFetcher {
     }
     await Promise.all(pending);
     return totals;
+  }
+
+  /** Brings every layer of these blocks that is in host memory, and nothing else. Never rejects. */
+  async promote(blocks: readonly LogicalBlock[]): Promise<void> {
+    await this.#fromHost(allLayers(blocks));
+  }
+
+  async #fromHost(items: readonly BlockLayer[]): Promise<void> {
+    const { cache, pool, clock, geometry } = this.#options;
+    const countMax = Math.max(1, Math.floor(HOST_BYTES_MAX / geometry.blockBytes));
+    for (let from = 0; from < items.length; from += countMax) {
+      if (from > 0) await clock.breathe(0);
+      for (const { block, layer } of items.slice(from, from + countMax)) {
+        // Whoever held it may have let go meanwhile, or another has brought it.
+        const bytes = block.host?.layers[layer];
+        if (!bytes || block.lost || block.refCount === 0 || block.deviceBlocks[layer] !== NOT_RESIDENT) continue;
+        pool.writeBlock(cache.allocateLayer(block, layer), bytes);
+      }
+    }
+  }
+
+  /** Brings all layers of these blocks, behind everything that a query asks for and at a bounded pace. Never rejects. */
+  async fill(blocks: readonly LogicalBlock[]): Promise<FetchTotals> {
+    const { clock, geometry, fillBytesPerS } = this.#options;
+    const absentCount = ({ deviceBlocks, residentLayerCount }: LogicalBlock) =>
+      deviceBlocks.length - residentLayerCount;
+    const layerCount = blocks.reduce((sum, block) => sum + absentCount(block), 0);
+    const nowMs = clock.nowMs();
+    const startMs = Math.max(nowMs, this.#fillFreeMs);
+    this.#fillFreeMs = startMs + (1000 * layerCount * geometry.blockBytes) / fillBytesPerS;
+    if (startMs > nowMs) await clock.sleep(startMs - nowMs);
+    return await this.fetch(allLayers(blocks.filter(({ refCount }) => refCount > 0)), "fill");
   }
 
   async #read(read: RangeRead, totals: FetchTotals): Promise<void> {

@@ -80,9 +80,16 @@ export class Residency {
   /** Streams in what is still in the store, behind everything that a query asks for, while the sequence runs. */
   async fillRest(sequence: Sequence): Promise<void> {
     const absent = sequence.blocks.filter((block): block is LogicalBlock => block !== undefined && !block.resident);
-    for (const block of absent.reverse()) {
+    // A segment at a time: neighbouring blocks of a layer are one read.
+    const segments = Map.groupBy(absent.reverse(), ({ stored }) => stored?.chain);
+    for (const blocks of segments.values()) {
       if (sequence.phase !== "running" && sequence.phase !== "waiting") return;
-      if (sequence.blocks[block.index] === block) await this.fetch(sequence, allLayers([block]), "fill");
+      const held = blocks.filter((block) => sequence.blocks[block.index] === block);
+      try {
+        countFetch(sequence, await this.#options.fetcher.fill(held));
+      } catch (error) {
+        this.#options.fail(sequence, error);
+      }
     }
   }
 }

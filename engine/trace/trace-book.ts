@@ -2,7 +2,7 @@
  * Traces of the latest requests: what happened to each and when, without a word of it. A ring: the oldest trace goes when a new one comes, and one
  * trace holds so many events; decode steps are written as runs.
  */
-import type { RequestTrace, TraceEvent } from "../../protocol/generate.ts";
+import type { RequestTrace, ResumeUsage, TraceEvent } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import type { EngineObserver } from "../observer.ts";
 import type { PlannedPart } from "../schedule/step-planner.ts";
@@ -67,6 +67,12 @@ export class TraceBook implements EngineObserver {
   /** The session's manifest was read from the store; summaries and tail follow. No listener's event: only a trace needs it. */
   manifestRead(sequence: Sequence, nowMs: number, tokenCount: number): void {
     this.#add(sequence, nowMs, "manifest", { tokenCount });
+  }
+
+  /** How the session comes back was decided; with `auto` by these expectations. */
+  resumeChosen(sequence: Sequence, nowMs: number, { mode, predictedMs = {} }: ResumeUsage): void {
+    const fields = Object.entries(predictedMs).map(([way, ms]) => [`${way}Ms`, ms]);
+    this.#add(sequence, nowMs, `resume ${mode}`, Object.fromEntries(fields));
   }
 
   attached(sequence: Sequence, nowMs: number): void {

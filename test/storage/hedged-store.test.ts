@@ -159,7 +159,7 @@ describe("read times", () => {
     { latencyMs: 5, bytesPerMs: 25_000 },
     { latencyMs: 0.2, bytesPerMs: 2_000_000 },
   ])("finds latency and bandwidth of a link of %j", (link) => {
-    expect(replay(link, small).speed).toBeUndefined();
+    expect(replay(link, small.slice(0, 2)).speed, "two small reads tell too little").toBeUndefined();
     for (const parallel of [1, 16]) {
       const large = Array.from({ length: 200 / parallel }, () => Array<number>(parallel).fill(300_000));
       const { speed } = replay(link, [...small, ...large]);

@@ -317,6 +317,7 @@ export class TurnRunner {
       },
       selection: job.selection,
       ...(job.speculation ? { speculation: true } : {}),
+      ...(job.resume ? { resume: job.resume } : {}),
       topLogprobs: job.topLogprobs,
     };
   }

@@ -56,6 +56,7 @@ beforeEach(() => {
     gate: new Gate(4, 2),
     clock: systemClock,
     getMsMax: 50,
+    fillBytesPerS: 16 * GEOMETRY.blockBytes * 10,
     onFailure: (_segment, cause) => void failures.push(String(cause)),
   });
 });
@@ -96,6 +97,26 @@ function expectRight(block: LogicalBlock): void {
   expect(block.resident).toBe(true);
   for (const [layer, id] of block.deviceBlocks.entries()) expect(written.get(id)).toEqual(bytesOf(block.index, layer));
 }
+
+describe("filling", () => {
+  it("keeps to its pace, whoever asks, and demands do not wait for it", async () => {
+    const groups = [await segment(0), await segment(1), await segment(2)];
+    const startMs = performance.now();
+    const done: number[] = [];
+    const fills = groups.map(async (blocks) => {
+      const totals = await fetcher.fill(blocks);
+      done.push(performance.now() - startMs);
+      return totals;
+    });
+    // A segment is 8 blocks of one layer: 160 of them a second are 50 ms for each but the first.
+    await fetcher.fetch(all((groups[2] as LogicalBlock[]).slice(0, 1)), "demand");
+    expect(performance.now() - startMs).toBeLessThan(45);
+    expect((await Promise.all(fills)).map(({ blocks }) => blocks)).toEqual([8, 8, 6]);
+    expect(done[1]).toBeGreaterThanOrEqual(49);
+    expect(done[2]).toBeGreaterThanOrEqual(99);
+    for (const block of groups.flat()) expectRight(block);
+  });
+});
 
 describe("reads", () => {
   it("join neighbours of one layer and segment, and bring each block to its place", async () => {
