@@ -3,7 +3,6 @@ import { SUMMARY_KINDS, type SummaryKind } from "../kernels/contract.ts";
 import { BUDGET_TOKENS_MIN } from "../models/selection/policy.ts";
 import { RESUME_MODES } from "../protocol/generate.ts";
 import { SUMMARY_KIND_COUNT_MAX } from "../storage/geometry.ts";
-import { SUMMARY_KIND_COUNT_MAX } from "../storage/geometry.ts";
 import { parseBudget, parseBytes, parseChoice, parseInteger, parseText } from "./flags.ts";
 import { UsageError } from "./usage-error.ts";
 
