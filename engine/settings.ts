@@ -81,6 +81,8 @@ export const ENGINE_DEFAULTS: Omit<EngineSettings, "engineId" | "modelId" | "con
 /** Time, injected so that the engine runs in a simulation. */
 export interface Clock {
   nowMs(): number;
+  /** Milliseconds since 1970, for what is written down. */
+  wallMs(): number;
   sleep(ms: number): Promise<void>;
   /** Lets I/O run for at least so long. */
   breathe(ms: number): Promise<void>;
@@ -91,6 +93,7 @@ export interface Clock {
 /** The machine's monotonic clock. */
 export const systemClock: Clock = {
   nowMs: () => performance.now(),
+  wallMs: () => Date.now(),
   sleep: (ms) => new Promise((resolve) => setTimeout(resolve, ms)),
   async breathe(ms) {
     const untilMs = performance.now() + ms;

@@ -168,7 +168,7 @@ export class CommitQueue {
   }
 
   #header(snapshot: TurnSnapshot): Omit<Manifest, "generation" | "summaries" | "tail"> {
-    const { geometry, modelFingerprint, numericsId } = this.#options;
+    const { clock, geometry, modelFingerprint, numericsId } = this.#options;
     return {
       formatVersion: MANIFEST_FORMAT_VERSION,
       layoutVersion: LAYOUT_VERSION,
@@ -188,7 +188,7 @@ export class CommitQueue {
         objectBytes,
       })),
       hotBlocks: snapshot.hotBlocks,
-      updatedMs: Date.now(),
+      updatedMs: clock.wallMs(),
     };
   }
 

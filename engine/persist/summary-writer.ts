@@ -6,9 +6,10 @@
 import { assert } from "../../protocol/assert.ts";
 import { StoreError } from "../../storage/contract.ts";
 import { envelopeDigest } from "../../storage/envelope.ts";
-import { type SummaryObjectKind, summaryObjectKinds } from "../../storage/geometry.ts";
+import { BLOCK_TOKENS, type SummaryObjectKind, summaryObjectKinds } from "../../storage/geometry.ts";
 import type { ObjectKeys } from "../../storage/keys.ts";
 import type { SummaryRef } from "../../storage/manifest.ts";
+import { decodeSegment } from "../../storage/segment.ts";
 import {
   compactSummaries,
   decodeSummaryObject,
@@ -16,6 +17,7 @@ import {
   type SegmentSummary,
   type SummaryObject,
 } from "../../storage/summary-object.ts";
+import { rebuildSummary } from "../kv/rebuild-summary.ts";
 import type { StoredSegment } from "../kv/stored-segment.ts";
 import type { PersisterOptions } from "./persister-options.ts";
 import { retried } from "./retry.ts";
@@ -25,7 +27,7 @@ const COMPACT_TOKENS = 4096;
 /**
  * Makes sure that the summaries of all segments are stored; returns objects that cover exactly them, kind by kind, in order.
  * @param own objects of the session's last manifest, preferred to those of sessions that share its segments
- * @throws {Error} when a put fails, or an object that holds summaries is gone; its segments are marked to be written anew.
+ * @throws {Error} when a put fails, or summaries can be had neither from their object nor from the segment, which is then marked to be put anew.
  */
 export async function writeSummaries(
   options: PersisterOptions,
@@ -143,21 +145,50 @@ class SummaryWriter {
     return ref;
   }
 
+  /** Slots that are not written yet, else those of the object that holds them, else made again from the segment. */
   async #slotsOf(segment: StoredSegment): Promise<Uint8Array> {
     const slots = segment.slots.get(this.#kind);
     if (slots) return slots;
-    const ref = segment.summaries.get(this.#kind);
-    assert(ref, "a stored segment has its summaries in memory or in the store");
     try {
-      const object = await this.#get(ref);
-      const found = object.segments.find((summary) => summary.chain === segment.chain);
-      if (!found) throw new Error("a summary object does not hold its segment");
-      return found.slots;
+      return await this.#storedSlots(segment);
+    } catch (error) {
+      if (error instanceof StoreError) throw error;
+      this.#options.log("persist.summary-lost", { objectKey: segment.objectKey, error: String(error) });
+    }
+    try {
+      return await this.#rebuiltSlots(segment);
     } catch (error) {
       // The next turn puts the segment again, from its blocks, with summaries of their own.
       if (!(error instanceof StoreError)) segment.damaged = true;
       throw error;
     }
+  }
+
+  async #storedSlots(segment: StoredSegment): Promise<Uint8Array> {
+    const ref = segment.summaries.get(this.#kind);
+    assert(ref, "a stored segment has its summaries in memory or in the store");
+    const object = await this.#get(ref);
+    const found = object.segments.find((summary) => summary.chain === segment.chain);
+    if (!found) throw new Error("a summary object does not hold its segment");
+    return found.slots;
+  }
+
+  /** From the segment's own bytes, which are read whole and verified: what sealing its blocks has written. */
+  async #rebuiltSlots({ objectKey, objectOffset, objectBytes, chain, fromToken }: StoredSegment): Promise<Uint8Array> {
+    const kind = this.#kind;
+    if (kind === "none") return new Uint8Array(0);
+    const { store, gate, geometry, clock, putMsMax } = this.#options;
+    const range = { offset: objectOffset, bytes: objectBytes };
+    const object = await gate.run("demand", () => store.get(objectKey, { range, signal: clock.deadline(putMsMax) }));
+    if (!object) throw new Error("a segment is gone");
+    const segment = decodeSegment(object.bytes, { geometry, chain, fromToken });
+    const blockCount = geometry.segmentTokens / BLOCK_TOKENS;
+    const slots = new Uint8Array(blockCount * geometry.summaryBytes);
+    for (let index = 0; index < blockCount; index++) {
+      const layers = Array.from({ length: geometry.layerCount }, (_, layer) => segment.block(layer, index).slice());
+      slots.set(rebuildSummary(geometry, kind, layers), index * geometry.summaryBytes);
+    }
+    return slots;
   }
 
   async #compact(group: readonly SummaryRef[]): Promise<SummaryRef[]> {

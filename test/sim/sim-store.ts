@@ -148,7 +148,9 @@ export class SimStore {
       const result = await this.#inner.put(key, content, condition === undefined ? {} : { condition });
       if (result.outcome !== "stored") return result;
       this.#before.set(key, before);
-      const misread = this.#misread.delete(key);
+      const misread = this.#misread.has(key);
+      // Written again as it was, it has the same etag: whoever misread it may still replace it.
+      if (before?.etag !== result.etag) this.#misread.delete(key);
       if (content.byteLength === bytes.byteLength) {
         this.#onChange({ key, before: before?.bytes, after: content, misread });
       }

@@ -118,6 +118,7 @@ export class VirtualProcess {
 
   readonly clock: Clock = {
     nowMs: () => this.#time.nowMs,
+    wallMs: () => Math.floor(this.#time.nowMs),
     sleep: (ms) => this.await(this.#time.sleep(ms)),
     breathe: (ms) => this.await(this.#time.sleep(ms)),
     deadline: (ms) => {

@@ -32,6 +32,9 @@ export class FakeClock {
   nowMs(): number {
     return this.ms;
   }
+  wallMs(): number {
+    return this.ms;
+  }
   async sleep(ms: number): Promise<void> {
     this.sleeps.push(ms);
     this.ms += ms;

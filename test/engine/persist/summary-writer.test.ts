@@ -1,8 +1,10 @@
 import { expect, it } from "vitest";
+import { rebuildSummary } from "../../../engine/kv/rebuild-summary.ts";
 import type { StoredSegment } from "../../../engine/kv/stored-segment.ts";
 import { writeSummaries } from "../../../engine/persist/summary-writer.ts";
 import type { SummaryRef } from "../../../storage/manifest.ts";
 import { MemoryStore } from "../../../storage/memory-store.ts";
+import { decodeSegment } from "../../../storage/segment.ts";
 import { decodeSummaryObject } from "../../../storage/summary-object.ts";
 import { CommitWorld, GEOMETRY } from "./commit-world.ts";
 
@@ -108,19 +110,39 @@ it("compacts a whole run of 4,096 tokens to one object, which goes on being used
   expect(store.overwritten).toEqual([]);
 });
 
-it("writes the summaries of a segment that was put again anew", async () => {
+it("makes summaries whose object is gone again from their segment", async () => {
   const store = new Remembering();
   const world = new CommitWorld(store);
   const first = await world.turn("a", 256);
   await world.push(first);
-  const lostKey = (await world.readAll()).summaries[0]!.objectKey;
-  await store.delete([lostKey]);
+  const [lost] = (await world.readAll()).summaries;
+  await store.delete([lost!.objectKey]);
+  // Others of the same object, which is not used any more: segment 0 needs one of its own.
   const again = await world.turn("a", 256);
   await world.push(await world.turn("a", 300, { known: [...first.segments.slice(0, 1), ...again.segments.slice(1)] }));
-  // Segment 0 cannot be had from the store any more: the commit fails, and asks for it to be put again.
-  expect(world.logged).toEqual(["persist.commit-failed"]);
+  expect(world.logged).toEqual(["persist.summary-lost"]);
+  const { summaries, tokenCount } = await world.readAll();
+  expect(tokenCount).toBe(300);
+  const ref = summaries.find(({ fromToken, kind }) => fromToken === 0 && kind === lost!.kind)!;
+  const object = decodeSummaryObject((await store.get(ref.objectKey))!.bytes, { sha256: ref.sha256 });
+  const { block } = decodeSegment((await store.get(first.segments[0]!.objectKey))!.bytes);
+  const layers = [0, 1].map((layer) => block(layer, 0).slice());
+  expect(object.segments[0]!.slots).toEqual(rebuildSummary(GEOMETRY, "min-max", layers));
+});
+
+it("asks for a segment to be put again whose summaries and bytes are both gone", async () => {
+  const store = new Remembering();
+  const world = new CommitWorld(store);
+  const first = await world.turn("a", 256);
+  await world.push(first);
+  await store.delete([(await world.readAll()).summaries[0]!.objectKey]);
+  const again = await world.turn("a", 256);
+  await store.delete([first.segments[0]!.objectKey]);
+  await world.push(await world.turn("a", 300, { known: [...first.segments.slice(0, 1), ...again.segments.slice(1)] }));
+  expect(world.logged).toEqual(["persist.summary-lost", "persist.commit-failed"]);
   expect(first.segments[0]!.damaged).toBe(true);
-  await world.push(await world.turn("a", 300, { known: again.segments }));
+  const whole = await world.turn("a", 300);
+  await world.push(whole);
   expect((await world.readAll()).tokenCount).toBe(300);
 });
 
