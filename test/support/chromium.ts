@@ -88,7 +88,7 @@ async function debuggingPort(child: ChildProcess, gone: Promise<void>): Promise<
       if (port !== undefined) resolve(Number(port));
     });
   });
-  const late = new Promise<undefined>((resolve) => setTimeout(resolve, START_MS_MAX).unref());
+  const late = new Promise<undefined>((resolve) => setTimeout(() => resolve(undefined), START_MS_MAX).unref());
   return Promise.race([found, gone.then(() => undefined), late]);
 }
 
