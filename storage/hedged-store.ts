@@ -17,7 +17,7 @@ const ABSENT_COUNT_MAX = 4096;
 /** The time that it works with. */
 export interface HedgeClock {
   nowMs(): number;
-  /** A signal that fires after so long. */
+  /** A signal that fires after so many whole milliseconds. */
   deadline(ms: number): AbortSignal;
 }
 
@@ -116,7 +116,7 @@ export class HedgedStore implements PageStore {
         );
       };
       settle(first, () => second);
-      const late = this.#options.clock.deadline(Math.max(LATE_MS_MIN, lateMs));
+      const late = this.#options.clock.deadline(Math.max(LATE_MS_MIN, Math.ceil(lateMs)));
       late.addEventListener("abort", () => {
         if (isOver || options.signal?.aborted || this.#saved < 1) return;
         this.#saved -= 1;

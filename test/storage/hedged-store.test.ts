@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import { systemClock } from "../../engine/settings.ts";
 import type { GetOptions, StoreObject } from "../../storage/contract.ts";
 import { StoreError } from "../../storage/contract.ts";
 import { HedgedStore } from "../../storage/hedged-store.ts";
@@ -123,6 +124,23 @@ describe("a hedged store", () => {
     expect((await run(store.get(absent)))?.bytes).toHaveLength(3);
     for (let read = 0; read < 2; read++) await run(store.get(MANIFEST));
     expect(inner.reads).toHaveLength(5);
+  });
+
+  it("works on the machine's clock, whose times are no whole numbers", async () => {
+    const inner = new MemoryStore();
+    await inner.put(SEGMENT, new Uint8Array(64));
+    let readMs = 12;
+    const slow = Object.assign(Object.create(inner) as MemoryStore, {
+      async get() {
+        await new Promise((resolve) => setTimeout(resolve, readMs));
+        return await inner.get(SEGMENT);
+      },
+    });
+    const store = new HedgedStore(slow, { clock: systemClock, hedgeShareMax: 0.5, absentMs: 0 });
+    for (let read = 0; read < 20; read++) await store.get(SEGMENT);
+    readMs = 60;
+    expect((await store.get(SEGMENT))?.bytes).toHaveLength(64);
+    expect(store.counts.hedges).toBeGreaterThan(0);
   });
 
   it("passes the caller's own abort on", async () => {
