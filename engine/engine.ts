@@ -24,6 +24,7 @@ import { WaitingQueue } from "./schedule/waiting-queue.ts";
 import { describeError, lateness } from "./sequence/endings.ts";
 import type { PlannedSlice } from "./sequence/planned-slice.ts";
 import { Residency } from "./sequence/residency.ts";
+import { collectChoice } from "./sequence/runs.ts";
 import { sampleParams, samplesOf, takeSample } from "./sequence/sampling.ts";
 import { blocksOf, Sequence, type SequenceSink } from "./sequence/sequence.ts";
 import { commitSlice, discardSlice, fillTables, planSlice, rowNeeds } from "./sequence/slice-planner.ts";
@@ -346,6 +347,7 @@ export class Engine {
     const missed = this.#missedBlocks(sequence, result.misses);
     // A step that is void goes on from its checkpoint's layer, and reports those layers then.
     if (result.chosenBlocks) sequence.heat.observe(result.chosenBlocks, result.checkpoint?.layer);
+    collectChoice(planned, result);
     if (result.checkpoint) {
       sequence.suspended = { planned, checkpoint: result.checkpoint };
       // The checkpoint may be of an earlier layer, whose choice this one takes over.

@@ -210,6 +210,19 @@ export interface StepSlice {
   /** First row of each query group, ascending, starting with 0. Rows of a group share a selection. Decode: [0]. */
   groupStarts: Int32Array;
   plan: SelectionPlan;
+  /**
+   * Which rows of a group choose for it: all of them together, or only the first. With `first` (page plans only; a group then lies in one page)
+   * a group may be computed row by row in several steps, with the same bits as in one: its first row needs none of the others, and these
+   * follow by {@link choice}. Absent: `all`.
+   */
+  voters?: "all" | "first";
+  /**
+   * With `voters: "first"`: the first group's first row was computed in an earlier step, and this is what `StepReadback.choices` gave for it then.
+   * The group takes it over and scores nothing. Every row of a page has the same forced pages, so the choice is whole. Not kept.
+   */
+  choice?: Uint8Array;
+  /** With `voters: "first"`: ask for {@link StepReadback.choices} of this slice. */
+  reportChoice?: boolean;
   /** Ask for {@link StepReadback.chosenBlocks} of this slice. */
   reportBlocks?: boolean;
 }
@@ -292,6 +305,13 @@ export interface StepReadback {
    * token, or a kept page that missed. For the hot set, prefetch and eviction.
    */
   chosenBlocks?: (Uint32Array | undefined)[];
+  /**
+   * One per slice, undefined for a slice that did not ask (`reportChoice`) or where no layer selected; absent where all are. What the slice's last
+   * group attends to before its own block, forced pages and chosen ones, resident or not: bytes `[layerCount][choiceCount][blockCount]`, bit i of byte b: page i of
+   * logical block b; blockCount = floor(position of the last row / 64), choiceCount 1 where one choice serves all KV heads, else
+   * kvHeadCount (`choiceShape` in choice.ts). 0 for layers that attend to everything or did not select, and where the budget reaches.
+   */
+  choices?: (Uint8Array | undefined)[];
 }
 
 /**

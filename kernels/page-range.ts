@@ -46,6 +46,12 @@ export interface StepGroup {
   group: QueryGroup;
   /** Row of the step, not of the slice. */
   firstRow: number;
+  /** Rows that choose for the group, from its first on. */
+  voterCount: number;
+  /** What an earlier step chose for it: it scores nothing. */
+  given: Uint8Array | undefined;
+  /** Whether the step is asked for what this group attends to. */
+  isReported: boolean;
 }
 
 /** The query groups of all slices, ascending by (slice, group). */
@@ -54,8 +60,13 @@ export function groupsOfStep(slices: readonly StepSlice[]): StepGroup[] {
   return slices.flatMap((slice, sliceIndex) => {
     const stepRow = sliceRow;
     sliceRow += slice.rowCount;
-    return queryGroups(slice).map((group, groupIndex) => {
-      return { slice, sliceIndex, groupIndex, group, firstRow: stepRow + group.firstRow };
+    return queryGroups(slice).map((group, groupIndex, { length }): StepGroup => {
+      return {
+        ...{ slice, sliceIndex, groupIndex, group, firstRow: stepRow + group.firstRow },
+        voterCount: slice.voters === "first" ? 1 : group.rowCount,
+        given: groupIndex === 0 ? slice.choice : undefined,
+        isReported: slice.reportChoice === true && groupIndex === length - 1,
+      };
     });
   });
 }

@@ -1,10 +1,12 @@
 /** Checks of what a caller hands to a device. All of them are programmer's errors, found before memory is touched. */
 import { assert } from "../protocol/assert.ts";
+import { choiceShape } from "./choice.ts";
 import {
   BLOCK_TOKENS,
   type KvPoolSpec,
   MATRIX_ROW_GROUP,
   NOT_RESIDENT,
+  PAGE_TOKENS,
   PAGES_PER_BLOCK,
   type SelectionPlan,
   type StepSlice,
@@ -58,7 +60,24 @@ export function assertSlices(slices: readonly StepSlice[]): void {
       assert(start < end, fail("groupStarts must ascend and stay below rowCount"));
     }
     assertPlan(slice.plan, fail);
+    assertVoters(slice, fail);
   });
+}
+
+/** Where only first rows choose, the rows of a group must have the same forced pages, and tokens are no choice of pages. */
+function assertVoters(slice: StepSlice, fail: (message: string) => string): void {
+  const { voters = "all", choice, reportChoice = false, plan, position } = slice;
+  if (voters === "all") {
+    assert(choice === undefined && !reportChoice, fail('a choice is given or reported with voters "first" only'));
+    return;
+  }
+  assert(plan.kind === "pages", fail('voters "first" need a plan that chooses pages'));
+  for (const { positionFirst, positionLast } of queryGroups(slice)) {
+    const isOnePage = Math.floor(positionFirst / PAGE_TOKENS) === Math.floor(positionLast / PAGE_TOKENS);
+    assert(isOnePage, fail('with voters "first" a group lies in one page'));
+  }
+  const isInside = position % PAGE_TOKENS !== 0;
+  assert(choice === undefined || isInside, fail("a choice is given to rows of a page that was begun"));
 }
 
 function assertPlan(plan: SelectionPlan, fail: (message: string) => string): void {
@@ -108,6 +127,9 @@ export function assertSlicesFit(spec: KvPoolSpec, slices: readonly StepSlice[]):
       }
     }
     assertSummaries(spec, slice, fail);
+    if (slice.choice === undefined || slice.plan.kind === "dense") return;
+    const { bytes } = choiceShape(spec, slice.plan, slice.position);
+    assert(slice.choice.length === bytes, fail(`a choice here has ${bytes} bytes, not ${slice.choice.length}`));
   });
 }
 
@@ -124,7 +146,8 @@ function assertSummaries(spec: KvPoolSpec, slice: StepSlice, fail: (message: str
   if (plan.kind === "dense" || plan.scorer === undefined) return;
   let candidateEnd = 0;
   let candidateStart = Number.POSITIVE_INFINITY;
-  for (const group of queryGroups(slice)) {
+  for (const [index, group] of queryGroups(slice).entries()) {
+    if (index === 0 && slice.choice !== undefined) continue;
     const range = pageRange(plan, group);
     if (!needsPageScores(plan, range)) continue;
     candidateStart = Math.min(candidateStart, range.sinkEnd);

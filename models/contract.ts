@@ -85,6 +85,11 @@ export interface SequenceResult {
   checkpoint?: Checkpoint;
   /** As `StepReadback.chosenBlocks`, where the slice asked for it; of the layers that ran in this call. */
   chosenBlocks?: Uint32Array;
+  /**
+   * As `StepReadback.choices`, where the slice asked for it; of the layers that ran in this call. Whole only where a row of the step was sampled:
+   * else the last layer chooses nothing.
+   */
+  choice?: Uint8Array;
   /** Of the layers that ran in this call: a step that was void and went on from a layer has read that layer twice. */
   traffic: SliceTraffic;
 }

@@ -121,7 +121,12 @@ function results(
   return sequences.map(({ exact }, index) => {
     const misses = readback.misses.filter((miss) => miss.sliceIndex === index);
     const chosenBlocks = readback.chosenBlocks?.[index];
-    const shared = { misses, traffic: readback.traffic[index]!, ...(chosenBlocks && { chosenBlocks }) };
+    const choice = readback.choices?.[index];
+    const shared = {
+      ...{ misses, traffic: readback.traffic[index]! },
+      ...(chosenBlocks && { chosenBlocks }),
+      ...(choice && { choice }),
+    };
     if (exact && misses.length > 0) {
       const first = misses.reduce((a, b) => (b.layer < a.layer ? b : a)).layer;
       return { ...shared, checkpoint: keeper.take(index, first) };

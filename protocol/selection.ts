@@ -30,8 +30,11 @@ export const SELECTION_POLICIES = [
   "tokenselect",
 ] as const satisfies readonly SelectionPolicyName[];
 
-/** What may stand in the place of an argument: one of some words, or a number (a whole multiple of `step`, where there is one). */
-export type ArgumentRule = { words: readonly string[] } | { min: number; max: number; step?: number };
+/** What may stand in the place of an argument: one of some words, one of some numbers, or any number (a whole multiple of `step`, where there is one). */
+export type ArgumentRule =
+  | { words: readonly string[] }
+  | { numbers: readonly number[] }
+  | { min: number; max: number; step?: number };
 
 /** One modifier of the language. */
 export interface ModifierRule {
@@ -112,6 +115,12 @@ export const MODIFIERS = {
     rule: { min: 1, max: 1024, step: 1 },
     policies: SELECTIVE,
     help: "each choice serves so many layers, the one that chose and those behind it",
+  },
+  reuse: {
+    argument: "TOKENS",
+    rule: { numbers: [2, 4, 8, 16] },
+    policies: PAGED,
+    help: "each choice serves so many tokens of a reply, the one that chose and those behind it",
   },
 } as const satisfies Record<string, ModifierRule>;
 
@@ -234,15 +243,11 @@ class Scanner {
     return found;
   }
 
-  number(name: string, { min, max, step }: { min: number; max: number; step?: number }): number {
+  number(name: string, rule: NumberRule): number {
     this.#skipSpaces();
     const text = this.#match(/\d{1,9}(?:\.\d{1,9})?/y);
     const value = text === "" ? Number.NaN : Number(text);
-    const fits = value >= min && value <= max && (step === undefined || value % step === 0);
-    if (!fits) {
-      const kind = step === undefined ? "a number" : step === 1 ? "a whole number" : `a multiple of ${step}`;
-      throw this.#unexpected(`${name} takes ${kind} from ${min} to ${max}`);
-    }
+    if (!isAllowed(rule, value)) throw this.#unexpected(`${name} takes ${describeNumbers(rule)}`);
     this.#at += text.length;
     return value;
   }
@@ -261,6 +266,20 @@ class Scanner {
     const found = rest === "" ? "the end" : JSON.stringify(rest);
     return refusal(`${found} at position ${this.#at} of ${JSON.stringify(this.#text)}: ${expected}`);
   }
+}
+
+type NumberRule = Exclude<ArgumentRule, { words: readonly string[] }>;
+
+function isAllowed(rule: NumberRule, value: number): boolean {
+  if ("numbers" in rule) return rule.numbers.includes(value);
+  return value >= rule.min && value <= rule.max && (rule.step === undefined || value % rule.step === 0);
+}
+
+function describeNumbers(rule: NumberRule): string {
+  if ("numbers" in rule) return `one of ${rule.numbers.join(", ")}`;
+  const { min, max, step } = rule;
+  const kind = step === undefined ? "a number" : step === 1 ? "a whole number" : `a multiple of ${step}`;
+  return `${kind} from ${min} to ${max}`;
 }
 
 function refusal(problem: string): QuireError {

@@ -5,10 +5,11 @@
  * and not waited for (approximate: kept for its session, never shared).
  *
  * Query groups are the rows of one span that lie in one page (prefill) or single rows (decode), so no group crosses a block border
- * and any block can be recomputed by itself. A policy is dense while its group's page lies below the budget: those tokens are
+ * and any block can be recomputed by itself. Where a selection reuses its choices (`reuse(R)`), decode rows form runs: those between two multiples
+ * of R, as far as they are computed alike; the first row of a run chooses for it, so a row still depends on none behind it. A policy is dense while its group's page lies below the budget: those tokens are
  * named dense, so that they are shared with dense requests.
  */
-import { BLOCK_TOKENS, PAGE_TOKENS } from "../../kernels/contract.ts";
+import { PAGE_TOKENS } from "../../kernels/contract.ts";
 import { assert } from "../../protocol/assert.ts";
 import { describeSpans } from "../../protocol/block-chain.ts";
 import type { Span } from "../../protocol/generate.ts";
@@ -96,6 +97,20 @@ export class SpanList {
     throw new RangeError(`position ${position} has no span`);
   }
 
+  /** The tokens around a position that are computed as it is, whether they are of one span or of neighbours. */
+  stretch(position: number): LocatedSpan {
+    let [start, end, how] = [0, 0, ""];
+    for (const span of this.#spans) {
+      if (span.how !== how) {
+        if (position < end) break;
+        [start, how] = [end, span.how];
+      }
+      end = span.end;
+    }
+    if (position >= end) throw new RangeError(`position ${position} has no span`);
+    return { start, end, how };
+  }
+
   /** Whether a query group has rows on both sides of `position`: KV of those before it depends on those behind it. */
   splitsGroup(position: number): boolean {
     if (position % PAGE_TOKENS === 0 || position >= this.end) return false;
@@ -157,10 +172,10 @@ function* cut(start: number, end: number, at: readonly number[]): Generator<{ st
   if (end > from) yield { start: from, end };
 }
 
-/** First rows (relative to `from`) of the query groups of rows `[from, to)`, all of one span. */
+/** First rows (relative to `from`) of the query groups of rows `[from, to)`, all computed alike; `groupTokens` divides a page. */
 export function groupStarts(from: number, to: number, groupTokens: number): Int32Array {
   if (groupTokens === 1) return Int32Array.from({ length: to - from }, (_, row) => row);
-  assert(groupTokens === PAGE_TOKENS && BLOCK_TOKENS % groupTokens === 0, "a query group is a row or a page");
+  assert(PAGE_TOKENS % groupTokens === 0, "a query group lies within a page");
   const starts = [0];
   for (let position = (Math.floor(from / groupTokens) + 1) * groupTokens; position < to; position += groupTokens)
     starts.push(position - from);

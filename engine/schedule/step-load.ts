@@ -1,18 +1,20 @@
 /** What rows of a sequence add to a step, in the numbers that its time follows. */
 import { PAGE_TOKENS } from "../../kernels/contract.ts";
 import { parseHow } from "../kv/provenance.ts";
+import { runTokens } from "../sequence/runs.ts";
 import type { Sequence } from "../sequence/sequence.ts";
 import type { StepLoad } from "./cost-model.ts";
 
 /**
  * Tokens that attention reads for one row at a position, as a function of the position, for rows of the span that `position` lies in: their
- * context, or the budget and a summary (two vectors) per page.
+ * context, or the budget and a summary (two vectors) per page, which rows of a run share.
  */
 export function attendedFrom(sequence: Sequence, position: number): (position: number) => number {
   const how = parseHow(sequence.spans.at(position).how);
   if (how === undefined) return (at) => at + 1;
   const { budgetTokens } = how;
-  return (at) => (at < budgetTokens ? at + 1 : budgetTokens + (2 * at) / PAGE_TOKENS);
+  const summaryTokens = 2 / PAGE_TOKENS / runTokens(how);
+  return (at) => (at < budgetTokens ? at + 1 : budgetTokens + at * summaryTokens);
 }
 
 /** The load of rows `[from, to)` of one span, `sampledRows` of them sampled. */

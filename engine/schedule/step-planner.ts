@@ -6,6 +6,7 @@
 import { PAGE_TOKENS } from "../../kernels/contract.ts";
 import type { LogicalBlock } from "../kv/block-cache.ts";
 import type { PlannedSlice } from "../sequence/planned-slice.ts";
+import { firstRow } from "../sequence/runs.ts";
 import type { Sequence } from "../sequence/sequence.ts";
 import { nextRows, type RowRange } from "../sequence/slice-planner.ts";
 import type { EngineSettings } from "../settings.ts";
@@ -114,7 +115,7 @@ export class StepPlanner {
   }
 
   #addPrompt(parts: PlannedPart[], sequence: Sequence, budget: StepBudget): void {
-    const position = sequence.nextPosition;
+    const position = firstRow(sequence);
     if (position === undefined) return;
     const rows = budget.rowsFor(sequence, position);
     let part = this.#part(sequence, rows);
@@ -172,6 +173,6 @@ export class StepPlanner {
   }
 }
 
-function isDecoding({ started, nextPosition, tokenCount }: Sequence): boolean {
-  return started && nextPosition === tokenCount - 1;
+function isDecoding(sequence: Sequence): boolean {
+  return sequence.started && firstRow(sequence) === sequence.tokenCount - 1;
 }

@@ -7,6 +7,7 @@ import { BLOCK_TOKENS } from "../../kernels/contract.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { parseHow } from "../kv/provenance.ts";
 import type { CostModel } from "../schedule/cost-model.ts";
+import { draftEnd } from "./runs.ts";
 import type { Sequence } from "./sequence.ts";
 
 /** Tokens that must have stood together before. */
@@ -38,7 +39,7 @@ export class Drafter {
 
   /**
    * The next tokens as guessed, none where that does not pay: at most `rowsMax`, within the block that is being filled (a sealed block holds
-   * what was accepted), and not over the border of the budget.
+   * what was accepted), not over the border of the budget, and not over more than one border of runs.
    * @param stepMs what the step takes without guesses, this sequence's part of it
    */
   propose(cost: CostModel, stepMs: number, rowsMax: number): Uint32Array {
@@ -48,8 +49,16 @@ export class Drafter {
     const how = parseHow(sequence.spans.at(position).how);
     const budgetEnd = how !== undefined && position < how.budgetTokens ? how.budgetTokens : Number.POSITIVE_INFINITY;
     const blockEnd = (Math.floor(position / BLOCK_TOKENS) + 1) * BLOCK_TOKENS - 1;
+    const runsEnd = draftEnd(sequence, position);
     const replyLeft = sequence.request.maxTokens - sequence.generatedCount - 1;
-    const most = Math.min(rowsMax, LIMITS.draftTokensMax, blockEnd - tokenCount, budgetEnd - tokenCount, replyLeft);
+    const most = Math.min(
+      rowsMax,
+      LIMITS.draftTokensMax,
+      blockEnd - tokenCount,
+      budgetEnd - tokenCount,
+      runsEnd - tokenCount,
+      replyLeft,
+    );
     if (most < 1 || !sequence.blocks.every((block) => block?.resident)) return NONE;
     const first = FIRST_DRAFTS[this.#judgedCount];
     const count = first === undefined ? this.#worthwhile(cost, stepMs, most) : Math.min(first, most);

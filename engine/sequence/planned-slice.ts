@@ -1,5 +1,6 @@
 import type { StepSlice } from "../../kernels/contract.ts";
 import type { LogicalBlock } from "../kv/block-cache.ts";
+import type { PendingChoice } from "./runs.ts";
 
 /** Rows `[from, to)` of a sequence, with the memory they are written to. */
 export interface PlannedSlice {
@@ -14,6 +15,8 @@ export interface PlannedSlice {
   /** Slot of each touched block; those in `borrowed` were taken for this slice. */
   slots: Map<number, number>;
   borrowed: Set<number>;
+  /** Where rows behind the slice will share its last choice. */
+  pending: PendingChoice | undefined;
   /** A miss may be attended around (default mode, new tokens); otherwise it voids the step. */
   exact: boolean;
 }

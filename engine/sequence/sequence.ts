@@ -22,6 +22,7 @@ import type { OpenBlock, OpenBlocks } from "../kv/open-blocks.ts";
 import { DENSE, formatHow, SpanList } from "../kv/provenance.ts";
 import { BlockHeat } from "./block-heat.ts";
 import type { PlannedSlice } from "./planned-slice.ts";
+import type { RunChoice } from "./runs.ts";
 
 /** Receives what a request produces. Calls come in order; exactly one of `done` and `failed` ends them. */
 export interface SequenceSink {
@@ -99,6 +100,8 @@ export class Sequence {
   concluded = false;
   /** Blocks that were found rather than computed, by index: what `usage.cachedTokens` counts. */
   readonly reused = new Set<number>();
+  /** What the run that was computed last attends to, for its further rows. */
+  choice: RunChoice | undefined;
   /** Which blocks its queries choose. */
   readonly heat: BlockHeat;
   /** Per layer the blocks that the session's last turn chose most; read with the first burst. */

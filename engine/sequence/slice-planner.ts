@@ -16,6 +16,7 @@ import type { BlockCache, LogicalBlock } from "../kv/block-cache.ts";
 import type { OpenBlocks } from "../kv/open-blocks.ts";
 import { groupStarts, parseHow } from "../kv/provenance.ts";
 import type { PlannedSlice } from "./planned-slice.ts";
+import { firstRow, keepChoice, type PendingChoice, runStart, runTokens } from "./runs.ts";
 import type { Sequence } from "./sequence.ts";
 
 const NO_DRAFT = new Uint32Array(0);
@@ -25,7 +26,10 @@ export interface RowRange {
   from: number;
   to: number;
   plan: SelectionPlan;
+  /** Rows of a query group, or of a run. */
   groupTokens: number;
+  /** Rows share choices as runs do (runs.ts): the first of each group chooses. */
+  inRuns: boolean;
   /** Guesses behind the last known token; `to` counts them. They lie in the block that is being filled and do not fill it. */
   draft?: Uint32Array;
   /** Tokens of an earlier turn, computed again. */
@@ -34,28 +38,33 @@ export interface RowRange {
 
 /**
  * The next rows of a sequence, at most `rowsMax` and no more than fit into `slotsMax` further open slots; undefined when nothing is
- * left or a whole query group does not fit.
+ * left or a whole query group does not fit. Where the choice that the first of them follows is not at hand, they begin at the row that makes it.
  */
 export function nextRows(
   sequence: Sequence,
   rowsMax: number,
   slotsMax: number = Number.POSITIVE_INFINITY,
 ): RowRange | undefined {
-  const from = sequence.nextPosition;
+  const from = firstRow(sequence);
   if (from === undefined || rowsMax < 1) return undefined;
-  const span = sequence.spans.at(from);
-  const how = parseHow(span.how);
+  const how = parseHow(sequence.spans.at(from).how);
   const selected = how !== undefined && from >= how.budgetTokens;
+  const run = selected ? runTokens(how) : 1;
+  const inRuns = run > 1;
+  const span = inRuns ? sequence.spans.stretch(from) : sequence.spans.at(from);
+  const groupTokens = inRuns ? run : (how?.groupTokens ?? 1);
   let to = Math.min(span.end, gapEnd(sequence, from), from + rowsMax);
   to = Math.min(to, slotsEnd(sequence, { from, to }, slotsMax));
   if (how && !selected) to = Math.min(to, how.budgetTokens);
-  if (selected && how.groupTokens > 1 && to < span.end && to % PAGE_TOKENS !== 0) to -= to % PAGE_TOKENS;
+  const uncut = inRuns ? run : PAGE_TOKENS;
+  if (selected && groupTokens > 1 && to < span.end && to % uncut !== 0) to -= to % uncut;
   if (to <= from) return undefined;
   return {
     from,
     to,
     plan: selected ? policyNamed(how.policy).plan(how.budgetTokens) : { kind: "dense" },
-    groupTokens: selected ? how.groupTokens : BLOCK_TOKENS,
+    groupTokens: selected ? groupTokens : BLOCK_TOKENS,
+    inRuns,
     replay: from < sequence.request.turnStart,
   };
 }
@@ -116,6 +125,7 @@ export function planSlice(sequence: Sequence, rows: RowRange, memory: PlanMemory
   const { from, to, draft = NO_DRAFT } = rows;
   const { sealing, slots, borrowed } = takeMemory(sequence, rows, memory);
   const blockCapacity = Math.ceil(to / BLOCK_TOKENS);
+  const { run, pending } = planRuns(sequence, rows);
   const slice: StepSlice = {
     position: from,
     rowCount: to - from,
@@ -125,6 +135,7 @@ export function planSlice(sequence: Sequence, rows: RowRange, memory: PlanMemory
     openSlots: Int32Array.from(slots.values()),
     groupStarts: rows.plan.kind === "dense" ? Int32Array.of(0) : groupStarts(from, to, rows.groupTokens),
     plan: rows.plan,
+    ...run,
     reportBlocks: rows.plan.kind !== "dense" && sequence.request.session !== undefined,
   };
   const planned: PlannedSlice = {
@@ -136,10 +147,33 @@ export function planSlice(sequence: Sequence, rows: RowRange, memory: PlanMemory
     sealing,
     slots,
     borrowed,
+    pending,
     exact: sequence.selection.exact || rows.replay || rows.plan.kind === "dense",
   };
   fillTables(sequence, planned);
   return planned;
+}
+
+/** What a slice says of runs: the choice that its first rows follow, and whether that of its last run will be needed. */
+function planRuns(
+  sequence: Sequence,
+  { from, to, groupTokens, inRuns, draft }: RowRange,
+): { run: Pick<StepSlice, "voters" | "choice" | "reportChoice">; pending?: PendingChoice } {
+  if (!inRuns) return { run: {} };
+  const start = runStart(sequence, from, groupTokens);
+  const choice = start < from ? sequence.choice : undefined;
+  assert(start === from || choice?.position === start, "a row follows the choice of its own run");
+  const last = Math.max(start, to - 1 - ((to - 1) % groupTokens));
+  // Of guesses, only some may stay.
+  const isNeeded = last >= from && (to % groupTokens !== 0 || draft !== undefined);
+  return {
+    run: {
+      voters: "first",
+      ...(choice === undefined ? {} : { choice: choice.bytes }),
+      ...(isNeeded ? { reportChoice: true } : {}),
+    },
+    ...(isNeeded ? { pending: { position: last, bytes: undefined, layer: 0, isWhole: false } } : {}),
+  };
 }
 
 /** Writes the block table and summary slots as they are now (again before a suspended step goes on). */
@@ -163,6 +197,7 @@ export function commitSlice(
   planned: PlannedSlice,
   memory: { cache: BlockCache; opens: OpenBlocks },
 ): number[] {
+  keepChoice(sequence, planned);
   const sealed: number[] = [];
   for (const [index, slot] of planned.slots) {
     const block = planned.sealing.get(index);

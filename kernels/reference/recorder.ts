@@ -1,4 +1,5 @@
 import { assert } from "../../protocol/assert.ts";
+import { StepChoices } from "../choice.ts";
 import type {
   DeviceBuffer,
   Sample,
@@ -32,6 +33,7 @@ export class ReferenceRecorder implements StepRecorder {
   readonly #traffic: SliceTraffic[];
   readonly #misses = new MissSet();
   readonly #chosenBlocks: ChosenBlocks;
+  readonly #choices: StepChoices;
   readonly #samples: Sample[] = [];
   readonly #checkedPools = new Set<ReferencePool>();
   #selected: { pool: ReferencePool; layer: number; groups: GroupSelection[] } | undefined;
@@ -43,6 +45,7 @@ export class ReferenceRecorder implements StepRecorder {
     this.#rowCount = slices.reduce((rows, slice) => rows + slice.rowCount, 0);
     this.#traffic = slices.map(emptyTraffic);
     this.#chosenBlocks = new ChosenBlocks(slices);
+    this.#choices = new StepChoices(slices);
     this.#onEnd = onEnd;
   }
 
@@ -103,7 +106,10 @@ export class ReferenceRecorder implements StepRecorder {
   select({ pool, layer, headCount, q }: Args<"select">): void {
     const own = this.#poolFor(pool, layer, headCount);
     const queries = floatsOf(q, this.#rowCount * headCount * pool.spec.headDim);
-    const counters = { misses: this.#misses, chosenBlocks: this.#chosenBlocks, traffic: this.#traffic };
+    const counters = {
+      ...{ misses: this.#misses, chosenBlocks: this.#chosenBlocks },
+      ...{ choices: this.#choices, traffic: this.#traffic },
+    };
     const previous =
       this.#selected?.pool === own && this.#selected.layer === layer - 1 ? this.#selected.groups : undefined;
     const groups = select({ pool: own, layer, headCount, q: queries }, this.#slices, counters, previous);
@@ -134,7 +140,11 @@ export class ReferenceRecorder implements StepRecorder {
     this.#ended = true;
     this.#onEnd();
     const misses = this.#misses.list();
-    return { samples: this.#samples, misses, traffic: this.#traffic, ...this.#chosenBlocks.list() };
+    return {
+      ...{ samples: this.#samples, misses, traffic: this.#traffic },
+      ...this.#chosenBlocks.list(),
+      ...this.#choices.list(),
+    };
   }
 
   /** What the last `select` chose. */

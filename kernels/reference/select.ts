@@ -1,4 +1,5 @@
 import { assert } from "../../protocol/assert.ts";
+import { choiceRow, choiceShape, type StepChoices } from "../choice.ts";
 import {
   BLOCK_TOKENS,
   NOT_RESIDENT,
@@ -36,7 +37,7 @@ export interface SelectArgs {
 }
 
 /** What one query group attends to in one KV head. */
-export interface GroupSelection extends Omit<StepGroup, "slice"> {
+export interface GroupSelection extends Pick<StepGroup, "sliceIndex" | "groupIndex" | "group" | "firstRow"> {
   kvHead: number;
   /** Ascending; undefined: everything up to the query. */
   pages?: number[];
@@ -59,6 +60,7 @@ interface Scope extends StepGroup {
 export interface SelectCounters {
   misses: MissSet;
   chosenBlocks: ChosenBlocks;
+  choices: StepChoices;
   traffic: readonly SliceTraffic[];
 }
 
@@ -69,27 +71,60 @@ export interface SelectCounters {
 export function select(
   args: SelectArgs,
   slices: readonly StepSlice[],
-  { misses, chosenBlocks, traffic }: SelectCounters,
+  { misses, chosenBlocks, choices, traffic }: SelectCounters,
   previous: readonly GroupSelection[] | undefined,
 ): GroupSelection[] {
+  choices.begin(args.pool.spec);
   const selections: GroupSelection[] = [];
-  for (const { slice, ...place } of groupsOfStep(slices)) {
-    const range = pageRange(slice.plan, place.group, args.layer);
-    const sliceTraffic = traffic[place.sliceIndex] as SliceTraffic;
-    const scope = { args, slice, ...place, range, misses, chosenBlocks, traffic: sliceTraffic };
-    const isReused = !range.everything && layerRole(slice.plan, args.layer) === "takes-over";
-    const all = isReused ? reuse(previous?.slice(selections.length), args.pool.spec.kvHeadCount) : selectGroup(scope);
+  for (const stepGroup of groupsOfStep(slices)) {
+    const { slice, sliceIndex, groupIndex, group, firstRow } = stepGroup;
+    const range = pageRange(slice.plan, group, args.layer);
+    const sliceTraffic = traffic[sliceIndex] as SliceTraffic;
+    const scope = { args, ...stepGroup, range, misses, chosenBlocks, traffic: sliceTraffic };
+    const all = choicesOf(scope, previous?.slice(selections.length));
     all.forEach((chosen, kvHead) => {
       noteMisses(scope, chosen);
       noteChosen(scope, chosen);
+      reportPages(scope, chosen, kvHead, choices);
       if (chosen.pages !== undefined) {
         sliceTraffic.pagesSelected += chosen.pages.length;
         sliceTraffic.pagesInContext += range.pageEnd;
       }
-      selections.push({ ...place, kvHead, ...chosen });
+      selections.push({ sliceIndex, groupIndex, group, firstRow, kvHead, ...chosen });
     });
   }
   return selections;
+}
+
+/** One choice per KV head. `previous` begins with what the layer before chose for the group. */
+function choicesOf(scope: Scope, previous: readonly GroupSelection[] | undefined): Chosen[] {
+  const { args, slice, range, given } = scope;
+  if (range.everything) return selectGroup(scope);
+  if (given !== undefined) return readGiven(scope, given);
+  const takesOver = layerRole(slice.plan, args.layer) === "takes-over";
+  return takesOver ? reuse(previous, args.pool.spec.kvHeadCount) : selectGroup(scope);
+}
+
+/** What an earlier step chose for the group, with the pages of its own block, which all its rows see. */
+function readGiven({ args, slice, group, range }: Scope, given: Uint8Array): Chosen[] {
+  const { layer, pool } = args;
+  const shape = choiceShape(pool.spec, slice.plan as SelectingPlan, group.positionLast);
+  return Array.from({ length: pool.spec.kvHeadCount }, (_, kvHead) => {
+    const row = choiceRow(given, shape, layer, Math.min(kvHead, shape.choiceCount - 1));
+    const isAttended = (page: number): boolean =>
+      page >= range.recentStart || (((row[page >> 2] as number) >> (page & 3)) & 1) === 1;
+    return { pages: Array.from({ length: range.pageEnd }, (_, page) => page).filter(isAttended) };
+  });
+}
+
+/** Tells what the group attends to before its own block, if that is asked for. */
+function reportPages(scope: Scope, { pages = [] }: Chosen, kvHead: number, choices: StepChoices): void {
+  const { args, slice, sliceIndex, group, isReported } = scope;
+  if (!isReported || slice.plan.kind === "dense") return;
+  const { choiceCount } = choiceShape(args.pool.spec, slice.plan, group.positionLast);
+  const row = choices.row(sliceIndex, args.layer, Math.min(kvHead, choiceCount - 1));
+  const pageEnd = row.length * PAGES_PER_BLOCK;
+  for (const page of pages) if (page < pageEnd) row[page >> 2] = (row[page >> 2] as number) | (1 << (page & 3));
 }
 
 /** What the layer before attends to; `previous` begins with the selections of this group. */
@@ -172,11 +207,11 @@ function chooseTokens(scope: Scope, pages: number[], kvHeads: readonly number[])
 }
 
 /** The queries that vote, ascending by (row, head). */
-function queriesOf({ args, firstRow, group }: Scope, kvHeads: readonly number[]): Query[] {
+function queriesOf({ args, firstRow, voterCount }: Scope, kvHeads: readonly number[]): Query[] {
   const { headDim, kvHeadCount } = args.pool.spec;
   const headsPerKvHead = args.headCount / kvHeadCount;
   const queries: Query[] = [];
-  for (let row = firstRow; row < firstRow + group.rowCount; row++) {
+  for (let row = firstRow; row < firstRow + voterCount; row++) {
     for (let head = 0; head < args.headCount; head++) {
       const kvHead = Math.floor(head / headsPerKvHead);
       if (!kvHeads.includes(kvHead)) continue;

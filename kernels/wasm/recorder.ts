@@ -1,6 +1,7 @@
 /** A step on the CPU device: every op is checked and run when it is recorded. */
 import { assert } from "../../protocol/assert.ts";
 import { QuireError } from "../../protocol/errors.ts";
+import { StepChoices } from "../choice.ts";
 import type {
   DeviceBuffer,
   KvPool,
@@ -51,6 +52,7 @@ export class WasmRecorder implements StepRecorder {
   readonly #traffic: SliceTraffic[];
   readonly #misses = new MissSet();
   readonly #chosenBlocks: ChosenBlocks;
+  readonly #choices: StepChoices;
   readonly #samples: Sample[] = [];
   readonly #checkedPools = new Set<WasmPool>();
   /** Of the pools that were selected from, usually one; batches by the roles that plans give a layer, usually one. */
@@ -67,6 +69,7 @@ export class WasmRecorder implements StepRecorder {
     this.#rowCount = slices.reduce((rows, slice) => rows + slice.rowCount, 0);
     this.#traffic = slices.map(emptyTraffic);
     this.#chosenBlocks = new ChosenBlocks(slices);
+    this.#choices = new StepChoices(slices);
     this.#onEnd = onEnd;
     arenas.step.clear();
     this.#rowTable = arenas.step.take(Math.max(8, this.#rowCount * 8));
@@ -140,7 +143,11 @@ export class WasmRecorder implements StepRecorder {
     const own = this.#poolFor(pool, layer, headCount);
     const queries = this.#floats(q, this.#rowCount * headCount * own.spec.headDim);
     const args = { layer, q: queries, arena: this.#arenas.selection };
-    const counters = { misses: this.#misses, chosenBlocks: this.#chosenBlocks, traffic: this.#traffic };
+    const counters = {
+      ...{ misses: this.#misses, chosenBlocks: this.#chosenBlocks },
+      ...{ choices: this.#choices, traffic: this.#traffic },
+    };
+    this.#choices.begin(own.spec);
     const before = this.#selected;
     this.#selected = undefined;
     this.#run(() => {
@@ -190,7 +197,11 @@ export class WasmRecorder implements StepRecorder {
     if (failure !== undefined) throw failure;
     for (const { step } of this.#laidOut) this.#mergeBitmaps(step);
     const misses = this.#misses.list();
-    return { samples: this.#samples, misses, traffic: this.#traffic, ...this.#chosenBlocks.list() };
+    return {
+      ...{ samples: this.#samples, misses, traffic: this.#traffic },
+      ...this.#chosenBlocks.list(),
+      ...this.#choices.list(),
+    };
   }
 
   /** What the last `select` chose, ascending by (slice, group, KV head). */

@@ -1,6 +1,8 @@
 /** Selection of one layer: scores, choices and counts run as ops over a batch's records; the host adds up what they counted. */
+
+import { choiceRow, choiceShape, type StepChoices } from "../choice.ts";
 import { BLOCK_TOKENS, NOT_RESIDENT, PAGES_PER_BLOCK, type SelectionView, type SliceTraffic } from "../contract.ts";
-import { massCount, withForcedPages } from "../page-range.ts";
+import { massCount, type SelectingPlan, withForcedPages } from "../page-range.ts";
 import { type ChosenBlocks, type MissSet, openKvBytes, sealedKvBytes, summaryReadBytes } from "../traffic.ts";
 import type { Arena } from "./heap.ts";
 import type { Machine } from "./machine.ts";
@@ -30,6 +32,7 @@ export interface SelectArgs {
 export interface SelectCounters {
   misses: MissSet;
   chosenBlocks: ChosenBlocks;
+  choices: StepChoices;
   traffic: readonly SliceTraffic[];
 }
 
@@ -55,7 +58,10 @@ export function select(
       );
       limitByMass(machine, scored, step.pool.spec.headDim);
     }
+    const chosen = step.groups.filter((selection) => roleOf(selection, batch) !== "everything");
+    for (const selection of chosen) readGiven(machine, step, args.layer, selection);
     chooseItems(machine, { unitsAt, unitCount, itemMax, layer: args.layer });
+    for (const selection of chosen) reportMasks(machine, args.layer, selection, counters.choices);
   }
   chooseTokens(machine, step, batch, args, counters);
   for (const selection of step.groups) countGroup(machine, step, batch, args.layer, selection, counters);
@@ -100,6 +106,29 @@ function limitByMass(machine: Machine, { table, units }: ScoredUnits, headDim: n
     const scores = scoresOf(machine, table, units, index);
     mass.choice.taken = massCount(scores, { combine, headDim, massShare: mass.share, countMax: take });
     setTake(machine, table, index, mass.choice.taken);
+  }
+}
+
+/** Lets a group attend to what an earlier step chose for it, if it was given that. */
+function readGiven({ heap }: Machine, { pool }: StepGroups, layer: number, selection: GroupSelection): void {
+  const { slice, group, range, given, choices } = selection;
+  if (given === undefined) return;
+  const plan = slice.plan as SelectingPlan;
+  const shape = choiceShape(pool.spec, plan, group.positionLast);
+  for (const [index, choice] of choices.entries()) {
+    heap.bytes.set(choiceRow(given, shape, layer, index), choice.masksAt);
+    if (plan.kind === "pages" && plan.massShare !== undefined) {
+      choice.taken = candidatePages(heap.bytes, range, choice).length;
+    }
+  }
+}
+
+/** Tells what a group attends to before its own block, if that is asked for. */
+function reportMasks({ heap }: Machine, layer: number, selection: GroupSelection, reported: StepChoices): void {
+  const { sliceIndex, isReported, blockEnd, choices } = selection;
+  if (!isReported) return;
+  for (const [index, { masksAt }] of choices.entries()) {
+    reported.row(sliceIndex, layer, index).set(heap.bytes.subarray(masksAt, masksAt + blockEnd));
   }
 }
 

@@ -150,7 +150,8 @@ export function prepareLayers(
       const isScored = choice.isScored && role === "chooses";
       const place = step.places[selection.sliceIndex] as SlicePlace;
       const unit = unitOf(step, selection, choice, place);
-      entries.push({ unit: { ...unit, isTakenOver: role === "takes-over" }, isScored });
+      const isTakenOver = role === "takes-over" || selection.given !== undefined;
+      entries.push({ unit: { ...unit, isTakenOver }, isScored });
     }
   }
   return { roles, ...writeTables(machine, arena, step, entries) };
@@ -189,7 +190,7 @@ export function putWords({ heap }: Machine, arena: Arena, words: Int32Array | re
 }
 
 function takeMasks(arena: Arena, { spec }: WasmPool, selection: GroupSelection, plan: SelectingPlan): void {
-  const { blockEnd, range } = selection;
+  const { blockEnd, range, given } = selection;
   const isShared = selectsPerLayer(plan);
   const count = isShared ? 1 : spec.kvHeadCount;
   // Rows of masks are padded, so that eight can be read at a time.
@@ -200,7 +201,7 @@ function takeMasks(arena: Arena, { spec }: WasmPool, selection: GroupSelection, 
   selection.choices = Array.from({ length: count }, (_, index) => ({
     kvHeadFirst: index,
     kvHeadCount: isShared ? spec.kvHeadCount : 1,
-    isScored: needsPageScores(plan, range),
+    isScored: given === undefined && needsPageScores(plan, range),
     taken: range.takePages,
     masksAt: selection.pageMasksAt + index * stride,
     countsAt: arena.take(12),
@@ -215,7 +216,7 @@ function summaryForm(kind: SummaryKind | undefined): number {
 
 function unitOf(
   { pool, headCount }: StepGroups,
-  { slice, range, firstRow, group, blockEnd }: GroupSelection,
+  { slice, range, firstRow, voterCount, blockEnd }: GroupSelection,
   choice: PageChoice,
   { blockIdsAt, summarySlotsAt, bitmapAt, bitmapWords }: SlicePlace,
 ): Unit {
@@ -229,7 +230,7 @@ function unitOf(
   const summariesAt = isScored && scorer ? pool.summariesAt[summaryKindIndex(pool.spec, scorer.summary)] : 0;
   return {
     firstVector: firstRow * headCount + kvHeadFirst * headsPerKvHead,
-    queryCount: group.rowCount * headsPerKvHead * kvHeadCount,
+    queryCount: voterCount * headsPerKvHead * kvHeadCount,
     headCount: headsPerKvHead * kvHeadCount,
     kvHeadFirst,
     itemFirst: range.sinkEnd - blockFirst * PAGES_PER_BLOCK,

@@ -19,7 +19,7 @@ export interface Unit {
   take: number;
   combine: CombineRule;
   radiusWeight?: number;
-  /** The choice is that of the layer before: it is only counted. */
+  /** The choice is that of the layer or of the step before: it is only counted. */
   isTakenOver?: boolean;
   /** Where choices go: a byte for four items. */
   choiceAt: number;

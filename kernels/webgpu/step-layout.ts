@@ -2,6 +2,8 @@
  * What select and attend need of a step, worked out once: tables of slices, tiles of attention, units of selection with their rankings, and
  * where everything lies in scratch and in the outcome. It is the same for every layer of which the same slices choose.
  */
+
+import { choiceRow, choiceShape } from "../choice.ts";
 import { BLOCK_TOKENS, NOT_RESIDENT, PAGE_TOKENS, type StepSlice, type SummaryKind } from "../contract.ts";
 import {
   groupsOfStep,
@@ -87,6 +89,12 @@ interface SlicePlace {
   bitmapStride: number;
 }
 
+/** Where the choice that a slice asked for lies in the outcome: of every unit of its last group, `[layer][words]`. */
+export interface ReportedChoice {
+  sliceIndex: number;
+  units: readonly { at: number; stride: number; blockCount: number }[];
+}
+
 /** Bitmap of a slice in the outcome. */
 export interface Bitmap {
   sliceIndex: number;
@@ -126,6 +134,7 @@ export class StepLayout {
   readonly countersAt: readonly number[];
   readonly misses: Bitmap[] = [];
   readonly chosen: Bitmap[] = [];
+  readonly choices: ReportedChoice[] = [];
   readonly #parts: LayoutParts;
   readonly #scratch = new Addresses();
   readonly #places: SlicePlace[];
@@ -153,6 +162,7 @@ export class StepLayout {
       const units = this.#unitsOf(layout);
       this.#units.push(...units);
       this.#choices.push({ layout, units });
+      if (layout.isReported) this.#placeReport(layout, units);
     }
     const queryWords = this.#units.some(({ scoresPages }) => scoresPages) ? this.rowCount * this.headCount : 0;
     this.codesAt = this.#scratch.take(queryWords * pool.spec.headDim);
@@ -237,25 +247,24 @@ export class StepLayout {
     return Array.from({ length: kvHeadCount }, (_, kvFirst) => this.#unit(layout, plan, { kvFirst, kvCount: 1 }));
   }
 
-  #unit(
-    { sliceIndex, group, firstRow, range }: GroupLayout,
-    plan: SelectingPlan,
-    { kvFirst, kvCount }: { kvFirst: number; kvCount: number },
-  ): Unit {
+  #unit(layout: GroupLayout, plan: SelectingPlan, { kvFirst, kvCount }: { kvFirst: number; kvCount: number }): Unit {
+    const { sliceIndex, group, firstRow, voterCount, given, range } = layout;
     const place = this.#places[sliceIndex] as SlicePlace;
     const headsPerKvHead = this.headCount / this.pool.spec.kvHeadCount;
     const block = Math.floor(group.positionLast / BLOCK_TOKENS);
     const keep = keepPages(plan, range);
-    const scoresPages = needsPageScores(plan, range);
+    const scoresPages = given === undefined && needsPageScores(plan, range);
     const record: UnitRecord = {
-      ...{ first_row: firstRow, row_count: group.rowCount, kv_first: kvFirst, kv_count: kvCount },
+      ...{ first_row: firstRow, row_count: voterCount, kv_first: kvFirst, kv_count: kvCount },
       ...{ page_first: range.sinkEnd, page_count: range.candidateCount, page_end: range.pageEnd, last_block: block },
       ...{ summary_slots_at: place.summarySlotsAt, block_ids_at: place.blockIdsAt },
       ...{ block_ids_stride: place.blockIdsStride, counters_at: place.countersAt },
       ...{ misses_at: place.missesAt, misses_stride: place.bitmapStride },
       ...{ chosen_at: place.chosenAt, chosen_stride: place.bitmapStride },
       masks_at: this.#scratch.take((block + 1) * 2),
-      keeps: scoresPages ? 2 : keep > 0 ? 1 : 0,
+      keeps: given !== undefined ? 3 : scoresPages ? 2 : keep > 0 ? 1 : 0,
+      ...this.#placeGiven(layout, plan, kvFirst),
+      ...{ report_at: NOWHERE, choice_stride: Math.ceil(block / 4) },
       radius_weight: floatBits(plan.scorer?.radiusWeight ?? 0),
       ...{ raw_at: NOWHERE, raw_stride: range.candidateCount, flags_at: NOWHERE },
       ...{ list_at: NOWHERE, list_count_at: NOWHERE, places_at: NOWHERE },
@@ -264,10 +273,34 @@ export class StepLayout {
     };
     return {
       ...{ sliceIndex, record, plan, keep, scoresPages },
-      queryCount: group.rowCount * kvCount * headsPerKvHead,
-      chunkCount: group.rowCount * kvCount * Math.ceil(headsPerKvHead / SCORE_HEADS),
+      queryCount: voterCount * kvCount * headsPerKvHead,
+      chunkCount: voterCount * kvCount * Math.ceil(headsPerKvHead / SCORE_HEADS),
       listMax: plan.kind === "tokens" ? keep : 0,
     };
+  }
+
+  /** Puts a unit's part of the choice that an earlier step made into the tables, layer by layer in whole words. */
+  #placeGiven({ group, given }: GroupLayout, plan: SelectingPlan, index: number): { given_at: number } {
+    if (given === undefined) return { given_at: NOWHERE };
+    const shape = choiceShape(this.pool.spec, plan, group.positionLast);
+    const stride = Math.ceil(shape.blockCount / 4);
+    const words = new Uint32Array(shape.layerCount * stride);
+    const bytes = new Uint8Array(words.buffer);
+    for (let layer = 0; layer < shape.layerCount; layer++) {
+      bytes.set(choiceRow(given, shape, layer, index), layer * stride * 4);
+    }
+    return { given_at: this.#parts.tables.push(words) };
+  }
+
+  /** Room in the outcome for what a slice's last group attends to. */
+  #placeReport({ sliceIndex, group }: GroupLayout, units: readonly Unit[]): void {
+    const blockCount = Math.floor(group.positionLast / BLOCK_TOKENS);
+    const placed = units.map(({ record }) => {
+      const stride = record.choice_stride;
+      record.report_at = this.#parts.outcome.take(this.pool.spec.layerCount * stride);
+      return { at: record.report_at, stride, blockCount };
+    });
+    this.choices.push({ sliceIndex, units: placed });
   }
 
   /** Room for a unit's flags and lists. */

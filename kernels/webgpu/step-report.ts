@@ -1,4 +1,6 @@
 /** Misses, chosen blocks and traffic of a step: what the host knows before, and what the device counted. */
+
+import { StepChoices } from "../choice.ts";
 import {
   BLOCK_TOKENS,
   type Miss,
@@ -39,14 +41,15 @@ export class StepReport {
     this.#layouts.add(layout);
     const { kvHeadCount, headDim } = layout.pool.spec;
     for (const each of layout.groups) {
-      const { slice, sliceIndex, range } = each;
+      const { slice, sliceIndex, range, given } = each;
       if (isEverything(each, layer)) {
         this.#noteDenseMisses(each, layer);
         continue;
       }
       const traffic = this.#traffic[sliceIndex] as SliceTraffic;
       traffic.pagesInContext += kvHeadCount * range.pageEnd;
-      if (layerRole(slice.plan, layer) !== "chooses" || !needsPageScores(slice.plan, range)) continue;
+      const takesOver = given !== undefined || layerRole(slice.plan, layer) !== "chooses";
+      if (takesOver || !needsPageScores(slice.plan, range)) continue;
       traffic.metadataBytes += kvHeadCount * summaryReadBytes(headDim, range.candidateCount);
     }
   }
@@ -78,7 +81,29 @@ export class StepReport {
         chosenBlocks.merge(sliceIndex, outcome.subarray(at, at + layerCount * stride));
       }
     }
-    return { misses: this.#misses.list(), traffic: this.#traffic, ...chosenBlocks.list() };
+    return {
+      ...{ misses: this.#misses.list(), traffic: this.#traffic },
+      ...chosenBlocks.list(),
+      ...this.#choices(outcome),
+    };
+  }
+
+  /** What the slices that asked attend to. */
+  #choices(outcome: Uint32Array): Pick<StepReadback, "choices"> {
+    const choices = new StepChoices(this.#slices);
+    for (const layout of this.#layouts) {
+      const { spec } = layout.pool;
+      choices.begin(spec);
+      for (const { sliceIndex, units } of layout.choices) {
+        for (const [index, { at, stride, blockCount }] of units.entries()) {
+          for (let layer = 0; layer < spec.layerCount; layer++) {
+            const words = outcome.slice(at + layer * stride, at + (layer + 1) * stride);
+            choices.row(sliceIndex, layer, index).set(new Uint8Array(words.buffer, 0, blockCount));
+          }
+        }
+      }
+    }
+    return choices.list();
   }
 
   #noteDenseMisses({ slice, sliceIndex, group }: GroupLayout, layer: number): void {

@@ -9,6 +9,7 @@ const SELECTIONS: Record<string, SelectionRequest> = {
   "mean-deviation exact": { policy: "mean-deviation", budgetTokens: 128, exact: true },
   "tokenselect exact": { policy: "tokenselect", budgetTokens: 128, exact: true },
   "a choice for two layers": { policy: "quest+share(2)", budgetTokens: 128, exact: true },
+  "a choice for eight tokens": { policy: "quest+share(2)+reuse(8)", budgetTokens: 128, exact: true },
   "from the first turn on": { policy: "quest+first-turn(256)", budgetTokens: 128, exact: true },
   "as much as it takes": { policy: "mean-deviation+top-p(0.5)", budgetTokens: 192, exact: true },
   "a dense layer": { policy: "mean-deviation+dense-layers(1)", budgetTokens: 128, exact: true },

@@ -20,6 +20,7 @@ const SELECTIONS: SelectionRequest[] = [
   { policy: "dense", budgetTokens: 0, exact: true },
   { policy: "quest", budgetTokens: 128, exact: true },
   { policy: "tokenselect", budgetTokens: 160, exact: true },
+  { policy: "quest+reuse(4)", budgetTokens: 128, exact: true },
 ];
 
 /** Text that repeats itself, so that there is something to guess. */

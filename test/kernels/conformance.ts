@@ -9,6 +9,7 @@ import { describeInvariance } from "./conformance/invariance.ts";
 import { describeKinds } from "./conformance/kinds.ts";
 import { describeMisuse } from "./conformance/misuse.ts";
 import { describePool } from "./conformance/pool.ts";
+import { describeReuse } from "./conformance/reuse.ts";
 import { describeRowOps } from "./conformance/rows.ts";
 import { describeSampling } from "./conformance/sampling.ts";
 import { describeSelection } from "./conformance/selection.ts";
@@ -31,6 +32,7 @@ const PARTS = {
   attention: describeAttention,
   kinds: describeKinds,
   selection: describeSelection,
+  reuse: describeReuse,
   invariance: describeInvariance,
   pool: describePool,
   sampling: describeSampling,

@@ -21,6 +21,7 @@ export function selectionParts(
 function written(name: ModifierName): fc.Arbitrary<string> {
   const { rule }: ModifierRule = MODIFIERS[name];
   if ("words" in rule) return fc.constantFrom(...rule.words).map((word) => `${name}(${word})`);
+  if ("numbers" in rule) return fc.constantFrom(...rule.numbers).map((number) => `${name}(${number})`);
   // Eighths are written out exactly in decimals.
   const step = rule.step ?? 1 / 8;
   return fc

@@ -49,7 +49,7 @@ describe("the configuration language", () => {
     ["Quest", `"Quest" at position 0`],
     [
       "quest+",
-      `the end at position 6 of "quest+": expected a modifier of quest: radius, combine, scope, top-p, sink, recent, first-turn, dense-layers, share`,
+      `the end at position 6 of "quest+": expected a modifier of quest: radius, combine, scope, top-p, sink, recent, first-turn, dense-layers, share, reuse`,
     ],
     ["quest+candidates(2)", `"candidates" at position 6`],
     [
@@ -65,6 +65,8 @@ describe("the configuration language", () => {
     ["quest+sink(-16)", `"-16" at position 11`],
     ["quest+recent(0)", `recent takes a multiple of 16 from 16 to 1048576`],
     ["quest+radius(1e2)", `"e2" at position 14 of "quest+radius(1e2)": expected ")"`],
+    ["quest+reuse(6)", `"6" at position 12 of "quest+reuse(6)": reuse takes one of 2, 4, 8, 16`],
+    ["streaming+reuse(4)", `"reuse" at position 10`],
     ["tokenselect+candidates(1.5)", `candidates takes a whole number from 1 to 1024`],
     [
       "quest+sink(16)+sink(32)",

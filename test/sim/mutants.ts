@@ -73,6 +73,13 @@ export const MUTANTS: readonly Mutant[] = [
     replace: `return \`:`,
   },
   {
+    name: "stale-choice",
+    what: "rows that share a choice attend to what an earlier run chose",
+    file: "engine/sequence/runs.ts",
+    find: "sequence.choice = { position: pending.position, bytes: pending.bytes };",
+    replace: "sequence.choice = { position: pending.position, bytes: sequence.choice?.bytes ?? pending.bytes };",
+  },
+  {
     name: "lost-block",
     what: "a block that cannot be read is not computed again: its place is taken as it is",
     file: "engine/kv/block-fetcher.ts",

@@ -76,12 +76,12 @@ export class TranscriptTwin {
 
   async #advance(ids: readonly number[], hows: readonly string[], sampling: SamplingParams) {
     for (;;) {
-      const from = this.#ids.length;
+      const from = groupStart(this.#ids.length, hows);
       const to = groupEnd(from, hows);
       const last = to === ids.length;
       const sample = await this.#step(ids, hows, { from, to, ...(last ? { sampling } : {}) });
-      this.#ids.push(...ids.slice(from, to));
-      this.#hows.push(...hows.slice(from, to));
+      this.#ids = ids.slice(0, to);
+      this.#hows = hows.slice(0, to);
       if (last) {
         if (!sample) throw new Error("the last row gives a sample");
         return sample;
@@ -95,6 +95,7 @@ export class TranscriptTwin {
     { from, to, sampling }: { from: number; to: number; sampling?: SamplingParams },
   ) {
     const parsed = parse(hows[from] as string);
+    const { layerCount } = this.#runner.config;
     const first = this.#index * this.#blockCapacity;
     const slots = Int32Array.from({ length: this.#blockCapacity }, (_, block) => first + block);
     const [result] = await this.#runner.step([
@@ -102,11 +103,12 @@ export class TranscriptTwin {
         slice: {
           position: from,
           rowCount: to - from,
-          blockIds: slots,
+          blockIds: Int32Array.from({ length: layerCount * this.#blockCapacity }, (_, i) => first * layerCount + i),
           blockCapacity: this.#blockCapacity,
           summarySlots: slots,
           openSlots: Int32Array.of(this.#index),
           groupStarts: Int32Array.of(0),
+          ...(parsed && from >= parsed.budgetTokens && parsed.runTokens > 1 ? { voters: "first" } : {}),
           plan:
             parsed && from >= parsed.budgetTokens
               ? policyNamed(parsed.policy).plan(parsed.budgetTokens)
@@ -122,17 +124,27 @@ export class TranscriptTwin {
   }
 }
 
-/** A group ends with its page, with its span, where the budget makes way for selection, and after one row in decode. */
+/** The twin keeps no choices: where the rows of a run choose by its first, it computes the run again for each of them. */
+function groupStart(position: number, hows: readonly string[]): number {
+  const { runTokens = 1 } = parse(hows[position] as string) ?? {};
+  let start = position;
+  while (start % runTokens !== 0 && hows[start - 1] === hows[position]) start -= 1;
+  return start;
+}
+
+/** A group ends with its page, with its span, where the budget makes way for selection, and in decode after one row, or after a run. */
 function groupEnd(from: number, hows: readonly string[]): number {
   const how = hows[from] as string;
   const parsed = parse(how);
-  if (parsed?.groupTokens === 1) return from + 1;
+  const most = parsed?.groupTokens === 1 ? parsed.runTokens : PAGE_TOKENS;
   let to = from + 1;
-  while (to < hows.length && to % PAGE_TOKENS !== 0 && hows[to] === how && to !== parsed?.budgetTokens) to += 1;
+  while (to < hows.length && to % most !== 0 && hows[to] === how && to !== parsed?.budgetTokens) to += 1;
   return to;
 }
 
-function parse(how: string): { policy: string; budgetTokens: number; groupTokens: number } | undefined {
+function parse(
+  how: string,
+): { policy: string; budgetTokens: number; groupTokens: number; runTokens: number } | undefined {
   if (how === "dense") return undefined;
   const [name = "", numbers = ""] = how.split(":");
   const [budget, group] = numbers.split(/[@#]/);
@@ -140,6 +152,7 @@ function parse(how: string): { policy: string; budgetTokens: number; groupTokens
     policy: name.slice(0, name.lastIndexOf(".")),
     budgetTokens: Number(budget),
     groupTokens: Number(group),
+    runTokens: how.includes("@1") && !how.includes("@16") ? Number(/reuse\((\d+)\)/.exec(name)?.[1] ?? 1) : 1,
   };
 }
 

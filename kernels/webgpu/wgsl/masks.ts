@@ -15,6 +15,11 @@ fn note(at: u32, stride: u32, block: u32) {
 const IS_KEPT = /* wgsl */ `
 fn is_kept(unit: Unit, candidate: u32) -> bool {
   if (unit.keeps == 2u) { return scratch[unit.flags_at + candidate] != 0u; }
+  if (unit.keeps == 3u) {
+    let page = unit.page_first + candidate;
+    let word = tables[unit.given_at + p.layer * unit.choice_stride + page / 16u];
+    return ((word >> (page / 4u % 4u * 8u + page % 4u)) & 1u) != 0u;
+  }
   return unit.keeps == 1u;
 }
 `;
@@ -87,7 +92,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
 
 /**
  * Masks of every block of a unit: bit t, token t is attended. Forced pages whole, candidates by the unit's flags, or token by token. Notes
- * what is wanted and not resident, and which blocks hold a chosen candidate; counts attended sealed tokens and their blocks, and pages. One thread
+ * what is wanted and not resident, which blocks hold a chosen candidate, and the choice where it is reported; counts attended sealed tokens and their blocks, and pages. One thread
  * a block: grid [ceil(most blocks / 64), units].
  */
 export const WRITE_MASKS: Kernel = {
@@ -116,6 +121,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
   if (block <= unit.last_block) {
     var words = vec2u(0u);
     var pages = 0u;
+    var attended = 0u;
     var is_chosen = false;
     for (var i = 0u; i < 4u; i++) {
       let page = block * 4u + i;
@@ -125,10 +131,14 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
         is_chosen = is_chosen || mask != 0u;
       }
       pages += select(0u, 1u, mask != 0u);
+      attended |= select(0u, 1u << i, mask != 0u);
       if (i < 2u) { words.x |= mask << (i * 16u); } else { words.y |= mask << (i * 16u - 32u); }
     }
     scratch[unit.masks_at + block * 2u] = words.x;
     scratch[unit.masks_at + block * 2u + 1u] = words.y;
+    if (unit.report_at != 0xffffffffu && block < unit.last_block) {
+      atomicOr(&outcome[unit.report_at + p.layer * unit.choice_stride + block / 4u], attended << (block % 4u * 8u));
+    }
     if (is_chosen) { note(unit.chosen_at, unit.chosen_stride, block); }
     let is_wanted = (words.x | words.y) != 0u;
     if (is_wanted && block < unit.last_block) {

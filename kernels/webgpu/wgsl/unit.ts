@@ -17,8 +17,10 @@ export const UNIT_FIELDS = [
   ...["counters_at", "misses_at", "misses_stride", "chosen_at", "chosen_stride"],
   /** scratch: [block][2] of each KV head's choice, see attend.ts. */
   "masks_at",
-  /** 0: no candidate is kept, 1: all, 2: those whose flag is set. */
+  /** 0: no candidate is kept, 1: all, 2: those whose flag is set, 3: those that the given choice has. */
   "keeps",
+  /** A byte a block, bit i for its page i, in rows of choice_stride words, one per layer: tables, what is given; outcome, what is reported. */
+  ...["given_at", "report_at", "choice_stride"],
   /** f32 bits. */
   "radius_weight",
   /** Scores of pages, in scratch: [query][raw_stride]. */

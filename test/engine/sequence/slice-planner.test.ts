@@ -118,7 +118,7 @@ describe("planned slices", () => {
   it("takes nothing where it cannot take everything", () => {
     const memory = world(2);
     const sequence = randomSequence(uniform(3));
-    const rows = { from: 0, to: 192, plan: { kind: "dense" as const }, groupTokens: 64, replay: false };
+    const rows = { from: 0, to: 192, plan: { kind: "dense" as const }, groupTokens: 64, inRuns: false, replay: false };
     expect(() => planSlice(sequence, rows, memory)).toThrow();
     expect([memory.opens.takenCount, memory.cache.freeDeviceBlockCount]).toEqual([0, 40 * LAYERS]);
     expect(nextRows(sequence, 500, 0)).toBeUndefined();

@@ -49,6 +49,7 @@ export class Twin {
     expect(result.readback.misses, "misses").toEqual(expected.readback.misses);
     expect(result.readback.traffic, "traffic").toEqual(expected.readback.traffic);
     expect(result.readback.chosenBlocks, "chosen blocks").toEqual(expected.readback.chosenBlocks);
+    expect(result.readback.choices, "choices").toEqual(expected.readback.choices);
     if (this.stage.device.debugSelection !== undefined) expect(result.views, "selections").toEqual(expected.views);
     parts.forEach((part, index) => {
       for (let layer = 0; layer < this.stage.shape.layerCount; layer++) {
@@ -93,7 +94,16 @@ export async function checkStep(
       const chosenHere = new Set<number>();
       expect(views.length, "views").toBe(groupCount * stage.shape.kvHeadCount);
       for (const view of views) {
-        const at: GroupAt = { memory, part, view, q, rows: groupRows(part, view.group), layer, before: result.views };
+        const at: GroupAt = {
+          stage,
+          memory,
+          part,
+          view,
+          q,
+          rows: groupRows(part, view.group),
+          layer,
+          before: result.views,
+        };
         const bound = attentionBound(tolerances, stage.shape, part, layer);
         checkAttention(at, out, bound, `part ${sliceIndex} layer ${layer} group ${view.group}`);
         const { wanted, metadataBytes, chosen } = checkSelection(at, tolerances);
@@ -106,6 +116,8 @@ export async function checkStep(
       chosenBlocks.push([...chosenHere].sort((a, b) => a - b));
     }
     checkBitmap(stage, part, result.readback.chosenBlocks?.[sliceIndex], chosenBlocks);
+    if (part.reportChoice) checkChoice(stage, part, result.readback.choices?.[sliceIndex], { sliceIndex, result });
+    else expect(result.readback.choices?.[sliceIndex], "no choice").toBeUndefined();
     expect(result.readback.traffic[sliceIndex], `traffic of part ${sliceIndex}, by the oracle`).toEqual(traffic);
   }
   const order = (a: Miss, b: Miss): number => a.sliceIndex - b.sliceIndex || a.layer - b.layer || a.block - b.block;
@@ -126,6 +138,36 @@ function checkBitmap(stage: Stage, part: Part, bitmap: Uint32Array | undefined, 
     ),
   );
   expect(listed, "blocks with a chosen page, by the oracle").toEqual(chosenBlocks);
+}
+
+/** A choice by its bits: of a layer and KV head (or of all), which pages before the block of the part's last row. */
+function pagesOfChoice(stage: Stage, part: Part, choice: Uint8Array, at: { layer: number; kvHead: number }): number[] {
+  const blocks = Math.floor((part.position + part.rowCount - 1) / 64);
+  const perLayer = part.plan?.kind === "pages" && part.plan.scope === "layer" ? 1 : stage.shape.kvHeadCount;
+  expect(choice.length, "bytes of the choice").toBe(stage.shape.layerCount * perLayer * blocks);
+  const first = (at.layer * perLayer + (at.kvHead % perLayer)) * blocks;
+  return Array.from({ length: blocks * 4 }, (_, page) => page).filter(
+    (page) => Math.floor(choice[first + Math.floor(page / 4)]! / 2 ** (page % 4)) % 2 === 1,
+  );
+}
+
+/** The choice that a part asked for has exactly the pages that its last group attends to before its own block. */
+function checkChoice(
+  stage: Stage,
+  part: Part,
+  choice: Uint8Array | undefined,
+  { sliceIndex, result }: { sliceIndex: number; result: Pick<StageResult, "views"> },
+): void {
+  const lastGroup = (part.groupStarts?.length ?? 1) - 1;
+  const pageEnd = Math.floor((part.position + part.rowCount - 1) / 64) * 4;
+  for (const [layer, views] of result.views.entries()) {
+    for (const { sliceIndex: slice, group, kvHead, pages = [] } of views) {
+      if (slice !== sliceIndex || group !== lastGroup) continue;
+      expect(pagesOfChoice(stage, part, choice!, { layer, kvHead }), `choice of layer ${layer}`).toEqual(
+        pages.filter((page) => page < pageEnd),
+      );
+    }
+  }
 }
 
 function positionsOf({ part, rows }: GroupAt): { p0: number; p1: number } {
@@ -153,6 +195,7 @@ function absentBlocks(at: GroupAt, wanted: readonly number[] | undefined): numbe
 
 /** One query group and KV head of a part. */
 interface GroupAt {
+  stage: Stage;
   memory: Memory;
   part: Part;
   view: SelectionView;
@@ -214,6 +257,22 @@ function checkTakenOver(at: GroupAt, range: PlainRange): Asked {
   return { wanted: pages, metadataBytes: 0, chosen: pages.filter((page) => range.candidates.includes(page)) };
 }
 
+/** The choice is what an earlier step chose for the group, with the pages of its own block. */
+function checkGiven(at: GroupAt, range: PlainRange, choice: Uint8Array): Asked {
+  const { stage, part, layer, view } = at;
+  const ownBlock = Math.floor(positionsOf(at).p1 / 64);
+  const before = pagesOfChoice(stage, { ...part, rowCount: 1 }, choice, { layer, kvHead: view.kvHead });
+  const own = range.forced.filter((page) => page >= ownBlock * 4);
+  expect(view.pages, "what was given, and the own block").toEqual([...before, ...own]);
+  const pages = view.pages!;
+  return { wanted: pages, metadataBytes: 0, chosen: pages.filter((page) => range.candidates.includes(page)) };
+}
+
+/** The rows that choose for a group. */
+function votersOf(at: GroupAt): GroupAt {
+  return at.part.voters === "first" ? { ...at, rows: at.rows.slice(0, 1) } : at;
+}
+
 /** Forced pages must be there, the rest must be the best candidates; scores within the tolerance may swap. */
 function checkSelection(at: GroupAt, { score: tolerance }: Tolerances): Asked {
   const given: SelectionPlan = at.part.plan ?? { kind: "dense" };
@@ -225,6 +284,8 @@ function checkSelection(at: GroupAt, { score: tolerance }: Tolerances): Asked {
     expect(at.view.pages).toBeUndefined();
     return { wanted: undefined, metadataBytes: 0, chosen: [] };
   }
+  const { choice } = at.part;
+  if (choice !== undefined && at.view.group === 0) return checkGiven(at, range, choice);
   if ((at.layer - denseLayers) % layersPerChoice !== 0) return checkTakenOver(at, range);
   const pages = at.view.pages!;
   expect(pages, "ascending, each once").toEqual([...new Set(pages)].sort((a, b) => a - b));
@@ -237,7 +298,7 @@ function checkSelection(at: GroupAt, { score: tolerance }: Tolerances): Asked {
     return { wanted: pages, metadataBytes: 0, chosen };
   }
   const everyHead = Array.from({ length: at.memory.shape.kvHeadCount }, (_, head) => head);
-  const queries = queriesOf(at, plan.scope === "layer" ? everyHead : [at.view.kvHead]);
+  const queries = queriesOf(votersOf(at), plan.scope === "layer" ? everyHead : [at.view.kvHead]);
   const rule = { scorer: plan.scorer, combine: plan.combine };
   const scores = scorePagesPlainly(at.memory, queries, range.candidates, rule);
   if (plan.massShare !== undefined) checkMass(scores, { range, chosen, plan, headDim: at.memory.shape.headDim });

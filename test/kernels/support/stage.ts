@@ -59,6 +59,10 @@ export interface Part {
   absent?: { block: number; layer?: number }[];
   /** Default true. */
   reportBlocks?: boolean;
+  /** As in a slice. */
+  voters?: "all" | "first";
+  choice?: Uint8Array | undefined;
+  reportChoice?: boolean;
 }
 
 /** All that a step gave, cut by part. */
@@ -162,6 +166,9 @@ export class Stage {
       groupStarts: Int32Array.from(part.groupStarts ?? [0]),
       plan: part.plan ?? { kind: "dense" },
       reportBlocks: part.reportBlocks ?? true,
+      ...(part.voters === undefined ? {} : { voters: part.voters }),
+      ...(part.choice === undefined ? {} : { choice: part.choice }),
+      ...(part.reportChoice === undefined ? {} : { reportChoice: part.reportChoice }),
     };
   }
 

@@ -25,6 +25,12 @@ describe("modifiers", () => {
     expect(policyNamed("quest")).not.toHaveProperty("firstTurnBudgetTokens");
   });
 
+  it("say how many rows of a reply share a choice, and leave the plan alone", () => {
+    expect(plan("quest+reuse(8)")).toEqual(plan("quest"));
+    expect(policyNamed("quest+reuse(8)").rowsPerChoice).toBe(8);
+    expect(policyNamed("quest")).not.toHaveProperty("rowsPerChoice");
+  });
+
   it("work together, in any order", () => {
     const both = { ...plan("quest"), scope: "layer", sinkPages: 2 };
     expect(plan("quest+scope(layer)+sink(32)")).toEqual(both);

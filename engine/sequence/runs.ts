@@ -1,0 +1,73 @@
+/**
+ * Choices that several rows of a reply share (`reuse`). The rows of a run choose by its first; the choice lives here, on the host, from the step
+ * that made it to those that follow, so that a device keeps nothing of a sequence between steps. A row whose choice is not at hand (the
+ * sequence was resumed, or guessed too far) has its run computed again from the first row: the same rows give the same bytes.
+ */
+import type { SequenceResult } from "../../models/contract.ts";
+import { policyNamed } from "../../models/selection/registry.ts";
+import { type How, parseHow } from "../kv/provenance.ts";
+import type { PlannedSlice } from "./planned-slice.ts";
+import type { Sequence } from "./sequence.ts";
+
+/** What the row at `position` chose for those behind it. */
+export interface RunChoice {
+  position: number;
+  /** As `StepReadback.choices`. */
+  bytes: Uint8Array;
+}
+
+/** Choices of a slice that is asked for its last run's, as they come in: a step that was void goes on from some layer. */
+export interface PendingChoice {
+  /** First row of the slice's last run. */
+  position: number;
+  bytes: Uint8Array | undefined;
+  /** Layers before it are known. */
+  layer: number;
+  /** Every layer has chosen: where nothing is sampled, the last one does not. */
+  isWhole: boolean;
+}
+
+/** Rows that share a choice where tokens are computed in this way; 1 where each row, or each page of a prompt, has its own. */
+export function runTokens(how: How | undefined): number {
+  if (how === undefined || how.groupTokens > 1) return 1;
+  return policyNamed(how.policy).rowsPerChoice ?? 1;
+}
+
+/** The row that chooses for `position`, which is selected under a policy with runs. */
+export function runStart(sequence: Sequence, position: number, run: number): number {
+  return Math.max(sequence.spans.stretch(position).start, position - (position % run));
+}
+
+/** The first row that must be computed next: the first without KV, or the one that chooses for it where that choice is not at hand. */
+export function firstRow(sequence: Sequence): number | undefined {
+  const position = sequence.nextPosition;
+  if (position === undefined) return undefined;
+  const how = parseHow(sequence.spans.at(position).how);
+  const run = runTokens(how);
+  if (how === undefined || run === 1 || position < how.budgetTokens) return position;
+  const start = runStart(sequence, position, run);
+  return start === position || sequence.choice?.position === start ? position : start;
+}
+
+/** Most guesses behind the row at `position`: of the run that follows its own the choice comes back, of later ones it would be lost. */
+export function draftEnd(sequence: Sequence, position: number): number {
+  const run = runTokens(parseHow(sequence.spans.at(position).how));
+  return run === 1 ? Number.POSITIVE_INFINITY : (Math.floor(position / run) + 2) * run;
+}
+
+/** Takes in what a step, or what ran of it, reported of a slice's last run. */
+export function collectChoice({ pending, slice }: PlannedSlice, result: SequenceResult): void {
+  const { choice, checkpoint, sample } = result;
+  if (pending === undefined || choice === undefined) return;
+  pending.bytes ??= new Uint8Array(choice.length);
+  const layerBytes = (choice.length * slice.blockCapacity) / slice.blockIds.length;
+  pending.bytes.set(choice.subarray(pending.layer * layerBytes), pending.layer * layerBytes);
+  pending.layer = checkpoint?.layer ?? pending.layer;
+  pending.isWhole = sample !== undefined;
+}
+
+/** Keeps the choice of a slice's last run for the rows that follow; not if the run's first row was a wrong guess. */
+export function keepChoice(sequence: Sequence, { pending, to }: Pick<PlannedSlice, "pending" | "to">): void {
+  if (!pending?.isWhole || pending.bytes === undefined || pending.position >= to) return;
+  sequence.choice = { position: pending.position, bytes: pending.bytes };
+}
