@@ -38,6 +38,13 @@ const DEADLINE_CHECK_MS = 250;
 /** Share of a step's time that I/O gets behind it, while the store is busy and otherwise (requests and answers). */
 const BREATH_SHARE = 0.05;
 const SHORT_BREATH_SHARE = 0.01;
+/**
+ * Requests that are being read get so long between two steps: signature and body take several turns of the event loop, each of which would cost a
+ * step. One that has been coming for longer than the second waits for nobody's sake.
+ */
+const ARRIVAL_MS_MAX = 3;
+const ARRIVAL_AGE_MS_MAX = 100;
+const ARRIVAL_LOOK_MS = 0.1;
 
 /** A submitted request. */
 export interface Ticket {
@@ -62,6 +69,8 @@ export class Engine {
   readonly #active = new Set<Sequence>();
   readonly #busySessions = new Set<string>();
   readonly #cost = new CostModel();
+  /** When requests that are on their way in began to come. */
+  readonly #arriving = new Set<{ sinceMs: number }>();
   #draining = false;
   #stopped = false;
   #wake: (() => void) | undefined;
@@ -157,6 +166,13 @@ export class Engine {
     return { cancel: () => this.#cancel(sequence) };
   }
 
+  /** A request is being read and checked: the loop lets it come in before the next step. The caller says when that is over. */
+  expect(): () => void {
+    const arrival = { sinceMs: this.#parts.clock.nowMs() };
+    this.#arriving.add(arrival);
+    return () => void this.#arriving.delete(arrival);
+  }
+
   /** Whether a turn of this session is running or on its way to be persisted. */
   serves(sessionKey: string): boolean {
     return this.#busySessions.has(sessionKey);
@@ -195,7 +211,8 @@ export class Engine {
       try {
         this.#dropLost();
         this.#endAborted();
-        this.#admit();
+        // Who finds all that it needs on the device is in the very next step.
+        if (this.#admit() > 0) await this.#parts.clock.breathe(0);
         const startMs = this.#parts.clock.nowMs();
         const worked = await this.#step();
         if (worked) await this.#breathe(startMs);
@@ -211,10 +228,13 @@ export class Engine {
    * Lets I/O run between steps, for a share of the step's time: a file or an HTTP answer takes many turns of the event loop, and with one turn
    * per prefill step of 150 ms a put took over 10 s.
    */
-  #breathe(startMs: number): Promise<void> {
+  async #breathe(startMs: number): Promise<void> {
     const { clock, persister, fetcher } = this.#parts;
     const isStoreBusy = persister.pendingBytes > 0 || fetcher.inFlightCount > 0;
-    return clock.breathe((isStoreBusy ? BREATH_SHARE : SHORT_BREATH_SHARE) * (clock.nowMs() - startMs));
+    const breathMs = clock.nowMs();
+    await clock.breathe((isStoreBusy ? BREATH_SHARE : SHORT_BREATH_SHARE) * (breathMs - startMs));
+    const isArriving = () => [...this.#arriving].some(({ sinceMs }) => clock.nowMs() - sinceMs < ARRIVAL_AGE_MS_MAX);
+    while (clock.nowMs() - breathMs < ARRIVAL_MS_MAX && isArriving()) await clock.breathe(ARRIVAL_LOOK_MS);
   }
 
   async #sleep(): Promise<void> {
@@ -223,13 +243,15 @@ export class Engine {
     else await Promise.race([woken, this.#parts.clock.sleep(DEADLINE_CHECK_MS)]);
   }
 
-  /** As many as may run and find blocks, in the queue's order; a session's next turn waits until the one before has settled. */
-  #admit(): void {
+  /** As many as may run and find blocks, in the queue's order; a session's next turn waits until the one before has settled. Returns how many. */
+  #admit(): number {
     const { settings, cache, clock } = this.#parts;
+    let count = 0;
     const isFree = ({ sessionKey }: Sequence) => sessionKey === undefined || !this.#busySessions.has(sessionKey);
     while (this.#active.size < settings.runningMax) {
       const sequence = this.#queue.next(clock.nowMs(), isFree, ({ blocksMax }) => cache.reserve(blocksMax));
-      if (!sequence) return;
+      if (!sequence) return count;
+      count += 1;
       sequence.reservedCount = sequence.blocksMax;
       this.#tenants.start(sequence.namespace, sequence.reservedCount, clock.nowMs());
       this.#active.add(sequence);
@@ -238,6 +260,7 @@ export class Engine {
       this.#observer.admitted(sequence, clock.nowMs());
       void this.#attach(sequence);
     }
+    return count;
   }
 
   async #attach(sequence: Sequence): Promise<void> {

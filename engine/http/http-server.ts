@@ -74,9 +74,9 @@ async function handle(options: Room, request: IncomingMessage, response: ServerR
   const known = Object.values(ENGINE_PATHS).some((candidate) => candidate === path);
   if (!known) return plain(response, 404, "no such path");
   if (request.method !== "POST") return plain(response, 405, "use POST");
+  if (path === ENGINE_PATHS.generate) return await generate(options, request, response);
   const digest = await options.door.admit(request, path);
   if (digest === "refused") return refuse(response);
-  if (path === ENGINE_PATHS.generate) return await generate(options, digest, request, response);
   const body = await readFrame(request, digest);
   if (body === "refused") return refuse(response);
   if (path === ENGINE_PATHS.cancel) {
@@ -92,13 +92,9 @@ async function handle(options: Room, request: IncomingMessage, response: ServerR
   response.writeHead(204).end();
 }
 
-async function generate(
-  options: Room,
-  digest: string | undefined,
-  request: IncomingMessage,
-  response: ServerResponse,
-): Promise<void> {
-  const { tickets } = options;
+async function generate(options: Room, request: IncomingMessage, response: ServerResponse): Promise<void> {
+  const { tickets, engine } = options;
+  const arrived = engine.expect();
   let ticket: Ticket | undefined;
   const target = {
     write(frame: Uint8Array) {
@@ -110,13 +106,14 @@ async function generate(
   };
   const writer = new EventWriter(target, LIMITS.coalesceMs);
   try {
-    const body = await readFrame(request, digest);
+    const digest = await options.door.admit(request, ENGINE_PATHS.generate);
+    const body = digest === "refused" ? digest : await readFrame(request, digest);
     if (body === "refused") return refuse(response);
     const checked = checkRequest(body, options.bounds);
     response.writeHead(200, { "content-type": "application/x-quire-frames", "cache-control": "no-store" });
     if (tickets.has(checked.requestId))
       throw new QuireError("invalid_request", "This request id is running already.", { param: "requestId" });
-    ticket = options.engine.submit(checked, writer);
+    ticket = engine.submit(checked, writer);
     writer.admitted(options.engineId, options.numericsId);
     tickets.set(checked.requestId, ticket);
     const running = ticket;
@@ -130,6 +127,8 @@ async function generate(
     if (!(error instanceof QuireError)) options.log("http.failed", { path: request.url, error: String(error) });
     if (!response.headersSent) response.writeHead(200, { "content-type": "application/x-quire-frames" });
     writer.failed(error);
+  } finally {
+    arrived();
   }
 }
 

@@ -98,8 +98,10 @@ export class Admission {
     for (const [name, promises] of this.#promises) {
       const count = promises.keptUntil(untilMs, nowMs);
       if (promises.count === 0) this.#promises.delete(name);
-      if (name === namespace && tenants.waitingCount(name) + count >= queue.placesOf(name, nowMs)) return true;
-      kept += count;
+      const places = queue.placesOf(name, nowMs) - tenants.waitingCount(name);
+      if (name === namespace && count >= places) return true;
+      // What is promised beyond a tenant's own places is none of the others' business.
+      kept += Math.max(0, Math.min(count, places));
     }
     return queue.length + kept >= settings.queueMax;
   }

@@ -16,10 +16,18 @@ import { StepBudget } from "./step-budget.ts";
 import { addLoads, loadOf, NO_LOAD } from "./step-load.ts";
 import type { Tenants } from "./tenants.ts";
 
-/** Of a step's time, what the decodes of greedy tenants take together while another tenant's prompt waits; one row at least. */
-const GREEDY_SHARE = 1 / 4;
-/** Steps are so much shorter while tenants share the engine: who comes waits for the step under way. */
-const SHARED_STEP_SHARE = 1 / 2;
+/**
+ * Of a step's time, what the decodes of greedy tenants take together; one row at least: while another tenant's prompt waits, while only prompts of
+ * their own do, and while none does.
+ */
+const GREEDY_SHARE = { othersWait: 1 / 4, ownWait: 2 / 3, noneWaits: 1 } as const;
+/**
+ * While tenants share the engine, steps are planned to take so long at most, or so many times one of a single row: who comes waits for the step
+ * under way. Tenants share it while others have work, or had some within this time.
+ */
+const SHARED_STEP_MS = 20;
+const SHARED_STEP_GROWTH = 2;
+const SHARED_RECENT_MS = 10_000;
 
 /** What has its next token computed one by one, or several at once as guessed. */
 interface DecodeRoom {
@@ -70,40 +78,52 @@ export class StepPlanner {
     const prompts = ready.filter((sequence) => !isDecoding(sequence));
     prompts.sort((a, b) => tenants.servedMs(a.namespace) - tenants.servedMs(b.namespace) || b.priority - a.priority);
     const decodes = ready.filter(isDecoding);
-    const greedy = new Set(this.#greedyTenants(decodes, prompts));
+    const greedy = this.#greedyTenants(decodes, prompts, nowMs);
     const parts: PlannedPart[] = [];
     const room = this.#room(decodes, ready.length);
-    for (const sequence of decodes) if (!greedy.has(sequence.namespace)) this.#addDecode(parts, sequence, room);
-    const budget = this.#budget(parts, { ready, prompts, greedy, nowMs });
-    const thinned = decodes.filter(({ namespace }) => greedy.has(namespace));
-    this.#addThinned(parts, thinned, budget);
+    for (const sequence of decodes) if (!greedy.names.has(sequence.namespace)) this.#addDecode(parts, sequence, room);
+    const budget = this.#budget(parts, ready, nowMs);
+    const thinned = decodes.filter(({ namespace }) => greedy.names.has(namespace));
+    this.#addThinned(parts, thinned, { budget, share: greedy.share });
     for (const sequence of prompts) this.#addPrompt(parts, sequence, budget);
     return parts;
   }
 
-  #greedyTenants(decodes: readonly Sequence[], prompts: readonly Sequence[]): string[] {
+  /** Whose decodes take turns, in which share of the step. */
+  #greedyTenants(
+    decodes: readonly Sequence[],
+    prompts: readonly Sequence[],
+    nowMs: number,
+  ): { names: ReadonlySet<string>; share: number } {
     const { tenants, settings } = this.#options;
+    const { runningMax } = settings;
     const next = prompts[0]?.namespace;
-    if (next === undefined) return [];
-    const others = new Set(decodes.map(({ namespace }) => namespace));
-    return [...others].filter((name) => name !== next && tenants.isGreedy(name, next, settings.runningMax));
+    const decoding = [...new Set(decodes.map(({ namespace }) => namespace))];
+    const besideNext =
+      next === undefined ? [] : decoding.filter((name) => name !== next && tenants.isGreedy(name, next, runningMax));
+    if (besideNext.length > 0) return { names: new Set(besideNext), share: GREEDY_SHARE.othersWait };
+    const besideAny = decoding.filter((name) =>
+      tenants.isGreedyBesideAny(name, nowMs, { runningMax, recentMs: SHARED_RECENT_MS }),
+    );
+    return { names: new Set(besideAny), share: next === undefined ? GREEDY_SHARE.noneWaits : GREEDY_SHARE.ownWait };
   }
 
-  #budget(
-    parts: readonly PlannedPart[],
-    step: { ready: readonly Sequence[]; prompts: readonly Sequence[]; greedy: ReadonlySet<string>; nowMs: number },
-  ): StepBudget {
+  #budget(parts: readonly PlannedPart[], ready: readonly Sequence[], nowMs: number): StepBudget {
     const { settings, cost, rowsMax, tenants } = this.#options;
-    const first = step.prompts[0];
-    const isShared = first !== undefined && tenants.hasCompany(first.namespace, step.nowMs);
-    const stepMsTarget = settings.stepMsTarget * (isShared ? SHARED_STEP_SHARE : 1);
+    const isShared = ready[0] !== undefined && tenants.hasCompany(ready[0].namespace, nowMs, SHARED_RECENT_MS);
+    const sharedMs = Math.max(SHARED_STEP_MS, SHARED_STEP_GROWTH * (cost.fixedMs + cost.rowMs(0)));
+    const stepMsTarget = isShared ? Math.min(settings.stepMsTarget, sharedMs) : settings.stepMsTarget;
     const decodes = parts.map(({ load }) => load).reduce(addLoads, NO_LOAD);
     return new StepBudget({ cost, targets: { ...settings, stepMsTarget }, rowsMax, decodes });
   }
 
   /** Those whose last token is longest ago, as many as fit into their share. */
-  #addThinned(parts: PlannedPart[], thinned: Sequence[], budget: StepBudget): void {
-    let msLeft = budget.targetMs * GREEDY_SHARE;
+  #addThinned(
+    parts: PlannedPart[],
+    thinned: Sequence[],
+    { budget, share }: { budget: StepBudget; share: number },
+  ): void {
+    let msLeft = budget.targetMs * share;
     for (const sequence of thinned.sort((a, b) => a.lastTokenMs - b.lastTokenMs)) {
       const part = this.#part(sequence, 1);
       if (!part) continue;

@@ -132,9 +132,18 @@ export class Tenants {
   }
 
   /** Whether other tenants than this one have work, or had some lately. */
-  hasCompany(namespace: string, nowMs: number): boolean {
+  hasCompany(namespace: string, nowMs: number, recentMs = RECENT_MS): boolean {
     for (const [other, { requestCount, seenMs }] of this.#accounts) {
-      if (other !== namespace && (requestCount > 0 || nowMs - seenMs < RECENT_MS)) return true;
+      if (other !== namespace && (requestCount > 0 || nowMs - seenMs < recentMs)) return true;
+    }
+    return false;
+  }
+
+  /** Whether a tenant is greedy beside any other that has work, or had some within `recentMs`. */
+  isGreedyBesideAny(namespace: string, nowMs: number, of: { runningMax: number; recentMs: number }): boolean {
+    for (const [other, { requestCount, seenMs }] of this.#accounts) {
+      const isHere = other !== namespace && (requestCount > 0 || nowMs - seenMs < of.recentMs);
+      if (isHere && this.isGreedy(namespace, other, of.runningMax)) return true;
     }
     return false;
   }
