@@ -20,6 +20,8 @@ const flags = {
   tenants: { ...loadFlags.tenants, fallback: "1,1,1,1" },
   verify: { ...loadFlags.verify, fallback: "100" },
   threads: { ...loadFlags.threads, fallback: "1" },
+  // As the SDK does where nobody says otherwise.
+  retries: { ...loadFlags.retries, fallback: "3" },
   // Small, so that it is full long before the end: a pool that is still filling grows.
   "pool-bytes": { ...loadFlags["pool-bytes"], fallback: "64M" },
 } as const;

@@ -12,7 +12,7 @@ import { Measures } from "./measures.ts";
 import { openTarget } from "./open-target.ts";
 import type { Script } from "./workload.ts";
 
-const { mix, seed, policy, budget } = loadFlags;
+const { mix, seed, policy, budget, "max-tokens": maxTokens } = loadFlags;
 
 /** Flags of the benchmarks that compare loads. */
 export const stageFlags = {
@@ -30,8 +30,7 @@ export const stageFlags = {
   },
   "first-token-objective": loadFlags["first-token-objective"],
   "per-token-objective": loadFlags["per-token-objective"],
-  ...{ mix: { ...mix, fallback: "100,0,0" }, seed, policy, budget },
-  "max-tokens": { ...loadFlags["max-tokens"], fallback: "16" },
+  ...{ mix, seed, policy, budget, "max-tokens": maxTokens },
   ...engineFlags,
   // The other core of a small machine is the load generator's.
   threads: { ...engineFlags.threads, fallback: "1" },
