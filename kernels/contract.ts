@@ -165,6 +165,8 @@ export interface LayerRule {
  * `massShare` (0 < s <= 1), where pages are scored: of these K only the first n, the smallest n at which their weights reach s times the weight
  * of all candidates (K where they never do; at least 1). A candidate's weight is its combined score under `softmax-sum`, and
  * exp((score - best score) / sqrt(headDim)) under `max`; what is not above 0 weighs nothing. In doubles, candidates ascending.
+ * `rowsPerChoice` (a divisor of 16; 1 if absent): in decode so many rows, from one multiple of it to the next, share the choice of the first. What that
+ * means for the slices of a step is said there (`voters`, `choice`); a device does not look at it, and in a prompt it means nothing.
  * `tokens`: with K > 0 and fewer than all candidates, pages are scored by `scorer` (combined by `softmax-sum` over all heads) and the best
  * `candidatePages` kept (all, unscored, if there are no more); kept pages that are not resident are misses and drop out; then single tokens
  * of the rest are scored by q.k/sqrt(headDim) against the decoded keys, softmax over them per query, added over queries by (row, head)
@@ -182,6 +184,7 @@ export type SelectionPlan =
       scope: SelectionScope;
       combine: CombineRule;
       massShare?: number;
+      rowsPerChoice?: number;
     })
   | (LayerRule & {
       kind: "tokens";

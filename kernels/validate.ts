@@ -91,6 +91,11 @@ function assertPlan(plan: SelectionPlan, fail: (message: string) => string): voi
   if (plan.kind === "pages" && plan.massShare !== undefined) {
     assert(plan.massShare > 0 && plan.massShare <= 1, fail("massShare must be above 0 and at most 1"));
   }
+  if (plan.kind === "pages" && plan.rowsPerChoice !== undefined) {
+    const { rowsPerChoice } = plan;
+    const isDivisor = Number.isInteger(rowsPerChoice) && rowsPerChoice >= 1 && PAGE_TOKENS % rowsPerChoice === 0;
+    assert(isDivisor, fail("rowsPerChoice must divide the tokens of a page"));
+  }
   if (plan.kind === "tokens") {
     assert(
       Number.isInteger(plan.candidatePages) && plan.candidatePages >= 0,

@@ -6,6 +6,7 @@ import {
   type Device,
   type KvEncoding,
   type SelectionPlan,
+  type StepSlice,
   type SummaryKind,
 } from "../../kernels/contract.ts";
 import { openDevice } from "../../kernels/open.ts";
@@ -46,6 +47,8 @@ export interface BenchStep {
   plan: SelectionPlan;
   groupTokens: number;
   samples: boolean;
+  /** Rows that go on with a choice, or are asked for theirs (`RunChoices`). */
+  run?: Pick<StepSlice, "voters" | "choice" | "reportChoice">;
 }
 
 /** The model, its one sequence, and what its memory holds. */
@@ -167,7 +170,7 @@ class SingleSequence implements BenchModel {
     return { blockIds: this.#blockIds, blockCapacity: this.#blockCapacity, summarySlots: this.#summarySlots };
   }
 
-  async step({ position, tokens, plan, groupTokens, samples }: BenchStep): Promise<SequenceResult> {
+  async step({ position, tokens, plan, groupTokens, samples, run = {} }: BenchStep): Promise<SequenceResult> {
     const rowCount = tokens.length;
     const groupCount = plan.kind === "dense" ? 1 : Math.ceil(rowCount / groupTokens);
     const slice = {
@@ -177,6 +180,7 @@ class SingleSequence implements BenchModel {
       openSlots: openSlotsFor(position, rowCount),
       groupStarts: Int32Array.from({ length: groupCount }, (_, group) => group * groupTokens),
       plan,
+      ...run,
     };
     const sample = samples ? { sample: greedyAt(position + rowCount) } : {};
     const [result] = await this.runner.step([{ slice, tokens, exact: false, ...sample }]);

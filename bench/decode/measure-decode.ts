@@ -3,6 +3,7 @@ import type { SelectionPlan } from "../../kernels/contract.ts";
 import { densePolicy } from "../../models/selection/dense.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
 import type { SelectionConfiguration } from "../../protocol/generate.ts";
+import { RunChoices } from "../run-choices.ts";
 import type { BenchModel } from "./bench-model.ts";
 
 /** What to decode with. */
@@ -13,7 +14,10 @@ export interface DecodeCase {
   budgetTokens: number | undefined;
 }
 
-/** One row of the result: times in milliseconds a token, bytes a token as the device counts them. */
+/**
+ * One row of the result: times in milliseconds a token, bytes a token as the device counts them. Where tokens share a choice, a time is the mean
+ * over the tokens of a run: one of them pays for all.
+ */
 export interface DecodeRow extends DecodeCase {
   tokenCount: number;
   msPerToken: { min: number; p50: number; mean: number };
@@ -62,24 +66,31 @@ export async function measureDecode(
   { tokenCount, signal }: { tokenCount: number; signal: AbortSignal },
 ): Promise<DecodeRow> {
   const { plan, groupTokens } = planOf(item);
+  const runs = new RunChoices();
   let tokenId = 3;
   const decode = async (position: number) => {
     const startMs = performance.now();
     const result = await model.step({
       position,
       tokens: Uint32Array.of(tokenId),
-      ...{ plan, groupTokens, samples: true },
+      ...{ plan, groupTokens, samples: true, run: runs.fieldsAt(position, plan) },
     });
+    runs.keep(position, result.choice);
     tokenId = result.sample!.tokenId;
     return { ms: performance.now() - startMs, traffic: result.traffic };
   };
   for (let i = 0; i < WARM_TOKENS; i++) await decode(item.contextTokens + i);
   tokenId = 3;
+  runs.clear();
   const steps: Awaited<ReturnType<typeof decode>>[] = [];
   for (let i = 0; i < tokenCount && (i === 0 || !signal.aborted); i++) {
     steps.push(await decode(item.contextTokens + i));
   }
-  const times = steps.map(({ ms }) => ms).sort((a, b) => a - b);
+  const runTokens = plan.kind === "pages" ? (plan.rowsPerChoice ?? 1) : 1;
+  const times = runMeans(
+    steps.map(({ ms }) => ms),
+    runTokens,
+  ).sort((a, b) => a - b);
   const p50 = times[Math.floor(times.length / 2)]!;
   const mean = (pick: (step: (typeof steps)[number]) => number) =>
     steps.reduce((sum, step) => sum + pick(step), 0) / steps.length;
@@ -93,4 +104,13 @@ export async function measureDecode(
     metadataBytesPerToken: mean(({ traffic }) => traffic.metadataBytes),
     pagesShare: pagesInContext === 0 ? 1 : mean(({ traffic }) => traffic.pagesSelected) / pagesInContext,
   };
+}
+
+/** Means over runs of so many values; a last one that is not whole counts only where it is the only one. */
+function runMeans(values: readonly number[], length: number): number[] {
+  const count = Math.max(1, Math.floor(values.length / length));
+  return Array.from({ length: count }, (_, run) => {
+    const some = values.slice(run * length, (run + 1) * length);
+    return some.reduce((sum, value) => sum + value, 0) / some.length;
+  });
 }

@@ -3,6 +3,7 @@ import type { Device, DeviceBuffer, KvPool, SliceTraffic, StepSlice } from "../.
 import { splitBudget } from "../../models/selection/policy.ts";
 import { assert } from "../../protocol/assert.ts";
 import { drawInteger, type Random } from "../random.ts";
+import { RunChoices } from "../run-choices.ts";
 import type { Capture } from "./capture.ts";
 import { type AttendedPages, attendedTokens, ExactAttention, type LayerAttention } from "./exact-attention.ts";
 import type { Candidate } from "./grid.ts";
@@ -32,11 +33,13 @@ export interface ProbeOptions {
   capture: Capture;
 }
 
-/** Judges selections at rows whose KV is in the pool and whose queries were captured from a dense step. */
+/** Judges selections at rows, one behind the other, whose KV is in the pool and whose queries were captured from a dense step. */
 export class FidelityProbe {
   readonly #options: ProbeOptions;
   readonly #exact: ExactAttention;
   readonly #outputs: DeviceBuffer[];
+  /** Of every candidate, from row to row. */
+  readonly #runs = new Map<Candidate, RunChoices>();
 
   constructor(options: ProbeOptions) {
     const { device, pool, headCount } = options;
@@ -70,14 +73,24 @@ export class FidelityProbe {
     const pageCount = (layers[0] as JudgedLayer).ranks[0]?.length ?? 0;
     const pageBytes = denseBytes / (layerCount * kvHeadCount * pageCount);
     const results: RowFidelity[] = [];
-    for (const { plan, budgetTokens } of candidates) {
+    for (const candidate of candidates) {
+      const { plan, budgetTokens } = candidate;
       const chosen =
         typeof plan === "object"
-          ? await this.#select({ ...slice, plan })
+          ? await this.#selectInRun(candidate, { ...slice, plan })
           : this.#baseline(layers, { kind: plan, budgetTokens, pageBytes, random });
       results.push(compare(layers, chosen, pageBytes));
     }
     return results;
+  }
+
+  /** As {@link #select}; where rows share choices, by that of the run's first row. */
+  async #selectInRun(candidate: Candidate, slice: StepSlice): Promise<Chosen> {
+    const runs = this.#runs.get(candidate) ?? new RunChoices();
+    this.#runs.set(candidate, runs);
+    const chosen = await this.#select({ ...slice, ...runs.fieldsAt(slice.position, slice.plan) });
+    runs.keep(slice.position, chosen.choice);
+    return chosen;
   }
 
   /** What the device itself chooses for the captured queries, and what attention over it gives. */
@@ -99,10 +112,10 @@ export class FidelityProbe {
       );
       recorder.attend({ pool, layer, headCount, q, out });
     }
-    const { traffic } = await recorder.submit();
+    const { traffic, choices } = await recorder.submit();
     const outputs: Float32Array[] = [];
     for (const buffer of this.#outputs) outputs.push(await this.#floats(buffer));
-    return { attended, outputs, traffic: traffic[0] as SliceTraffic };
+    return { attended, outputs, traffic: traffic[0] as SliceTraffic, choice: choices?.[0] };
   }
 
   /** The best pages there are, or sinks, recent pages and random ones; chosen and attended to on the host, without any metadata. */
@@ -149,6 +162,8 @@ interface Chosen {
   attended: (AttendedPages | undefined)[][];
   outputs: Float32Array[];
   traffic: SliceTraffic;
+  /** Where it was asked for, as `StepReadback.choices`. */
+  choice?: Uint8Array | undefined;
 }
 
 /** A layer's full attention with the pages of each KV head ranked by it: `ranks[kvHead][page]`, 0 the best. */

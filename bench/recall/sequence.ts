@@ -10,6 +10,7 @@ import {
 import type { ModelRunner } from "../../models/contract.ts";
 import { GROUP_TOKENS } from "../../models/selection/policy.ts";
 import { assert } from "../../protocol/assert.ts";
+import { RunChoices } from "../run-choices.ts";
 
 /** No penalties, no bias, no noise. */
 const GREEDY: Omit<SampleRow, "row" | "position"> = {
@@ -49,6 +50,7 @@ export class Sequence {
   readonly #summarySlots: Int32Array;
   #length = 0;
   #turnStart = 0;
+  readonly #runs = new RunChoices();
   #traffic: SliceTraffic = noTraffic();
 
   constructor(runner: ModelRunner, contextTokens: number) {
@@ -72,6 +74,7 @@ export class Sequence {
   /** Forgets everything from `tokenCount` on, which is at a block's border. */
   rewind(tokenCount: number): void {
     assert(tokenCount % BLOCK_TOKENS === 0 && tokenCount <= this.#length, "a sequence goes back to a block's border");
+    this.#runs.clear();
     this.#length = tokenCount;
     this.#traffic = noTraffic();
   }
@@ -91,14 +94,18 @@ export class Sequence {
     this.#turnStart = this.#length;
     const reply = [await this.#append(ids, plan, signal, true)];
     while (reply.length < tokensMax && !endIds.includes(reply.at(-1) as number)) {
-      reply.push(await this.#append(reply.slice(-1), plan, signal, true));
+      // Steps of a CPU device never leave the microtask queue: without this a Ctrl-C would not be heard before the end.
+      await setImmediate();
+      signal.throwIfAborted();
+      reply.push(await this.advance(reply.at(-1) as number, plan));
     }
     return reply;
   }
 
   /** One step over one token under `plan`; its logits are sampled greedily and given to the runner's observer. */
   async advance(id: number, plan: SelectionPlan): Promise<number> {
-    return this.#step([id], plan, true);
+    const position = this.#length;
+    return this.#step([id], plan, { sampled: true, run: this.#runs.fieldsAt(position, plan) });
   }
 
   /** Describes rows of this sequence for the device: those that come next, or ones whose KV is there already. */
@@ -122,24 +129,28 @@ export class Sequence {
   /** Steps over `ids`; the greedy token behind the last, or -1 if it is not `sampled`. */
   async #append(ids: readonly number[], plan: SelectionPlan, signal: AbortSignal, sampled: boolean): Promise<number> {
     const { rowsMax } = this.#runner;
+    this.#runs.clear();
     let token = -1;
     for (let start = 0; start < ids.length; start += rowsMax) {
-      // Steps of a CPU device never leave the microtask queue: without this a Ctrl-C would not be heard before the end.
       await setImmediate();
       signal.throwIfAborted();
       const chunk = ids.slice(start, start + rowsMax);
       const isLast = start + rowsMax >= ids.length;
-      token = await this.#step(chunk, plan, sampled && isLast);
+      token = await this.#step(chunk, plan, { sampled: sampled && isLast, run: {} });
     }
     return token;
   }
 
-  async #step(ids: readonly number[], plan: SelectionPlan, sampled: boolean): Promise<number> {
+  async #step(
+    ids: readonly number[],
+    plan: SelectionPlan,
+    { sampled, run }: { sampled: boolean; run: ReturnType<RunChoices["fieldsAt"]> },
+  ): Promise<number> {
     const position = this.#length;
     const rowCount = ids.length;
     const [result] = await this.#runner.step([
       {
-        slice: this.slice(position, rowCount, plan),
+        slice: { ...this.slice(position, rowCount, plan), ...run },
         tokens: Uint32Array.from(ids),
         exact: true,
         ...(sampled ? { sample: { ...GREEDY, position: position + rowCount } } : {}),
@@ -147,6 +158,7 @@ export class Sequence {
     ]);
     assert(result !== undefined && result.misses.length === 0, "every block of the sequence is resident");
     this.#length += rowCount;
+    this.#runs.keep(position, result.choice);
     addTraffic(this.#traffic, result.traffic);
     return result.sample?.tokenId ?? -1;
   }

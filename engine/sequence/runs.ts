@@ -30,7 +30,8 @@ export interface PendingChoice {
 /** Rows that share a choice where tokens are computed in this way; 1 where each row, or each page of a prompt, has its own. */
 export function runTokens(how: How | undefined): number {
   if (how === undefined || how.groupTokens > 1) return 1;
-  return policyNamed(how.policy).rowsPerChoice ?? 1;
+  const plan = policyNamed(how.policy).plan(how.budgetTokens);
+  return plan.kind === "pages" ? (plan.rowsPerChoice ?? 1) : 1;
 }
 
 /** The row that chooses for `position`, which is selected under a policy with runs. */

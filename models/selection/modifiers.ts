@@ -51,8 +51,7 @@ const EFFECTS: Readonly<Record<ModifierName, ModifierEffect>> = {
   "first-turn": { version: 1, apply: (plan) => plan },
   "dense-layers": { version: 1, apply: (plan, value) => ({ ...plan, denseLayers: Number(value) }) },
   share: { version: 1, apply: (plan, value) => ({ ...plan, layersPerChoice: Number(value) }) },
-  // Nothing of a plan: which rows of a reply choose, see SelectionPolicy.rowsPerChoice.
-  reuse: { version: 1, apply: (plan) => plan },
+  reuse: { version: 1, apply: (plan, value) => ({ ...paged(plan), rowsPerChoice: Number(value) }) },
   recent: { version: 1, apply: (plan, value) => ({ ...plan, recentPages: Number(value) / PAGE_TOKENS }) },
 };
 

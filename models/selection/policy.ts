@@ -27,11 +27,6 @@ export interface SelectionPolicy {
   readonly summary?: SummaryKind;
   /** Rows of one query group in prefill. */
   readonly groupTokens: number;
-  /**
-   * Rows of a reply that share a choice: those from one multiple of it to the next, as far as they are computed alike; the first of them chooses.
-   * It divides {@link GROUP_TOKENS}. Absent: each row chooses for itself.
-   */
-  readonly rowsPerChoice?: number;
   /** Budget under which the prompt of a session's first turn is read; absent: densely. */
   readonly firstTurnBudgetTokens?: number;
   /**

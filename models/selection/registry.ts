@@ -1,5 +1,5 @@
 import type { SelectionPolicyName } from "../../protocol/generate.ts";
-import { type ModifierName, parseSelection, SELECTION_POLICIES } from "../../protocol/selection.ts";
+import { parseSelection, SELECTION_POLICIES } from "../../protocol/selection.ts";
 import { arkvalePolicy } from "./arkvale.ts";
 import { densePolicy } from "./dense.ts";
 import { infllmPolicy } from "./infllm.ts";
@@ -34,12 +34,10 @@ export function policyNamed(text: string): SelectionPolicy {
   const { policy, modifiers, canonical } = parseSelection(text);
   const base = POLICIES[policy];
   if (modifiers.length === 0) return base;
-  const argumentOf = (wanted: ModifierName) => modifiers.find(({ name }) => name === wanted)?.value;
-  const [firstTurn, reuse] = [argumentOf("first-turn"), argumentOf("reuse")];
+  const firstTurn = modifiers.find(({ name }) => name === "first-turn")?.value;
   return {
     ...base,
     ...(firstTurn === undefined ? {} : { firstTurnBudgetTokens: Number(firstTurn) }),
-    ...(reuse === undefined ? {} : { rowsPerChoice: Number(reuse) }),
     name: canonical,
     version: base.version + modifiersVersion(modifiers),
     plan: (budgetTokens) => modifyPlan(base.plan(budgetTokens), modifiers),

@@ -58,6 +58,14 @@ describe("bench decode", () => {
     expect(json.memory).toMatchObject({ poolBytes: expect.any(Number), aboveBytes: expect.any(Number) });
   });
 
+  it("scores pages once for the tokens that share a choice, and reads as many", async () => {
+    const flags = ["--contexts=1024", "--policies=quest,quest+reuse(4)", "--budget=256", "--tokens=8"];
+    const [each, fourth] = (await runDecode(flags)).json.rows;
+    expect(fourth?.metadataBytesPerToken).toBe((each?.metadataBytesPerToken ?? 0) / 4);
+    expect(fourth?.pagesShare).toBe(each?.pagesShare);
+    expect(fourth?.msPerToken.min).toBeGreaterThan(0);
+  });
+
   it.each([
     [["--contexts=131072"], /^a context of 131104 tokens does not fit: at most 131072 do .*131072 positions\)$/],
     [

@@ -14,6 +14,7 @@ describe("modifiers", () => {
     expect(plan("quest+sink(128)")).toEqual({ ...quest, sinkPages: 8 });
     expect(plan("quest+top-p(0.9)")).toEqual({ ...quest, massShare: 0.9 });
     expect(plan("quest+dense-layers(2)+share(3)")).toEqual({ ...quest, denseLayers: 2, layersPerChoice: 3 });
+    expect(plan("quest+reuse(8)")).toEqual({ ...quest, rowsPerChoice: 8 });
     expect(plan("quest+recent(256)")).toEqual({ ...quest, recentPages: 16 });
     expect(plan("mean-deviation+combine(max)")).toEqual({ ...plan("mean-deviation"), combine: "max" });
     expect(plan("tokenselect+candidates(8)")).toEqual({ ...plan("tokenselect"), candidatePages: 512 });
@@ -23,12 +24,6 @@ describe("modifiers", () => {
     expect(plan("quest+first-turn(4096)")).toEqual(plan("quest"));
     expect(policyNamed("quest+first-turn(4096)").firstTurnBudgetTokens).toBe(4096);
     expect(policyNamed("quest")).not.toHaveProperty("firstTurnBudgetTokens");
-  });
-
-  it("say how many rows of a reply share a choice, and leave the plan alone", () => {
-    expect(plan("quest+reuse(8)")).toEqual(plan("quest"));
-    expect(policyNamed("quest+reuse(8)").rowsPerChoice).toBe(8);
-    expect(policyNamed("quest")).not.toHaveProperty("rowsPerChoice");
   });
 
   it("work together, in any order", () => {
