@@ -104,6 +104,12 @@ export const MODIFIERS = {
     policies: ["streaming", ...SELECTIVE],
     help: "the first turn's prompt is read with selection too, under this budget of its own",
   },
+  group: {
+    argument: "TOKENS",
+    rule: { numbers: [32, 64] },
+    policies: SELECTIVE,
+    help: "so many rows of a prompt share one choice instead of 16: a resumed turn reads less",
+  },
   "dense-layers": {
     argument: "COUNT",
     rule: { min: 0, max: 1024, step: 1 },

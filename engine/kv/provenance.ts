@@ -4,12 +4,12 @@
  * (selection: a configuration in its canonical form, protocol/selection.ts), with `~<nonce>` behind it where a selected page was missing
  * and not waited for (approximate: kept for its session, never shared).
  *
- * Query groups are the rows of one span that lie in one page (prefill) or single rows (decode), so no group crosses a block border
+ * Query groups are the rows of one span that lie in one page, or half or whole block (prefill), or single rows (decode), so no group crosses a block border
  * and any block can be recomputed by itself. Where a selection reuses its choices (`reuse(R)`), decode rows form runs: those between two multiples
  * of R, as far as they are computed alike; the first row of a run chooses for it, so a row still depends on none behind it. A policy is dense while its group's page lies below the budget: those tokens are
  * named dense, so that they are shared with dense requests.
  */
-import { PAGE_TOKENS } from "../../kernels/contract.ts";
+import { BLOCK_TOKENS, PAGE_TOKENS } from "../../kernels/contract.ts";
 import { assert } from "../../protocol/assert.ts";
 import { describeSpans } from "../../protocol/block-chain.ts";
 import type { Span } from "../../protocol/generate.ts";
@@ -22,7 +22,7 @@ export interface How {
   policy: string;
   version: number;
   budgetTokens: number;
-  /** Rows of a query group: 1 (decode) or a page (prefill). */
+  /** Rows of a query group: 1 (decode), a page, or what `group` says (prefill). */
   groupTokens: number;
   /** Set where pages were missing: unique to the turn. */
   nonce?: string;
@@ -51,7 +51,7 @@ export function parseHow(how: string): How | undefined {
 export function isHow(how: string): boolean {
   if (how === DENSE) return true;
   const group = Number(HOW.exec(how)?.[4]);
-  return group === 1 || group === PAGE_TOKENS;
+  return group === 1 || (group >= PAGE_TOKENS && BLOCK_TOKENS % group === 0);
 }
 
 /** A span with its start, as {@link SpanList.at} finds it. */
@@ -113,10 +113,11 @@ export class SpanList {
 
   /** Whether a query group has rows on both sides of `position`: KV of those before it depends on those behind it. */
   splitsGroup(position: number): boolean {
-    if (position % PAGE_TOKENS === 0 || position >= this.end) return false;
+    if (position >= this.end) return false;
     const { start, how } = this.at(position);
     const parsed = parseHow(how);
-    return parsed !== undefined && parsed.groupTokens > 1 && start < position && position >= parsed.budgetTokens;
+    if (parsed === undefined || position % parsed.groupTokens === 0) return false;
+    return position > Math.max(start, parsed.budgetTokens);
   }
 
   /** {@link describe} of the first `tokenCount` tokens from `from` on; undefined where that would split a query group. */
@@ -172,10 +173,10 @@ function* cut(start: number, end: number, at: readonly number[]): Generator<{ st
   if (end > from) yield { start: from, end };
 }
 
-/** First rows (relative to `from`) of the query groups of rows `[from, to)`, all computed alike; `groupTokens` divides a page. */
+/** First rows (relative to `from`) of the query groups of rows `[from, to)`, all computed alike; `groupTokens` divides a block. */
 export function groupStarts(from: number, to: number, groupTokens: number): Int32Array {
   if (groupTokens === 1) return Int32Array.from({ length: to - from }, (_, row) => row);
-  assert(PAGE_TOKENS % groupTokens === 0, "a query group lies within a page");
+  assert(BLOCK_TOKENS % groupTokens === 0, "a query group lies within a block");
   const starts = [0];
   for (let position = (Math.floor(from / groupTokens) + 1) * groupTokens; position < to; position += groupTokens)
     starts.push(position - from);

@@ -3,7 +3,9 @@
  * predicted from the pace at which the queue has been emptying and from what prompts ahead of it still cost. Too long a wait is
  * refused at once (429 with a Retry-After that holds, see retry-promises.ts) instead of being found out by waiting.
  */
+import { PAGE_TOKENS } from "../../kernels/contract.ts";
 import { QuireError } from "../../protocol/errors.ts";
+import { parseHow } from "../kv/provenance.ts";
 import type { ResolvedSelection, Sequence } from "../sequence/sequence.ts";
 import type { EngineSettings } from "../settings.ts";
 import type { CostModel } from "./cost-model.ts";
@@ -53,6 +55,15 @@ export class Admission {
     return (hasPlace ? 0 : (own + 1) * tenants.paceMs(namespace)) + this.#promptsMs(namespace);
   }
 
+  #checkGroups({ spans, tokenCount }: Sequence): void {
+    const { stepRowsMax, runningMax } = this.#options.settings;
+    const groups = spans.until(tokenCount).map(({ how }) => parseHow(how)?.groupTokens ?? 1);
+    const rows = Math.max(PAGE_TOKENS, ...groups);
+    if (rows === PAGE_TOKENS || rows + runningMax <= stepRowsMax) return;
+    const message = `group(${rows}) needs steps of ${rows + runningMax} rows; this engine's have ${stepRowsMax}.`;
+    throw new QuireError("invalid_request", message, { param: "quire.selection.policy" });
+  }
+
   /** Where a smaller budget is set for times of need, and this is one. */
   underPressure(selection: ResolvedSelection, waitMs: number): ResolvedSelection {
     const { degradedBudgetTokens, degradeWaitMs } = this.#options.settings;
@@ -61,8 +72,12 @@ export class Admission {
     return { ...selection, budgetTokens: degradedBudgetTokens, budgetTokensAsked: selection.budgetTokens };
   }
 
-  /** @throws {QuireError} `queue_full`, with the time at which a place will be free for this very request. */
+  /**
+   * @throws {QuireError} `queue_full`, with the time at which a place will be free for this very request; `invalid_request` for query groups
+   * that no step has room for beside those who decode.
+   */
   check(sequence: Sequence, waitMs: number, nowMs: number): void {
+    this.#checkGroups(sequence);
     const refusal = this.#refusal(sequence, waitMs, nowMs);
     if (refusal === undefined) return;
     const { namespace } = sequence;

@@ -5,7 +5,6 @@
 import {
   BLOCK_TOKENS,
   NOT_RESIDENT,
-  PAGE_TOKENS,
   type SelectionPlan,
   type StepSlice,
   type SummaryKind,
@@ -56,8 +55,7 @@ export function nextRows(
   let to = Math.min(span.end, gapEnd(sequence, from), from + rowsMax);
   to = Math.min(to, slotsEnd(sequence, { from, to }, slotsMax));
   if (how && !selected) to = Math.min(to, how.budgetTokens);
-  const uncut = inRuns ? run : PAGE_TOKENS;
-  if (selected && groupTokens > 1 && to < span.end && to % uncut !== 0) to -= to % uncut;
+  if (selected && groupTokens > 1 && to < span.end && to % groupTokens !== 0) to -= to % groupTokens;
   if (to <= from) return undefined;
   return {
     from,

@@ -1,5 +1,5 @@
 import type { SelectionPolicyName } from "../../protocol/generate.ts";
-import { parseSelection, SELECTION_POLICIES } from "../../protocol/selection.ts";
+import { type ModifierName, parseSelection, SELECTION_POLICIES } from "../../protocol/selection.ts";
 import { arkvalePolicy } from "./arkvale.ts";
 import { densePolicy } from "./dense.ts";
 import { infllmPolicy } from "./infllm.ts";
@@ -34,10 +34,13 @@ export function policyNamed(text: string): SelectionPolicy {
   const { policy, modifiers, canonical } = parseSelection(text);
   const base = POLICIES[policy];
   if (modifiers.length === 0) return base;
-  const firstTurn = modifiers.find(({ name }) => name === "first-turn")?.value;
+  const argumentOf = (wanted: ModifierName) => modifiers.find(({ name }) => name === wanted)?.value;
+  const [firstTurn, reuse, group] = [argumentOf("first-turn"), argumentOf("reuse"), argumentOf("group")];
   return {
     ...base,
     ...(firstTurn === undefined ? {} : { firstTurnBudgetTokens: Number(firstTurn) }),
+    ...(group === undefined ? {} : { groupTokens: Number(group) }),
+    ...(reuse === undefined ? {} : { rowsPerChoice: Number(reuse) }),
     name: canonical,
     version: base.version + modifiersVersion(modifiers),
     plan: (budgetTokens) => modifyPlan(base.plan(budgetTokens), modifiers),

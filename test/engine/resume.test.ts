@@ -12,6 +12,8 @@ const SELECTIONS: Record<string, SelectionRequest> = {
   "a choice for eight tokens": { policy: "quest+share(2)+reuse(8)", budgetTokens: 128, exact: true },
   "from the first turn on": { policy: "quest+first-turn(256)", budgetTokens: 128, exact: true },
   "as much as it takes": { policy: "mean-deviation+top-p(0.5)", budgetTokens: 192, exact: true },
+  "a choice for 64 rows of a prompt": { policy: "quest+group(64)", budgetTokens: 144, exact: true },
+  "one for 32 rows and all heads": { policy: "mean-deviation+scope(layer)+group(32)", budgetTokens: 128, exact: true },
   "a dense layer": { policy: "mean-deviation+dense-layers(1)", budgetTokens: 128, exact: true },
   streaming: { policy: "streaming", budgetTokens: 128, exact: true },
   dense: { policy: "dense", budgetTokens: 0, exact: true },

@@ -88,6 +88,21 @@ describe("provenance", () => {
     expect(spans.describe(128, 256)).toBe("72:quest.1:128@16~ff;128:quest.1:128@16");
   });
 
+  it("knows groups of a page, of half a block and of a block, and where one would be cut", () => {
+    for (const group of [1, 16, 32, 64]) expect(isHow(`quest.1:144@${group}`)).toBe(true);
+    for (const group of [2, 8, 48, 128]) expect(isHow(`quest.1:144@${group}`)).toBe(false);
+    expect([...groupStarts(70, 200, 64)]).toEqual([0, 58, 122]);
+    const spans = new SpanList([
+      { end: 150, how: "dense" },
+      { end: 300, how: "quest+group(64).1:144@64" },
+    ]);
+    const cuts = [144, 150, 160, 176, 192, 208, 255, 256, 299, 300].filter((position) => spans.splitsGroup(position));
+    expect(cuts).toEqual([160, 176, 208, 255, 299]);
+    // What lies below the budget is dense, also inside of a group.
+    const whole = new SpanList([{ end: 300, how: "quest+group(64).1:144@64" }]);
+    expect([100, 144, 145, 160].filter((position) => whole.splitsGroup(position))).toEqual([145, 160]);
+  });
+
   it("begins a query group at the first row and at every page", () => {
     expect([...groupStarts(5, 40, 16)]).toEqual([0, 11, 27]);
     expect([...groupStarts(32, 48, 16)]).toEqual([0]);
