@@ -56,6 +56,13 @@ export const engineFlags = {
     fallback: "512M",
     parse: parseBytes,
   },
+  "host-pool-mib": {
+    help: "host memory in MiB for pages that left the pool: found there before the store is asked; 0 for none",
+    placeholder: "MIB",
+    env: "QUIRE_HOST_POOL_MIB",
+    fallback: "256",
+    parse: parseInteger({ min: 0, max: 1_048_576 }),
+  },
   context: {
     help: "longest context in tokens; without it what the model was made for, or what half of the pool holds",
     placeholder: "TOKENS",

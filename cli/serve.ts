@@ -97,6 +97,7 @@ function openServer(
     publicUrl: values["public-url"],
     settings: {
       ...{ resume: values.resume, fillBytesPerS: values["fill-bytes"] },
+      hostPoolBytes: values["host-pool-mib"] * 2 ** 20,
       ...(values["degraded-budget"] === undefined ? {} : { degradedBudgetTokens: values["degraded-budget"] }),
     },
     onLoadProgress: loadReport(

@@ -3,6 +3,7 @@ import type { ModelRunner } from "../models/contract.ts";
 import type { Attacher } from "./kv/attacher.ts";
 import type { BlockCache } from "./kv/block-cache.ts";
 import type { BlockFetcher } from "./kv/block-fetcher.ts";
+import type { HostPool, HostPoolCounts } from "./kv/host-pool.ts";
 import type { OpenBlocks } from "./kv/open-blocks.ts";
 import type { SummarySupply } from "./kv/summary-supply.ts";
 import type { Persister } from "./persist/persister.ts";
@@ -16,6 +17,7 @@ export interface EngineParts {
   numericsId: string;
   runner: ModelRunner;
   cache: BlockCache;
+  host: HostPool;
   opens: OpenBlocks;
   fetcher: BlockFetcher;
   supply: SummarySupply;
@@ -34,6 +36,8 @@ export interface EngineStatus {
   /** Device blocks, open slots held by sequences: 0 when idle, else something leaked. */
   heldBlockCount: number;
   heldSlotCount: number;
+  /** Host memory that holds blocks which left the device. */
+  hostPool: { bytes: number; bytesMax: number; counts: Readonly<HostPoolCounts> };
   draining: boolean;
   /** What steps have told of their cost. */
   cost: Pick<CostModel, "typicalRowMs" | "rowMs">;

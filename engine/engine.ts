@@ -8,6 +8,7 @@ import type { SequenceResult, SequenceStep } from "../models/contract.ts";
 import { assert } from "../protocol/assert.ts";
 import { QuireError, toQuireError } from "../protocol/errors.ts";
 import type { GenerateRequest } from "../protocol/generate.ts";
+import { breatheAfter } from "./breathing.ts";
 import type { EngineParts, EngineStatus } from "./engine-parts.ts";
 import { replayableSpans, resolveSelection } from "./http/request-check.ts";
 import type { BlockLayer } from "./kv/block-fetcher.ts";
@@ -34,17 +35,6 @@ import { TraceBook } from "./trace/trace-book.ts";
 
 /** While everything waits for the store, deadlines are looked at this often. */
 const DEADLINE_CHECK_MS = 250;
-
-/** Share of a step's time that I/O gets behind it, while the store is busy and otherwise (requests and answers). */
-const BREATH_SHARE = 0.05;
-const SHORT_BREATH_SHARE = 0.01;
-/**
- * Requests that are being read get so long between two steps: signature and body take several turns of the event loop, each of which would cost a
- * step. One that has been coming for longer than the second waits for nobody's sake.
- */
-const ARRIVAL_MS_MAX = 3;
-const ARRIVAL_AGE_MS_MAX = 100;
-const ARRIVAL_LOOK_MS = 0.1;
 
 /** A submitted request. */
 export interface Ticket {
@@ -109,7 +99,7 @@ export class Engine {
   }
 
   get status(): EngineStatus {
-    const { cache, opens, runner } = this.#parts;
+    const { cache, host, opens, runner } = this.#parts;
     return {
       runningCount: this.#active.size,
       queuedCount: this.#queue.length,
@@ -117,6 +107,7 @@ export class Engine {
       blockCount: cache.capacity,
       heldBlockCount: runner.pool.spec.blockCount - cache.freeDeviceBlockCount - cache.idleDeviceBlockCount,
       heldSlotCount: opens.takenCount,
+      hostPool: { bytes: host.bytes, bytesMax: host.bytesMax, counts: host.counts },
       draining: this.#draining,
       cost: this.#cost,
     };
@@ -215,26 +206,13 @@ export class Engine {
         if (this.#admit() > 0) await this.#parts.clock.breathe(0);
         const startMs = this.#parts.clock.nowMs();
         const worked = await this.#step();
-        if (worked) await this.#breathe(startMs);
+        if (worked) await breatheAfter(startMs, this.#arriving, this.#parts);
         else if (!this.#awake) await this.#sleep();
       } catch (error) {
         this.#failAll(error);
         await new Promise<void>((resolve) => setImmediate(resolve));
       }
     }
-  }
-
-  /**
-   * Lets I/O run between steps, for a share of the step's time: a file or an HTTP answer takes many turns of the event loop, and with one turn
-   * per prefill step of 150 ms a put took over 10 s.
-   */
-  async #breathe(startMs: number): Promise<void> {
-    const { clock, persister, fetcher } = this.#parts;
-    const isStoreBusy = persister.pendingBytes > 0 || fetcher.inFlightCount > 0;
-    const breathMs = clock.nowMs();
-    await clock.breathe((isStoreBusy ? BREATH_SHARE : SHORT_BREATH_SHARE) * (breathMs - startMs));
-    const isArriving = () => [...this.#arriving].some(({ sinceMs }) => clock.nowMs() - sinceMs < ARRIVAL_AGE_MS_MAX);
-    while (clock.nowMs() - breathMs < ARRIVAL_MS_MAX && isArriving()) await clock.breathe(ARRIVAL_LOOK_MS);
   }
 
   async #sleep(): Promise<void> {

@@ -12,6 +12,7 @@ import { BlockCache } from "./kv/block-cache.ts";
 import { BlockFetcher } from "./kv/block-fetcher.ts";
 import { FreeList } from "./kv/free-list.ts";
 import { Gate } from "./kv/gate.ts";
+import { HostPool } from "./kv/host-pool.ts";
 import { OpenBlocks } from "./kv/open-blocks.ts";
 import { ReadAhead } from "./kv/read-ahead.ts";
 import { residentPrefixes } from "./kv/resident-prefixes.ts";
@@ -39,8 +40,10 @@ export interface OpenedEngine {
   residentPrefixes(): string;
   /** Bytes of a token's K and V, all layers. */
   kvBytesPerToken: number;
-  /** Frees what idles in the pool (tests count leaks after it). */
+  /** Frees what idles in the pool and in host memory (tests count leaks after it). */
   evictIdle(): void;
+  /** What idles in the pool goes to host memory, as if its room were needed (tests). */
+  demoteIdle(): void;
 }
 
 /** The runner's pool and the store belong to the engine from now on; closing them is still the caller's. */
@@ -63,10 +66,12 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
     geometry.blockBytes === pool.blockBytes && geometry.summaryBytes === pool.summaryBytes,
     "stored bytes are pool bytes",
   );
+  const host = new HostPool({ pool, bytesMax: settings.hostPoolBytes });
   const cache = new BlockCache({
     layerCount: spec.layerCount,
     deviceBlocks: new FreeList(spec.blockCount),
     summarySlots: new FreeList(spec.summarySlotCount),
+    host: { copies: host, pool },
   });
   const opens = new OpenBlocks(new FreeList(spec.openSlotCount));
   const keys = new SessionKeys({ modelFingerprint: runner.fingerprint, numericsId: options.numericsId, geometry });
@@ -135,6 +140,7 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
     numericsId: options.numericsId,
     runner,
     cache,
+    host,
     opens,
     fetcher,
     supply,
@@ -149,6 +155,7 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
     keys,
     residentPrefixes: () => residentPrefixes(cache.published()),
     kvBytesPerToken: (geometry.blockBytes * spec.layerCount) / BLOCK_TOKENS,
+    demoteIdle: () => cache.demoteIdle(),
     evictIdle() {
       cache.evictIdle();
       opens.evictIdle();

@@ -206,7 +206,7 @@ async function serve(options: EngineServerOptions, parts: Parts): Promise<Engine
     engineId: settings.engineId,
     modelId: settings.modelId,
     opened,
-    description: `${device.report.description}; ${settings.modelId}, ${options.weightEncoding} weights, ${options.kvEncoding} KV; pool for ${parts.tokenCapacity} tokens; pages in ${store.name}`,
+    description: `${device.report.description}; ${settings.modelId}, ${options.weightEncoding} weights, ${options.kvEncoding} KV; pool for ${parts.tokenCapacity} tokens, ${settings.hostPoolBytes / 2 ** 20} MiB behind it; pages in ${store.name}`,
     async stop(graceMs) {
       await registration?.stop();
       http.close();

@@ -41,6 +41,8 @@ export interface EngineSettings {
   fillBytesPerS: number;
   /** Default mode: how long the prompt of a resumed turn waits for missing pages before it goes on without them. */
   missWaitMs: number;
+  /** Host memory for blocks that left the device pool; taken as they leave. 0: they are found in the store, or computed again. */
+  hostPoolBytes: number;
   storeGetMsMax: number;
   storePutMsMax: number;
   storeConcurrency: number;
@@ -68,6 +70,7 @@ export const ENGINE_DEFAULTS: Omit<EngineSettings, "engineId" | "modelId" | "con
   resume: "lazy",
   fillBytesPerS: 64 * 1024 * 1024,
   missWaitMs: 500,
+  hostPoolBytes: 256 * 1024 * 1024,
   storeGetMsMax: LIMITS.storeGetMsMax,
   storePutMsMax: LIMITS.storePutMsMax,
   storeConcurrency: LIMITS.storeConcurrency,

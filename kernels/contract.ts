@@ -107,6 +107,7 @@ export interface KvPool {
   readonly openSlotBytes: number;
   /** Bytes of one kind of one summary slot (all layers). */
   readonly summaryBytes: number;
+  /** Reads give the bytes of the moment of the call, whatever is written or recorded before they arrive. */
   readBlock(blockId: number): Promise<Uint8Array<ArrayBuffer>>;
   /** Copies `bytes`; visible to every op recorded afterwards. */
   writeBlock(blockId: number, bytes: Uint8Array): void;

@@ -1,6 +1,6 @@
 /**
- * Finds the KV a new sequence can start from: blocks and tails that are on the device, then, for a session, its manifest in the page store
- * (and its parent's after a fork): summaries first, then the tail; blocks stay in the store until a query selects them. Whatever is
+ * Finds the KV a new sequence can start from: blocks and tails that are on the device or in host memory, then, for a session, its manifest
+ * in the page store (and its parent's after a fork): summaries first, then the tail; blocks stay in the store until a query selects them. Whatever is
  * absent, late, damaged or about other tokens is left as a gap, which is computed from the log. Never an error for the user.
  */
 import { BLOCK_TOKENS, type KvPool, NOT_RESIDENT } from "../../kernels/contract.ts";
@@ -65,10 +65,15 @@ export class Attacher {
 
   /** Gives the sequence every block and tail that can be trusted. Ends early when it is aborted. */
   async attach(sequence: Sequence): Promise<void> {
-    const { clock, missWaitMs } = this.#options;
-    this.#fromDevice(sequence);
+    const { clock, fetcher, missWaitMs } = this.#options;
+    this.#fromMemory(sequence);
     const onDevice = new Set<LogicalBlock | OpenBlock>(sequence.opens.values());
-    for (const block of sequence.blocks) if (block?.resident) onDevice.add(block);
+    const inHost = new Set<LogicalBlock>();
+    for (const block of sequence.blocks) {
+      if (block?.resident) onDevice.add(block);
+      else if (block?.isHere) inHost.add(block);
+    }
+    await fetcher.promote(sequence.blocks.filter((block) => block !== undefined));
     const { session, turnStart } = sequence.request;
     if (session && turnStart > 0 && (sequence.nextPosition ?? turnStart) < turnStart) {
       for (const sessionId of [session.id, session.parentId]) {
@@ -78,16 +83,19 @@ export class Attacher {
       }
       await this.#firstBurst(sequence);
     }
-    for (const [index, block] of sequence.blocks.entries()) if (block) sequence.reused.add(index);
+    for (const [index, block] of sequence.blocks.entries()) {
+      if (block) sequence.reused.set(index, onDevice.has(block) ? "device" : inHost.has(block) ? "host" : "store");
+    }
     const cachedTokens = reusedTokens(sequence, () => true);
     const device = reusedTokens(sequence, (part) => onDevice.has(part));
+    const host = reusedTokens(sequence, (part) => "index" in part && inHost.has(part));
     sequence.usage.cachedTokens = cachedTokens;
-    sequence.usage.source = { device, host: 0, store: cachedTokens - device };
+    sequence.usage.source = { device, host, store: cachedTokens - device - host };
     sequence.missWaitUntilMs = clock.nowMs() + missWaitMs;
   }
 
   /** At least the prompt's last token is always computed: its logits are wanted. */
-  #fromDevice(sequence: Sequence): void {
+  #fromMemory(sequence: Sequence): void {
     const { cache, opens } = this.#options;
     const limit = sequence.promptEnd - 1;
     for (let index = 0; (index + 1) * BLOCK_TOKENS <= limit; index++) {

@@ -1,5 +1,5 @@
 /**
- * Brings stored blocks to the device by verified range reads. Neighbouring blocks of one layer in one segment are one read; a block
+ * Brings blocks to the device: from host memory at once, else from the store by verified range reads. Neighbouring blocks of one layer in one segment are one read; a block
  * that is on its way already is not asked for twice; every read has a deadline. What cannot be read or does not match its
  * checksum is marked lost, for its holders to compute again.
  */
@@ -16,6 +16,8 @@ import type { StoredSegment } from "./stored-segment.ts";
 
 /** Largest range that neighbours are merged into. */
 export const RANGE_BYTES_MAX = 4 * 1024 * 1024;
+/** Copied from host memory between two turns of the event loop. */
+const HOST_BYTES_MAX = 8 * 1024 * 1024;
 
 /** One layer of one logical block. */
 export interface BlockLayer {
@@ -83,8 +85,10 @@ export class BlockFetcher {
     const totals: FetchTotals = { bytes: 0, blocks: 0 };
     const pending: Promise<void>[] = [];
     const fresh: BlockLayer[] = [];
+    const inHost = wanted.filter(isInHost);
+    if (inHost.length > 0) pending.push(this.#fromHost(inHost));
     for (const item of wanted) {
-      if (item.block.lost || item.block.deviceBlocks[item.layer] !== NOT_RESIDENT) continue;
+      if (item.block.lost || item.block.deviceBlocks[item.layer] !== NOT_RESIDENT || isInHost(item)) continue;
       const known = this.#inFlight.get(item.block)?.get(item.layer);
       if (known) pending.push(known);
       else fresh.push(item);
@@ -185,6 +189,10 @@ export class BlockFetcher {
     };
     done.then(over, over);
   }
+}
+
+function isInHost({ block, layer }: BlockLayer): boolean {
+  return block.deviceBlocks[layer] === NOT_RESIDENT && block.host?.layers[layer] !== undefined;
 }
 
 /** Which block of its segment a block is. */

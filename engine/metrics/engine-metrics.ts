@@ -173,6 +173,7 @@ export class EngineMetrics implements EngineObserver {
       "Open slots that sequences hold; what is left at idle has leaked.",
       () => of.status().heldSlotCount,
     );
+    hostPoolMetrics(registry, of);
     registry.gauge(
       "quire_store_pending_bytes",
       "Bytes that wait to be written to the page store.",
@@ -185,4 +186,18 @@ export class EngineMetrics implements EngineObserver {
       return (user + system) / 1e6;
     });
   }
+}
+
+function hostPoolMetrics(registry: MetricRegistry, of: EngineGauges): void {
+  const help = "Host memory taken by what left the page pool.";
+  registry.gauge("quire_host_pool_bytes", help, () => of.status().hostPool.bytes);
+  registry.gauge("quire_host_pool_max_bytes", "Its bound.", () => of.status().hostPool.bytesMax);
+  registry.total("quire_host_pool_blocks_total", "Blocks that moved between pool and host memory, by event.", () => {
+    const { copies, hits, evictions } = of.status().hostPool.counts;
+    return [
+      [{ event: "copied" }, copies],
+      [{ event: "hit" }, hits],
+      [{ event: "evicted" }, evictions],
+    ];
+  });
 }

@@ -90,6 +90,12 @@ export class MetricRegistry {
     return this.#add(name, help, "gauge", new Gauge(read));
   }
 
+  /** A counter that is kept elsewhere. @param name ends in `_total`. */
+  total(name: string, help: string, read: ConstructorParameters<typeof Gauge>[0]): Gauge {
+    assert(name.endsWith("_total"), `counter ${name} ends in _total`);
+    return this.#add(name, help, "counter", new Gauge(read));
+  }
+
   histogram(name: string, help: string, bounds: readonly number[]): Histogram {
     return this.#add(name, help, "histogram", new Histogram(bounds));
   }

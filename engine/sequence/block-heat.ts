@@ -56,6 +56,11 @@ export class BlockHeat {
     return layers.some((blocks) => blocks.length > 0) ? layers : [];
   }
 
+  /** How often a block was chosen of late, in the layer that chose it most: a choice of this slice counts 1. */
+  of(block: number): number {
+    return this.#layers.reduce((most, heat) => Math.max(most, heat[block] ?? 0), 0) / this.#weight;
+  }
+
   #of(layer: number, length: number): Float32Array {
     const heat = this.#layers[layer] as Float32Array;
     if (heat.length >= length) return heat;

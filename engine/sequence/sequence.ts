@@ -11,6 +11,7 @@ import type {
   EngineUsage,
   FinishReason,
   GenerateRequest,
+  ReuseSource,
   SelectionConfiguration,
   Span,
   TokenLogprob,
@@ -98,8 +99,8 @@ export class Sequence {
   abortRequested = false;
   /** Its terminal event has been sent. */
   concluded = false;
-  /** Blocks that were found rather than computed, by index: what `usage.cachedTokens` counts. */
-  readonly reused = new Set<number>();
+  /** Blocks that were found rather than computed, by index, and where: what `usage.cachedTokens` and `usage.source` count. */
+  readonly reused = new Map<number, keyof ReuseSource>();
   /** What the run that was computed last attends to, for its further rows. */
   choice: RunChoice | undefined;
   /** Which blocks its queries choose. */
@@ -230,11 +231,17 @@ export class Sequence {
       this.blocks[index] = undefined;
       cache.release(block);
       count += 1;
-      if (!this.reused.delete(index)) continue;
-      this.usage.cachedTokens -= BLOCK_TOKENS;
-      this.usage.source.store -= BLOCK_TOKENS;
+      this.#uncountReused(index);
     }
     return count;
+  }
+
+  #uncountReused(index: number): void {
+    const source = this.reused.get(index);
+    if (source === undefined) return;
+    this.reused.delete(index);
+    this.usage.cachedTokens -= BLOCK_TOKENS;
+    this.usage.source[source] -= BLOCK_TOKENS;
   }
 
   /** An open block, or more of one, where the sequence has nothing as good; the slot it replaces is given back. */
@@ -255,13 +262,20 @@ export class Sequence {
   releaseAll(cache: BlockCache, opens: OpenBlocks): void {
     for (let index = this.blocks.length - 1; index >= 0; index--) {
       const block = this.blocks[index];
-      if (block) cache.release(block);
+      if (block) this.#letGo(cache, block);
     }
     this.blocks.length = 0;
     for (const open of this.opens.values()) opens.give(open.slot);
     this.opens.clear();
     cache.unreserve(this.reservedCount);
     this.reservedCount = 0;
+  }
+
+  /** What eviction goes by is written down with it. */
+  #letGo(cache: BlockCache, block: LogicalBlock): void {
+    block.priority = Math.max(block.priority, this.priority);
+    block.heat = this.heat.of(block.index);
+    cache.release(block);
   }
 
   #firstPromptHow(): string {

@@ -49,6 +49,7 @@ export interface SimReport {
   duplicates: number;
   collections: number;
   storeTokens: number;
+  hostTokens: number;
   recomputedTokens: number;
   faults: number;
   /** Simulated. */
@@ -74,7 +75,9 @@ const TWIN_TOKENS_MAX = 704;
 const LOGS_MAX = 4;
 /** Twins there are over a life: logs, forks, and logs that followed others. */
 const TWINS_MAX = 16;
-const ENGINE_BLOCKS = 14;
+/** Just what one turn can come to hold: blocks of other conversations leave the device. */
+const ENGINE_BLOCKS = 8;
+const HOST_BYTES = [0, 12 * 1024, 256 * 1024];
 /** Far more than any life has. */
 const EVENTS_MAX = 100_000;
 const TURN_MS_MAX = 600_000;
@@ -135,6 +138,7 @@ class World {
     duplicates: 0,
     collections: 0,
     storeTokens: 0,
+    hostTokens: 0,
     recomputedTokens: 0,
     faults: 0,
     totalMs: 0,
@@ -142,6 +146,7 @@ class World {
   readonly #seed: number;
   readonly #time: VirtualTime;
   readonly #next: () => number;
+  readonly #chooseTier: () => number;
   readonly #store: SimStore;
   readonly #engines: SimEngine[] = [];
   readonly #logs: Log[] = [];
@@ -158,6 +163,7 @@ class World {
     this.#seed = seed;
     this.#time = time;
     this.#next = uniform(seed);
+    this.#chooseTier = uniform(seed ^ 0x9e3779b9);
     this.#store = new SimStore({
       inner: new MemoryStore({ now: () => time.nowMs }),
       time,
@@ -198,6 +204,7 @@ class World {
     if (calm < 0.15) this.#fork();
     else if (calm < 0.3) this.#cut();
     else if (calm < 0.4) await this.#time.sleep(IDLE_MS);
+    if (this.#chooseTier() < 0.4) for (const { opened } of this.#engines) opened.demoteIdle();
     const chosen = new Set(Array.from({ length: 1 + Math.floor(this.#next() * 3) }, () => this.#pick(this.#logs)));
     const troubles = this.#next() < 0.7 ? [this.#trouble()] : [];
     await Promise.all([...[...chosen].map((log) => this.#turn(log)), ...troubles]);
@@ -212,7 +219,8 @@ class World {
       this.#engines.splice(Math.floor(this.#next() * this.#engines.length), 1)[0]?.kill();
       this.report.kills += 1;
       if (this.#engines.length === 0) await this.#openEngine();
-    } else if (kind < 0.75) this.#pick(this.#engines).opened.evictIdle();
+    } else if (kind < 0.65) this.#pick(this.#engines).opened.evictIdle();
+    else if (kind < 0.75) this.#pick(this.#engines).opened.demoteIdle();
     else await this.#collect();
   }
 
@@ -330,9 +338,11 @@ class World {
   async #check(log: Log, fields: GenerateRequest, outcome: Outcome): Promise<void> {
     const { usage, reason, spans } = outcome;
     this.report.storeTokens += usage.source.store;
+    this.report.hostTokens += usage.source.host;
     this.report.recomputedTokens += usage.recomputedTokens;
     const { device, host, store } = usage.source;
-    this.#expect(device + host + store === usage.cachedTokens && device >= 0 && store >= 0, "sources add up");
+    this.#expect(device + host + store === usage.cachedTokens, "sources add up");
+    this.#expect(Math.min(device, host, store) >= 0, "no source is less than nothing");
     this.#expect(usage.cachedTokens < fields.tokens.byteLength / 4 + outcome.ids.length, "the last token is computed");
     const mayHaveMissed = !log.selection.exact && outcome.isTakenOver === true;
     if (mayHaveMissed || [...log.spans, ...spans].some(({ how }) => how.includes("~"))) {
@@ -440,8 +450,11 @@ class World {
       time: this.#time,
       store: this.#store,
       blockCount: ENGINE_BLOCKS,
-      // Patience of default mode: long enough for most reads, or for none.
-      settings: { missWaitMs: this.#next() < 0.5 ? 500 : 0 },
+      // Patience of default mode: long enough for most reads, or for none. Host memory: none, for some blocks, for all.
+      settings: {
+        missWaitMs: this.#next() < 0.5 ? 500 : 0,
+        hostPoolBytes: HOST_BYTES[Math.floor(this.#chooseTier() * HOST_BYTES.length)] as number,
+      },
     });
     this.#engines.push(engine);
     return engine;
