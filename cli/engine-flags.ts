@@ -75,6 +75,12 @@ export const engineFlags = {
     env: "QUIRE_DEGRADED_BUDGET",
     parse: parseDegradedBudget,
   },
+  pace: {
+    help: "tokens per second that people read: while prompts wait, streams that are two seconds of reading ahead give way; without it none does",
+    placeholder: "COUNT",
+    env: "QUIRE_PACE",
+    parse: parseInteger({ min: 1, max: 1_000 }),
+  },
   resume: {
     help: "how sessions come back from the store, for requests that do not say: lazy, full, recompute or auto (the quickest, as measured)",
     placeholder: "MODE",

@@ -99,6 +99,7 @@ function openServer(
       ...{ resume: values.resume, fillBytesPerS: values["fill-bytes"] },
       hostPoolBytes: values["host-pool-mib"] * 2 ** 20,
       ...(values["degraded-budget"] === undefined ? {} : { degradedBudgetTokens: values["degraded-budget"] }),
+      ...(values.pace === undefined ? {} : { paceTokensPerS: values.pace }),
     },
     onLoadProgress: loadReport(
       (line) => process.stderr.write(line),

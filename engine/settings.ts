@@ -21,6 +21,11 @@ export interface EngineSettings {
    */
   degradedBudgetTokens?: number;
   degradeWaitMs: number;
+  /**
+   * Reading speed: while a prompt waits, streams that are two seconds of reading ahead of it give way (their readers notice nothing); undefined: none
+   * does, since a program reads as fast as it gets.
+   */
+  paceTokensPerS?: number;
   /** Rows of one step. */
   stepRowsMax: number;
   /** Prefill chunks shrink until a step stays below this. */

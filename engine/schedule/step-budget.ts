@@ -28,11 +28,20 @@ export class StepBudget {
   #rowsLeft: number;
   #prefilling = false;
 
-  /** @param decodes what is in the step already; they go in whatever they cost. */
-  constructor(options: { cost: CostModel; targets: StepTargets; rowsMax: number; decodes: StepLoad }) {
-    const { cost, targets, rowsMax, decodes } = options;
+  /**
+   * @param decodes what is in the step already; they go in whatever they cost
+   * @param withPaced the same with those who give way to prompts in this step: the step's length follows it
+   */
+  constructor(options: {
+    cost: CostModel;
+    targets: StepTargets;
+    rowsMax: number;
+    decodes: StepLoad;
+    withPaced: StepLoad;
+  }) {
+    const { cost, targets, rowsMax, decodes, withPaced } = options;
     this.#cost = cost;
-    this.#targetMs = stepTargetMs(cost, targets, decodes);
+    this.#targetMs = stepTargetMs(cost, targets, withPaced);
     this.#load = decodes;
     const known = cost.observedCount >= UNKNOWN_STEPS;
     this.#rowsLeft =

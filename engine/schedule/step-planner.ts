@@ -1,7 +1,7 @@
 /**
  * Who is in the next step, and with how many rows. Everyone who decodes has one row; prompts and lost spans share the rest of the step's
  * time (step-budget.ts), least served tenant first. While a prompt of another tenant waits, a tenant that asks for more than there is has
- * its decodes thinned out: they take turns in a small part of the step.
+ * its decodes thinned out: they take turns in a small part of the step. Streams far ahead of their readers give way to prompts (pacing.ts).
  */
 import { PAGE_TOKENS } from "../../kernels/contract.ts";
 import type { LogicalBlock } from "../kv/block-cache.ts";
@@ -12,6 +12,7 @@ import type { Sequence } from "../sequence/sequence.ts";
 import { nextRows, type RowRange } from "../sequence/slice-planner.ts";
 import type { EngineSettings } from "../settings.ts";
 import type { CostModel, StepLoad } from "./cost-model.ts";
+import { isAhead } from "./pacing.ts";
 import type { Speculation } from "./speculation.ts";
 import { StepBudget } from "./step-budget.ts";
 import { addLoads, loadOf, NO_LOAD } from "./step-load.ts";
@@ -74,16 +75,18 @@ export class StepPlanner {
 
   /** The next step: empty when nobody can go on. Memory of its rows is taken. */
   plan(active: Iterable<Sequence>, nowMs: number): PlannedPart[] {
-    const { tenants } = this.#options;
+    const { tenants, settings } = this.#options;
     const ready = [...active].filter((sequence) => sequence.phase === "running" && !sequence.suspended);
     const prompts = ready.filter((sequence) => !isDecoding(sequence));
     prompts.sort((a, b) => tenants.servedMs(a.namespace) - tenants.servedMs(b.namespace) || b.priority - a.priority);
-    const decodes = ready.filter(isDecoding);
+    const decoding = ready.filter(isDecoding);
+    const paced = prompts.length === 0 ? [] : decoding.filter((each) => isAhead(each, nowMs, settings.paceTokensPerS));
+    const decodes = decoding.filter((sequence) => !paced.includes(sequence));
     const greedy = this.#greedyTenants(decodes, prompts, nowMs);
     const parts: PlannedPart[] = [];
     const room = this.#room(decodes, ready.length);
     for (const sequence of decodes) if (!greedy.names.has(sequence.namespace)) this.#addDecode(parts, sequence, room);
-    const budget = this.#budget(parts, ready, nowMs);
+    const budget = this.#budget(parts, { ready, paced, nowMs });
     const thinned = decodes.filter(({ namespace }) => greedy.names.has(namespace));
     this.#addThinned(parts, thinned, { budget, share: greedy.share });
     for (const sequence of prompts) this.#addPrompt(parts, sequence, budget);
@@ -109,13 +112,18 @@ export class StepPlanner {
     return { names: new Set(besideAny), share: next === undefined ? GREEDY_SHARE.noneWaits : GREEDY_SHARE.ownWait };
   }
 
-  #budget(parts: readonly PlannedPart[], ready: readonly Sequence[], nowMs: number): StepBudget {
+  /** A step takes as long as if those who give way were in it: what they leave is the prompts'. */
+  #budget(
+    parts: readonly PlannedPart[],
+    { ready, paced, nowMs }: { ready: readonly Sequence[]; paced: readonly Sequence[]; nowMs: number },
+  ): StepBudget {
     const { settings, cost, rowsMax, tenants } = this.#options;
     const isShared = ready[0] !== undefined && tenants.hasCompany(ready[0].namespace, nowMs, SHARED_RECENT_MS);
     const sharedMs = Math.max(SHARED_STEP_MS, SHARED_STEP_GROWTH * (cost.fixedMs + cost.rowMs(0)));
     const stepMsTarget = isShared ? Math.min(settings.stepMsTarget, sharedMs) : settings.stepMsTarget;
     const decodes = parts.map(({ load }) => load).reduce(addLoads, NO_LOAD);
-    return new StepBudget({ cost, targets: { ...settings, stepMsTarget }, rowsMax, decodes });
+    const withPaced = paced.map(decodeLoad).reduce(addLoads, decodes);
+    return new StepBudget({ cost, targets: { ...settings, stepMsTarget }, rowsMax, decodes, withPaced });
   }
 
   /** Those whose last token is longest ago, as many as fit into their share. */
@@ -151,10 +159,7 @@ export class StepPlanner {
   /** Guesses may take what the ready ones leave: each has a row to be sampled. */
   #room(decodes: readonly Sequence[], readyCount: number): DecodeRoom {
     const { cost, sampledMax } = this.#options;
-    const loads = decodes.map((sequence) =>
-      loadOf(sequence, { from: sequence.tokenCount - 1, to: sequence.tokenCount, sampledRows: 1 }),
-    );
-    const stepMs = cost.predictMs(loads.reduce(addLoads, NO_LOAD)) / Math.max(1, decodes.length);
+    const stepMs = cost.predictMs(decodes.map(decodeLoad).reduce(addLoads, NO_LOAD)) / Math.max(1, decodes.length);
     return { stepMs, sampledLeft: sampledMax - readyCount };
   }
 
@@ -196,4 +201,9 @@ export class StepPlanner {
 
 function isDecoding(sequence: Sequence): boolean {
   return sequence.started && firstRow(sequence) === sequence.tokenCount - 1;
+}
+
+/** The load of a sequence's next token. */
+function decodeLoad(sequence: Sequence): StepLoad {
+  return loadOf(sequence, { from: sequence.tokenCount - 1, to: sequence.tokenCount, sampledRows: 1 });
 }
