@@ -1,6 +1,6 @@
 /**
  * The device contract: buffers are opaque handles, ops are recorded and submitted, results come back in one small
- * readback per step. It is made for a GPU; a CPU device runs each op when it is recorded.
+ * readback per step. It is made for a GPU; a CPU device runs ops when their results are looked at.
  *
  * Words: a *page* is 16 tokens of one layer and KV head (unit of selection), a *block* is 64 tokens of one layer, all
  * KV heads (unit of residency and I/O). Rows are queries; a *slice* is the rows of one sequence in a step.
@@ -382,7 +382,7 @@ export interface StepRecorder {
   /** Samples rows of `logits` `[*, width]`; the samples come back from `submit` in this order. */
   sample(args: { logits: DeviceBuffer; width: number; rows: readonly SampleRow[] }): void;
   /**
-   * On a device that runs ops when they are recorded: whether this slice has missed a block so far. On others: undefined.
+   * On a device that can look before the step ends: whether this slice has missed a block so far. On others: undefined.
    * Lets a CPU stop a step early; nothing may depend on it.
    */
   hasMissed(sliceIndex: number): boolean | undefined;

@@ -41,7 +41,7 @@ export function append(machine: Machine, args: AppendArgs, slices: readonly Step
   const keysOffset = openHeadAt(pool.spec, layer, 0) * 4;
   const valuesOffset = openSlotValuesAt(pool.spec) * 4 + keysOffset;
   const taskCount = Math.min(rowCount, machine.threads.threads * 4);
-  machine.threads.run(OP.rope, {
+  machine.threads.queue(OP.rope, {
     taskCount,
     work: rowCount * (headCount + kvHeadCount * 2) * headDim * 2,
     args: [
@@ -55,6 +55,7 @@ export function append(machine: Machine, args: AppendArgs, slices: readonly Step
 function seal(machine: Machine, { pool, layer }: AppendArgs, slices: readonly StepSlice[]): void {
   const records = sealRecords(pool, layer, slices);
   if (records.length === 0) return;
+  machine.threads.finish();
   machine.opArena.clear();
   const table = machine.opArena.take(records.length * 4);
   machine.heap.words.set(records, table / 4);
@@ -68,7 +69,7 @@ function seal(machine: Machine, { pool, layer }: AppendArgs, slices: readonly St
   ]);
   const { keyScalesAt, valuesAt, valueScalesAt } = pool.layout;
   const taskCount = (records.length / 4) * kvHeadCount;
-  machine.threads.run(OP.seal, {
+  machine.threads.queue(OP.seal, {
     taskCount,
     work: taskCount * 64 * headDim * 4,
     args: [

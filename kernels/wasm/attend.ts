@@ -109,9 +109,9 @@ export function attend(machine: Machine, step: StepGroups, tiles: AttendTiles, a
     floats: [[6, 1 / Math.sqrt(headDim)]] as [number, number][],
   };
   const taskCount = tiles.count * Math.ceil(kvHeadCount / headsPerTask) * Math.max(1, splitMax);
-  machine.threads.run(OP.attend, { taskCount, work, ...launchArgs });
+  machine.threads.queue(OP.attend, { taskCount, work, ...launchArgs });
   if (splitMax > 0)
-    machine.threads.run(OP.attendMerge, { taskCount: tiles.count * kvHeadCount, work: 0, ...launchArgs });
+    machine.threads.queue(OP.attendMerge, { taskCount: tiles.count * kvHeadCount, work: 0, ...launchArgs });
 }
 
 function tilesOf(selection: GroupSelection, isSparse: boolean, headsPerKvHead: number): Tile[] {

@@ -144,12 +144,15 @@ function roundUp(value: number, multiple: number): number {
 /** Memory for one phase (an op, a selection, a step): taken bit by bit, given back at once by {@link clear}, kept for the next time. */
 export class Arena {
   readonly #heap: WasmHeap;
+  readonly #beforeRelease: () => void;
   readonly #chunks: Span[] = [];
   #chunk = 0;
   #offset = 0;
 
-  constructor(heap: WasmHeap) {
+  /** `beforeRelease` is called before memory goes back to the heap: ops that wait may still be about to use it. */
+  constructor(heap: WasmHeap, beforeRelease: () => void = () => {}) {
     this.#heap = heap;
+    this.#beforeRelease = beforeRelease;
   }
 
   /** Address of `bytes` bytes of undefined content, aligned to 16, valid until {@link clear}. */
@@ -174,6 +177,7 @@ export class Arena {
     this.#chunk = 0;
     this.#offset = 0;
     if (this.#chunks.length < 2) return;
+    this.#beforeRelease();
     const bytes = this.#chunks.reduce((sum, chunk) => sum + chunk.bytes, 0);
     for (const chunk of this.#chunks.splice(0)) this.#heap.release(chunk.at);
     // Where memory is short and in pieces, `take` finds its chunks again.

@@ -11,6 +11,8 @@ const INPUT_BLOCK_BYTES = 80;
 const STAGE_BYTES = 4 * 1024 * 1024;
 /** Rows of one part of a large product: their inputs stay in a core's cache. */
 const PART_ROWS = 64;
+/** Products of one op; assembly/products.ts has their place among the arguments. */
+export const PRODUCTS_MAX = 8;
 /** Parts per thread: a late thread costs a part of the op, not the op. */
 const PARTS_PER_THREAD = 4;
 
@@ -43,7 +45,7 @@ export function embed(machine: Machine, outAt: number, table: WasmMatrix, tokens
   machine.opArena.clear();
   const tokensAt = takeWords(machine, tokens);
   const taskCount = rowParts(machine, tokens.length);
-  machine.threads.run(EMBED_OP[table.encoding], {
+  machine.threads.queue(EMBED_OP[table.encoding], {
     taskCount,
     work: tokens.length * table.inWidth,
     args: [outAt, table.at, tokensAt, tokens.length, table.inWidth, taskCount],
@@ -55,7 +57,7 @@ export function gatherRows(machine: Machine, outAt: number, xAt: number, indices
   machine.opArena.clear();
   const indicesAt = takeWords(machine, indices);
   const taskCount = rowParts(machine, indices.length);
-  machine.threads.run(OP.gatherRows, {
+  machine.threads.queue(OP.gatherRows, {
     taskCount,
     work: indices.length * width,
     args: [outAt, xAt, indicesAt, indices.length, width, taskCount],
@@ -69,7 +71,7 @@ export function rmsNorm(
   { rows, width, eps }: { rows: number; width: number; eps: number },
 ): void {
   const taskCount = rowParts(machine, rows);
-  machine.threads.run(OP.rmsNorm, {
+  machine.threads.queue(OP.rmsNorm, {
     taskCount,
     work: rows * width * 2,
     args: [at.out, at.x, at.weight, rows, width, taskCount],
@@ -80,32 +82,38 @@ export function rmsNorm(
 /** out = silu(gate) * up. */
 export function siluMul(machine: Machine, at: { out: number; gate: number; up: number }, elements: number): void {
   const taskCount = rowParts(machine, elements);
-  machine.threads.run(OP.siluMul, {
+  machine.threads.queue(OP.siluMul, {
     taskCount,
     work: elements * 8,
     args: [at.out, at.gate, at.up, elements, taskCount],
   });
 }
 
-/** out (+)= x . matrix^T. */
-export function matmul(
-  machine: Machine,
-  at: { out: number; x: number },
-  matrix: WasmMatrix,
-  { rows, accumulate }: { rows: number; accumulate: boolean },
-): void {
+/** One product of an op: `out (+)= x . matrix^T`. */
+export interface Product {
+  out: number;
+  matrix: WasmMatrix;
+  accumulate: boolean;
+}
+
+/** Products of the same `x` (at most {@link PRODUCTS_MAX}, matrices of one encoding and input width). */
+export function matmuls(machine: Machine, x: number, rows: number, products: readonly Product[]): void {
   const { threads } = machine;
-  const isQuantized = matrix.encoding === "int8" || matrix.encoding === "int4";
-  const x = isQuantized ? quantizedInputs(machine, at.x, matrix.inWidth, rows) : at.x;
+  const { encoding, inWidth } = (products[0] as Product).matrix;
+  const isQuantized = encoding === "int8" || encoding === "int4";
+  const inputs = isQuantized ? quantizedInputs(machine, x, inWidth, rows) : x;
   const parts = Math.ceil(rows / PART_ROWS);
-  const panelQuads = Math.ceil(matrix.outWidth / 32);
-  threads.ensureScratch(64);
+  let panelQuads = 0;
+  let outWidth = 0;
+  const args = [inputs, rows, inWidth, parts, 0, products.length, 0, 0];
+  for (const { out, matrix, accumulate } of products) {
+    args.push(out, matrix.at, matrix.outWidth, accumulate ? 1 : 0);
+    panelQuads += Math.ceil(matrix.outWidth / 32);
+    outWidth += matrix.outWidth;
+  }
   const panelParts = Math.max(1, Math.min(panelQuads, Math.ceil((threads.threads * PARTS_PER_THREAD) / parts)));
-  threads.run(MATMUL_OP[matrix.encoding], {
-    taskCount: parts * panelParts,
-    work: rows * matrix.outWidth * matrix.inWidth,
-    args: [at.out, x, matrix.at, rows, matrix.inWidth, matrix.outWidth, accumulate ? 1 : 0, parts, panelParts],
-  });
+  args[4] = panelParts;
+  threads.queue(MATMUL_OP[encoding], { taskCount: parts * panelParts, work: rows * outWidth * inWidth, args });
 }
 
 /** The index of the largest of `count` values at `valuesAt`, the lower of equals; NaN counts as -Infinity. */
@@ -120,7 +128,7 @@ function quantizedInputs(machine: Machine, x: number, inWidth: number, rows: num
   machine.opArena.clear();
   const records = machine.opArena.take(rows * Math.ceil(inWidth / 32) * INPUT_BLOCK_BYTES);
   const taskCount = rowParts(machine, rows);
-  machine.threads.run(OP.quantizeRows, {
+  machine.threads.queue(OP.quantizeRows, {
     taskCount,
     work: rows * inWidth * 2,
     args: [records, x, rows, inWidth, taskCount],
@@ -128,7 +136,9 @@ function quantizedInputs(machine: Machine, x: number, inWidth: number, rows: num
   return records;
 }
 
+/** Takes room for words and writes them, when nothing that waits works there any more. */
 function takeWords(machine: Machine, words: Uint32Array): number {
+  machine.threads.finish();
   const at = machine.opArena.take(words.length * 4);
   machine.heap.words.set(words, at / 4);
   return at;

@@ -102,10 +102,13 @@ export class WasmPool implements KvPool {
   readonly summariesAt: readonly number[];
   /** Bytes from one KV head's summaries to the next one's. */
   readonly summaryHeadStride: number;
+  readonly #settle: () => void;
 
-  constructor(heap: WasmHeap, spec: KvPoolSpec) {
+  /** `settle` is called before the host reads or writes: ops that were recorded before must have run. */
+  constructor(heap: WasmHeap, spec: KvPoolSpec, settle: () => void) {
     assertPoolSpec(spec);
     this.heap = heap;
+    this.#settle = settle;
     this.spec = { ...spec, summaryKinds: [...spec.summaryKinds] };
     this.layout = blockLayout(spec);
     this.blockBytes = this.layout.bytes;
@@ -151,6 +154,7 @@ export class WasmPool implements KvPool {
 
   #block(blockId: number): Uint8Array<SharedArrayBuffer> {
     assertIndex(blockId, this.spec.blockCount, "block");
+    this.#settle();
     const at = this.blocksAt + blockId * this.blockBytes;
     return this.heap.bytes.subarray(at, at + this.blockBytes);
   }
@@ -162,6 +166,7 @@ export class WasmPool implements KvPool {
     visit: (head: Uint8Array<SharedArrayBuffer>, at: number) => void,
   ): void {
     assertIndex(slot, this.spec.summarySlotCount, "summary slot");
+    this.#settle();
     const headBytes = summaryHeadBytes(this.spec.headDim);
     const first = (this.summariesAt[summaryKindIndex(this.spec, kind)] as number) + slot * headBytes;
     for (let head = 0; head < this.spec.layerCount * this.spec.kvHeadCount; head++) {
@@ -183,6 +188,7 @@ export class WasmPool implements KvPool {
     visit: (head: Uint8Array<SharedArrayBuffer>, at: number) => void,
   ): void {
     assertIndex(slot, this.spec.openSlotCount, "open slot");
+    this.#settle();
     const headBytes = tokenCount * this.spec.headDim * 4;
     let to = 0;
     for (const part of [0, openSlotValuesAt(this.spec)]) {

@@ -39,7 +39,7 @@ export interface WasmDeviceOptions {
 }
 
 /**
- * Opens the CPU device and starts its threads. Ops run when they are recorded and block the caller's thread; a thread that traps or dies
+ * Opens the CPU device and starts its threads. Ops run in order, at the latest when their results are looked at, and block the caller's thread; a thread that traps or dies
  * makes `submit` reject with `engine_failed`, from then on always. The caller closes the device; one left open does not keep the process.
  */
 export async function openWasmDevice({
@@ -51,7 +51,7 @@ export async function openWasmDevice({
   const heap = new WasmHeap(memoryBytesMax);
   const module = await loadKernels();
   const pool = await ThreadPool.start({ heap, module, threads, stallMsMax: STALL_MS_MAX, sharedWorkMin });
-  return new WasmDevice({ heap, threads: pool, opArena: new Arena(heap) });
+  return new WasmDevice({ heap, threads: pool, opArena: new Arena(heap, () => pool.finish()) });
 }
 
 /** Compiles the committed module. */
@@ -88,6 +88,7 @@ class WasmDevice implements Device {
   }
 
   release(buffer: DeviceBuffer): void {
+    this.#running?.flush();
     const own = ownBuffer(this.#machine.heap, buffer);
     this.#machine.heap.release(own.at);
     own.at = -1;
@@ -95,6 +96,7 @@ class WasmDevice implements Device {
 
   write(buffer: DeviceBuffer, byteOffset: number, data: Uint8Array): void {
     this.#assertUsable();
+    this.#running?.flush();
     ownBuffer(this.#machine.heap, buffer).range(byteOffset, data.length).set(data);
   }
 
@@ -134,7 +136,7 @@ class WasmDevice implements Device {
 
   kvPool(spec: KvPoolSpec): KvPool {
     this.#assertUsable();
-    return new WasmPool(this.#machine.heap, spec);
+    return new WasmPool(this.#machine.heap, spec, () => this.#running?.flush());
   }
 
   begin(slices: readonly StepSlice[]): StepRecorder {

@@ -32,10 +32,10 @@ function vote(machine: Machine, { at, count, tile, itemMax, itemCount }: UnitTab
   });
 }
 
-/** Chooses the best items of each unit (records at `unitsAt`) and writes what follows from it. */
+/** Queues the choice of the best items of each unit (records at `unitsAt`); it also writes what follows from it. */
 export function chooseItems(
   machine: Machine,
   { unitsAt, unitCount, itemMax, layer }: { unitsAt: number; unitCount: number; itemMax: number; layer: number },
 ): void {
-  machine.threads.run(OP.choose, { taskCount: unitCount, work: unitCount * itemMax * 32, args: [unitsAt, layer] });
+  machine.threads.queue(OP.choose, { taskCount: unitCount, work: unitCount * itemMax * 32, args: [unitsAt, layer] });
 }

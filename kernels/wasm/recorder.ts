@@ -1,4 +1,4 @@
-/** A step on the CPU device: every op is checked and run when it is recorded. */
+/** A step on the CPU device: every op is checked when it is recorded, and queued. */
 import { assert } from "../../protocol/assert.ts";
 import { QuireError } from "../../protocol/errors.ts";
 import { StepChoices } from "../choice.ts";
@@ -19,10 +19,10 @@ import { assertSlices, assertSlicesFit } from "../validate.ts";
 import { append, writeRowTable } from "./append.ts";
 import { type AttendTiles, attend, prepareTiles } from "./attend.ts";
 import type { Arena } from "./heap.ts";
-import { argmax, embed, gatherRows, matmul, rmsNorm, siluMul } from "./linear-ops.ts";
+import { argmax, embed, gatherRows, matmuls, PRODUCTS_MAX, type Product, rmsNorm, siluMul } from "./linear-ops.ts";
 import type { Machine } from "./machine.ts";
 import { floatsAt, ownBuffer, ownMatrix, ownPool, type WasmPool } from "./memory.ts";
-import { select, viewsOf } from "./select.ts";
+import { countLayer, type SelectCounters, select, viewsOf } from "./select.ts";
 import { type LayerBatch, prepareGroups, prepareLayers, type StepGroups } from "./selection-batch.ts";
 
 type Args<Op extends keyof StepRecorder> = Parameters<StepRecorder[Op]>[0];
@@ -39,8 +39,25 @@ interface Batch {
   tiles: AttendTiles;
 }
 
+/** A layer that has selected: its choices are counted when its ops have run. */
+interface Selected extends Batch {
+  step: StepGroups;
+  layer: number;
+  /** How often was attended to what it chose, before it was counted. */
+  attendCount: number;
+  isCounted: boolean;
+}
+
+/** Products of one input that wait for each other: threads meet once for all of them. */
+interface PendingProducts {
+  x: number;
+  rows: number;
+  products: Product[];
+}
+
 /**
- * Checks shapes (a wrong one throws at once) and runs every op at once. When a thread fails, later ops do nothing and `submit` rejects.
+ * Checks shapes (a wrong one throws at once) and has ops run, in order, at the latest when their results are looked at. Products wait as
+ * long as others of the same input follow. When a thread fails, later ops do nothing and `submit` rejects.
  */
 export class WasmRecorder implements StepRecorder {
   readonly #machine: Machine;
@@ -49,15 +66,14 @@ export class WasmRecorder implements StepRecorder {
   readonly #rowCount: number;
   readonly #rowTable: number;
   readonly #onEnd: () => void;
-  readonly #traffic: SliceTraffic[];
-  readonly #misses = new MissSet();
-  readonly #chosenBlocks: ChosenBlocks;
-  readonly #choices: StepChoices;
+  readonly #counters: SelectCounters & { traffic: SliceTraffic[] };
   readonly #samples: Sample[] = [];
   readonly #checkedPools = new Set<WasmPool>();
   /** Of the pools that were selected from, usually one; batches by the roles that plans give a layer, usually one. */
   readonly #laidOut: { step: StepGroups; batches: Map<string, Batch> }[] = [];
-  #selected: ({ step: StepGroups; layer: number } & Batch) | undefined;
+  #selected: Selected | undefined;
+  readonly #uncounted: Selected[] = [];
+  #pending: PendingProducts | undefined;
   #failure: QuireError | undefined;
   #ended = false;
 
@@ -67,9 +83,10 @@ export class WasmRecorder implements StepRecorder {
     this.#arenas = arenas;
     this.#slices = slices;
     this.#rowCount = slices.reduce((rows, slice) => rows + slice.rowCount, 0);
-    this.#traffic = slices.map(emptyTraffic);
-    this.#chosenBlocks = new ChosenBlocks(slices);
-    this.#choices = new StepChoices(slices);
+    this.#counters = {
+      ...{ misses: new MissSet(), chosenBlocks: new ChosenBlocks(slices) },
+      ...{ choices: new StepChoices(slices), traffic: slices.map(emptyTraffic) },
+    };
     this.#onEnd = onEnd;
     arenas.step.clear();
     this.#rowTable = arenas.step.take(Math.max(8, this.#rowCount * 8));
@@ -91,9 +108,17 @@ export class WasmRecorder implements StepRecorder {
 
   matmul({ out, x, matrix, rows, accumulate = false }: Args<"matmul">): void {
     assertDistinct(out, x);
-    const at = { out: this.#floats(out, rows * matrix.outWidth), x: this.#floats(x, rows * matrix.inWidth) };
-    const own = ownMatrix(this.#machine.heap, matrix);
-    this.#run(() => matmul(this.#machine, at, own, { rows, accumulate }));
+    const outAt = this.#floats(out, rows * matrix.outWidth);
+    const xAt = this.#floats(x, rows * matrix.inWidth);
+    const product = { out: outAt, matrix: ownMatrix(this.#machine.heap, matrix), accumulate };
+    const before = this.#pending;
+    if (before !== undefined && before.x === xAt && before.rows === rows && joins(before.products, product)) {
+      before.products.push(product);
+      return;
+    }
+    this.#run(() => {
+      this.#pending = { x: xAt, rows, products: [product] };
+    });
   }
 
   siluMul({ out, gate, up, rows, width }: Args<"siluMul">): void {
@@ -108,7 +133,10 @@ export class WasmRecorder implements StepRecorder {
     assert(isApart, "copyRows within a buffer needs ranges that do not overlap");
     const outAt = this.#floats(out, (outRow + rows) * width) + outRow * width * 4;
     const xAt = this.#floats(x, (xRow + rows) * width) + xRow * width * 4;
-    this.#run(() => this.#machine.heap.bytes.copyWithin(outAt, xAt, xAt + rows * width * 4));
+    this.#run(() => {
+      this.#machine.threads.finish();
+      this.#machine.heap.bytes.copyWithin(outAt, xAt, xAt + rows * width * 4);
+    });
   }
 
   gatherRows({ out, x, indices, width }: Args<"gatherRows">): void {
@@ -143,19 +171,17 @@ export class WasmRecorder implements StepRecorder {
     const own = this.#poolFor(pool, layer, headCount);
     const queries = this.#floats(q, this.#rowCount * headCount * own.spec.headDim);
     const args = { layer, q: queries, arena: this.#arenas.selection };
-    const counters = {
-      ...{ misses: this.#misses, chosenBlocks: this.#chosenBlocks },
-      ...{ choices: this.#choices, traffic: this.#traffic },
-    };
-    this.#choices.begin(own.spec);
+    this.#counters.choices.begin(own.spec);
     const before = this.#selected;
     this.#selected = undefined;
     this.#run(() => {
-      const selected = { ...this.#batchOf(own, headCount, layer), layer };
+      const selected: Selected = { ...this.#batchOf(own, headCount, layer), layer, attendCount: 0, isCounted: false };
       const isBehind = before?.step === selected.step && before.layer === layer - 1;
       const takesOver = selected.batch.roles.includes("takes-over");
       assert(isBehind || !takesOver, "a layer that takes over a choice comes right behind the one that made it");
-      select(this.#machine, selected.step, selected.batch, args, counters);
+      select(this.#machine, selected.step, selected.batch, args, this.#counters);
+      this.#uncounted.push(selected);
+      if (!selected.step.isUnattended) this.#count();
       this.#selected = selected;
     });
   }
@@ -169,9 +195,9 @@ export class WasmRecorder implements StepRecorder {
       const selected = this.#selected;
       const isSame = selected?.step.pool === own && selected.step.headCount === headCount && selected.layer === layer;
       assert(isSame, `attend at layer ${layer} without its select`);
-      const { step, tiles } = selected;
-      attend(this.#machine, step, tiles, args);
-      for (const { sliceIndex, kvBytes } of step.groups) (this.#traffic[sliceIndex] as SliceTraffic).kvBytes += kvBytes;
+      attend(this.#machine, selected.step, selected.tiles, args);
+      if (selected.isCounted) this.#addRead(selected.step, 1);
+      else selected.attendCount++;
     });
   }
 
@@ -179,6 +205,7 @@ export class WasmRecorder implements StepRecorder {
     for (const row of rows) {
       const at = this.#floats(logits, (row.row + 1) * width) / 4 + row.row * width;
       this.#run(() => {
+        this.#machine.threads.finish();
         if (isPlainArgmax(row)) this.#samples.push({ tokenId: argmax(this.#machine, at * 4, width) });
         else this.#samples.push(sampleRow(this.#machine.heap.floats.subarray(at, at + width), row));
       });
@@ -186,26 +213,30 @@ export class WasmRecorder implements StepRecorder {
   }
 
   hasMissed(sliceIndex: number): boolean {
-    return this.#misses.hasSlice(sliceIndex);
+    // Where every block is there, nothing can be missing, and the layers need not be waited for.
+    if (!this.#ended && this.#laidOut.some(({ step }) => !step.isUnattended)) this.flush();
+    return this.#counters.misses.hasSlice(sliceIndex);
   }
 
   async submit(): Promise<StepReadback> {
     assert(!this.#ended, "the step was submitted");
+    this.flush();
     this.#ended = true;
     this.#onEnd();
     const failure = this.#failure ?? this.#machine.threads.failure;
     if (failure !== undefined) throw failure;
     for (const { step } of this.#laidOut) this.#mergeBitmaps(step);
-    const misses = this.#misses.list();
+    const misses = this.#counters.misses.list();
     return {
-      ...{ samples: this.#samples, misses, traffic: this.#traffic },
-      ...this.#chosenBlocks.list(),
-      ...this.#choices.list(),
+      ...{ samples: this.#samples, misses, traffic: this.#counters.traffic },
+      ...this.#counters.chosenBlocks.list(),
+      ...this.#counters.choices.list(),
     };
   }
 
   /** What the last `select` chose, ascending by (slice, group, KV head). */
   selectionViews(): SelectionView[] {
+    if (!this.#ended) this.flush();
     const selected = this.#selected;
     return selected === undefined ? [] : viewsOf(this.#machine, selected.step, selected.batch);
   }
@@ -237,15 +268,40 @@ export class WasmRecorder implements StepRecorder {
     places.forEach(({ bitmapAt, bitmapWords }, index) => {
       if (bitmapAt === 0) return;
       const words = pool.spec.layerCount * bitmapWords;
-      this.#chosenBlocks.merge(index, this.#machine.heap.words.subarray(bitmapAt / 4, bitmapAt / 4 + words));
+      this.#counters.chosenBlocks.merge(index, this.#machine.heap.words.subarray(bitmapAt / 4, bitmapAt / 4 + words));
     });
   }
 
-  /** Runs work of this step, unless a thread has failed; a failure is kept for `submit`. */
+  /** Runs what waits. For whoever looks at memory, or writes to it, beside the step. */
+  flush(): void {
+    this.#run(() => this.#count());
+  }
+
+  /** Runs what waits, and adds up what was chosen. */
+  #count(): void {
+    this.#machine.threads.finish();
+    for (const selected of this.#uncounted.splice(0)) {
+      countLayer(this.#machine, selected.step, selected.batch, selected.layer, this.#counters);
+      this.#addRead(selected.step, selected.attendCount);
+      selected.isCounted = true;
+    }
+  }
+
+  /** Adds the K and V of the layer counted last, `times` times. */
+  #addRead({ groups }: StepGroups, times: number): void {
+    for (const { sliceIndex, kvBytes } of groups) {
+      (this.#counters.traffic[sliceIndex] as SliceTraffic).kvBytes += kvBytes * times;
+    }
+  }
+
+  /** Has the products that wait, then work of this step done, unless a thread has failed; a failure is kept for `submit`. */
   #run(work: () => void): void {
     assert(!this.#ended, "the step was submitted");
     if (this.#failure !== undefined) return;
     try {
+      const pending = this.#pending;
+      this.#pending = undefined;
+      if (pending !== undefined) matmuls(this.#machine, pending.x, pending.rows, pending.products);
       work();
     } catch (error) {
       if (!(error instanceof QuireError)) throw error;
@@ -269,4 +325,12 @@ export class WasmRecorder implements StepRecorder {
 
 function assertDistinct(out: DeviceBuffer, input: DeviceBuffer): void {
   assert(out !== input, `${out.label} cannot be both input and output of this op`);
+}
+
+/** Whether a product may run beside others of its input: matrices alike, no output twice. */
+function joins(products: readonly Product[], { out, matrix }: Product): boolean {
+  const [first] = products;
+  if (first === undefined || products.length >= PRODUCTS_MAX) return false;
+  const isAlike = first.matrix.encoding === matrix.encoding && first.matrix.inWidth === matrix.inWidth;
+  return isAlike && products.every((other) => other.out !== out);
 }

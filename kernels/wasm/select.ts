@@ -41,7 +41,10 @@ const CHUNK_BLOCKS = 32;
 /** Vectors of one task of quantization. */
 const VECTORS_PER_TASK = 64;
 
-/** Selects for every group of the step. Adds to `counters`; choices are where the groups say. */
+/**
+ * Selects for every group of the step; choices are where the groups say. Where nothing asks for the host, its ops only wait in the queue.
+ * {@link countLayer} adds up what was chosen.
+ */
 export function select(
   machine: Machine,
   step: StepGroups,
@@ -50,6 +53,8 @@ export function select(
   counters: SelectCounters,
 ): void {
   const { unitsAt, unitCount, itemMax } = batch;
+  const isUnattended = step.isUnattended && batch.scored.every(({ table }) => table.tile >= table.queryMax);
+  if (!isUnattended) machine.threads.finish();
   if (unitCount > 0) {
     if (batch.scored.length > 0) quantizeQueries(machine, step, batch, args.q);
     for (const scored of batch.scored) {
@@ -61,10 +66,22 @@ export function select(
     const chosen = step.groups.filter((selection) => roleOf(selection, batch) !== "everything");
     for (const selection of chosen) readGiven(machine, step, args.layer, selection);
     chooseItems(machine, { unitsAt, unitCount, itemMax, layer: args.layer });
+    if (isUnattended) return;
+    machine.threads.finish();
     for (const selection of chosen) reportMasks(machine, args.layer, selection, counters.choices);
   }
   chooseTokens(machine, step, batch, args, counters);
-  for (const selection of step.groups) countGroup(machine, step, batch, args.layer, selection, counters);
+}
+
+/** Adds to `counters` what the groups read and miss at a layer that has selected; not after the next one's ops have run, if any is missing. */
+export function countLayer(
+  machine: Machine,
+  step: StepGroups,
+  batch: LayerBatch,
+  layer: number,
+  counters: SelectCounters,
+): void {
+  for (const selection of step.groups) countGroup(machine, step, batch, layer, selection, counters);
 }
 
 /** Query vectors in 16 bits. */
@@ -72,7 +89,7 @@ function quantizeQueries(machine: Machine, { pool }: StepGroups, batch: LayerBat
   const { vectorFirst, vectorEnd, codesAt, scalesAt } = batch;
   const { headDim } = pool.spec;
   const count = vectorEnd - vectorFirst;
-  machine.threads.run(OP.quantizeQueries, {
+  machine.threads.queue(OP.quantizeQueries, {
     taskCount: Math.ceil(count / VECTORS_PER_TASK),
     work: count * headDim * 4,
     args: [q, codesAt, scalesAt, vectorFirst, vectorEnd, headDim, VECTORS_PER_TASK],
@@ -84,25 +101,29 @@ function scorePages(
   { pool, headCount }: StepGroups,
   { codesAt, scalesAt }: LayerBatch,
   layer: number,
-  { at, count, itemMax }: UnitTable,
+  { at, count, itemMax, tile, queryMax }: UnitTable,
   work: number,
 ): void {
   const { kvHeadCount, headDim } = pool.spec;
   const chunks = Math.ceil(itemMax / (CHUNK_BLOCKS * PAGES_PER_BLOCK));
-  machine.threads.run(OP.scorePages, {
+  const launch = {
     taskCount: count * chunks,
     work,
     args: [
       ...[at, chunks, CHUNK_BLOCKS, headCount, headCount / kvHeadCount, headDim, codesAt, scalesAt],
       ...[layer, kvHeadCount, pool.summaryHeadStride],
     ],
-  });
+  };
+  // The host writes to the records between two tiles.
+  if (tile < queryMax) machine.threads.run(OP.scorePages, launch);
+  else machine.threads.queue(OP.scorePages, launch);
 }
 
 /** Units whose plan asks for a share of the weight take no more than reach it. */
 function limitByMass(machine: Machine, { table, units }: ScoredUnits, headDim: number): void {
   for (const [index, { mass, take, combine }] of units.entries()) {
     if (mass === undefined) continue;
+    machine.threads.finish();
     const scores = scoresOf(machine, table, units, index);
     mass.choice.taken = massCount(scores, { combine, headDim, massShare: mass.share, countMax: take });
     setTake(machine, table, index, mass.choice.taken);
@@ -161,7 +182,7 @@ function countGroup(
   selection.kvBytes = 0;
   const forced = range.sinkEnd + range.pageEnd - range.recentStart;
   for (const choice of choices) {
-    const counts = choice.countsAt / 4;
+    const counts = choice.countsAt / 4 + layer * 3;
     if ((heap.words[counts] as number) > 0) noteMisses(heap.bytes, layer, selection, choice, misses);
     const bytes = sealedKvBytes(spec, heap.words[counts + 1] as number, heap.words[counts + 2] as number);
     selection.kvBytes += (bytes + openKvBytes(spec, group)) * choice.kvHeadCount;

@@ -3,7 +3,7 @@
  * slices' plans give a layer (usually there is one) the units.
  */
 import { assert } from "../../protocol/assert.ts";
-import { BLOCK_TOKENS, PAGES_PER_BLOCK, type StepSlice, type SummaryKind } from "../contract.ts";
+import { BLOCK_TOKENS, NOT_RESIDENT, PAGES_PER_BLOCK, type StepSlice, type SummaryKind } from "../contract.ts";
 import { summaryKindIndex } from "../layout.ts";
 import {
   groupsOfStep,
@@ -36,7 +36,7 @@ export interface PageChoice {
   /** Candidates that the last select took. */
   taken: number;
   masksAt: number;
-  /** {chosen blocks that are not resident, resident ones, their tokens}, after a select. */
+  /** {chosen blocks that are not resident, resident ones, their tokens} of every layer that has selected. */
   countsAt: number;
 }
 
@@ -76,6 +76,8 @@ export interface StepGroups {
   groups: readonly GroupSelection[];
   /** Per slice. */
   places: readonly SlicePlace[];
+  /** Whether the host has nothing to do between scores, choice and attention: all blocks are there, and plans need no second look. */
+  isUnattended: boolean;
 }
 
 /** What a layer's roles make of the groups: units, scored ones by combine rule, then the others, in one run of records. */
@@ -131,7 +133,23 @@ export function prepareGroups(
     if (slice.plan.kind !== "dense" && !range.everything) takeMasks(arena, pool, selection, slice.plan);
     return selection;
   });
-  return { pool, headCount, slices, groups, places };
+  const isUnattended = groups.every(isPlain) && slices.every((slice) => isResident(slice, pool.spec.layerCount));
+  return { pool, headCount, slices, groups, places, isUnattended };
+}
+
+/** Whether the host neither writes nor reads what a group chooses. */
+function isPlain({ slice: { plan }, given, isReported }: GroupSelection): boolean {
+  return given === undefined && !isReported && plan.kind !== "tokens" && (plan.kind === "dense" || !plan.massShare);
+}
+
+/** Whether every block before the last row's own is on the device, in every layer. */
+function isResident(slice: StepSlice, layerCount: number): boolean {
+  const blockEnd = Math.floor((slice.position + slice.rowCount - 1) / BLOCK_TOKENS);
+  for (let layer = 0; layer < layerCount; layer++) {
+    const first = layer * slice.blockCapacity;
+    for (let index = first; index < first + blockEnd; index++) if (slice.blockIds[index] === NOT_RESIDENT) return false;
+  }
+  return true;
 }
 
 /** Lays out what layers of these roles have in common. `arena` must live as long as the groups. */
@@ -204,7 +222,7 @@ function takeMasks(arena: Arena, { spec }: WasmPool, selection: GroupSelection, 
     isScored: given === undefined && needsPageScores(plan, range),
     taken: range.takePages,
     masksAt: selection.pageMasksAt + index * stride,
-    countsAt: arena.take(12),
+    countsAt: arena.take(12 * spec.layerCount),
   }));
 }
 

@@ -1,5 +1,6 @@
 /** The caller's thread and its workers, all running one WebAssembly module on one memory. See assembly/pool.ts for the protocol. */
 import { Worker } from "node:worker_threads";
+import { assert } from "../../protocol/assert.ts";
 import { QuireError } from "../../protocol/errors.ts";
 import type { WasmHeap } from "./heap.ts";
 import type { WorkerStart } from "./worker.ts";
@@ -9,16 +10,19 @@ const GENERATION = 192;
 const STOPPED = 384;
 const FAILED = 448;
 const FINISHED = 128;
-const ARGS = 576;
 const ARG_COUNT_MAX = 48;
 const SCRATCH = 1024;
 const SCRATCH_BYTES = 1028;
 
 const STOP_MS_MAX = 2_000;
+/** Words of a queued op before its arguments. */
+const QUEUED_WORDS = 4;
+/** Some 300 ops: the layers of a small model. */
+const QUEUE_BYTES = 32_768;
 
 /** What the module exports. */
 export interface KernelExports {
-  dispatch(op: number, taskCount: number, workerCount: number, stallSlices: number): number;
+  runQueue(at: number, end: number, workerCount: number, stallSlices: number): number;
   workerLoop(thread: number): void;
   /** Once per memory, before any op. */
   writeExpTable(): void;
@@ -36,16 +40,32 @@ export interface ThreadPoolOptions {
   sharedWorkMin: number;
 }
 
-/** Runs ops on all threads, one at a time. After a failure it runs nothing more. */
+/** An op and what it works on. */
+export interface Launch {
+  taskCount: number;
+  /** Multiply-adds or the like: decides whether other threads are asked. */
+  work: number;
+  /** Integers and addresses. */
+  args: readonly number[];
+  /** Argument index and an f32 that stands there. */
+  floats?: readonly [number, number][];
+}
+
+/**
+ * Runs ops on all threads, one at a time, in order. They may wait in a queue, so that the host prepares many at once: between two ops it
+ * would find its own code and data gone from the cores' caches each time. After a failure nothing more runs.
+ */
 export class ThreadPool {
   readonly threads: number;
   readonly #heap: WasmHeap;
-  readonly #dispatch: KernelExports["dispatch"];
+  readonly #runQueue: KernelExports["runQueue"];
   readonly #stallSlices: number;
   readonly #sharedWorkMin: number;
   readonly #workers: Worker[] = [];
-  readonly #args: Int32Array<SharedArrayBuffer>;
-  readonly #floatArgs: Float32Array<SharedArrayBuffer>;
+  readonly #queueAt: number;
+  readonly #queue: Int32Array<SharedArrayBuffer>;
+  readonly #queueFloats: Float32Array<SharedArrayBuffer>;
+  #queuedWords = 0;
   #scratchAt = 0;
   #scratchBytes = 0;
   #failure: QuireError | undefined;
@@ -58,10 +78,11 @@ export class ThreadPool {
     this.#stallSlices = Math.max(1, Math.ceil(stallMsMax / 100));
     const kernels = kernelExports(new WebAssembly.Instance(module, { env: { memory: heap.memory } }));
     kernels.writeExpTable();
-    this.#dispatch = kernels.dispatch;
-    // The control page never moves: a view of the first buffer stays good when the memory grows.
-    this.#args = new Int32Array(heap.bytes.buffer, ARGS, ARG_COUNT_MAX);
-    this.#floatArgs = new Float32Array(heap.bytes.buffer, ARGS, ARG_COUNT_MAX);
+    this.#runQueue = kernels.runQueue;
+    this.#queueAt = heap.allocate(QUEUE_BYTES);
+    // A view of this buffer stays good when the memory grows: nothing moves.
+    this.#queue = new Int32Array(heap.bytes.buffer, this.#queueAt, QUEUE_BYTES / 4);
+    this.#queueFloats = new Float32Array(heap.bytes.buffer, this.#queueAt, QUEUE_BYTES / 4);
   }
 
   /** Starts the workers and waits until they can take part. */
@@ -84,27 +105,48 @@ export class ThreadPool {
   }
 
   /**
-   * Runs `taskCount` tasks of `op` and returns when all are finished. `args` are integers and addresses; `floats` maps argument index to
-   * an f32. `work` (multiply-adds or the like) decides whether other threads are asked.
+   * Runs an op behind those that wait, and returns when all its tasks are finished.
    * @throws {QuireError} `engine_failed` when a thread trapped or died, now or earlier.
    */
-  run(
-    op: number,
-    {
-      taskCount,
-      work,
-      args,
-      floats = [],
-    }: { taskCount: number; work: number; args: readonly number[]; floats?: readonly [number, number][] },
-  ): void {
+  run(op: number, launch: Launch): void {
+    this.queue(op, launch);
+    this.finish();
+  }
+
+  /**
+   * Has an op run behind those that wait, at the latest when {@link finish} is called. Until then the host neither reads nor writes what it
+   * touches.
+   * @throws {QuireError} As {@link run}.
+   */
+  queue(op: number, { taskCount, work, args, floats = [] }: Launch): void {
     if (this.#failure !== undefined) throw this.#failure;
     if (taskCount === 0) return;
-    this.#args.set(args);
-    for (const [index, value] of floats) this.#floatArgs[index] = value;
-    const workers = work < this.#sharedWorkMin ? 0 : this.#workers.length;
+    const argWords = Math.ceil(args.length / 4) * 4;
+    assert(argWords <= ARG_COUNT_MAX, "an op has too many arguments");
+    if ((this.#queuedWords + QUEUED_WORDS + argWords) * 4 > QUEUE_BYTES) this.finish();
+    const queue = this.#queue;
+    const at = this.#queuedWords;
+    queue[at] = op;
+    queue[at + 1] = taskCount;
+    queue[at + 2] = work < this.#sharedWorkMin ? 0 : 1;
+    queue[at + 3] = argWords * 4;
+    queue.set(args, at + QUEUED_WORDS);
+    for (const [index, value] of floats) this.#queueFloats[at + QUEUED_WORDS + index] = value;
+    this.#queuedWords = at + QUEUED_WORDS + argWords;
+  }
+
+  /**
+   * Runs everything that waits.
+   * @throws {QuireError} As {@link run}.
+   */
+  finish(): void {
+    if (this.#queuedWords === 0) return;
+    const end = this.#queueAt + this.#queuedWords * 4;
+    this.#queuedWords = 0;
+    if (this.#failure !== undefined) throw this.#failure;
     let result: number;
     try {
-      result = this.#dispatch(op, taskCount, workers, this.#stallSlices);
+      result = this.#runQueue(this.#queueAt, end, this.#workers.length, this.#stallSlices);
     } catch (cause) {
       throw this.#fail("A kernel trapped.", cause);
     }

@@ -104,6 +104,7 @@ function rankTokens(
     scoreTokens(machine, step, { layer, q }, each, work),
   );
   chooseItems(machine, { unitsAt, unitCount: units.length, itemMax: table.itemMax, layer });
+  machine.threads.finish();
   votes.forEach(({ selection, kept, masks }, index) => {
     const bytes = pool.spec.kvHeadCount * keyReadBytes(pool.spec, kept);
     (traffic[selection.sliceIndex] as SliceTraffic).metadataBytes += bytes;

@@ -152,7 +152,7 @@ function countPages(unit: usize): void {
       pages += popcnt(mask);
     }
   }
-  const counts = at(unit, 92);
+  const counts = at(unit, 92) + <usize>arg(1) * 12;
   store<i32>(counts, missing);
   store<i32>(counts, blocks, 4);
   store<i32>(counts, pages << 4, 8);

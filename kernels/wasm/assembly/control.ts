@@ -23,6 +23,9 @@ export const ARGS: usize = 576;
 export const SCRATCH: usize = 1024;
 export const SCRATCH_BYTES: usize = 1028;
 
+/** Where all threads store what nobody reads; a cache line of its own. */
+export const TOUCHED: usize = 1216;
+
 /** Twelve f32 that the exponential needs, see vector.ts. */
 export const EXP_TABLE: usize = 1088;
 

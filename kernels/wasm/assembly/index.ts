@@ -1,3 +1,3 @@
 // What the host calls. See control.ts for the memory both sides share.
-export { dispatch, workerLoop } from "./pool";
+export { runQueue, workerLoop } from "./pool";
 export { writeExpTable } from "./vector";

@@ -3,7 +3,7 @@
 // Measured, one thread of a shared AMD EPYC (AVX-512) core, Node 24.21: 64x512x512 45 GFLOP/s, 1x2048x2048 27 GFLOP/s (54 GB/s).
 // bf16 on a busy core: 64x2048x2048 20 GFLOP/s (f32 then: 23), 1x2048x2048 21 GFLOP/s (41 GB/s; f32 then: 28 GFLOP/s).
 import { arg, argAt, partStart } from "./control";
-import { storeUpTo8 } from "./vector";
+import { matrixOf, put } from "./products";
 
 /** Packs staged rows. args: out (first panel of these rows), x [rows, inWidth], rows, inWidth, parts */
 export function packFloatTask<T>(task: i32): void {
@@ -62,37 +62,25 @@ export function embedFloatTask<T>(task: i32): void {
   }
 }
 
-/**
- * out (+)= x . matrix^T. args: out, x, matrix, rows, inWidth, outWidth, accumulate, rowParts, panelParts.
- * Task = rowPart + rowParts * panelPart; both kinds of parts start at multiples of 4.
- */
-export function matmulFloatTask<T>(task: i32): void {
-  const rows = arg(3);
-  const rowParts = arg(7);
-  const quads = (rows + 3) >> 2;
-  const rowFirst = partStart(quads, task % rowParts, rowParts) << 2;
-  const rowEnd = min(rows, partStart(quads, (task % rowParts) + 1, rowParts) << 2);
-  const panels = (arg(5) + 7) >> 3;
-  const panelQuads = (panels + 3) >> 2;
-  const panelFirst = partStart(panelQuads, task / rowParts, arg(8)) << 2;
-  const panelEnd = min(panels, partStart(panelQuads, task / rowParts + 1, arg(8)) << 2);
-  if (rows == 1) {
-    rowTimesPanels<T>(panelFirst, panelEnd);
+/** Panels [panelFirst, panelEnd) of a product for rows [rowFirst, rowEnd); see products.ts. */
+export function runFloatPanels<T>(product: i32, panelFirst: i32, panelEnd: i32, rowFirst: i32, rowEnd: i32): void {
+  if (arg(1) == 1) {
+    rowTimesPanels<T>(product, panelFirst, panelEnd);
     return;
   }
   for (let panel = panelFirst; panel < panelEnd; panel++) {
-    for (let row = rowFirst; row < rowEnd; row += 4) fourRowsTimesPanel<T>(row, rowEnd, panel);
+    for (let row = rowFirst; row < rowEnd; row += 4) fourRowsTimesPanel<T>(product, row, rowEnd, panel);
   }
 }
 
 /** One row against panels, four at a time so that the additions of one sum do not wait for each other. */
-function rowTimesPanels<T>(panelFirst: i32, panelEnd: i32): void {
-  const x = argAt(1);
-  const inWidth = <usize>arg(4);
+function rowTimesPanels<T>(product: i32, panelFirst: i32, panelEnd: i32): void {
+  const x = argAt(0);
+  const inWidth = <usize>arg(2);
   const panelBytes = inWidth * (sizeof<T>() * 8);
   let panel = panelFirst;
   for (; panel + 4 <= panelEnd; panel += 4) {
-    const w0 = argAt(2) + <usize>panel * panelBytes;
+    const w0 = matrixOf(product) + <usize>panel * panelBytes;
     const w1 = w0 + panelBytes;
     const w2 = w1 + panelBytes;
     const w3 = w2 + panelBytes;
@@ -110,32 +98,32 @@ function rowTimesPanels<T>(panelFirst: i32, panelEnd: i32): void {
       a3 = f32x4.add(a3, f32x4.mul(lowWeights<T>(w3 + at), xs));
       b3 = f32x4.add(b3, f32x4.mul(highWeights<T>(w3 + at), xs));
     }
-    put(0, panel, a0, b0);
-    put(0, panel + 1, a1, b1);
-    put(0, panel + 2, a2, b2);
-    put(0, panel + 3, a3, b3);
+    put(product, 0, panel, a0, b0);
+    put(product, 0, panel + 1, a1, b1);
+    put(product, 0, panel + 2, a2, b2);
+    put(product, 0, panel + 3, a3, b3);
   }
   for (; panel < panelEnd; panel++) {
-    const w = argAt(2) + <usize>panel * panelBytes;
+    const w = matrixOf(product) + <usize>panel * panelBytes;
     let a = f32x4.splat(0), b = f32x4.splat(0);
     for (let k: usize = 0; k < inWidth; k++) {
       const xs = v128.load32_splat(x + k * 4);
       a = f32x4.add(a, f32x4.mul(lowWeights<T>(w + k * (sizeof<T>() * 8)), xs));
       b = f32x4.add(b, f32x4.mul(highWeights<T>(w + k * (sizeof<T>() * 8)), xs));
     }
-    put(0, panel, a, b);
+    put(product, 0, panel, a, b);
   }
 }
 
 /** Rows row..row+3 against one panel; rows from rowEnd on are computed as copies of the last one and not stored. */
-function fourRowsTimesPanel<T>(row: i32, rowEnd: i32, panel: i32): void {
-  const inWidth = <usize>arg(4);
+function fourRowsTimesPanel<T>(product: i32, row: i32, rowEnd: i32, panel: i32): void {
+  const inWidth = <usize>arg(2);
   const rowBytes = inWidth << 2;
-  const x0 = argAt(1) + <usize>row * rowBytes;
+  const x0 = argAt(0) + <usize>row * rowBytes;
   const x1 = row + 1 < rowEnd ? x0 + rowBytes : x0;
   const x2 = row + 2 < rowEnd ? x1 + rowBytes : x1;
   const x3 = row + 3 < rowEnd ? x2 + rowBytes : x2;
-  let w = argAt(2) + <usize>panel * inWidth * (sizeof<T>() * 8);
+  let w = matrixOf(product) + <usize>panel * inWidth * (sizeof<T>() * 8);
   let a0 = f32x4.splat(0), b0 = f32x4.splat(0), a1 = f32x4.splat(0), b1 = f32x4.splat(0);
   let a2 = f32x4.splat(0), b2 = f32x4.splat(0), a3 = f32x4.splat(0), b3 = f32x4.splat(0);
   for (let at: usize = 0; at < rowBytes; at += 4) {
@@ -155,38 +143,8 @@ function fourRowsTimesPanel<T>(row: i32, rowEnd: i32, panel: i32): void {
     a3 = f32x4.add(a3, f32x4.mul(wa, xs));
     b3 = f32x4.add(b3, f32x4.mul(wb, xs));
   }
-  put(row, panel, a0, b0);
-  if (row + 1 < rowEnd) put(row + 1, panel, a1, b1);
-  if (row + 2 < rowEnd) put(row + 2, panel, a2, b2);
-  if (row + 3 < rowEnd) put(row + 3, panel, a3, b3);
-}
-
-/** Writes eight sums of one row, or adds them to what is there. The arguments' places are those of both matmul ops. */
-export function put(row: i32, panel: i32, low: v128, high: v128): void {
-  const outWidth = arg(5);
-  const count = min(8, outWidth - panel * 8);
-  const out = argAt(0) + (<usize>row * <usize>outWidth + <usize>panel * 8) * 4;
-  if (arg(6) == 0) {
-    storeUpTo8(out, low, high, count);
-  } else if (count == 8) {
-    v128.store(out, f32x4.add(v128.load(out), low));
-    v128.store(out, f32x4.add(v128.load(out, 16), high), 16);
-  } else {
-    addUpTo7(out, low, high, count);
-  }
-}
-
-function addUpTo7(out: usize, low: v128, high: v128, count: i32): void {
-  let rest = low;
-  let left = count;
-  let at = out;
-  if (left >= 4) {
-    v128.store(at, f32x4.add(v128.load(at), low));
-    rest = high;
-    left -= 4;
-    at += 16;
-  }
-  if (left > 0) store<f32>(at, load<f32>(at) + f32x4.extract_lane(rest, 0));
-  if (left > 1) store<f32>(at, load<f32>(at, 4) + f32x4.extract_lane(rest, 1), 4);
-  if (left > 2) store<f32>(at, load<f32>(at, 8) + f32x4.extract_lane(rest, 2), 8);
+  put(product, row, panel, a0, b0);
+  if (row + 1 < rowEnd) put(product, row + 1, panel, a1, b1);
+  if (row + 2 < rowEnd) put(product, row + 2, panel, a2, b2);
+  if (row + 3 < rowEnd) put(product, row + 3, panel, a3, b3);
 }

@@ -4,13 +4,15 @@
 // dot(lower) = dot(word) - 256 dot(upper) - 128 sum(x). All of it is exact in 32 bits, and one shift replaces three widenings.
 // Measured, one thread of a shared AMD EPYC (AVX-512) core, Node 24.21: 64x2048x2048 65 GOP/s, 1x2048x2048 56 GOP/s.
 // Inputs are quantized to records of 80 bytes a block: 32 codes (16 bit), f32 scale, 128 * sum of codes, 8 bytes of padding.
-import { arg, argAt, partStart, scratchOf } from "./control";
-import { put } from "./matmul-f32";
-import { touchAhead } from "./prefetch";
+import { arg, argAt, partStart } from "./control";
+import { keepTouched, touchAhead } from "./prefetch";
+import { matrixOf, put } from "./products";
 import { maxLanes } from "./vector";
 
 const WEIGHT_BLOCK_BYTES: usize = 288;
 const INPUT_BLOCK_BYTES: usize = 80;
+/** Steps of at most so many rows wait for weights. */
+const ROWS_WAITING_MAX: i32 = 8;
 
 /** Packs staged rows. args: out (first panel of these rows), x [rows, inWidth], rows, inWidth, parts */
 export function packInt8Task(task: i32): void {
@@ -131,32 +133,21 @@ function quantizeShortBlock(to: usize, x: usize, count: i32): void {
   store<i32>(to, sum << 7, 68);
 }
 
-/**
- * out (+)= x . matrix^T, x quantized. args: out, x records, matrix, rows, inWidth, outWidth, accumulate, rowParts, panelParts.
- * Task = rowPart + rowParts * panelPart; both kinds of parts start at multiples of 4.
- */
-export function matmulInt8Task(task: i32, thread: i32): void {
-  const rows = arg(3);
-  const rowParts = arg(7);
-  const quads = (rows + 3) >> 2;
-  const rowFirst = partStart(quads, task % rowParts, rowParts) << 2;
-  const rowEnd = min(rows, partStart(quads, (task % rowParts) + 1, rowParts) << 2);
-  const panels = (arg(5) + 7) >> 3;
-  const panelQuads = (panels + 3) >> 2;
-  const panelFirst = partStart(panelQuads, task / rowParts, arg(8)) << 2;
-  const panelEnd = min(panels, partStart(panelQuads, task / rowParts + 1, arg(8)) << 2);
-  const panelBytes = ((<usize>arg(4) + 31) >> 5) * WEIGHT_BLOCK_BYTES;
-  const end = argAt(2) + <usize>panelEnd * panelBytes;
+/** Panels [panelFirst, panelEnd) of a product for rows [rowFirst, rowEnd); see products.ts. */
+export function runInt8Panels(product: i32, panelFirst: i32, panelEnd: i32, rowFirst: i32, rowEnd: i32): void {
+  const panelBytes = ((<usize>arg(2) + 31) >> 5) * WEIGHT_BLOCK_BYTES;
+  const end = matrixOf(product) + <usize>panelEnd * panelBytes;
+  const isAhead = arg(1) <= ROWS_WAITING_MAX;
   let touched = 0;
   for (let panel = panelFirst; panel < panelEnd; panel++) {
-    if (rows == 1) {
-      touched += touchAhead(argAt(2) + <usize>panel * panelBytes, panelBytes, end);
-      rowTimesPanel(panel);
+    if (isAhead) touched += touchAhead(matrixOf(product) + <usize>panel * panelBytes, panelBytes, end);
+    if (arg(1) == 1) {
+      rowTimesPanel(product, panel);
       continue;
     }
-    for (let row = rowFirst; row < rowEnd; row += 4) fourRowsTimesPanel(row, rowEnd, panel);
+    for (let row = rowFirst; row < rowEnd; row += 4) fourRowsTimesPanel(product, row, rowEnd, panel);
   }
-  store<i32>(scratchOf(thread), touched);
+  keepTouched(touched);
 }
 
 /** f32(dot) * (scaleW * scaleX) of four outputs. */
@@ -173,10 +164,10 @@ function lowerDot(word: v128, upper: v128, inputs: usize): v128 {
   return i32x4.sub(i32x4.sub(word, i32x4.shl(upper, 8)), v128.load32_splat(inputs, 68));
 }
 
-function rowTimesPanel(panel: i32): void {
-  const blocks = (<usize>arg(4) + 31) >> 5;
-  let w = argAt(2) + <usize>panel * blocks * WEIGHT_BLOCK_BYTES;
-  let x = argAt(1);
+function rowTimesPanel(product: i32, panel: i32): void {
+  const blocks = (<usize>arg(2) + 31) >> 5;
+  let w = matrixOf(product) + <usize>panel * blocks * WEIGHT_BLOCK_BYTES;
+  let x = argAt(0);
   const xEnd = x + blocks * INPUT_BLOCK_BYTES;
   let low = f32x4.splat(0), high = f32x4.splat(0);
   for (; x < xEnd; x += INPUT_BLOCK_BYTES) {
@@ -207,15 +198,15 @@ function rowTimesPanel(panel: i32): void {
     high = f32x4.add(high, scaled(upper, v128.load(w, 272), inputScale));
     w += WEIGHT_BLOCK_BYTES;
   }
-  put(0, panel, low, high);
+  put(product, 0, panel, low, high);
 }
 
 /** Rows row..row+3 against one panel; rows from rowEnd on are computed as copies of the last one and not stored. */
-function fourRowsTimesPanel(row: i32, rowEnd: i32, panel: i32): void {
-  const blocks = (<usize>arg(4) + 31) >> 5;
+function fourRowsTimesPanel(product: i32, row: i32, rowEnd: i32, panel: i32): void {
+  const blocks = (<usize>arg(2) + 31) >> 5;
   const rowBytes = blocks * INPUT_BLOCK_BYTES;
-  let w = argAt(2) + <usize>panel * blocks * WEIGHT_BLOCK_BYTES;
-  let x0 = argAt(1) + <usize>row * rowBytes;
+  let w = matrixOf(product) + <usize>panel * blocks * WEIGHT_BLOCK_BYTES;
+  let x0 = argAt(0) + <usize>row * rowBytes;
   let x1 = row + 1 < rowEnd ? x0 + rowBytes : x0;
   let x2 = row + 2 < rowEnd ? x1 + rowBytes : x1;
   let x3 = row + 3 < rowEnd ? x2 + rowBytes : x2;
@@ -256,8 +247,8 @@ function fourRowsTimesPanel(row: i32, rowEnd: i32, panel: i32): void {
     x2 += INPUT_BLOCK_BYTES;
     x3 += INPUT_BLOCK_BYTES;
   }
-  put(row, panel, low0, high0);
-  if (row + 1 < rowEnd) put(row + 1, panel, low1, high1);
-  if (row + 2 < rowEnd) put(row + 2, panel, low2, high2);
-  if (row + 3 < rowEnd) put(row + 3, panel, low3, high3);
+  put(product, row, panel, low0, high0);
+  if (row + 1 < rowEnd) put(product, row + 1, panel, low1, high1);
+  if (row + 2 < rowEnd) put(product, row + 2, panel, low2, high2);
+  if (row + 3 < rowEnd) put(product, row + 3, panel, low3, high3);
 }

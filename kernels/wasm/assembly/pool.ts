@@ -1,5 +1,5 @@
-// One op at a time: the main thread publishes it, every thread claims tasks from one counter, the main thread waits for the last.
-import { FAILED, FINISHED, GENERATION, MAIN_SLEEPS, OP, REMAINING, SLEEPERS, STOPPED, TASK_COUNT } from "./control";
+// One op at a time: the main thread takes it from its queue and publishes it, every thread claims tasks from one counter, the main thread waits for the last.
+import { ARGS, FAILED, FINISHED, GENERATION, MAIN_SLEEPS, OP, REMAINING, SLEEPERS, STOPPED, TASK_COUNT } from "./control";
 import { runTask } from "./tasks";
 
 /** Looks before the main thread sleeps: the last task of an op is short. */
@@ -12,10 +12,24 @@ const WORKER_SPIN_COUNT: i32 = 100000;
 const SLICE_NS: i64 = 100_000_000;
 
 /**
- * Runs `taskCount` tasks of `op` (arguments are in the control page). Returns 0 when all are finished, 1 when a worker has died,
- * 2 when nothing was finished for `stallSlices` tenths of a second.
+ * Runs the ops in [at, end), one after the other. Each is {op, task count, 1 if workers take part, bytes of arguments}, then arguments, padded to 16
+ * bytes. Returns 0 when all are finished, 1 when a worker has died, 2 when nothing was finished for `stallSlices` tenths of a second; ops
+ * behind one that failed do not run.
  */
-export function dispatch(op: i32, taskCount: i32, workerCount: i32, stallSlices: i32): i32 {
+export function runQueue(at: usize, end: usize, workerCount: i32, stallSlices: i32): i32 {
+  while (at < end) {
+    const args = at + 16;
+    const argBytes = <usize>load<u32>(at, 12);
+    for (let i: usize = 0; i < argBytes; i += 16) v128.store(ARGS + i, v128.load(args + i));
+    const result = dispatch(load<i32>(at), load<i32>(at, 4), load<i32>(at, 8) == 0 ? 0 : workerCount, stallSlices);
+    if (result != 0) return result;
+    at = args + argBytes;
+  }
+  return 0;
+}
+
+/** Runs `taskCount` tasks of `op`, whose arguments are in the control page. Returns what {@link runQueue} does. */
+function dispatch(op: i32, taskCount: i32, workerCount: i32, stallSlices: i32): i32 {
   if (workerCount == 0 || taskCount == 1) {
     for (let task = 0; task < taskCount; task++) runTask(op, task, 0);
     return 0;

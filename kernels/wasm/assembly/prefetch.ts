@@ -1,5 +1,7 @@
 // Reads whose only purpose is that memory is on its way when it is needed: WebAssembly has no instruction for it.
 
+import { TOUCHED } from "./control";
+
 /** How far ahead of a stream that one thread reads in order: some 5 microseconds. */
 const AHEAD_BYTES: usize = 98_304;
 const STEP_BYTES: usize = 4096;
@@ -7,7 +9,7 @@ const STEP_BYTES: usize = 4096;
 /**
  * For a stream that is about to read `bytes` bytes at `from`: touches every page of 4 KiB as far ahead, below `end`, because hardware follows
  * a stream only to the end of a page, and looking up the next one takes long. Returns something that depends on what was read; the
- * caller stores it somewhere, since loads whose result is not used might be left out.
+ * caller gives it to {@link keepTouched}.
  */
 export function touchAhead(from: usize, bytes: usize, end: usize): i32 {
   const first = from + AHEAD_BYTES;
@@ -16,4 +18,11 @@ export function touchAhead(from: usize, bytes: usize, end: usize): i32 {
     if (at < end) sum += load<i32>(at);
   }
   return sum;
+}
+
+/** Loads whose result is not used might be left out: stores a sum of them where nobody looks. */
+// @ts-ignore: decorator
+@inline
+export function keepTouched(sum: i32): void {
+  store<i32>(TOUCHED, sum);
 }

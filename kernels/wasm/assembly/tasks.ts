@@ -2,9 +2,10 @@
 import { attendMergeTask, attendTask } from "./attend";
 import { ropeTask, sealTask } from "./append";
 import { chooseTask } from "./best";
-import { embedFloatTask, matmulFloatTask, packFloatTask } from "./matmul-f32";
-import { embedInt4Task, matmulInt4Task, packInt4Task } from "./matmul-int4";
-import { embedInt8Task, matmulInt8Task, packInt8Task, quantizeRowsTask } from "./matmul-int8";
+import { matmulTask } from "./matmul";
+import { embedFloatTask, packFloatTask } from "./matmul-f32";
+import { embedInt4Task, packInt4Task } from "./matmul-int4";
+import { embedInt8Task, packInt8Task, quantizeRowsTask } from "./matmul-int8";
 import {
   OP_ARGMAX,
   OP_ATTEND,
@@ -53,11 +54,11 @@ export function runTask(op: i32, task: i32, thread: i32): void {
     case OP_PACK_BF16: return packFloatTask<u16>(task);
     case OP_PACK_INT4: return packInt4Task(task);
     case OP_PACK_INT8: return packInt8Task(task);
-    case OP_MATMUL_F32: return matmulFloatTask<f32>(task);
-    case OP_MATMUL_BF16: return matmulFloatTask<u16>(task);
+    case OP_MATMUL_F32:
+    case OP_MATMUL_BF16:
+    case OP_MATMUL_INT4:
+    case OP_MATMUL_INT8: return matmulTask(op, task);
     case OP_QUANTIZE_ROWS: return quantizeRowsTask(task);
-    case OP_MATMUL_INT4: return matmulInt4Task(task, thread);
-    case OP_MATMUL_INT8: return matmulInt8Task(task, thread);
     case OP_ROPE: return ropeTask(task);
     case OP_SEAL: return sealTask(task, thread);
     case OP_QUANTIZE_QUERIES: return quantizeQueriesTask(task);

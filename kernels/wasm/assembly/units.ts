@@ -7,7 +7,7 @@
 //   52 radius weight (f32)   56 choice: a byte for four items, bit i for the i-th of them   60 was the choice taken over?
 // Page units: item i is page 4 * first block + i.
 //   64 first block   68 summary slots of the slice   72 summaries of the kind   76 page masks, a byte for every block before the last one
-//   80 their number   84 sink pages   88 first recent page   92 counts {chosen blocks that are not resident, resident ones, their tokens}
+//   80 their number   84 sink pages   88 first recent page   92 counts [layer]{chosen blocks that are not resident, resident ones, their tokens}
 //   96 bitmap of chosen blocks [layer][words] (0: none)   100 words of a layer
 //   104 block ids of the slice [layer][capacity]   108 capacity
 //   112 form of the summaries (0 centre and radius, 1 two keys, 2 sign bits)
