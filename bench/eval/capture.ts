@@ -58,8 +58,8 @@ export class Capture {
   }
 }
 
-/** `target` with some methods replaced. */
-function intercept<T extends object>(target: T, methods: Partial<T>): T {
+/** `target` with some methods replaced; it must outlive what is returned. */
+export function intercept<T extends object>(target: T, methods: Partial<T>): T {
   return new Proxy(target, {
     get(_, name) {
       if (Object.hasOwn(methods, name)) return methods[name as keyof T];

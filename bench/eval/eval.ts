@@ -1,11 +1,13 @@
 /** `npm run eval`: which selection costs a model what, at which budget and context. */
-import { writeFile } from "node:fs/promises";
+import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { UsageError } from "../../cli/usage-error.ts";
 import { type BenchContext, type BenchResult, defineBench } from "../bench.ts";
 import { describeMachine } from "../machine.ts";
 import { figuresOf } from "./figures.ts";
 import { type EvalValues, evalFlags, quickValues } from "./flags.ts";
+import { ablationLines, runAblations } from "./lab/ablation.ts";
+import type { AblationName } from "./lab/ablation-names.ts";
 import { pageOf } from "./page.ts";
 import { runEval } from "./run.ts";
 import { csvOf, fidelityCsv, fidelityLines, tasksCsv } from "./tables.ts";
@@ -20,9 +22,22 @@ export const evalBench = defineBench({
   run: (values, context) => evaluate(quickValues(values), context),
 });
 
+async function ablate(names: readonly AblationName[], values: EvalValues, context: BenchContext): Promise<BenchResult> {
+  const folder = values.out as string;
+  await mkdir(folder, { recursive: true });
+  const figures = await runAblations(names, values, context);
+  const data = { settings: values, ablations: figures, interrupted: context.signal.aborted };
+  const path = join(folder, "ablations.json");
+  await writeFile(path, `${JSON.stringify({ machine: describeMachine(), ...data }, undefined, 1)}\n`);
+  for (const line of ablationLines(figures)) context.print(line);
+  context.print(`figures: ${path}`);
+  return { ok: true, data };
+}
+
 async function evaluate(values: EvalValues, context: BenchContext): Promise<BenchResult> {
   const folder = values.out;
   if (folder === undefined) throw new UsageError("--out is needed: a folder for the report");
+  if (values.ablation !== undefined) return await ablate(values.ablation, values, context);
   const run = await runEval(values, folder, context);
   const figures = figuresOf(run.candidates, run.windows, run.tasks);
   const { model, interrupted } = run;

@@ -143,7 +143,8 @@ export function* attendedTokens({ pages, tokenMasks }: AttendedPages, tokenCount
   }
 }
 
-function softmax(scores: Float64Array): Float64Array {
+/** Weights that sum to 1. */
+export function softmax(scores: Float64Array): Float64Array {
   const max = scores.reduce((a, b) => Math.max(a, b), Number.NEGATIVE_INFINITY);
   const weights = scores.map((score) => Math.exp(score - max));
   const sum = weights.reduce((a, b) => a + b, 0);

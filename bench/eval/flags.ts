@@ -1,8 +1,9 @@
 /** The flags of the instrument. */
 import { engineFlags } from "../../cli/engine-flags.ts";
-import { type FlagValues, parseInteger, parseText } from "../../cli/flags.ts";
+import { type FlagValues, parseChoice, parseInteger, parseText } from "../../cli/flags.ts";
 import { switchFlag } from "../bench.ts";
 import { budgetFlag, parseList, policiesFlag } from "../decode/flags.ts";
+import { ABLATIONS } from "./lab/ablation-names.ts";
 
 const { model, device, threads, weights, kv } = engineFlags;
 const CONTEXT_TOKENS_MAX = 1_048_576;
@@ -52,6 +53,12 @@ export const evalFlags = {
     placeholder: "NUMBER",
     fallback: "1",
     parse: parseInteger({ min: 0, max: 2 ** 32 - 1 }),
+  },
+  ablation: {
+    help: `instead of all that: published methods taken apart, at the first of the contexts and budgets, on questions of --kinds (without it
+multi-key): ${ABLATIONS.join(", ")}`,
+    placeholder: "LIST",
+    parse: parseList(parseChoice(ABLATIONS)),
   },
   quick: switchFlag("a smoke test in less than two minutes: fewer and shorter texts, budgets and questions"),
   device,

@@ -31,23 +31,33 @@ export async function askCase(
   options: { question: RecallCase; passage: string; plans: readonly SelectionPlan[]; signal: AbortSignal },
 ): Promise<Reply[]> {
   const { question, passage, plans, signal } = options;
-  const { sequence, tokenizer } = subject;
-  const prompt = encodePrompt(subject, [userMessage(question, 0, passage)]);
-  const questionTokens = tokenizer.encode(question.turns[0]?.ask ?? "").length + MARKER_TOKENS;
-  const kept = Math.max(0, Math.floor((prompt.length - questionTokens) / BLOCK_TOKENS) * BLOCK_TOKENS);
+  const { sequence } = subject;
+  const { kept, rest } = splitPrompt(subject, question, passage);
   sequence.rewind(0);
-  await sequence.read(prompt.slice(0, kept), signal);
+  await sequence.read(kept, signal);
   const replies: Reply[] = [];
   for (const plan of plans) {
-    sequence.rewind(kept);
-    const text = await converse(subject, { question, passage, plan, rest: prompt.slice(kept), signal });
+    sequence.rewind(kept.length);
+    const text = await converse(subject, { question, passage, plan, rest, signal });
     replies.push({ isRight: isRight(text, question.turns.at(-1)?.expect ?? []), traffic: sequence.traffic });
   }
   return replies;
 }
 
-/** The reply to the last turn; earlier replies are the model's own. */
-async function converse(
+/** The prompt of a case's first turn: whole blocks of the passage, and the rest with the question. */
+export function splitPrompt(
+  subject: Pick<Subject, "tokenizer" | "template">,
+  question: RecallCase,
+  passage: string,
+): { kept: number[]; rest: number[] } {
+  const prompt = encodePrompt(subject, [userMessage(question, 0, passage)]);
+  const questionTokens = subject.tokenizer.encode(question.turns[0]?.ask ?? "").length + MARKER_TOKENS;
+  const kept = Math.max(0, Math.floor((prompt.length - questionTokens) / BLOCK_TOKENS) * BLOCK_TOKENS);
+  return { kept: prompt.slice(0, kept), rest: prompt.slice(kept) };
+}
+
+/** The reply to the last turn, from where the sequence is; earlier replies are the model's own. */
+export async function converse(
   subject: Subject,
   options: {
     question: RecallCase;
@@ -79,6 +89,9 @@ async function converse(
   return reply;
 }
 
-function encodePrompt({ tokenizer, template }: Subject, messages: readonly ChatMessage[]): number[] {
+function encodePrompt(
+  { tokenizer, template }: Pick<Subject, "tokenizer" | "template">,
+  messages: readonly ChatMessage[],
+): number[] {
   return tokenizer.encode(template.render(messages, { addGenerationPrompt: true }), { special: true });
 }

@@ -71,6 +71,20 @@ export class Sequence {
     return this.#traffic;
   }
 
+  /** Tokens that it can hold. */
+  get capacityTokens(): number {
+    return this.#blockCapacity * BLOCK_TOKENS;
+  }
+
+  /** Takes over whole blocks that were written into the pool from elsewhere, as if it had read them, and forgets what it had. */
+  adopt(tokenCount: number): void {
+    assert(tokenCount % BLOCK_TOKENS === 0 && tokenCount <= this.capacityTokens, "whole blocks are taken over");
+    this.#length = tokenCount;
+    this.#turnStart = tokenCount;
+    this.#runs.clear();
+    this.#traffic = noTraffic();
+  }
+
   /** Forgets everything from `tokenCount` on, which is at a block's border. */
   rewind(tokenCount: number): void {
     assert(tokenCount % BLOCK_TOKENS === 0 && tokenCount <= this.#length, "a sequence goes back to a block's border");

@@ -1,0 +1,220 @@
+/**
+ * Ablations of published methods: rules of the laboratory answer questions of the case file. A passage is read densely on the CPU device; the question
+ * and the answer are then read row by row, in f32, by the model's own forward pass with the rule in the place of selection.
+ */
+import { openModelFolder } from "../../../cli/model-folder.ts";
+import { UsageError } from "../../../cli/usage-error.ts";
+import { BLOCK_TOKENS, PAGE_TOKENS } from "../../../kernels/contract.ts";
+import { openDevice } from "../../../kernels/open.ts";
+import { openModel } from "../../../models/open.ts";
+import type { BenchContext } from "../../bench.ts";
+import { converse, splitPrompt } from "../../recall/ask.ts";
+import { isRight, type RecallCase, readCases } from "../../recall/cases.ts";
+import { poolCounts, Sequence } from "../../recall/sequence.ts";
+import type { EvalValues } from "../flags.ts";
+import { type Estimate, meanOf, pairedDifference } from "../statistics.ts";
+import { type EvalSubject, openSubject } from "../subject.ts";
+import { passagesOf } from "../tasks.ts";
+import type { AblationName } from "./ablation-names.ts";
+import { Lab } from "./lab-device.ts";
+import { meanRule, questRule } from "./page-rules.ts";
+import type { Rule } from "./rule.ts";
+import { reuseRule, voteRule } from "./token-rules.ts";
+
+/** One rule over all questions. */
+export interface AblationFigures {
+  ablation: AblationName;
+  rule: string;
+  contextTokens: number;
+  budgetTokens: number;
+  cases: number;
+  right: number;
+  denseRight: number;
+  /** Share of right answers, minus dense's. */
+  difference: Estimate;
+  /** Means over rows and layers where the rule chose; see `RowMeasure`. */
+  mass: number;
+  outputError: number;
+  /** Rows and layers that took over an earlier choice; absent where the rule never does. */
+  reusedShare?: number;
+}
+
+/** A rule, and what is counted while it runs. */
+interface Variant {
+  ablation: AblationName;
+  rule: Rule;
+  reused: { count: number; of: number };
+}
+
+interface Answer {
+  isRight: boolean;
+  mass: number[];
+  outputError: number[];
+}
+
+/** Runs ablations at the first of `--contexts` and the first of `--budgets`; what was measured until the signal fired is returned. */
+export async function runAblations(
+  names: readonly AblationName[],
+  values: EvalValues,
+  context: BenchContext,
+): Promise<AblationFigures[]> {
+  const contextTokens = values.contexts[0] as number;
+  const budgetTokens = values.budgets[0] as number;
+  const files = await readCases(values["case-file"]);
+  const subject = await openSubject({ ...values, weights: "f32", kv: "f32", contexts: [contextTokens] }, []);
+  const reference = await openDevice({ kind: "reference" });
+  try {
+    const variants = names.flatMap((name) => variantsOf(name, { contextTokens, budgetTokens }, subject));
+    const questions = questionsOf(files.cases, values);
+    const sentenceTokens = files.sentences.map((sentence) => subject.tokenizer.encode(sentence).length);
+    const passages = passagesOf(subject, questions, { ...files, sentenceTokens, lengthTokens: contextTokens });
+    const bench = await LabBench.open(subject, {
+      folder: (await openModelFolder(values.model)).path,
+      reference,
+      contextTokens,
+    });
+    const answers = new Map<Rule | undefined, Answer[]>(
+      [undefined, ...variants.map(({ rule }) => rule)].map((rule) => [rule, []]),
+    );
+    for (const [index, question] of questions.entries()) {
+      if (context.signal.aborted) break;
+      await bench.answer(question, passages[index] as string, answers, context.signal);
+      context.progress(`${index + 1} of ${questions.length} questions under ${variants.length} rules and densely`);
+    }
+    return variants.map((variant) => figuresOf(variant, answers, { contextTokens, budgetTokens }));
+  } finally {
+    await subject.device.close();
+    await reference.close();
+  }
+}
+
+function questionsOf(cases: readonly RecallCase[], values: EvalValues): RecallCase[] {
+  const kinds = values.kinds ?? ["multi-key"];
+  return kinds.flatMap((kind) => {
+    const found = cases.filter((each) => each.kind === kind).slice(0, values.cases);
+    if (found.length === 0) throw new UsageError(`--kinds: the file has no cases "${kind}"`);
+    return found;
+  });
+}
+
+function variantsOf(
+  ablation: AblationName,
+  { contextTokens, budgetTokens }: { contextTokens: number; budgetTokens: number },
+  { runner }: EvalSubject,
+): Variant[] {
+  const plain = (rules: readonly Rule[]) => rules.map((rule) => ({ ablation, rule, reused: { count: 0, of: 0 } }));
+  if (ablation === "votes")
+    return plain((["raw", "hard", "soft"] as const).map((vote) => voteRule(vote, budgetTokens)));
+  if (ablation === "page-size") return plain([1, 4].map((groupPages) => questRule(groupPages, budgetTokens)));
+  if (ablation === "threshold") {
+    return [undefined, 0.95, 0.9, 0.85, 0.8, 0.6].map((cosineMin) => {
+      const reused = { count: 0, of: 0 };
+      const note = (isReused: boolean): void => {
+        reused.of += 1;
+        if (isReused) reused.count += 1;
+      };
+      return { ablation, rule: reuseRule(cosineMin, budgetTokens, note), reused };
+    });
+  }
+  // An int8 mean value of each page left out, in tokens of int8 K and V: what the estimate reads more than the means that chose.
+  const { headDim } = runner.config;
+  const estimatedPages = (contextTokens - budgetTokens) / PAGE_TOKENS;
+  const tokens = (estimatedPages * (headDim + 4)) / (2 * headDim + 4);
+  const equalBytes = budgetTokens + Math.ceil(tokens / PAGE_TOKENS) * PAGE_TOKENS;
+  return plain([meanRule(budgetTokens, false), meanRule(budgetTokens, true), meanRule(equalBytes, false)]);
+}
+
+/** A model twice: on the CPU device, which reads passages, and on the laboratory's, which answers. */
+class LabBench {
+  readonly #subject: EvalSubject;
+  readonly #own: EvalSubject;
+  readonly #lab: Lab;
+
+  private constructor(subject: EvalSubject, own: EvalSubject, lab: Lab) {
+    this.#subject = subject;
+    this.#own = own;
+    this.#lab = lab;
+  }
+
+  static async open(
+    subject: EvalSubject,
+    { folder, reference, contextTokens }: { folder: string; reference: EvalSubject["device"]; contextTokens: number },
+  ): Promise<LabBench> {
+    const lab = new Lab(reference);
+    const { layerCount } = subject.runner.config;
+    const counts = poolCounts({ layerCount, contextTokens: subject.sequence.capacityTokens, rowsMax: 1 });
+    const kv = { encoding: "f32", summaryKinds: [], ...counts } as const;
+    const runner = await openModel({ folder, device: lab.wrap(), encoding: "f32", kv, rowsMax: 1 });
+    const sequence = new Sequence(runner, subject.sequence.capacityTokens);
+    if (contextTokens > subject.sequence.capacityTokens) throw new RangeError("the sequence holds its context");
+    return new LabBench(subject, { ...subject, runner, sequence }, lab);
+  }
+
+  /** Adds an answer under every rule, and densely (`undefined`). */
+  async answer(
+    question: RecallCase,
+    passage: string,
+    answers: ReadonlyMap<Rule | undefined, Answer[]>,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { kept, rest } = splitPrompt(this.#subject, question, passage);
+    this.#subject.sequence.rewind(0);
+    await this.#subject.sequence.read(kept, signal);
+    await this.#copyBlocks(kept.length);
+    this.#lab.forget(0);
+    const wanted = question.turns.at(-1)?.expect ?? [];
+    for (const [rule, list] of answers) {
+      this.#own.sequence.adopt(kept.length);
+      this.#lab.forget(kept.length / BLOCK_TOKENS);
+      this.#lab.start(rule?.start());
+      const text = await converse(this.#own, { question, passage, plan: { kind: "dense" }, rest, signal });
+      const { measures } = this.#lab;
+      list.push({
+        isRight: isRight(text, wanted),
+        mass: measures.map(({ mass }) => mass),
+        outputError: measures.map(({ outputError }) => outputError),
+      });
+    }
+  }
+
+  async #copyBlocks(tokenCount: number): Promise<void> {
+    const { blockIds, blockCapacity } = this.#subject.sequence.slice(0, 1, { kind: "dense" });
+    for (let layer = 0; layer < this.#own.runner.config.layerCount; layer++) {
+      for (let block = 0; block < tokenCount / BLOCK_TOKENS; block++) {
+        const id = blockIds[layer * blockCapacity + block] as number;
+        this.#own.runner.pool.writeBlock(id, await this.#subject.runner.pool.readBlock(id));
+      }
+    }
+  }
+}
+
+function figuresOf(
+  { ablation, rule, reused }: Variant,
+  answers: ReadonlyMap<Rule | undefined, Answer[]>,
+  place: { contextTokens: number; budgetTokens: number },
+): AblationFigures {
+  const own = answers.get(rule) ?? [];
+  // A run that is stopped within a question has dense's answer and not yet all others.
+  const dense = (answers.get(undefined) ?? []).slice(0, own.length);
+  const count = (list: readonly Answer[]) => list.filter((answer) => answer.isRight).length;
+  return {
+    ...{ ablation, rule: rule.name, ...place, cases: own.length, right: count(own), denseRight: count(dense) },
+    difference: pairedDifference(
+      own.map((answer, index) => ({ ours: answer.isRight, theirs: dense[index]?.isRight ?? false })),
+    ),
+    mass: meanOf(own.flatMap(({ mass }) => mass)),
+    outputError: meanOf(own.flatMap(({ outputError }) => outputError)),
+    ...(reused.of === 0 ? {} : { reusedShare: reused.count / reused.of }),
+  };
+}
+
+/** One line per rule. */
+export function ablationLines(figures: readonly AblationFigures[]): string[] {
+  const percent = (value: number) => `${(value * 100).toFixed(1)} %`;
+  return figures.map((each) => {
+    const { ablation, rule, cases, right, denseRight, mass, outputError, reusedShare } = each;
+    const reused = reusedShare === undefined ? "" : `, kept in ${percent(reusedShare)} of the rows`;
+    const interval = `${percent(each.difference.low ?? Number.NaN)} to ${percent(each.difference.high ?? Number.NaN)}`;
+    return `${ablation}: ${rule}: ${right} of ${cases} right (dense ${denseRight}; difference ${interval}), mass ${percent(mass)}, output error ${percent(outputError)}${reused}`;
+  });
+}
