@@ -54,6 +54,8 @@ const serveFlags = {
 
 /** Running turns get this long to come to their end. */
 const graceMs = 20_000;
+/** Of an engine whose device is gone; whoever keeps it running starts it again. */
+const deviceLostExitCode = 70;
 
 /** The command. */
 export const serveCommand: Command = {
@@ -100,6 +102,10 @@ function openServer(
       hostPoolBytes: values["host-pool-mib"] * 2 ** 20,
       ...(values["degraded-budget"] === undefined ? {} : { degradedBudgetTokens: values["degraded-budget"] }),
       ...(values.pace === undefined ? {} : { paceTokensPerS: values.pace }),
+    },
+    onDeviceLost({ message }) {
+      process.stderr.write(`quire: ${message}: ending at once, so that running turns go on elsewhere\n`);
+      process.exit(deviceLostExitCode);
     },
     onLoadProgress: loadReport(
       (line) => process.stderr.write(line),

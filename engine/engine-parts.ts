@@ -1,4 +1,5 @@
 /** What an engine is made of. */
+import type { DeviceLostError } from "../kernels/device-lost.ts";
 import type { ModelRunner } from "../models/contract.ts";
 import type { Attacher } from "./kv/attacher.ts";
 import type { BlockCache } from "./kv/block-cache.ts";
@@ -25,6 +26,8 @@ export interface EngineParts {
   persister: Persister;
   clock: Clock;
   log: EngineLog;
+  /** The device is gone and the engine has stopped, in the middle of its turns: whoever holds it ends it like a process that died. */
+  onDeviceLost?: ((error: DeviceLostError) => void) | undefined;
 }
 
 /** What the engine tells of itself. */

@@ -4,6 +4,7 @@
  * suspended while selected blocks are fetched) -> settling (tail and manifest) -> ended.
  */
 import type { Miss, Sample } from "../kernels/contract.ts";
+import { DeviceLostError } from "../kernels/device-lost.ts";
 import type { SequenceResult, SequenceStep } from "../models/contract.ts";
 import { assert } from "../protocol/assert.ts";
 import { QuireError, toQuireError } from "../protocol/errors.ts";
@@ -71,7 +72,7 @@ export class Engine {
 
   constructor(parts: EngineParts) {
     this.#parts = parts;
-    const { settings, cache } = parts;
+    const { settings, cache, fetcher, supply, clock } = parts;
     this.#queue = new WaitingQueue({
       ...{ tenants: this.#tenants, queueMax: settings.queueMax, runningMax: settings.runningMax },
       blocksMax: cache.capacity,
@@ -84,13 +85,7 @@ export class Engine {
     this.metrics = this.#openMetrics();
     this.#observer = new Observers([this.metrics, this.traces, new RequestLog(parts.log)]);
     this.#residency = new Residency({
-      ...{
-        fetcher: parts.fetcher,
-        supply: parts.supply,
-        cache: parts.cache,
-        clock: parts.clock,
-        observer: this.#observer,
-      },
+      ...{ fetcher, supply, cache, clock, observer: this.#observer },
       wake: () => this.wake(),
       fail: (sequence, error) => this.#fail(sequence, error),
     });
@@ -491,9 +486,13 @@ export class Engine {
     this.wake();
   }
 
-  /** After a failed step no running sequence can be trusted: all end with an error, the process goes on. */
+  /** After a failed step no running sequence can be trusted: all end with an error. With its device gone the engine ends without a word, as if it had died. */
   #failAll(error: unknown): void {
-    this.#parts.log("step.failed", { error: describeError(error) });
-    for (const sequence of this.#active) if (sequence.phase !== "settling") sequence.error ??= error;
+    const { log, onDeviceLost } = this.#parts;
+    log("step.failed", { error: describeError(error) });
+    if (error instanceof DeviceLostError && onDeviceLost) {
+      this.#stopped = true;
+      onDeviceLost(error);
+    } else for (const sequence of this.#active) if (sequence.phase !== "settling") sequence.error ??= error;
   }
 }

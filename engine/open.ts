@@ -7,6 +7,7 @@ import type { PageStore } from "../storage/contract.ts";
 import { kvGeometry } from "../storage/geometry.ts";
 import { HedgedStore } from "../storage/hedged-store.ts";
 import { Engine } from "./engine.ts";
+import type { EngineParts } from "./engine-parts.ts";
 import { Attacher } from "./kv/attacher.ts";
 import { BlockCache } from "./kv/block-cache.ts";
 import { BlockFetcher } from "./kv/block-fetcher.ts";
@@ -29,6 +30,7 @@ export interface OpenEngineOptions {
   settings: EngineSettings;
   clock: Clock;
   log: EngineLog;
+  onDeviceLost?: EngineParts["onDeviceLost"];
 }
 
 /** A running engine and the parts that its owner may speak to. */
@@ -148,6 +150,7 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
     persister,
     clock,
     log,
+    onDeviceLost: options.onDeviceLost,
   });
   return {
     engine,

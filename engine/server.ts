@@ -19,6 +19,7 @@ import { deleteSession } from "../storage/gc.ts";
 import { loadManifest } from "../storage/manifest.ts";
 import { openStore } from "../storage/open.ts";
 import { readCalibration } from "./calibration.ts";
+import type { EngineParts } from "./engine-parts.ts";
 import { assertFits } from "./fit-device.ts";
 import { engineHttpServer } from "./http/http-server.ts";
 import { startRegistration } from "./http/registration.ts";
@@ -57,6 +58,8 @@ export interface EngineServerOptions {
   settings?: Partial<EngineSettings>;
   /** Called once, when the edge lets this engine go; it ends with {@link EngineServer.stop}. */
   onRelease?: (() => void) | undefined;
+  /** Called once, when the device is gone: the process is to end at once, and the edge goes on elsewhere. Default: turns fail. */
+  onDeviceLost?: EngineParts["onDeviceLost"];
   /** Called often while weights are loaded. */
   onLoadProgress?: ((progress: LoadProgress) => void) | undefined;
   log: EngineLog;
@@ -170,7 +173,9 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
 async function serve(options: EngineServerOptions, parts: Parts): Promise<EngineServer> {
   const { device, runner, store, settings } = parts;
   const { log } = options;
-  const opened = openEngine({ runner, numericsId: device.numericsId, store, settings, clock: systemClock, log });
+  const { onDeviceLost } = options;
+  const made = { runner, numericsId: device.numericsId, store, settings, clock: systemClock, log, onDeviceLost };
+  const opened = openEngine(made);
   const http = engineHttpServer({
     engine: opened.engine,
     engineId: settings.engineId,

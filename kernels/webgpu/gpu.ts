@@ -2,11 +2,14 @@
 /** The GPU as the device uses it: memory, pipelines and bind groups, each kept, and the first error, kept too. */
 import { assert } from "../../protocol/assert.ts";
 import { QuireError } from "../../protocol/errors.ts";
+import { DeviceLostError } from "../device-lost.ts";
 import { type Kernel, PARAMS_STRIDE, shaderSource } from "./kernel.ts";
 
 /** WebGPU's flags, which are globals in a browser only. */
 export const USAGE = { mapRead: 1, copySrc: 4, copyDst: 8, uniform: 64, storage: 128, queryResolve: 512 } as const;
 
+/** How long a GPU whose results could not be read has to say that it is lost. */
+const LOST_MS_MAX = 100;
 const STAGE_COMPUTE = 4;
 const MAP_READ = 1;
 
@@ -29,18 +32,20 @@ export class Gpu {
   readonly #ids = new WeakMap<GPUBuffer, number>();
   #nextId = 1;
   #failure: string | undefined;
+  #lost: string | undefined;
   #closed = false;
 
   constructor(device: GPUDevice) {
     this.device = device;
     device.addEventListener("uncapturederror", (event) => this.#fail((event as GPUUncapturedErrorEvent).error.message));
     void device.lost.then(({ message }) => {
-      if (!this.#closed) this.#fail(`the GPU was lost: ${message}`);
+      if (!this.#closed) this.#lost = message;
     });
   }
 
-  /** @throws {QuireError} engine_failed, from the first error of the GPU on always. */
+  /** From the first error of the GPU on always: @throws {DeviceLostError} when it is lost, {QuireError} engine_failed for another. */
   assertSound(): void {
+    if (this.#lost !== undefined) throw new DeviceLostError(`webgpu: the GPU was lost: ${this.#lost}`);
     if (this.#failure !== undefined) throw new QuireError("engine_failed", `webgpu: ${this.#failure}`);
   }
 
@@ -119,6 +124,8 @@ export class Gpu {
     try {
       await readable.mapAsync(MAP_READ, 0, bytes);
     } catch (cause) {
+      // A lost GPU fails its reads before it says that it is lost.
+      await Promise.race([this.device.lost, new Promise((resolve) => setTimeout(resolve, LOST_MS_MAX))]);
       this.assertSound();
       throw new QuireError("engine_failed", "webgpu: results could not be read", { cause });
     }

@@ -2,7 +2,7 @@
 
 import { randomUUID } from "node:crypto";
 import type { Ticket } from "../../engine/engine.ts";
-import { type OpenedEngine, openEngine } from "../../engine/open.ts";
+import { type OpenEngineOptions, type OpenedEngine, openEngine } from "../../engine/open.ts";
 import { ENGINE_DEFAULTS, type EngineSettings, systemClock } from "../../engine/settings.ts";
 import type { Device, KvEncoding, SummaryKind } from "../../kernels/contract.ts";
 import { openDevice } from "../../kernels/open.ts";
@@ -34,6 +34,7 @@ export interface TestEngineOptions {
   openSlotCount?: number;
   rowsMax?: number;
   settings?: Partial<EngineSettings>;
+  onDeviceLost?: OpenEngineOptions["onDeviceLost"];
 }
 
 /** Opens an engine on the reference device; segments of 64 tokens, commits without delay. */
@@ -77,6 +78,7 @@ export async function openTestEngine(options: TestEngineOptions): Promise<TestEn
     settings,
     clock: systemClock,
     log,
+    onDeviceLost: options.onDeviceLost,
   });
   return { ...opened, runner, device, logged, kill: () => device.close() };
 }
