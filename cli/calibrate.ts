@@ -55,7 +55,14 @@ async function calibrate(model: string, values: CalibrateValues): Promise<void> 
     const stop = listenForStop(process, () => performance.now());
     const life = new AbortController();
     void stop.requested.then(() => life.abort());
-    const measured = { ...values, model, policies: [values.selection], cases: 0, kinds: undefined };
+    const measured = {
+      ...values,
+      model,
+      policies: [values.selection],
+      cases: 0,
+      kinds: undefined,
+      ablation: undefined,
+    };
     const run = await runEval({ ...measured, out: folder, seed: 1, quick: "false" }, folder, {
       print: (line) => void process.stdout.write(`${line}\n`),
       progress: (line) => void process.stderr.write(`${line}\n`),

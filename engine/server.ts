@@ -160,7 +160,11 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
       rowsMax,
       sampledMax,
     });
-    const calibration = await readCalibration(options.modelFolder, runner.fingerprint, options.log);
+    const calibration = await readCalibration(options.modelFolder, {
+      fingerprint: runner.fingerprint,
+      kinds: summaryKinds,
+      log: options.log,
+    });
     const calibrated = calibration === undefined ? settings : { ...settings, calibration };
     return { device, runner, store, settings: calibrated, tokenCapacity: plan.tokenCapacity };
   } catch (error) {

@@ -1,7 +1,7 @@
 /** Checks a request at the engine's border: whatever comes in, one clear error that names the field, or a request that can be run. */
 import type { SummaryKind } from "../../kernels/contract.ts";
 import { type Calibration, chooseSelection } from "../../models/selection/calibration.ts";
-import { BUDGET_TOKENS_MIN } from "../../models/selection/policy.ts";
+import { BUDGET_TOKENS_MIN, type SelectionPolicy } from "../../models/selection/policy.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
 import { QuireError } from "../../protocol/errors.ts";
 import {
@@ -84,8 +84,9 @@ export function checkSessionRequest(value: unknown): { namespace: string; sessio
 }
 
 /**
- * Resolves a request's selection against what the pool keeps; `auto` by the model's calibration.
- * @throws {QuireError} when its summaries are not kept.
+ * Resolves a request's selection against what the pool keeps; `auto` by the model's calibration, dense where the pool does not keep what
+ * that needs.
+ * @throws {QuireError} when the summaries of a policy that was named are not kept.
  */
 export function resolveSelection(
   { selection: { exact, ...asked }, tokens }: Pick<GenerateRequest, "selection" | "tokens">,
@@ -95,8 +96,10 @@ export function resolveSelection(
   const { budgetTokens } = asked;
   const contextTokens = tokens.byteLength / 4;
   const chosen = isAuto(asked) ? chooseSelection(calibration, { contextTokens, budgetTokens }) : asked;
-  const policy = policyNamed(chosen.policy);
-  if (policy.summary !== undefined && !kinds.includes(policy.summary)) {
+  const isKept = ({ summary }: Pick<SelectionPolicy, "summary">) => summary === undefined || kinds.includes(summary);
+  const wanted = policyNamed(chosen.policy);
+  const policy = isAuto(asked) && !isKept(wanted) ? policyNamed(DENSE) : wanted;
+  if (!isKept(policy)) {
     const message = `policy ${policy.name} needs ${policy.summary} summaries, which this engine does not keep.`;
     throw new QuireError("invalid_request", message, { param: "quire.selection.policy" });
   }

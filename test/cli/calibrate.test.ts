@@ -37,12 +37,19 @@ describe("quire calibrate", () => {
       expect(written.measured.map((row: { contextTokens: number }) => row.contextTokens)).toEqual([512, 1024]);
       const logged: string[] = [];
       const log = (event: string) => void logged.push(event);
-      const read = await readCalibration(model, written.fingerprint, log);
+      const kinds = ["min-max"] as const;
+      const read = await readCalibration(model, { fingerprint: written.fingerprint, kinds, log });
       expect(read).toMatchObject({ selection: UNCALIBRATED_SELECTION, budgets: written.budgets });
       expect(logged).toEqual([]);
-      expect(await readCalibration(model, "0".repeat(64), log)).toBeUndefined();
+      expect(await readCalibration(model, { fingerprint: "0".repeat(64), kinds, log })).toBeUndefined();
       expect(logged).toEqual(["calibration.ignored"]);
-      expect(await readCalibration("weights/house-0", written.fingerprint, log)).toBeUndefined();
+      // An engine that does not keep what the selection scores by.
+      const other = { fingerprint: written.fingerprint, kinds: ["sign-bits"] as const, log };
+      expect(await readCalibration(model, other)).toBeUndefined();
+      expect(logged).toEqual(["calibration.ignored", "calibration.ignored"]);
+      expect(
+        await readCalibration("weights/house-0", { fingerprint: written.fingerprint, kinds, log }),
+      ).toBeUndefined();
     });
   }, 120_000);
 

@@ -1,5 +1,6 @@
 /** Requests that leave the choice to the engine: what was chosen is in the usage and in the provenance. */
 import { afterEach, expect, it } from "vitest";
+import type { SummaryKind } from "../../kernels/contract.ts";
 import type { Calibration } from "../../models/selection/calibration.ts";
 import { idsToBytes } from "../../protocol/ids.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
@@ -14,9 +15,10 @@ const CALIBRATION: Calibration = {
 };
 
 const engines: TestEngine[] = [];
-async function open(calibration?: Calibration): Promise<TestEngine> {
+async function open(calibration?: Calibration, summaryKinds?: readonly SummaryKind[]): Promise<TestEngine> {
   const settings = calibration === undefined ? {} : { calibration };
-  const engine = await openTestEngine({ store: new MemoryStore(), settings });
+  const kinds = summaryKinds === undefined ? {} : { summaryKinds };
+  const engine = await openTestEngine({ store: new MemoryStore(), settings, ...kinds });
   engines.push(engine);
   return engine;
 }
@@ -44,4 +46,12 @@ it("is dense below the break-even and the calibrated selection from there", asyn
 it("is the engine's own choice at the usual budget where nobody has measured", async () => {
   const { usage } = await ask(await open(), 350);
   expect(usage).toMatchObject({ policy: "quest+radius(0.5)+combine(sum)", budgetTokens: 2048 });
+});
+
+it("is dense where the engine does not keep what the choice would be scored by", async () => {
+  const engine = await open(CALIBRATION, ["sign-bits"]);
+  const { usage, ids } = await ask(engine, 350);
+  expect(usage).toMatchObject({ policy: "dense", pagesSelected: 0 });
+  expect(ids).toEqual((await ask(engine, 350, "dense")).ids);
+  await expect(ask(engine, 350, "quest+share(2)")).rejects.toThrow(/needs min-max summaries/);
 });
