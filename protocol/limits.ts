@@ -81,6 +81,15 @@ export const LIMITS = {
   replayEventCountMax: 65_536,
   /** How long a finished turn can still be asked for. */
   replayKeepMs: 300_000,
+  /**
+   * A resumable turn is written down when it has run for a moment, and then its ids so often. An object that was lost is asked for it by its client or, without one, by an
+   * alarm; a turn that is lost again and again is given up.
+   */
+  runningNoteMs: 250,
+  runningSaveTokens: 32,
+  runningSaveMs: 1_000,
+  runningAlarmMs: 15_000,
+  runningAttemptCountMax: 4,
   /** Connections that follow one resumable turn; one more ends the oldest. */
   streamListenerCountMax: 4,
   /** Keys in the secret table, and in the key ring. */

@@ -8,7 +8,7 @@ import { within } from "./deadline.ts";
 import type { Env } from "./env.ts";
 import { isolateModelNames } from "./fleet/model-names.ts";
 import { fleetOf, type ResolvedModel } from "./fleet.ts";
-import { type Caller, inPlace } from "./limits/admission.ts";
+import { type Caller, inPlace, settlePlace } from "./limits/admission.ts";
 import { jsonAnswer, streamAnswer } from "./respond.ts";
 import { selectionDefaults } from "./selection-defaults.ts";
 import { readIdempotencyKey, SESSION_HEADER } from "./session-id.ts";
@@ -75,11 +75,14 @@ async function answerTurn(turn: TurnToAnswer): Promise<Response> {
     sessionId: named,
     options,
     head,
+    form: response.stream ? "sse" : "frames",
     resumable,
     idempotencyKey,
   });
   const answer = { feed, choiceCount: options.choiceCount, resumable, signal: request.signal };
-  const out = response.stream ? streamAnswer(answer) : await jsonAnswer(answer);
+  // What a session cannot settle any more, its place included, is settled here.
+  const onBroken = () => void settlePlace(env, { namespace, leaseId }, 0);
+  const out = response.stream ? streamAnswer(answer, onBroken) : await jsonAnswer(answer);
   if (feed.sessionId !== undefined) out.headers.set(SESSION_HEADER, feed.sessionId);
   return out;
 }

@@ -1,6 +1,6 @@
 /** OpenAI's response objects, to the letter; `usage.quire` is the one addition. */
 import type { EngineUsage, ResumeUsage } from "../protocol/generate.ts";
-import type { TextLogprob, TurnUsage } from "./turn-job.ts";
+import type { AnswerHead, TextLogprob, TurnUsage } from "./turn-job.ts";
 
 /** What all objects of one response share. */
 export interface ResponseFrame {
@@ -11,6 +11,11 @@ export interface ResponseFrame {
   model: string;
   /** Names the numerics: equal seeds give equal text only under equal fingerprints. */
   fingerprint: string;
+}
+
+/** What all objects of an answer share. */
+export function responseFrame({ kind, id, createdS, model }: AnswerHead, numericsId: string): ResponseFrame {
+  return { kind, id, createdS, model, fingerprint: `fp_${numericsId}` };
 }
 
 /** Why a choice ended: the model or a stop string, or a limit. */

@@ -1,18 +1,10 @@
 /** Turns the events of a turn into HTTP: an event stream, or one JSON object. */
 import { errorBody, QuireError, toQuireError } from "../protocol/errors.ts";
 import { LIMITS } from "../protocol/limits.ts";
-import {
-  completionBody,
-  type FinishedChoice,
-  finishChunk,
-  type ResponseFrame,
-  roleChunk,
-  textChunk,
-  usageChunk,
-} from "./openai-shapes.ts";
-import { SSE_HEADERS, SSE_HEARTBEAT, sseData, sseDone, sseError } from "./sse.ts";
-import { readError, turnEvents } from "./turn-events.ts";
-import type { TextLogprob, TurnEvent, TurnFeed, TurnUsage } from "./turn-job.ts";
+import { completionBody, type FinishedChoice, responseFrame } from "./openai-shapes.ts";
+import { SSE_HEADERS, sseData } from "./sse.ts";
+import { turnEvents } from "./turn-events.ts";
+import { readError, type TextLogprob, type TurnFeed, type TurnUsage } from "./turn-job.ts";
 
 /** How long an answer without a stream waits for its real status before it begins to beat. */
 const PLAIN_MS_MAX = 250;
@@ -28,75 +20,39 @@ export interface Answer {
 }
 
 /**
- * An SSE response: headers at once, comments while the engine is silent, one error event for whatever goes wrong later. Every event has
- * the id `<turn>.<number>`, which names what its receiver has. A failed write (the client is gone) ends the turn, if it is not resumable.
+ * An SSE response: headers at once, then what the session says, as it is. A turn that breaks off there (its object is gone) ends in one error
+ * event; a client that can come back is better off with a connection that breaks off, too. A failed write (the client is gone) ends the
+ * turn, if it is not resumable.
+ * @param onBroken called when the turn broke off and will not go on
  */
-export function streamAnswer(answer: Pick<Answer, "feed" | "resumable" | "signal">): Response {
+export function streamAnswer(
+  { feed, resumable, signal }: Pick<Answer, "feed" | "resumable" | "signal">,
+  onBroken?: () => void,
+): Response {
   const { readable, writable } = new IdentityTransformStream();
-  void pumpEvents(answer, writable.getWriter());
+  const passed = feed.stream.pipeTo(writable, { preventAbort: true, signal });
+  void passed.catch((thrown: unknown) => endBroken(writable, { thrown, resumable, onBroken }));
   return new Response(readable, { headers: SSE_HEADERS });
 }
 
-async function pumpEvents(
-  { feed, resumable, signal }: Pick<Answer, "feed" | "resumable" | "signal">,
-  writer: WritableStreamDefaultWriter<Uint8Array>,
+async function endBroken(
+  writable: WritableStream<Uint8Array>,
+  { thrown, resumable, onBroken }: { thrown: unknown; resumable: boolean; onBroken: (() => void) | undefined },
 ): Promise<void> {
-  const reader = feed.stream.getReader();
-  const cancel = () => void reader.cancel().catch(() => undefined);
-  signal.addEventListener("abort", cancel);
-  writer.closed.catch(cancel);
-  const frame = frameOf(feed);
-  let next = feed.first;
+  const writer = writable.getWriter();
   try {
-    for await (const event of turnEvents(reader)) {
-      const id = `${feed.streamId}.${next}`;
-      if (event.type !== "heartbeat") next += 1;
-      const bytes = renderEvent(event, id, frame, feed.head.includeUsage);
-      if (bytes) await writer.write(bytes);
+    if (resumable) {
+      await writer.abort(thrown);
+      return;
     }
+    const cause = new QuireError("engine_failed", "The connection to the session was lost.", { cause: thrown });
+    // Behind an empty line: the last event may be cut.
+    await writer.write(new TextEncoder().encode(`\n\n${sseData(errorBody(cause))}`));
+    onBroken?.();
     await writer.close();
-  } catch (thrown) {
-    // A client that can come back is better off with a connection that breaks off than with an error.
-    if (resumable) await writer.abort(thrown).catch(() => undefined);
-    // Either the turn failed and the client hears of it, or the client is gone and this fails too.
-    await writer.write(sseData(errorBody(toQuireError(thrown)))).catch(() => undefined);
-    await writer.close().catch(() => undefined);
-  } finally {
-    cancel();
-    signal.removeEventListener("abort", cancel);
+  } catch {
+    // It is the client that is gone.
   }
-}
-
-/** An event as a client reads it; undefined for one that it did not ask for. Depends on nothing that came before. */
-function renderEvent(
-  event: TurnEvent,
-  id: string,
-  frame: ResponseFrame,
-  includeUsage: boolean,
-): Uint8Array | undefined {
-  switch (event.type) {
-    case "heartbeat":
-      return SSE_HEARTBEAT;
-    case "begin":
-      return sseData(roleChunk(frame, event.choice, includeUsage), id);
-    case "text": {
-      const { choice: index, text, offset, logprobs } = event;
-      return sseData(textChunk(frame, { index, text, logprobs, offset }, includeUsage), id);
-    }
-    case "finish":
-      return sseData(finishChunk(frame, event.choice, event.reason, includeUsage), id);
-    case "usage":
-      return includeUsage ? sseData(usageChunk(frame, event.usage), id) : undefined;
-    case "end":
-      return sseDone(id);
-    case "error":
-      return sseError(errorBody(readError(event.error)), { id, retryMs: event.error.retryAfterMs });
-  }
-}
-
-function frameOf({ head, numericsId }: TurnFeed): ResponseFrame {
-  const { kind, id, createdS, model } = head;
-  return { kind, id, createdS, model, fingerprint: `fp_${numericsId}` };
 }
 
 /**
@@ -167,5 +123,5 @@ async function collect(answer: Answer, reader: ReadableStreamDefaultReader<Uint8
   }
   if (!usage) throw new QuireError("engine_failed", "The reply broke off.");
   const choices = texts.map((text, index) => ({ text, logprobs: logprobs[index], reason: reasons[index] ?? "stop" }));
-  return completionBody(frameOf(answer.feed), choices, usage);
+  return completionBody(responseFrame(answer.feed.head, answer.feed.numericsId), choices, usage);
 }

@@ -58,7 +58,7 @@ export async function resumeStream(request: Request, env: Env, id: string): Prom
   const { namespace } = await countedTenant(request, env, "generate");
   const { from, ...name } = readTurnName(request.headers);
   const session = sessionOf(env, namespace, checkSessionId(id, "id"));
-  const feed = await session.resume({ from, ...name });
+  const feed = await session.resume({ from, form: "sse", ...name });
   if (!feed) throw streamNotFound(id);
   const out = streamAnswer({ feed, resumable: true, signal: request.signal });
   out.headers.set(SESSION_HEADER, id);
@@ -73,7 +73,7 @@ export async function stopStream(request: Request, env: Env, id: string): Promis
   return Response.json({ id, object: "session.stream.stopped", stopped: true });
 }
 
-function readTurnName(headers: Headers): ResumeRequest {
+function readTurnName(headers: Headers): Omit<ResumeRequest, "form"> {
   const idempotencyKey = readIdempotencyKey(headers);
   const id = headers.get("last-event-id");
   if (id === null || id === "") return { idempotencyKey, from: 0 };

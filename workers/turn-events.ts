@@ -7,15 +7,16 @@ import { within } from "./deadline.ts";
 import type { Env } from "./env.ts";
 import { newSessionId } from "./session-id.ts";
 import { indexOf, passingSession, sessionOf } from "./stubs.ts";
-import type {
-  AnswerHead,
-  ForkPoint,
-  TurnAnswer,
-  TurnEvent,
-  TurnFeed,
-  TurnJob,
-  TurnOptions,
-  WireError,
+import {
+  type AnswerForm,
+  type AnswerHead,
+  type ForkPoint,
+  readError,
+  type TurnAnswer,
+  type TurnEvent,
+  type TurnFeed,
+  type TurnJob,
+  type TurnOptions,
 } from "./turn-job.ts";
 
 /** A turn that an engine has admitted. */
@@ -32,6 +33,7 @@ export interface TurnRequest {
   sessionId: string | undefined;
   options: TurnOptions;
   head: AnswerHead;
+  form: AnswerForm;
   resumable: boolean;
   idempotencyKey: string | undefined;
 }
@@ -42,8 +44,9 @@ export interface TurnRequest {
  * @throws {QuireError} what the client has to hear instead of a stream.
  */
 export async function startTurn(env: Env, request: TurnRequest): Promise<StartedTurn> {
-  const { requestId, model, namespace, leaseId, sessionId, options, head, resumable, idempotencyKey } = request;
-  const job: TurnJob = { ...options, requestId, model, namespace, leaseId, head, resumable, idempotencyKey };
+  const { options, sessionId, ...rest } = request;
+  const { namespace } = request;
+  const job: TurnJob = { ...options, ...rest };
   const { input } = options;
   if (sessionId !== undefined) return runIn(env, { ...job, session: { id: sessionId, implicit: false } });
   if (input.kind !== "chat") return started(await passingSession(env).turn(encodeFrame(job)), undefined);
@@ -71,13 +74,8 @@ function started(answer: TurnAnswer, sessionId: string | undefined): StartedTurn
   throw new QuireError("session_busy", "This session is working on another turn.", { retryAfterMs: 1_000 });
 }
 
-/** The error of another object. */
-export function readError(error: WireError): QuireError {
-  return new QuireError(error.code, error.message, { param: error.param, retryAfterMs: error.retryAfterMs });
-}
-
 /**
- * Events of a turn, up to and including `end` or `error`. Leaving the loop early, or cancelling `reader`, tells the session that nobody
+ * Events of a turn that come as frames, up to and including `end` or `error`. Leaving the loop early, or cancelling `reader`, tells the session that nobody
  * listens.
  * @throws {QuireError} `engine_failed` for a stream that breaks off.
  */

@@ -1,5 +1,5 @@
 /** What the Worker and a SessionLog say to each other about one turn: a job in, a stream of events out. */
-import type { ErrorCode } from "../protocol/errors.ts";
+import { type ErrorCode, QuireError } from "../protocol/errors.ts";
 import type { EngineUsage, ResumeMode, SelectionRequest } from "../protocol/generate.ts";
 import type { ChatMessage } from "../tokenizer/contract.ts";
 
@@ -62,12 +62,16 @@ export interface AnswerHead {
   includeUsage: boolean;
 }
 
+/** In which form the events leave the session (`session-log/event-coding.ts`): frames of {@link TurnEvent}, or what a client of SSE reads. */
+export type AnswerForm = "frames" | "sse";
+
 /** Everything a SessionLog needs to run one turn. */
 export interface TurnJob extends TurnOptions {
   requestId: string;
   model: string;
   namespace: string;
   head: AnswerHead;
+  form: AnswerForm;
   /** The turn runs on when its client goes away, and its events are kept for when it comes back. */
   resumable: boolean;
   /** The client's own name of a resumable turn: asked for again under it, the turn goes on and is not run twice. */
@@ -93,6 +97,11 @@ export interface WireError {
   retryAfterMs?: number | undefined;
 }
 
+/** The error of another object. */
+export function readError(error: WireError): QuireError {
+  return new QuireError(error.code, error.message, { param: error.param, retryAfterMs: error.retryAfterMs });
+}
+
 /** What `GET /v1/sessions/:id` tells; no text. */
 export interface SessionInfo {
   id: string;
@@ -113,11 +122,10 @@ export type TurnAnswer =
   | { status: "moved" }
   | ({ status: "streaming" } & TurnFeed);
 
-/** A turn's events on their way, from event `first` on. */
+/** A turn's events on their way, in the form that was asked for. */
 export interface TurnFeed {
   /** Names the turn; with an event's number it is the SSE id. */
   streamId: string;
-  first: number;
   numericsId: string;
   head: AnswerHead;
   stream: ReadableStream<Uint8Array>;
@@ -129,9 +137,10 @@ export interface TurnName {
   idempotencyKey?: string | undefined;
 }
 
-/** A client that comes back for the rest of a turn, from this event on. */
+/** A client that comes back for the rest of a turn, from the event of this number on. */
 export interface ResumeRequest extends TurnName {
   from: number;
+  form: AnswerForm;
 }
 
 /** One token of `logprobs`, in words. */
@@ -153,7 +162,7 @@ export interface TurnUsage {
 }
 
 /**
- * Events of a turn, as frames, numbered from 0 (heartbeats are not): for chat one `begin` per choice, then its `text` in order, one `finish`
+ * Events of a turn, with ascending numbers (heartbeats have none): for chat one `begin` per choice, then its `text` in order, one `finish`
  * per choice, `usage`, and exactly one terminal event: `end` (the log is written) or `error` (the log is as before the turn).
  * `heartbeat` while nothing else is said. Each of them, alone, is what one SSE event is made of.
  */

@@ -19,12 +19,13 @@ describe("npm run bench -- edge", () => {
           rows: { kind: string; firstMs: { p50: number }; tokenMs: { p50: number } }[];
           added: { kind: string; requestMs: { p50: number }; tokenMs: { p50: number } }[];
         };
-        expect(rows.map(({ kind }) => kind)).toEqual(["direct", "new session", "later turn", "resumable"]);
+        const floor = ["floor: an object", "floor: a new object"];
+        expect(rows.map(({ kind }) => kind)).toEqual(["direct", ...floor, "later turn", "new session", "resumable"]);
         for (const { firstMs, tokenMs } of rows) {
           expect(firstMs.p50).toBeGreaterThan(0);
           expect(tokenMs.p50).toBeGreaterThan(0);
         }
-        expect(added).toHaveLength(3);
+        expect(added).toHaveLength(5);
         for (const { requestMs } of added) expect(requestMs.p50).toBeGreaterThan(0);
       }),
     90_000,

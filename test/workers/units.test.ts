@@ -10,6 +10,7 @@ import { within } from "../../workers/deadline.ts";
 import { FleetTable } from "../../workers/fleet-table.ts";
 import { buildModelAssets, ModelAssetCache } from "../../workers/model-assets.ts";
 import { selectionDefaults } from "../../workers/selection-defaults.ts";
+import { FRAMES } from "../../workers/session-log/event-coding.ts";
 import { Reply } from "../../workers/session-log/reply.ts";
 import { cutSpans, joinSpans } from "../../workers/session-log/spans.ts";
 import { StopScanner } from "../../workers/session-log/stop-strings.ts";
@@ -129,7 +130,7 @@ describe("Reply", () => {
 describe("TurnStream", () => {
   it("lets its producer wait while nobody reads, until there is room or the turn ends", async () => {
     const stream = new TurnStream({ resumable: false });
-    const readable = stream.subscribe(0);
+    const readable = stream.subscribe(0, FRAMES);
     const open = new AbortController().signal;
     const text = "x".repeat(1024 * 1024);
     const send = () => stream.send({ type: "text", choice: 0, text, offset: 0 });

@@ -1,6 +1,7 @@
 /** A model, an engine and a client of one test: names are unique, so that tests of one file do not meet. */
 import { env as bindings, exports } from "cloudflare:workers";
 import { inject } from "vitest";
+import { LIMITS } from "../../protocol/limits.ts";
 import { EDGE_AUDIENCE, signRequest } from "../../protocol/signature.ts";
 import config from "../../weights/house-0/config.json?raw";
 import generationConfig from "../../weights/house-0/generation_config.json?raw";
@@ -141,6 +142,8 @@ export async function makeWorld(files: { tokenizerJson?: string; tokenizerConfig
   ]);
   const post: World["post"] = async (path, body, options = {}) => {
     await register(engine, model);
+    // An engine that lives beats: on a busy machine a request may take longer than one beat lasts.
+    const beating = setInterval(() => void register(engine, model).catch(() => undefined), LIMITS.engineHeartbeatMs);
     return edge(path, {
       method: "POST",
       headers: {
@@ -149,7 +152,7 @@ export async function makeWorld(files: { tokenizerJson?: string; tokenizerConfig
         ...options.headers,
       },
       body: JSON.stringify({ model, ...body }),
-    });
+    }).finally(() => clearInterval(beating));
   };
   const chat: World["chat"] = (messages, more = {}, options = {}) => {
     const list = typeof messages === "string" ? [{ role: "user", content: messages }] : messages;

@@ -8,7 +8,7 @@ import { logError } from "../log.ts";
 import { isolateKeys, isolateKeyTable } from "./key-cache.ts";
 import { assertKeyAllows, type KeyIndex, type KeyRecord, type Scope } from "./key-record.ts";
 import { keyRingOf } from "./key-ring.ts";
-import { namespaceOf } from "./namespace.ts";
+import { knownNamespaceOf } from "./namespace.ts";
 
 /** A caller as the edge knows it. */
 export interface Tenant {
@@ -32,7 +32,7 @@ export async function authenticate(request: Request, env: Env, scope: Scope | un
   const record = await findKey(await sha256Hex(key), env);
   if (!record) throw new QuireError("invalid_api_key", "Incorrect API key provided.");
   assertKeyAllows(record, scope, Date.now() / 1000);
-  return { name: record.tenant, namespace: await namespaceOf(record.tenant, env.QUIRE_TENANT_SALT), key: record };
+  return { name: record.tenant, namespace: await knownNamespaceOf(record.tenant, env.QUIRE_TENANT_SALT), key: record };
 }
 
 async function findKey(hash: string, env: Env): Promise<KeyRecord | undefined> {

@@ -1,78 +1,115 @@
-/** The events of one turn as frames, numbered from 0, so that a listener can begin anywhere in what is still held. */
+/** The events of one turn with their numbers, so that a listener can begin anywhere in what is still held. */
+import type { TurnEvent } from "../turn-job.ts";
 
-/** Holds frames `[first, end)`. Keeps the arrays that it is given. */
+/** An event of a turn. Numbers ascend; some are left out, where one event stands for several tokens (`turn-runner.ts`). */
+export interface NumberedEvent {
+  number: number;
+  event: TurnEvent;
+}
+
+interface Held extends NumberedEvent {
+  bytes: number;
+}
+
+/** What an event takes beside its text. */
+const EVENT_BYTES = 64;
+
+/** What an event takes in memory and, about, on its way: its text is what may be long. */
+export function eventBytes(event: TurnEvent): number {
+  if (event.type !== "text") return EVENT_BYTES;
+  let bytes = EVENT_BYTES + 2 * event.text.length;
+  for (const { token, bytes: utf8, top } of event.logprobs ?? []) {
+    bytes += EVENT_BYTES * (1 + top.length) + 2 * token.length + 8 * utf8.length;
+  }
+  return bytes;
+}
+
+/** Holds the events numbered `[first, end)`. Keeps the objects that it is given. */
 export class ReplayBuffer {
-  #frames: Uint8Array[] = [];
-  #first = 0;
+  #events: Held[] = [];
+  #first: number;
+  #end: number;
   #bytes = 0;
   #saidBytes = 0;
 
-  /** @param first number of the first frame that will be pushed */
+  /** @param first lowest number that will be pushed */
   constructor(first = 0) {
     this.#first = first;
+    this.#end = first;
   }
 
-  /** Number of the oldest frame that is held. */
+  /** From this number on nothing is missing. */
   get first(): number {
     return this.#first;
   }
 
-  /** Number that the next frame will have. */
+  /** Lowest number that the next event can have. */
   get end(): number {
-    return this.#first + this.#frames.length;
+    return this.#end;
   }
 
-  /** Bytes of all frames held. */
+  get count(): number {
+    return this.#events.length;
+  }
+
+  /** Of all events held. */
   get bytes(): number {
     return this.#bytes;
   }
 
-  push(frame: Uint8Array): void {
-    this.#frames.push(frame);
-    this.#bytes += frame.byteLength;
-    this.#saidBytes += frame.byteLength;
-  }
-
-  /** Bytes of all frames ever pushed. */
+  /** Of all events ever pushed. */
   get saidBytes(): number {
     return this.#saidBytes;
   }
 
-  /** The frames from number `from` on, at least {@link first}. */
-  since(from: number): readonly Uint8Array[] {
-    return this.#frames.slice(Math.max(0, from - this.#first));
+  /** Adds an event. Its number is `number`, or {@link end} where that is more. */
+  push(event: TurnEvent, number: number = this.#end): void {
+    const bytes = eventBytes(event);
+    const held = { number: Math.max(number, this.#end), event, bytes };
+    this.#events.push(held);
+    this.#end = held.number + 1;
+    this.#bytes += bytes;
+    this.#saidBytes += bytes;
   }
 
-  /** Forgets every frame below `before`. */
+  /** The events from number `from` on. */
+  since(from: number): readonly NumberedEvent[] {
+    return this.#events.slice(this.#indexOf(from));
+  }
+
+  /** What {@link since} would give, in bytes. */
+  bytesSince(from: number): number {
+    let bytes = 0;
+    for (let index = this.#indexOf(from); index < this.#events.length; index++)
+      bytes += this.#events[index]?.bytes ?? 0;
+    return bytes;
+  }
+
+  /** Forgets every event below number `before`. */
   dropBefore(before: number): void {
-    const count = Math.min(this.#frames.length, before - this.#first);
-    if (count <= 0) return;
-    for (const frame of this.#frames.splice(0, count)) this.#bytes -= frame.byteLength;
-    this.#first += count;
+    if (before <= this.#first) return;
+    for (const { bytes } of this.#events.splice(0, this.#indexOf(before))) this.#bytes -= bytes;
+    this.#first = Math.min(before, this.#end);
   }
 
-  /** Forgets the oldest frames until at most `bytesMax` and `countMax` are left, but none from `keepFrom` on. */
+  /** Forgets the oldest events until at most `bytesMax` and `countMax` are left, but none from number `keepFrom` on. */
   trim(bytesMax: number, countMax: number, keepFrom: number): void {
     let before = this.#first;
     let bytes = this.#bytes;
-    for (const frame of this.#frames) {
-      if ((bytes <= bytesMax && this.end - before <= countMax) || before >= keepFrom) break;
-      bytes -= frame.byteLength;
-      before += 1;
+    let count = this.#events.length;
+    for (const held of this.#events) {
+      if ((bytes <= bytesMax && count <= countMax) || held.number >= keepFrom) break;
+      bytes -= held.bytes;
+      count -= 1;
+      before = held.number + 1;
     }
     this.dropBefore(before);
   }
-}
 
-/** The frames one after the other. */
-export function concatFrames(frames: readonly Uint8Array[]): Uint8Array {
-  const [only] = frames;
-  if (frames.length === 1 && only) return only;
-  const whole = new Uint8Array(frames.reduce((sum, frame) => sum + frame.byteLength, 0));
-  let offset = 0;
-  for (const frame of frames) {
-    whole.set(frame, offset);
-    offset += frame.byteLength;
+  /** Index of the first event whose number is at least `number`; looked for from the end, where listeners are. */
+  #indexOf(number: number): number {
+    let index = this.#events.length;
+    while (index > 0 && (this.#events[index - 1]?.number ?? 0) >= number) index -= 1;
+    return index;
   }
-  return whole;
 }

@@ -1,6 +1,7 @@
 /** What a session remembers of its last turn's stream: in memory while the object lives, in SQLite once a resumable turn has ended. */
 import { LIMITS } from "../../protocol/limits.ts";
-import type { AnswerHead, ResumeRequest, TurnFeed, TurnJob, TurnName } from "../turn-job.ts";
+import type { AnswerForm, AnswerHead, ResumeRequest, TurnFeed, TurnJob, TurnName } from "../turn-job.ts";
+import { FRAMES, sseCoding } from "./event-coding.ts";
 import { dropReplay, keepReplay, readReplay } from "./replay-store.ts";
 import { TurnStream } from "./turn-stream.ts";
 
@@ -50,14 +51,12 @@ export class Replays {
   }
 
   /** The rest of the turn that is asked for; undefined when it is not the last one, is too old, or does not hold that event any more. */
-  resume({ from, ...name }: ResumeRequest): TurnFeed | undefined {
+  resume({ from, form, ...name }: ResumeRequest): TurnFeed | undefined {
     this.#kept ??= this.#load();
     const kept = this.#kept;
     if (!kept || !isNamed(name, kept.stream.id, kept.idempotencyKey)) return undefined;
     if (kept.endedMs !== undefined && this.#now() - kept.endedMs > LIMITS.replayKeepMs) return undefined;
-    const stream = kept.stream.subscribe(from);
-    const { head, numericsId } = kept;
-    return stream && { streamId: kept.stream.id, first: from, numericsId, head, stream };
+    return followTurn(kept, { from, form });
   }
 
   #load(): KeptTurn | undefined {
@@ -66,6 +65,16 @@ export class Replays {
     const { idempotencyKey, head, numericsId, endedMs } = stored;
     return { stream: TurnStream.ended(stored), idempotencyKey, head, numericsId, endedMs };
   }
+}
+
+/** A stream from an event on, in the form that is asked for; undefined when it does not hold that event. */
+export function followTurn(
+  { stream, head, numericsId }: Pick<KeptTurn, "stream" | "head" | "numericsId">,
+  { from, form }: { from: number; form: AnswerForm },
+): TurnFeed | undefined {
+  const facts = { streamId: stream.id, numericsId, head };
+  const readable = stream.subscribe(from, form === "sse" ? sseCoding(facts) : FRAMES);
+  return readable && { ...facts, stream: readable };
 }
 
 /** Whether a turn has the names that are given; a name that is not given is no objection. */

@@ -24,11 +24,12 @@ import type {
   WireError,
 } from "../turn-job.ts";
 import { exportLog, imageTokens, type LogImage } from "./log-image.ts";
-import { LogStore, type SessionMeta } from "./log-store.ts";
+import { type LogCommit, LogStore, type SessionMeta } from "./log-store.ts";
 import { pickEngine } from "./pick-engine.ts";
 import { type PreparedTurn, prepareTurn, SessionMoved } from "./prepare.ts";
-import { isNamed, Replays } from "./replays.ts";
+import { followTurn, isNamed, Replays } from "./replays.ts";
 import { PromptRouter } from "./routed-prompt.ts";
+import { type LostTurn, RunningStore } from "./running-store.ts";
 import { cutSpans } from "./spans.ts";
 import { deleteStored, type StoredSession, storedStatus } from "./stored-session.ts";
 import { buildCommit, indexRows } from "./turn-commit.ts";
@@ -38,16 +39,27 @@ import { unpackValue } from "./wire.ts";
 
 /**
  * Owns the exact token log of one conversation, the fetch to the engine, and the stream of the running turn. The log changes only when
- * a turn ends, in one transaction, before its terminal event: a turn that fails, or an object that dies, leaves it as it was.
+ * a turn ends, in one transaction, before its terminal event: a turn that fails, or an object that dies, leaves it as it was. A resumable
+ * turn whose object died is taken up by the next one, when its client or the alarm asks for it.
  */
 export class SessionLog extends DurableObject<Env> {
   readonly #replays = new Replays(this.ctx.storage, () => Date.now());
   readonly #router = new PromptRouter();
+  readonly #lost = new RunningStore(this.ctx.storage, () => Date.now());
   #store: LogStore | undefined;
   #turnEndedMs: number | undefined;
   #busy = false;
-  /** Stream of the turn that runs. */
-  #running: { stream: TurnStream; idempotencyKey: string | undefined } | undefined;
+  /** The turn that runs: its stream, its end, and what is to be done while it runs. */
+  #running:
+    | {
+        stream: TurnStream;
+        idempotencyKey: string | undefined;
+        over?: Promise<void>;
+        timers: ReturnType<typeof setTimeout>[];
+      }
+    | undefined;
+  /** Whether this object has looked for a turn that an earlier one left. */
+  #hasLooked = false;
 
   /**
    * Runs one turn. Resolves once an engine has admitted it (or nobody will); what follows is in the stream of frames
@@ -57,8 +69,9 @@ export class SessionLog extends DurableObject<Env> {
    */
   async turn(packed: Uint8Array): Promise<TurnAnswer> {
     const job = unpackValue<TurnJob>(packed);
-    const { idempotencyKey } = job;
-    const again = idempotencyKey === undefined ? undefined : this.#replays.resume({ idempotencyKey, from: 0 });
+    const { idempotencyKey, form } = job;
+    if (job.session) this.#takeUpLost();
+    const again = idempotencyKey === undefined ? undefined : this.#replays.resume({ idempotencyKey, form, from: 0 });
     if (again) {
       // The turn has a place already.
       await settlePlace(this.env, job, 0);
@@ -71,25 +84,24 @@ export class SessionLog extends DurableObject<Env> {
     }
     this.#busy = true;
     const stream = new TurnStream({ resumable: job.resumable });
-    this.#running = { stream, idempotencyKey };
+    this.#running = { stream, idempotencyKey, timers: [] };
     const held = Promise.withResolvers<undefined>();
-    const starting = this.#start(job, stream, () => held.resolve(undefined));
+    const starting = this.#start(job, { stream, done: [], onHeld: () => held.resolve(undefined) });
     try {
       const turn = await Promise.race([starting, held.promise]);
       // An engine is still on its way: nobody knows its numerics yet.
       const numericsId = turn?.numericsId ?? "starting";
-      const { head } = job;
       this.#replays.begin(stream, job, numericsId);
-      const readable = stream.subscribe(0);
-      assert(readable !== undefined, "a new stream is held from its start");
+      this.#noteLater(job, { streamId: stream.id, numericsId });
+      const feed = followTurn({ stream, head: job.head, numericsId }, { from: 0, form });
+      assert(feed !== undefined, "a new stream is held from its start");
+      this.#holdLater(job);
       // Not awaited: the object outlives the request, and the stream carries whatever happens.
-      void holdPlace(this.env, job);
-      void this.#finish(job, starting, stream);
-      return { status: "streaming", streamId: stream.id, first: 0, numericsId, head, stream: readable };
+      this.#running.over = this.#finish(job, starting, stream);
+      return { status: "streaming", ...feed };
     } catch (thrown) {
       await this.#giveUp(job);
-      this.#running = undefined;
-      this.#busy = false;
+      this.#rest();
       await stream.close();
       if (thrown instanceof SessionMoved) return { status: "moved" };
       return { status: "refused", error: wireError(thrown) };
@@ -98,10 +110,11 @@ export class SessionLog extends DurableObject<Env> {
 
   /**
    * The rest of the session's last turn, running or ended, for a client that lost its connection. A turn that has ended is there for
-   * `LIMITS.replayKeepMs`, also when the object has started again since; one that runs ends with the object.
+   * `LIMITS.replayKeepMs`; one that ran when the object was lost is taken up again.
    * @returns undefined for a turn that is not resumable, not the last one, or does not hold that event any more
    */
   async resume(request: ResumeRequest): Promise<TurnFeed | undefined> {
+    this.#takeUpLost();
     return this.#replays.resume(request);
   }
 
@@ -110,6 +123,7 @@ export class SessionLog extends DurableObject<Env> {
    * @returns false when none runs, or another one
    */
   async stopTurn(name: TurnName): Promise<boolean> {
+    this.#takeUpLost();
     const running = this.#running;
     if (!running || !isNamed(name, running.stream.id, running.idempotencyKey)) return false;
     running.stream.stop();
@@ -167,6 +181,7 @@ export class SessionLog extends DurableObject<Env> {
    * @returns false when there was none; "busy" while a turn runs
    */
   async remove(): Promise<boolean | "busy"> {
+    this.#takeUpLost();
     if (this.#busy) return "busy";
     const meta = this.#open().meta();
     if (!meta) return false;
@@ -177,17 +192,72 @@ export class SessionLog extends DurableObject<Env> {
     return true;
   }
 
-  /** A session that nobody used for long goes. */
+  /** While a turn runs: looks after it, and takes it up when its object was lost. Otherwise nobody used the session for long, and it goes. */
   override async alarm(): Promise<void> {
-    if (this.#busy) {
-      await this.ctx.storage.setAlarm(Date.now() + LIMITS.turnMsMax);
+    this.#takeUpLost();
+    if (!this.#busy) {
+      if (!(await this.remove())) await this.#wipe();
       return;
     }
-    await this.remove();
+    await this.ctx.storage.setAlarm(Date.now() + LIMITS.runningAlarmMs);
+    // A turn that nobody asks for lives as long as the handler does.
+    await this.#running?.over;
   }
 
-  /** @param onHeld called when the turn has waited for an engine for `LIMITS.holdHeadersMs` and waits on */
-  async #start(job: TurnJob, stream: TurnStream, onHeld: () => void): Promise<RunningTurn> {
+  /** Goes on with the turn that ran when an earlier object was lost, if there is one. Its client comes back for it, or nobody listens. */
+  #takeUpLost(): void {
+    if (this.#hasLooked) return;
+    this.#hasLooked = true;
+    const lost = this.#lost.take();
+    if (!lost) return;
+    const { job, streamId, numericsId, ids } = lost;
+    const stream = new TurnStream({ resumable: true, revived: true, streamId });
+    this.#busy = true;
+    this.#running = { stream, idempotencyKey: job.idempotencyKey, timers: [] };
+    this.#replays.begin(stream, job, numericsId);
+    const starting = this.#mayTakeUp(lost)
+      ? this.#start(job, { stream, done: ids, onHeld: () => undefined })
+      : Promise.reject(new QuireError("engine_failed", "The turn was lost."));
+    this.#running.over = this.#finish(job, starting, stream);
+  }
+
+  #mayTakeUp({ attempt, startedMs, turnCount }: LostTurn): boolean {
+    const isThere = (this.#open().meta()?.turnCount ?? 0) === turnCount;
+    return isThere && attempt <= LIMITS.runningAttemptCountMax && Date.now() - startedMs < LIMITS.turnMsMax;
+  }
+
+  /**
+   * Writes a turn down that has to be taken up should this object be lost, once it has run for a moment: most are over sooner, and the first
+   * token waits for no disk. Logprobs are not written; a turn with several choices has no one order.
+   */
+  #noteLater(job: TurnJob, facts: { streamId: string; numericsId: string }): void {
+    if (!job.resumable || !job.session || job.choiceCount > 1 || job.topLogprobs !== undefined) return;
+    const startedMs = Date.now();
+    this.#later(LIMITS.runningNoteMs, () => {
+      this.#lost.begin({ job, ...facts, startedMs, turnCount: this.#open().meta()?.turnCount ?? 0 });
+      const alarmMs = Date.now() + LIMITS.runningAlarmMs;
+      this.ctx.storage.setAlarm(alarmMs, { allowUnconfirmed: true }).catch(() => undefined);
+    });
+  }
+
+  /** A place that nobody holds is given back after `LIMITS.leaseUnheldMsMax`: turns that are over sooner need not hold theirs. */
+  #holdLater(job: TurnJob): void {
+    this.#later(LIMITS.leaseUnheldMsMax / 3, () => void holdPlace(this.env, job));
+  }
+
+  /** Calls `act` if the turn still runs then. */
+  #later(ms: number, act: () => void): void {
+    this.#running?.timers.push(setTimeout(act, ms));
+  }
+
+  /** The session is free for its next turn. */
+  #rest(): void {
+    for (const timer of this.#running?.timers ?? []) clearTimeout(timer);
+    this.#running = undefined;
+    this.#busy = false;
+  }
+
+  async #start(job: TurnJob, { stream, done, onHeld }: TurnStart): Promise<RunningTurn> {
     const assets = await isolateAssets.get(this.env.PAGES, job.model);
     const store = job.session ? this.#open() : undefined;
     const fork = job.session?.forkFrom;
@@ -219,6 +289,8 @@ export class SessionLog extends DurableObject<Env> {
       engineKey: this.env.QUIRE_ENGINE_KEY,
       fetch: (input, init) => fetch(input, init),
       stream,
+      done,
+      onProgress: (ids) => this.#lost.progress(ids),
     });
     try {
       const numericsId = await runner.start();
@@ -245,8 +317,7 @@ export class SessionLog extends DurableObject<Env> {
       // Without it the turn is only not there for clients that come back after the object's death.
       logError(job.requestId, thrown);
     }
-    this.#running = undefined;
-    this.#busy = false;
+    this.#rest();
     this.#turnEndedMs = Date.now();
     await stream.close();
   }
@@ -256,13 +327,14 @@ export class SessionLog extends DurableObject<Env> {
     const results = await turn.runner.run();
     const [first] = results;
     const isGone = stream.gone.aborted;
-    if (job.session && first) {
-      const isEmpty = isGone && first.reply.kept().ids.length === 0;
-      if (isEmpty) await this.#giveUp(job);
-      else await this.#commit(job, turn, first);
-    }
+    const isEmpty = isGone && first?.reply.kept().ids.length === 0;
+    if (isEmpty) await this.#giveUp(job);
+    const commit = job.session && first && !isEmpty ? await this.#commit(job, job.session, turn, first) : undefined;
     // A client that was told the end may begin its next turn.
-    await settlePlace(this.env, job, spentTokens(turn.prepared, results));
+    await Promise.all([
+      commit && this.#enter(job, commit),
+      settlePlace(this.env, job, spentTokens(turn.prepared, results)),
+    ]);
     if (isGone) {
       return [{ type: "error", error: { code: "cancelled", message: "The turn was ended: nobody listened to it." } }];
     }
@@ -270,10 +342,13 @@ export class SessionLog extends DurableObject<Env> {
     return [...finishes, { type: "usage", usage: usageOf(job, turn, results) }, { type: "end" }];
   }
 
-  /** Writes the turn, and enters its transcripts: without the index a turn is only slower, so it may fail. */
-  async #commit(job: TurnJob, turn: RunningTurn, choice: ChoiceResult): Promise<void> {
-    const { session } = job;
-    if (!session) return;
+  /** Writes the turn. */
+  async #commit(
+    job: TurnJob,
+    session: NonNullable<TurnJob["session"]>,
+    turn: RunningTurn,
+    choice: ChoiceResult,
+  ): Promise<LogCommit> {
     const { prepared, assets, spans, runner } = turn;
     const store = this.#open();
     const commit = await buildCommit({
@@ -288,8 +363,15 @@ export class SessionLog extends DurableObject<Env> {
       old: store.meta(),
       nowMs: Date.now(),
     });
+    // One write: a turn that is in the log is not taken up again.
     store.commit(commit);
+    this.#lost.clear();
     await this.ctx.storage.setAlarm(Date.now() + LIMITS.sessionIdleMsMax);
+    return commit;
+  }
+
+  /** Without the index a turn is only slower, so this may fail. */
+  async #enter(job: TurnJob, commit: LogCommit): Promise<void> {
     const rows = indexRows(commit);
     if (rows.length === 0) return;
     const entered = indexOf(this.env, job.namespace).put(rows);
@@ -329,7 +411,15 @@ export class SessionLog extends DurableObject<Env> {
 
   /** After a turn that failed: the log is as it was, and a session that only this turn would have made is not there. */
   async #giveUp(job: TurnJob): Promise<void> {
-    if (job.session?.implicit && job.session.expectChain === undefined) await this.#wipe();
+    if (job.session?.implicit && job.session.expectChain === undefined) {
+      await this.#wipe();
+      return;
+    }
+    if (!this.#lost.isNoted) return;
+    this.#lost.clear();
+    // What is left of a session that has no turn is the error, for a client that comes back.
+    const keepMs = this.#open().meta() ? LIMITS.sessionIdleMsMax : LIMITS.replayKeepMs;
+    await this.ctx.storage.setAlarm(Date.now() + keepMs);
   }
 
   async #deleteStored(meta: SessionMeta): Promise<void> {
@@ -356,11 +446,21 @@ export class SessionLog extends DurableObject<Env> {
   }
 }
 
+/** How a turn begins. */
+interface TurnStart {
+  stream: TurnStream;
+  /** Ids of its reply that were generated before its object was lost. */
+  done: readonly number[];
+  /** Called when the turn has waited for an engine for `LIMITS.holdHeadersMs` and waits on. */
+  onHeld: () => void;
+}
+
 interface RunningTurn {
   runner: TurnRunner;
   prepared: PreparedTurn;
   assets: ModelAssets;
-  numericsId: string;
+  /** Undefined for a reply that was complete when its object was lost. */
+  numericsId: string | undefined;
   /** Spans in front of the turn. */
   spans: ReturnType<typeof cutSpans>;
 }

@@ -1,13 +1,11 @@
-/** One reader of a turn: frames over a byte stream, as fast as it takes them. */
-import { encodeFrame } from "../../protocol/frames.ts";
-import type { TurnEvent } from "../turn-job.ts";
-import { concatFrames, type ReplayBuffer } from "./replay-buffer.ts";
-
-const HEARTBEAT = encodeFrame({ type: "heartbeat" } satisfies TurnEvent);
+/** One reader of a turn: events over a byte stream, as fast as it takes them. */
+import type { EventCoding } from "./event-coding.ts";
+import type { ReplayBuffer } from "./replay-buffer.ts";
 
 /** What a listener reads from, and whom it tells. */
 export interface ListenerOptions {
   buffer: ReplayBuffer;
+  coding: EventCoding;
   /** Number of the first event that it is given. */
   from: number;
   /** Called after each write. */
@@ -33,13 +31,13 @@ export class TurnListener {
     this.#options = options;
     this.#cursor = options.from;
     const { buffer, from } = options;
-    this.#givenBytes = buffer.saidBytes - buffer.since(from).reduce((sum, { byteLength }) => sum + byteLength, 0);
+    this.#givenBytes = buffer.saidBytes - buffer.bytesSince(from);
     this.#writer = writable.getWriter();
     // A stream that nobody writes to any more rejects this promise as well.
     this.#writer.closed.catch(() => this.#leave());
   }
 
-  /** Number of the next event that it will be given. */
+  /** The next event that it will be given has this number, or a higher one. */
   get cursor(): number {
     return this.#cursor;
   }
@@ -63,7 +61,7 @@ export class TurnListener {
   /** Writes a heartbeat, unless a write is on its way: that one notices by itself. */
   beat(): void {
     if (this.#left || this.#pump !== undefined) return;
-    this.#pump = this.#write(HEARTBEAT).finally(() => this.#rest());
+    this.#pump = this.#write(this.#options.coding.heartbeat).finally(() => this.#rest());
   }
 
   /** Delivers what is there and ends the stream. Never rejects. */
@@ -79,12 +77,12 @@ export class TurnListener {
   }
 
   async #drain(): Promise<void> {
-    const { buffer, onWritten } = this.#options;
+    const { buffer, coding, onWritten } = this.#options;
     while (!this.#left && this.#cursor < buffer.end) {
-      const frames = buffer.since(this.#cursor);
+      const bytes = coding.encode(buffer.since(this.#cursor));
       this.#cursor = buffer.end;
       this.#givenBytes = buffer.saidBytes;
-      await this.#write(concatFrames(frames));
+      if (bytes.byteLength > 0) await this.#write(bytes);
       onWritten();
     }
     this.#rest();

@@ -1,6 +1,12 @@
 /** Runs the generations of one turn at engines and sends their words on. Touches no storage. */
 import { QuireError, toQuireError } from "../../protocol/errors.ts";
-import { type EngineUsage, type GenerateRequest, PROTOCOL_VERSION, type Span } from "../../protocol/generate.ts";
+import {
+  type EngineUsage,
+  type GenerateRequest,
+  PROTOCOL_VERSION,
+  type Span,
+  type TokenLogprob,
+} from "../../protocol/generate.ts";
 import { bytesToIds, idsToBytes } from "../../protocol/ids.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import type { PickedEngine } from "../fleet-table.ts";
@@ -27,6 +33,10 @@ export interface RunnerOptions {
   engineKey: string;
   fetch: typeof fetch;
   stream: TurnStream;
+  /** Ids of the first choice that were generated before its object was lost. */
+  done: readonly number[];
+  /** Told of the first choice's ids as they come. */
+  onProgress: (ids: readonly number[]) => void;
 }
 
 /** One choice at its end. */
@@ -45,7 +55,10 @@ const FAILURE_COUNT_MAX = 4;
 /** Engine failures that another engine may not have. */
 const RETRY_CODES: readonly string[] = ["engine_failed", "shutting_down"];
 
-/** Runs once: {@link start}, then {@link run}; or {@link dispose}. */
+/**
+ * Runs once: {@link start}, then {@link run}; or {@link dispose}. The number of an event of the first choice's text is how many tokens stand
+ * behind its end, so that a turn that is run again in another object, with other borders between events, numbers the same text alike.
+ */
 export class TurnRunner {
   readonly #options: RunnerOptions;
   readonly #stop = new AbortController();
@@ -57,6 +70,7 @@ export class TurnRunner {
   readonly #sentLengths = new Map<number, number>();
   #engine: PickedEngine | undefined;
   #firstCall: EngineCall | undefined;
+  readonly #firstReply: Reply;
   #maxTokens = 0;
   /** Callers choose their request ids: two that chose the same must not meet at an engine, where an id is how a call is cancelled. */
   readonly #callPrefix: string;
@@ -67,6 +81,7 @@ export class TurnRunner {
   constructor(options: RunnerOptions) {
     this.#options = options;
     this.#callPrefix = `${options.job.requestId}.${crypto.randomUUID()}`;
+    this.#firstReply = this.#newReply();
     // Not closed: only a generation that ends by itself tells how its tokens were computed, and the log needs that to use them again.
     options.stream.gone.addEventListener("abort", () => {
       for (const call of this.#calls) void call.cancel();
@@ -85,17 +100,20 @@ export class TurnRunner {
 
   /**
    * Gets the first choice admitted.
-   * @returns the engine's numerics id
+   * @returns the engine's numerics id; undefined when the reply was complete before its object was lost
    * @throws {QuireError} whatever the client has to hear instead of a stream.
    */
-  async start(): Promise<string> {
+  async start(): Promise<string | undefined> {
     const engine = await this.#nextEngine();
     this.#maxTokens = this.#boundTokens(engine.contextTokensMax);
     this.#deadline = setTimeout(() => {
       this.#late = true;
       this.#stop.abort();
     }, LIMITS.turnMsMax);
-    this.#firstCall = await this.#open(0, []);
+    const { done } = this.#options;
+    if (done.length > 0) this.#sayAgain(done);
+    if (this.#isComplete(this.#firstReply)) return undefined;
+    this.#firstCall = await this.#open(0, this.#firstReply.ids);
     return this.#firstCall.numericsId;
   }
 
@@ -135,15 +153,10 @@ export class TurnRunner {
   }
 
   async #runChoice(index: number, onBegun: () => void): Promise<ChoiceResult> {
-    const { assets, job } = this.#options;
-    const reply = new Reply({
-      tokenizer: assets.tokenizer,
-      stopTokens: assets.stopTokens,
-      stopStrings: job.stopStrings,
-    });
+    const reply = index === 0 ? this.#firstReply : this.#newReply();
     const result: ChoiceResult = { reply, reason: "length", usage: undefined, spans: [] };
     if (index === 0) this.#begin(index);
-    for (let attempt = 0; ; attempt++) {
+    for (let attempt = 0; !this.#isComplete(reply); attempt++) {
       let call: EngineCall | undefined;
       try {
         call = (attempt === 0 && index === 0 && this.#firstCall) || (await this.#open(index, reply.ids));
@@ -152,7 +165,7 @@ export class TurnRunner {
       } catch (thrown) {
         if (this.#options.stream.gone.aborted) break;
         // The words are complete; only their accounts are lost.
-        if (reply.ended !== undefined || reply.ids.length >= this.#maxTokens) break;
+        if (this.#isComplete(reply)) break;
         if (call === undefined || this.#stop.signal.aborted || attempt + 1 >= FAILURE_COUNT_MAX) throw thrown;
         if (!this.#mayGoOn(thrown) || !(await this.#replaceEngine(call.engineId))) throw thrown;
       } finally {
@@ -160,7 +173,7 @@ export class TurnRunner {
       }
     }
     // What a client that is gone was not given is no part of the reply.
-    if (!this.#options.stream.gone.aborted) this.#send(index, reply.finish());
+    if (!this.#options.stream.gone.aborted) this.#send(index, reply.finish(), reply.generatedCount + 1);
     this.#begin(index);
     if (reply.ended === "stop-string" || reply.ended === "end-token") result.reason = "stop";
     return result;
@@ -202,20 +215,45 @@ export class TurnRunner {
         return;
       }
       if (reply.ended !== undefined || stream.gone.aborted) continue;
-      this.#send(index, reply.push(bytesToIds(event.ids), event.logprobs));
+      this.#push(index, reply, bytesToIds(event.ids), event.logprobs);
       onBegun();
       if (reply.ended === "stop-string") await call.cancel();
       await stream.ready(over);
     }
   }
 
-  #send(choice: number, delta: ReplyDelta): void {
+  #push(index: number, reply: Reply, ids: Uint32Array, logprobs: readonly TokenLogprob[] | undefined): void {
+    if (this.#options.stream.revived) this.#pushSingly(reply, ids);
+    else this.#send(index, reply.push(ids, logprobs), index === 0 ? reply.generatedCount : undefined);
+    if (index === 0) this.#options.onProgress(reply.ids);
+  }
+
+  /** The borders of the lost events are not known: with one event for each token every one of them is a border. */
+  #pushSingly(reply: Reply, ids: ArrayLike<number>): void {
+    for (let at = 0; at < ids.length; at++) this.#send(0, reply.push([ids[at] as number]), reply.generatedCount);
+  }
+
+  #sayAgain(done: readonly number[]): void {
+    this.#begin(0);
+    this.#pushSingly(this.#firstReply, done);
+  }
+
+  #isComplete(reply: Reply): boolean {
+    return reply.ended !== undefined || reply.ids.length >= this.#maxTokens;
+  }
+
+  #newReply(): Reply {
+    const { assets, job } = this.#options;
+    return new Reply({ tokenizer: assets.tokenizer, stopTokens: assets.stopTokens, stopStrings: job.stopStrings });
+  }
+
+  #send(choice: number, delta: ReplyDelta, number?: number): void {
     if (delta.text === "" && delta.logprobs.length === 0) return;
     this.#begin(choice);
     const logprobs = this.#options.job.topLogprobs === undefined ? undefined : delta.logprobs;
     const offset = this.#sentLengths.get(choice) ?? 0;
     this.#sentLengths.set(choice, offset + delta.text.length);
-    this.#options.stream.send({ type: "text", choice, text: delta.text, offset, logprobs });
+    this.#options.stream.send({ type: "text", choice, text: delta.text, offset, logprobs }, number);
   }
 
   /** Says once that a choice has begun; the older interface has no word for it. */

@@ -1,8 +1,8 @@
 /** The way of a turn's events to whoever listens, also later, and a signal for "nobody there". */
-import { encodeFrame } from "../../protocol/frames.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import type { TurnEvent } from "../turn-job.ts";
-import { ReplayBuffer } from "./replay-buffer.ts";
+import type { EventCoding } from "./event-coding.ts";
+import { type NumberedEvent, ReplayBuffer } from "./replay-buffer.ts";
 import { TurnListener } from "./turn-listener.ts";
 
 /**
@@ -18,6 +18,8 @@ export class TurnStream {
   /** Names this turn's events: what a client was given of another turn is not its beginning. */
   readonly id: string;
   readonly resumable: boolean;
+  /** Taken up after its object was lost: it says again what listeners may have, who then wait for what comes behind that. */
+  readonly revived: boolean;
   readonly #buffer: ReplayBuffer;
   readonly #listeners: TurnListener[] = [];
   readonly #absenceMsMax: number;
@@ -28,18 +30,26 @@ export class TurnStream {
   #spoke = false;
   #closed = false;
 
-  constructor(options: { resumable: boolean; streamId?: string; first?: number; absenceMsMax?: number }) {
+  constructor(options: {
+    resumable: boolean;
+    streamId?: string;
+    first?: number;
+    absenceMsMax?: number;
+    revived?: boolean;
+  }) {
     this.id = options.streamId ?? crypto.randomUUID().replaceAll("-", "").slice(0, 20);
     this.resumable = options.resumable;
+    this.revived = options.revived ?? false;
     this.#absenceMsMax = options.absenceMsMax ?? LIMITS.resumableMsMax;
     this.#buffer = new ReplayBuffer(options.first);
     this.#heartbeat = setInterval(() => this.#tick(), LIMITS.heartbeatMs);
+    if (this.revived) this.#awaitListener();
   }
 
-  /** A stream that has said all it will, with the frames that are left of it. */
-  static ended(replay: { streamId: string; first: number; frames: readonly Uint8Array[] }): TurnStream {
+  /** A stream that has said all it will, with the events that are left of it. */
+  static ended(replay: { streamId: string; first: number; events: readonly NumberedEvent[] }): TurnStream {
     const stream = new TurnStream({ resumable: true, streamId: replay.streamId, first: replay.first });
-    for (const frame of replay.frames) stream.#buffer.push(frame);
+    for (const { event, number } of replay.events) stream.#buffer.push(event, number);
     void stream.close();
     return stream;
   }
@@ -50,16 +60,18 @@ export class TurnStream {
   }
 
   /** What is held, for a store that outlives this object. */
-  get held(): { first: number; frames: readonly Uint8Array[] } {
-    return { first: this.#buffer.first, frames: this.#buffer.since(this.#buffer.first) };
+  get held(): { first: number; events: readonly NumberedEvent[] } {
+    return { first: this.#buffer.first, events: this.#buffer.since(this.#buffer.first) };
   }
 
   /** The events from number `from` on; undefined when they are not held any more, or were never said. */
-  subscribe(from: number): ReadableStream<Uint8Array> | undefined {
-    if (from < this.#buffer.first || from > this.#buffer.end) return undefined;
+  subscribe(from: number, coding: EventCoding): ReadableStream<Uint8Array> | undefined {
+    const isAhead = from > this.#buffer.end && !(this.revived && !this.#closed);
+    if (from < this.#buffer.first || isAhead) return undefined;
     clearTimeout(this.#absence);
     const listener: TurnListener = new TurnListener({
       buffer: this.#buffer,
+      coding,
       from,
       onWritten: () => this.#forget(),
       onLeft: () => this.#left(listener),
@@ -71,11 +83,11 @@ export class TurnStream {
     return listener.readable;
   }
 
-  /** Queues an event. */
-  send(event: TurnEvent): void {
+  /** Queues an event; its number is `number`, or the next one where that is more. */
+  send(event: TurnEvent, number?: number): void {
     if (this.#gone.signal.aborted && !this.resumable) return;
     this.#spoke = true;
-    this.#buffer.push(encodeFrame(event));
+    this.#buffer.push(event, number);
     for (const listener of this.#listeners) listener.wake();
     if (this.resumable) this.#bound();
   }
@@ -123,9 +135,13 @@ export class TurnStream {
       this.stop();
       return;
     }
+    this.#awaitListener();
+    this.#bound();
+  }
+
+  #awaitListener(): void {
     clearTimeout(this.#absence);
     this.#absence = setTimeout(() => this.stop(), this.#absenceMsMax);
-    this.#bound();
   }
 
   /** Number of the first event that no listener was given. */
@@ -146,9 +162,7 @@ export class TurnStream {
 
   #bound(): void {
     const { replayBytesMax, replayEventCountMax } = LIMITS;
-    const isOver = () =>
-      this.#buffer.bytes > replayBytesMax || this.#buffer.end - this.#buffer.first > replayEventCountMax;
-    if (!isOver()) return;
+    if (this.#buffer.bytes <= replayBytesMax && this.#buffer.count <= replayEventCountMax) return;
     if (this.#listeners.length === 0) {
       this.stop();
       return;

@@ -5,6 +5,8 @@ import type { EngineUsage, Span, TokenLogprob } from "../../../protocol/generate
 export type Step =
   | { do: "admit" }
   | { do: "tokens"; ids: number[]; logprobs?: TokenLogprob[] }
+  /** A whole reply, an id every `gapMs`: of it, what stands behind the ids that the request brings. */
+  | { do: "reply"; ids: number[]; gapMs: number }
   | { do: "wait"; ms: number }
   /** Says nothing more until the connection is closed, or a cancel ends it; `spans` as in "done". */
   | { do: "hang"; spans?: Span[] }
@@ -27,6 +29,7 @@ export interface Call {
     session?: { id: string; parentId?: string };
     tokens: number[];
     turnStart: number;
+    replyStart?: number;
     spans: Span[];
     maxTokens: number;
     stopTokens: number[];

@@ -35,6 +35,8 @@ export async function startFakeEngines(): Promise<{ url: string; close: () => Pr
   const server = createServer((request, response) => {
     void answer(engines, request, response).catch(() => response.destroy());
   });
+  // As an engine does: a connection that is idle is the edge's to close. Closed here, it takes a call with it that is just being sent.
+  server.keepAliveTimeout = 600_000;
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
   return {
     url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
@@ -148,6 +150,16 @@ async function generate(
         generatedCount += step.ids.length;
         response.write(encodeFrame({ type: "tokens", ids: idsToBytes(step.ids), logprobs: step.logprobs }));
         break;
+      case "reply": {
+        const doneCount = call.request.tokens.length - (sent.replyStart ?? call.request.tokens.length);
+        for (const id of step.ids.slice(doneCount)) {
+          if (response.destroyed || call.cancelledMs !== undefined) break;
+          generatedCount += 1;
+          response.write(encodeFrame({ type: "tokens", ids: idsToBytes([id]) }));
+          await Promise.race([new Promise((resolve) => setTimeout(resolve, step.gapMs)), over]);
+        }
+        break;
+      }
       case "wait":
         await Promise.race([new Promise((resolve) => setTimeout(resolve, step.ms)), over]);
         break;

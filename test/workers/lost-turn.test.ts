@@ -1,0 +1,200 @@
+/** The session's object is lost while a turn runs: a resumable turn goes on in the next one, any other ends in an error. */
+import { runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
+import { describe, expect, inject, it } from "vitest";
+import { LIMITS } from "../../protocol/limits.ts";
+import { limiterOf } from "../../workers/limits/tenant-limiter.ts";
+import type { SessionLog } from "../../workers/session-log/session-log.ts";
+import type { Step } from "./fake-engine/script.ts";
+import { ASSISTANT, BOS, END, edge, env, ids, KEY_A, makeWorld, USER, until, type World } from "./world.ts";
+
+const TEXT = "Ein Satz – äöü – und 🙂 漢字, lang genug, um mitten darin verloren zu gehen. ".repeat(2);
+const replies: Step[] = [
+  { do: "admit" },
+  { do: "reply", ids: [...ids(TEXT), END], gapMs: 8 },
+  { do: "done", reason: "stop" },
+];
+
+interface Read {
+  id: string;
+  text: string;
+  isError: boolean;
+  isEnd: boolean;
+}
+
+/** Events of a response up to its end or break, comments left out. */
+async function readEvents(response: Response, onEvent: (events: Read[]) => unknown = () => undefined): Promise<Read[]> {
+  const reader = (response.body as ReadableStream<Uint8Array>).getReader();
+  const decoder = new TextDecoder();
+  const events: Read[] = [];
+  let rest = "";
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      const parts = (rest + decoder.decode(value, { stream: true })).split("\n\n");
+      rest = parts.pop() ?? "";
+      for (const part of parts) {
+        const [, id = "", data] = /^(?:id: (\S+)\n)?data: (.*)$/.exec(part) ?? [];
+        if (data === undefined) continue;
+        const payload = data === "[DONE]" ? {} : JSON.parse(data);
+        const text: string = payload.choices?.[0]?.delta?.content ?? "";
+        events.push({ id, text, isError: payload.error !== undefined, isEnd: data === "[DONE]" });
+        await onEvent(events);
+      }
+    }
+  } catch {
+    // The connection broke off: what came whole is there.
+  }
+  return events;
+}
+
+const textOf = (events: readonly Read[]) => events.map(({ text }) => text).join("");
+const numberOf = ({ id }: Read) => Number(id.split(".")[1]);
+
+interface Talk {
+  world: World;
+  session: string;
+  /** A new one each time: a stub stays with the object that was lost. */
+  stub: () => DurableObjectStub<SessionLog>;
+}
+
+async function newTalk(): Promise<Talk> {
+  const world = await makeWorld();
+  const session = `lost-${crypto.randomUUID()}`;
+  // Its tenant's namespace is known from any call.
+  await (await world.chat("?")).text();
+  const { namespace } = (await world.engine.lastCall()).request;
+  return { world, session, stub: () => env.SESSION_LOG.get(env.SESSION_LOG.idFromName(`${namespace}/${session}`)) };
+}
+
+async function start({ world, session }: Talk, quire: object, steps = replies): Promise<Response> {
+  await world.engine.script(...steps);
+  return world.chat("hi", { stream: true, quire: { session_id: session, ...quire } });
+}
+
+/** As a crash or a new version of the Worker ends an object: its memory, its streams and its calls are gone. */
+async function lose({ stub }: Talk): Promise<void> {
+  await runInDurableObject(stub(), (_, state) => state.abort("lost")).catch(() => undefined);
+}
+
+function resume(session: string, lastId?: string): Promise<Response> {
+  const headers = { authorization: `Bearer ${KEY_A}`, ...(lastId ? { "last-event-id": lastId } : {}) };
+  return edge(`/v1/sessions/${session}/stream`, { headers });
+}
+
+/** Reads until `moment` has passed, loses the object, and returns what came. */
+async function readAndLose(talk: Talk, response: Response, moment: (events: Read[], sinceMs: number) => boolean) {
+  const startMs = Date.now();
+  let isLost = false;
+  return readEvents(response, async (events) => {
+    if (isLost || !moment(events, Date.now() - startMs)) return;
+    isLost = true;
+    await lose(talk);
+  });
+}
+
+const noted = (sinceMs: number) => sinceMs > LIMITS.runningNoteMs + 100;
+
+describe("a resumable turn whose object is lost", () => {
+  const roundCount = inject("isFull") ? 50 : 4;
+
+  it(`goes on without a repeated or missing character, ${roundCount} times`, { timeout: 600_000 }, async () => {
+    for (let round = 0; round < roundCount; round++) {
+      const talk = await newTalk();
+      const { world, session } = talk;
+      const response = await start(talk, { resumable: true });
+      const eventCount = 10 + Math.floor(Math.random() * 60);
+      const before = await readAndLose(talk, response, (all, sinceMs) => noted(sinceMs) && all.length >= eventCount);
+      expect(before.at(-1)?.isEnd).toBe(false);
+      await world.engine.script(...replies);
+      const again = await resume(session, before.at(-1)?.id);
+      expect(again.status).toBe(200);
+      const events = [...before, ...(await readEvents(again))];
+      expect(textOf(events)).toBe(TEXT);
+      expect(events.at(-1)?.isEnd).toBe(true);
+      const numbers = events.map(numberOf);
+      expect(numbers).toEqual([...new Set(numbers)].sort((a, b) => a - b));
+      const calls = (await world.engine.calls()).slice(1);
+      expect(calls).toHaveLength(2);
+      const [first, second] = calls.map(({ request }) => request);
+      const written = second?.tokens.slice(first?.tokens.length) ?? [];
+      expect(second?.tokens.slice(0, first?.tokens.length)).toEqual(first?.tokens);
+      expect(second?.replyStart).toBe(written.length > 0 ? first?.tokens.length : undefined);
+      expect(written).toEqual(ids(TEXT).slice(0, written.length));
+      // The second engine call did not begin at the beginning, where more than one write had been made.
+      if (before.length > 2 * LIMITS.runningSaveTokens)
+        expect(written.length).toBeGreaterThanOrEqual(LIMITS.runningSaveTokens);
+      const whole = await readEvents(await resume(session));
+      expect(textOf(whole)).toBe(TEXT);
+      await (await world.chat("ho", { quire: { session_id: session } })).text();
+      const log = [BOS, USER, ...ids("hi"), ASSISTANT, ...ids(TEXT), END];
+      expect((await world.engine.lastCall()).request.tokens).toEqual([...log, USER, ...ids("ho"), ASSISTANT]);
+    }
+  });
+
+  it("is taken up by the alarm when nobody comes back", async () => {
+    const talk = await newTalk();
+    const { world, session, stub } = talk;
+    await readAndLose(talk, await start(talk, { resumable: true }), (_, sinceMs) => noted(sinceMs));
+    await world.engine.script(...replies);
+    expect(await runDurableObjectAlarm(stub())).toBe(true);
+    expect((await world.engine.calls()).slice(1).map(({ finished }) => finished)).toEqual([false, true]);
+    expect(textOf(await readEvents(await resume(session)))).toBe(TEXT);
+    // The alarm that is left is that of an idle session.
+    const alarmMs = await runInDurableObject(stub(), (_, state) => state.storage.getAlarm());
+    expect((alarmMs ?? 0) - Date.now()).toBeGreaterThan(LIMITS.sessionIdleMsMax / 2);
+  });
+
+  it("is lost within its first moment: it has to be asked for again, and the session is free", async () => {
+    const talk = await newTalk();
+    const { world, session } = talk;
+    const events = await readAndLose(talk, await start(talk, { resumable: true }), (all) => all.length >= 1);
+    expect(events.at(-1)?.isEnd).toBe(false);
+    expect((await resume(session, events.at(-1)?.id)).status).toBe(404);
+    expect((await world.chat("ho", { quire: { session_id: session } })).status).toBe(200);
+    expect((await world.engine.lastCall()).request.tokens).toEqual([BOS, USER, ...ids("ho"), ASSISTANT]);
+  });
+
+  it("is given up when it is lost again and again, and its client hears of it", { timeout: 60_000 }, async () => {
+    const talk = await newTalk();
+    const { world, session } = talk;
+    await readAndLose(talk, await start(talk, { resumable: true }), (_, sinceMs) => noted(sinceMs));
+    for (let attempt = 1; attempt <= LIMITS.runningAttemptCountMax; attempt++) {
+      await world.engine.script({ do: "admit" }, { do: "hang" });
+      await (await resume(session)).body?.cancel();
+      await until(async () => (await world.engine.calls()).length === 2 + attempt);
+      await lose(talk);
+    }
+    const events = await readEvents(await resume(session));
+    expect(events.at(-1)?.isError).toBe(true);
+    expect(await world.engine.calls()).toHaveLength(2 + LIMITS.runningAttemptCountMax);
+    expect((await world.chat("ho", { quire: { session_id: session } })).status).toBe(200);
+  });
+
+  it("that was over is not run again", async () => {
+    const talk = await newTalk();
+    const { world, session } = talk;
+    const events = await readEvents(await start(talk, { resumable: true }));
+    await lose(talk);
+    expect(await readEvents(await resume(session))).toEqual(events);
+    expect(await world.engine.calls()).toHaveLength(2);
+  });
+});
+
+describe("a turn that is not resumable", () => {
+  it("ends in an error, frees its engine and its place, and leaves the log as it was", async () => {
+    const talk = await newTalk();
+    const { world, session } = talk;
+    const { namespace } = (await world.engine.lastCall()).request;
+    const turnCount = () => runInDurableObject(limiterOf(env, namespace), (limiter) => limiter.used.turns);
+    // Turns of other tests that were lost in their first moment keep their places for a while.
+    const otherCount = await turnCount();
+    const events = await readAndLose(talk, await start(talk, {}), (all) => all.length >= 10);
+    expect(events.at(-1)).toMatchObject({ isError: true, isEnd: false });
+    expect(events.filter(({ isError }) => isError)).toHaveLength(1);
+    await until(async () => (await world.engine.lastCall()).abortedMs !== undefined);
+    await until(async () => (await turnCount()) === otherCount);
+    expect((await world.chat("ho", { quire: { session_id: session } })).status).toBe(200);
+    expect((await world.engine.lastCall()).request.tokens).toEqual([BOS, USER, ...ids("ho"), ASSISTANT]);
+  });
+});
