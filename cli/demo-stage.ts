@@ -78,11 +78,15 @@ export class Stage {
   }
 
   /**
-   * An edge without an engine; the model is house-0, its KV int8. `vars` are further settings of the edge.
+   * An edge without an engine; the model is house-0 unless another of `weights/` is named, its KV int8. `vars` are further settings of the edge.
    * @throws {UsageError} one line, when the edge does not come up.
    */
-  static async open(signal: AbortSignal, vars?: Readonly<Record<string, string>>): Promise<Stage> {
-    const modelFolder = fileURLToPath(new URL("../weights/house-0", import.meta.url));
+  static async open(
+    signal: AbortSignal,
+    vars?: Readonly<Record<string, string>>,
+    modelName: "house-0" | "house" = "house-0",
+  ): Promise<Stage> {
+    const modelFolder = fileURLToPath(new URL(`../weights/${modelName}`, import.meta.url));
     const model = await openModelFolder(modelFolder);
     const data = await openDataFolder(await mkdtemp(join(tmpdir(), "quire-demo-")));
     const warnings: string[] = [];

@@ -14,10 +14,12 @@ export interface EngineObserver {
   attached(sequence: Sequence, nowMs: number): void;
   /** A step ran. `void` parts missed blocks and will be gone on with. */
   stepped(parts: readonly PlannedPart[], step: { startMs: number; endMs: number; predictedMs: number }): void;
-  /** A sequence waits for so many blocks (of one layer) that it selected. */
-  missed(sequence: Sequence, blockCount: number, nowMs: number): void;
+  /** A sequence waits for so many blocks, of one layer where its queries selected them. */
+  missed(sequence: Sequence, blockCount: number, nowMs: number, layer?: number): void;
   /** The wait is over. */
   resumed(sequence: Sequence, nowMs: number): void;
+  /** What streamed in behind a resumed turn is all there. */
+  filled(sequence: Sequence, nowMs: number): void;
   /** A token was sampled; `previousMs`: when the one before was, 0 for the first. */
   token(sequence: Sequence, nowMs: number, previousMs: number): void;
   /** The terminal event was sent: a finish reason or an error code. */
@@ -49,11 +51,14 @@ export class Observers implements EngineObserver {
   stepped(parts: readonly PlannedPart[], step: { startMs: number; endMs: number; predictedMs: number }): void {
     for (const one of this.#all) one.stepped(parts, step);
   }
-  missed(sequence: Sequence, blockCount: number, nowMs: number): void {
-    for (const one of this.#all) one.missed(sequence, blockCount, nowMs);
+  missed(sequence: Sequence, blockCount: number, nowMs: number, layer?: number): void {
+    for (const one of this.#all) one.missed(sequence, blockCount, nowMs, layer);
   }
   resumed(sequence: Sequence, nowMs: number): void {
     for (const one of this.#all) one.resumed(sequence, nowMs);
+  }
+  filled(sequence: Sequence, nowMs: number): void {
+    for (const one of this.#all) one.filled(sequence, nowMs);
   }
   token(sequence: Sequence, nowMs: number, previousMs: number): void {
     for (const one of this.#all) one.token(sequence, nowMs, previousMs);

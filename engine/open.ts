@@ -132,6 +132,7 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
       return { store: store.times.speed, rowMs: isKnown ? cost.rowMs(attendedTokens) : undefined };
     },
     onResume: (sequence, usage) => engine.traces.resumeChosen(sequence, clock.nowMs(), usage),
+    onSummaries: (sequence) => engine.traces.summariesRead(sequence, clock.nowMs()),
     onManifest: (sequence, loaded) => {
       engine.traces.manifestRead(sequence, clock.nowMs(), loaded.manifest.tokenCount);
       persister.noteManifest(sequence, loaded);

@@ -51,6 +51,8 @@ export interface AttacherOptions {
   speeds(attendedTokens: number): ResumeSpeeds;
   /** Told how a session comes back. */
   onResume(sequence: Sequence, usage: ResumeUsage): void;
+  /** Told when a session's summaries and tail have been read. */
+  onSummaries(sequence: Sequence): void;
   /** Told of every manifest that was read, so that the next commit can replace it. */
   onManifest(sequence: Sequence, loaded: { manifest: Manifest; etag: string }): void;
 }
@@ -118,6 +120,7 @@ export class Attacher {
       sequence.heat.seed(sequence.hotBlocks);
       if (mode === "lazy") this.#beginBurst(sequence, manifest, matching);
       await Promise.all([this.#summaries(sequence, manifest, matching), this.#tail(sequence, manifest, matching)]);
+      this.#options.onSummaries(sequence);
     } catch (error) {
       log("attach.miss", { requestId: sequence.request.requestId, error: String(error) });
     }

@@ -122,6 +122,8 @@ export class EngineMetrics implements EngineObserver {
 
   resumed(): void {}
 
+  filled(): void {}
+
   token({ usage }: Sequence, nowMs: number, previousMs: number): void {
     this.#completionTokens.add(1);
     if (previousMs === 0) this.#firstTokenSeconds.observe(usage.firstTokenMs / 1000);

@@ -33,7 +33,8 @@ export class Residency {
   /** The sequence goes on when these are on the device or known to be lost. */
   wait(sequence: Sequence, wanted: readonly BlockLayer[]): void {
     const { clock, observer } = this.#options;
-    observer.missed(sequence, wanted.length, clock.nowMs());
+    const layers = new Set(wanted.map(({ layer }) => layer));
+    observer.missed(sequence, wanted.length, clock.nowMs(), layers.size === 1 ? wanted[0]?.layer : undefined);
     this.#waitFor(sequence, this.fetch(sequence, wanted, "demand"));
   }
 
@@ -91,5 +92,6 @@ export class Residency {
         this.#options.fail(sequence, error);
       }
     }
+    if (absent.length > 0) this.#options.observer.filled(sequence, this.#options.clock.nowMs());
   }
 }

@@ -30,6 +30,7 @@ export class RequestLog implements EngineObserver {
   stepped(): void {}
   missed(): void {}
   resumed(): void {}
+  filled(): void {}
   token(): void {}
   settled(): void {}
 }

@@ -69,6 +69,11 @@ export class TraceBook implements EngineObserver {
     this.#add(sequence, nowMs, "manifest", { tokenCount });
   }
 
+  /** Summaries and tail of a session are there, or known to be missing. */
+  summariesRead(sequence: Sequence, nowMs: number): void {
+    this.#add(sequence, nowMs, "summaries", { bytes: sequence.usage.bytesBeforeFirstToken });
+  }
+
   /** How the session comes back was decided; with `auto` by these expectations. */
   resumeChosen(sequence: Sequence, nowMs: number, { mode, predictedMs = {} }: ResumeUsage): void {
     const fields = Object.entries(predictedMs).map(([way, ms]) => [`${way}Ms`, ms]);
@@ -94,12 +99,12 @@ export class TraceBook implements EngineObserver {
     }
   }
 
-  missed(sequence: Sequence, blockCount: number, nowMs: number): void {
+  missed(sequence: Sequence, blockCount: number, nowMs: number, layer?: number): void {
     const trace = this.#of(sequence);
     if (!trace) return;
     trace.waitFromMs = nowMs;
     this.#endRun(trace);
-    add(trace, nowMs, "miss", { blocks: blockCount });
+    add(trace, nowMs, "miss", { blocks: blockCount, ...(layer === undefined ? {} : { layer }) });
   }
 
   resumed(sequence: Sequence, nowMs: number): void {
@@ -109,11 +114,17 @@ export class TraceBook implements EngineObserver {
     trace.waitFromMs = undefined;
   }
 
+  filled(sequence: Sequence, nowMs: number): void {
+    const { bytesFetched, pagesFetched } = sequence.usage;
+    this.#add(sequence, nowMs, "filled", { bytes: bytesFetched, pages: pagesFetched });
+  }
+
   token(sequence: Sequence, nowMs: number, previousMs: number): void {
     const trace = this.#of(sequence);
     if (!trace) return;
     if (previousMs === 0) {
-      add(trace, nowMs, "first token", { firstTokenMs: sequence.usage.firstTokenMs });
+      const { firstTokenMs, pagesMissed, bytesBeforeFirstToken: bytes } = sequence.usage;
+      add(trace, nowMs, "first token", { firstTokenMs, pagesMissed, bytes });
       return;
     }
     trace.run ??= { fromMs: previousMs, lastMs: previousMs, tokens: 0, gapMsMax: 0 };
