@@ -3,7 +3,7 @@ import type { GetOptions, PageStore, PutResult, StoreObject } from "../../storag
 /** A link to a store: every call takes a round trip, and bytes share one bandwidth. */
 export interface Link {
   rttMs: number;
-  /** Megabits per second. */
+  /** Megabytes (10^6) a second, all calls together. */
   mbps: number;
 }
 
@@ -24,7 +24,7 @@ export class DelayedStore implements PageStore {
     const object = await this.#inner.get(key, options);
     const { rttMs, mbps } = this.#link;
     const nowMs = performance.now();
-    this.#freeMs = Math.max(this.#freeMs, nowMs + rttMs) + ((object?.bytes.byteLength ?? 0) * 8) / (mbps * 1000);
+    this.#freeMs = Math.max(this.#freeMs, nowMs + rttMs) + (object?.bytes.byteLength ?? 0) / (mbps * 1000);
     await new Promise((resolve) => setTimeout(resolve, this.#freeMs - nowMs));
     return object;
   }

@@ -1,23 +1,30 @@
 /** `npm run bench -- resume`: the first token of a turn on an engine that has just started, over a store far away. */
-import { parseInteger } from "../../cli/flags.ts";
+import { parseInteger, parseSelectionFlag, parseText } from "../../cli/flags.ts";
 import { UsageError } from "../../cli/usage-error.ts";
-import type { SelectionRequest } from "../../protocol/generate.ts";
+import { policyNamed } from "../../models/selection/registry.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
-import { defineBench } from "../bench.ts";
-import { openBenchModel } from "../decode/bench-model.ts";
-import { fillRandom } from "../decode/fill-random.ts";
+import { type BenchContext, defineBench } from "../bench.ts";
+import { type BenchModel, openBenchModel } from "../decode/bench-model.ts";
 import { contextsFlag, modelFlags, parseList } from "../decode/flags.ts";
-import { randomTokens } from "../schedule/bench-engine.ts";
 import { type Column, renderTable } from "../table.ts";
-import { type ResumeCase, type ResumeMode, type ResumeRow, Resumer, resumeRow } from "./measure-resume.ts";
+import { type BarRow, barColumns, barRows, type OtherFigures } from "./bars.ts";
+import { type Content, contentOf, fillContext } from "./content.ts";
+import { engineReadyMs } from "./engine-ready.ts";
+import { type BenchMode, type ResumeCase, type ResumeRow, Resumer, resumeRow, sessionBytes } from "./measure-resume.ts";
 import { storeFilledSession } from "./stored-session.ts";
+import { measureWriting } from "./writing.ts";
 
-const modes = ["recompute", "full", "lazy", "lazy-default"] as const;
+const modes = ["recompute", "full", "lazy", "lazy-default", "resident"] as const;
 
-function parseMode(text: string): ResumeMode {
+function parseMode(text: string): BenchMode {
   const mode = modes.find((known) => known === text);
   if (mode === undefined) throw new UsageError(`must be some of ${modes.join(",")}`);
   return mode;
+}
+
+function parseKeys(text: string): "random" | "drift" {
+  if (text === "random" || text === "drift") return text;
+  throw new UsageError("must be random or drift");
 }
 
 const integer = (help: string, fallback: string, range: { min: number; max: number }) =>
@@ -25,18 +32,42 @@ const integer = (help: string, fallback: string, range: { min: number; max: numb
 
 const flags = {
   ...modelFlags,
+  text: {
+    help: "a text file that a --model reads as its context and prompts; without it KV and tokens are seeded",
+    placeholder: "PATH",
+    parse: parseText,
+  },
+  keys: {
+    help: "seeded keys: drift (a part stays for some hundred tokens, a part is common, as a text's keys are) or random (alike everywhere: queries choose all over the context, the worst case)",
+    placeholder: "KIND",
+    fallback: "drift",
+    parse: parseKeys,
+  },
   contexts: contextsFlag("2048,8192,32768"),
   modes: {
     help: `how the context comes back: ${modes.join(",")}`,
     placeholder: "LIST",
-    fallback: "full,lazy,lazy-default",
+    fallback: "full,lazy,lazy-default,resident",
     parse: parseList(parseMode),
   },
-  budget: integer("tokens that a step attends to (quest)", "2048", { min: 128, max: 65_536 }),
-  prompt: integer("tokens of the turn", "64", { min: 1, max: 4_096 }),
+  policy: {
+    help: "selection of the turn",
+    placeholder: "NAME",
+    fallback: "quest+scope(layer)+group(64)",
+    parse: parseSelectionFlag,
+  },
+  budget: integer("tokens that a step attends to", "2048", { min: 128, max: 65_536 }),
+  prompt: integer("tokens of the turn, and of the one before it", "64", { min: 1, max: 4_096 }),
   tokens: integer("tokens of the reply", "64", { min: 1, max: 4_096 }),
   rtt: integer("milliseconds that a call of the store takes", "30", { min: 0, max: 10_000 }),
-  mbps: integer("megabits a second from the store, all calls together", "200", { min: 1, max: 1_000_000 }),
+  mbps: integer("megabytes a second from the store, all calls together (not megabits)", "200", {
+    min: 1,
+    max: 1_000_000,
+  }),
+  stall: integer("milliseconds for which a store answers nothing (0: no figures of writing and of starting)", "30000", {
+    min: 0,
+    max: 600_000,
+  }),
 } as const;
 
 const columns: readonly Column<ResumeRow>[] = [
@@ -46,69 +77,139 @@ const columns: readonly Column<ResumeRow>[] = [
   { header: "MB before it", cell: (row) => (row.bytesBeforeFirstToken / 1e6).toFixed(2) },
   { header: "of session %", cell: (row) => (100 * row.bytesShare).toFixed(1) },
   { header: "pages before", cell: (row) => String(row.pagesBeforeFirstToken) },
+  { header: "missed before", cell: (row) => String(row.pagesMissedBefore) },
   { header: "missed", cell: (row) => String(row.pagesMissed) },
   { header: "ms/token after", cell: (row) => row.msPerToken.toFixed(2) },
   { header: "identical", align: "left", cell: (row) => (row.identical === undefined ? "-" : String(row.identical)) },
 ];
 
-/** Lines of the table of some rows. */
-export function resumeTable(rows: readonly ResumeRow[]): string[] {
-  return renderTable(columns, rows);
+/** What a context gave. */
+interface Measured {
+  rows: ResumeRow[];
+  storedShare: number;
+}
+
+interface Settings {
+  modes: readonly BenchMode[];
+  selection: ResumeCase["selection"];
+  prompt: number;
+  tokens: number;
+  rtt: number;
+  mbps: number;
 }
 
 /** The benchmark as the registry names it. */
 export const resumeBench = defineBench({
   summary:
-    "Stores a session with seeded KV, then runs its next turn on an engine that has nothing, over a store with a latency and a bandwidth.\n" +
-    "Seeded keys are alike everywhere, so queries choose all over the context: the worst case of a selection.",
+    "Stores a session, goes on with it for a turn, then runs its next turn on an engine that has nothing, over a store with a latency and a bandwidth.\n" +
+    "Prints each mode, and at the longest context every figure that a resume is judged by, beside its bar.",
   flags,
   async run(values, context) {
-    const { contexts, prompt, tokens: replyTokens, rtt, mbps, ...rest } = values;
+    const { contexts, prompt, tokens, rtt, mbps, seed, stall } = values;
     if (contexts.some((count) => count === 0 || count % 256 !== 0))
       throw new UsageError("--contexts: must be multiples of 256 (whole segments)");
-    const contextTokens = Math.max(...contexts) + prompt + replyTokens;
-    const summaryKinds = ["min-max", "mean-deviation"] as const;
-    const model = await openBenchModel({ ...rest, contextTokens, summaryKinds, kvEncoding: "int8" });
+    if (values.text !== undefined && values.model === undefined)
+      throw new UsageError("--text: needs a --model that reads it");
+    const { summary } = policyNamed(values.policy);
+    if (summary === undefined) throw new UsageError("--policy: must be one that scores pages");
+    const longest = Math.max(...contexts);
+    const content = await contentOf(values, longest + 2 * (prompt + tokens));
+    const model = await openBenchModel({
+      ...{ shape: values.shape, model: values.model, seed, threads: values.threads },
+      ...{ contextTokens: longest + 2 * (prompt + tokens), summaryKinds: [summary], kvEncoding: "int8" },
+    });
+    const selection = { policy: values.policy, budgetTokens: values.budget };
+    const settings = { modes: values.modes, selection, prompt, tokens, rtt, mbps };
     const rows: ResumeRow[] = [];
+    let storedShare = Number.NaN;
     try {
       for (const count of contexts) {
         if (context.signal.aborted) break;
-        context.progress(`storing a session of ${count} tokens`);
-        await fillRandom(model, rest.seed, count);
-        const store = new MemoryStore();
-        const tokens = randomTokens(model.config, rest.seed, count + prompt);
-        const name = { namespace: "00000000000be4c4", sessionId: `resumed-${count}` };
-        const { bytes } = await storeFilledSession({ model, store, tokens: tokens.slice(0, count), ...name });
-        const resumer = new Resumer(model, store, { rttMs: rtt, mbps });
-        const of = (mode: ResumeMode): ResumeCase => ({
-          ...{ mode, tokens, contextTokens: count, replyTokens, ...name },
-          selection: selectionOf(mode, values.budget),
-        });
-        const reference = values.modes.includes("lazy") ? await resumer.resident(of("lazy")) : undefined;
-        for (const mode of values.modes) {
-          if (context.signal.aborted) break;
-          const what = of(mode);
-          const turn = await resumer.cold(what, mode === "recompute" ? new MemoryStore() : undefined);
-          const ids = mode === "lazy" ? reference?.ids : undefined;
-          rows.push(resumeRow(what, turn, { bytesSession: bytes, ids }));
-          context.progress(resumeTable(rows.slice(-1))[1] as string);
-        }
-        if (reference) context.progress(`resident: ${(reference.tokensMs[0]! - reference.submittedMs).toFixed(0)} ms`);
+        const measured = await measureContext(model, content, count, settings, context);
+        rows.push(...measured.rows);
+        storedShare = measured.storedShare;
       }
-      const device = model.device.report.description;
-      context.print(
-        `${values.model ?? values.shape}, ${device}, quest ${values.budget}, ${rtt} ms and ${mbps} Mbit/s to the store`,
+      const other = await otherFigures(model, { storedShare, seed, stall, tokens }, context);
+      const bars = barRows(
+        rows.filter((row) => row.context === contexts.at(-1)),
+        other,
       );
+      const device = model.device.report.description;
+      const link = `${rtt} ms and ${mbps} megabytes a second to the store`;
+      context.print(`${values.model ?? values.shape}, ${device}, ${values.policy} ${values.budget}, ${link}`);
+      context.print(content.description);
       for (const line of resumeTable(rows)) context.print(line);
+      context.print("");
+      for (const line of barTable(bars)) context.print(line);
       const ok = rows.every(({ identical }) => identical !== false);
-      return { ok, data: { settings: values, device, rows } };
+      return { ok, data: { settings: values, device, rows, bars } };
     } finally {
       await model.close();
     }
   },
 });
 
-function selectionOf(mode: ResumeMode, budgetTokens: number): SelectionRequest {
-  if (mode === "full") return { policy: "dense", budgetTokens: 0, exact: true };
-  return { policy: "quest", budgetTokens, exact: mode !== "lazy-default" };
+/** Lines of the table of some rows. */
+export function resumeTable(rows: readonly ResumeRow[]): string[] {
+  return renderTable(columns, rows);
+}
+
+/** Lines of the table of bars. */
+export function barTable(rows: readonly BarRow[]): string[] {
+  return renderTable(barColumns, rows);
+}
+
+async function measureContext(
+  model: BenchModel,
+  content: Content,
+  contextTokens: number,
+  settings: Settings,
+  { progress, signal }: Pick<BenchContext, "progress" | "signal">,
+): Promise<Measured> {
+  const { selection, prompt, tokens: replyTokens, rtt, mbps } = settings;
+  progress(`storing a session of ${contextTokens} tokens`);
+  await fillContext(model, content, contextTokens, selection);
+  const store = new MemoryStore();
+  const resumer = new Resumer(model, store, { rttMs: rtt, mbps });
+  const name = { namespace: "00000000000be4c4", sessionId: `resumed-${contextTokens}` };
+  const start = { ...name, tokens: content.context(contextTokens) };
+  const spans = [{ end: contextTokens, how: "dense" }];
+  await storeFilledSession({ model, store, ...start });
+  const of = (mode: BenchMode, session: ResumeCase["session"], index: number): ResumeCase => ({
+    ...{ mode, session, selection, replyTokens },
+    prompt: content.prompt(contextTokens, index, prompt),
+  });
+  const session = await resumer.goOn(of("resident", { ...start, spans }, 0));
+  const bytesSession = await sessionBytes(store);
+  const reference = await resumer.run(of("resident", session, 1));
+  const rows: ResumeRow[] = [];
+  for (const mode of settings.modes) {
+    if (signal.aborted) break;
+    const what = { ...of(mode, session, 1), context: contextTokens };
+    const turn = mode === "resident" ? reference : await resumer.run(what);
+    const ids = mode === "lazy" || mode === "full" ? reference.ids : undefined;
+    rows.push(resumeRow(what, turn, { bytesSession, ids }));
+    progress(resumeTable(rows.slice(-1))[1] as string);
+  }
+  const { layerCount, kvHeadCount, headDim } = model.config;
+  const f16Bytes = session.tokens.length * 2 * 2 * layerCount * kvHeadCount * headDim;
+  return { rows, storedShare: bytesSession / f16Bytes };
+}
+
+async function otherFigures(
+  model: BenchModel,
+  { storedShare, seed, stall, tokens }: { storedShare: number; seed: number; stall: number; tokens: number },
+  { progress, signal }: Pick<BenchContext, "progress" | "signal">,
+): Promise<OtherFigures> {
+  const none = { storedShare, readyMs: undefined, persistingShare: undefined, stalledShare: undefined };
+  if (stall === 0 || signal.aborted) return none;
+  progress("decoding with and without a store to write to, then over one that answers nothing");
+  const { persisting, stalled } = await measureWriting(model, { seed, tokens: 4 * tokens, stallMs: stall });
+  progress("starting an engine's process, twice");
+  return {
+    storedShare,
+    readyMs: await engineReadyMs("weights/house"),
+    persistingShare: persisting,
+    stalledShare: stalled,
+  };
 }

@@ -30,9 +30,9 @@ export interface StoredSessionOptions {
 
 /**
  * Stores the KV that the model's pool holds (`fillRandom`) as the dense KV of these tokens: segments, summaries of every kind, manifest
- * (no hot blocks: nobody chose any). Returns how many bytes the session has, with the summaries of one kind only, as a turn reads them.
+ * (no hot blocks: nobody chose any).
  */
-export async function storeFilledSession(options: StoredSessionOptions): Promise<{ bytes: number }> {
+export async function storeFilledSession(options: StoredSessionOptions): Promise<void> {
   const { model, store, tokens, sessionId } = options;
   assert(tokens.length > 0 && tokens.length % SEGMENT_TOKENS === 0, "a stored session has whole segments");
   const { spec } = model.runner.pool;
@@ -71,9 +71,6 @@ export async function storeFilledSession(options: StoredSessionOptions): Promise
     ...{ spans: [{ end: tokens.length, how: DENSE }], segments, summaries, hotBlocks: [], updatedMs: 0 },
   };
   await commitManifest(store, keys.session(sessionId), manifest, undefined);
-  const manifestBytes = (await store.get(keys.session(sessionId)))?.objectBytes ?? 0;
-  const bytesOf = (refs: readonly { objectBytes: number }[]) => refs.reduce((sum, ref) => sum + ref.objectBytes, 0);
-  return { bytes: bytesOf(segments) + bytesOf(summaries) + manifestBytes };
 }
 
 /** Chain after each block of densely attended tokens. */

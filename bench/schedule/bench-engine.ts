@@ -9,7 +9,7 @@ import { openDevice } from "../../kernels/open.ts";
 import type { ModelConfig, ModelRunner } from "../../models/contract.ts";
 import { readModelConfig } from "../../models/model-files.ts";
 import { openModel, openRunner } from "../../models/open.ts";
-import type { EngineUsage, FinishReason, GenerateRequest, SelectionRequest } from "../../protocol/generate.ts";
+import type { EngineUsage, FinishReason, GenerateRequest, SelectionRequest, Span } from "../../protocol/generate.ts";
 import { idsToBytes } from "../../protocol/ids.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
@@ -96,6 +96,8 @@ export interface BenchTurn {
   endMs: number;
   reason: FinishReason;
   usage: EngineUsage;
+  /** How the turn's tokens were computed: the next turn of the session names them. */
+  spans: Span[];
 }
 
 /** A request under way. */
@@ -121,7 +123,8 @@ export function startTurn(
       ids.push(id);
       tokensMs.push(performance.now());
     },
-    done: (reason, usage) => ended.resolve({ submittedMs, ids, tokensMs, endMs: performance.now(), reason, usage }),
+    done: (reason, usage, spans) =>
+      ended.resolve({ submittedMs, ids, tokensMs, endMs: performance.now(), reason, usage, spans }),
     failed: ended.reject,
   });
   return { tokensMs, ended: ended.promise, cancel: () => ticket.cancel() };

@@ -1,6 +1,7 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
+import type { BarRow } from "../../bench/resume/bars.ts";
 import { DelayedStore } from "../../bench/resume/delayed-store.ts";
 import type { ResumeRow } from "../../bench/resume/measure-resume.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
@@ -12,28 +13,59 @@ describe("bench resume", () => {
   it("resumes a stored session in every mode, and the replies of exact modes are right", () =>
     withTempFolder(async (folder) => {
       const path = join(folder, "resume.json");
-      const what = ["--contexts=2048", "--budget=256", "--tokens=6", "--rtt=5", "--mbps=1000", `--json=${path}`];
-      const modes = ["recompute", "full", "lazy", "lazy-default"];
+      const what = [
+        "--contexts=1024",
+        "--budget=256",
+        "--tokens=6",
+        "--rtt=5",
+        "--mbps=125",
+        "--stall=300",
+        `--json=${path}`,
+      ];
+      const modes = ["recompute", "full", "lazy", "lazy-default", "resident"];
       const run = await runBench(["resume", "--shape=tiny", "--threads=1", `--modes=${modes.join(",")}`, ...what]);
       expect(run.code).toBe(0);
       expect(run.out).toMatch(/context {2}mode .* identical/);
-      const { rows } = JSON.parse(await readFile(path, "utf8")) as { rows: ResumeRow[] };
+      const { rows, bars } = JSON.parse(await readFile(path, "utf8")) as { rows: ResumeRow[]; bars: BarRow[] };
       expect(rows.map(({ mode }) => mode)).toEqual(modes);
-      const [recompute, full, lazy, lazyDefault] = rows as [ResumeRow, ResumeRow, ResumeRow, ResumeRow];
-      expect(recompute).toMatchObject({ recomputedTokens: 2048, bytesBeforeFirstToken: 0, pagesBeforeFirstToken: 0 });
-      // Two layers of 32 blocks of 4 pages; everything but the summaries of the other kind.
-      expect(full).toMatchObject({ recomputedTokens: 0, pagesBeforeFirstToken: 2 * 32 * 4 });
-      expect(full.bytesShare).toBeGreaterThan(0.9);
-      expect(full.bytesShare).toBeLessThan(1);
-      expect(lazy).toMatchObject({ recomputedTokens: 0, identical: true, pagesMissed: 0 });
+      const [recompute, full, lazy, lazyDefault, resident] = rows as [
+        ResumeRow,
+        ResumeRow,
+        ResumeRow,
+        ResumeRow,
+        ResumeRow,
+      ];
+      // The context, the turn before (64 + 6 tokens): only the manifest was read.
+      expect(recompute).toMatchObject({ recomputedTokens: 1024 + 70, pagesBeforeFirstToken: 0 });
+      // Two layers of 16 blocks of 4 pages; the tail has one block that is sealed.
+      expect(full).toMatchObject({ recomputedTokens: 0, identical: true, pagesBeforeFirstToken: 2 * 16 * 4 });
+      expect(full.bytesShare).toBeGreaterThan(0.95);
+      expect(full.bytesShare).toBeLessThanOrEqual(1);
+      expect(lazy).toMatchObject({ recomputedTokens: 0, identical: true, pagesMissed: 0, pagesMissedBefore: 0 });
+      expect(resident).toMatchObject({ bytesBeforeFirstToken: 0, pagesMissed: 0 });
+      const byFigure = new Map(bars.map((bar) => [bar.figure, bar]));
+      expect(byFigure.get("first token, exact")?.value).toBe(lazy.ttftMs);
+      expect(byFigure.get("full restore / lazy, exact")?.value).toBeCloseTo(full.ttftMs / lazy.ttftMs);
+      expect(bars).toHaveLength(12);
+      // int8 K and V are half of f16, scales (16 + 64 + 64 floats for 64 * 16 pairs) and summaries come on top.
+      const stored = byFigure.get("stored bytes of a token / K and V in f16");
+      expect(stored?.value).toBeGreaterThan(0.5);
+      expect(stored?.value).toBeLessThan(1);
+      for (const { figure, value, bar, atLeast, holds } of bars) {
+        expect(Number.isFinite(value), figure).toBe(true);
+        expect(holds, figure).toBe(atLeast ? value >= bar : value <= bar);
+      }
       expect(lazy.bytesBeforeFirstToken).toBeLessThan(full.bytesBeforeFirstToken);
       expect(lazyDefault.recomputedTokens).toBe(0);
-      for (const { ttftMs, mode } of rows) expect(ttftMs, mode).toBeGreaterThan(mode === "recompute" ? 0 : 10);
+      for (const { ttftMs, mode } of rows) expect(ttftMs, mode).toBeGreaterThan(mode === "resident" ? 0 : 5);
     }));
 
   it.each([
     [["--contexts=100"], /must be multiples of 256/],
-    [["--modes=fast"], /--modes: must be some of recompute,full,lazy,lazy-default, not "fast"/],
+    [["--policy=dense"], /--policy: must be one that scores pages/],
+    [["--text=x.txt"], /--text: needs a --model/],
+    [["--keys=odd"], /--keys: must be random or drift/],
+    [["--modes=fast"], /--modes: must be some of recompute,full,lazy,lazy-default,resident, not "fast"/],
   ])("refuses %j with one clear line", async (args, message) => {
     const run = await runBench(["resume", "--shape=tiny", ...args]);
     expect(run.code).toBe(1);
@@ -46,7 +78,7 @@ describe("a delayed store", () => {
     const inner = new MemoryStore();
     await inner.put("a", noise(1, 25_000));
     // 25,000 bytes take 20 ms.
-    const store = new DelayedStore(inner, { rttMs: 40, mbps: 10 });
+    const store = new DelayedStore(inner, { rttMs: 40, mbps: 1.25 });
     const startMs = performance.now();
     await Promise.all([store.get("a"), store.get("a"), store.get("a")]);
     const tookMs = performance.now() - startMs;
