@@ -1,7 +1,7 @@
 /** Which sequences have their next tokens guessed (`speculation` of a request), and what became of the guesses. */
 
 import type { Sample } from "../../kernels/contract.ts";
-import { Drafter } from "../sequence/drafting.ts";
+import { Drafter, DraftHistory } from "../sequence/drafting.ts";
 import type { PlannedSlice } from "../sequence/planned-slice.ts";
 import { hasPenalties } from "../sequence/sampling.ts";
 import type { Sequence } from "../sequence/sequence.ts";
@@ -12,11 +12,12 @@ const NONE = new Uint32Array(0);
 /** Speculation of one engine. */
 export class Speculation {
   readonly #drafters = new WeakMap<Sequence, Drafter>();
+  readonly #history = new DraftHistory();
 
   /** Guesses for the rows behind the next one; none for requests that do not ask, or whose penalties depend on each token before. */
   propose(sequence: Sequence, cost: CostModel, { stepMs, rowsMax }: { stepMs: number; rowsMax: number }): Uint32Array {
     if (sequence.request.speculation !== true || hasPenalties(sequence.request.sampling)) return NONE;
-    const drafter = this.#drafters.get(sequence) ?? new Drafter(sequence);
+    const drafter = this.#drafters.get(sequence) ?? new Drafter(sequence, this.#history);
     this.#drafters.set(sequence, drafter);
     return drafter.propose(cost, stepMs, rowsMax);
   }

@@ -1,40 +1,53 @@
 /**
  * Guesses of the next tokens from the context itself (prompt lookup): where the last few tokens stood before, what followed them is guessed to follow
- * again. The model checks all guesses in one step, and what it would have sampled is what counts, so the text is that of decoding one by
+ * again, the more of it the more of them agree and the more often such guesses have been right. The model checks all guesses in one step, and what it would have sampled is what counts, so the text is that of decoding one by
  * one: rows do not depend on their company, and noise depends on seed and position alone.
  */
 import { BLOCK_TOKENS } from "../../kernels/contract.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { parseHow } from "../kv/provenance.ts";
 import type { CostModel } from "../schedule/cost-model.ts";
+import { MatchIndex } from "./match-index.ts";
 import { draftEnd } from "./runs.ts";
 import type { Sequence } from "./sequence.ts";
 
-/** Tokens that must have stood together before. */
-const GRAM_TOKENS = 3;
-/** Share of a new outcome in the hit rate, and the rate before there was one. */
+/** Agreements of up to so many tokens are judged together; longer ones are a class of their own. Hit rates before there was an outcome. */
+const CLASS_LENGTHS = [3, 5, 8];
+const HIT_RATES_START = [0.5, 0.6, 0.75, 0.9];
+/** Share of a new outcome in the hit rate of a sequence, and of the engine, with which sequences begin. */
 const OUTCOME_SHARE = 0.1;
-const HIT_RATE_START = 0.6;
+const ENGINE_OUTCOME_SHARE = 0.02;
 /** Where guessing does not pay, it is tried again after so many tokens. */
 const PROBE_TOKENS = 64;
-const PROBE_DRAFT = 4;
-/** The first guesses of a sequence have these lengths, whatever is known: that is how the engine learns what they cost. */
-const FIRST_DRAFTS = [2, 8, 4, 8];
+const PROBE_DRAFT = 3;
+/** Products take so many rows at a time: a row more than a multiple costs as much as a whole tile, so longer drafts fill tiles. */
+const ROW_TILE = 4;
+/** The first guesses of an engine have these lengths, whatever is known: that is how it learns what they cost. */
+const FIRST_DRAFTS = [3, 7, 3, 11];
 
 const NONE = new Uint32Array(0);
+
+/** What an engine has learnt of guesses. */
+export class DraftHistory {
+  /** Share of guesses that were right, by class of the agreement in front of them. */
+  readonly hitRates = [...HIT_RATES_START];
+  judgedCount = 0;
+}
 
 /** Guesses for one sequence. */
 export class Drafter {
   readonly #sequence: Sequence;
-  /** End of the latest place of each run of {@link GRAM_TOKENS}, but for the one that ends the text. */
-  readonly #ends = new Map<string, number>();
-  #indexedCount = 0;
-  #hitRate = HIT_RATE_START;
+  readonly #history: DraftHistory;
+  readonly #index = new MatchIndex();
+  readonly #hitRates: number[];
+  /** Class of the latest guesses. */
+  #class = 0;
   #probedAt = 0;
-  #judgedCount = 0;
 
-  constructor(sequence: Sequence) {
+  constructor(sequence: Sequence, history: DraftHistory) {
     this.#sequence = sequence;
+    this.#history = history;
+    this.#hitRates = [...history.hitRates];
   }
 
   /**
@@ -60,32 +73,38 @@ export class Drafter {
       replyLeft,
     );
     if (most < 1 || !sequence.blocks.every((block) => block?.resident)) return NONE;
-    const first = FIRST_DRAFTS[this.#judgedCount];
+    const match = this.#index.find(ids);
+    if (match === undefined) return NONE;
+    const { end, length } = match;
+    this.#class = CLASS_LENGTHS.findLastIndex((longest) => length > longest) + 1;
+    const first = FIRST_DRAFTS[this.#history.judgedCount];
     const count = first === undefined ? this.#worthwhile(cost, stepMs, most) : Math.min(first, most);
     if (count === 0) return NONE;
-    const end = this.#find();
-    if (end === undefined) return NONE;
     // What repeats itself goes on repeating: behind the end of the text follow the guesses themselves.
     const draft = new Uint32Array(count);
     for (let i = 0; i < count; i++) draft[i] = end + i < tokenCount ? ids[end + i]! : draft[end + i - tokenCount]!;
     return draft;
   }
 
-  /** So many of the guesses were right; the first wrong one ended it. */
+  /** So many of the latest guesses were right; the first wrong one ended it. */
   judged(draftCount: number, rightCount: number): void {
-    this.#judgedCount += 1;
-    for (let i = 0; i < Math.min(draftCount, rightCount + 1); i++)
-      this.#hitRate += OUTCOME_SHARE * ((i < rightCount ? 1 : 0) - this.#hitRate);
+    this.#history.judgedCount += 1;
+    for (let i = 0; i < Math.min(draftCount, rightCount + 1); i++) {
+      learn(this.#hitRates, this.#class, { isRight: i < rightCount, share: OUTCOME_SHARE });
+      learn(this.#history.hitRates, this.#class, { isRight: i < rightCount, share: ENGINE_OUTCOME_SHARE });
+    }
   }
 
-  /** How many guesses give the most tokens per time, at the hit rate there has been. */
+  /** How many guesses give the most tokens per time, at the hit rate there has been after such agreements. */
   #worthwhile(cost: CostModel, stepMs: number, most: number): number {
     const rowMs = cost.predictMs({ rows: 1, sampledRows: 1, attendedTokens: this.#sequence.tokenCount }) - cost.fixedMs;
+    const hitRate = this.#hitRates[this.#class]!;
     let best = 0;
     let bestPerMs = 1 / stepMs;
     let expected = 1;
     for (let count = 1; count <= most; count++) {
-      expected += this.#hitRate ** count;
+      expected += hitRate ** count;
+      if (count !== most && (count + 1) % ROW_TILE !== 0) continue;
       const perMs = expected / (stepMs + count * rowMs);
       if (perMs <= bestPerMs) continue;
       best = count;
@@ -95,21 +114,8 @@ export class Drafter {
     this.#probedAt = this.#sequence.tokenCount;
     return Math.min(PROBE_DRAFT, most);
   }
-
-  /** Where the last tokens stood before: the position behind them. */
-  #find(): number | undefined {
-    const { ids, tokenCount } = this.#sequence;
-    if (tokenCount <= GRAM_TOKENS) return undefined;
-    for (let end = Math.max(GRAM_TOKENS, this.#indexedCount + 1); end < tokenCount; end++)
-      this.#ends.set(gram(ids, end), end);
-    this.#indexedCount = Math.max(this.#indexedCount, tokenCount - 1);
-    return this.#ends.get(gram(ids, tokenCount));
-  }
 }
 
-/** Names the tokens that end before a position. */
-function gram(ids: Uint32Array, end: number): string {
-  return String.fromCharCode(
-    ...Array.from(ids.subarray(end - GRAM_TOKENS, end), (id) => [id >>> 16, id & 0xffff]).flat(),
-  );
+function learn(rates: number[], index: number, { isRight, share }: { isRight: boolean; share: number }): void {
+  rates[index]! += share * (Number(isRight) - rates[index]!);
 }

@@ -1,6 +1,6 @@
 /** Guessing next tokens changes how fast they come, and nothing else. */
 import { afterEach, describe, expect, it } from "vitest";
-import { Drafter } from "../../engine/sequence/drafting.ts";
+import { Drafter, DraftHistory } from "../../engine/sequence/drafting.ts";
 import type { GenerateRequest, SelectionRequest } from "../../protocol/generate.ts";
 import { idsToBytes } from "../../protocol/ids.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
@@ -130,7 +130,7 @@ describe("guesses", () => {
         request: { maxTokens },
         spans: { at: () => ({ how: "dense" }) },
       };
-      const drafter = new Drafter(sequence as never);
+      const drafter = new Drafter(sequence as never, new DraftHistory());
       for (let i = 0; i < 8; i++) drafter.judged(1, 1);
       return [...drafter.propose(free, 1, rowsMax)];
     };
