@@ -69,6 +69,32 @@ describe("slices against a pool", () => {
     expect(() => assertSlices([scoring(), scoring({ openSlots: Int32Array.of(1) })])).not.toThrow();
   });
 
+  it("share choices within a page, by plans of pages, and are given them whole", () => {
+    const run = (changes: Partial<StepSlice>) => scoring({ voters: "first", ...changes });
+    const choice = new Uint8Array(2 * 9);
+    expect(() => assertSlices([run({ choice }), scoring({ openSlots: Int32Array.of(1) })])).not.toThrow();
+    expect(() => assertSlicesFit(SPEC, [run({ choice })])).not.toThrow();
+    expect(() => assertSlicesFit(SPEC, [run({ choice: new Uint8Array(9) })])).toThrow(
+      "a choice here has 18 bytes, not 9",
+    );
+    expect(() => assertSlices([scoring({ choice })])).toThrow('voters "first" only');
+    expect(() => assertSlices([scoring({ reportChoice: true })])).toThrow('voters "first" only');
+    expect(() => assertSlices([run({ rowCount: 9 })])).toThrow("a group lies in one page");
+    expect(() => assertSlices([run({ rowCount: 9, groupStarts: Int32Array.of(0, 8) })])).not.toThrow();
+    expect(() => assertSlices([run({ position: 592, choice })])).toThrow("of a page that was begun");
+    expect(() => assertSlices([run({ plan: { kind: "dense" } })])).toThrow("a plan that chooses pages");
+    const { plan } = scoring();
+    if (plan.kind !== "pages") throw new Error("not a page plan");
+    expect(() => assertSlices([scoring({ plan: { ...plan, rowsPerChoice: 6 } })])).toThrow("rowsPerChoice");
+  });
+
+  it("who follow a choice need no summaries", () => {
+    const summarySlots = new Int32Array(10).fill(-1);
+    const choice = new Uint8Array(2 * 9);
+    expect(() => assertSlicesFit(SPEC, [scoring({ voters: "first", choice, summarySlots })])).not.toThrow();
+    expect(() => assertSlicesFit(SPEC, [scoring({ voters: "first", summarySlots })])).toThrow("is to be scored");
+  });
+
   it("must have plans of whole pages", () => {
     const plan = scoring().plan;
     if (plan.kind !== "pages") throw new Error("not a page plan");

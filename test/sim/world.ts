@@ -67,6 +67,7 @@ const SELECTIONS: readonly SelectionRequest[] = [
   { policy: "mean-deviation", budgetTokens: 144, exact: true },
   { policy: "quest", budgetTokens: 128, exact: false },
   { policy: "quest+reuse(4)", budgetTokens: 128, exact: true },
+  { policy: "mean-deviation+reuse(8)", budgetTokens: 128, exact: false },
 ];
 const NAMESPACES = ["00000000000000aa", "00000000000000bb"] as const;
 const LOG_TOKENS_MAX = 380;
