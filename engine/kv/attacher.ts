@@ -118,8 +118,10 @@ export class Attacher {
       if (mode === "recompute") return;
       sequence.hotBlocks = hotBlocksBelow(manifest, matching);
       sequence.heat.seed(sequence.hotBlocks);
+      // Nothing can be computed without summaries and tail: they are asked for first.
+      const needed = [this.#summaries(sequence, manifest, matching), this.#tail(sequence, manifest, matching)];
       if (mode === "lazy") this.#beginBurst(sequence, manifest, matching);
-      await Promise.all([this.#summaries(sequence, manifest, matching), this.#tail(sequence, manifest, matching)]);
+      await Promise.all(needed);
       this.#options.onSummaries(sequence);
     } catch (error) {
       log("attach.miss", { requestId: sequence.request.requestId, error: String(error) });

@@ -42,7 +42,8 @@ export class ReadAhead implements Pick<PageStore, "get"> {
     for (const { objectKey, offset, bytes } of ranges) {
       const name = nameOf(objectKey, { offset, bytes });
       if (this.#begun.has(name)) continue;
-      const read = gate.run("demand", () =>
+      // A guess: it takes no place from what is known to be needed.
+      const read = gate.run("fill", () =>
         store.get(objectKey, { range: { offset, bytes }, signal: clock.deadline(getMsMax) }),
       );
       // Who asks for it hears of its failure.
