@@ -4,11 +4,11 @@ import { policyNamed } from "../../models/selection/registry.ts";
 import type { SelectionConfiguration } from "../../protocol/generate.ts";
 import { defineBench } from "../bench.ts";
 import { type Column, renderTable } from "../table.ts";
-import { openBenchModel } from "./bench-model.ts";
+import { type BenchModel, openBenchModel } from "./bench-model.ts";
 import { fillRandom } from "./fill-random.ts";
 import { budgetFlag, contextsFlag, modelFlags, policiesFlag } from "./flags.ts";
 import { type DecodeRow, listCases, measureDecode } from "./measure-decode.ts";
-import { residentBytes } from "./resident-memory.ts";
+import { type ResidentMemory, residentMemory } from "./resident-memory.ts";
 
 const columns: readonly Column<DecodeRow>[] = [
   { header: "context", cell: (row) => String(row.contextTokens) },
@@ -67,6 +67,7 @@ export const decodeBench = defineBench({
     const { contexts, policies, budget, tokens, memory, kv, ...rest } = values;
     const contextTokens = Math.max(...contexts) + tokens;
     const summaryKinds = summaryKindsOf(policies);
+    const start = residentMemory();
     const model = await openBenchModel({
       ...rest,
       ...{ contextTokens, summaryKinds, kvEncoding: kv, memoryBytesMax: memory },
@@ -81,20 +82,34 @@ export const decodeBench = defineBench({
         context.progress(decodeTable(rows.slice(-1))[1]!);
       }
       const device = model.device.report.description;
-      const rssBytes = residentBytes();
-      const { weightBytes, poolBytes } = model.memory;
-      const aboveBytes = rssBytes - weightBytes - poolBytes;
+      const memory = memoryAccount(model.memory, start);
       context.print(`${values.model ?? values.shape}, ${device}, int8 weights, ${kv} KV, one sequence`);
       for (const line of decodeTable(rows)) context.print(line);
-      context.print(
-        `memory: ${megabytes(weightBytes)} weights, ${megabytes(poolBytes)} KV pool, ${megabytes(aboveBytes)} above them resident`,
-      );
-      return { ok: true, data: { settings: values, device, rows, memory: { ...model.memory, rssBytes, aboveBytes } } };
+      for (const line of describeMemory(memory)) context.print(line);
+      return { ok: true, data: { settings: values, device, rows, memory } };
     } finally {
       await model.close();
     }
   },
 });
+
+/** What the process holds now beside weights and pool, in three parts that add up to it. */
+function memoryAccount(planned: BenchModel["memory"], start: ResidentMemory) {
+  const { residentBytes: rssBytes, heapBytes } = residentMemory();
+  const aboveBytes = rssBytes - planned.weightBytes - planned.poolBytes;
+  const heapGrowthBytes = heapBytes - start.heapBytes;
+  const restBytes = aboveBytes - start.residentBytes - heapGrowthBytes;
+  return { ...planned, rssBytes, aboveBytes, startBytes: start.residentBytes, heapGrowthBytes, restBytes };
+}
+
+function describeMemory(memory: ReturnType<typeof memoryAccount>): string[] {
+  const { weightBytes, poolBytes, aboveBytes, startBytes, heapGrowthBytes, restBytes, activationBytes } = memory;
+  return [
+    `memory: ${megabytes(weightBytes)} weights, ${megabytes(poolBytes)} KV pool, ${megabytes(aboveBytes)} above them resident`,
+    `above them: ${megabytes(startBytes)} the program before it opened anything, ${megabytes(heapGrowthBytes)} JavaScript heap since, ` +
+      `${megabytes(restBytes)} activations and RoPE tables (${megabytes(activationBytes)} reserved), the fill's, threads`,
+  ];
+}
 
 function megabytes(bytes: number): string {
   return `${(bytes / 1e6).toFixed(0)} MB`;

@@ -68,7 +68,8 @@ export async function fillRandom(
 }
 
 function normalBuffer({ device }: Fillable, label: string, bytes: number, random: Random): DeviceBuffer {
-  const values = Float32Array.from({ length: bytes / 4 }, () => drawNormal(random));
+  const values = new Float32Array(bytes / 4);
+  for (let i = 0; i < values.length; i++) values[i] = drawNormal(random);
   const buffer = device.buffer(label, bytes);
   device.write(buffer, 0, new Uint8Array(values.buffer));
   return buffer;

@@ -2,11 +2,18 @@
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 
-/** Collects garbage, then returns the resident bytes of the process. */
-export function residentBytes(): number {
+/** Of the process: what is in memory, and what of that its JavaScript heap has taken. */
+export interface ResidentMemory {
+  residentBytes: number;
+  heapBytes: number;
+}
+
+/** Collects garbage, then looks. */
+export function residentMemory(): ResidentMemory {
   setFlagsFromString("--expose-gc");
   const collect = runInNewContext("gc") as () => void;
   // Buffers are given back by the collection after the one that found them dead.
   for (let i = 0; i < 2; i++) collect();
-  return process.memoryUsage.rss();
+  const { rss, heapTotal } = process.memoryUsage();
+  return { residentBytes: rss, heapBytes: heapTotal };
 }

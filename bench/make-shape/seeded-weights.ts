@@ -112,7 +112,11 @@ export class SeededWeights implements TensorSource {
       return drawNorm(this.#seed, tensor).subarray(rows.first, rows.first + rows.count);
     }
     const scale = 2 ** tensor.scaleExponent;
-    return Float32Array.from(drawCodes(this.#seed, tensor, rows), (code) => code * scale);
+    const codes = drawCodes(this.#seed, tensor, rows);
+    // `Float32Array.from` would make a list of boxed values first, megabytes that the process does not give back.
+    const values = new Float32Array(codes.length);
+    for (let i = 0; i < codes.length; i++) values[i] = codes[i]! * scale;
+    return values;
   }
 
   async close(): Promise<void> {}

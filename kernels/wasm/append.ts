@@ -21,6 +21,9 @@ export interface AppendArgs {
   rowCount: number;
 }
 
+/** What rotating or copying an element costs, in multiply-adds of a product. */
+const ROTATE_WORK = 16;
+
 /** Writes {position, open slot} of every row of the step. */
 export function writeRowTable(words: Int32Array, at: number, slices: readonly StepSlice[]): void {
   let index = at / 4;
@@ -43,7 +46,7 @@ export function append(machine: Machine, args: AppendArgs, slices: readonly Step
   const taskCount = Math.min(rowCount, machine.threads.threads * 4);
   machine.threads.queue(OP.rope, {
     taskCount,
-    work: rowCount * (headCount + kvHeadCount * 2) * headDim * 2,
+    work: rowCount * (headCount + kvHeadCount * 2) * headDim * ROTATE_WORK,
     args: [
       ...[args.q, args.k, args.v, args.cos, args.sin, args.rowTable, rowCount, headCount, kvHeadCount, headDim],
       ...[pool.openAt, pool.openSlotBytes, keysOffset, valuesOffset, taskCount],

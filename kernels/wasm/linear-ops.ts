@@ -11,6 +11,8 @@ const INPUT_BLOCK_BYTES = 80;
 const STAGE_BYTES = 4 * 1024 * 1024;
 /** Rows of one part of a large product: their inputs stay in a core's cache. */
 const PART_ROWS = 64;
+/** What quantizing an input costs, in multiply-adds of a product. */
+const QUANTIZE_WORK = 32;
 /** Products of one op; assembly/products.ts has their place among the arguments. */
 export const PRODUCTS_MAX = 8;
 /** Parts per thread: a late thread costs a part of the op, not the op. */
@@ -130,7 +132,7 @@ function quantizedInputs(machine: Machine, x: number, inWidth: number, rows: num
   const taskCount = rowParts(machine, rows);
   machine.threads.queue(OP.quantizeRows, {
     taskCount,
-    work: rows * inWidth * 2,
+    work: rows * inWidth * QUANTIZE_WORK,
     args: [records, x, rows, inWidth, taskCount],
   });
   return records;

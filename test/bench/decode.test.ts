@@ -55,7 +55,11 @@ describe("bench decode", () => {
     expect(small?.metadataBytesPerToken).toBeGreaterThan(0);
     const streaming = json.rows.filter(({ policy }) => policy === "streaming");
     expect(streaming.every(({ metadataBytesPerToken }) => metadataBytesPerToken === 0)).toBe(true);
-    expect(json.memory).toMatchObject({ poolBytes: expect.any(Number), aboveBytes: expect.any(Number) });
+    const { rssBytes, weightBytes, poolBytes, aboveBytes, startBytes, heapGrowthBytes, restBytes } = json.memory;
+    expect(aboveBytes).toBe(rssBytes! - weightBytes! - poolBytes!);
+    expect(startBytes! + heapGrowthBytes! + restBytes!).toBe(aboveBytes);
+    expect(startBytes).toBeGreaterThan(20e6);
+    expect(out).toMatch(/above them resident\nabove them: \d+ MB the program before/);
   });
 
   it("scores pages once for the tokens that share a choice, and reads as many", async () => {

@@ -7,7 +7,7 @@
 import { arg, argAt, partStart } from "./control";
 import { keepTouched, touchAhead } from "./prefetch";
 import { matrixOf, put } from "./products";
-import { maxLanes } from "./vector";
+import { larger4, maxLanes, nearestInt4 } from "./vector";
 
 const WEIGHT_BLOCK_BYTES: usize = 288;
 const INPUT_BLOCK_BYTES: usize = 80;
@@ -96,14 +96,13 @@ export function quantizeRowsTask(task: i32): void {
 
 function quantizeBlock(to: usize, x: usize): void {
   let largest = f32x4.abs(v128.load(x));
-  for (let at: usize = 16; at < 128; at += 16) largest = f32x4.max(largest, f32x4.abs(v128.load(x + at)));
+  for (let at: usize = 16; at < 128; at += 16) largest = larger4(largest, f32x4.abs(v128.load(x + at)));
   const scale = maxLanes(largest) / <f32>127;
   let sums = i32x4.splat(0);
+  // 0 / 0 is no number, its code so is 0.
   const scales = f32x4.splat(scale);
   for (let at: usize = 0; at < 128; at += 32) {
-    const codes = scale == 0
-      ? i16x8.splat(0)
-      : i16x8.narrow_i32x4_s(codes4(v128.load(x + at), scales), codes4(v128.load(x + at, 16), scales));
+    const codes = i16x8.narrow_i32x4_s(codes4(v128.load(x + at), scales), codes4(v128.load(x + at, 16), scales));
     sums = i32x4.add(sums, i32x4.dot_i16x8_s(codes, i16x8.splat(1)));
     v128.store(to + (at >> 1), codes);
   }
@@ -113,11 +112,15 @@ function quantizeBlock(to: usize, x: usize): void {
   store<i32>(to, sum << 7, 68);
 }
 
-/** Four codes, -127..127. */
+/**
+ * Four codes, -127..127; a quotient that is no number becomes 0. `scales` come from the largest of what is divided, so quotients are small
+ * (denormal scales round, to 190 at most).
+ */
 // @ts-ignore: decorator
 @inline
 export function codes4(x: v128, scales: v128): v128 {
-  const codes = i32x4.trunc_sat_f32x4_s(f32x4.nearest(f32x4.div(x, scales)));
+  const quotients = f32x4.div(x, scales);
+  const codes = v128.and(nearestInt4(quotients), f32x4.eq(quotients, quotients));
   return i32x4.min_s(i32x4.max_s(codes, i32x4.splat(-127)), i32x4.splat(127));
 }
 

@@ -1,6 +1,6 @@
 // Row-wise ops. A task is a run of rows (rmsNorm, gather) or of elements (siluMul).
 import { arg, argAt, argF32, partStart } from "./control";
-import { exp4, maxLanes, sumLanes } from "./vector";
+import { exp4, maxLanes, one4, sumLanes } from "./vector";
 
 /**
  * out[r] = x[r] / sqrt(mean(x[r]^2) + eps) * weight. Sum of squares in f32: four lane sums by channel mod 4, then the lanes, then the tail.
@@ -59,7 +59,7 @@ export function siluMulTask(task: i32): void {
 // @ts-ignore: decorator
 @inline
 function silu4(gate: v128): v128 {
-  return f32x4.div(gate, f32x4.add(f32x4.splat(1), exp4(f32x4.neg(gate))));
+  return f32x4.div(gate, f32x4.add(one4(), exp4(f32x4.neg(gate))));
 }
 
 /** out[i] = x[indices[i]]. args: out, x, indices, count, width, parts */

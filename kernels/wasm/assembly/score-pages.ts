@@ -4,7 +4,7 @@
 import { arg, argAt } from "./control";
 import { summaryHeadBytes } from "./summaries";
 import { at, candidateLanes, UNIT_BYTES, word } from "./units";
-import { maxLanes, sumLanes4i } from "./vector";
+import { larger4, maxLanes, sumLanes4i } from "./vector";
 
 const NEGATIVE_INFINITY: f32 = -Infinity;
 
@@ -27,7 +27,7 @@ export function quantizeQueriesTask(task: i32): void {
     const q = argAt(0) + vector * headDim * 4;
     const codes = argAt(1) + vector * codeBytes(headDim);
     let largest = f32x4.splat(0);
-    for (let i: usize = 0; i < headDim << 2; i += 16) largest = f32x4.max(largest, f32x4.abs(v128.load(q + i)));
+    for (let i: usize = 0; i < headDim << 2; i += 16) largest = larger4(largest, f32x4.abs(v128.load(q + i)));
     const scale = maxLanes(largest) / <f32>32767;
     store<f32>(argAt(2) + (vector << 2), scale);
     for (let i: usize = 0; i < headDim << 2; i += 32) {
