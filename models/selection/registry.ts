@@ -35,12 +35,11 @@ export function policyNamed(text: string): SelectionPolicy {
   const base = POLICIES[policy];
   if (modifiers.length === 0) return base;
   const argumentOf = (wanted: ModifierName) => modifiers.find(({ name }) => name === wanted)?.value;
-  const [firstTurn, reuse, group] = [argumentOf("first-turn"), argumentOf("reuse"), argumentOf("group")];
+  const [firstTurn, group] = [argumentOf("first-turn"), argumentOf("group")];
   return {
     ...base,
     ...(firstTurn === undefined ? {} : { firstTurnBudgetTokens: Number(firstTurn) }),
     ...(group === undefined ? {} : { groupTokens: Number(group) }),
-    ...(reuse === undefined ? {} : { rowsPerChoice: Number(reuse) }),
     name: canonical,
     version: base.version + modifiersVersion(modifiers),
     plan: (budgetTokens) => modifyPlan(base.plan(budgetTokens), modifiers),
