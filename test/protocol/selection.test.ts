@@ -49,12 +49,12 @@ describe("the configuration language", () => {
     ["Quest", `"Quest" at position 0`],
     [
       "quest+",
-      `the end at position 6 of "quest+": expected a modifier of quest: radius, combine, scope, top-p, sink, recent, first-turn, dense-layers, share, reuse`,
+      `the end at position 6 of "quest+": expected a modifier of quest: radius, combine, scope, top-p, sink, recent, first-turn, group, dense-layers, share, reuse`,
     ],
     ["quest+candidates(2)", `"candidates" at position 6`],
     [
       "tokenselect+scope(layer)",
-      `expected a modifier of tokenselect: radius, candidates, sink, recent, first-turn, dense-layers, share`,
+      `expected a modifier of tokenselect: radius, candidates, sink, recent, first-turn, group, dense-layers, share`,
     ],
     ["dense+sink(16)", `"sink" at position 6 of "dense+sink(16)": there is no further modifier`],
     ["quest sink(16)", `"sink" at position 6 of "quest sink(16)": expected "+" or the end`],
