@@ -1,12 +1,15 @@
 /** Ops of the CPU device wait in a queue: whoever looks at memory in the middle of a step must not notice. */
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { shapeConfig } from "../../bench/shapes.ts";
-import type { Device, Matrix } from "../../kernels/contract.ts";
+import type { Device, Matrix, SelectionPlan } from "../../kernels/contract.ts";
 import { openWasmDevice } from "../../kernels/wasm/open-wasm.ts";
 import { RopePositions } from "../../models/rope-table.ts";
 import { markExercised } from "../exercised.ts";
 import { poisoned, results, upload } from "./support/floats.ts";
 import { Random, SEED } from "./support/random.ts";
+import { makeSequence, Stage, type StageShape } from "./support/stage.ts";
+
+type PagePlan = Extract<SelectionPlan, { kind: "pages" }>;
 
 const WIDTH = 32;
 
@@ -168,4 +171,63 @@ describe.each([1, 2])("ops that wait, %i threads", (threads) => {
     });
     expect(await pool.readBlock(2)).toEqual(mark);
   });
+
+  const shape: StageShape = {
+    ...{ layerCount: 4, headCount: 4, kvHeadCount: 2, headDim: 16 },
+    ...{ encoding: "int8", summaryKinds: ["min-max"] },
+  };
+  const plan: PagePlan = {
+    ...{
+      kind: "pages",
+      budgetPages: 12,
+      sinkPages: 1,
+      recentPages: 2,
+      scorer: { summary: "min-max", radiusWeight: 1 },
+    },
+    ...{ combine: "max", scope: "kv-head" },
+  };
+
+  it.each<[string, Partial<PagePlan>, { block: number; layer?: number }[]]>([
+    ["every block is there", {}, []],
+    [
+      "blocks are missing in some layers",
+      {},
+      [
+        { block: 3, layer: 1 },
+        { block: 5, layer: 2 },
+        { block: 8, layer: 3 },
+      ],
+    ],
+    ["blocks are missing in all layers", { combine: "softmax-sum" }, [{ block: 2 }, { block: 7 }]],
+    ["the share of the weight counts", { combine: "softmax-sum", massShare: 0.5 }, []],
+    ["layers take over a choice", { layersPerChoice: 2 }, [{ block: 4, layer: 3 }]],
+    ["a layer attends to everything", { denseLayers: 1 }, [{ block: 4, layer: 0 }]],
+  ])(
+    "a step that nobody looks into gives what one gives that is looked into after every op: %s",
+    async (_, how, absent) => {
+      const stage = new Stage(device, shape, { blockCapacity: 24 });
+      const sequences = [1, 2].map((seed) => makeSequence(shape, 12 * 64, seed));
+      for (const sequence of sequences) await stage.fill(sequence, 11 * 64);
+      const parts = sequences.map((sequence) => {
+        return { sequence, position: 11 * 64, rowCount: 3, plan: { ...plan, ...how }, absent };
+      });
+      const looked = await stage.run(parts);
+      const { headCount, layerCount } = shape;
+      const { q, k, v } = stage.upload(parts);
+      const out = q.map(() => poisoned(device, "out", 6 * headCount * shape.headDim));
+      const recorder = device.begin(parts.map((part) => stage.sliceOf(part)));
+      for (let layer = 0; layer < layerCount; layer++) {
+        const rows = { pool: stage.pool, layer, headCount, q: q[layer]! };
+        recorder.append({ ...rows, k: k[layer]!, v: v[layer]!, rope: stage.rope });
+        recorder.select(rows);
+        recorder.attend({ ...rows, out: out[layer]! });
+      }
+      expect(await recorder.submit()).toEqual(looked.readback);
+      expect(looked.readback.misses.length > 0).toBe(absent.length > 0);
+      for (const [layer, buffer] of out.entries()) {
+        const rows = Float32Array.from(looked.out.flatMap((layers) => [...layers[layer]!]));
+        expect(await results(device, buffer), `layer ${layer}`).toEqual(rows);
+      }
+    },
+  );
 });

@@ -172,6 +172,16 @@ export class Stage {
     };
   }
 
+  /** Queries, keys and values of a step's rows on the device, per layer. */
+  upload(parts: readonly Part[]): Record<"q" | "k" | "v", DeviceBuffer[]> {
+    const { headCount, kvHeadCount, headDim } = this.shape;
+    const ofLayers = (name: "q" | "k" | "v") =>
+      Array.from({ length: this.shape.layerCount }, (_, layer) =>
+        upload(this.device, name, gatherRows(parts, layer, name, (name === "q" ? headCount : kvHeadCount) * headDim)),
+      );
+    return { q: ofLayers("q"), k: ofLayers("k"), v: ofLayers("v") };
+  }
+
   async #run(parts: readonly Part[], attends: boolean): Promise<StageResult> {
     const { device, pool, shape } = this;
     const { headCount, headDim } = shape;
