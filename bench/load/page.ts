@@ -6,7 +6,9 @@ import type { LoadSample } from "./watch.ts";
 const WIDTH = 720;
 const HEIGHT = 180;
 const COLORS = ["#2563a8", "#2e7d4f", "#8e5ea2", "#b9770e", "#c0392b", "#4b5563"];
-const MARGIN = { left: 56, bottom: 24, top: 12 };
+const MARGIN = { left: 56, bottom: 24, top: 22 };
+/** Between the names of lines, which stand in a row above them. */
+const NAME_WIDTH = 96;
 
 /** The whole page. */
 export function loadPage(result: LoadResult, lines: readonly string[], samples: readonly LoadSample[]): string {
@@ -125,7 +127,7 @@ function plot(series: readonly Series[]): string {
   );
   const names = series.map(
     ({ name, color }, i) =>
-      `<text x="${WIDTH - 90}" y="${MARGIN.top + 12 + 14 * i}" style="fill:${color}">${escapeHtml(name)}</text>`,
+      `<text x="${MARGIN.left + NAME_WIDTH * i}" y="${MARGIN.top - 10}" style="fill:${color}">${escapeHtml(name)}</text>`,
   );
   return `<svg viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img">${[...grid, ...ticks, ...lines, ...(series.length > 1 ? names : [])].join("")}</svg>`;
 }

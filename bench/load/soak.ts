@@ -22,8 +22,9 @@ const flags = {
   threads: { ...loadFlags.threads, fallback: "1" },
   // As the SDK does where nobody says otherwise.
   retries: { ...loadFlags.retries, fallback: "3" },
-  // Small, so that it is full long before the end: a pool that is still filling grows.
-  "pool-bytes": { ...loadFlags["pool-bytes"], fallback: "64M" },
+  // Small, so that they are full long before the end: a pool that is still filling grows.
+  "pool-bytes": { ...loadFlags["pool-bytes"], fallback: "32M" },
+  "host-pool-mib": { ...loadFlags["host-pool-mib"], fallback: "32" },
 } as const;
 
 /** The benchmark as the registry names it. */
