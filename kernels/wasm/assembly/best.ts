@@ -31,13 +31,13 @@ function chooseAll(unit: usize): void {
 
 /**
  * The scores become integers that rank as they do, in place. Then the K-th largest is closed in on by halves of the range that is left, at
- * most 32 of them, each a count of four keys at a time: K or more keys reach `low`, fewer reach `high`.
+ * first from the least key to the largest, at most 32 of them, each a count of four keys at a time: K or more keys reach `low`, fewer `high`.
  */
 function chooseBest(unit: usize, wanted: i32): void {
   const keys = at(unit, 28) + ((at(unit, 20) & ~3) << 2);
   const keysEnd = at(unit, 28) + ((at(unit, 24) + 3 & ~3) << 2);
   let low = writeKeys(unit, keys, keysEnd);
-  let high = i32.MAX_VALUE;
+  let high = largest(keys, keysEnd) + 1;
   let above = 0;
   while (<u32>high - <u32>low > 1) {
     const middle = low + <i32>((<u32>high - <u32>low) >> 1);
@@ -95,6 +95,14 @@ function writeKeys(unit: usize, keys: usize, keysEnd: usize): i32 {
   }
   const low = min(i32x4.extract_lane(lows, 0), i32x4.extract_lane(lows, 1));
   return min(low, min(i32x4.extract_lane(lows, 2), i32x4.extract_lane(lows, 3)));
+}
+
+/** The largest key; there is one, and none is the largest integer. */
+function largest(keys: usize, keysEnd: usize): i32 {
+  let most = i32x4.splat(i32.MIN_VALUE);
+  for (let i = keys; i < keysEnd; i += 16) most = i32x4.max_s(most, v128.load(i));
+  const high = max(i32x4.extract_lane(most, 0), i32x4.extract_lane(most, 1));
+  return max(high, max(i32x4.extract_lane(most, 2), i32x4.extract_lane(most, 3)));
 }
 
 /** How many keys are at least `least`. */
