@@ -5,7 +5,7 @@ import { Twin } from "../support/check.ts";
 import { expectSameBits } from "../support/compare.ts";
 import type { Lane } from "../support/lane.ts";
 import { Random, SEED } from "../support/random.ts";
-import { makeSequence, type Part, Stage, type StageShape } from "../support/stage.ts";
+import { makeSequence, type Part, ropeAngles, Stage, type StageShape } from "../support/stage.ts";
 import { checkSummaries } from "./append.ts";
 
 const LENGTH = 700;
@@ -114,17 +114,25 @@ export function describeKinds(lane: Lane): void {
       const twin = new Twin(lane, wide, { blockCapacity: 8 });
       await twin.fill(sequence, 498);
       // Page 5 has every bit against a query of negative numbers only: 256 mismatches where headDim is 256, one more than a byte can count.
-      sequence.layers[0]!.q.fill(-1);
+      const { cos, sin } = ropeAngles(headDim);
+      const half = headDim / 2;
+      for (let at = 498 * 2 * headDim; at < sequence.layers[0]!.q.length; at++) {
+        const angle = Math.floor(at / headDim / 2) * half + (at % half);
+        // What RoPE turns into -1 everywhere.
+        sequence.layers[0]!.q[at] = -cos[angle]! + (at % headDim < half ? -sin[angle]! : sin[angle]!);
+      }
       const slots = Array.from({ length: 8 }, (_, block) => {
         const codes = random.bytes(8 * headDim);
-        if (block === 1) codes.fill(0, 2 * headDim, 4 * headDim);
+        // Page 6 has one mismatch less: with 256 channels a tie, which goes to page 5.
+        if (block === 1) codes.fill(0, 2 * headDim, 6 * headDim).fill(1, 4 * headDim, 4 * headDim + 16);
         const scales = Float32Array.from({ length: 8 }, (_, at) =>
-          at % 2 === 1 ? 0 : [1, 1, 0.5, Number.NaN][at / 2]!,
+          at % 2 === 1 ? 0 : [0.5, 1, 1, Number.NaN][at / 2]!,
         );
         return Uint8Array.from([...codes, ...new Uint8Array(scales.buffer)]);
       });
       twin.writeSummaries(sequence, "sign-bits", (block) => slots[block]!);
-      for (const budgetPages of [5, 9, 17]) {
+      // At 24 all pages but those that are NaN and the worst of the others are taken.
+      for (const budgetPages of [9, 17, 24]) {
         const plan = { ...PLANS[6]!.plan, budgetPages } as SelectionPlan;
         await twin.run([{ sequence, position: 498, rowCount: 2, plan }]);
       }

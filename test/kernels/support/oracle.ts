@@ -106,15 +106,19 @@ export function plainScorer(
 
 /** Of the page's tokens, how many signs differ from the query's for the one that has the fewest; at most 255. */
 function plainMismatches(queryCodes: readonly number[], { centre, radius }: PlainSummary): number {
-  const bytes = [...centre, ...radius];
-  const perToken = times(16, (token) =>
-    queryCodes.filter((code, channel) => {
-      const byte = (bytes[Math.floor(channel / 8) * 16 + token]! + 256) % 256;
+  const headDim = queryCodes.length;
+  let least = 255;
+  for (let token = 0; token < 16; token++) {
+    let count = 0;
+    for (let channel = 0; channel < headDim; channel++) {
+      const at = Math.floor(channel / 8) * 16 + token;
+      const byte = ((at < headDim ? centre[at]! : radius[at - headDim]!) + 256) % 256;
       const isKeyNegative = Math.floor(byte / 2 ** (channel % 8)) % 2 === 1;
-      return code < 0 !== isKeyNegative;
-    }),
-  );
-  return Math.min(255, ...perToken.map(({ length }) => length));
+      if (isKeyNegative !== queryCodes[channel]! < 0) count += 1;
+    }
+    least = Math.min(least, count);
+  }
+  return least;
 }
 
 function times<T>(count: number, make: (index: number) => T): T[] {
