@@ -77,7 +77,7 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
   });
   const opens = new OpenBlocks(new FreeList(spec.openSlotCount));
   const keys = new SessionKeys({ modelFingerprint: runner.fingerprint, numericsId: options.numericsId, geometry });
-  const reads = new Gate(settings.storeConcurrency, Math.max(1, Math.floor(settings.storeConcurrency / 4)));
+  const reads = new Gate(settings.storeConcurrency, Math.max(1, Math.floor(settings.storeConcurrency / 2)));
   const onFailure = (segment: { objectKey: string }, cause: unknown) =>
     log("fetch.lost", { objectKey: segment.objectKey, error: String(cause) });
   const getMsMax = settings.storeGetMsMax;

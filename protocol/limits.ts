@@ -139,7 +139,7 @@ export const LIMITS = {
   writeBehindBytesMax: 256 * 1024 * 1024,
   /** Most used blocks of a layer that a manifest records, and how many bytes of them a resumed turn reads before it starts. */
   hotBlocksPerLayerMax: 64,
-  hotBurstBytesMax: 16 * 1024 * 1024,
+  hotBurstBytesMax: 64 * 1024 * 1024,
   /** At most one manifest commit per session in this time. */
   manifestCommitMs: 1_000,
   objectBytesMax: 64 * 1024 * 1024,

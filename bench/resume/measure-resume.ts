@@ -104,7 +104,7 @@ export async function withEngine<T>(
     settings: {
       ...ENGINE_DEFAULTS,
       ...{ engineId: "bench", modelId: "bench", contextTokensMax: model.config.contextTokensMax },
-      ...{ runningMax: 1, stepRowsMax: CHUNK_ROWS, turnMsMax: 3_600_000, hostPoolBytes: 0, fillBytesPerS: 1e9 },
+      ...{ runningMax: 1, stepRowsMax: CHUNK_ROWS, turnMsMax: 3_600_000, hostPoolBytes: 0 },
       ...settings,
     },
     clock: systemClock,

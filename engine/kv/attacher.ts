@@ -18,7 +18,7 @@ import { nextRows } from "../sequence/slice-planner.ts";
 import { countedReads, countFetch } from "../sequence/traffic.ts";
 import type { Clock, EngineLog } from "../settings.ts";
 import type { BlockCache, LogicalBlock } from "./block-cache.ts";
-import { allLayers, type BlockFetcher } from "./block-fetcher.ts";
+import { allLayers, type BlockFetcher, type FetchTotals } from "./block-fetcher.ts";
 import { type BurstItem, burstOf, burstRanges } from "./first-burst.ts";
 import type { Gate } from "./gate.ts";
 import { agreement, type OpenBlock, type OpenBlocks } from "./open-blocks.ts";
@@ -303,8 +303,8 @@ export class Attacher {
   }
 
   /**
-   * One parallel burst: what every query of the first step attends to (sinks and recent pages) in all layers, and of each layer the blocks
-   * that the last turn's queries chose most. A session that comes back as a whole: everything.
+   * One parallel burst: what every query of the first step attends to (sinks and recent pages) in all layers, which is waited for, and of each
+   * layer the blocks that the last turn's queries chose most. A session that comes back as a whole: everything.
    */
   async #firstBurst(sequence: Sequence): Promise<void> {
     const { fetcher, geometry } = this.#options;
@@ -314,10 +314,28 @@ export class Attacher {
       countFetch(sequence, await fetcher.fetch(allLayers(blocks), "demand"));
     } else if (rows && rows.plan.kind !== "dense" && !sequence.abortRequested) {
       const wants = ({ index, layer }: BurstItem) => sequence.blocks[index]?.deviceBlocks[layer] === NOT_RESIDENT;
-      const items = burstOf(sequence, { from: rows.from, blockEnd: sequence.blocks.length, geometry, wants });
-      const blocks = items.map(({ index, layer }) => ({ block: sequence.blocks[index] as LogicalBlock, layer }));
-      countFetch(sequence, await fetcher.fetch(blocks, "demand"));
+      const burst = burstOf(sequence, { from: rows.from, blockEnd: sequence.blocks.length, geometry, wants });
+      const layersOf = (items: readonly BurstItem[]) =>
+        items.map(({ index, layer }) => ({ block: sequence.blocks[index] as LogicalBlock, layer }));
+      const forced = fetcher.fetch(layersOf(burst.forced), "demand");
+      void this.#endBurst(sequence, fetcher.fetch(layersOf(burst.hot), "fill"));
+      countFetch(sequence, await forced);
+      return;
     }
+    this.#forgetAhead(sequence);
+  }
+
+  /** Hot blocks come in while the first layers are computed; a query that chooses one waits for it as for any other. */
+  async #endBurst(sequence: Sequence, hot: Promise<FetchTotals>): Promise<void> {
+    try {
+      countFetch(sequence, await hot);
+    } catch (error) {
+      this.#options.log("attach.burst-failed", { requestId: sequence.request.requestId, error: String(error) });
+    }
+    this.#forgetAhead(sequence);
+  }
+
+  #forgetAhead(sequence: Sequence): void {
     for (const forget of sequence.readAhead.splice(0)) countFetch(sequence, { bytes: forget(), blocks: 0 });
   }
 
@@ -327,8 +345,10 @@ export class Attacher {
     const blockEnd = (segmentCount * geometry.segmentTokens) / BLOCK_TOKENS;
     const from = Math.min(manifest.tokenCount, sequence.promptEnd - 1);
     const wants = ({ index }: BurstItem) => sequence.blocks[index] === undefined;
-    const items = burstOf(sequence, { from, blockEnd, geometry, wants });
-    sequence.readAhead.push(ahead.begin(burstRanges(items, manifest.segments, geometry)));
+    const { forced, hot } = burstOf(sequence, { from, blockEnd, geometry, wants });
+    // As two lists: the fetcher, too, joins neighbours within each.
+    for (const items of [forced, hot])
+      sequence.readAhead.push(ahead.begin(burstRanges(items, manifest.segments, geometry)));
   }
 
   async #whole(sequence: Sequence, ref: WholeRef): Promise<Uint8Array> {

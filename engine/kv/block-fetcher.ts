@@ -12,6 +12,7 @@ import { checksumIndex, segmentRange } from "../../storage/segment.ts";
 import type { Clock } from "../settings.ts";
 import type { BlockCache, LogicalBlock } from "./block-cache.ts";
 import type { Gate, GateClass } from "./gate.ts";
+import type { ReadAhead } from "./read-ahead.ts";
 import type { StoredSegment } from "./stored-segment.ts";
 
 /** Largest range that neighbours are merged into. */
@@ -40,8 +41,8 @@ interface RangeRead {
 
 /** What a fetcher works with. */
 export interface BlockFetcherOptions {
-  /** The store, or reads ahead of it. */
-  store: Pick<PageStore, "get">;
+  /** The store, or reads ahead of it, which have their places already. */
+  store: Pick<PageStore, "get"> & Partial<Pick<ReadAhead, "isBegun">>;
   pool: KvPool;
   cache: BlockCache;
   geometry: KvGeometry;
@@ -94,7 +95,9 @@ export class BlockFetcher {
       else fresh.push(item);
     }
     for (const read of mergeNeighbours(fresh, this.#options.geometry.blockBytes)) {
-      const done = this.#options.gate.run(kind, () => this.#read(read, totals));
+      const run = () => this.#read(read, totals);
+      // One that holds a place while it waits for a read that has none yet would be a deadlock.
+      const done = this.#isBegun(read) ? run() : this.#options.gate.run(kind, run);
       for (const block of read.blocks) this.#track(block, read.layer, done);
       pending.push(done);
     }
@@ -134,15 +137,25 @@ export class BlockFetcher {
     return await this.fetch(allLayers(blocks.filter(({ refCount }) => refCount > 0)), "fill");
   }
 
+  #isBegun(read: RangeRead): boolean {
+    const { store } = this.#options;
+    return store.isBegun?.(read.segment.objectKey, this.#rangeOf(read)) === true;
+  }
+
+  /** Where it lies in its object. */
+  #rangeOf({ segment, layer, blocks }: RangeRead): { offset: number; bytes: number } {
+    const first = indexInSegment(blocks[0] as LogicalBlock, segment);
+    const { offset, bytes } = segmentRange(this.#options.geometry, layer, first, blocks.length);
+    return { offset: segment.objectOffset + offset, bytes };
+  }
+
   async #read(read: RangeRead, totals: FetchTotals): Promise<void> {
     const { store, geometry, clock, getMsMax, onFailure } = this.#options;
     const wanted = read.blocks.filter((block) => block.refCount > 0 && !block.lost);
     if (wanted.length === 0) return;
-    const first = indexInSegment(read.blocks[0] as LogicalBlock, read.segment);
-    const range = segmentRange(geometry, read.layer, first, read.blocks.length);
     try {
       const object = await store.get(read.segment.objectKey, {
-        range: { offset: read.segment.objectOffset + range.offset, bytes: range.bytes },
+        range: this.#rangeOf(read),
         signal: clock.deadline(getMsMax),
       });
       if (!object) throw new Error("segment is not in the store");

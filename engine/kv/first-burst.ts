@@ -16,18 +16,26 @@ export interface BurstItem {
   layer: number;
 }
 
+/** What a burst reads. */
+export interface Burst {
+  /** Sinks and recent pages, in all layers. */
+  forced: BurstItem[];
+  /** Of each layer the hottest blocks, up to a limit of bytes. */
+  hot: BurstItem[];
+}
+
 /**
- * The burst of a turn whose first row is at `from`: sinks and recent pages in all layers, then of each layer the hottest blocks, up to
- * a limit of bytes. Only blocks below `blockEnd` for which `wants` says so. Empty for rows that attend to everything: those wait for all blocks.
+ * The burst of a turn whose first row is at `from`. Only blocks below `blockEnd` for which `wants` says so. Empty for rows that attend to
+ * everything: those wait for all blocks.
  */
 export function burstOf(
   sequence: Sequence,
   options: { from: number; blockEnd: number; geometry: KvGeometry; wants(item: BurstItem): boolean },
-): BurstItem[] {
+): Burst {
   const { from, blockEnd, geometry, wants } = options;
   const { policy, budgetTokens } = sequence.selection;
   const plan = from < budgetTokens ? undefined : policyNamed(policy).plan(budgetTokens);
-  if (plan === undefined || plan.kind === "dense") return [];
+  if (plan === undefined || plan.kind === "dense") return { forced: [], hot: [] };
   const { sinkEnd, recentStart } = pageRange(plan, { positionFirst: from, positionLast: from });
   const isForced = (index: number) => index * PAGES_PER_BLOCK < sinkEnd || (index + 1) * PAGES_PER_BLOCK > recentStart;
   const forced: BurstItem[] = [];
@@ -39,7 +47,7 @@ export function burstOf(
   const hot = hottestFirst(sequence.hotBlocks).filter(
     (item) => item.index < blockEnd && !isForced(item.index) && wants(item),
   );
-  return [...forced, ...hot.slice(0, Math.floor(LIMITS.hotBurstBytesMax / geometry.blockBytes))];
+  return { forced, hot: hot.slice(0, Math.floor(LIMITS.hotBurstBytesMax / geometry.blockBytes)) };
 }
 
 /** The hottest block of every layer before the next. */

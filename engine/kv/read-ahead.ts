@@ -62,6 +62,11 @@ export class ReadAhead implements Pick<PageStore, "get"> {
     };
   }
 
+  /** Whether a read of exactly this range is under way or waits for its place: whoever asks for it needs no place of its own. */
+  isBegun(objectKey: string, range: { offset: number; bytes: number }): boolean {
+    return this.#begun.has(nameOf(objectKey, range));
+  }
+
   /** A range that was begun, once; anything else is read from the store. @throws {StoreError} */
   get(objectKey: string, options: GetOptions = {}): Promise<StoreObject | undefined> {
     const name = options.range && nameOf(objectKey, options.range);

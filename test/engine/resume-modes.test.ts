@@ -73,6 +73,15 @@ describe("a session comes back", () => {
     },
   );
 
+  it("lazily, also where the store takes one call at a time", async () => {
+    const { store, session, expected } = await stored();
+    const engine = await openTestEngine({ store, settings: { storeConcurrency: 1 } });
+    engines.push(engine);
+    const { ids, usage } = await session.turn(engine, PROMPTS[1]!, { selection: { ...SELECTION, policy: "quest" } });
+    expect(ids).toHaveLength(expected.length);
+    expect(usage).toMatchObject({ recomputedTokens: 0, resume: { mode: "lazy" } });
+  });
+
   it("the engine's setting holds where the request says nothing, and is overruled where it does", async () => {
     const { store, session } = await stored();
     const { usage } = await session.turn(await open(store, "recompute"), PROMPTS[1]!);
