@@ -63,6 +63,13 @@ export const engineFlags = {
     fallback: "256",
     parse: parseInteger({ min: 0, max: 1_048_576 }),
   },
+  reserve: {
+    help: "what is set aside of the pool for a request: full (for the longest reply it allows) or prompt (more as it grows; a sequence may be suspended to host memory meanwhile)",
+    placeholder: "MODE",
+    env: "QUIRE_RESERVE",
+    fallback: "prompt",
+    parse: parseChoice(["full", "prompt"]),
+  },
   context: {
     help: "longest context in tokens; without it what the model was made for, or what half of the pool holds",
     placeholder: "TOKENS",

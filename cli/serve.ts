@@ -99,7 +99,7 @@ function openServer(
     publicUrl: values["public-url"],
     settings: {
       ...{ resume: values.resume, fillBytesPerS: values["fill-bytes"] },
-      hostPoolBytes: values["host-pool-mib"] * 2 ** 20,
+      ...{ hostPoolBytes: values["host-pool-mib"] * 2 ** 20, reserve: values.reserve },
       ...(values["degraded-budget"] === undefined ? {} : { degradedBudgetTokens: values["degraded-budget"] }),
       ...(values.pace === undefined ? {} : { paceTokensPerS: values.pace }),
     },

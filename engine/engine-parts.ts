@@ -33,6 +33,8 @@ export interface EngineParts {
 /** What the engine tells of itself. */
 export interface EngineStatus {
   runningCount: number;
+  /** Of these, suspended ones. */
+  preemptedCount: number;
   queuedCount: number;
   freeBlockCount: number;
   blockCount: number;
@@ -44,4 +46,15 @@ export interface EngineStatus {
   draining: boolean;
   /** What steps have told of their cost. */
   cost: Pick<CostModel, "typicalRowMs" | "rowMs">;
+}
+
+/** What is taken of the engine's memory. */
+export function memoryStatus({ cache, host, opens, runner }: EngineParts) {
+  return {
+    freeBlockCount: cache.unreservedCount,
+    blockCount: cache.capacity,
+    heldBlockCount: runner.pool.spec.blockCount - cache.freeDeviceBlockCount - cache.idleDeviceBlockCount,
+    heldSlotCount: opens.takenCount,
+    hostPool: { bytes: host.bytes, bytesMax: host.bytesMax, counts: host.counts },
+  };
 }

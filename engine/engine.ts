@@ -10,7 +10,7 @@ import { assert } from "../protocol/assert.ts";
 import { QuireError, toQuireError } from "../protocol/errors.ts";
 import type { GenerateRequest } from "../protocol/generate.ts";
 import { breatheAfter } from "./breathing.ts";
-import type { EngineParts, EngineStatus } from "./engine-parts.ts";
+import { type EngineParts, type EngineStatus, memoryStatus } from "./engine-parts.ts";
 import { replayableSpans, resolveSelection } from "./http/request-check.ts";
 import type { BlockLayer } from "./kv/block-fetcher.ts";
 import { parkTail } from "./kv/tail-parking.ts";
@@ -18,17 +18,18 @@ import { EngineMetrics } from "./metrics/engine-metrics.ts";
 import { type EngineObserver, Observers } from "./observer.ts";
 import { Admission } from "./schedule/admission.ts";
 import { CostModel } from "./schedule/cost-model.ts";
+import { Preemption } from "./schedule/preemption.ts";
 import { Speculation } from "./schedule/speculation.ts";
 import { addLoads } from "./schedule/step-load.ts";
 import { type PlannedPart, StepPlanner } from "./schedule/step-planner.ts";
 import { Tenants } from "./schedule/tenants.ts";
 import { WaitingQueue } from "./schedule/waiting-queue.ts";
-import { describeError, lateness } from "./sequence/endings.ts";
+import { describeError, lateness, leavesKv, outcomeOf, tellEnd } from "./sequence/endings.ts";
 import type { PlannedSlice } from "./sequence/planned-slice.ts";
 import { Residency } from "./sequence/residency.ts";
 import { collectChoice } from "./sequence/runs.ts";
 import { sampleParams, samplesOf, takeSample } from "./sequence/sampling.ts";
-import { blocksOf, Sequence, type SequenceSink } from "./sequence/sequence.ts";
+import { Sequence, type SequenceSink, startBlocksOf } from "./sequence/sequence.ts";
 import { commitSlice, discardSlice, fillTables, planSlice, rowNeeds } from "./sequence/slice-planner.ts";
 import { countMisses, countTraffic } from "./sequence/traffic.ts";
 import { RequestLog } from "./trace/request-log.ts";
@@ -52,6 +53,7 @@ export class Engine {
   readonly #planner: StepPlanner;
   readonly #admission: Admission;
   readonly #residency: Residency;
+  readonly #preemption: Preemption;
   readonly #observer: EngineObserver;
   /** What `/metrics` shows. */
   readonly metrics: EngineMetrics;
@@ -72,7 +74,7 @@ export class Engine {
 
   constructor(parts: EngineParts) {
     this.#parts = parts;
-    const { settings, cache, fetcher, supply, clock } = parts;
+    const { settings, cache, fetcher, supply, clock, opens } = parts;
     this.#queue = new WaitingQueue({
       ...{ tenants: this.#tenants, queueMax: settings.queueMax, runningMax: settings.runningMax },
       blocksMax: cache.capacity,
@@ -80,7 +82,7 @@ export class Engine {
     });
     this.#admission = new Admission({
       ...{ settings, queue: this.#queue, tenants: this.#tenants, cost: this.#cost, active: this.#active },
-      freeBlocks: () => cache.unreservedCount,
+      freeBlocks: () => (this.#preemption.suspendedCount > 0 ? 0 : cache.unreservedCount),
     });
     this.metrics = this.#openMetrics();
     this.#observer = new Observers([this.metrics, this.traces, new RequestLog(parts.log)]);
@@ -90,19 +92,20 @@ export class Engine {
       fail: (sequence, error) => this.#fail(sequence, error),
     });
     this.#planner = this.#openPlanner();
+    this.#preemption = new Preemption({
+      ...{ pool: parts.runner.pool, cache, opens, clock, tenants: this.#tenants, active: this.#active },
+      ...{ residency: this.#residency, observer: this.#observer },
+      dropStep: (sequence) => this.#dropSuspended(sequence),
+    });
     this.#loop = this.#run();
   }
 
   get status(): EngineStatus {
-    const { cache, host, opens, runner } = this.#parts;
     return {
       runningCount: this.#active.size,
+      preemptedCount: this.#preemption.suspendedCount,
       queuedCount: this.#queue.length,
-      freeBlockCount: cache.unreservedCount,
-      blockCount: cache.capacity,
-      heldBlockCount: runner.pool.spec.blockCount - cache.freeDeviceBlockCount - cache.idleDeviceBlockCount,
-      heldSlotCount: opens.takenCount,
-      hostPool: { bytes: host.bytes, bytesMax: host.bytesMax, counts: host.counts },
+      ...memoryStatus(this.#parts),
       draining: this.#draining,
       cost: this.#cost,
     };
@@ -132,12 +135,12 @@ export class Engine {
     if (this.#draining) throw new QuireError("shutting_down", "The engine is shutting down.", { retryAfterMs: 1000 });
     const { summaryKinds } = runner.pool.spec;
     const nowMs = clock.nowMs();
-    const waitMs = this.#admission.waitMs(request.namespace, blocksOf(request));
+    const waitMs = this.#admission.waitMs(request.namespace, startBlocksOf(request, settings.reserve));
     const asked = resolveSelection(request, summaryKinds, settings.calibration);
     const selection = this.#admission.underPressure(asked, waitMs);
     const checked = { ...request, spans: replayableSpans(request.spans, summaryKinds) };
     const { layerCount } = runner.config;
-    const sequence = new Sequence({ request: checked, selection, sink, layerCount, nowMs });
+    const sequence = new Sequence({ request: checked, selection, sink, layerCount, nowMs, reserve: settings.reserve });
     if (sequence.blocksMax > cache.capacity) {
       throw new QuireError(
         "context_length_exceeded",
@@ -218,14 +221,15 @@ export class Engine {
 
   /** As many as may run and find blocks, in the queue's order; a session's next turn waits until the one before has settled. Returns how many. */
   #admit(): number {
-    const { settings, cache, clock } = this.#parts;
+    const { settings, clock } = this.#parts;
     let count = 0;
-    const isFree = ({ sessionKey }: Sequence) => sessionKey === undefined || !this.#busySessions.has(sessionKey);
+    const ahead = this.#preemption.restore();
+    const isFree = ({ sessionKey, priority }: Sequence) =>
+      priority > (ahead?.priority ?? Number.NEGATIVE_INFINITY) && !this.#busySessions.has(sessionKey ?? "");
     while (this.#active.size < settings.runningMax) {
-      const sequence = this.#queue.next(clock.nowMs(), isFree, ({ blocksMax }) => cache.reserve(blocksMax));
+      const sequence = this.#queue.next(clock.nowMs(), isFree, (one) => this.#preemption.admit(one));
       if (!sequence) return count;
       count += 1;
-      sequence.reservedCount = sequence.blocksMax;
       this.#tenants.start(sequence.namespace, sequence.reservedCount, clock.nowMs());
       this.#active.add(sequence);
       if (sequence.sessionKey !== undefined) this.#busySessions.add(sequence.sessionKey);
@@ -253,6 +257,7 @@ export class Engine {
     const suspended = [...this.#active].find((sequence) => sequence.phase === "running" && sequence.suspended);
     const resumed = suspended !== undefined && (await this.#resume(suspended));
     const { clock } = this.#parts;
+    this.#preemption.secure();
     const parts = this.#planner.plan(this.#active, clock.nowMs());
     if (parts.length === 0) return resumed;
     const startMs = clock.nowMs();
@@ -444,7 +449,7 @@ export class Engine {
     try {
       this.#dropSuspended(sequence);
       await persister.copied(sequence);
-      if (sequence.error === undefined && sequence.generatedCount > 0) await persister.endTurn(sequence);
+      if (leavesKv(sequence)) await persister.endTurn(sequence);
       if (sequence.error === undefined) parkTail(sequence, opens);
     } catch (error) {
       log("persist.failed", { requestId: sequence.request.requestId, error: String(error) });
@@ -465,15 +470,12 @@ export class Engine {
   #conclude(sequence: Sequence): void {
     if (sequence.concluded) return;
     sequence.concluded = true;
-    const { sink, usage, finishReason, error: failure } = sequence;
+    const { usage } = sequence;
     const nowMs = this.#parts.clock.nowMs();
     usage.totalMs = nowMs - sequence.queuedAtMs;
-    const hasFailed = finishReason === undefined && failure !== undefined;
-    const reason = finishReason ?? "cancelled";
-    this.#observer.concluded(sequence, hasFailed ? toQuireError(failure).code : reason, nowMs);
+    this.#observer.concluded(sequence, outcomeOf(sequence), nowMs);
     try {
-      if (hasFailed) sink.failed(failure);
-      else sink.done(reason, usage, sequence.turnSpans());
+      tellEnd(sequence);
     } catch (error) {
       this.#parts.log("sink.failed", { requestId: sequence.request.requestId, error: String(error) });
     }

@@ -20,6 +20,10 @@ export interface EngineObserver {
   resumed(sequence: Sequence, nowMs: number): void;
   /** What streamed in behind a resumed turn is all there. */
   filled(sequence: Sequence, nowMs: number): void;
+  /** It was suspended: others need its memory. */
+  preempted(sequence: Sequence, nowMs: number): void;
+  /** It has memory again, and goes on as soon as its blocks are back. */
+  restored(sequence: Sequence, nowMs: number): void;
   /** A token was sampled; `previousMs`: when the one before was, 0 for the first. */
   token(sequence: Sequence, nowMs: number, previousMs: number): void;
   /** The terminal event was sent: a finish reason or an error code. */
@@ -59,6 +63,12 @@ export class Observers implements EngineObserver {
   }
   filled(sequence: Sequence, nowMs: number): void {
     for (const one of this.#all) one.filled(sequence, nowMs);
+  }
+  preempted(sequence: Sequence, nowMs: number): void {
+    for (const one of this.#all) one.preempted(sequence, nowMs);
+  }
+  restored(sequence: Sequence, nowMs: number): void {
+    for (const one of this.#all) one.restored(sequence, nowMs);
   }
   token(sequence: Sequence, nowMs: number, previousMs: number): void {
     for (const one of this.#all) one.token(sequence, nowMs, previousMs);

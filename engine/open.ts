@@ -51,7 +51,7 @@ export interface OpenedEngine {
 /** The runner's pool and the store belong to the engine from now on; closing them is still the caller's. */
 export function openEngine(options: OpenEngineOptions): OpenedEngine {
   const { runner, clock, log } = options;
-  const settings = withRoomForPrefill(options.settings, runner.rowsMax);
+  const settings = settled(options.settings, runner.rowsMax);
   const { hedgeShareMax, absentMs } = settings;
   const store = new HedgedStore(options.store, { clock, hedgeShareMax, absentMs });
   const { pool } = runner;
@@ -167,9 +167,13 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
   };
 }
 
-/** Fewer sequences than rows, by a query group: otherwise those that decode could take every row of every step. */
-function withRoomForPrefill(settings: EngineSettings, rowsMax: number): EngineSettings {
+/**
+ * Fewer sequences than rows, by a query group: otherwise those that decode could take every row of every step. Nobody is suspended without host
+ * memory to go to.
+ */
+function settled(settings: EngineSettings, rowsMax: number): EngineSettings {
   const rows = Math.min(settings.stepRowsMax, rowsMax);
   assert(rows >= PAGE_TOKENS, `a step takes at least ${PAGE_TOKENS} rows`);
-  return { ...settings, runningMax: Math.max(1, Math.min(settings.runningMax, rows - PAGE_TOKENS)) };
+  const reserve = settings.hostPoolBytes === 0 ? "full" : settings.reserve;
+  return { ...settings, reserve, runningMax: Math.max(1, Math.min(settings.runningMax, rows - PAGE_TOKENS)) };
 }

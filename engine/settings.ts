@@ -3,6 +3,12 @@ import type { Calibration } from "../models/selection/calibration.ts";
 import type { ResumeMode } from "../protocol/generate.ts";
 import { LIMITS } from "../protocol/limits.ts";
 
+/**
+ * What is set aside when a request is admitted: blocks for the longest it may become, or for its prompt, and more as it grows (then a sequence may be
+ * suspended while others need its memory).
+ */
+export type ReserveMode = "full" | "prompt";
+
 /** Limits and defaults of one engine. */
 export interface EngineSettings {
   /** Names the engine to the edge and in logs. */
@@ -48,6 +54,8 @@ export interface EngineSettings {
   missWaitMs: number;
   /** Host memory for blocks that left the device pool; taken as they leave. 0: they are found in the store, or computed again. */
   hostPoolBytes: number;
+  /** Without host memory `full`, whatever is said here. */
+  reserve: ReserveMode;
   storeGetMsMax: number;
   storePutMsMax: number;
   storeConcurrency: number;
@@ -76,6 +84,7 @@ export const ENGINE_DEFAULTS: Omit<EngineSettings, "engineId" | "modelId" | "con
   fillBytesPerS: 64 * 1024 * 1024,
   missWaitMs: 500,
   hostPoolBytes: 256 * 1024 * 1024,
+  reserve: "prompt",
   storeGetMsMax: LIMITS.storeGetMsMax,
   storePutMsMax: LIMITS.storePutMsMax,
   storeConcurrency: LIMITS.storeConcurrency,

@@ -100,10 +100,9 @@ export class Attacher {
   #fromMemory(sequence: Sequence): void {
     const { cache, opens } = this.#options;
     const limit = sequence.promptEnd - 1;
-    for (let index = 0; (index + 1) * BLOCK_TOKENS <= limit; index++) {
-      const block = cache.acquire(sequence.blockKey(index));
-      if (block) sequence.blocks[index] = block;
-    }
+    const keys: string[] = [];
+    while ((keys.length + 1) * BLOCK_TOKENS <= limit) keys.push(sequence.blockKey(keys.length));
+    for (const block of cache.acquireAll(keys)) sequence.blocks[block.index] = block;
     const index = Math.floor((sequence.nextPosition ?? 0) / BLOCK_TOKENS);
     claimTail(sequence, opens, { index, limit: limit - index * BLOCK_TOKENS });
   }

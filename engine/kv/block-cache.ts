@@ -150,6 +150,13 @@ export class BlockCache {
     return block;
   }
 
+  /** Those of a chain's blocks that {@link acquire} finds. Those on the device come first, so that none of them makes room for another. */
+  acquireAll(keys: readonly string[]): LogicalBlock[] {
+    const isOnDevice = (key: string) => (this.#published.get(key)?.summarySlot ?? NOT_RESIDENT) !== NOT_RESIDENT;
+    const inOrder = [...keys.filter(isOnDevice), ...keys.filter((key) => !isOnDevice(key))];
+    return inOrder.flatMap((key) => this.acquire(key) ?? []);
+  }
+
   /** One more reference to a block that is alive. */
   retain(block: LogicalBlock): void {
     if (block.refCount === 0) this.#idle.delete(block);

@@ -36,6 +36,7 @@ export class EngineMetrics implements EngineObserver {
   readonly #missedPages: Counter;
   readonly #drafted: Counter;
   readonly #waits: Counter;
+  readonly #preemptions: Counter;
   readonly #steps: Counter;
   readonly #queueSeconds: Histogram;
   readonly #firstTokenSeconds: Histogram;
@@ -68,6 +69,11 @@ export class EngineMetrics implements EngineObserver {
       "Tokens that were guessed (speculation), by outcome.",
     );
     this.#waits = registry.counter("quire_block_waits_total", "Times that a sequence waited for selected blocks.");
+    this.#preemptions = registry.counter(
+      "quire_preemptions_total",
+      "Times that a sequence was suspended because others needed its memory.",
+    );
+    this.#preemptions.add(0);
     this.#steps = registry.counter("quire_step_seconds_total", "Time spent in steps.");
     this.#queueSeconds = registry.histogram("quire_queue_seconds", "From arrival to admission.", SECONDS_LONG);
     this.#firstTokenSeconds = registry.histogram(
@@ -124,6 +130,12 @@ export class EngineMetrics implements EngineObserver {
 
   filled(): void {}
 
+  preempted(): void {
+    this.#preemptions.add(1);
+  }
+
+  restored(): void {}
+
   token({ usage }: Sequence, nowMs: number, previousMs: number): void {
     this.#completionTokens.add(1);
     if (previousMs === 0) this.#firstTokenSeconds.observe(usage.firstTokenMs / 1000);
@@ -174,6 +186,11 @@ export class EngineMetrics implements EngineObserver {
       "quire_pool_held_slots",
       "Open slots that sequences hold; what is left at idle has leaked.",
       () => of.status().heldSlotCount,
+    );
+    registry.gauge(
+      "quire_preempted_sequences",
+      "Running sequences that are suspended.",
+      () => of.status().preemptedCount,
     );
     hostPoolMetrics(registry, of);
     registry.gauge(

@@ -76,7 +76,7 @@ export class StepPlanner {
   /** The next step: empty when nobody can go on. Memory of its rows is taken. */
   plan(active: Iterable<Sequence>, nowMs: number): PlannedPart[] {
     const { tenants, settings } = this.#options;
-    const ready = [...active].filter((sequence) => sequence.phase === "running" && !sequence.suspended);
+    const ready = [...active].filter((one) => one.phase === "running" && !one.suspended && one.shortBlocks <= 0);
     const prompts = ready.filter((sequence) => !isDecoding(sequence));
     prompts.sort((a, b) => tenants.servedMs(a.namespace) - tenants.servedMs(b.namespace) || b.priority - a.priority);
     const decoding = ready.filter(isDecoding);

@@ -72,6 +72,11 @@ export class Tenants {
     account.reservedBlocks += blocks;
   }
 
+  /** A running request got so many blocks more, or gave them back. */
+  reserve(namespace: string, blocks: number): void {
+    this.#of(namespace).reservedBlocks += blocks;
+  }
+
   /** A running request gave its blocks back. */
   finish(namespace: string, blocks: number): void {
     const account = this.#of(namespace);

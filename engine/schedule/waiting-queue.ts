@@ -127,7 +127,7 @@ export class WaitingQueue {
     const { namespace } = sequence;
     const running = tenants.runningCount(namespace);
     if (running === 0 || !tenants.hasCompany(namespace, nowMs)) return true;
-    const blocks = tenants.reservedBlocks(namespace) + sequence.blocksMax;
+    const blocks = tenants.reservedBlocks(namespace) + sequence.startBlocks;
     return running < Math.ceil(runningMax * (1 - LEFT_SHARE)) && blocks <= blocksMax * (1 - LEFT_SHARE);
   }
 

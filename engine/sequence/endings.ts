@@ -1,5 +1,5 @@
 /** Why sequences end before their time. */
-import { QuireError } from "../../protocol/errors.ts";
+import { QuireError, toQuireError } from "../../protocol/errors.ts";
 import type { Sequence } from "./sequence.ts";
 
 /** The deadline that a request has missed, if any. */
@@ -9,6 +9,27 @@ export function lateness(sequence: Sequence, nowMs: number, turnMsMax: number): 
   if (sequence.started || nowMs <= sequence.firstTokenDueMs) return undefined;
   const waitedMs = Math.round(sequence.firstTokenDueMs - sequence.queuedAtMs);
   return new QuireError("deadline_exceeded", `No token came within the ${waitedMs} ms that the request allows.`);
+}
+
+/** Whether a turn that is over has KV on the device that the next one can use. A suspended one's is left to be computed from the log. */
+export function leavesKv({ error, generatedCount, isParked }: Sequence): boolean {
+  return error === undefined && generatedCount > 0 && !isParked;
+}
+
+/** Its finish reason, or the code of the error that ended it. */
+export function outcomeOf(sequence: Sequence): string {
+  return hasFailed(sequence) ? toQuireError(sequence.error).code : (sequence.finishReason ?? "cancelled");
+}
+
+/** Sends the terminal event. @throws whatever the sink does */
+export function tellEnd(sequence: Sequence): void {
+  const { sink, finishReason, usage } = sequence;
+  if (hasFailed(sequence)) sink.failed(sequence.error);
+  else sink.done(finishReason ?? "cancelled", usage, sequence.turnSpans());
+}
+
+function hasFailed({ finishReason, error }: Sequence): boolean {
+  return finishReason === undefined && error !== undefined;
 }
 
 /** An error with its place, for the log. */

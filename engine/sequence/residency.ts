@@ -38,6 +38,13 @@ export class Residency {
     this.#waitFor(sequence, this.fetch(sequence, wanted, "demand"));
   }
 
+  /** A suspended sequence goes on when what of it is in host memory is on the device again. */
+  promote(sequence: Sequence): void {
+    const blocks = sequence.blocks.filter((block) => block !== undefined);
+    this.#waitFor(sequence, this.#options.fetcher.promote(blocks));
+    if (sequence.started) void this.fillRest(sequence);
+  }
+
   /** What rows need before they can run (`rowNeeds`): summaries where their plan scores pages, else the blocks themselves. */
   bring(sequence: Sequence, rows: RowRange, blocks: readonly LogicalBlock[]): void {
     const kind = scoredKind(rows.plan);

@@ -4,7 +4,7 @@
  * first token without KV, so a lost span is filled by the same code that prefills a prompt.
  */
 import { randomBytes } from "node:crypto";
-import { BLOCK_TOKENS } from "../../kernels/contract.ts";
+import { BLOCK_TOKENS, NOT_RESIDENT } from "../../kernels/contract.ts";
 import type { Checkpoint } from "../../models/contract.ts";
 import { assert } from "../../protocol/assert.ts";
 import type {
@@ -21,6 +21,7 @@ import type { BlockCache, LogicalBlock } from "../kv/block-cache.ts";
 import { CHAIN_ROOT, extendChain } from "../kv/chain.ts";
 import type { OpenBlock, OpenBlocks } from "../kv/open-blocks.ts";
 import { DENSE, formatHow, SpanList } from "../kv/provenance.ts";
+import type { ReserveMode } from "../settings.ts";
 import { BlockHeat } from "./block-heat.ts";
 import type { PlannedSlice } from "./planned-slice.ts";
 import type { RunChoice } from "./runs.ts";
@@ -34,10 +35,20 @@ export interface SequenceSink {
 }
 
 /**
- * queued -> attaching (finding KV) -> running <-> waiting (for blocks) -> settling (persisting what the turn left) -> ended.
- * Any of them can go to ended by an abort.
+ * queued -> attaching (finding KV) -> running <-> waiting (for blocks) -> settling (persisting what the turn left) -> ended; running ->
+ * preempted (its memory is others') -> waiting. Any of them can go to ended by an abort.
  */
-export type Phase = "queued" | "attaching" | "running" | "waiting" | "settling" | "ended";
+export type Phase = "queued" | "attaching" | "running" | "waiting" | "preempted" | "settling" | "ended";
+
+/** An open block of a suspended sequence: its slot is others'. */
+export interface SavedOpen {
+  tokenCount: number;
+  /** Charged to the host pool. */
+  hostBytes: number;
+  /** As `KvPool.readOpen` gave them; undefined where that failed. */
+  bytes: Uint8Array | undefined;
+  isPending: boolean;
+}
 
 /** A step that was recorded and found blocks missing: it goes on from the checkpoint, or is dropped. */
 export interface SuspendedStep {
@@ -65,6 +76,8 @@ export interface SequenceOptions {
   sink: SequenceSink;
   layerCount: number;
   nowMs: number;
+  /** Blocks that are set aside when it is admitted: for all that it can come to need (default), or for its prompt. */
+  reserve?: ReserveMode;
 }
 
 /** State only; the engine drives it. */
@@ -88,8 +101,15 @@ export class Sequence {
   finishReason: FinishReason | undefined;
   tokenCount: number;
   generatedCount = 0;
-  /** Logical blocks reserved in the cache. */
+  /** Logical blocks to be reserved when it is admitted, and those reserved in the cache now. */
+  readonly startBlocks: number;
   reservedCount = 0;
+  /** The how-many-th that was admitted. */
+  admittedOrder = 0;
+  /** How often it was suspended; while it is, its references are parked and its open blocks saved. */
+  preemptedCount = 0;
+  isParked = false;
+  readonly savedOpens = new Map<number, SavedOpen>();
   /** True once the first token was sampled. */
   started = false;
   /** Default mode: until then, the prompt's steps wait for missing pages. */
@@ -127,6 +147,7 @@ export class Sequence {
     const prompt = bytesToIds(request.tokens);
     this.promptEnd = prompt.length;
     this.replyStart = request.replyStart ?? prompt.length;
+    this.startBlocks = startBlocksOf(request, options.reserve ?? "full");
     this.tokenCount = prompt.length;
     this.#ids = new Uint32Array(prompt.length + request.maxTokens);
     this.#ids.set(prompt);
@@ -166,6 +187,11 @@ export class Sequence {
   /** Most logical blocks this request can come to hold. */
   get blocksMax(): number {
     return blocksOf(this.request);
+  }
+
+  /** Blocks that its tokens fill and that are not reserved: without them it cannot be in a step. */
+  get shortBlocks(): number {
+    return Math.floor(this.tokenCount / BLOCK_TOKENS) - this.reservedCount;
   }
 
   /** The ids so far, prompt and reply; a view. */
@@ -262,20 +288,54 @@ export class Sequence {
   releaseAll(cache: BlockCache, opens: OpenBlocks): void {
     for (let index = this.blocks.length - 1; index >= 0; index--) {
       const block = this.blocks[index];
-      if (block) this.#letGo(cache, block);
+      if (block && this.isParked) cache.dropParked(block);
+      else if (block) this.#letGo(cache, block);
     }
     this.blocks.length = 0;
     for (const open of this.opens.values()) opens.give(open.slot);
     this.opens.clear();
+    this.forgetSaved(cache);
     cache.unreserve(this.reservedCount);
     this.reservedCount = 0;
   }
 
-  /** What eviction goes by is written down with it. */
+  /** Its blocks may leave the device, deepest first. */
+  park(cache: BlockCache): void {
+    for (const block of this.blocks.toReversed()) {
+      if (!block) continue;
+      this.#noteWorth(block);
+      cache.park(block);
+    }
+    this.isParked = true;
+  }
+
+  /** Takes its blocks up again, those on the device first, so that none of them makes room for another; lost ones are gaps. */
+  unpark(cache: BlockCache): void {
+    this.isParked = false;
+    const isOnDevice = (block: LogicalBlock) => block.summarySlot !== NOT_RESIDENT;
+    const held = this.blocks.filter((block) => block !== undefined);
+    for (const block of [...held.filter(isOnDevice), ...held.filter((block) => !isOnDevice(block))]) {
+      if (cache.unpark(block)) continue;
+      this.blocks[block.index] = undefined;
+      this.#uncountReused(block.index);
+    }
+  }
+
+  /** Gives back what its saved open blocks take. */
+  forgetSaved(cache: BlockCache): void {
+    for (const { hostBytes } of this.savedOpens.values()) cache.unchargeHost(hostBytes);
+    this.savedOpens.clear();
+  }
+
   #letGo(cache: BlockCache, block: LogicalBlock): void {
+    this.#noteWorth(block);
+    cache.release(block);
+  }
+
+  /** What eviction goes by. */
+  #noteWorth(block: LogicalBlock): void {
     block.priority = Math.max(block.priority, this.priority);
     block.heat = this.heat.of(block.index);
-    cache.release(block);
   }
 
   #firstPromptHow(): string {
@@ -292,6 +352,13 @@ export class Sequence {
     const previous = this.chain(Math.floor(from / BLOCK_TOKENS) - 1);
     return extendChain(previous, this.#ids.subarray(from, to), this.spans.describe(from, to));
   }
+}
+
+/** Blocks that are set aside when a request is admitted: in mode `prompt` those of its prompt and the next one. */
+export function startBlocksOf(request: GenerateRequest, reserve: ReserveMode): number {
+  const blocksMax = blocksOf(request);
+  const promptBlocks = Math.floor(request.tokens.byteLength / 4 / BLOCK_TOKENS);
+  return reserve === "full" ? blocksMax : Math.min(blocksMax, promptBlocks + 1);
 }
 
 /** Most logical blocks that a request can come to hold. */

@@ -31,6 +31,8 @@ export class RequestLog implements EngineObserver {
   missed(): void {}
   resumed(): void {}
   filled(): void {}
+  preempted(): void {}
+  restored(): void {}
   token(): void {}
   settled(): void {}
 }

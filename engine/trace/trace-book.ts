@@ -119,6 +119,19 @@ export class TraceBook implements EngineObserver {
     this.#add(sequence, nowMs, "filled", { bytes: bytesFetched, pages: pagesFetched });
   }
 
+  preempted(sequence: Sequence, nowMs: number): void {
+    const trace = this.#of(sequence);
+    if (!trace) return;
+    this.#endRun(trace);
+    const { blocks, preemptedCount } = sequence;
+    add(trace, nowMs, "preempted", { blocks: blocks.length, times: preemptedCount });
+  }
+
+  restored(sequence: Sequence, nowMs: number): void {
+    const { blocks, reservedCount } = sequence;
+    this.#add(sequence, nowMs, "restored", { blocks: blocks.length, reserved: reservedCount });
+  }
+
   token(sequence: Sequence, nowMs: number, previousMs: number): void {
     const trace = this.#of(sequence);
     if (!trace) return;

@@ -14,7 +14,7 @@ export interface Mutant {
 /** Seeds within which every mutant is caught. */
 export const MUTANT_SEEDS_MAX = 300;
 
-/** Checksums, digests, chains, conditions, names, recomputing. */
+/** Checksums, digests, chains, conditions, names, recomputing, what a suspended sequence left. */
 export const MUTANTS: readonly Mutant[] = [
   {
     name: "block-checksum",
@@ -86,5 +86,19 @@ export const MUTANTS: readonly Mutant[] = [
     find: "for (const block of wanted) this.#lose(block);",
     replace:
       "for (const block of wanted) if (block.deviceBlocks[read.layer] === NOT_RESIDENT) this.#options.cache.allocateLayer(block, read.layer);",
+  },
+  {
+    name: "open-block",
+    what: "a suspended sequence gets any open block back instead of its own",
+    file: "engine/schedule/preemption.ts",
+    find: "pool.writeOpen(slot, saved.tokenCount, saved.bytes);",
+    replace: "pool.writeOpen(slot, saved.tokenCount, new Uint8Array(saved.bytes.length));",
+  },
+  {
+    name: "host-bytes",
+    what: "a block comes back from host memory without its bytes",
+    file: "engine/kv/block-fetcher.ts",
+    find: "pool.writeBlock(cache.allocateLayer(block, layer), bytes);",
+    replace: "pool.writeBlock(cache.allocateLayer(block, layer), new Uint8Array(bytes.length));",
   },
 ];

@@ -50,6 +50,7 @@ export interface SimReport {
   collections: number;
   storeTokens: number;
   hostTokens: number;
+  preemptions: number;
   recomputedTokens: number;
   faults: number;
   /** Simulated. */
@@ -77,7 +78,10 @@ const LOGS_MAX = 4;
 /** Twins there are over a life: logs, forks, and logs that followed others. */
 const TWINS_MAX = 16;
 /** Just what one turn can come to hold: blocks of other conversations leave the device. */
-const ENGINE_BLOCKS = 8;
+const ENGINE_BLOCKS = 9;
+const CROWDED_SHARE = 0.35;
+/** Replies that fill blocks of their own. */
+const LONG_TOKENS = 130;
 const HOST_BYTES = [0, 12 * 1024, 256 * 1024];
 /** Far more than any life has. */
 const EVENTS_MAX = 100_000;
@@ -140,6 +144,7 @@ class World {
     collections: 0,
     storeTokens: 0,
     hostTokens: 0,
+    preemptions: 0,
     recomputedTokens: 0,
     faults: 0,
     totalMs: 0,
@@ -150,9 +155,11 @@ class World {
   readonly #chooseTier: () => number;
   readonly #store: SimStore;
   readonly #engines: SimEngine[] = [];
+  readonly #preemptions = new Map<SimEngine, number>();
   readonly #logs: Log[] = [];
   #twins: TranscriptTwin[] = [];
   #round = 0;
+  #isCrowded = false;
   #requestCount = 0;
   #closeTwins: (() => void) | undefined;
   /** Noticed where nothing can be thrown. */
@@ -207,6 +214,9 @@ class World {
     else if (calm < 0.4) await this.#time.sleep(IDLE_MS);
     if (this.#chooseTier() < 0.4) for (const { opened } of this.#engines) opened.demoteIdle();
     const chosen = new Set(Array.from({ length: 1 + Math.floor(this.#next() * 3) }, () => this.#pick(this.#logs)));
+    // Now and then everybody comes to one engine, with long replies: they outgrow its pool together.
+    this.#isCrowded = this.#chooseTier() < CROWDED_SHARE;
+    if (this.#isCrowded) for (const log of this.#logs) chosen.add(log);
     const troubles = this.#next() < 0.7 ? [this.#trouble()] : [];
     await Promise.all([...[...chosen].map((log) => this.#turn(log)), ...troubles]);
     for (const engine of this.#engines) await this.#nothingHeld(engine);
@@ -239,6 +249,7 @@ class World {
    */
   async #heal(): Promise<void> {
     this.#store.rates = {};
+    this.#isCrowded = false;
     this.report.faults = Object.values(this.#store.counts).reduce((sum, count) => sum + count, 0);
     await this.#time.sleep(IDLE_MS);
     for (const engine of this.#engines.splice(0)) {
@@ -290,7 +301,8 @@ class World {
     // Only a longer context has pages that no first burst brings, so that default mode can miss some.
     const first = log.selection.exact ? 60 + 90 * this.#next() : 230 + 60 * this.#next();
     const prompt = this.#randomIds(log.ids.length === 0 ? first : 1 + 40 * this.#next());
-    const fields = this.#request(log, prompt, 1 + Math.floor(this.#next() * 8));
+    const short = 1 + Math.floor(this.#next() * 8);
+    const fields = this.#request(log, prompt, this.#isCrowded ? short + LONG_TOKENS : short);
     const abortAfterMs = !calm && this.#next() < 0.2 ? this.#next() * 60 : undefined;
     const twice = !calm && abortAfterMs === undefined && this.#engines.length > 1 && this.#next() < 0.15;
     const serving = [this.#serve(fields, abortAfterMs)];
@@ -315,7 +327,8 @@ class World {
     const received: Received = { ids: [], logprobs: [] };
     const promptCount = fields.tokens.byteLength / 4;
     for (let attempt = 0; attempt < 10; attempt++) {
-      const engine = this.#engines.length > 0 ? this.#pick(this.#engines) : await this.#openEngine();
+      const choices = this.#isCrowded ? this.#engines.slice(0, 1) : this.#engines;
+      const engine = choices.length > 0 ? this.#pick(choices) : await this.#openEngine();
       // The terminal event tells how tokens were computed: where only that was lost, the last token is asked for again.
       if (received.ids.length === fields.maxTokens) {
         received.ids.pop();
@@ -454,6 +467,7 @@ class World {
       // Patience of default mode: long enough for most reads, or for none. Host memory: none, for some blocks, for all.
       settings: {
         missWaitMs: this.#next() < 0.5 ? 500 : 0,
+        reserve: this.#chooseTier() < 0.8 ? "prompt" : "full",
         hostPoolBytes: HOST_BYTES[Math.floor(this.#chooseTier() * HOST_BYTES.length)] as number,
       },
     });
@@ -470,7 +484,10 @@ class World {
       await this.#time.sleep(50);
     }
     if (engine.dead) return;
-    const { heldBlockCount, heldSlotCount, freeBlockCount, blockCount } = inner.status;
+    const { heldBlockCount, heldSlotCount, freeBlockCount, blockCount, hostPool } = inner.status;
+    this.#expect(hostPool.bytes <= hostPool.bytesMax, "host memory is bounded");
+    this.#preemptions.set(engine, Number(/quire_preemptions_total (\d+)/.exec(inner.metrics.expose())?.[1]));
+    this.report.preemptions = [...this.#preemptions.values()].reduce((sum, count) => sum + count, 0);
     this.#expect(
       heldBlockCount === 0 && heldSlotCount === 0 && freeBlockCount === blockCount,
       `an idle engine holds memory: ${JSON.stringify(inner.status)}`,
