@@ -77,6 +77,8 @@ describe("a session comes back", () => {
     const { store, session, expected } = await stored();
     const engine = await openTestEngine({ store, settings: { storeConcurrency: 1 } });
     engines.push(engine);
+    // Slow enough that what was begun ahead still waits for its place when it is asked for.
+    store.readMs = 4;
     const { ids, usage } = await session.turn(engine, PROMPTS[1]!, { selection: { ...SELECTION, policy: "quest" } });
     expect(ids).toHaveLength(expected.length);
     expect(usage).toMatchObject({ recomputedTokens: 0, resume: { mode: "lazy" } });
