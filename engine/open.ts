@@ -5,7 +5,7 @@ import type { ModelRunner } from "../models/contract.ts";
 import { assert } from "../protocol/assert.ts";
 import type { PageStore } from "../storage/contract.ts";
 import { kvGeometry } from "../storage/geometry.ts";
-import { HedgedStore } from "../storage/hedged-store.ts";
+import { HedgedStore } from "../storage/hedged-reads.ts";
 import { Engine } from "./engine.ts";
 import type { EngineParts } from "./engine-parts.ts";
 import { Attacher } from "./kv/attacher.ts";

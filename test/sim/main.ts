@@ -7,7 +7,8 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { MUTANT_SEEDS_MAX, MUTANTS } from "./mutants.ts";
-import { SimFailure, type SimReport, simulate } from "./world.ts";
+import { SimFailure, type SimReport } from "./report.ts";
+import { simulate } from "./world.ts";
 
 const { values } = parseArgs({
   options: {

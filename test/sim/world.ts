@@ -14,6 +14,7 @@ import { decodeManifest, type Manifest } from "../../storage/manifest.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
 import { uniform } from "../engine/tiny-model.ts";
 import { cutLog, forkLog, type Log, turnRequest } from "./log.ts";
+import { SimFailure, type SimReport } from "./report.ts";
 import { openSimRunner, SIM_CONFIG, SimEngine } from "./sim-engine.ts";
 import { type SimChange, type SimFaults, SimStore } from "./sim-store.ts";
 import { TranscriptTwin } from "./transcript-twin.ts";
@@ -34,33 +35,6 @@ export const SIM_RATES: SimFaults = {
   staleRead: 0.05,
   staleList: 0.1,
 };
-
-/** What one life saw. */
-export interface SimReport {
-  turns: number;
-  /** Compared with the twin, to the bit. */
-  compared: number;
-  /** Of default mode, after a page was missing: nothing to compare with. */
-  approximate: number;
-  aborted: number;
-  kills: number;
-  /** Turns that another engine took over. */
-  failovers: number;
-  duplicates: number;
-  collections: number;
-  storeTokens: number;
-  hostTokens: number;
-  preemptions: number;
-  recomputedTokens: number;
-  faults: number;
-  /** Simulated. */
-  totalMs: number;
-}
-
-/** A violated invariant; the message ends with how to see it again. */
-export class SimFailure extends Error {
-  override readonly name = "SimFailure";
-}
 
 const SELECTIONS: readonly SelectionRequest[] = [
   { policy: "dense", budgetTokens: 0, exact: true },

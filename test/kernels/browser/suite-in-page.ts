@@ -9,7 +9,6 @@ type Body = (...row: unknown[]) => unknown;
 
 interface Scope {
   name: string;
-  parent: Scope | undefined;
   before: Hook[];
   after: Hook[];
   children: (Scope | Test)[];
@@ -29,17 +28,18 @@ export interface TestOutcome {
   error?: string;
 }
 
-let scope: Scope = newScope("", undefined);
-const root = scope;
+const root = newScope("");
+/** The suites around what is being described, the innermost last. */
+const open = [root];
 
 /** As vitest's, with `each`. */
 export const describe = Object.assign(
   (name: string, body: Hook): void => {
-    const outer = scope;
-    scope = newScope(name, outer);
-    outer.children.push(scope);
+    const scope = newScope(name);
+    innermost().children.push(scope);
+    open.push(scope);
     body();
-    scope = outer;
+    open.pop();
   },
   { each: (rows: readonly unknown[]) => (name: string, body: Body) => forEachRow(rows, name, body, describe) },
 );
@@ -47,19 +47,19 @@ export const describe = Object.assign(
 /** As vitest's, with `each`. */
 export const it = Object.assign(
   (name: string, body: () => unknown): void => {
-    scope.children.push({ name, body });
+    innermost().children.push({ name, body });
   },
   { each: (rows: readonly unknown[]) => (name: string, body: Body) => forEachRow(rows, name, body, it) },
 );
 
 /** As vitest's. */
 export function beforeAll(hook: Hook): void {
-  scope.before.push(hook);
+  innermost().before.push(hook);
 }
 
 /** As vitest's. */
 export function afterAll(hook: Hook): void {
-  scope.after.push(hook);
+  innermost().after.push(hook);
 }
 
 /** The suite's only use of it marks tests for the summary of `npm test`, which a page has not. */
@@ -94,8 +94,12 @@ async function runScope(
   for (const hook of after) await hook();
 }
 
-function newScope(name: string, parent: Scope | undefined): Scope {
-  return { name, parent, before: [], after: [], children: [] };
+function newScope(name: string): Scope {
+  return { name, before: [], after: [], children: [] };
+}
+
+function innermost(): Scope {
+  return open.at(-1) ?? root;
 }
 
 function forEachRow(

@@ -2,7 +2,7 @@ import { describe, expect, it } from "vitest";
 import { systemClock } from "../../engine/settings.ts";
 import type { GetOptions, StoreObject } from "../../storage/contract.ts";
 import { StoreError } from "../../storage/contract.ts";
-import { HedgedStore } from "../../storage/hedged-store.ts";
+import { HedgedStore } from "../../storage/hedged-reads.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
 import { ReadTimes } from "../../storage/read-times.ts";
 import { VirtualProcess, VirtualTime } from "../sim/virtual-time.ts";

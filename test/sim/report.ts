@@ -1,0 +1,26 @@
+/** What one life saw. */
+export interface SimReport {
+  turns: number;
+  /** Compared with the twin, to the bit. */
+  compared: number;
+  /** Of default mode, after a page was missing: nothing to compare with. */
+  approximate: number;
+  aborted: number;
+  kills: number;
+  /** Turns that another engine took over. */
+  failovers: number;
+  duplicates: number;
+  collections: number;
+  storeTokens: number;
+  hostTokens: number;
+  preemptions: number;
+  recomputedTokens: number;
+  faults: number;
+  /** Simulated. */
+  totalMs: number;
+}
+
+/** A violated invariant; the message ends with how to see it again. */
+export class SimFailure extends Error {
+  override readonly name = "SimFailure";
+}
