@@ -15,6 +15,7 @@ const inspectFlags = {
   weights: engineFlags.weights,
   kv: engineFlags.kv,
   summaries: engineFlags.summaries,
+  "host-pool-mib": engineFlags["host-pool-mib"],
   memory: {
     help: "a memory size to fit the longest context into; without it a few usual ones",
     placeholder: "BYTES",
@@ -52,6 +53,8 @@ async function inspect(path: string, values: InspectValues) {
   const memoryBytes = values.memory === undefined ? usualMemoryBytes : [values.memory];
   const kv = { encoding: values.kv, summaryKinds };
   const settings = { config, weights: values.weights, kv: values.kv, summaryKinds };
+  const costs = modelCosts({ ...settings, memoryBytes });
+  const hostPoolBytes = values["host-pool-mib"] * 2 ** 20;
   return {
     model: resolve(path),
     format,
@@ -64,7 +67,10 @@ async function inspect(path: string, values: InspectValues) {
     segmentBytes: segmentBytes(kvGeometry({ layerCount, kvHeadCount, headDim, ...kv })),
     /** The longest context on the CPU device, however much memory the machine has. */
     cpuContextTokensMax: modelCosts({ ...settings, memoryBytes: [HEAP_BYTES_MAX] }).fits[0]!.contextTokensMax,
-    ...modelCosts({ ...settings, memoryBytes }),
+    hostPoolBytes,
+    /** Tokens that left the page pool and are still found in host memory, of all conversations together. */
+    hostPoolTokens: Math.floor(hostPoolBytes / (costs.kvTokenBytes + costs.summaryTokenBytes)),
+    ...costs,
   };
 }
 
@@ -87,6 +93,10 @@ function describe(report: Report): string {
       `${size(report.kvTokenBytes)} in ${report.kv} (open block: ${size(report.kvOpenTokenBytes)} in f32)`,
     ],
     ["its summaries", `${size(report.summaryTokenBytes)} (${report.summaryKinds.join(", ")})`],
+    [
+      "host memory",
+      `${report.hostPoolTokens} tokens behind the pool in ${size(report.hostPoolBytes)} (--host-pool-mib)`,
+    ],
     ["a segment", `${size(report.segmentBytes)} in the store for 256 tokens`],
   ];
   const width = Math.max(...rows.map(([name]) => name.length)) + 2;

@@ -15,6 +15,9 @@ describe("quire inspect", () => {
     // 4 layers, 2 KV heads of 32.
     expect(report.kvTokenBytes).toBe(4 * 2 * (32 + 32 + 2 + 4));
     expect(report.summaryTokenBytes).toBe((2 * 4 * 2 * 2 * (32 + 4)) / 16);
+    // Its default.
+    expect(report.hostPoolBytes).toBe(256 * 2 ** 20);
+    expect(report.hostPoolTokens).toBe(Math.floor((256 * 2 ** 20) / (4 * 2 * (32 + 32 + 2 + 4) + 72)));
     expect(report.segmentBytes).toBeGreaterThan(256 * report.kvTokenBytes);
     expect(report.segmentBytes).toBeLessThan(256 * report.kvTokenBytes + 1024);
     expect(report.cpuContextTokensMax).toBe(32768);
@@ -27,6 +30,7 @@ describe("quire inspect", () => {
     expect(stdout).toMatch(/architecture +qwen2: .*4 query heads per KV head; biases of Q, K and V; .*yarn by 4/);
     expect(stdout).toMatch(/context +256 tokens/);
     expect(stdout).toMatch(/a token's KV +128 B in f32/);
+    expect(stdout).toMatch(/host memory +\d+ tokens behind the pool in 256 MiB/);
   });
 
   it.each([
