@@ -22,7 +22,7 @@ import type { Tenants } from "./tenants.ts";
  * Of a step's time, what the decodes of greedy tenants take together; one row at least: while another tenant's prompt waits, while only prompts of
  * their own do, and while none does.
  */
-const GREEDY_SHARE = { othersWait: 1 / 4, ownWait: 2 / 3, noneWaits: 1 } as const;
+const GREEDY_SHARE = { othersWait: 1 / 8, ownWait: 2 / 3, noneWaits: 1 } as const;
 /**
  * While tenants share the engine, steps are planned to take so long at most, or so many times one of a single row: who comes waits for the step
  * under way. Tenants share it while others have work, or had some within this time.

@@ -41,7 +41,7 @@ describe("steps while tenants share the engine", SIMULATION_TIMEOUT, () => {
     expect(percentile(later, 50)).toBeGreaterThan(45);
     // They take turns, and nobody is forgotten.
     expect(turns.map(({ tokensMs }) => tokensMs.length)).toEqual(Array.from({ length: 24 }, () => 900));
-    expect(Math.max(...turns.flatMap(({ tokensMs }) => gaps(tokensMs)))).toBeLessThan(150);
+    expect(Math.max(...turns.flatMap(({ tokensMs }) => gaps(tokensMs)))).toBeLessThan(250);
   });
 });
 
