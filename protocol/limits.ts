@@ -25,6 +25,8 @@ export const LIMITS = {
   frameBytesMax: 16 * 1024 * 1024,
   /** Token ids of one log row in the session log's SQLite. */
   logRowIdsMax: 65_536,
+  /** Rendered text that a session keeps in memory between two turns. */
+  renderMemoryCharsMax: 256 * 1024,
   /** Requests waiting in one engine before it answers 429. */
   engineQueueMax: 64,
   /** A client that is refused is told to come back within this, and at most so many of one tenant have a place kept for them. */

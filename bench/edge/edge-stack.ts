@@ -9,6 +9,7 @@ import type { EngineHeartbeat } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { startWorkerd } from "../workerd.ts";
 import type { EngineThreadData } from "./engine-thread.ts";
+import { workerdConfig } from "./workerd-config.ts";
 
 /** What the engine says. */
 export interface EdgeStackOptions {
@@ -33,36 +34,18 @@ const model = "house-0";
 /** The letter "a" to house-0, whose tokens are bytes. */
 const tokenId = 97;
 const modelFiles = ["tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"];
-const classes = ["SessionLog", "Fleet", "TenantIndex", "KeyRing", "TenantLimiter"];
-const bindingName = (className: string): string => className.replaceAll(/(?<=[a-z])[A-Z]/g, "_$&").toUpperCase();
 
 /** Configuration of the whole edge in a bare workerd; its texts lie beside it (`keys.json`, `engine-key`, `limits.json`, `model.json`). */
-export const edgeConfig = `using Workerd = import "/workerd/workerd.capnp";
-const config :Workerd.Config = (
-  services = [
-    (name = "main", worker = (
-      modules = [(name = "worker.js", esModule = embed "worker.js")],
-      compatibilityDate = "2026-10-01",
-      compatibilityFlags = ["enable_request_signal"],
-      bindings = [
-        (name = "QUIRE_API_KEYS", text = embed "keys.json"),
-        (name = "QUIRE_ENGINE_KEY", text = embed "engine-key"),
-        (name = "QUIRE_TENANT_SALT", text = "salt"),
-        (name = "QUIRE_LIMITS", text = embed "limits.json"),
-        (name = "MODEL_FILES", text = embed "model.json"),
-${classes.map((name) => `        (name = "${bindingName(name)}", durableObjectNamespace = "${name}"),`).join("\n")}
-      ],
-      durableObjectNamespaces = [
-${classes.map((name) => `        (className = "${name}", uniqueKey = "${name}", enableSql = true),`).join("\n")}
-      ],
-      durableObjectStorage = (localDisk = "disk"),
-    )),
-    (name = "disk", disk = (path = "disk", writable = true)),
-    (name = "internet", network = (allow = ["public", "private"])),
-  ],
-  sockets = [(name = "http", address = "127.0.0.1:0", http = (), service = "main")],
-);
-`;
+export const edgeConfig = workerdConfig({
+  texts: {
+    QUIRE_API_KEYS: { file: "keys.json" },
+    QUIRE_ENGINE_KEY: { file: "engine-key" },
+    QUIRE_TENANT_SALT: "salt",
+    QUIRE_LIMITS: { file: "limits.json" },
+    MODEL_FILES: { file: "model.json" },
+  },
+  classes: ["SessionLog", "Fleet", "TenantIndex", "KeyRing", "TenantLimiter"],
+});
 
 /** Starts both and waits until the edge knows the engine. @throws {Error} when it does not; nothing is left then. */
 export async function openEdgeStack({ tokenCount, gapMs }: EdgeStackOptions): Promise<EdgeStack> {

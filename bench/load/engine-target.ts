@@ -10,7 +10,7 @@ import {
 } from "../../protocol/generate.ts";
 import { bytesToIds, idsToBytes } from "../../protocol/ids.ts";
 import type { ChatMessage, ChatTemplate, Tokenizer } from "../../tokenizer/contract.ts";
-import { openEngineCall } from "../../workers/session-log/engine-call.ts";
+import { type CallEvent, type EngineCall, laterEvent, openEngineCall } from "../../workers/session-log/engine-call.ts";
 import { cutSpans, joinSpans } from "../../workers/session-log/spans.ts";
 import { deleteStored } from "../../workers/session-log/stored-session.ts";
 import {
@@ -96,7 +96,7 @@ class EngineConversation implements Conversation {
       const decoder = words.tokenizer.decoder();
       const generated: number[] = [];
       let reply = "";
-      for await (const event of call.events()) {
+      for await (const event of eventsOf(call)) {
         if (event.type === "tokens") {
           const ids = bytesToIds(event.ids);
           generated.push(...ids);
@@ -164,4 +164,14 @@ function turnError(thrown: unknown): TurnError {
     });
   }
   return new TurnError("client", String(thrown), { cause: thrown });
+}
+
+/** What an engine says of a generation, one by one. */
+async function* eventsOf({ first, later }: EngineCall): AsyncGenerator<CallEvent> {
+  try {
+    for (const value of first) yield laterEvent(value);
+    for await (const batch of later) for (const value of batch) yield laterEvent(value);
+  } finally {
+    await later.return(undefined);
+  }
 }

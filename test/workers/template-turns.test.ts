@@ -10,6 +10,7 @@ import { chainHashes, chainStart } from "../../workers/chain.ts";
 import { buildModelAssets, type ModelAssets } from "../../workers/model-assets.ts";
 import { LogStore } from "../../workers/session-log/log-store.ts";
 import { type PreparedTurn, prepareTurn } from "../../workers/session-log/prepare.ts";
+import { RenderMemory } from "../../workers/session-log/render-memory.ts";
 import type { KeptReply } from "../../workers/session-log/reply.ts";
 import { buildCommit } from "../../workers/session-log/turn-commit.ts";
 import { sessionOf } from "../../workers/stubs.ts";
@@ -99,6 +100,7 @@ async function runSession(
   const counts: Counts = { prefix: 0, cut: 0, whole: 0 };
   const transcript: ChatMessage[] = system === undefined ? [] : [{ role: "system", content: system }];
   let canonicalSoFar = true;
+  const memory = new RenderMemory();
   for (const [index, turn] of turns.entries()) {
     const user: ChatMessage = { role: "user", content: turn.user };
     const messages = index === 0 ? [...transcript, user] : [user];
@@ -114,7 +116,10 @@ async function runSession(
     } as unknown as TurnJob;
     const old = store.meta();
     const log = old === undefined ? new Uint32Array(0) : store.tokens();
-    const prepared = await prepareTurn(job, store, assets);
+    // An object that has just started remembers nothing, and plans the same.
+    const afresh = await prepareTurn(job, store, assets);
+    const prepared = await prepareTurn(job, store, assets, memory);
+    expect(prepared).toEqual(afresh);
 
     const whole = promptOf(assets, transcript);
     expect(assets.tokenizer.decode(prepared.tokens, { special: true })).toBe(whole.text);
@@ -144,7 +149,7 @@ async function runSession(
     store.commit(
       await buildCommit({
         ...{ job, session, prepared, assets, kept, old, nowMs: 0 },
-        ...{ spans: prepared.spans, newSpans: [], engineId: undefined },
+        ...{ spans: prepared.spans, newSpans: [], engineId: undefined, memory },
       }),
     );
   }

@@ -30,11 +30,13 @@ export interface EngineCallOptions {
 export interface EngineCall {
   readonly numericsId: string;
   readonly engineId: string;
+  /** What came together with the admission: it need not be waited for. For {@link laterEvent}, like what follows. */
+  readonly first: readonly unknown[];
   /**
-   * Events behind `admitted`, ending with `done`.
-   * @throws {QuireError} the engine's own error for `failed`; `engine_failed` for a stream that is cut or not understood.
+   * What follows, as it comes. The reader ends it (`return`) when it has read `done`.
+   * @throws {QuireError} `engine_failed` for a stream that is cut or not understood.
    */
-  events(): AsyncGenerator<Exclude<EngineEvent, { type: "admitted" | "failed" }>>;
+  readonly later: AsyncGenerator<readonly unknown[]>;
   /**
    * Asks the engine to end now, once; its `done` still arrives. Closes the connection when it does not within `LIMITS.cancelMsMax`, and at
    * once when the engine cannot be asked. Never rejects.
@@ -42,6 +44,22 @@ export interface EngineCall {
   cancel(): Promise<void>;
   /** Closes the connection to an engine that is not there any more: {@link events} throws `engine_failed`. */
   drop(): void;
+}
+
+/** What an engine says of a generation that it has admitted. */
+export type CallEvent = Exclude<EngineEvent, { type: "admitted" | "failed" }>;
+
+/** An event behind `admitted`. @throws {QuireError} the engine's own error for `failed`; `engine_failed` for what is not understood. */
+export function laterEvent(value: unknown): CallEvent {
+  const event = checkEvent(value);
+  if (event.type === "failed") throw failure(event);
+  if (event.type === "admitted") throw engineFailed("admitted twice");
+  return event;
+}
+
+/** For an answer that ended without `done`. */
+export function brokenOff(): QuireError {
+  return engineFailed("the engine's answer has no end");
 }
 
 /**
@@ -63,15 +81,18 @@ export async function openEngineCall(options: EngineCallOptions): Promise<Engine
   }, LIMITS.admissionMsMax);
   try {
     const response = await post(options, ENGINE_PATHS.generate, options.request, signal);
-    const events = readEvents(response);
-    const { value: first } = await events.next();
-    if (first === undefined) throw statusError(response.status);
+    const later = readBatches(response);
+    const batch = await later.next();
+    if (batch.done) throw statusError(response.status);
+    const [head, ...rest] = batch.value;
+    const first = checkEvent(head);
     if (first.type === "failed") throw failure(first);
     if (first.type !== "admitted") throw engineFailed(`the first event is ${first.type}`);
     return {
       numericsId: first.numericsId,
       engineId: options.engine.engineId,
-      events: () => behindAdmission(events),
+      first: rest,
+      later,
       cancel: () => {
         cancelled ??= cancelCall(options, closing);
         return cancelled;
@@ -114,24 +135,8 @@ async function cancelCall(options: EngineCallOptions, closing: AbortController):
   }
 }
 
-async function* behindAdmission(
-  events: AsyncGenerator<EngineEvent>,
-): AsyncGenerator<Exclude<EngineEvent, { type: "admitted" | "failed" }>> {
-  try {
-    for await (const event of events) {
-      if (event.type === "failed") throw failure(event);
-      if (event.type === "admitted") throw engineFailed("admitted twice");
-      yield event;
-      if (event.type === "done") return;
-    }
-  } catch (thrown) {
-    if (thrown instanceof QuireError) throw thrown;
-    throw engineFailed("the connection to the engine was lost", thrown);
-  }
-  throw engineFailed("the engine's answer has no end");
-}
-
-async function* readEvents(response: Response): AsyncGenerator<EngineEvent> {
+/** The values of each piece of an answer that completes any. */
+async function* readBatches(response: Response): AsyncGenerator<readonly unknown[]> {
   if (!response.body) return;
   const decoder = new FrameDecoder();
   // A refusal may come as a frame under any status; a body that is not frames is not ours.
@@ -144,8 +149,11 @@ async function* readEvents(response: Response): AsyncGenerator<EngineEvent> {
     for (;;) {
       const { done, value } = await reader.read();
       if (done) return;
-      for (const event of decoder.push(value)) yield checkEvent(event);
+      const values = decoder.push(value);
+      if (values.length > 0) yield values;
     }
+  } catch (thrown) {
+    throw thrown instanceof QuireError ? thrown : engineFailed("the connection to the engine was lost", thrown);
   } finally {
     // After an abort the stream is already in error; there is nothing left to tell it.
     await reader.cancel().catch(() => undefined);

@@ -9,6 +9,7 @@ import { chainHashes, chainStart } from "../chain.ts";
 import type { ModelAssets } from "../model-assets.ts";
 import type { TurnInput, TurnJob } from "../turn-job.ts";
 import type { LogStore, StoredMessage } from "./log-store.ts";
+import { RenderMemory } from "./render-memory.ts";
 import { cutSpans } from "./spans.ts";
 import { type Checkpoint, planTurn } from "./turn-plan.ts";
 
@@ -46,6 +47,7 @@ export async function prepareTurn(
   job: TurnJob,
   store: LogStore | undefined,
   assets: ModelAssets,
+  memory: RenderMemory = new RenderMemory(),
 ): Promise<PreparedTurn> {
   checkVocabulary(job, assets);
   const meta = store?.meta();
@@ -62,7 +64,12 @@ export async function prepareTurn(
   const spans = known?.spans() ?? [];
   const prepared =
     job.input.kind === "chat"
-      ? await prepareChat(job, job.input, { named: meta?.named === true, stored: known?.messages() ?? [], log }, assets)
+      ? await prepareChat(
+          job,
+          job.input,
+          { named: meta?.named === true, stored: known?.messages() ?? [], log, memory },
+          assets,
+        )
       : prepareRaw(rawIds(job, assets, log.length === 0), log);
   if (prepared.tokens.length === 0) {
     throw new QuireError("invalid_request", "The prompt has no tokens.", {
@@ -99,12 +106,13 @@ interface ChatLog {
   named: boolean;
   stored: readonly StoredMessage[];
   log: Uint32Array;
+  memory: RenderMemory;
 }
 
 async function prepareChat(
   job: TurnJob,
   input: Extract<TurnInput, { kind: "chat" }>,
-  { named, stored, log }: ChatLog,
+  { named, stored, log, memory }: ChatLog,
   assets: ModelAssets,
 ): Promise<Planned> {
   const { messages: sent, chain: sentChain } = input;
@@ -125,11 +133,13 @@ async function prepareChat(
     });
   }
   const newText = assets.template.render(transcript, { addGenerationPrompt: true });
-  const { oldText, checkpoints } = await describeLog(stored, assets);
+  const { oldText, checkpoints } = await describeLog(stored, assets, memory);
   const encode = (text: string) => assets.tokenizer.encode(text, { special: true });
   const { keep, appended } = planTurn({ log, checkpoints, oldText, newText, encode });
   const tokens = concat(log.subarray(0, keep), appended);
-  const border = { tokenEnd: tokens.length, textEnd: newText.length, textHash: await hashText(newText) };
+  const textHash = await hashText(newText);
+  memory.keep(textHash, newText);
+  const border = { tokenEnd: tokens.length, textEnd: newText.length, textHash };
   const newMessages = added.map((message, index): StoredMessage => {
     const chain = addedChain[index] ?? "";
     return { ...plainMessage(message), chain, reply: false, ...(index === added.length - 1 && border) };
@@ -167,17 +177,26 @@ function isReplay(stored: readonly StoredMessage[], matched: number): boolean {
 async function describeLog(
   stored: readonly StoredMessage[],
   assets: ModelAssets,
+  memory: RenderMemory,
 ): Promise<{ oldText: string; checkpoints: Checkpoint[] }> {
   const borders = stored.slice(0, stored.findLastIndex(({ textEnd }) => textEnd !== undefined) + 1);
   const last = borders.at(-1);
   if (!last) return { oldText: "", checkpoints: [] };
-  const options = { addGenerationPrompt: !last.reply };
-  const oldText = assets.template.render(borders.map(plainMessage), options).slice(0, last.textEnd);
-  if ((await hashText(oldText)) !== last.textHash) return { oldText: "", checkpoints: [] };
+  const kept = last.textHash === undefined ? undefined : memory.find(last.textHash);
+  const oldText = kept ?? (await renderAgain(borders, assets));
+  if (oldText === undefined) return { oldText: "", checkpoints: [] };
   const checkpoints = borders.flatMap(({ tokenEnd, textEnd }) =>
     tokenEnd === undefined || textEnd === undefined ? [] : [{ tokens: tokenEnd, textLength: textEnd }],
   );
   return { oldText, checkpoints };
+}
+
+/** The text of a log up to its last border; undefined when it is not what it was. */
+async function renderAgain(borders: readonly StoredMessage[], assets: ModelAssets): Promise<string | undefined> {
+  const last = borders.at(-1);
+  const options = { addGenerationPrompt: !last?.reply };
+  const text = assets.template.render(borders.map(plainMessage), options).slice(0, last?.textEnd);
+  return (await hashText(text)) === last?.textHash ? text : undefined;
 }
 
 /** Names a rendered text. */

@@ -27,6 +27,7 @@ import { exportLog, imageTokens, type LogImage } from "./log-image.ts";
 import { type LogCommit, LogStore, type SessionMeta } from "./log-store.ts";
 import { pickEngine } from "./pick-engine.ts";
 import { type PreparedTurn, prepareTurn, SessionMoved } from "./prepare.ts";
+import { RenderMemory } from "./render-memory.ts";
 import { followTurn, isNamed, Replays } from "./replays.ts";
 import { PromptRouter } from "./routed-prompt.ts";
 import { type LostTurn, RunningStore } from "./running-store.ts";
@@ -45,6 +46,7 @@ import { unpackValue } from "./wire.ts";
 export class SessionLog extends DurableObject<Env> {
   readonly #replays = new Replays(this.ctx.storage, () => Date.now());
   readonly #router = new PromptRouter();
+  readonly #memory = new RenderMemory();
   readonly #lost = new RunningStore(this.ctx.storage, () => Date.now());
   #store: LogStore | undefined;
   #turnEndedMs: number | undefined;
@@ -93,11 +95,12 @@ export class SessionLog extends DurableObject<Env> {
       const numericsId = turn?.numericsId ?? "starting";
       this.#replays.begin(stream, job, numericsId);
       this.#noteLater(job, { streamId: stream.id, numericsId });
+      this.#holdLater(job);
+      // Not awaited: the object outlives the request, and the stream carries whatever happens. Begun before anybody follows the stream, so that
+      // a first token that is there leaves in one piece with what goes before it.
+      this.#running.over = this.#finish(job, turn ?? starting, stream);
       const feed = followTurn({ stream, head: job.head, numericsId }, { from: 0, form });
       assert(feed !== undefined, "a new stream is held from its start");
-      this.#holdLater(job);
-      // Not awaited: the object outlives the request, and the stream carries whatever happens.
-      this.#running.over = this.#finish(job, starting, stream);
       return { status: "streaming", ...feed };
     } catch (thrown) {
       await this.#giveUp(job);
@@ -262,7 +265,7 @@ export class SessionLog extends DurableObject<Env> {
     const store = job.session ? this.#open() : undefined;
     const fork = job.session?.forkFrom;
     if (job.session && fork && !store?.meta()) await this.#adoptPrefix(job.session.id, job.namespace, fork);
-    const prepared = await prepareTurn(job, store, assets);
+    const prepared = await prepareTurn(job, store, assets, this.#memory);
     const meta = store?.meta();
     // A prompt that is all log (a turn asked for again) still has a last token to run.
     const turnStart = Math.min(prepared.keepTokens, prepared.tokens.length - 1);
@@ -302,8 +305,11 @@ export class SessionLog extends DurableObject<Env> {
   }
 
   /** Runs the turn to its end, writes the log, and only then says so. Never rejects. */
-  async #finish(job: TurnJob, starting: Promise<RunningTurn>, stream: TurnStream): Promise<void> {
-    const settled = starting.then((turn) => this.#settle(job, turn, stream));
+  async #finish(job: TurnJob, turn: RunningTurn | Promise<RunningTurn>, stream: TurnStream): Promise<void> {
+    const settled =
+      turn instanceof Promise
+        ? turn.then((started) => this.#settle(job, started, stream))
+        : this.#settle(job, turn, stream);
     const last = await settled.catch(async (thrown: unknown): Promise<TurnEvent[]> => {
       await this.#giveUp(job).catch((cause: unknown) => logError(job.requestId, cause));
       logError(job.requestId, thrown);
@@ -362,6 +368,7 @@ export class SessionLog extends DurableObject<Env> {
       engineId: runner.engineId,
       old: store.meta(),
       nowMs: Date.now(),
+      memory: this.#memory,
     });
     // One write: a turn that is in the log is not taken up again.
     store.commit(commit);

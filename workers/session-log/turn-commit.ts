@@ -8,6 +8,7 @@ import type { TurnJob } from "../turn-job.ts";
 import type { LogCommit, SessionMeta, StoredMessage } from "./log-store.ts";
 import { renderedLength } from "./marked-text.ts";
 import { hashText, type PreparedTurn } from "./prepare.ts";
+import type { RenderMemory } from "./render-memory.ts";
 import type { KeptReply } from "./reply.ts";
 import { joinSpans } from "./spans.ts";
 
@@ -25,6 +26,8 @@ export interface FinishedTurn {
   /** The session before the turn; undefined for its first. */
   old: SessionMeta | undefined;
   nowMs: number;
+  /** Given the text that the log stands for now. */
+  memory: RenderMemory;
 }
 
 /** The change of the log: prompt and reply behind what is kept, with their borders. */
@@ -75,7 +78,12 @@ async function replyMessage(turn: FinishedTurn): Promise<StoredMessage> {
  * Where the kept ids of the reply end in the rendered text. Nothing for a template that does not show the reply as it is: the next turn
  * then goes on from the prompt's border.
  */
-async function replyBorder({ prepared, assets, kept }: FinishedTurn): Promise<{ textEnd?: number; textHash?: string }> {
+async function replyBorder({
+  prepared,
+  assets,
+  kept,
+  memory,
+}: FinishedTurn): Promise<{ textEnd?: number; textHash?: string }> {
   const transcript = [...prepared.transcript, { role: "assistant" as const, content: kept.content }];
   let rendered: string;
   try {
@@ -88,5 +96,8 @@ async function replyBorder({ prepared, assets, kept }: FinishedTurn): Promise<{ 
   const length = renderedLength(rendered, prepared.promptText.length, kept.text);
   if (length === undefined) return {};
   const textEnd = prepared.promptText.length + length;
-  return { textEnd, textHash: await hashText(rendered.slice(0, textEnd)) };
+  const text = rendered.slice(0, textEnd);
+  const textHash = await hashText(text);
+  memory.keep(textHash, text);
+  return { textEnd, textHash };
 }

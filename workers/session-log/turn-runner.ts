@@ -12,7 +12,7 @@ import { LIMITS } from "../../protocol/limits.ts";
 import type { PickedEngine } from "../fleet-table.ts";
 import type { ModelAssets } from "../model-assets.ts";
 import type { TurnJob } from "../turn-job.ts";
-import { type EngineCall, openEngineCall } from "./engine-call.ts";
+import { brokenOff, type EngineCall, laterEvent, openEngineCall } from "./engine-call.ts";
 import { EngineWatch } from "./engine-watch.ts";
 import { Reply, type ReplyDelta } from "./reply.ts";
 import type { TurnStream } from "./turn-stream.ts";
@@ -192,6 +192,7 @@ export class TurnRunner {
       await this.#take(call, index, result, { onBegun, over, watch });
     } finally {
       watch.stop();
+      await call.later.return(undefined);
     }
   }
 
@@ -202,9 +203,24 @@ export class TurnRunner {
     { onBegun, over, watch }: { onBegun: () => void; over: AbortSignal; watch: EngineWatch },
   ): Promise<void> {
     const { stream } = this.#options;
-    const { reply } = result;
-    for await (const event of call.events()) {
+    // Before anything is waited for: what is there already leaves the session in its first write.
+    if (this.#takeBatch(call.first, index, result, onBegun)) return;
+    if (result.reply.ended === "stop-string") await call.cancel();
+    for await (const batch of call.later) {
       watch.heard();
+      if (this.#takeBatch(batch, index, result, onBegun)) return;
+      if (result.reply.ended === "stop-string") await call.cancel();
+      await stream.ready(over);
+    }
+    throw brokenOff();
+  }
+
+  /** @returns whether the generation is over */
+  #takeBatch(batch: readonly unknown[], index: number, result: ChoiceResult, onBegun: () => void): boolean {
+    const { stream } = this.#options;
+    const { reply } = result;
+    for (const value of batch) {
+      const event = laterEvent(value);
       if (event.type === "done") {
         if (event.reason === "cancelled" && reply.ended !== "stop-string" && !stream.gone.aborted) {
           throw new QuireError("shutting_down", "The engine stopped before the reply was complete.");
@@ -212,14 +228,13 @@ export class TurnRunner {
         result.usage = event.usage;
         result.spans = event.spans;
         if (event.reason === "stop") result.reason = "stop";
-        return;
+        return true;
       }
       if (reply.ended !== undefined || stream.gone.aborted) continue;
       this.#push(index, reply, bytesToIds(event.ids), event.logprobs);
       onBegun();
-      if (reply.ended === "stop-string") await call.cancel();
-      await stream.ready(over);
     }
+    return false;
   }
 
   #push(index: number, reply: Reply, ids: Uint32Array, logprobs: readonly TokenLogprob[] | undefined): void {
