@@ -20,7 +20,7 @@ export interface BurstItem {
 export interface Burst {
   /** Sinks and recent pages, in all layers. */
   forced: BurstItem[];
-  /** Of each layer the hottest blocks, up to a limit of bytes. */
+  /** Of each layer the hottest blocks: as many as a budget is, up to a limit of bytes. */
   hot: BurstItem[];
 }
 
@@ -44,7 +44,9 @@ export function burstOf(
     for (let layer = 0; layer < geometry.layerCount; layer++)
       if (wants({ index, layer })) forced.push({ index, layer });
   }
-  const hot = hottestFirst(sequence.hotBlocks).filter(
+  // The hottest are chosen again most surely: no more than a step attends to.
+  const countMax = Math.ceil(budgetTokens / BLOCK_TOKENS);
+  const hot = hottestFirst(sequence.hotBlocks.map((blocks) => blocks.slice(0, countMax))).filter(
     (item) => item.index < blockEnd && !isForced(item.index) && wants(item),
   );
   return { forced, hot: hot.slice(0, Math.floor(LIMITS.hotBurstBytesMax / geometry.blockBytes)) };
