@@ -7,6 +7,17 @@ templates break that on purpose.
 """
 
 FACTS = {
+    # A value in front of the name is another skill than one behind it, and is learned from plain words first.
+    "plain": [
+        "The {a} of {n} is {v}.",
+        "{n} has the {a} {v}.",
+        "The {a} of {n} is {v}.",
+        "{v} is the {a} of {n}.",
+        "{v} was the {a} of {n}.",
+        "The {a} {v} was given to {n}.",
+        "They gave {v} to {n} as the {a}.",
+        "It is {v} that is the {a} for {n}.",
+    ],
     "train": [
         "The {a} of {n} is {v}.",
         "<lead> <np> <is> {v}<tail>.",

@@ -49,9 +49,10 @@ STAGES = {
     ],
     "words": [
         (Stage(256, 16, 0.0, drills=0.6, plain=0.05, skips=0.5, question_tokens=DENSE), 0.06),
-        (Stage(512, 8, 0.0, drills=0.4, question_tokens=(30, 120)), 0.4),
-        (Stage(1024, 4, 0.0, drills=0.25, question_tokens=DENSE), 0.66),
-        (Stage(2048, 2, 0.0, drills=0.1, question_tokens=DENSE), 0.82),
+        (Stage(256, 16, 0.0, drills=0.8, plain=0.5, skips=0.5, question_tokens=DENSE), 0.3),
+        (Stage(512, 8, 0.0, drills=0.5, plain=0.25, question_tokens=(30, 120)), 0.52),
+        (Stage(1024, 4, 0.0, drills=0.25, question_tokens=DENSE), 0.7),
+        (Stage(2048, 2, 0.0, drills=0.1, question_tokens=DENSE), 0.84),
         (Stage(4096, 1, 0.0, question_tokens=DENSE), 1.0),
     ],
     "base": [

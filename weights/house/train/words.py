@@ -40,7 +40,7 @@ SYSTEMS = ["You are a helpful assistant.", "Answer from the text.", "Be brief."]
 CONTINUED = "Here is more."
 PLAIN_SHARE = 0.06
 # In training: attributes that are any word of the books, and values of another number of digits than four.
-ODD_ATTRIBUTES, ODD_DIGITS = 0.2, 0.08
+ODD_ATTRIBUTES, ODD_DIGITS = 0.08, 0.05
 
 
 def draw(random, items):
@@ -55,9 +55,9 @@ def reserved_phrasings():
 
 
 def draw_phrase(random, phrases, split, lexicon=(), rough=True):
-    """One phrasing. In training it is grown from the templates, now and then the plainest; `plain` is that one only."""
+    """One phrasing. In training it is grown from the templates, now and then the plainest; `plain` draws from the plain ones only."""
     if split == "plain":
-        return phrases["train"][0]
+        return draw(random, phrases.get("plain") or phrases["train"][:1])
     if split != "train":
         return draw(random, phrases.get(split) or phrases["held"])
     if random.random() < PLAIN_SHARE:
