@@ -102,6 +102,7 @@ class WasmDevice implements Device {
 
   async read(buffer: DeviceBuffer, byteOffset: number, bytes: number): Promise<Uint8Array<ArrayBuffer>> {
     this.#assertUsable();
+    this.#running?.flush();
     return copyOf(ownBuffer(this.#machine.heap, buffer).range(byteOffset, bytes));
   }
 
