@@ -53,9 +53,9 @@ const LOGS_MAX = 4;
 const TWINS_MAX = 16;
 /** Just what one turn can come to hold: blocks of other conversations leave the device. */
 const ENGINE_BLOCKS = 9;
-const CROWDED_SHARE = 0.35;
+const CROWDED_SHARE = 0.05;
 /** Replies that fill blocks of their own. */
-const LONG_TOKENS = 130;
+const LONG_TOKENS = 100;
 const HOST_BYTES = [0, 12 * 1024, 256 * 1024];
 /** Far more than any life has. */
 const EVENTS_MAX = 100_000;
