@@ -2,9 +2,7 @@
 import { readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
-
-/** SQLite's primary result code for a lock that another connection holds. */
-const SQLITE_BUSY = 5;
+import { isSqliteBusy } from "../storage/fs-lock.ts";
 
 /** A lock that is held until it is let go or the process ends, however it ends. */
 export interface ProcessLock {
@@ -24,7 +22,7 @@ export async function takeProcessLock(folder: string): Promise<ProcessLock | und
     await writeFile(join(folder, "lock"), String(process.pid), { mode: 0o600 });
   } catch (error) {
     database.close();
-    if (((error as { errcode?: number }).errcode ?? 0) % 256 === SQLITE_BUSY) return undefined;
+    if (isSqliteBusy(error)) return undefined;
     throw error;
   }
   const release = async (): Promise<void> => {

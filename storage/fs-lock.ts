@@ -14,6 +14,11 @@ const SQLITE_BUSY = 5;
 /** How long opening waits for another process that makes the same file. */
 const INITIALIZE_MS_MAX = 5_000;
 
+/** Whether SQLite failed because another connection holds the lock. */
+export function isSqliteBusy(error: unknown): boolean {
+  return ((error as { errcode?: number }).errcode ?? 0) % 256 === SQLITE_BUSY;
+}
+
 /** The lock of one folder; several, in any number of processes, may stand for the same file. */
 export class FolderLock {
   readonly #database: DatabaseSync;
@@ -57,7 +62,7 @@ export class FolderLock {
       this.#database.exec("BEGIN IMMEDIATE");
       return true;
     } catch (cause) {
-      if (((cause as { errcode?: number }).errcode ?? 0) % 256 === SQLITE_BUSY) return false;
+      if (isSqliteBusy(cause)) return false;
       throw new StoreError("unavailable", "the store's lock failed", { cause });
     }
   }

@@ -173,17 +173,15 @@ export class BlockCache {
 
   /** Turns it back. False when the block was lost meanwhile; the reference is gone then. */
   unpark(block: LogicalBlock): boolean {
-    this.dropParked(block, () => {
-      if (!block.lost) this.retain(block);
-    });
+    if (!block.lost) this.retain(block);
+    this.dropParked(block);
     return !block.lost;
   }
 
-  /** Drops the reference of a suspended sequence; `first` runs before a block that nobody holds any more is freed. */
-  dropParked(block: LogicalBlock, first: () => void = () => {}): void {
+  /** Drops the reference of a suspended sequence. */
+  dropParked(block: LogicalBlock): void {
     assert(block.parkCount > 0, "a parked reference is dropped once");
     block.parkCount -= 1;
-    first();
     if (block.refCount + block.parkCount === 0 && !block.published) this.#free(block);
   }
 

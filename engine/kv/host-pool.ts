@@ -32,8 +32,6 @@ export interface HostPoolOptions {
   pool: KvPool;
   /** Bytes of KV and summaries at most; 0: there is no host tier. */
   bytesMax: number;
-  /** A copy gives way to newer ones: a lower tier may take it. Called before it is dropped. */
-  onEvicted?(block: LogicalBlock, copy: HostCopy): void;
 }
 
 /** What a host pool has done. */
@@ -132,7 +130,7 @@ export class HostPool {
   }
 
   #makeRoom(bytes: number, forget: (block: LogicalBlock) => void): boolean {
-    const { bytesMax, onEvicted } = this.#options;
+    const { bytesMax } = this.#options;
     if (bytes > bytesMax) return false;
     let passedCount = 0;
     while (this.#bytes + bytes > bytesMax) {
@@ -144,7 +142,6 @@ export class HostPool {
         continue;
       }
       this.counts.evictions += 1;
-      if (oldest.host) onEvicted?.(oldest, oldest.host);
       this.drop(oldest);
       forget(oldest);
     }

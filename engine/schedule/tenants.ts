@@ -138,17 +138,22 @@ export class Tenants {
 
   /** Whether other tenants than this one have work, or had some lately. */
   hasCompany(namespace: string, nowMs: number, recentMs = RECENT_MS): boolean {
-    for (const [other, { requestCount, seenMs }] of this.#accounts) {
-      if (other !== namespace && (requestCount > 0 || nowMs - seenMs < recentMs)) return true;
-    }
-    return false;
+    return this.#isAnyBeside(namespace, { nowMs, recentMs }, () => true);
   }
 
   /** Whether a tenant is greedy beside any other that has work, or had some within `recentMs`. */
   isGreedyBesideAny(namespace: string, nowMs: number, of: { runningMax: number; recentMs: number }): boolean {
+    return this.#isAnyBeside(namespace, { nowMs, ...of }, (other) => this.isGreedy(namespace, other, of.runningMax));
+  }
+
+  #isAnyBeside(
+    namespace: string,
+    { nowMs, recentMs }: { nowMs: number; recentMs: number },
+    holds: (other: string) => boolean,
+  ): boolean {
     for (const [other, { requestCount, seenMs }] of this.#accounts) {
-      const isHere = other !== namespace && (requestCount > 0 || nowMs - seenMs < of.recentMs);
-      if (isHere && this.isGreedy(namespace, other, of.runningMax)) return true;
+      const isHere = other !== namespace && (requestCount > 0 || nowMs - seenMs < recentMs);
+      if (isHere && holds(other)) return true;
     }
     return false;
   }
