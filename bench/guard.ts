@@ -8,6 +8,7 @@ import { type BenchContext, type BenchResult, defineBench } from "./bench.ts";
 import { quantile } from "./quantile.ts";
 import { renderTable } from "./table.ts";
 import { startWorkerd } from "./workerd.ts";
+import { workerdConfig } from "./workerd-config.ts";
 
 const flags = {
   requests: {
@@ -47,30 +48,14 @@ const kinds: readonly Kind[] = [
 const isLarge = (kind: Kind) => kind.bodyBytes > 100_000;
 const baseOf = (kind: Kind) => (isLarge(kind) ? "nothing, 512 KB" : "nothing");
 
-const config = `using Workerd = import "/workerd/workerd.capnp";
-const config :Workerd.Config = (
-  services = [
-    (name = "main", worker = (
-      modules = [(name = "worker.js", esModule = embed "worker.js")],
-      compatibilityDate = "2026-10-01",
-      bindings = [
-        (name = "QUIRE_API_KEYS", text = embed "keys.json"),
-        (name = "QUIRE_TENANT_SALT", text = "salt"),
-        (name = "QUIRE_LIMITS", text = embed "limits.json"),
-        (name = "TENANT_LIMITER", durableObjectNamespace = "TenantLimiter"),
-        (name = "KEY_RING", durableObjectNamespace = "KeyRing"),
-      ],
-      durableObjectNamespaces = [
-        (className = "TenantLimiter", uniqueKey = "limiter", enableSql = true),
-        (className = "KeyRing", uniqueKey = "keys", enableSql = true),
-      ],
-      durableObjectStorage = (localDisk = "disk"),
-    )),
-    (name = "disk", disk = (path = "disk", writable = true)),
-  ],
-  sockets = [(name = "http", address = "127.0.0.1:0", http = (), service = "main")],
-);
-`;
+const config = workerdConfig({
+  texts: {
+    QUIRE_API_KEYS: { file: "keys.json" },
+    QUIRE_TENANT_SALT: "salt",
+    QUIRE_LIMITS: { file: "limits.json" },
+  },
+  classes: ["TenantLimiter", "KeyRing"],
+});
 
 /** The benchmark. */
 export const guardBench = defineBench({

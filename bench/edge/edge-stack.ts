@@ -8,8 +8,8 @@ import { startRegistration } from "../../engine/http/registration.ts";
 import type { EngineHeartbeat } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { startWorkerd } from "../workerd.ts";
+import { workerdConfig } from "../workerd-config.ts";
 import type { EngineThreadData } from "./engine-thread.ts";
-import { workerdConfig } from "./workerd-config.ts";
 
 /** What the engine says. */
 export interface EdgeStackOptions {

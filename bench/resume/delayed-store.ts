@@ -25,12 +25,12 @@ export class DelayedStore implements PageStore {
     const { rttMs, mbps } = this.#link;
     const nowMs = performance.now();
     this.#freeMs = Math.max(this.#freeMs, nowMs + rttMs) + (object?.bytes.byteLength ?? 0) / (mbps * 1000);
-    await new Promise((resolve) => setTimeout(resolve, this.#freeMs - nowMs));
+    await until(this.#freeMs);
     return object;
   }
 
   async put(): Promise<PutResult> {
-    await new Promise((resolve) => setTimeout(resolve, this.#link.rttMs));
+    await until(performance.now() + this.#link.rttMs);
     return { outcome: "stored", etag: "nowhere" };
   }
 
@@ -39,4 +39,11 @@ export class DelayedStore implements PageStore {
   list: PageStore["list"] = (prefix, options) => this.#inner.list(prefix, options);
 
   async close(): Promise<void> {}
+}
+
+/** A timer drops fractions of a millisecond and may come early by as much: never back before the moment. */
+async function until(timeMs: number): Promise<void> {
+  for (let leftMs = timeMs - performance.now(); leftMs > 0; leftMs = timeMs - performance.now()) {
+    await new Promise((resolve) => setTimeout(resolve, Math.ceil(leftMs)));
+  }
 }

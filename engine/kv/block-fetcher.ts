@@ -11,12 +11,11 @@ import type { KvGeometry } from "../../storage/geometry.ts";
 import { checksumIndex, segmentRange } from "../../storage/segment.ts";
 import type { Clock } from "../settings.ts";
 import type { BlockCache, LogicalBlock } from "./block-cache.ts";
+import { blockRuns } from "./block-runs.ts";
 import type { Gate, GateClass } from "./gate.ts";
 import type { ReadAhead } from "./read-ahead.ts";
 import type { StoredSegment } from "./stored-segment.ts";
 
-/** Largest range that neighbours are merged into. */
-export const RANGE_BYTES_MAX = 4 * 1024 * 1024;
 /** Copied from host memory between two turns of the event loop. */
 const HOST_BYTES_MAX = 8 * 1024 * 1024;
 
@@ -94,7 +93,7 @@ export class BlockFetcher {
       if (known) pending.push(known);
       else fresh.push(item);
     }
-    for (const read of mergeNeighbours(fresh, this.#options.geometry.blockBytes)) {
+    for (const read of readsOf(fresh, this.#options.geometry.blockBytes)) {
       const run = () => this.#read(read, totals);
       // One that holds a place while it waits for a read that has none yet would be a deadlock.
       const done = this.#isBegun(read) ? run() : this.#options.gate.run(kind, run);
@@ -218,17 +217,15 @@ export function allLayers(blocks: readonly LogicalBlock[]): BlockLayer[] {
   return blocks.flatMap((block) => Array.from(block.deviceBlocks, (_, layer) => ({ block, layer })));
 }
 
-/** Groups by segment and layer, and joins blocks that follow each other. */
-function mergeNeighbours(wanted: readonly BlockLayer[], blockBytes: number): RangeRead[] {
-  const sorted = [...wanted].sort((a, b) => a.layer - b.layer || a.block.index - b.block.index);
-  const reads: RangeRead[] = [];
-  for (const { block, layer } of sorted) {
-    const segment = block.stored;
-    assert(segment, "a block that is not resident is stored");
-    const last = reads.at(-1);
-    const follows = last?.segment === segment && last.layer === layer && last.blocks.at(-1)?.index === block.index - 1;
-    if (last && follows && (last.blocks.length + 1) * blockBytes <= RANGE_BYTES_MAX) last.blocks.push(block);
-    else if (!(last?.layer === layer && last.blocks.includes(block))) reads.push({ segment, layer, blocks: [block] });
-  }
-  return reads;
+/** One read for all blocks that follow each other. */
+function readsOf(wanted: readonly BlockLayer[], blockBytes: number): RangeRead[] {
+  const places = wanted.map(({ block, layer }) => {
+    assert(block.stored, "a block that is not resident is stored");
+    return { block, layer, index: block.index, segment: block.stored };
+  });
+  const isSame = (a: BlockLayer, b: BlockLayer) => a.block === b.block && a.layer === b.layer;
+  return blockRuns(places, { blockBytes, isSame }).map((run) => {
+    const { segment, layer } = run[0] as (typeof places)[number];
+    return { segment, layer, blocks: run.map(({ block }) => block) };
+  });
 }

@@ -7,7 +7,7 @@ import type { KvGeometry } from "../../storage/geometry.ts";
 import type { SegmentRef } from "../../storage/manifest.ts";
 import { segmentRange } from "../../storage/segment.ts";
 import type { Sequence } from "../sequence/sequence.ts";
-import { RANGE_BYTES_MAX } from "./block-fetcher.ts";
+import { blockRuns } from "./block-runs.ts";
 import type { RangeRef } from "./read-ahead.ts";
 
 /** One layer of one logical block, by index. */
@@ -72,22 +72,11 @@ export function burstRanges(
   geometry: KvGeometry,
 ): RangeRef[] {
   const perSegment = geometry.segmentTokens / BLOCK_TOKENS;
-  const sorted = [...items].sort((a, b) => a.layer - b.layer || a.index - b.index);
-  const runs: { first: BurstItem; count: number }[] = [];
-  for (const item of sorted) {
-    const last = runs.at(-1);
-    const follows =
-      last?.first.layer === item.layer &&
-      last.first.index + last.count === item.index &&
-      item.index % perSegment !== 0 &&
-      (last.count + 1) * geometry.blockBytes <= RANGE_BYTES_MAX;
-    if (last && follows) last.count += 1;
-    else runs.push({ first: item, count: 1 });
-  }
-  return runs.flatMap(({ first, count }) => {
-    const segment = segments[Math.floor(first.index / perSegment)];
+  const places = items.map((item) => ({ ...item, segment: segments[Math.floor(item.index / perSegment)] }));
+  return blockRuns(places, geometry).flatMap((run) => {
+    const { segment, index, layer } = run[0] as (typeof places)[number];
     if (segment === undefined) return [];
-    const { offset, bytes } = segmentRange(geometry, first.layer, first.index % perSegment, count);
+    const { offset, bytes } = segmentRange(geometry, layer, index % perSegment, run.length);
     return [{ objectKey: segment.objectKey, offset: segment.objectOffset + offset, bytes }];
   });
 }
