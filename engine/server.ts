@@ -160,6 +160,7 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
       rowsMax,
       sampledMax,
     });
+    await device.allocated?.();
     const calibration = await readCalibration(options.modelFolder, {
       fingerprint: runner.fingerprint,
       kinds: summaryKinds,

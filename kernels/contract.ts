@@ -168,6 +168,9 @@ export interface LayerRule {
  * exp((score - best score) / sqrt(headDim)) under `max`; what is not above 0 weighs nothing. In doubles, candidates ascending.
  * `rowsPerChoice` (a divisor of 16; 1 if absent): in decode so many rows, from one multiple of it to the next, share the choice of the first. What that
  * means for the slices of a step is said there (`voters`, `choice`); a device does not look at it, and in a prompt it means nothing.
+ * `layerShares`: of layer l, K is floor(K * layerShares[l]) instead, at most all candidates; the last entry stands for the layers behind it, too. Infinity:
+ * all candidates, with a scorer or without. Where a layer takes over a choice, the entry of the layer that chose counts.
+ * `retrievalHeads` `[layerCount][kvHeadCount]`, in scope `kv-head`, where every layer chooses: the others take no candidate (K = 0).
  * `tokens`: with K > 0 and fewer than all candidates, pages are scored by `scorer` (combined by `softmax-sum` over all heads) and the best
  * `candidatePages` kept (all, unscored, if there are no more); kept pages that are not resident are misses and drop out; then single tokens
  * of the rest are scored by q.k/sqrt(headDim) against the decoded keys, softmax over them per query, added over queries by (row, head)
@@ -186,6 +189,8 @@ export type SelectionPlan =
       combine: CombineRule;
       massShare?: number;
       rowsPerChoice?: number;
+      layerShares?: readonly number[];
+      retrievalHeads?: readonly boolean[];
     })
   | (LayerRule & {
       kind: "tokens";
@@ -444,6 +449,11 @@ export interface Device {
   writePacked(matrix: Matrix, byteOffset: number, data: Uint8Array): void;
   /** @throws {AssertionError} on an impossible spec; memory that does not suffice is the caller's to check against `report`. */
   kvPool(spec: KvPoolSpec): KvPool;
+  /**
+   * Where memory is given later than it is asked for (GPUs): resolves when all that was asked for so far is there. Before a device serves.
+   * @throws {QuireError} invalid_request, naming what there was no memory for and its bytes
+   */
+  allocated?(): Promise<void>;
   /** Begins a step. One at a time per device. */
   begin(slices: readonly StepSlice[]): StepRecorder;
   /** What the last recorded `select` of the running step chose (tests and tools; CPU devices only). */

@@ -31,6 +31,10 @@ export class Gpu {
   readonly #pipelines = new Map<string, Pipeline>();
   readonly #ids = new WeakMap<GPUBuffer, number>();
   #nextId = 1;
+  /** Answers that are still to come: whether memory that was asked for is there. */
+  readonly #asked = new Set<Promise<void>>();
+  /** Memory that was not to be had: whatever fails after it is its consequence. */
+  #shortage: string | undefined;
   #failure: string | undefined;
   #lost: string | undefined;
   #closed = false;
@@ -43,10 +47,18 @@ export class Gpu {
     });
   }
 
-  /** From the first error of the GPU on always: @throws {DeviceLostError} when it is lost, {QuireError} engine_failed for another. */
+  /** From the first error of the GPU on always: what it computes is worth nothing then. @throws {DeviceLostError} */
   assertSound(): void {
     if (this.#lost !== undefined) throw new DeviceLostError(`webgpu: the GPU was lost: ${this.#lost}`);
-    if (this.#failure !== undefined) throw new QuireError("engine_failed", `webgpu: ${this.#failure}`);
+    const failure = this.#shortage ?? this.#failure;
+    if (failure !== undefined) throw new DeviceLostError(`webgpu: ${failure}`);
+  }
+
+  /** See `Device.allocated`. */
+  async allocated(): Promise<void> {
+    while (this.#asked.size > 0) await Promise.all(this.#asked);
+    if (this.#shortage !== undefined) throw new QuireError("invalid_request", this.#shortage, { param: "pool_bytes" });
+    this.assertSound();
   }
 
   /** Memory for kernels, zero at first. `bytes` is rounded up to 16. */
@@ -74,7 +86,16 @@ export class Gpu {
   }
 
   #buffer(label: string, size: number, usage: number): GPUBuffer {
+    this.device.pushErrorScope("out-of-memory");
     const buffer = this.device.createBuffer({ label, size, usage });
+    const answer = this.device.popErrorScope().then(
+      (error) => {
+        if (error !== null) this.#shortage ??= `the GPU has no memory for ${label}, ${size} bytes (${error.message})`;
+      },
+      () => {}, // A lost GPU has no answer; that it is lost it says itself.
+    );
+    this.#asked.add(answer);
+    void answer.then(() => this.#asked.delete(answer));
     this.#ids.set(buffer, this.#nextId++);
     return buffer;
   }

@@ -156,6 +156,11 @@ export class WebGpuDevice implements Device {
     });
   }
 
+  async allocated(): Promise<void> {
+    this.#assertUsable();
+    await this.#gpu.allocated();
+  }
+
   begin(slices: readonly StepSlice[]): StepRecorder {
     this.#assertUsable();
     assert(this.#running === undefined, "one step at a time: the last one was not submitted");

@@ -6,8 +6,10 @@
 import { choiceRow, choiceShape } from "../choice.ts";
 import { BLOCK_TOKENS, NOT_RESIDENT, PAGE_TOKENS, type StepSlice, type SummaryKind } from "../contract.ts";
 import {
+  choiceRange,
   groupsOfStep,
   keepPages,
+  layerKey,
   layerRole,
   needsPageScores,
   type PageRange,
@@ -47,7 +49,7 @@ export interface Batch {
   usesMass: boolean;
 }
 
-/** Tables of the layers in which the same slices choose, take over a choice, or attend to everything. */
+/** Tables of the layers in which the same slices choose as much, take over a choice, or attend to everything. */
 export interface LayerLists {
   tiles: UnitTable;
   /** All units that select, for the masks; those of token plans that list pages. */
@@ -70,6 +72,8 @@ interface Unit {
   sliceIndex: number;
   record: UnitRecord;
   plan: SelectingPlan;
+  /** What each layer lets it take, where these differ. */
+  takes: readonly UnitTake[];
   keep: number;
   queryCount: number;
   chunkCount: number;
@@ -77,6 +81,9 @@ interface Unit {
   /** Most pages that the second stage of a token plan sees. */
   listMax: number;
 }
+
+/** How many candidates a unit keeps in a layer, and whether it scores them. */
+type UnitTake = Pick<Unit, "keep" | "scoresPages"> & Pick<UnitRecord, "keeps">;
 
 /** Where a slice's own tables and bitmaps are. */
 interface SlicePlace {
@@ -175,15 +182,18 @@ export class StepLayout {
 
   /** The tables of a layer, made when they are asked for first. */
   listsOf(layer: number): LayerLists {
-    const roles = this.#parts.slices.map(({ plan }) => layerRole(plan, layer));
-    const key = roles.join();
+    const { slices } = this.#parts;
+    const key = slices.map(({ plan }) => layerKey(plan, layer, this.pool.spec.kvHeadCount)).join();
     const known = this.#lists.get(key);
     if (known !== undefined) return known;
+    const roles = slices.map(({ plan }) => layerRole(plan, layer));
     const tiles = this.#choices.flatMap(({ layout, units }) =>
       this.#tilesOf(layout, roles[layout.sliceIndex] === "everything" ? [] : units),
     );
-    const selecting = this.#units.filter(({ sliceIndex }) => roles[sliceIndex] !== "everything");
-    const choosing = this.#units.filter(({ sliceIndex }) => roles[sliceIndex] === "chooses");
+    const selecting = this.#units
+      .filter(({ sliceIndex }) => roles[sliceIndex] !== "everything")
+      .map((unit) => inLayer(unit, layer));
+    const choosing = selecting.filter(({ sliceIndex }) => roles[sliceIndex] === "chooses");
     const listing = choosing.filter(({ listMax }) => listMax > 0);
     const scored = choosing.filter(({ scoresPages }) => scoresPages);
     const lists = {
@@ -252,8 +262,8 @@ export class StepLayout {
     const place = this.#places[sliceIndex] as SlicePlace;
     const headsPerKvHead = this.headCount / this.pool.spec.kvHeadCount;
     const block = Math.floor(group.positionLast / BLOCK_TOKENS);
-    const keep = keepPages(plan, range);
-    const scoresPages = given === undefined && needsPageScores(plan, range);
+    const takes = this.#takesOf(layout, plan, kvFirst);
+    const [first] = takes as [UnitTake];
     const record: UnitRecord = {
       ...{ first_row: firstRow, row_count: voterCount, kv_first: kvFirst, kv_count: kvCount },
       ...{ page_first: range.sinkEnd, page_count: range.candidateCount, page_end: range.pageEnd, last_block: block },
@@ -262,7 +272,7 @@ export class StepLayout {
       ...{ misses_at: place.missesAt, misses_stride: place.bitmapStride },
       ...{ chosen_at: place.chosenAt, chosen_stride: place.bitmapStride },
       masks_at: this.#scratch.take((block + 1) * 2),
-      keeps: given !== undefined ? 3 : scoresPages ? 2 : keep > 0 ? 1 : 0,
+      keeps: first.keeps,
       ...this.#placeGiven(layout, plan, kvFirst),
       ...{ report_at: NOWHERE, choice_stride: Math.ceil(block / 4) },
       radius_weight: floatBits(plan.scorer?.radiusWeight ?? 0),
@@ -272,11 +282,25 @@ export class StepLayout {
       token_flags_at: NOWHERE,
     };
     return {
-      ...{ sliceIndex, record, plan, keep, scoresPages },
+      ...{ sliceIndex, record, plan, takes, keep: first.keep },
+      // Of the layers that choose: those that do not score have no use for the room.
+      scoresPages: takes.some(({ scoresPages }) => scoresPages),
       queryCount: voterCount * kvCount * headsPerKvHead,
       chunkCount: voterCount * kvCount * Math.ceil(headsPerKvHead / SCORE_HEADS),
-      listMax: plan.kind === "tokens" ? keep : 0,
+      listMax: plan.kind === "tokens" ? first.keep : 0,
     };
+  }
+
+  /** Of every layer; one for all where they do not differ. */
+  #takesOf({ given, range }: GroupLayout, plan: SelectingPlan, kvHead: number): UnitTake[] {
+    const { layerCount, kvHeadCount } = this.pool.spec;
+    const isUneven = plan.kind === "pages" && (plan.layerShares !== undefined || plan.retrievalHeads !== undefined);
+    return Array.from({ length: isUneven ? layerCount : 1 }, (_, layer) => {
+      const own = choiceRange(plan, range, { layer, kvHead, kvHeadCount });
+      const keep = keepPages(plan, own);
+      const scoresPages = given === undefined && needsPageScores(plan, own);
+      return { keep, scoresPages, keeps: given !== undefined ? 3 : scoresPages ? 2 : keep > 0 ? 1 : 0 };
+    });
   }
 
   /** Puts a unit's part of the choice that an earlier step made into the tables, layer by layer in whole words. */
@@ -381,6 +405,14 @@ export class StepLayout {
     }
     return words;
   }
+}
+
+/** The unit as a layer that selects sees it. */
+function inLayer(unit: Unit, layer: number): Unit {
+  const take = unit.takes[layer];
+  if (take === undefined) return unit;
+  const { keep, scoresPages, keeps } = take;
+  return { ...unit, keep, scoresPages, record: { ...unit.record, keeps } };
 }
 
 function rankingOf(unit: Unit, isPages: boolean, at: { raw: number; stats: number; keys: number }): number[] {

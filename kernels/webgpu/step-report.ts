@@ -10,7 +10,7 @@ import {
   type StepReadback,
   type StepSlice,
 } from "../contract.ts";
-import { layerRole, needsPageScores } from "../page-range.ts";
+import { choiceRange, layerRole, needsPageScores } from "../page-range.ts";
 import {
   ChosenBlocks,
   emptyTraffic,
@@ -49,8 +49,11 @@ export class StepReport {
       const traffic = this.#traffic[sliceIndex] as SliceTraffic;
       traffic.pagesInContext += kvHeadCount * range.pageEnd;
       const takesOver = given !== undefined || layerRole(slice.plan, layer) !== "chooses";
-      if (takesOver || !needsPageScores(slice.plan, range)) continue;
-      traffic.metadataBytes += kvHeadCount * summaryReadBytes(headDim, range.candidateCount);
+      if (takesOver) continue;
+      for (let kvHead = 0; kvHead < kvHeadCount; kvHead++) {
+        const own = choiceRange(slice.plan, range, { layer, kvHead, kvHeadCount });
+        if (needsPageScores(slice.plan, own)) traffic.metadataBytes += summaryReadBytes(headDim, range.candidateCount);
+      }
     }
   }
 

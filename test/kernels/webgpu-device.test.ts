@@ -257,6 +257,28 @@ function counted(adapter: GPUAdapter, calls: Calls): GPUAdapter {
   return adapter;
 }
 
+/** An adapter whose device says that it has no memory for some buffers. */
+function short(adapter: GPUAdapter, labels: RegExp): GPUAdapter {
+  const request = adapter.requestDevice.bind(adapter);
+  adapter.requestDevice = async (descriptor) => {
+    const device = await request(descriptor);
+    let label = "";
+    const create = device.createBuffer.bind(device);
+    device.createBuffer = (wanted) => {
+      label = wanted.label ?? "";
+      return create(wanted);
+    };
+    const pop = device.popErrorScope.bind(device);
+    device.popErrorScope = async () => {
+      const isShort = labels.test(label);
+      const error = await pop();
+      return isShort ? ({ message: "planted" } as GPUError) : error;
+    };
+    return device;
+  };
+  return adapter;
+}
+
 function describeFailure(): void {
   it("a step on a lost GPU fails by name, and so does the next one", async () => {
     const adapter = await requestAdapter();
@@ -275,6 +297,21 @@ function describeFailure(): void {
       recorder.copyRows({ out, outRow: 0, x, xRow: 0, rows: 1, width: 8 });
       await expect(recorder.submit()).rejects.toMatchObject({ code: "engine_failed" });
     }
+    await device.close();
+  });
+
+  it("memory that the GPU does not have is said by name, before anything runs and when something does", async () => {
+    const device = await openWebGpuDevice({ adapter: short(await requestAdapter(), /^blocks/) });
+    await device.allocated();
+    const counts = { blockCount: 8, openSlotCount: 1, summarySlotCount: 0 };
+    device.kvPool({ layerCount: 1, kvHeadCount: 2, headDim: 64, encoding: "int8", summaryKinds: [], ...counts });
+    const says = /the GPU has no memory for blocks 0, \d+ bytes \(planted\)/;
+    await expect(device.allocated()).rejects.toThrow(says);
+    await expect(device.allocated()).rejects.toMatchObject({ code: "invalid_request", param: "pool_bytes" });
+    const [x, out] = [upload(device, "x", new Float32Array(8)), poisoned(device, "out", 8)];
+    const recorder = device.begin([]);
+    recorder.copyRows({ out, outRow: 0, x, xRow: 0, rows: 1, width: 8 });
+    await expect(recorder.submit()).rejects.toThrow(says);
     await device.close();
   });
 

@@ -124,17 +124,19 @@ ${encoding === "f32" ? SEAL_F32 : SEAL_INT8}
 /** Kinds whose codes are of a centre and a radius; those of the others: page-keys.ts. */
 export type CentreRadiusKind = Exclude<SummaryKind, "representatives" | "sign-bits">;
 
-const CENTRE_RADIUS: Record<CentreRadiusKind, string> = {
-  "min-max": /* wgsl */ `
+/** Least and most of a channel's keys of a page. */
+const EXTREMES = /* wgsl */ `
     var least = key(block_at, kv_head, page * 16u, channel);
     var most = least;
-    for (var token = 1u; token < 16u; token++) {
+    for (var token = 0u; token < 16u; token++) {
       let value = key(block_at, kv_head, page * 16u + token, channel);
       least = min(least, value);
       most = max(most, value);
       if (!is_finite(value)) { finite = 0u; }
-    }
-    if (!is_finite(least)) { finite = 0u; }
+    }`;
+
+const CENTRE_RADIUS: Record<CentreRadiusKind, string> = {
+  "min-max": /* wgsl */ `${EXTREMES}
     centre[i] = (most + least) * 0.5;
     radius[i] = (most - least) * 0.5;`,
   "mean-deviation": /* wgsl */ `
@@ -152,15 +154,7 @@ const CENTRE_RADIUS: Record<CentreRadiusKind, string> = {
     }
     centre[i] = mean;
     radius[i] = sqrt(squares * 0.0625);`,
-  "centre-deviation": /* wgsl */ `
-    var least = key(block_at, kv_head, page * 16u, channel);
-    var most = least;
-    for (var token = 0u; token < 16u; token++) {
-      let value = key(block_at, kv_head, page * 16u + token, channel);
-      least = min(least, value);
-      most = max(most, value);
-      if (!is_finite(value)) { finite = 0u; }
-    }
+  "centre-deviation": /* wgsl */ `${EXTREMES}
     let middle = (most + least) * 0.5;
     var distances = 0.0;
     for (var token = 0u; token < 16u; token++) {
