@@ -120,11 +120,11 @@ export function request(fields: Partial<GenerateRequest> & { tokens: Uint8Array 
   };
 }
 
-/** Submits and waits for the end. */
+/** Submits and waits for the end; `ids` grows while the turn runs. */
 export function generate(
   engine: TestEngine,
   fields: GenerateRequest,
-  onTicket?: (ticket: Ticket) => void,
+  onTicket?: (ticket: Ticket, ids: readonly number[]) => void,
 ): Promise<TurnResult> {
   return new Promise((resolve, reject) => {
     const ids: number[] = [];
@@ -137,7 +137,7 @@ export function generate(
       done: (reason, usage, spans) => resolve({ ids, logprobs, usage: structuredClone(usage), reason, spans }),
       failed: reject,
     });
-    onTicket?.(ticket);
+    onTicket?.(ticket, ids);
   });
 }
 
