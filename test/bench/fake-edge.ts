@@ -31,6 +31,8 @@ export interface FakeEdge {
   deletedSessions: string[];
   /** Requests that are being answered now, and the most there were. */
   active: { now: number; max: number };
+  /** Of each whole answer, by this process's clock: from the request to the first token and to the last, and from one token to the next. */
+  delays: { firstMs: number; lastMs: number; betweenMs: number[] }[];
   close(): Promise<void>;
 }
 
@@ -44,6 +46,7 @@ export async function openFakeEdge(options: FakeEdgeOptions): Promise<FakeEdge> 
   const bodies: Record<string, unknown>[] = [];
   const deletedSessions: string[] = [];
   const active = { now: 0, max: 0 };
+  const delays: FakeEdge["delays"] = [];
   const server = createServer(async (request, response) => {
     if (request.headers.authorization !== `Bearer ${key}`) return json(response, 401, failure("invalid_api_key"));
     if (request.url === "/v1/models") return json(response, 200, { data: [{ id: "fake-1" }] });
@@ -57,6 +60,7 @@ export async function openFakeEdge(options: FakeEdgeOptions): Promise<FakeEdge> 
     for await (const chunk of request) text += chunk;
     const body = JSON.parse(text) as Record<string, unknown>;
     const index = bodies.push(body) - 1;
+    const arrivedMs = performance.now();
     active.now += 1;
     active.max = Math.max(active.max, active.now);
     response.once("close", () => {
@@ -66,7 +70,13 @@ export async function openFakeEdge(options: FakeEdgeOptions): Promise<FakeEdge> 
     if (behaviour === "refuse-429") return json(response, 429, failure("queue_full"));
     if (behaviour === "fail-500") return json(response, 500, failure("internal"));
     response.writeHead(200, { "content-type": "text/event-stream" });
-    await answer(response, { options, behaviour, turn: takeTurn(memory, body, behaviour) });
+    const sentMs = await answer(response, { options, behaviour, turn: takeTurn(memory, body, behaviour) });
+    if (sentMs.length < replyTokens) return;
+    delays.push({
+      firstMs: sentMs[0]! - arrivedMs,
+      lastMs: sentMs.at(-1)! - arrivedMs,
+      betweenMs: sentMs.slice(1).map((ms, token) => ms - sentMs[token]!),
+    });
   });
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
   return {
@@ -75,6 +85,7 @@ export async function openFakeEdge(options: FakeEdgeOptions): Promise<FakeEdge> 
     bodies,
     deletedSessions,
     active,
+    delays,
     close: () =>
       new Promise((resolve) => {
         server.close(() => resolve());
@@ -107,29 +118,37 @@ function takeTurn(
   return { reply: `The code of ${asked} is ${session.codes.get(asked)}.`, cachedTokens, promptTokens };
 }
 
+/** Resolves to when each token was sent. */
 async function answer(
   response: ServerResponse,
   { options, behaviour, turn }: { options: FakeEdgeOptions; behaviour: Behaviour; turn: Turn },
-): Promise<void> {
+): Promise<number[]> {
   const send = (value: unknown): void => void response.write(`data: ${JSON.stringify(value)}\n\n`);
   const words = turn.reply.split(/(?<= )/);
   const pieces = Array.from({ length: replyTokens }, (_, index) =>
     index < replyTokens - 1 ? words[index] : words.slice(index).join(""),
   );
   response.write(": hb\n\n");
+  const sentMs: number[] = [];
   for (const [index, content] of pieces.entries()) {
     await sleep(index === 0 ? options.firstTokenMs : options.betweenMs);
-    if (behaviour === "drop" && index === 2) return void response.destroy();
+    if (behaviour === "drop" && index === 2) {
+      response.destroy();
+      return sentMs;
+    }
     if (behaviour === "error-in-stream" && index === 2) {
       send(failure("engine_failed"));
-      return void response.end();
+      response.end();
+      return sentMs;
     }
+    sentMs.push(performance.now());
     send({ choices: [{ index: 0, delta: { content }, finish_reason: null }] });
   }
   send({ choices: [{ index: 0, delta: {}, finish_reason: "stop" }] });
   if (behaviour !== "no-usage") send({ choices: [], usage: usageOf(turn, behaviour) });
   if (behaviour !== "no-terminal-event") response.write("data: [DONE]\n\n");
   response.end();
+  return sentMs;
 }
 
 function usageOf({ promptTokens, cachedTokens }: Turn, behaviour: Behaviour): object {

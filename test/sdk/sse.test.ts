@@ -78,11 +78,12 @@ describe("SSE", () => {
     for (let count = 0; count < 1_000; count++) expect(short.push("data: xyz\n\n").length).toBe(1);
   });
 
-  it("takes linear time on a long line in small chunks", () => {
+  /** Linear work takes milliseconds; a parser that reads from the line's beginning for each chunk takes minutes. */
+  it("takes linear time on a long line in small chunks", { timeout: 120_000 }, () => {
     const parser = new SseParser();
     const began = performance.now();
-    for (let count = 0; count < 100_000; count++) parser.push("data: xyz ");
+    for (let count = 0; count < 500_000; count++) parser.push("data: xyz ");
     expect(parser.push("\n\n").length).toBe(1);
-    expect(performance.now() - began).toBeLessThan(2_000);
+    expect(performance.now() - began).toBeLessThan(20_000);
   });
 });
