@@ -129,6 +129,36 @@ export function pageRange(
   };
 }
 
+/** One choice of a layer, and how many KV heads the pool has. */
+export interface ChoiceAt {
+  layer: number;
+  /** The first that it serves. */
+  kvHead: number;
+  kvHeadCount: number;
+}
+
+/** A group's range as one choice of a layer sees it: with what `layerShares` and `retrievalHeads` leave it to take. */
+export function choiceRange(plan: SelectionPlan, range: PageRange, at: ChoiceAt): PageRange {
+  if (plan.kind !== "pages" || !(plan.layerShares || plan.retrievalHeads)) return range;
+  const share = shareOf(plan, at.layer);
+  const wanted = share === Number.POSITIVE_INFINITY ? share : Math.floor(range.takePages * share);
+  const isRetrieving = plan.retrievalHeads?.[at.layer * at.kvHeadCount + at.kvHead] ?? true;
+  return { ...range, takePages: isRetrieving ? Math.min(wanted, range.candidateCount) : 0 };
+}
+
+function shareOf(plan: Extract<SelectingPlan, { kind: "pages" }>, layer: number): number {
+  const { layerShares } = plan;
+  return layerShares?.[Math.min(choosingLayer(plan, layer) ?? layer, layerShares.length - 1)] ?? 1;
+}
+
+/** Layers of equal keys are alike under a plan: in role, and in what each choice may take. */
+export function layerKey(plan: SelectionPlan, layer: number, kvHeadCount: number): string {
+  const role = layerRole(plan, layer);
+  if (plan.kind !== "pages" || role === "everything") return role;
+  const heads = plan.retrievalHeads?.slice(layer * kvHeadCount, (layer + 1) * kvHeadCount) ?? [];
+  return `${role} ${shareOf(plan, layer)} ${heads.map(Number).join("")}`;
+}
+
 /**
  * How many candidates the first stage of a plan keeps. All (`candidateCount`) means that page scores are not needed and not computed;
  * 0 likewise.

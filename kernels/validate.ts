@@ -11,7 +11,7 @@ import {
   type SelectionPlan,
   type StepSlice,
 } from "./contract.ts";
-import { needsPageScores, pageRange, queryGroups } from "./page-range.ts";
+import { choiceRange, needsPageScores, type PageRange, pageRange, queryGroups } from "./page-range.ts";
 
 /** Logical blocks that the rows of a slice touch: `[first, end)`. */
 export function touchedBlocks(slice: Pick<StepSlice, "position" | "rowCount">): { first: number; end: number } {
@@ -91,6 +91,7 @@ function assertPlan(plan: SelectionPlan, fail: (message: string) => string): voi
   if (plan.kind === "pages" && plan.massShare !== undefined) {
     assert(plan.massShare > 0 && plan.massShare <= 1, fail("massShare must be above 0 and at most 1"));
   }
+  if (plan.kind === "pages") assertUneven(plan, fail);
   if (plan.kind === "pages" && plan.rowsPerChoice !== undefined) {
     const { rowsPerChoice } = plan;
     const isDivisor = Number.isInteger(rowsPerChoice) && rowsPerChoice >= 1 && PAGE_TOKENS % rowsPerChoice === 0;
@@ -102,6 +103,14 @@ function assertPlan(plan: SelectionPlan, fail: (message: string) => string): voi
       fail("candidatePages must be an integer >= 0"),
     );
   }
+}
+
+/** Where layers or KV heads take unevenly. */
+function assertUneven(plan: Extract<SelectionPlan, { kind: "pages" }>, fail: (message: string) => string): void {
+  const { layerShares = [1], retrievalHeads, scope, layersPerChoice = 1 } = plan;
+  assert(layerShares.length > 0 && layerShares.every((share) => share >= 0), fail("layerShares must be numbers >= 0"));
+  const isByHead = scope === "kv-head" && layersPerChoice === 1;
+  assert(retrievalHeads === undefined || isByHead, fail("retrievalHeads need a choice per KV head in every layer"));
 }
 
 /**
@@ -132,6 +141,9 @@ export function assertSlicesFit(spec: KvPoolSpec, slices: readonly StepSlice[]):
       }
     }
     assertSummaries(spec, slice, fail);
+    const heads = slice.plan.kind === "pages" ? slice.plan.retrievalHeads : undefined;
+    const isWhole = heads === undefined || heads.length === spec.layerCount * spec.kvHeadCount;
+    assert(isWhole, fail("retrievalHeads must be [layerCount][kvHeadCount]"));
     if (slice.choice === undefined || slice.plan.kind === "dense") return;
     const { bytes } = choiceShape(spec, slice.plan, slice.position);
     assert(slice.choice.length === bytes, fail(`a choice here has ${bytes} bytes, not ${slice.choice.length}`));
@@ -154,7 +166,7 @@ function assertSummaries(spec: KvPoolSpec, slice: StepSlice, fail: (message: str
   for (const [index, group] of queryGroups(slice).entries()) {
     if (index === 0 && slice.choice !== undefined) continue;
     const range = pageRange(plan, group);
-    if (!needsPageScores(plan, range)) continue;
+    if (!scoresSomewhere(spec, plan, range)) continue;
     candidateStart = Math.min(candidateStart, range.sinkEnd);
     candidateEnd = Math.max(candidateEnd, range.recentStart);
   }
@@ -163,6 +175,15 @@ function assertSummaries(spec: KvPoolSpec, slice: StepSlice, fail: (message: str
   for (let block = Math.floor(candidateStart / PAGES_PER_BLOCK); block * PAGES_PER_BLOCK < candidateEnd; block++) {
     assert(slice.summarySlots[block] !== NOT_RESIDENT, fail(`block ${block} is to be scored and has no summary slot`));
   }
+}
+
+/** Whether any choice of any layer scores pages. */
+function scoresSomewhere({ layerCount, kvHeadCount }: KvPoolSpec, plan: SelectionPlan, range: PageRange): boolean {
+  if (plan.kind !== "pages" || !(plan.layerShares || plan.retrievalHeads)) return needsPageScores(plan, range);
+  return Array.from({ length: layerCount * kvHeadCount }, (_, index) => index).some((index) => {
+    const at = { layer: Math.floor(index / kvHeadCount), kvHead: index % kvHeadCount, kvHeadCount };
+    return needsPageScores(plan, choiceRange(plan, range, at));
+  });
 }
 
 /** Checks a piece of a matrix before it is packed and returns how many rows it has. */

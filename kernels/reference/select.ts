@@ -9,6 +9,7 @@ import {
   type StepSlice,
 } from "../contract.ts";
 import {
+  choiceRange,
   groupsOfStep,
   keepPages,
   layerRole,
@@ -149,7 +150,9 @@ function selectGroup(scope: Scope): Chosen[] {
 
 /** The forced pages and those that the first stage keeps; the queries of all `kvHeads` vote together. */
 function choosePages(scope: Scope, plan: SelectingPlan, kvHeads: readonly number[]): number[] {
-  const { args, range } = scope;
+  const { args } = scope;
+  const { kvHeadCount } = args.pool.spec;
+  const range = choiceRange(plan, scope.range, { layer: args.layer, kvHead: kvHeads[0] as number, kvHeadCount });
   const { sinkEnd, recentStart } = range;
   const keep = keepPages(plan, range);
   let chosen = Array.from({ length: keep }, (_, index) => index);

@@ -12,7 +12,7 @@ import type {
   StepRecorder,
   StepSlice,
 } from "../contract.ts";
-import { layerRole } from "../page-range.ts";
+import { layerKey, layerRole } from "../page-range.ts";
 import { isPlainArgmax, sampleRow } from "../sample-row.ts";
 import { ChosenBlocks, emptyTraffic, MissSet } from "../traffic.ts";
 import { assertSlices, assertSlicesFit } from "../validate.ts";
@@ -33,7 +33,7 @@ export interface StepArenas {
   selection: Arena;
 }
 
-/** What layers of the same roles have in common. */
+/** What layers that plans treat alike have in common. */
 interface Batch {
   batch: LayerBatch;
   tiles: AttendTiles;
@@ -69,7 +69,7 @@ export class WasmRecorder implements StepRecorder {
   readonly #counters: SelectCounters & { traffic: SliceTraffic[] };
   readonly #samples: Sample[] = [];
   readonly #checkedPools = new Set<WasmPool>();
-  /** Of the pools that were selected from, usually one; batches by the roles that plans give a layer, usually one. */
+  /** Of the pools that were selected from, usually one; batches by what plans make of a layer, usually one. */
   readonly #laidOut: { step: StepGroups; batches: Map<string, Batch> }[] = [];
   #selected: Selected | undefined;
   readonly #uncounted: Selected[] = [];
@@ -252,13 +252,13 @@ export class WasmRecorder implements StepRecorder {
       };
       this.#laidOut.push(known);
     }
-    const roles = this.#slices.map(({ plan }) => layerRole(plan, layer));
-    const key = roles.join();
+    const key = this.#slices.map(({ plan }) => layerKey(plan, layer, pool.spec.kvHeadCount)).join();
     let entry = known.batches.get(key);
     if (entry === undefined) {
       const { step } = known;
+      const roles = this.#slices.map(({ plan }) => layerRole(plan, layer));
       const tiles = prepareTiles(this.#machine, arena, step, roles);
-      entry = { batch: prepareLayers(this.#machine, arena, step, roles), tiles };
+      entry = { batch: prepareLayers(this.#machine, arena, step, { roles, layer }), tiles };
       known.batches.set(key, entry);
     }
     return { step: known.step, ...entry };

@@ -13,9 +13,11 @@ import {
   type GroupSelection,
   type LayerBatch,
   type PageChoice,
+  rangeIn,
   roleOf,
   type ScoredUnits,
   type StepGroups,
+  scoresIn,
 } from "./selection-batch.ts";
 import { chooseTokens } from "./token-stage.ts";
 import { scoresOf, setTake, type UnitTable } from "./unit-records.ts";
@@ -162,7 +164,8 @@ function countGroup(
   selection: GroupSelection,
   { misses, traffic }: SelectCounters,
 ): void {
-  const { sliceIndex, group, range, choices, blockEnd } = selection;
+  const { sliceIndex, group, range, choices, blockEnd, given, slice } = selection;
+  const { plan } = slice;
   const role = roleOf(selection, batch);
   const sliceTraffic = traffic[sliceIndex] as SliceTraffic;
   const { spec } = pool;
@@ -186,8 +189,13 @@ function countGroup(
     if ((heap.words[counts] as number) > 0) noteMisses(heap.bytes, layer, selection, choice, misses);
     const bytes = sealedKvBytes(spec, heap.words[counts + 1] as number, heap.words[counts + 2] as number);
     selection.kvBytes += (bytes + openKvBytes(spec, group)) * choice.kvHeadCount;
+    const isScored = role === "chooses" && scoresIn(selection, choice, layer, pool);
+    // Shares of the weight are known once pages are scored, or by what was given; a layer that takes over keeps its chooser's.
+    const isLimited = plan.kind === "pages" && plan.massShare !== undefined;
+    const isKnown = isLimited && (isScored || given !== undefined || role === "takes-over");
+    if (!isKnown) choice.taken = rangeIn(selection, choice, layer, pool).takePages;
     sliceTraffic.pagesSelected += (choice.taken + forced) * choice.kvHeadCount;
-    if (!choice.isScored || role === "takes-over") continue;
+    if (!isScored) continue;
     sliceTraffic.metadataBytes += summaryReadBytes(spec.headDim, range.candidateCount) * choice.kvHeadCount;
   }
 }

@@ -6,6 +6,7 @@ import { assert } from "../../protocol/assert.ts";
 import { BLOCK_TOKENS, NOT_RESIDENT, PAGES_PER_BLOCK, type StepSlice, type SummaryKind } from "../contract.ts";
 import { summaryKindIndex } from "../layout.ts";
 import {
+  choiceRange,
   groupsOfStep,
   keepPages,
   type LayerRole,
@@ -32,8 +33,7 @@ export interface ChosenTokens {
 export interface PageChoice {
   kvHeadFirst: number;
   kvHeadCount: number;
-  isScored: boolean;
-  /** Candidates that the last select took. */
+  /** Candidates that the last layer counted took. */
   taken: number;
   masksAt: number;
   /** {chosen blocks that are not resident, resident ones, their tokens} of every layer that has selected. */
@@ -152,12 +152,30 @@ function isResident(slice: StepSlice, layerCount: number): boolean {
   return true;
 }
 
-/** Lays out what layers of these roles have in common. `arena` must live as long as the groups. */
+/** What a choice may take in a layer. */
+export function rangeIn(
+  selection: GroupSelection,
+  { kvHeadFirst }: PageChoice,
+  layer: number,
+  { spec }: WasmPool,
+): PageRange {
+  const { slice, range } = selection;
+  return choiceRange(slice.plan, range, { layer, kvHead: kvHeadFirst, kvHeadCount: spec.kvHeadCount });
+}
+
+/** Whether a choice's pages are scored in a layer that chooses. */
+export function scoresIn(selection: GroupSelection, choice: PageChoice, layer: number, pool: WasmPool): boolean {
+  return (
+    selection.given === undefined && needsPageScores(selection.slice.plan, rangeIn(selection, choice, layer, pool))
+  );
+}
+
+/** Lays out what layers of these roles, that take like `layer`, have in common. `arena` must live as long as the groups. */
 export function prepareLayers(
   machine: Machine,
   arena: Arena,
   step: StepGroups,
-  roles: readonly LayerRole[],
+  { roles, layer }: { roles: readonly LayerRole[]; layer: number },
 ): LayerBatch {
   const entries: UnitEntry[] = [];
   for (const selection of step.groups) {
@@ -165,9 +183,10 @@ export function prepareLayers(
     // What a token plan takes over, the host counts.
     if (role === "everything" || (role === "takes-over" && selection.slice.plan.kind === "tokens")) continue;
     for (const choice of selection.choices) {
-      const isScored = choice.isScored && role === "chooses";
+      const isScored = role === "chooses" && scoresIn(selection, choice, layer, step.pool);
       const place = step.places[selection.sliceIndex] as SlicePlace;
-      const unit = unitOf(step, selection, choice, place);
+      const range = rangeIn(selection, choice, layer, step.pool);
+      const unit = unitOf(step, { ...selection, range }, { choice, isScored }, place);
       const isTakenOver = role === "takes-over" || selection.given !== undefined;
       entries.push({ unit: { ...unit, isTakenOver }, isScored });
     }
@@ -208,7 +227,7 @@ export function putWords({ heap }: Machine, arena: Arena, words: Int32Array | re
 }
 
 function takeMasks(arena: Arena, { spec }: WasmPool, selection: GroupSelection, plan: SelectingPlan): void {
-  const { blockEnd, range, given } = selection;
+  const { blockEnd } = selection;
   const isShared = selectsPerLayer(plan);
   const count = isShared ? 1 : spec.kvHeadCount;
   // Rows of masks are padded, so that eight can be read at a time.
@@ -219,8 +238,7 @@ function takeMasks(arena: Arena, { spec }: WasmPool, selection: GroupSelection, 
   selection.choices = Array.from({ length: count }, (_, index) => ({
     kvHeadFirst: index,
     kvHeadCount: isShared ? spec.kvHeadCount : 1,
-    isScored: given === undefined && needsPageScores(plan, range),
-    taken: range.takePages,
+    taken: 0,
     masksAt: selection.pageMasksAt + index * stride,
     countsAt: arena.take(12 * spec.layerCount),
   }));
@@ -235,10 +253,10 @@ function summaryForm(kind: SummaryKind | undefined): number {
 function unitOf(
   { pool, headCount }: StepGroups,
   { slice, range, firstRow, voterCount, blockEnd }: GroupSelection,
-  choice: PageChoice,
+  { choice, isScored }: { choice: PageChoice; isScored: boolean },
   { blockIdsAt, summarySlotsAt, bitmapAt, bitmapWords }: SlicePlace,
 ): Unit {
-  const { kvHeadFirst, kvHeadCount, isScored, masksAt, countsAt } = choice;
+  const { kvHeadFirst, kvHeadCount, masksAt, countsAt } = choice;
   const plan = slice.plan as SelectingPlan;
   const massShare = isScored && plan.kind === "pages" ? plan.massShare : undefined;
   const headsPerKvHead = headCount / pool.spec.kvHeadCount;

@@ -1,7 +1,7 @@
 /** The second stage of token plans: the best tokens of those kept pages that are resident. One choice serves every KV head. */
 import { assert } from "../../protocol/assert.ts";
 import { NOT_RESIDENT, PAGE_TOKENS, PAGES_PER_BLOCK, type SliceTraffic } from "../contract.ts";
-import { withForcedPages } from "../page-range.ts";
+import { needsPageScores, withForcedPages } from "../page-range.ts";
 import { groupKvBytes, keyReadBytes, summaryReadBytes } from "../traffic.ts";
 import type { Machine } from "./machine.ts";
 import { OP } from "./ops.ts";
@@ -62,7 +62,7 @@ function keptPages(
 ): number[] {
   const choice = choices[0] as PageChoice;
   const pages = candidatePages(heap.bytes, range, choice);
-  if (choice.isScored) {
+  if (needsPageScores(slice.plan, range)) {
     const bytes = summaryReadBytes(spec.headDim, range.candidateCount) * spec.kvHeadCount;
     (traffic[sliceIndex] as SliceTraffic).metadataBytes += bytes;
   }

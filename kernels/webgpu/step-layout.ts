@@ -258,7 +258,7 @@ export class StepLayout {
   }
 
   #unit(layout: GroupLayout, plan: SelectingPlan, { kvFirst, kvCount }: { kvFirst: number; kvCount: number }): Unit {
-    const { sliceIndex, group, firstRow, voterCount, given, range } = layout;
+    const { sliceIndex, group, firstRow, voterCount, range } = layout;
     const place = this.#places[sliceIndex] as SlicePlace;
     const headsPerKvHead = this.headCount / this.pool.spec.kvHeadCount;
     const block = Math.floor(group.positionLast / BLOCK_TOKENS);

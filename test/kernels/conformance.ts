@@ -14,6 +14,7 @@ import { describeRowOps } from "./conformance/rows.ts";
 import { describeSampling } from "./conformance/sampling.ts";
 import { describeSelection } from "./conformance/selection.ts";
 import { describeTraces } from "./conformance/traces.ts";
+import { describeUneven } from "./conformance/uneven.ts";
 import { F32_TOLERANCES, type Lane, type Tolerances } from "./support/lane.ts";
 
 /** How a lane differs from the usual. */
@@ -33,6 +34,7 @@ const PARTS = {
   kinds: describeKinds,
   selection: describeSelection,
   reuse: describeReuse,
+  uneven: describeUneven,
   invariance: describeInvariance,
   pool: describePool,
   sampling: describeSampling,

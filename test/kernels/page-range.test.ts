@@ -86,7 +86,7 @@ describe("page range", () => {
         ...(random.next() < 0.8 ? { scorer: SCORER } : {}),
       };
       const range = pageRange(plan, { positionFirst: p0, positionLast: p1 });
-      const plain = plainRange(plan, p0, p1);
+      const plain = plainRange(plan, { p0, p1 }, { layer: 0, index: 0 });
       expect(range.everything).toBe(plain === undefined);
       if (plain === undefined) continue;
       active++;

@@ -279,7 +279,8 @@ function checkSelection(at: GroupAt, { score: tolerance }: Tolerances): Asked {
   const { p0, p1 } = positionsOf(at);
   const { denseLayers = 0, layersPerChoice = 1 } = given.kind === "dense" ? {} : given;
   const plan: SelectionPlan = at.layer < denseLayers ? { kind: "dense" } : given;
-  const range = plainRange(plan, p0, p1);
+  const head = { layer: at.layer, index: at.layer * at.memory.shape.kvHeadCount + at.view.kvHead };
+  const range = plainRange(plan, { p0, p1 }, head);
   if (plan.kind === "dense" || range === undefined) {
     expect(at.view.pages).toBeUndefined();
     return { wanted: undefined, metadataBytes: 0, chosen: [] };

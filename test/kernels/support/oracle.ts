@@ -218,7 +218,11 @@ export interface PlainRange {
 }
 
 /** Forced pages, candidates and K of a group, from the definition; undefined: everything. */
-export function plainRange(plan: SelectionPlan, p0: number, p1: number): PlainRange | undefined {
+export function plainRange(
+  plan: SelectionPlan,
+  { p0, p1 }: { p0: number; p1: number },
+  head: { layer: number; index: number },
+): PlainRange | undefined {
   const page = (p: number): number => Math.floor(p / 16);
   if (plan.kind === "dense" || page(p1) + 1 <= plan.budgetPages) return undefined;
   const recentStart = Math.min(page(p0) - plan.recentPages + 1, page(Math.floor(p0 / 64) * 64));
@@ -226,8 +230,19 @@ export function plainRange(plan: SelectionPlan, p0: number, p1: number): PlainRa
   const all = times(page(p1) + 1, (p) => p);
   const candidates = all.filter((p) => !isForced(p));
   const left = plan.budgetPages - plan.sinkPages - (page(p0) - recentStart + 1);
-  const take = plan.scorer === undefined ? 0 : Math.max(0, Math.min(left, candidates.length));
+  const budget = plan.scorer === undefined ? 0 : Math.max(0, Math.min(left, candidates.length));
+  const take = Math.min(candidates.length, plainTake(plan, budget, head));
   return { forced: all.filter(isForced), candidates, take };
+}
+
+/** What of K a layer and one of its KV heads may take. `head.index` counts through all layers. */
+function plainTake(plan: SelectionPlan, budget: number, head: { layer: number; index: number }): number {
+  if (plan.kind !== "pages") return budget;
+  if (plan.retrievalHeads?.[head.index] === false) return 0;
+  const { layerShares = [1], denseLayers = 0, layersPerChoice = 1 } = plan;
+  const chooser = denseLayers + Math.floor((head.layer - denseLayers) / layersPerChoice) * layersPerChoice;
+  const share = chooser < layerShares.length ? layerShares[chooser]! : layerShares.at(-1)!;
+  return share === 1 / 0 ? 1 / 0 : Math.floor(budget * share);
 }
 
 /** One query of a group: post-RoPE vector and its KV head. */
