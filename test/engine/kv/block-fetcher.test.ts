@@ -1,14 +1,20 @@
 import { beforeEach, describe, expect, it } from "vitest";
 import { BlockCache, type LogicalBlock } from "../../../engine/kv/block-cache.ts";
-import { BlockFetcher, type BlockLayer } from "../../../engine/kv/block-fetcher.ts";
+import {
+  BlockFetcher,
+  type BlockFetcherOptions,
+  type BlockLayer,
+  indexInSegment,
+} from "../../../engine/kv/block-fetcher.ts";
 import { FreeList } from "../../../engine/kv/free-list.ts";
 import { Gate } from "../../../engine/kv/gate.ts";
+import { ReadAhead } from "../../../engine/kv/read-ahead.ts";
 import type { StoredSegment } from "../../../engine/kv/stored-segment.ts";
 import type { KvPool } from "../../../kernels/contract.ts";
 import { type GetOptions, StoreError } from "../../../storage/contract.ts";
 import { kvGeometry } from "../../../storage/geometry.ts";
 import { MemoryStore } from "../../../storage/memory-store.ts";
-import { decodeSegmentHeader, encodeSegment, segmentBytes } from "../../../storage/segment.ts";
+import { decodeSegmentHeader, encodeSegment, segmentBytes, segmentRange } from "../../../storage/segment.ts";
 import { VirtualProcess, VirtualTime } from "../../sim/virtual-time.ts";
 import { noise } from "../../storage/random.ts";
 
@@ -37,6 +43,7 @@ let store: RecordingStore;
 let cache: BlockCache;
 let written: Map<number, Uint8Array>;
 let fetcher: BlockFetcher;
+let options: BlockFetcherOptions;
 let failures: string[];
 let time: VirtualTime;
 
@@ -53,7 +60,7 @@ beforeEach(() => {
   written = new Map();
   failures = [];
   time = new VirtualTime();
-  fetcher = new BlockFetcher({
+  options = {
     store,
     pool: { writeBlock: (id: number, bytes: Uint8Array) => void written.set(id, bytes.slice()) } as KvPool,
     cache,
@@ -63,7 +70,8 @@ beforeEach(() => {
     getMsMax: 50,
     fillBytesPerS: 16 * GEOMETRY.blockBytes * 10,
     onFailure: (_segment, cause) => void failures.push(String(cause)),
-  });
+  };
+  fetcher = new BlockFetcher(options);
 });
 
 /** Blocks 4n..4n+3 in a segment that is in the store. */
@@ -152,6 +160,28 @@ describe("reads", () => {
     expect((await first).blocks).toBe(4);
     expect((await second).blocks).toBe(4);
     expect(store.ranges).toHaveLength(4);
+    for (const block of blocks) expectRight(block);
+  });
+
+  it("that were begun ahead and wait for their places get them, however many are asked for", async () => {
+    const blocks = [...(await segment(0)), ...(await segment(1))].filter(({ index }) => index % 2 === 0);
+    const { gate, clock } = options;
+    const slow = {
+      ...store,
+      get: (...args: Parameters<typeof store.get>) => time.sleep(5).then(() => store.get(...args)),
+    };
+    const ahead = new ReadAhead({ store: slow as typeof store, gate, clock, getMsMax: 1_000 });
+    const ranges = all(blocks).map(({ block, layer }) => {
+      const { objectKey, objectOffset } = block.stored!;
+      const { offset, bytes } = segmentRange(GEOMETRY, layer, indexInSegment(block, block.stored!), 1);
+      return { objectKey, offset: objectOffset + offset, bytes };
+    });
+    ahead.begin(ranges);
+    // More than the gate has places for: who took one only to wait for such a read would wait for good.
+    expect(gate.waitingCount).toBe(ranges.length - 2);
+    await run(new BlockFetcher({ ...options, store: ahead }).fetch(all(blocks), "demand"));
+    expect([gate.runningCount, gate.waitingCount, ahead.pendingCount]).toEqual([0, 0, 0]);
+    expect(store.ranges).toHaveLength(ranges.length);
     for (const block of blocks) expectRight(block);
   });
 
