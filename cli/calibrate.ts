@@ -8,8 +8,8 @@ import { evalFlags } from "../bench/eval/flags.ts";
 import { runEval } from "../bench/eval/run.ts";
 import { describeMachine } from "../bench/machine.ts";
 import { renderTable } from "../bench/table.ts";
-import { calibrationPath } from "../engine/calibration.ts";
-import { type Calibration, UNCALIBRATED_SELECTION } from "../models/selection/calibration.ts";
+import { pathBeside } from "../engine/calibration.ts";
+import { CALIBRATION_FILE, type Calibration, UNCALIBRATED_SELECTION } from "../models/selection/calibration.ts";
 import type { Command } from "./command.ts";
 import { describeFlags, type FlagValues, parseFlags, parseSelectionFlag } from "./flags.ts";
 import { listenForStop } from "./stop-request.ts";
@@ -49,7 +49,7 @@ export const calibrateCommand: Command = {
 };
 
 async function calibrate(model: string, values: CalibrateValues): Promise<void> {
-  const path = await calibrationPath(model);
+  const path = await pathBeside(model, CALIBRATION_FILE);
   const folder = await mkdtemp(join(tmpdir(), "quire-calibrate-"));
   try {
     const stop = listenForStop(process, () => performance.now());

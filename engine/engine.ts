@@ -133,12 +133,12 @@ export class Engine {
   #submit(request: GenerateRequest, sink: SequenceSink): Ticket {
     const { cache, clock, runner, settings } = this.#parts;
     if (this.#draining) throw new QuireError("shutting_down", "The engine is shutting down.", { retryAfterMs: 1000 });
-    const { summaryKinds } = runner.pool.spec;
+    const { spec } = runner.pool;
     const nowMs = clock.nowMs();
     const waitMs = this.#admission.waitMs(request.namespace, startBlocksOf(request, settings.reserve));
-    const asked = resolveSelection(request, summaryKinds, settings.calibration);
+    const asked = resolveSelection(request, { ...spec, ...settings });
     const selection = this.#admission.underPressure(asked, waitMs);
-    const checked = { ...request, spans: replayableSpans(request.spans, summaryKinds) };
+    const checked = { ...request, spans: replayableSpans(request.spans, spec) };
     const { layerCount } = runner.config;
     const sequence = new Sequence({ request: checked, selection, sink, layerCount, nowMs, reserve: settings.reserve });
     if (sequence.blocksMax > cache.capacity) {

@@ -18,7 +18,7 @@ import type { PageStore } from "../storage/contract.ts";
 import { deleteSession } from "../storage/gc.ts";
 import { loadManifest } from "../storage/manifest.ts";
 import { openStore } from "../storage/open.ts";
-import { readCalibration } from "./calibration.ts";
+import { readCalibration, readHeadProfile } from "./calibration.ts";
 import type { EngineParts } from "./engine-parts.ts";
 import { assertFits } from "./fit-device.ts";
 import { engineHttpServer } from "./http/http-server.ts";
@@ -161,13 +161,12 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
       sampledMax,
     });
     await device.allocated?.();
-    const calibration = await readCalibration(options.modelFolder, {
-      fingerprint: runner.fingerprint,
-      kinds: summaryKinds,
-      log: options.log,
-    });
-    const calibrated = calibration === undefined ? settings : { ...settings, calibration };
-    return { device, runner, store, settings: calibrated, tokenCapacity: plan.tokenCapacity };
+    const { layerCount, kvHeadCount } = runner.config;
+    const measured = { fingerprint: runner.fingerprint, log: options.log };
+    const calibration = await readCalibration(options.modelFolder, { ...measured, kinds: summaryKinds });
+    const heads = await readHeadProfile(options.modelFolder, { ...measured, layerCount, kvHeadCount });
+    const beside = { ...(calibration === undefined ? {} : { calibration }), ...(heads === undefined ? {} : { heads }) };
+    return { device, runner, store, settings: { ...settings, ...beside }, tokenCapacity: plan.tokenCapacity };
   } catch (error) {
     await device.close();
     await store.close();

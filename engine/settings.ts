@@ -1,5 +1,6 @@
 /** What an engine can be told. Every limit has a default here or in `protocol/limits.ts`. */
 import type { Calibration } from "../models/selection/calibration.ts";
+import type { HeadProfile } from "../models/selection/head-profile.ts";
 import type { ResumeMode } from "../protocol/generate.ts";
 import { LIMITS } from "../protocol/limits.ts";
 
@@ -46,6 +47,8 @@ export interface EngineSettings {
   segmentTokens: number;
   /** What `auto` stands for on this model; undefined: nobody has measured it. */
   calibration?: Calibration;
+  /** Which KV heads of this model retrieve; undefined: nobody has measured it. */
+  heads?: HeadProfile;
   /** How sessions come back from the page store, for requests that do not say. */
   resume: ResumeMode;
   /** What streams in behind a resumed turn may take of the store, bytes a second. */

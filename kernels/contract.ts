@@ -170,7 +170,7 @@ export interface LayerRule {
  * means for the slices of a step is said there (`voters`, `choice`); a device does not look at it, and in a prompt it means nothing.
  * `layerShares`: of layer l, K is floor(K * layerShares[l]) instead, at most all candidates; the last entry stands for the layers behind it, too. Infinity:
  * all candidates, with a scorer or without. Where a layer takes over a choice, the entry of the layer that chose counts.
- * `retrievalHeads` `[layerCount][kvHeadCount]`, in scope `kv-head`, where every layer chooses: the others take no candidate (K = 0).
+ * `retrievalHeads` `[layerCount][kvHeadCount]`, in scope `kv-head`, where every layer chooses: the others take no candidate (K = 0). Entries behind the last head are not read.
  * `tokens`: with K > 0 and fewer than all candidates, pages are scored by `scorer` (combined by `softmax-sum` over all heads) and the best
  * `candidatePages` kept (all, unscored, if there are no more); kept pages that are not resident are misses and drop out; then single tokens
  * of the rest are scored by q.k/sqrt(headDim) against the decoded keys, softmax over them per query, added over queries by (row, head)

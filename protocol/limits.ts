@@ -17,7 +17,7 @@ export const LIMITS = {
   choiceCountMax: 8,
   logitBiasCountMax: 1024,
   /** A selection configuration such as `quest+scope(layer)`; it is part of what names stored bytes. */
-  selectionCharsMax: 128,
+  selectionCharsMax: 640,
   /** `max_tokens` when the request names none (bounded by what the context leaves). */
   completionTokensDefault: 1024,
   sessionIdBytesMax: 128,
@@ -67,6 +67,10 @@ export const LIMITS = {
   /** Names of models that an isolate remembers, and how old that may be. */
   modelNameCountMax: 64,
   modelNameMsMax: 2_000,
+  /** The prompt router is no reason to wait: nobody does so for longer, and after so many failures in a row it is left alone for a while. */
+  promptRouterMsMax: 20,
+  promptRouterFailureCountMax: 3,
+  promptRouterRestMs: 5_000,
   engineHeartbeatMs: 1_000,
   fleetShardCountMax: 64,
   engineExpiryMs: 5_000,

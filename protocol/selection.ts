@@ -3,7 +3,8 @@
  *
  *     configuration = policy { "+" modifier }
  *     modifier      = name "(" argument { "," argument } ")"
- *     argument      = number | word
+ *     argument      = number | word | heads
+ *     heads         = "x" hexdigit { hexdigit }
  *
  * for example `mean-deviation+combine(max)+sink(64)`. Spaces between the parts are allowed and lost. A modifier stands once at most, and
  * only behind a policy that it means something to. The canonical form has the modifiers in the order of {@link MODIFIERS} and numbers as
@@ -30,11 +31,18 @@ export const SELECTION_POLICIES = [
   "tokenselect",
 ] as const satisfies readonly SelectionPolicyName[];
 
-/** What may stand in the place of an argument: one of some words, one of some numbers, or any number (a whole multiple of `step`, where there is one). */
+/**
+ * What may stand in the place of an argument: one of some words, one of some numbers, any number (a whole multiple of `step`, where there is one; with
+ * `orHeads` also {@link HEADS_PATTERN}), or up to `countMax` numbers, which stay one text.
+ */
 export type ArgumentRule =
   | { words: readonly string[] }
   | { numbers: readonly number[] }
-  | { min: number; max: number; step?: number };
+  | { min: number; max: number; step?: number; orHeads?: true }
+  | { each: { min: number; max: number }; countMax: number };
+
+/** KV heads by name: bit 3 of the first digit is KV head 0 of layer 0, and so on through the layers; set: it retrieves. */
+export const HEADS_PATTERN = /^x[0-9a-f]{1,512}$/;
 
 /** One modifier of the language. */
 export interface ModifierRule {
@@ -128,6 +136,18 @@ export const MODIFIERS = {
     policies: PAGED,
     help: "each choice serves so many tokens of a reply, the one that chose and those behind it",
   },
+  "layer-budgets": {
+    argument: "SHARES",
+    rule: { each: { min: 0, max: 64 }, countMax: 128 },
+    policies: PAGED,
+    help: "of each layer, by what its chosen pages are multiplied: 2,1,0.5 (the last for all layers behind it)",
+  },
+  heads: {
+    argument: "SHARE",
+    rule: { min: 0, max: 1, orHeads: true },
+    policies: ["streaming", ...PAGED],
+    help: "this share of the KV heads retrieves, by the model's profile; the others see first and last tokens only",
+  },
 } as const satisfies Record<string, ModifierRule>;
 
 /** Names of the modifiers. */
@@ -168,7 +188,7 @@ export function parseRequestedSelection(text: string): SelectionRequest["policy"
 /** `known`: the policies that a message lists. */
 function parse(text: string, known: readonly string[]): SelectionSetting {
   if (text.length > LIMITS.selectionCharsMax) {
-    throw refusal(`a selection has at most ${LIMITS.selectionCharsMax} characters, not ${text.length}`);
+    throw selectionRefusal(`a selection has at most ${LIMITS.selectionCharsMax} characters, not ${text.length}`);
   }
   const scanner = new Scanner(text);
   const policy = scanner.choice("a policy", SELECTION_POLICIES, known);
@@ -210,9 +230,16 @@ function readModifier(
   const name = scanner.choice(`a modifier of ${policy}`, usable);
   const { rule }: ModifierRule = MODIFIERS[name];
   scanner.expect("(", `"(" behind ${name}`);
-  const value = "words" in rule ? scanner.choice(`the argument of ${name}`, rule.words) : scanner.number(name, rule);
+  const value = readArgument(scanner, name, rule);
   scanner.expect(")", `")"`);
   return { name, value };
+}
+
+function readArgument(scanner: Scanner, name: string, rule: ArgumentRule): number | string {
+  if ("words" in rule) return scanner.choice(`the argument of ${name}`, rule.words);
+  if ("each" in rule) return scanner.list(name, rule).join(",");
+  const heads = "orHeads" in rule ? scanner.heads() : undefined;
+  return heads ?? scanner.number(name, rule);
 }
 
 /** Reads a text from left to right. */
@@ -258,6 +285,25 @@ class Scanner {
     return value;
   }
 
+  list(name: string, { each, countMax }: Extract<ArgumentRule, { each: unknown }>): number[] {
+    const values = [this.number(name, each)];
+    for (this.#skipSpaces(); this.#text[this.#at] === ","; this.#skipSpaces()) {
+      if (values.length === countMax) throw this.#unexpected(`${name} takes at most ${countMax} numbers`);
+      this.#at += 1;
+      values.push(this.number(name, each));
+    }
+    return values;
+  }
+
+  /** Named KV heads, where they stand here. */
+  heads(): string | undefined {
+    this.#skipSpaces();
+    const word = this.#match(/x[0-9a-f]*/y);
+    if (!HEADS_PATTERN.test(word)) return undefined;
+    this.#at += word.length;
+    return word;
+  }
+
   #match(pattern: RegExp): string {
     pattern.lastIndex = this.#at;
     return pattern.exec(this.#text)?.[0] ?? "";
@@ -270,11 +316,11 @@ class Scanner {
   #unexpected(expected: string): QuireError {
     const rest = this.#match(/[a-z0-9.-]+/iy) || this.#text.slice(this.#at, this.#at + 1);
     const found = rest === "" ? "the end" : JSON.stringify(rest);
-    return refusal(`${found} at position ${this.#at} of ${JSON.stringify(this.#text)}: ${expected}`);
+    return selectionRefusal(`${found} at position ${this.#at} of ${JSON.stringify(this.#text)}: ${expected}`);
   }
 }
 
-type NumberRule = Exclude<ArgumentRule, { words: readonly string[] }>;
+type NumberRule = Exclude<ArgumentRule, { words: readonly string[] } | { each: unknown }>;
 
 function isAllowed(rule: NumberRule, value: number): boolean {
   if ("numbers" in rule) return rule.numbers.includes(value);
@@ -283,12 +329,13 @@ function isAllowed(rule: NumberRule, value: number): boolean {
 
 function describeNumbers(rule: NumberRule): string {
   if ("numbers" in rule) return `one of ${rule.numbers.join(", ")}`;
-  const { min, max, step } = rule;
+  const { min, max, step, orHeads } = rule;
   const kind = step === undefined ? "a number" : step === 1 ? "a whole number" : `a multiple of ${step}`;
-  return `${kind} from ${min} to ${max}`;
+  return `${kind} from ${min} to ${max}${orHeads ? ", or x and the heads in hex" : ""}`;
 }
 
-function refusal(problem: string): QuireError {
+/** What to throw about a selection that cannot be; `problem` without its full stop. */
+export function selectionRefusal(problem: string): QuireError {
   return new QuireError("invalid_request", `Invalid 'quire.selection.policy': ${problem}.`, {
     param: "quire.selection.policy",
   });

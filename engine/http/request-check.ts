@@ -1,6 +1,7 @@
 /** Checks a request at the engine's border: whatever comes in, one clear error that names the field, or a request that can be run. */
-import type { SummaryKind } from "../../kernels/contract.ts";
-import { type Calibration, chooseSelection } from "../../models/selection/calibration.ts";
+import type { KvPoolSpec } from "../../kernels/contract.ts";
+import { chooseSelection } from "../../models/selection/calibration.ts";
+import { namesHeadsOf, resolveHeads } from "../../models/selection/head-profile.ts";
 import { BUDGET_TOKENS_MIN, type SelectionPolicy } from "../../models/selection/policy.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
 import { QuireError } from "../../protocol/errors.ts";
@@ -19,6 +20,7 @@ import { LIMITS } from "../../protocol/limits.ts";
 import { isCanonicalSelection, parseRequestedSelection } from "../../protocol/selection.ts";
 import { DENSE, isHow, parseHow } from "../kv/provenance.ts";
 import type { ResolvedSelection } from "../sequence/sequence.ts";
+import type { EngineSettings } from "../settings.ts";
 
 /** What a request is checked against. */
 export interface RequestBounds {
@@ -83,21 +85,25 @@ export function checkSessionRequest(value: unknown): { namespace: string; sessio
   return { namespace, sessionId: sessionId(fields.sessionId, "sessionId") };
 }
 
+/** What selections are resolved against: the pool, and what was measured on its model. */
+export type SelectionBasis = Pick<KvPoolSpec, "layerCount" | "kvHeadCount" | "summaryKinds"> &
+  Pick<EngineSettings, "calibration" | "heads">;
+
 /**
  * Resolves a request's selection against what the pool keeps; `auto` by the model's calibration, dense where the pool does not keep what
- * that needs.
- * @throws {QuireError} when the summaries of a policy that was named are not kept.
+ * that needs; a share of the heads by the model's profile.
+ * @throws {QuireError} when the summaries of a policy that was named are not kept, or its heads are not known.
  */
 export function resolveSelection(
   { selection: { exact, ...asked }, tokens }: Pick<GenerateRequest, "selection" | "tokens">,
-  kinds: readonly SummaryKind[],
-  calibration: Calibration | undefined,
+  basis: SelectionBasis,
 ): ResolvedSelection {
+  const { summaryKinds: kinds, calibration } = basis;
   const { budgetTokens } = asked;
   const contextTokens = tokens.byteLength / 4;
   const chosen = isAuto(asked) ? chooseSelection(calibration, { contextTokens, budgetTokens }) : asked;
   const isKept = ({ summary }: Pick<SelectionPolicy, "summary">) => summary === undefined || kinds.includes(summary);
-  const wanted = policyNamed(chosen.policy);
+  const wanted = policyNamed(resolveHeads(chosen.policy, basis));
   const policy = isAuto(asked) && !isKept(wanted) ? policyNamed(DENSE) : wanted;
   if (!isKept(policy)) {
     const message = `policy ${policy.name} needs ${policy.summary} summaries, which this engine does not keep.`;
@@ -176,15 +182,16 @@ function checkHow(how: string): void {
 }
 
 /**
- * Spans that this engine can replay. What was attended by another version of a policy, or with summaries that this pool does not keep,
- * is taken as dense: it is never found and always recomputed, instead of being passed off as what it is not.
+ * Spans that this engine can replay. What was attended by another version of a policy, with summaries that this pool does not keep, or by heads of
+ * another model, is taken as dense: it is never found and always recomputed, instead of being passed off as what it is not.
  */
-export function replayableSpans(spans: readonly Span[], kinds: readonly SummaryKind[]): Span[] {
+export function replayableSpans(spans: readonly Span[], pool: Omit<SelectionBasis, "calibration" | "heads">): Span[] {
   return spans.map((span) => {
     const how = parseHow(span.how);
     if (how === undefined) return span;
     const { version, summary } = policyNamed(how.policy);
-    const replayable = version === how.version && (summary === undefined || kinds.includes(summary));
+    const isKept = summary === undefined || pool.summaryKinds.includes(summary);
+    const replayable = version === how.version && isKept && namesHeadsOf(how.policy, pool);
     return replayable ? span : { end: span.end, how: DENSE };
   });
 }

@@ -3,7 +3,7 @@ import { PAGE_TOKENS } from "../../kernels/contract.ts";
 import type { SelectingPlan } from "../../kernels/page-range.ts";
 import { assert } from "../../protocol/assert.ts";
 import { QuireError } from "../../protocol/errors.ts";
-import type { Modifier, ModifierName } from "../../protocol/selection.ts";
+import { type Modifier, type ModifierName, selectionRefusal } from "../../protocol/selection.ts";
 
 interface ModifierEffect {
   /** Goes up when the plan that it makes changes. */
@@ -54,17 +54,36 @@ const EFFECTS: Readonly<Record<ModifierName, ModifierEffect>> = {
   "dense-layers": { version: 1, apply: (plan, value) => ({ ...plan, denseLayers: Number(value) }) },
   share: { version: 1, apply: (plan, value) => ({ ...plan, layersPerChoice: Number(value) }) },
   reuse: { version: 1, apply: (plan, value) => ({ ...paged(plan), rowsPerChoice: Number(value) }) },
+  "layer-budgets": {
+    version: 1,
+    apply: (plan, value) => ({ ...paged(plan), layerShares: String(value).split(",").map(Number) }),
+  },
+  heads: {
+    version: 1,
+    apply: (plan, value) => {
+      const retrievalHeads = namedHeads(value);
+      // Without a scorer there is nothing to choose by: heads that retrieve see everything.
+      return plan.scorer === undefined
+        ? { ...paged(plan), retrievalHeads, layerShares: [Number.POSITIVE_INFINITY] }
+        : { ...paged(plan), retrievalHeads };
+    },
+  },
   recent: { version: 1, apply: (plan, value) => ({ ...plan, recentPages: Number(value) / PAGE_TOKENS }) },
 };
 
 /**
  * The plan of a policy, changed by modifiers.
- * @throws {QuireError} `invalid_request` where sinks and recent pages take the whole budget.
+ * @throws {QuireError} `invalid_request` where sinks and recent pages take the whole budget, where modifiers exclude each other, and for heads that
+ * are a share only: {@link resolveHeads} names them.
  */
 export function modifyPlan(plan: SelectionPlan, modifiers: readonly Modifier[]): SelectionPlan {
   if (plan.kind === "dense") return plan;
   const modified = modifiers.reduce<SelectingPlan>((sofar, { name, value }) => EFFECTS[name].apply(sofar, value), plan);
   const { sinkPages, recentPages, budgetPages, scorer } = modified;
+  const isUnlike = modified.kind === "pages" && modified.retrievalHeads !== undefined;
+  if (isUnlike && (modified.scope === "layer" || (modified.layersPerChoice ?? 1) > 1)) {
+    throw selectionRefusal("heads need a choice per KV head in every layer: no scope(layer), no share");
+  }
   const spare = scorer === undefined ? 0 : 1;
   if (recentPages >= 1 && sinkPages + recentPages + spare <= budgetPages) return modified;
   const taken = `${sinkPages * PAGE_TOKENS} first and ${Math.max(1, recentPages) * PAGE_TOKENS} last tokens`;
@@ -73,6 +92,16 @@ export function modifyPlan(plan: SelectionPlan, modifiers: readonly Modifier[]):
     `budget_tokens ${budgetPages * PAGE_TOKENS} is too small for a selection that always attends to ${taken}.`,
     { param: "quire.selection.budget_tokens" },
   );
+}
+
+/** Of every KV head, layer by layer, whether it retrieves; up to three beyond the last that the model has. */
+function namedHeads(value: number | string): boolean[] {
+  if (typeof value === "number") {
+    throw selectionRefusal(
+      `heads(${value}) stands for heads of a profiled model; nothing says which ones. Run quire profile-heads MODEL`,
+    );
+  }
+  return [...value.slice(1)].flatMap((digit) => [8, 4, 2, 1].map((bit) => (Number.parseInt(digit, 16) & bit) !== 0));
 }
 
 /** What modifiers add to the version of their policy: changes whenever the plan of one of them does, and never goes back. */

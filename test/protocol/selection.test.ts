@@ -39,6 +39,14 @@ describe("the configuration language", () => {
     });
   });
 
+  it("reads numbers for layers, and heads by share or by name", () => {
+    expect(parseSelection("quest+heads(0.50)+layer-budgets( 2 , 0.5,1)").modifiers).toEqual([
+      { name: "layer-budgets", value: "2,0.5,1" },
+      { name: "heads", value: 0.5 },
+    ]);
+    expect(parseSelection("streaming + heads( x0a )").canonical).toBe("streaming+heads(x0a)");
+  });
+
   it.each([
     [
       "",
@@ -49,7 +57,7 @@ describe("the configuration language", () => {
     ["Quest", `"Quest" at position 0`],
     [
       "quest+",
-      `the end at position 6 of "quest+": expected a modifier of quest: radius, combine, scope, top-p, sink, recent, first-turn, group, dense-layers, share, reuse`,
+      `the end at position 6 of "quest+": expected a modifier of quest: radius, combine, scope, top-p, sink, recent, first-turn, group, dense-layers, share, reuse, layer-budgets, heads`,
     ],
     ["quest+candidates(2)", `"candidates" at position 6`],
     [
@@ -74,7 +82,22 @@ describe("the configuration language", () => {
     ],
     ["quest+__proto__(1)", `"_" at position 6`],
     ["quest+constructor(1)", `"constructor" at position 6`],
-    [`quest${"+sink(16)".repeat(14)}`, "a selection has at most 128 characters, not 131"],
+    [`quest${"+sink(16)".repeat(71)}`, "a selection has at most 640 characters, not 644"],
+    ["tokenselect+layer-budgets(1)", `"layer-budgets" at position 12`],
+    [
+      "quest+layer-budgets()",
+      `")" at position 20 of "quest+layer-budgets()": layer-budgets takes a number from 0 to 64`,
+    ],
+    ["quest+layer-budgets(1,)", `")" at position 22`],
+    ["quest+layer-budgets(1,65)", `"65" at position 22`],
+    [`quest+layer-budgets(${"1,".repeat(128)}1)`, "layer-budgets takes at most 128 numbers"],
+    [
+      "quest+heads(2)",
+      `"2" at position 12 of "quest+heads(2)": heads takes a number from 0 to 1, or x and the heads in hex`,
+    ],
+    ["quest+heads(x)", `"x" at position 12`],
+    ["quest+heads(x0G)", `"G" at position 14 of "quest+heads(x0G)": expected ")"`],
+    ["dense+heads(0.5)", `"heads" at position 6`],
   ])("refuses %j and says where and what could stand there", (text, message) => {
     expect(messageOf(text)).toContain(message);
   });

@@ -1,6 +1,6 @@
 /** Whatever the selection, the model's shape, the batch and the chunks: below its budget it is dense, bit for bit. */
 import fc from "fast-check";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 import { BLOCK_TOKENS, type Device, SUMMARY_KINDS } from "../../../kernels/contract.ts";
 import { openDevice } from "../../../kernels/open.ts";
 import type { ModelConfig, ModelRunner } from "../../../models/contract.ts";
@@ -11,6 +11,9 @@ import { SELECTION_POLICIES } from "../../../protocol/selection.ts";
 import { selectionParts } from "../../protocol/arbitrary-selection.ts";
 import { Conversation, DENSE, poolCounts } from "../conversation.ts";
 import { seededTensors } from "../seeded-tensors.ts";
+
+// The scalar reference takes seconds a run, and many times that on a busy machine.
+vi.setConfig({ testTimeout: 240_000 });
 
 const BUDGET_TOKENS = 256;
 const SEQUENCES = 3;

@@ -41,6 +41,32 @@ describe("modifiers", () => {
     expect(plan("streaming+sink(256)")).toMatchObject({ budgetPages: 64, sinkPages: 16, recentPages: 48 });
   });
 
+  it("give layers their own shares of what is chosen", () => {
+    expect(plan("quest+layer-budgets(2,0.5,1)")).toEqual({ ...plan("quest"), layerShares: [2, 0.5, 1] });
+  });
+
+  it("let named heads choose, or see everything where nothing is scored", () => {
+    const retrievalHeads = [true, false, false, true, false, true, false, false];
+    expect(plan("quest+heads(x94)")).toEqual({ ...plan("quest"), retrievalHeads });
+    expect(plan("streaming+heads(x94)")).toEqual({
+      ...{ ...plan("streaming"), retrievalHeads },
+      layerShares: [Number.POSITIVE_INFINITY],
+    });
+  });
+
+  it("are refused where heads could not differ, and where nothing says which ones", () => {
+    const refused = { code: "invalid_request", param: "quire.selection.policy" };
+    for (const text of [
+      "quest+scope(layer)+heads(x9)",
+      "quest+share(2)+heads(x9)",
+      "infllm+heads(x9)",
+      "quest+heads(0.5)",
+    ]) {
+      expect(() => plan(text), text).toThrow(expect.objectContaining(refused));
+    }
+    expect(plan("infllm+scope(head)+heads(x9)")).toHaveProperty("retrievalHeads");
+  });
+
   it("are refused where nothing is left of the budget", () => {
     const refused = { code: "invalid_request", param: "quire.selection.budget_tokens" };
     expect(() => plan("quest+sink(512)+recent(512)")).toThrow(expect.objectContaining(refused));
