@@ -1,6 +1,6 @@
 import type { EngineParts } from "./engine-parts.ts";
 
-/** Share of a step's time that I/O gets behind it, while the store is busy and otherwise (requests and answers). */
+/** Share of a step's time that I/O gets behind it, while the store answers calls and otherwise (requests and answers, a store that is stalled). */
 const BREATH_SHARE = 0.05;
 const SHORT_BREATH_SHARE = 0.01;
 /**
@@ -18,12 +18,10 @@ const ARRIVAL_LOOK_MS = 0.1;
 export async function breatheAfter(
   startMs: number,
   arriving: ReadonlySet<{ sinceMs: number }>,
-  parts: Pick<EngineParts, "clock" | "persister" | "fetcher">,
+  { clock, storeActivity }: Pick<EngineParts, "clock" | "storeActivity">,
 ): Promise<void> {
-  const { clock, persister, fetcher } = parts;
-  const isStoreBusy = persister.pendingBytes > 0 || fetcher.inFlightCount > 0;
   const breathMs = clock.nowMs();
-  await clock.breathe((isStoreBusy ? BREATH_SHARE : SHORT_BREATH_SHARE) * (breathMs - startMs));
+  await clock.breathe((storeActivity.isAnswering(breathMs) ? BREATH_SHARE : SHORT_BREATH_SHARE) * (breathMs - startMs));
   const isArriving = () => [...arriving].some(({ sinceMs }) => clock.nowMs() - sinceMs < ARRIVAL_AGE_MS_MAX);
   while (clock.nowMs() - breathMs < ARRIVAL_MS_MAX && isArriving()) await clock.breathe(ARRIVAL_LOOK_MS);
 }

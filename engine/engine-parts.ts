@@ -1,6 +1,7 @@
 /** What an engine is made of. */
 import type { DeviceLostError } from "../kernels/device-lost.ts";
 import type { ModelRunner } from "../models/contract.ts";
+import type { StoreActivity } from "../storage/store-activity.ts";
 import type { Attacher } from "./kv/attacher.ts";
 import type { BlockCache } from "./kv/block-cache.ts";
 import type { BlockFetcher } from "./kv/block-fetcher.ts";
@@ -24,6 +25,8 @@ export interface EngineParts {
   supply: SummarySupply;
   attacher: Attacher;
   persister: Persister;
+  /** Of the page store. */
+  storeActivity: StoreActivity;
   clock: Clock;
   log: EngineLog;
   /** The device is gone and the engine has stopped, in the middle of its turns: whoever holds it ends it like a process that died. */

@@ -149,6 +149,7 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
     supply,
     attacher,
     persister,
+    storeActivity: store.activity,
     clock,
     log,
     onDeviceLost: options.onDeviceLost,

@@ -3,10 +3,18 @@
  * answer wins, and the other is aborted. Second requests are a bounded share of all, so a store that is slow as a whole is not asked twice.
  * It also remembers for a while which objects were absent.
  */
-import type { GetOptions, PageStore, PutOptions, PutResult, StoreObject } from "./contract.ts";
+import {
+  type GetOptions,
+  type PageStore,
+  type PutOptions,
+  type PutResult,
+  StoreError,
+  type StoreObject,
+} from "./contract.ts";
 import { refuseAborted } from "./deadline.ts";
 import { parseObjectKey } from "./keys.ts";
 import { ReadTimes, readClass } from "./read-times.ts";
+import { StoreActivity } from "./store-activity.ts";
 
 /** Second requests that may be saved up for a bad moment. */
 const SAVED_MAX = 16;
@@ -45,6 +53,8 @@ export class HedgedStore implements PageStore {
   readonly name: string;
   /** What its reads have taken. */
   readonly times = new ReadTimes();
+  /** Whether it answers. */
+  readonly activity = new StoreActivity();
   readonly counts: HedgeCounts = { reads: 0, hedges: 0, hedgesWon: 0, knownAbsent: 0 };
   readonly #inner: PageStore;
   readonly #options: HedgeOptions;
@@ -73,14 +83,14 @@ export class HedgedStore implements PageStore {
 
   put(key: string, bytes: Uint8Array, options?: PutOptions): Promise<PutResult> {
     this.#absentUntilMs.delete(key);
-    return this.#inner.put(key, bytes, options).finally(() => this.#absentUntilMs.delete(key));
+    return this.#followed(this.#inner.put(key, bytes, options)).finally(() => this.#absentUntilMs.delete(key));
   }
 
   delete(keys: readonly string[]): Promise<void> {
-    return this.#inner.delete(keys);
+    return this.#followed(this.#inner.delete(keys));
   }
 
-  list: PageStore["list"] = (prefix, options) => this.#inner.list(prefix, options);
+  list: PageStore["list"] = (prefix, options) => this.#followed(this.#inner.list(prefix, options));
 
   close(): Promise<void> {
     return this.#inner.close();
@@ -132,12 +142,22 @@ export class HedgedStore implements PageStore {
     const end = this.times.begin(clock.nowMs(), options.range?.bytes);
     const controller = new AbortController();
     const signal = options.signal ? AbortSignal.any([options.signal, controller.signal]) : controller.signal;
-    const answer = this.#inner.get(key, { ...options, signal });
+    const answer = this.#followed(this.#inner.get(key, { ...options, signal }));
     answer.then(
       (object) => end(clock.nowMs(), object?.bytes.byteLength),
       () => end(clock.nowMs(), undefined),
     );
     return { answer, giveUp: () => controller.abort() };
+  }
+
+  #followed<T>(call: Promise<T>): Promise<T> {
+    const { clock } = this.#options;
+    const end = this.activity.begin(clock.nowMs());
+    call.then(
+      () => end(clock.nowMs(), true),
+      (error) => end(clock.nowMs(), isAnswer(error)),
+    );
+    return call;
   }
 
   #isKnownAbsent(key: string): boolean {
@@ -157,6 +177,12 @@ export class HedgedStore implements PageStore {
     if (this.#absentUntilMs.size <= ABSENT_COUNT_MAX) return;
     this.#absentUntilMs.delete(this.#absentUntilMs.keys().next().value as string);
   }
+}
+
+/** Whether the store itself failed a call, not the patience of the caller. */
+function isAnswer(error: unknown): boolean {
+  if (error instanceof StoreError) return error.code !== "timeout" && error.code !== "aborted";
+  return !(error instanceof DOMException);
 }
 
 /** One request of a read. */

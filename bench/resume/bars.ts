@@ -47,7 +47,7 @@ export function barRows(rows: readonly ResumeRow[], other: OtherFigures): BarRow
     ["stored bytes of a token / K and V in f16", other.storedShare, 0.58, "x"],
     ["start of the engine's process to ready, house model", other.readyMs, 1500, "ms"],
     ["decode speed with write-behind / without", other.persistingShare, 0.95, "x", true],
-    ["decode speed while the store answers nothing / before", other.stalledShare, 0.95, "x", true],
+    ["decode speed while the store answers nothing / while it answers", other.stalledShare, 0.95, "x", true],
   ];
   return bars.flatMap(([figure, value, bar, unit, atLeast = false]) =>
     value === undefined ? [] : [{ figure, value, bar, unit, atLeast, holds: atLeast ? value >= bar : value <= bar }],

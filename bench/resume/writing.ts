@@ -8,13 +8,15 @@ import { randomTokens, startTurn } from "../schedule/bench-engine.ts";
 import { gapMs, withEngine } from "./measure-resume.ts";
 
 const PROMPT_TOKENS = 512;
+/** Decoded before a store stalls. */
+const FIRST_TOKENS = 8;
 const SELECTION: SelectionRequest = { policy: "dense", budgetTokens: 0, exact: true };
 
 /** Share of its decode speed that a turn keeps. */
 export interface WritingShares {
   /** With write-behind, against a turn without a session. */
   persisting: number;
-  /** While no call of the store ends, against the time before. */
+  /** While no call of the store ends, against the same tokens over one that answers. */
   stalled: number;
 }
 
@@ -43,7 +45,7 @@ class StallingStore extends MemoryStore {
   }
 }
 
-/** Runs both; takes `tokens` of decoding twice, then `stallMs` once with and a third of it without a store that answers. */
+/** Runs both; takes `tokens` of decoding twice, then `stallMs` without a store that answers and as many tokens with one. */
 export async function measureWriting(
   model: BenchModel,
   { seed, tokens, stallMs }: { seed: number; tokens: number; stallMs: number },
@@ -58,25 +60,36 @@ export async function measureWriting(
   return { persisting: without / with_, stalled: await stalledShare(model, prompt, stallMs) };
 }
 
+/**
+ * The same tokens of the same turn, decoded while the store answers nothing and while it answers: a step costs more the longer its context is, so
+ * that the seconds before a stall say nothing of those in it.
+ */
 async function stalledShare(model: BenchModel, prompt: readonly number[], stallMs: number): Promise<number> {
+  const tokensMax = model.capacityTokens - PROMPT_TOKENS - 64;
+  const stalled = await decodeOver(model, prompt, { stallMs, tokensMax });
+  const answered = await decodeOver(model, prompt, { stallMs: 0, tokensMax: stalled.tokens });
+  return answered.ms / stalled.ms;
+}
+
+/** Tokens after the first few of a turn whose store stalls for so long (0: not at all), and the time that they took. */
+async function decodeOver(
+  model: BenchModel,
+  prompt: readonly number[],
+  { stallMs, tokensMax }: { stallMs: number; tokensMax: number },
+): Promise<{ tokens: number; ms: number }> {
   const store = new StallingStore();
   return await withEngine(model, store, async (opened) => {
-    const maxTokens = model.capacityTokens - PROMPT_TOKENS - 64;
-    const turn = startTurn(opened, { tokens: prompt, maxTokens, selection: SELECTION, session: { id: "stalled" } });
+    const session = { id: "stalled" };
+    const turn = startTurn(opened, { tokens: prompt, maxTokens: tokensMax, selection: SELECTION, session });
     turn.ended.catch(() => undefined);
-    while (turn.tokensMs.length < 8) await sleep(5);
-    const countIn = async (ms: number) => {
-      const before = turn.tokensMs.length;
-      const startMs = performance.now();
-      await Promise.race([sleep(ms), turn.ended]);
-      return (turn.tokensMs.length - before) / (performance.now() - startMs);
-    };
-    const calm = await countIn(stallMs / 3);
-    const answer = store.stall();
-    const stalled = await countIn(stallMs);
+    while (turn.tokensMs.length < FIRST_TOKENS) await sleep(5);
+    const answer = stallMs > 0 ? store.stall() : () => undefined;
+    await Promise.race([stallMs > 0 ? sleep(stallMs) : turn.ended, turn.ended]);
+    const tokens = turn.tokensMs.length;
+    const ms = (turn.tokensMs[tokens - 1] as number) - (turn.tokensMs[FIRST_TOKENS - 1] as number);
     answer();
     turn.cancel();
     await turn.ended.catch(() => undefined);
-    return stalled / calm;
+    return { tokens, ms };
   });
 }

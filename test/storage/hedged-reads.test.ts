@@ -1,5 +1,4 @@
 import { describe, expect, it } from "vitest";
-import { systemClock } from "../../engine/settings.ts";
 import type { GetOptions, StoreObject } from "../../storage/contract.ts";
 import { StoreError } from "../../storage/contract.ts";
 import { HedgedStore } from "../../storage/hedged-reads.ts";
@@ -126,21 +125,40 @@ describe("a hedged store", () => {
     expect(inner.reads).toHaveLength(5);
   });
 
-  it("works on the machine's clock, whose times are no whole numbers", async () => {
+  it("asks its clock for whole milliseconds, on a machine whose times are no whole numbers", async () => {
     const inner = new MemoryStore();
     await inner.put(SEGMENT, new Uint8Array(64));
-    let readMs = 12;
+    let nowMs = 0.3;
+    let answer: (() => void) | undefined;
+    let isHeld = false;
     const slow = Object.assign(Object.create(inner) as MemoryStore, {
       async get() {
-        await new Promise((resolve) => setTimeout(resolve, readMs));
+        nowMs += 12.345;
+        if (isHeld) await new Promise<void>((resolve) => (answer = resolve));
         return await inner.get(SEGMENT);
       },
     });
-    const store = new HedgedStore(slow, { clock: systemClock, hedgeShareMax: 0.5, absentMs: 0 });
+    const deadlines: { ms: number; fire: () => void }[] = [];
+    const clock = {
+      nowMs: () => nowMs,
+      deadline(ms: number) {
+        // What `systemClock` is made of refuses fractions.
+        AbortSignal.timeout(ms);
+        const controller = new AbortController();
+        deadlines.push({ ms, fire: () => controller.abort() });
+        return controller.signal;
+      },
+    };
+    const store = new HedgedStore(slow, { clock, hedgeShareMax: 0.5, absentMs: 0 });
     for (let read = 0; read < 20; read++) await store.get(SEGMENT);
-    readMs = 60;
-    expect((await store.get(SEGMENT))?.bytes).toHaveLength(64);
-    expect(store.counts.hedges).toBeGreaterThan(0);
+    isHeld = true;
+    const late = store.get(SEGMENT);
+    isHeld = false;
+    expect(deadlines.map(({ ms }) => ms)).toEqual([13]);
+    deadlines[0]?.fire();
+    expect((await late)?.bytes).toHaveLength(64);
+    expect(store.counts).toMatchObject({ hedges: 1, hedgesWon: 1 });
+    answer?.();
   });
 
   it("passes the caller's own abort on", async () => {

@@ -10,6 +10,7 @@ import { type Clock, ENGINE_DEFAULTS, type EngineSettings } from "../../../engin
 import { type KvPool, PAGE_TOKENS } from "../../../kernels/contract.ts";
 import type { ModelRunner, SequenceResult, SequenceStep } from "../../../models/contract.ts";
 import type { EngineUsage, FinishReason, GenerateRequest } from "../../../protocol/generate.ts";
+import type { PageStore } from "../../../storage/contract.ts";
 import { kvGeometry } from "../../../storage/geometry.ts";
 import { MemoryStore } from "../../../storage/memory-store.ts";
 import { VirtualProcess, VirtualTime } from "../../sim/virtual-time.ts";
@@ -47,6 +48,8 @@ export function simulateEngine(options: {
   cost?: StepCost;
   settings?: Partial<EngineSettings>;
   blockCount?: number;
+  /** Made with the engine's time. Segments are whole, tails are not: what the device holds are zeros. */
+  store?: (time: VirtualTime) => PageStore;
 }): SimulatedEngine {
   const time = new VirtualTime();
   const { clock } = new VirtualProcess(time);
@@ -62,7 +65,7 @@ export function simulateEngine(options: {
   const opened = openEngine({
     runner,
     numericsId: "simulated-1",
-    store: new MemoryStore(),
+    store: options.store?.(time) ?? new MemoryStore(),
     settings: {
       ...ENGINE_DEFAULTS,
       engineId: "simulated",
@@ -89,7 +92,7 @@ function timedRunner(options: {
   const config = { ...TINY_CONFIG, contextTokensMax: 65_536 };
   return {
     config,
-    fingerprint: "simulated",
+    fingerprint: "51a0000000000001",
     rowsMax: options.rowsMax,
     sampledMax: ENGINE_DEFAULTS.runningMax,
     pool: emptyPool(options.blockCount),
@@ -125,12 +128,13 @@ function emptyPool(blockCount: number): KvPool {
   const shape = { layerCount, kvHeadCount, headDim, encoding: "int8", summaryKinds: [] } as const;
   const geometry = kvGeometry({ ...shape, segmentTokens: 256 });
   const nothing = async () => new Uint8Array(0);
+  const zeros = new Uint8Array(geometry.blockBytes);
   return {
     spec: { ...shape, blockCount: blockCount * layerCount, openSlotCount: 512, summarySlotCount: blockCount },
     blockBytes: geometry.blockBytes,
     openSlotBytes: 0,
     summaryBytes: geometry.summaryBytes,
-    readBlock: nothing,
+    readBlock: async () => zeros,
     readSummary: nothing,
     readOpen: nothing,
     writeBlock() {},
