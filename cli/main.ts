@@ -21,6 +21,7 @@ Usage: quire <command> [flags]
   rekey              encrypts what is stored under the first key of QUIRE_STORE_KEYS
   trace              what happened to one request, as a timeline
   calibrate          measures what "auto" should choose on a model
+  profile-heads      measures which KV heads of a model look back, for selections with heads(SHARE)
   compile-tokenizer  a model's vocabulary as one file that the edge opens at once
 
   quire <command> --help    the flags of a command
@@ -36,6 +37,8 @@ async function loadCommand(name: string): Promise<Command | undefined> {
       return (await import("./serve.ts")).serveCommand;
     case "calibrate":
       return (await import("./calibrate.ts")).calibrateCommand;
+    case "profile-heads":
+      return (await import("./profile-heads.ts")).profileHeadsCommand;
     case "compile-tokenizer":
       return (await import("./compile-tokenizer.ts")).compileTokenizerCommand;
     case "pull":

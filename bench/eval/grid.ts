@@ -16,13 +16,20 @@ export interface Candidate {
   plan: SelectionPlan | "oracle" | "random";
 }
 
-/** Baselines first, then the configurations, each at every budget; dense is what all are compared with and not among them. */
-export function candidatesOf(policies: readonly SelectionConfiguration[], budgets: readonly number[]): Candidate[] {
+/**
+ * Baselines first, then the configurations, each at every budget; dense is what all are compared with and not among them. `resolve`: what a
+ * configuration is on the model (the heads that a share of them stands for).
+ */
+export function candidatesOf(
+  policies: readonly SelectionConfiguration[],
+  budgets: readonly number[],
+  resolve: (name: SelectionConfiguration) => string = (name) => name,
+): Candidate[] {
   const selective = policies.filter((name) => name !== "dense");
   return budgets.flatMap((budgetTokens): Candidate[] => [
     { name: ORACLE, budgetTokens, plan: "oracle" },
     { name: RANDOM, budgetTokens, plan: "random" },
-    ...selective.map((name) => ({ name, budgetTokens, plan: policyNamed(name).plan(budgetTokens) })),
+    ...selective.map((name) => ({ name, budgetTokens, plan: policyNamed(resolve(name)).plan(budgetTokens) })),
   ]);
 }
 

@@ -1,7 +1,11 @@
 /** The work of the instrument: windows of texts behind contexts, then questions, each piece once, noted as soon as it is done. */
 
+import { openModelFolder } from "../../cli/model-folder.ts";
 import { UsageError } from "../../cli/usage-error.ts";
+import { readHeadProfile } from "../../engine/calibration.ts";
+import { resolveHeads } from "../../models/selection/head-profile.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
+import type { SelectionConfiguration } from "../../protocol/generate.ts";
 import type { BenchContext } from "../bench.ts";
 import { seededRandom } from "../random.ts";
 import { type CaseFile, readCases } from "../recall/cases.ts";
@@ -26,16 +30,19 @@ export interface EvalRun {
 /** Runs what the journal of `folder` does not hold yet. */
 export async function runEval(values: EvalValues, folder: string, context: BenchContext): Promise<EvalRun> {
   const files = await readCases(values["case-file"]);
-  const candidates = candidatesOf(values.policies, values.budgets);
   const subject = await openSubject(values, summaryKindsOf(values.policies));
   try {
     const { fingerprint, config } = subject.runner;
+    const heads = await readHeadProfile((await openModelFolder(values.model)).path, {
+      ...{ fingerprint, layerCount: config.layerCount, kvHeadCount: config.kvHeadCount },
+      log: (event, fields) => context.progress(`${event}: ${fields?.problem}`),
+    });
+    const resolve = (name: SelectionConfiguration): string => resolveHeads(name, { ...config, heads });
+    const candidates = candidatesOf(values.policies, values.budgets, resolve);
     const { numericsId, report } = subject.device;
     const { out: _, quick: __, threads: ___, ...settings } = values;
     const journal = await Journal.open(folder, {
-      ...settings,
-      fingerprint,
-      numericsId,
+      ...{ ...settings, fingerprint, numericsId, policies: values.policies.map(resolve) },
       versions: values.policies.map((name) => policyNamed(name).version),
     });
     const work: Work = { values, subject, candidates, files, journal, context };

@@ -28,7 +28,10 @@ export interface EvalSubject extends Subject {
  * Opens the model; the caller closes the device.
  * @throws {UsageError} for a context that the model does not reach, or a device that cannot be looked into.
  */
-export async function openSubject(values: EvalValues, summaryKinds: readonly SummaryKind[]): Promise<EvalSubject> {
+export async function openSubject(
+  values: Pick<EvalValues, "model" | "contexts" | "tokens" | "device" | "threads" | "weights" | "kv">,
+  summaryKinds: readonly SummaryKind[],
+): Promise<EvalSubject> {
   const { path: folder, modelId, readEdgeFile } = await openModelFolder(values.model);
   const config = await readModelConfig(folder);
   const longest = Math.max(...values.contexts) + values.tokens;

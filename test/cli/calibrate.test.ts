@@ -1,28 +1,15 @@
 /** `quire calibrate` on house-0: what it writes is what an engine reads. */
 import { cp, readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { describe, expect, it, vi } from "vitest";
+import { describe, expect, it } from "vitest";
 import { calibrateCommand } from "../../cli/calibrate.ts";
 import { main } from "../../cli/main.ts";
 import { readCalibration } from "../../engine/calibration.ts";
 import { UNCALIBRATED_SELECTION } from "../../models/selection/calibration.ts";
+import { captured } from "./captured.ts";
 import { withTempFolder } from "./run-quire.ts";
 
 const SMALL = ["--contexts", "512,1024", "--budgets", "128,256", "--documents", "2", "--tokens", "4", "--threads", "1"];
-
-async function captured(stream: NodeJS.WriteStream, run: () => Promise<unknown>): Promise<string> {
-  let text = "";
-  const write = vi.spyOn(stream, "write").mockImplementation((chunk) => {
-    text += String(chunk);
-    return true;
-  });
-  try {
-    await run();
-  } finally {
-    write.mockRestore();
-  }
-  return text;
-}
 
 describe("quire calibrate", () => {
   it("writes a decision beside the model that an engine of that model takes, and no other", async () => {

@@ -24,7 +24,7 @@ function withoutTimes(figures: Figures): unknown {
   );
 }
 
-describe("npm run eval", () => {
+describe("npm run eval", { timeout: 120_000 }, () => {
   it("writes a page, JSON and CSV; a run that was cut goes on; the same seed gives the same numbers", async () => {
     await withTempFolder(async (folder) => {
       const [one, two] = [join(folder, "one"), join(folder, "two")];
@@ -69,8 +69,8 @@ describe("npm run eval", () => {
       const args = [...SMALL, "--cases", "40", "--out", folder];
       const code = await main(["eval", ...args], {
         ...{ env: {}, signals, out: () => undefined },
-        // The windows are done. A signal comes as a timer does, between turns of the event loop.
-        err: (text) => void (/ windows,/.test(text) && setTimeout(() => signals.emit("SIGINT"), 0)),
+        // All windows are done: progress is said of the last, however long they took. A signal comes as a timer does, between turns of the event loop.
+        err: (text) => void (text.includes("4 of 4 windows") && setTimeout(() => signals.emit("SIGINT"), 0)),
       });
       expect(code).toBe(0);
       const half = await figuresIn(folder);
