@@ -1,6 +1,7 @@
 /** The plot of `npm run demo:failover`: engines are killed while they speak, and what the client reads is what it would have read anyway. */
 import { randomUUID } from "node:crypto";
 import type { SelectionConfiguration } from "../protocol/generate.ts";
+import { LIMITS } from "../protocol/limits.ts";
 import { SseParser } from "../sdk/index.ts";
 import { demoPassage } from "./demo-passage.ts";
 import type { Stage, StageEngine } from "./demo-stage.ts";
@@ -59,7 +60,6 @@ const missCountMax = 4;
 const endToken = 259;
 /** One speaks, one takes over, one is being started for the next time. */
 const engineCount = 3;
-const turnMsMax = 120_000;
 
 const manners: readonly Manner[] = [
   { name: "quest, greedy", policy: "quest", temperature: 0 },
@@ -176,7 +176,8 @@ async function speak(stage: Stage, session: string, manner: Manner, onText: (tex
       logit_bias: { [endToken]: -100 },
       quire: { session_id: session, selection: { policy: manner.policy, budget_tokens: budgetTokens, exact: true } },
     }),
-    signal: AbortSignal.timeout(turnMsMax),
+    // The edge ends a turn itself; how long one takes beside other work says nothing about failover.
+    signal: AbortSignal.timeout(2 * LIMITS.turnMsMax),
   });
   if (!response.ok || response.body === null) throw new Error(`the edge answered ${response.status}`);
   const parser = new SseParser();

@@ -72,6 +72,8 @@ export const LIMITS = {
   promptRouterFailureCountMax: 3,
   promptRouterRestMs: 5_000,
   engineHeartbeatMs: 1_000,
+  /** How long a session's next turn goes to the engine of its last one without asking the fleet: no longer than what the fleet knows is old. */
+  placementMsMax: 1_000,
   fleetShardCountMax: 64,
   engineExpiryMs: 5_000,
   /** Rows of one tenant's transcript index; the least recently used go first. */
@@ -124,6 +126,8 @@ export const LIMITS = {
   /** What a tenant has used is written at most once in this time. */
   budgetSaveMs: 1_000,
   limiterMsMax: 1_000,
+  /** How old the limiter's last word on a key may be, for a turn to go on while it is asked again. */
+  placeCreditMsMax: 60_000,
   /** Signed requests between edge and engines: how far clocks may differ, and how many nonces one peer remembers. */
   signatureSkewMsMax: 30_000,
   nonceCountMax: 65_536,

@@ -9,6 +9,8 @@ export interface PickedEngine {
   engineId: string;
   url: string;
   contextTokensMax: number;
+  /** Chosen without the fleet, which may know better by now ({@link FleetTable.assign}). */
+  isRemembered?: boolean;
 }
 
 /** What is known of a prompt before it runs. */
@@ -120,10 +122,14 @@ export class FleetTable {
     const best = cheapest(candidates, meanLoad);
     if (!best) return undefined;
     const { engine, missingTokens } = best.engine;
-    engine.assignedCount += 1;
-    engine.idleSinceMs = undefined;
-    engine.assignedTokens += missingTokens;
+    assignTo(engine, missingTokens);
     return describe(engine);
+  }
+
+  /** Counts a turn against an engine that it went to by itself. */
+  assign(engineId: string, missingTokens: number): void {
+    const engine = this.#engines.get(engineId);
+    if (engine) assignTo(engine, missingTokens);
   }
 
   /** The engine of that id while it lives, draining or not; otherwise the best other one of the model. Counts nothing. */
@@ -147,6 +153,12 @@ export class FleetTable {
 interface Bid {
   engine: EngineRecord;
   missingTokens: number;
+}
+
+function assignTo(engine: EngineRecord, missingTokens: number): void {
+  engine.assignedCount += 1;
+  engine.assignedTokens += missingTokens;
+  engine.idleSinceMs = undefined;
 }
 
 /** Milliseconds per prompt token of those that have measured it: one that has just started is taken to be no faster. */

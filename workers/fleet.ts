@@ -88,6 +88,11 @@ export class Fleet extends DurableObject<Env> {
     }
   }
 
+  /** A turn went to an engine without asking: it counts there like any other. */
+  async assign(engineId: string, missingTokens: number): Promise<void> {
+    this.#table.assign(engineId, missingTokens);
+  }
+
   /** An engine to ask about a session, no turn: the one that served it, or any of its model. */
   async find(request: { model: string; engineId?: string | undefined }): Promise<PickedEngine | undefined> {
     return this.#table.find(request, Date.now());

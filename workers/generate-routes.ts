@@ -9,6 +9,7 @@ import type { Env } from "./env.ts";
 import { isolateModelNames } from "./fleet/model-names.ts";
 import { fleetOf, type ResolvedModel } from "./fleet.ts";
 import { type Caller, inPlace, settlePlace } from "./limits/admission.ts";
+import type { Place } from "./limits/place.ts";
 import { jsonAnswer, streamAnswer } from "./respond.ts";
 import { selectionDefaults } from "./selection-defaults.ts";
 import { readIdempotencyKey, SESSION_HEADER } from "./session-id.ts";
@@ -25,12 +26,12 @@ export async function chatCompletions(request: Request, env: Env, requestId: str
   return inPlace(
     caller,
     () => readJsonObject(request),
-    async (body, leaseId) => {
+    async (body, place) => {
       const chat = validateChat(body, validationContext(request, env));
       const model = await resolveModel(env, tenant.namespace, chat.model);
       const chain = await chainHashes(chainStart(model), chat.messages);
       const options = { ...chat.turn, input: { kind: "chat" as const, messages: chat.messages, chain } };
-      return answerTurn({ ...caller, requestId, leaseId, model, response: chat, options, kind: "chat" });
+      return answerTurn({ ...caller, requestId, place, model, response: chat, options, kind: "chat" });
     },
   );
 }
@@ -42,18 +43,18 @@ export async function completions(request: Request, env: Env, requestId: string)
   return inPlace(
     caller,
     () => readJsonObject(request),
-    async (body, leaseId) => {
+    async (body, place) => {
       const completion = validateCompletion(body, validationContext(request, env));
       const model = await resolveModel(env, tenant.namespace, completion.model);
       const { turn: options } = completion;
-      return answerTurn({ ...caller, requestId, leaseId, model, response: completion, options, kind: "text" });
+      return answerTurn({ ...caller, requestId, place, model, response: completion, options, kind: "text" });
     },
   );
 }
 
 interface TurnToAnswer extends Caller {
   requestId: string;
-  leaseId: string;
+  place: Place;
   model: string;
   response: ResponseOptions;
   options: TurnOptions;
@@ -61,7 +62,7 @@ interface TurnToAnswer extends Caller {
 }
 
 async function answerTurn(turn: TurnToAnswer): Promise<Response> {
-  const { request, env, requestId, tenant, leaseId, model, response, options, kind } = turn;
+  const { request, env, requestId, tenant, place, model, response, options, kind } = turn;
   const { namespace } = tenant;
   const { sessionId: named, includeUsage, resumable } = response;
   const id = `${kind === "chat" ? "chatcmpl" : "cmpl"}-${crypto.randomUUID()}`;
@@ -71,7 +72,7 @@ async function answerTurn(turn: TurnToAnswer): Promise<Response> {
     requestId,
     model,
     namespace,
-    leaseId,
+    place,
     sessionId: named,
     options,
     head,
@@ -81,7 +82,7 @@ async function answerTurn(turn: TurnToAnswer): Promise<Response> {
   });
   const answer = { feed, choiceCount: options.choiceCount, resumable, signal: request.signal };
   // What a session cannot settle any more, its place included, is settled here.
-  const onBroken = () => void settlePlace(env, { namespace, leaseId }, 0);
+  const onBroken = () => void settlePlace(env, { namespace, leaseId: place.leaseId }, 0);
   const out = response.stream ? streamAnswer(answer, onBroken) : await jsonAnswer(answer);
   if (feed.sessionId !== undefined) out.headers.set(SESSION_HEADER, feed.sessionId);
   return out;

@@ -5,7 +5,9 @@ import { encodeFrame, FrameDecoder } from "../protocol/frames.ts";
 import { LIMITS } from "../protocol/limits.ts";
 import { within } from "./deadline.ts";
 import type { Env } from "./env.ts";
+import type { Place } from "./limits/place.ts";
 import { newSessionId } from "./session-id.ts";
+import type { SessionLog } from "./session-log/session-log.ts";
 import { indexOf, passingSession, sessionOf } from "./stubs.ts";
 import {
   type AnswerForm,
@@ -29,7 +31,7 @@ export interface TurnRequest {
   requestId: string;
   model: string;
   namespace: string;
-  leaseId: string;
+  place: Place;
   sessionId: string | undefined;
   options: TurnOptions;
   head: AnswerHead;
@@ -44,28 +46,33 @@ export interface TurnRequest {
  * @throws {QuireError} what the client has to hear instead of a stream.
  */
 export async function startTurn(env: Env, request: TurnRequest): Promise<StartedTurn> {
-  const { options, sessionId, ...rest } = request;
+  const { options, sessionId, place, ...rest } = request;
   const { namespace } = request;
-  const job: TurnJob = { ...options, ...rest };
+  const job: TurnJob = { ...options, ...rest, leaseId: place.leaseId };
   const { input } = options;
-  if (sessionId !== undefined) return runIn(env, { ...job, session: { id: sessionId, implicit: false } });
-  if (input.kind !== "chat") return started(await passingSession(env).turn(encodeFrame(job)), undefined);
+  const runIn = async (session: NonNullable<TurnJob["session"]>) =>
+    started(await ask(sessionOf(env, namespace, session.id), { ...job, session }, place), session.id);
+  if (sessionId !== undefined) return runIn({ id: sessionId, implicit: false });
+  if (input.kind !== "chat") return started(await ask(passingSession(env), job, place), undefined);
   // Without the index a turn is only slower: it must not fail or wait for it.
   const known = await within(LIMITS.indexMsMax, indexOf(env, namespace).resolve(input.chain)).catch(() => undefined);
-  if (!known) return runIn(env, { ...job, session: { id: newSessionId(), implicit: true } });
+  if (!known) return runIn({ id: newSessionId(), implicit: true });
   const { chain, messageCount, named } = known;
   if (!named && messageCount < input.messages.length) {
     const session = { id: known.sessionId, implicit: true, expectChain: chain };
-    const answer = await sessionOf(env, namespace, session.id).turn(encodeFrame({ ...job, session }));
+    const answer = await ask(sessionOf(env, namespace, session.id), { ...job, session }, place);
     if (answer.status !== "moved") return started(answer, session.id);
   }
   const forkFrom: ForkPoint = { sessionId: known.sessionId, messageCount, chain };
-  return runIn(env, { ...job, session: { id: newSessionId(), implicit: true, forkFrom } });
+  return runIn({ id: newSessionId(), implicit: true, forkFrom });
 }
 
-async function runIn(env: Env, job: TurnJob & { session: { id: string } }): Promise<StartedTurn> {
-  const { id } = job.session;
-  return started(await sessionOf(env, job.namespace, id).turn(encodeFrame(job)), id);
+/** Gives a session a turn, and with it the question for its place, until one has asked. */
+async function ask(session: DurableObjectStub<SessionLog>, job: TurnJob, place: Place): Promise<TurnAnswer> {
+  const asked = place.admission ? undefined : place.handOver();
+  const answer = await session.turn(encodeFrame({ ...job, place: asked }));
+  if (answer.status !== "refused") place.answered(answer.admission);
+  return answer;
 }
 
 function started(answer: TurnAnswer, sessionId: string | undefined): StartedTurn {

@@ -2,6 +2,8 @@
 import { type ErrorCode, QuireError } from "../protocol/errors.ts";
 import type { EngineUsage, ResumeMode, SelectionRequest } from "../protocol/generate.ts";
 import type { ChatMessage } from "../tokenizer/contract.ts";
+import type { PlaceRequest } from "./limits/place.ts";
+import type { Admission } from "./limits/tenant-budget.ts";
 
 /** Sampling as the client asked for it; what is absent follows the model's generation_config.json, then OpenAI's defaults. */
 export interface SamplingOptions {
@@ -78,6 +80,8 @@ export interface TurnJob extends TurnOptions {
   idempotencyKey?: string | undefined;
   /** The turn's place among its tenant's, see `limits/`; absent for one that nobody counts. */
   leaseId?: string | undefined;
+  /** The session asks for that place, and lets nothing out before it has it; absent: it is taken. */
+  place?: PlaceRequest | undefined;
   /** Absent: nothing is logged, and the engine persists nothing. */
   session?: {
     id: string;
@@ -119,8 +123,10 @@ export interface SessionInfo {
 /** First answer of a SessionLog: known before any response header is sent. */
 export type TurnAnswer =
   | { status: "refused"; error: WireError }
-  | { status: "moved" }
-  | ({ status: "streaming" } & TurnFeed);
+  /** The limiter's answer comes with each where the session asked for the turn's place. */
+  | { status: "limited"; admission: Admission }
+  | { status: "moved"; admission?: Admission | undefined }
+  | ({ status: "streaming"; admission?: Admission | undefined } & TurnFeed);
 
 /** A turn's events on their way, in the form that was asked for. */
 export interface TurnFeed {

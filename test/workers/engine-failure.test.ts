@@ -1,6 +1,8 @@
 import { evictDurableObject } from "cloudflare:test";
 import { describe, expect, it } from "vitest";
 import type { EngineHeartbeat } from "../../protocol/generate.ts";
+import { namespaceOf } from "../../workers/auth/namespace.ts";
+import { sessionOf } from "../../workers/stubs.ts";
 import type { Step } from "./fake-engine/script.ts";
 import {
   ASSISTANT,
@@ -300,6 +302,8 @@ describe("the fleet", () => {
     const ask = async (content: string, queuedCount: number) => {
       await register(engine, model, { queuedCount, runningCount: 3 });
       await register(other, model);
+      // What the session remembers would do for a moment.
+      await evictDurableObject(sessionOf(env, await namespaceOf("a", env.QUIRE_TENANT_SALT), session.quire.session_id));
       const response = await edge("/v1/chat/completions", {
         method: "POST",
         headers: { authorization: `Bearer ${KEY_A}` },

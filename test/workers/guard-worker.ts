@@ -3,7 +3,7 @@ import { authenticate } from "../../workers/auth/authenticate.ts";
 import { engineHeaders } from "../../workers/auth/engine-headers.ts";
 import { readJsonObject } from "../../workers/body.ts";
 import type { Env } from "../../workers/env.ts";
-import { inPlace, settlePlace } from "../../workers/limits/admission.ts";
+import { askPlace, inPlace, settlePlace } from "../../workers/limits/admission.ts";
 
 export { KeyRing } from "../../workers/auth/key-ring.ts";
 export { TenantLimiter } from "../../workers/limits/tenant-limiter.ts";
@@ -24,8 +24,10 @@ const paths: Readonly<Record<string, (request: Request, env: Env) => Promise<unk
     await inPlace(
       { request, env, tenant },
       () => readJsonObject(request),
-      async (_body, given) => {
-        leaseId = given;
+      async (_body, place) => {
+        leaseId = place.leaseId;
+        const asked = place.handOver();
+        if (asked) place.answered(await askPlace(env, tenant.namespace, asked));
         return new Response(null);
       },
     );

@@ -23,6 +23,10 @@ export default defineConfig({
             [keyHash("key-of-few-requests")]: { tenant: "few-requests", limits: { requests_per_minute: 3 } },
             [keyHash("key-of-few-tokens")]: { tenant: "few-tokens", limits: { tokens_per_minute: 600 } },
             [keyHash("key-of-few-turns")]: { tenant: "few-turns", limits: { turns_concurrent: 2 } },
+            [keyHash("key-of-two-turns")]: {
+              tenant: "two-turns",
+              limits: { requests_per_minute: 600, turns_concurrent: 2 },
+            },
             [keyHash("key-that-ended")]: { tenant: "a", expires_s: 1_700_000_000 },
           }),
           QUIRE_LIMITS: '{"requests_per_minute":100000,"turns_concurrent":1000}',

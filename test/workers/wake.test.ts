@@ -7,6 +7,7 @@ import { Waker } from "../../workers/fleet/wake.ts";
 import { holdMsMax } from "../../workers/fleet.ts";
 import { FleetTable, type PickedEngine } from "../../workers/fleet-table.ts";
 import { pickEngine } from "../../workers/session-log/pick-engine.ts";
+import { Placement } from "../../workers/session-log/placement.ts";
 import { env, FakeEngine, heartbeatOf, until } from "./world.ts";
 
 function openWaker(answer: (model: string) => Promise<void> = async () => undefined) {
@@ -97,6 +98,7 @@ describe("pickEngine", () => {
       env: { ...env, FLEET: fake, QUIRE_WAKE_WAIT_MS: String(holdMs) },
       namespace: "0123456789abcdef",
       request: { model: "m", excludeIds: [] },
+      placement: new Placement(() => 0),
       gone: gone.signal,
       onHeld: () => held.push(Date.now() - start),
     });

@@ -7,8 +7,9 @@ import { within } from "../deadline.ts";
 import type { Env } from "../env.ts";
 import { asRecord, Fields } from "../fields.ts";
 import { logError } from "../log.ts";
+import { isolateCredit, Place, type PlaceRequest } from "./place.ts";
 import { rateHeaders, rateRefusal } from "./rate-headers.ts";
-import type { Limits } from "./tenant-budget.ts";
+import type { Admission, AdmissionRequest, Limits } from "./tenant-budget.ts";
 import { limiterOf } from "./tenant-limiter.ts";
 
 /** A body of unknown length counts as this many bytes until its turn is settled. */
@@ -25,33 +26,51 @@ export interface Caller {
 
 /**
  * Reads a turn's body and asks for its place at the same time, so that the question costs nothing; then runs it. The session settles the
- * place at the turn's end; a turn that does not begin gives it back here.
+ * place at the turn's end; a turn that does not begin gives it back here. The place of a tenant that had plenty left a moment ago is asked for
+ * by the session ({@link Place.handOver}), beside its own work.
  * @throws {QuireError} `rate_limit_exceeded` with `Retry-After`, and whatever `read` and `run` throw.
  */
 export async function inPlace<Body>(
   caller: Caller,
   read: () => Promise<Body>,
-  run: (body: Body, leaseId: string) => Promise<Response>,
+  run: (body: Body, place: Place) => Promise<Response>,
 ): Promise<Response> {
-  const { request, env, tenant } = caller;
-  const leaseId = crypto.randomUUID();
-  const declared = request.headers.get("content-length");
-  const bytes = declared === null ? BYTES_UNKNOWN : Number(declared);
-  const tokensEstimated = Math.ceil(Math.min(bytes || 0, LIMITS.requestBytesMax) / BYTES_PER_TOKEN);
+  const { env, tenant } = caller;
+  const asked = placeRequest(caller);
+  const isTaken = !isolateCredit.allows(tenant, asked.tokensEstimated);
+  let place: Place | undefined;
   try {
-    const [headers, body] = await Promise.all([admit(caller, { leaseId, tokensEstimated }), read()]);
-    const response = await run(body, leaseId);
-    for (const [name, value] of Object.entries(headers)) response.headers.set(name, value);
+    const [admission, body] = await Promise.all([isTaken ? admit(caller, asked) : undefined, read()]);
+    place = new Place(asked, { isTaken, admission });
+    const response = await run(body, place);
+    if (place.admission) {
+      isolateCredit.note(tenant, place.admission);
+      for (const [name, value] of Object.entries(rateHeaders(place.admission))) response.headers.set(name, value);
+    }
     return response;
   } catch (thrown) {
-    await settlePlace(env, { namespace: tenant.namespace, leaseId }, 0);
+    isolateCredit.forget(tenant);
+    // A request that comes to nothing counts like any other.
+    if (isTaken || place?.isAsked) await settlePlace(env, { namespace: tenant.namespace, leaseId: asked.leaseId }, 0);
+    else await countRequest(caller);
     throw thrown;
   }
 }
 
+function placeRequest({ request, env, tenant }: Caller): PlaceRequest {
+  const declared = request.headers.get("content-length");
+  const bytes = declared === null ? BYTES_UNKNOWN : Number(declared);
+  return {
+    leaseId: crypto.randomUUID(),
+    tokensEstimated: Math.ceil(Math.min(bytes || 0, LIMITS.requestBytesMax) / BYTES_PER_TOKEN),
+    limits: limitsOf(tenant.key.limits, env),
+  };
+}
+
 /** Counts a request that runs no turn. @throws {QuireError} `rate_limit_exceeded`. */
 export async function countRequest(caller: Pick<Caller, "env" | "tenant">): Promise<void> {
-  await admit(caller, { leaseId: undefined, tokensEstimated: 0 });
+  const { env, tenant } = caller;
+  await admit(caller, { leaseId: undefined, tokensEstimated: 0, limits: limitsOf(tenant.key.limits, env) });
 }
 
 /** Where a turn has its place; without an id there is none. */
@@ -74,17 +93,23 @@ export async function settlePlace(env: Env, { namespace, leaseId }: PlaceName, t
   await within(LIMITS.limiterMsMax, settled).catch(() => undefined);
 }
 
-/** @returns headers for the answer; none when the limiter does not answer: then a request goes uncounted rather than unanswered. */
+/** @returns the limiter's answer. @throws {QuireError} `rate_limit_exceeded` where that is no. */
 async function admit(
   { env, tenant }: Pick<Caller, "env" | "tenant">,
-  asked: { leaseId: string | undefined; tokensEstimated: number },
-): Promise<Record<string, string>> {
-  const limits = limitsOf(tenant.key.limits, env);
-  const answer = within(LIMITS.limiterMsMax, limiterOf(env, tenant.namespace).admit({ ...asked, limits }));
-  const admission = await answer.catch((thrown: unknown) => logError(`limits of ${tenant.name}`, thrown));
-  if (!admission) return {};
-  if (admission.refusedBy !== undefined) throw rateRefusal(admission, limits);
-  return rateHeaders(admission);
+  asked: AdmissionRequest,
+): Promise<Admission | undefined> {
+  const admission = await askPlace(env, tenant.namespace, asked);
+  if (admission?.refusedBy !== undefined) throw rateRefusal(admission, asked.limits);
+  return admission;
+}
+
+/** @returns undefined when the limiter does not answer: then a request goes uncounted rather than unanswered. Never rejects. */
+export async function askPlace(env: Env, namespace: string, asked: AdmissionRequest): Promise<Admission | undefined> {
+  const answer = within(LIMITS.limiterMsMax, limiterOf(env, namespace).admit(asked));
+  return answer.catch((thrown: unknown) => {
+    logError(`limits of ${namespace}`, thrown);
+    return undefined;
+  });
 }
 
 /** A key's limits over the deployment's over the defaults. @throws {QuireError} `internal` for a deployment whose limits cannot be read. */

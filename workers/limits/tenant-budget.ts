@@ -33,6 +33,8 @@ export interface Admission {
   retryAfterMs: number;
   requests: Quota;
   tokens: Quota;
+  /** Places: how many there are, and how many are free. */
+  turns: { limit: number; remaining: number };
 }
 
 /** What outlives the object that counts: places do not, their turns end by themselves. */
@@ -145,6 +147,7 @@ export class TenantBudget {
       ...outcome,
       requests: quota(this.#requestsUsed, limits.requestsPerMinute),
       tokens: quota(this.#tokensUsed, limits.tokensPerMinute),
+      turns: { limit: limits.turnsConcurrent, remaining: limits.turnsConcurrent - this.#leases.size },
     };
   }
 }

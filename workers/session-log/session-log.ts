@@ -1,13 +1,13 @@
 /** Durable Object, one per session (and one, short-lived and without storage, per request that has none). */
 import { DurableObject } from "cloudflare:workers";
 import { assert } from "../../protocol/assert.ts";
-import { QuireError, toQuireError } from "../../protocol/errors.ts";
+import { QuireError } from "../../protocol/errors.ts";
 import type { SessionStatus } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { within } from "../deadline.ts";
 import type { Env } from "../env.ts";
 import { fleetOf } from "../fleet.ts";
-import { holdPlace, settlePlace } from "../limits/admission.ts";
+import { askPlace, holdPlace, settlePlace } from "../limits/admission.ts";
 import { logError } from "../log.ts";
 import { isolateAssets, type ModelAssets } from "../model-assets.ts";
 import { indexOf, sessionOf } from "../stubs.ts";
@@ -20,12 +20,11 @@ import type {
   TurnFeed,
   TurnJob,
   TurnName,
-  TurnUsage,
-  WireError,
 } from "../turn-job.ts";
 import { exportLog, imageTokens, type LogImage } from "./log-image.ts";
 import { type LogCommit, LogStore, type SessionMeta } from "./log-store.ts";
 import { pickEngine } from "./pick-engine.ts";
+import { Placement } from "./placement.ts";
 import { type PreparedTurn, prepareTurn, SessionMoved } from "./prepare.ts";
 import { RenderMemory } from "./render-memory.ts";
 import { followTurn, isNamed, Replays } from "./replays.ts";
@@ -33,6 +32,7 @@ import { PromptRouter } from "./routed-prompt.ts";
 import { type LostTurn, RunningStore } from "./running-store.ts";
 import { cutSpans } from "./spans.ts";
 import { deleteStored, type StoredSession, storedStatus } from "./stored-session.ts";
+import { spentTokens, usageOf, wireError } from "./turn-accounts.ts";
 import { buildCommit, indexRows } from "./turn-commit.ts";
 import { type ChoiceResult, TurnRunner } from "./turn-runner.ts";
 import { TurnStream } from "./turn-stream.ts";
@@ -48,6 +48,7 @@ export class SessionLog extends DurableObject<Env> {
   readonly #router = new PromptRouter();
   readonly #memory = new RenderMemory();
   readonly #lost = new RunningStore(this.ctx.storage, () => Date.now());
+  readonly #placement = new Placement(() => Date.now());
   #store: LogStore | undefined;
   #turnEndedMs: number | undefined;
   #busy = false;
@@ -74,13 +75,19 @@ export class SessionLog extends DurableObject<Env> {
     const { idempotencyKey, form } = job;
     if (job.session) this.#takeUpLost();
     const again = idempotencyKey === undefined ? undefined : this.#replays.resume({ idempotencyKey, form, from: 0 });
+    if (this.#busy && !again && job.session?.implicit) return { status: "moved" };
+    // The limiter answers while the turn is prepared and its engine called.
+    const asking = job.place ? askPlace(this.env, job.namespace, job.place) : undefined;
     if (again) {
+      const admission = await asking;
+      if (admission?.refusedBy !== undefined) return { status: "limited", admission };
       // The turn has a place already.
       await settlePlace(this.env, job, 0);
-      return { status: "streaming", ...again };
+      return { status: "streaming", admission, ...again };
     }
     if (this.#busy) {
-      if (job.session?.implicit) return { status: "moved" };
+      const admission = await asking;
+      if (admission?.refusedBy !== undefined) return { status: "limited", admission };
       const busy = new QuireError("session_busy", "This session is working on another turn.", { retryAfterMs: 1_000 });
       return { status: "refused", error: wireError(busy) };
     }
@@ -91,6 +98,13 @@ export class SessionLog extends DurableObject<Env> {
     const starting = this.#start(job, { stream, done: [], onHeld: () => held.resolve(undefined) });
     try {
       const turn = await Promise.race([starting, held.promise]);
+      const admission = await asking;
+      if (admission?.refusedBy !== undefined) {
+        stream.stop();
+        void starting.then(({ runner }) => runner.dispose()).catch(() => undefined);
+        await this.#leave(job, stream);
+        return { status: "limited", admission };
+      }
       // An engine is still on its way: nobody knows its numerics yet.
       const numericsId = turn?.numericsId ?? "starting";
       this.#replays.begin(stream, job, numericsId);
@@ -101,12 +115,12 @@ export class SessionLog extends DurableObject<Env> {
       this.#running.over = this.#finish(job, turn ?? starting, stream);
       const feed = followTurn({ stream, head: job.head, numericsId }, { from: 0, form });
       assert(feed !== undefined, "a new stream is held from its start");
-      return { status: "streaming", ...feed };
+      return { status: "streaming", admission, ...feed };
     } catch (thrown) {
-      await this.#giveUp(job);
-      this.#rest();
-      await stream.close();
-      if (thrown instanceof SessionMoved) return { status: "moved" };
+      await this.#leave(job, stream);
+      const admission = await asking;
+      if (admission?.refusedBy !== undefined) return { status: "limited", admission };
+      if (thrown instanceof SessionMoved) return { status: "moved", admission };
       return { status: "refused", error: wireError(thrown) };
     }
   }
@@ -248,6 +262,13 @@ export class SessionLog extends DurableObject<Env> {
     this.#later(LIMITS.leaseUnheldMsMax / 3, () => void holdPlace(this.env, job));
   }
 
+  /** Ends a turn that nobody was told of. */
+  async #leave(job: TurnJob, stream: TurnStream): Promise<void> {
+    await this.#giveUp(job);
+    this.#rest();
+    await stream.close();
+  }
+
   /** Calls `act` if the turn still runs then. */
   #later(ms: number, act: () => void): void {
     this.#running?.timers.push(setTimeout(act, ms));
@@ -283,7 +304,8 @@ export class SessionLog extends DurableObject<Env> {
       stickyEngineId: meta?.engineId,
       pick: (stickyEngineId, excludeIds) => {
         const request = { model: job.model, stickyEngineId, excludeIds, prompt };
-        return pickEngine({ env: this.env, namespace: job.namespace, request, gone: stream.gone, onHeld });
+        const placement = this.#placement;
+        return pickEngine({ env: this.env, namespace: job.namespace, request, placement, gone: stream.gone, onHeld });
       },
       isAlive: async (engineId) => {
         const found = fleetOf(this.env, job.namespace).find({ model: job.model, engineId });
@@ -335,6 +357,7 @@ export class SessionLog extends DurableObject<Env> {
     const isGone = stream.gone.aborted;
     const isEmpty = isGone && first?.reply.kept().ids.length === 0;
     if (isEmpty) await this.#giveUp(job);
+    if (turn.runner.engine && !isGone) this.#placement.keep(turn.runner.engine);
     const commit = job.session && first && !isEmpty ? await this.#commit(job, job.session, turn, first) : undefined;
     // A client that was told the end may begin its next turn.
     await Promise.all([
@@ -365,7 +388,7 @@ export class SessionLog extends DurableObject<Env> {
       kept: choice.reply.kept(),
       spans,
       newSpans: choice.spans,
-      engineId: runner.engineId,
+      engineId: runner.engine?.engineId,
       old: store.meta(),
       nowMs: Date.now(),
       memory: this.#memory,
@@ -470,25 +493,4 @@ interface RunningTurn {
   numericsId: string | undefined;
   /** Spans in front of the turn. */
   spans: ReturnType<typeof cutSpans>;
-}
-
-function usageOf(job: TurnJob, { prepared, runner }: RunningTurn, results: readonly ChoiceResult[]): TurnUsage {
-  return {
-    engineIds: [...runner.engineIds],
-    promptTokens: prepared.tokens.length,
-    completionTokens: results.reduce((sum, { reply }) => sum + reply.generatedCount, 0),
-    sessionId: job.session?.id,
-    engine: results[0]?.usage,
-  };
-}
-
-/** What a turn is counted for: tokens that its log did not hold, and tokens that were generated. Luck with caches changes nothing. */
-function spentTokens(prepared: PreparedTurn, results: readonly ChoiceResult[]): number {
-  const generated = results.reduce((sum, { reply }) => sum + reply.generatedCount, 0);
-  return prepared.tokens.length - prepared.keepTokens + generated;
-}
-
-function wireError(thrown: unknown): WireError {
-  const { code, message, param, retryAfterMs } = toQuireError(thrown);
-  return { code, message, param, retryAfterMs };
 }

@@ -94,8 +94,8 @@ export class TurnRunner {
   }
 
   /** The engine that serves this turn (the last one, when one failed). */
-  get engineId(): string | undefined {
-    return this.#engine?.engineId;
+  get engine(): PickedEngine | undefined {
+    return this.#engine;
   }
 
   /**
@@ -286,13 +286,18 @@ export class TurnRunner {
   /** Several engines may be gone without the fleet knowing it yet, so more than one is tried. */
   async #open(index: number, done: readonly number[]): Promise<EngineCall> {
     for (let failureCount = 1; ; failureCount++) {
-      const engineId = this.#engine?.engineId;
+      const { engineId, isRemembered = false } = this.#engine ?? {};
       try {
         return await this.#call(index, done);
       } catch (thrown) {
         const { code } = toQuireError(thrown);
         const isRetried = RETRY_CODES.includes(code) || code === "deadline_exceeded";
         const isOver = this.#stop.signal.aborted || this.#options.stream.gone.aborted;
+        if (isRemembered && code === "queue_full" && !isOver) {
+          // Another may have room.
+          await this.#nextEngine();
+          continue;
+        }
         const isTried = failureCount < FAILURE_COUNT_MAX && !isOver && isRetried;
         if (!isTried || !(await this.#replaceEngine(engineId))) throw thrown;
       }

@@ -1,0 +1,96 @@
+/** A turn's place among its tenant's, and who may have it asked for late. */
+import { LIMITS } from "../../protocol/limits.ts";
+import type { Tenant } from "../auth/authenticate.ts";
+import { RecentMap, type RecentMapOptions } from "../recent-map.ts";
+import { rateRefusal } from "./rate-headers.ts";
+import type { Admission, AdmissionRequest } from "./tenant-budget.ts";
+
+/** What is asked for a turn's place. */
+export type PlaceRequest = AdmissionRequest & { leaseId: string };
+
+/** A place that is taken, or one that the turn's session asks for while it works on the prompt. */
+export class Place {
+  readonly #request: PlaceRequest;
+  readonly #isTaken: boolean;
+  #isSessions = false;
+  #admission: Admission | undefined;
+
+  /** @param admission of a place that is taken, where the limiter answered */
+  constructor(request: PlaceRequest, taken: { isTaken: boolean; admission: Admission | undefined }) {
+    this.#request = request;
+    this.#isTaken = taken.isTaken;
+    this.#admission = taken.admission;
+  }
+
+  get leaseId(): string {
+    return this.#request.leaseId;
+  }
+
+  /** What the session is to ask for, whose affair it is from now on; undefined for a place that is taken. */
+  handOver(): PlaceRequest | undefined {
+    if (this.#isTaken) return undefined;
+    this.#isSessions = true;
+    return this.#request;
+  }
+
+  /** Somebody has asked, or was told to: what is left to do is to settle it. */
+  get isAsked(): boolean {
+    return this.#isTaken || this.#isSessions;
+  }
+
+  /** Undefined where the limiter did not answer. */
+  get admission(): Admission | undefined {
+    return this.#admission;
+  }
+
+  /** Takes what the session was answered. @throws {QuireError} `rate_limit_exceeded` for a turn that was not let in. */
+  answered(admission: Admission | undefined): void {
+    if (!admission) return;
+    this.#admission = admission;
+    if (admission.refusedBy !== undefined) throw rateRefusal(admission, this.#request.limits);
+  }
+}
+
+/**
+ * What the limiter said last of each key. A key that had at least half of everything left is let go on at once, and asked for while its turn is
+ * under way: should it be refused after all, nothing of the turn was let out, and the next one waits for the answer again.
+ */
+export class PlaceCredit {
+  readonly #last: RecentMap<Admission>;
+
+  constructor(options: RecentMapOptions) {
+    this.#last = new RecentMap(options);
+  }
+
+  /** Whether a turn of so many tokens may go on before the answer. */
+  allows(tenant: Pick<Tenant, "namespace" | "key">, tokensEstimated: number): boolean {
+    const last = this.#last.get(nameOf(tenant));
+    if (!last) return false;
+    const { requests, tokens, turns } = last;
+    return [requests, tokens, turns].every(hasHalf) && tokens.remaining >= 2 * tokensEstimated;
+  }
+
+  note(tenant: Pick<Tenant, "namespace" | "key">, admission: Admission): void {
+    this.#last.put(nameOf(tenant), admission);
+  }
+
+  forget(tenant: Pick<Tenant, "namespace" | "key">): void {
+    this.#last.delete(nameOf(tenant));
+  }
+}
+
+function hasHalf({ limit, remaining }: { limit: number; remaining: number }): boolean {
+  return 2 * remaining >= limit;
+}
+
+/** Two keys of a tenant may have different limits. */
+function nameOf({ namespace, key }: Pick<Tenant, "namespace" | "key">): string {
+  return `${namespace} ${key.id}`;
+}
+
+/** One per isolate: it is a hint and decides nothing, so sharing cannot be observed but in time. */
+export const isolateCredit = new PlaceCredit({
+  countMax: LIMITS.keyCacheCountMax,
+  ageMsMax: LIMITS.placeCreditMsMax,
+  now: () => Date.now(),
+});
