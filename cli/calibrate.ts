@@ -10,6 +10,7 @@ import { describeMachine } from "../bench/machine.ts";
 import { renderTable } from "../bench/table.ts";
 import { pathBeside } from "../engine/calibration.ts";
 import { CALIBRATION_FILE, type Calibration, UNCALIBRATED_SELECTION } from "../models/selection/calibration.ts";
+import type { SelectionConfiguration } from "../protocol/generate.ts";
 import type { Command } from "./command.ts";
 import { describeFlags, type FlagValues, parseFlags, parseSelectionFlag } from "./flags.ts";
 import { listenForStop } from "./stop-request.ts";
@@ -75,7 +76,8 @@ async function calibrate(model: string, values: CalibrateValues): Promise<void> 
     const divergenceMax = values["divergence-max"];
     const rows = calibrationRows(fidelity, values.selection, { divergenceMax });
     const { fingerprint } = run.model;
-    const calibration = decideCalibration(rows, { fingerprint, selection: values.selection });
+    const [selection] = run.resolved as [SelectionConfiguration];
+    const calibration = decideCalibration(rows, { fingerprint, selection });
     const notes = { promise: { divergenceMax }, measured: rows, model: run.model, machine: describeMachine() };
     await writeFile(path, `${JSON.stringify({ ...calibration, ...notes }, undefined, 2)}\n`);
     process.stdout.write(`${[...table(rows), "", summary(calibration), `written: ${path}`].join("\n")}\n`);

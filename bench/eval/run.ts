@@ -20,6 +20,8 @@ import { measureWindow, type Window } from "./window.ts";
 /** What was measured, and on what. */
 export interface EvalRun {
   candidates: readonly Candidate[];
+  /** What `--policies` are on the model, in their order: with heads by name. */
+  resolved: readonly string[];
   windows: PlacedWindow[];
   tasks: TaskResult[];
   model: { id: string; fingerprint: string; numericsId: string; device: string; parameters: string };
@@ -38,18 +40,19 @@ export async function runEval(values: EvalValues, folder: string, context: Bench
       log: (event, fields) => context.progress(`${event}: ${fields?.problem}`),
     });
     const resolve = (name: SelectionConfiguration): string => resolveHeads(name, { ...config, heads });
+    const resolved = values.policies.map(resolve);
     const candidates = candidatesOf(values.policies, values.budgets, resolve);
     const { numericsId, report } = subject.device;
     const { out: _, quick: __, threads: ___, ...settings } = values;
     const journal = await Journal.open(folder, {
-      ...{ ...settings, fingerprint, numericsId, policies: values.policies.map(resolve) },
+      ...{ ...settings, fingerprint, numericsId, policies: resolved },
       versions: values.policies.map((name) => policyNamed(name).version),
     });
     const work: Work = { values, subject, candidates, files, journal, context };
     const measured = await measureAll(work);
     const shape = `${config.layerCount} layers, ${config.headCount} heads over ${config.kvHeadCount} KV heads of ${config.headDim}`;
     const model = { id: subject.modelId, fingerprint, numericsId, device: report.description, parameters: shape };
-    return { candidates, ...measured, model, interrupted: context.signal.aborted };
+    return { candidates, resolved, ...measured, model, interrupted: context.signal.aborted };
   } finally {
     await subject.device.close();
   }

@@ -1,9 +1,10 @@
 /** `quire calibrate` on house-0: what it writes is what an engine reads. */
-import { cp, readFile } from "node:fs/promises";
+import { cp, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { calibrateCommand } from "../../cli/calibrate.ts";
 import { main } from "../../cli/main.ts";
+import { profileHeadsCommand } from "../../cli/profile-heads.ts";
 import { readCalibration } from "../../engine/calibration.ts";
 import { UNCALIBRATED_SELECTION } from "../../models/selection/calibration.ts";
 import { captured } from "./captured.ts";
@@ -37,6 +38,25 @@ describe("quire calibrate", () => {
       expect(
         await readCalibration("weights/house-0", { fingerprint: written.fingerprint, kinds, log }),
       ).toBeUndefined();
+    });
+  }, 120_000);
+
+  it("writes a share of the heads by name, as the model's profile has them, and refuses it without one", async () => {
+    await withTempFolder(async (folder) => {
+      const model = join(folder, "house-0");
+      await cp("weights/house-0", model, { recursive: true });
+      const few = ["--contexts", "512", "--budgets", "128", "--documents", "1", "--tokens", "2", "--threads", "1"];
+      const calibrate = () => calibrateCommand.run([model, "--selection", "quest+heads(0.5)", ...few]);
+      await expect(calibrate()).rejects.toThrow(/heads\(0\.5\) needs a profile of this model/);
+      await captured(process.stdout, () => profileHeadsCommand.run([model, "--tokens", "64", "--threads", "1"]));
+      const { fingerprint } = JSON.parse(await readFile(join(model, "heads.json"), "utf8"));
+      const scores = [0, 1, 2, 3].map((layer) => [layer, 9 - layer]);
+      await writeFile(join(model, "heads.json"), JSON.stringify({ format: 1, fingerprint, scores }));
+      await captured(process.stdout, calibrate);
+      const log = () => expect.fail("it is of use");
+      const read = await readCalibration(model, { fingerprint, kinds: ["min-max"], log });
+      // The second KV head of every layer.
+      expect(read?.selection).toBe("quest+heads(x55)");
     });
   }, 120_000);
 
