@@ -114,7 +114,9 @@ describe("another tenant", () => {
     // The isolate that revoked it forgets it at once; another one may remember it for this long.
     const endMs = performance.now() + LIMITS.keyCacheMsMax + 2_000;
     let status = 200;
-    while (status === 200 && performance.now() < endMs) {
+    // However long an answer takes: the last question is asked behind that time.
+    for (let askedMs = 0; status === 200 && askedMs < endMs; ) {
+      askedMs = performance.now();
       const response = await ask("hi", { key: made.stdout.trim() });
       await response.text();
       status = response.status;

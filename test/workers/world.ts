@@ -54,6 +54,11 @@ export class FakeEngine {
     await (await fetch(`${this.url}/script`, { method: "POST", body: JSON.stringify(steps) })).text();
   }
 
+  /** Lets the script that holds on go on. @throws when none does within a while */
+  async release(): Promise<void> {
+    await until(async () => (await fetch(`${this.url}/release`, { method: "POST" })).status === 204);
+  }
+
   async calls(): Promise<Call[]> {
     return (await fetch(`${this.url}/calls`)).json();
   }

@@ -8,6 +8,8 @@ export type Step =
   /** A whole reply, an id every `gapMs`: of it, what stands behind the ids that the request brings. */
   | { do: "reply"; ids: number[]; gapMs: number }
   | { do: "wait"; ms: number }
+  /** Says nothing until the test releases the engine (`FakeEngine.release`), once for each such step. */
+  | { do: "hold" }
   /** Says nothing more until the connection is closed, or a cancel ends it; `spans` as in "done". */
   | { do: "hang"; spans?: Span[] }
   /** Says nothing more until the connection is closed, whatever it is asked. */
@@ -39,6 +41,8 @@ export interface Call {
   };
   authorization: string;
   startedMs: number;
+  /** When the first ids were sent. */
+  tokensMs?: number;
   /** When the edge closed the connection before the end. */
   abortedMs?: number;
   cancelledMs?: number;

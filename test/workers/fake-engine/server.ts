@@ -12,6 +12,8 @@ interface Engine {
   scripts: Step[][];
   calls: Call[];
   cancels: Map<string, () => void>;
+  /** Scripts that hold on, first come first released. */
+  holds: (() => void)[];
   /** Bodies of POST /v1/sessions/delete. */
   deletes: unknown[];
   /** Bodies of POST /v1/sessions/status. */
@@ -52,7 +54,7 @@ async function answer(engines: Map<string, Engine>, request: IncomingMessage, re
   const [, , name = "", ...rest] = (request.url ?? "").split("/");
   let engine = engines.get(name);
   if (!engine) {
-    engine = { scripts: [], calls: [], cancels: new Map(), deletes: [], statusRequests: [], status: STATUS };
+    engine = { scripts: [], calls: [], cancels: new Map(), holds: [], deletes: [], statusRequests: [], status: STATUS };
     engines.set(name, engine);
   }
   const chunks: Buffer[] = [];
@@ -66,6 +68,10 @@ async function answer(engines: Map<string, Engine>, request: IncomingMessage, re
   if (path === "script") {
     engine.scripts.push(JSON.parse(body.toString()) as Step[]);
     response.end("{}");
+  } else if (path === "release") {
+    const release = engine.holds.shift();
+    response.writeHead(release ? 204 : 409).end();
+    release?.();
   } else if (path === "calls") {
     response.end(JSON.stringify(engine.calls));
   } else if (path === "v1/cancel") {
@@ -148,6 +154,7 @@ async function generate(
         break;
       case "tokens":
         generatedCount += step.ids.length;
+        call.tokensMs ??= Date.now();
         response.write(encodeFrame({ type: "tokens", ids: idsToBytes(step.ids), logprobs: step.logprobs }));
         break;
       case "reply": {
@@ -162,6 +169,9 @@ async function generate(
       }
       case "wait":
         await Promise.race([new Promise((resolve) => setTimeout(resolve, step.ms)), over]);
+        break;
+      case "hold":
+        await Promise.race([new Promise<void>((resolve) => engine.holds.push(resolve)), over]);
         break;
       case "hang":
         if ((await over) === "cancelled") finish({ ...step, do: "done", reason: "cancelled" });
