@@ -25,6 +25,8 @@ export interface AttendTiles {
   headsPerTask: number;
   /** Multiply-adds. */
   work: number;
+  /** Whether a task asks for a block while it computes the one in front of it. */
+  isAhead: boolean;
 }
 
 /** Rows that share what they read: one query group, one block of positions. */
@@ -45,6 +47,8 @@ const TILE_QUERIES = 32;
 const TASKS_PER_THREAD_MIN = 4;
 /** Steps whose tiles have at most this many queries wait for memory more than they compute: assembly/attend.ts has the same. */
 const FEW_QUERIES = 8;
+/** What a task may ask for ahead: with the block in front of it, it stays in a core's first caches. */
+const AHEAD_BYTES_MAX = 32 * 1024;
 const PARTIAL_BYTES_MAX = 32 * 1024 * 1024;
 /** Pieces of memory that a task asks for at once, assembly/attend.ts has the same. */
 const PIECES_BYTES = 256;
@@ -81,10 +85,13 @@ export function prepareTiles(
   });
   const uncut = isCut ? tiles.reduce((sum, tile) => sum + tile.splitCount, 0) : tiles.length;
   const headTasks = isFew && !isByHead ? Math.min(kvHeadCount, Math.ceil(tasksWanted / uncut)) : kvHeadCount;
+  const headsPerTask = Math.ceil(kvHeadCount / headTasks);
+  // One sequence alone finds its blocks in the cache, or waits for memory that cannot be any quicker.
+  const isAhead = isFew && tiles.length > 1 && headsPerTask * headBlockBytes(step.pool.spec) <= AHEAD_BYTES_MAX;
   const tokens = tiles.reduce((sum, tile) => sum + tile.rowCount * attendedTokens(tile), 0);
   return {
     ...{ at, count: tiles.length, queryMax, splitMax: isCut ? splitMax : 0 },
-    headsPerTask: Math.ceil(kvHeadCount / headTasks),
+    ...{ headsPerTask, isAhead },
     work: tokens * step.headCount * headDim * 2,
   };
 }
@@ -93,7 +100,7 @@ export function prepareTiles(
 export function attend(machine: Machine, step: StepGroups, tiles: AttendTiles, args: AttendArgs): void {
   if (tiles.count === 0) return;
   const { kvHeadCount, headDim, encoding } = step.pool.spec;
-  const { splitMax, queryMax, headsPerTask, work } = tiles;
+  const { splitMax, queryMax, headsPerTask, work, isAhead } = tiles;
   // Per query: itself, two outputs, two states, the scores of a block, two factors, and codes of 16 bits padded to eights.
   const queryBytes = (headDim * 3 + 4 + BLOCK_TOKENS + 2) * 4 + Math.ceil(headDim / 8) * 16;
   machine.threads.ensureScratch(PIECES_BYTES + headsPerTask * (16 + queryMax * queryBytes));
@@ -104,7 +111,7 @@ export function attend(machine: Machine, step: StepGroups, tiles: AttendTiles, a
       ...[tiles.at, kvHeadCount, step.headCount / kvHeadCount, headDim, args.q, args.out, 0, blocksAt, blockBytes],
       ...[encoding === "int8" ? 1 : 0, layout.keyScalesAt, layout.valuesAt, layout.valueScalesAt, openAt],
       ...[openSlotBytes, keysOffset, openSlotValuesAt(spec) * 4 + keysOffset, splitMax, queryMax, headsPerTask],
-      args.layer,
+      ...[args.layer, isAhead ? 1 : 0],
     ],
     floats: [[6, 1 / Math.sqrt(headDim)]] as [number, number][],
   };
@@ -112,6 +119,11 @@ export function attend(machine: Machine, step: StepGroups, tiles: AttendTiles, a
   machine.threads.queue(OP.attend, { taskCount, work, ...launchArgs });
   if (splitMax > 0)
     machine.threads.queue(OP.attendMerge, { taskCount: tiles.count * kvHeadCount, work: 0, ...launchArgs });
+}
+
+/** Keys and values of a sealed block in one KV head. */
+function headBlockBytes({ encoding, headDim }: StepGroups["pool"]["spec"]): number {
+  return 2 * BLOCK_TOKENS * headDim * (encoding === "int8" ? 1 : 4);
 }
 
 function tilesOf(selection: GroupSelection, isSparse: boolean, headsPerKvHead: number): Tile[] {

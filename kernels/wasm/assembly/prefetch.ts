@@ -26,3 +26,24 @@ export function touchAhead(from: usize, bytes: usize, end: usize): i32 {
 export function keepTouched(sum: i32): void {
   store<i32>(TOUCHED, sum);
 }
+
+/** Reads a word of each cache line of `bytes` bytes at `from`; returns their sum, for the caller to keep. */
+// @ts-ignore: decorator
+@inline
+export function fetchLines(from: usize, bytes: usize): i32 {
+  let sum = 0;
+  for (let at: usize = 0; at < bytes; at += 64) sum += load<i32>(from + at);
+  return sum;
+}
+
+/** The same for `count` pieces of `bytes` bytes, whose addresses stand at `pieces`: the first line of each, then the second. */
+// @ts-ignore: decorator
+@inline
+export function fetchAcross(pieces: usize, count: usize, bytes: usize): i32 {
+  const end = pieces + (count << 2);
+  let sum = 0;
+  for (let at: usize = 0; at < bytes; at += 64) {
+    for (let piece = pieces; piece < end; piece += 4) sum += load<i32>(<usize>load<u32>(piece) + at);
+  }
+  return sum;
+}
