@@ -19,7 +19,16 @@ import type { AblationName } from "./ablation-names.ts";
 import { Lab } from "./lab-device.ts";
 import { meanRule, questRule } from "./page-rules.ts";
 import type { Rule } from "./rule.ts";
+import { runRule } from "./run-rules.ts";
 import { reuseRule, voteRule } from "./token-rules.ts";
+
+/** Every row, `reuse(4)`, and `reuse` under a threshold. */
+const RUNS = [
+  { runTokens: 1, cosineMin: -1 },
+  { runTokens: 4, cosineMin: -1 },
+  ...[0.95, 0.9, 0.8, 0.7].map((cosineMin) => ({ runTokens: 4, cosineMin })),
+  ...[0.9, 0.7].map((cosineMin) => ({ runTokens: 16, cosineMin })),
+];
 
 /** One rule over all questions. */
 export interface AblationFigures {
@@ -106,16 +115,19 @@ function variantsOf(
   if (ablation === "votes")
     return plain((["raw", "hard", "soft"] as const).map((vote) => voteRule(vote, budgetTokens)));
   if (ablation === "page-size") return plain([1, 4].map((groupPages) => questRule(groupPages, budgetTokens)));
+  const counted = (make: (note: (isReused: boolean) => void) => Rule): Variant => {
+    const reused = { count: 0, of: 0 };
+    const note = (isReused: boolean): void => {
+      reused.of += 1;
+      if (isReused) reused.count += 1;
+    };
+    return { ablation, rule: make(note), reused };
+  };
   if (ablation === "threshold") {
-    return [undefined, 0.95, 0.9, 0.85, 0.8, 0.6].map((cosineMin) => {
-      const reused = { count: 0, of: 0 };
-      const note = (isReused: boolean): void => {
-        reused.of += 1;
-        if (isReused) reused.count += 1;
-      };
-      return { ablation, rule: reuseRule(cosineMin, budgetTokens, note), reused };
-    });
+    const cosines = [undefined, 0.95, 0.9, 0.85, 0.8, 0.6];
+    return cosines.map((cosineMin) => counted((note) => reuseRule(cosineMin, budgetTokens, note)));
   }
+  if (ablation === "runs") return RUNS.map((run) => counted((note) => runRule(run, budgetTokens, note)));
   // An int8 mean value of each page left out, in tokens of int8 K and V: what the estimate reads more than the means that chose.
   const { headDim } = runner.config;
   const estimatedPages = (contextTokens - budgetTokens) / PAGE_TOKENS;

@@ -15,15 +15,21 @@ export function questRule(groupPages: number, budgetTokens: number): Rule {
     start: () => (row) => {
       const range = rangeOf(row.position, budgetTokens);
       if (range.everything) return undefined;
-      const groups = groupsOf(range, groupPages);
       return {
         attended: kvHeadsOf(row).map((kvHead) => {
-          const scores = groups.map((pages) => largestBound(row, kvHead, pages));
-          return withPages(row, range, takeGroups(groups, scores, range.takePages));
+          const pages = choosePagesByBound(row, kvHead, range, groupPages);
+          return withPages(forcedTokens(range, row.position), pages);
         }),
       };
     },
   };
+}
+
+/** What one KV head chooses by Quest's bound, in groups of neighbouring pages. */
+export function choosePagesByBound(row: RowView, kvHead: number, range: PageRange, groupPages = 1): number[] {
+  const groups = groupsOf(range, groupPages);
+  const scores = groups.map((pages) => largestBound(row, kvHead, pages));
+  return takeGroups(groups, scores, range.takePages);
 }
 
 /**
@@ -38,7 +44,7 @@ export function meanRule(budgetTokens: number, isEstimated: boolean): Rule {
       if (range.everything) return undefined;
       const groups = groupsOf(range, 1);
       const taken = kvHeadsOf(row).map((kvHead) => takeGroups(groups, meanVotes(row, kvHead, groups), range.takePages));
-      const attended = taken.map((pages) => withPages(row, range, pages));
+      const attended = taken.map((pages) => withPages(forcedTokens(range, row.position), pages));
       if (!isEstimated) return { attended };
       const estimates = taken.map((pages, kvHead) => {
         const isTaken = new Set(pages);
@@ -79,8 +85,8 @@ function takeGroups(groups: readonly number[][], scores: readonly number[], take
   return taken;
 }
 
-function withPages({ position }: RowView, range: PageRange, pages: readonly number[]): Uint8Array {
-  const attended = forcedTokens(range, position);
+/** The mask with the tokens of some pages set, too. */
+export function withPages(attended: Uint8Array, pages: readonly number[]): Uint8Array {
   for (const page of pages) attended.fill(1, page * PAGE_TOKENS, (page + 1) * PAGE_TOKENS);
   return attended;
 }

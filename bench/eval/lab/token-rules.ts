@@ -70,7 +70,8 @@ function chosenTokens(vote: Vote, { scores }: RowView, { sinkEnd, recentStart, t
   return topIndices(votes, take).map((index) => from + index);
 }
 
-function cosine(a: Float32Array, b: Float32Array): number {
+/** Of the angle between two vectors. */
+export function cosine(a: Float32Array, b: Float32Array): number {
   let [dot, squareA, squareB] = [0, 0, 0];
   for (let index = 0; index < a.length; index++) {
     const [x, y] = [a[index] as number, b[index] as number];

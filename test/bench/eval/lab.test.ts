@@ -6,6 +6,7 @@ import type { AblationFigures } from "../../../bench/eval/lab/ablation.ts";
 import { meanRule, questRule } from "../../../bench/eval/lab/page-rules.ts";
 import { type HeadBlock, outputOf, scoresOf } from "../../../bench/eval/lab/row-attention.ts";
 import type { PageDigest, RowChoice, RowView } from "../../../bench/eval/lab/rule.ts";
+import { runRule } from "../../../bench/eval/lab/run-rules.ts";
 import { reuseRule, voteRule } from "../../../bench/eval/lab/token-rules.ts";
 import { withTempFolder } from "../../cli/run-quire.ts";
 import { runBench } from "../run-bench.ts";
@@ -104,6 +105,28 @@ describe("pages", () => {
     expect(chosen(questRule(4, BUDGET).start()(first))).toEqual(run(16, 48));
     // A block that does not fit is not taken in part.
     expect(chosen(questRule(4, BUDGET).start()(row))).toEqual([]);
+  });
+
+  it("that are kept: to the end of the run, and by each KV head only while its query is like the one that chose", () => {
+    // Three pages from `best` on are good; KV head 0 has the first half of the query before RoPE, KV head 1 the other.
+    const at = (position: number, best: number, plainQuery: readonly number[]) =>
+      rowOf(() => 0, {
+        ...{ position, plainQuery: Float32Array.from(plainQuery) },
+        digest: (_, page) => digestOf(page >= best && page < best + 3 ? 5 : 0),
+      });
+    const heard: boolean[] = [];
+    const pages = (choice: RowChoice | undefined) =>
+      [0, 1].map((kvHead) => run(1, 15).find((page) => choice?.attended[kvHead]?.[page * 16] === 1));
+    const rule = runRule({ runTokens: 4, cosineMin: 0.9 }, BUDGET, (isReused) => heard.push(isReused)).start();
+    expect(pages(rule(at(316, 2, [1, 0, 1, 0])))).toEqual([2, 2]);
+    // cos 0.98 and 0.6: only the second KV head chooses again, and is held to that from then on.
+    expect(pages(rule(at(317, 9, [1, 0.2, 3, 4])))).toEqual([2, 9]);
+    expect(pages(rule(at(318, 12, [1, 0.2, 3, 4])))).toEqual([2, 9]);
+    expect(heard).toEqual([false, false, true, false, true, true]);
+    const blind = runRule({ runTokens: 2, cosineMin: -1 }, BUDGET, () => undefined).start();
+    expect(pages(blind(at(316, 2, [1, 0, 1, 0])))).toEqual([2, 2]);
+    expect(pages(blind(at(317, 9, [-1, 0, -1, 0])))).toEqual([2, 2]);
+    expect(pages(blind(at(318, 9, [1, 0, 1, 0])))).toEqual([9, 9]);
   });
 
   it("that are left out are estimated, and only they", () => {
