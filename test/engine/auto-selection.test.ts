@@ -1,10 +1,9 @@
 /** Requests that leave the choice to the engine: what was chosen is in the usage and in the provenance. */
-import { afterEach, expect, it } from "vitest";
+import { expect, it } from "vitest";
 import type { SummaryKind } from "../../kernels/contract.ts";
 import type { Calibration } from "../../models/selection/calibration.ts";
 import { idsToBytes } from "../../protocol/ids.ts";
-import { MemoryStore } from "../../storage/memory-store.ts";
-import { generate, openTestEngine, randomIds, request, type TestEngine } from "./harness.ts";
+import { generate, openForTest, randomIds, request, type TestEngine } from "./harness.ts";
 
 const CALIBRATION: Calibration = {
   format: 1,
@@ -14,18 +13,11 @@ const CALIBRATION: Calibration = {
   budgets: [{ contextTokens: 400, budgetTokens: 128 }],
 };
 
-const engines: TestEngine[] = [];
 async function open(calibration?: Calibration, summaryKinds?: readonly SummaryKind[]): Promise<TestEngine> {
   const settings = calibration === undefined ? {} : { calibration };
   const kinds = summaryKinds === undefined ? {} : { summaryKinds };
-  const engine = await openTestEngine({ store: new MemoryStore(), settings, ...kinds });
-  engines.push(engine);
-  return engine;
+  return openForTest({ settings, ...kinds });
 }
-afterEach(async () => {
-  for (const engine of engines.splice(0)) await engine.kill();
-});
-
 const ask = (engine: TestEngine, tokenCount: number, policy: "auto" | "quest+share(2)" | "dense" = "auto") => {
   const tokens = idsToBytes(randomIds(7, tokenCount));
   const selection = { policy, budgetTokens: policy === "quest+share(2)" ? 128 : 0, exact: true };

@@ -1,24 +1,12 @@
 /** A device that is gone ends its engine without a word, so that another engine goes on with the turn; nobody is told of an error. */
 import { setTimeout } from "node:timers/promises";
-import { afterEach, expect, it } from "vitest";
+import { expect, it } from "vitest";
 import { DeviceLostError } from "../../kernels/device-lost.ts";
 import { idsToBytes } from "../../protocol/ids.ts";
-import { MemoryStore } from "../../storage/memory-store.ts";
-import { generate, openTestEngine, randomIds, request, type TestEngine, type TestEngineOptions } from "./harness.ts";
+import { generate, openForTest, randomIds, request, type TestEngine } from "./harness.ts";
 
 const PROMPT = randomIds(3, 90);
 const LOST = new DeviceLostError("the GPU was lost: reset");
-const engines: TestEngine[] = [];
-afterEach(async () => {
-  for (const engine of engines.splice(0)) await engine.kill();
-});
-
-async function open(options: Omit<TestEngineOptions, "store"> = {}): Promise<TestEngine> {
-  const engine = await openTestEngine({ store: new MemoryStore(), ...options });
-  engines.push(engine);
-  return engine;
-}
-
 /** From its `count`-th step on the device is gone. */
 function loseAtStep(engine: TestEngine, count: number): void {
   const step = engine.runner.step.bind(engine.runner);
@@ -31,9 +19,9 @@ function loseAtStep(engine: TestEngine, count: number): void {
 }
 
 it("no terminal event is sent, and another engine goes on with the same tokens", async () => {
-  const whole = await generate(await open(), request({ tokens: idsToBytes(PROMPT) }));
+  const whole = await generate(await openForTest(), request({ tokens: idsToBytes(PROMPT) }));
   const losses: DeviceLostError[] = [];
-  const engine = await open({ onDeviceLost: (error) => void losses.push(error) });
+  const engine = await openForTest({ onDeviceLost: (error) => void losses.push(error) });
   loseAtStep(engine, 6);
   const received: number[] = [];
   const ends: unknown[] = [];
@@ -49,7 +37,7 @@ it("no terminal event is sent, and another engine goes on with the same tokens",
   expect(received.length).toBeGreaterThan(0);
   expect(received).toEqual(whole.ids.slice(0, received.length));
   const rest = await generate(
-    await open(),
+    await openForTest(),
     request({
       ...{ tokens: idsToBytes([...PROMPT, ...received]), replyStart: PROMPT.length },
       maxTokens: whole.ids.length - received.length,
@@ -59,7 +47,7 @@ it("no terminal event is sent, and another engine goes on with the same tokens",
 });
 
 it("an engine whose owner does not care fails its turns by name", async () => {
-  const engine = await open();
+  const engine = await openForTest();
   loseAtStep(engine, 3);
   await expect(generate(engine, request({ tokens: idsToBytes(PROMPT) }))).rejects.toBe(LOST);
 });

@@ -1,9 +1,9 @@
 /** A reply that one engine began and another one, with an empty memory, goes on with: the same tokens, spans and logprobs. */
-import { afterEach, describe, expect, it } from "vitest";
+import { describe, expect, it } from "vitest";
 import type { GenerateRequest, SamplingParams, SelectionRequest } from "../../protocol/generate.ts";
 import { idsToBytes } from "../../protocol/ids.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
-import { generate, openTestEngine, randomIds, request, type TestEngine, TestSession, untilIdle } from "./harness.ts";
+import { generate, openForTest, randomIds, request, type TestEngine, TestSession, untilIdle } from "./harness.ts";
 
 const CONTEXT = randomIds(1, 300);
 const PROMPT = randomIds(2, 45);
@@ -14,16 +14,9 @@ const PENALIZED = { ...SAMPLED, frequencyPenalty: 1.5, presencePenalty: 1, repet
 const DENSE: SelectionRequest = { policy: "dense", budgetTokens: 0, exact: true };
 const QUEST: SelectionRequest = { policy: "quest", budgetTokens: 128, exact: true };
 
-const engines: TestEngine[] = [];
 async function open(store = new MemoryStore()): Promise<TestEngine> {
-  const engine = await openTestEngine({ store, rowsMax: 64 });
-  engines.push(engine);
-  return engine;
+  return openForTest({ store, rowsMax: 64 });
 }
-afterEach(async () => {
-  for (const engine of engines.splice(0)) await engine.kill();
-});
-
 describe.each([
   ["greedy, dense", GREEDY, DENSE],
   ["sampled, dense", SAMPLED, DENSE],

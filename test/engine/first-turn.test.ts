@@ -1,20 +1,12 @@
 /** A first prompt that is read with selection: under its own budget, to the same bits however it is cut, and said in the spans. */
-import { afterEach, expect, it } from "vitest";
+import { expect, it } from "vitest";
 import type { SelectionConfiguration } from "../../protocol/generate.ts";
 import { idsToBytes } from "../../protocol/ids.ts";
-import { MemoryStore } from "../../storage/memory-store.ts";
-import { generate, openTestEngine, randomIds, request, type TestEngine } from "./harness.ts";
+import { generate, openForTest, randomIds, request, type TestEngine } from "./harness.ts";
 
-const engines: TestEngine[] = [];
 async function open(rowsMax?: number): Promise<TestEngine> {
-  const engine = await openTestEngine({ store: new MemoryStore(), ...(rowsMax === undefined ? {} : { rowsMax }) });
-  engines.push(engine);
-  return engine;
+  return openForTest({ ...(rowsMax === undefined ? {} : { rowsMax }) });
 }
-afterEach(async () => {
-  for (const engine of engines.splice(0)) await engine.kill();
-});
-
 async function ask(engine: TestEngine, policy: SelectionConfiguration, budgetTokens = 128) {
   const tokens = idsToBytes(randomIds(9, 900));
   const selection = { policy, budgetTokens, exact: true };

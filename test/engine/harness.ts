@@ -1,6 +1,7 @@
 /** An engine on the reference device with the tiny model, and a client that keeps a session's log as the edge does. */
 
 import { randomUUID } from "node:crypto";
+import { expect, onTestFinished } from "vitest";
 import type { Ticket } from "../../engine/engine.ts";
 import { type OpenEngineOptions, type OpenedEngine, openEngine } from "../../engine/open.ts";
 import { ENGINE_DEFAULTS, type EngineSettings, systemClock } from "../../engine/settings.ts";
@@ -11,6 +12,7 @@ import { openRunner } from "../../models/open.ts";
 import type { EngineUsage, FinishReason, GenerateRequest, SelectionRequest, Span } from "../../protocol/generate.ts";
 import { idsToBytes } from "../../protocol/ids.ts";
 import type { PageStore } from "../../storage/contract.ts";
+import { MemoryStore } from "../../storage/memory-store.ts";
 import { TINY_CONFIG, TinyWeights, uniform } from "./tiny-model.ts";
 
 /** The tenant of most tests. */
@@ -81,6 +83,26 @@ export async function openTestEngine(options: TestEngineOptions): Promise<TestEn
     onDeviceLost: options.onDeviceLost,
   });
   return { ...opened, runner, device, logged, kill: () => device.close() };
+}
+
+/** As {@link openTestEngine}, for the running test: it is killed when that is over, after `atEnd` has looked at it. */
+export async function openForTest(
+  options: Partial<TestEngineOptions> = {},
+  atEnd: (engine: TestEngine) => Promise<void> = async () => {},
+): Promise<TestEngine> {
+  const engine = await openTestEngine({ store: new MemoryStore(), ...options });
+  onTestFinished(async () => {
+    await atEnd(engine);
+    await engine.kill();
+  });
+  return engine;
+}
+
+/** Waits until it is idle: sequences hold nothing then, and once what idles has left, nobody does. */
+export async function expectNothingHeld(engine: TestEngine): Promise<void> {
+  await untilIdle(engine);
+  engine.evictIdle();
+  expect(engine.engine.status).toMatchObject({ heldBlockCount: 0, heldSlotCount: 0 });
 }
 
 /** What one generation gave. */

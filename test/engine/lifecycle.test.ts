@@ -1,16 +1,16 @@
-import { afterEach, describe, expect, it } from "vitest";
+import { describe, expect, it } from "vitest";
 import type { Ticket } from "../../engine/engine.ts";
 import type { SelectionRequest } from "../../protocol/generate.ts";
 import { idsToBytes } from "../../protocol/ids.ts";
 import { commitManifest, loadManifest } from "../../storage/manifest.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
 import {
+  expectNothingHeld,
   generate,
-  openTestEngine,
+  openForTest,
   randomIds,
   request,
   type TestEngine,
-  type TestEngineOptions,
   TestSession,
   untilIdle,
 } from "./harness.ts";
@@ -18,26 +18,9 @@ import {
 const QUEST: SelectionRequest = { policy: "quest", budgetTokens: 128, exact: true };
 const DENSE: SelectionRequest = { policy: "dense", budgetTokens: 0, exact: true };
 
-const engines: TestEngine[] = [];
-async function open(options: Partial<TestEngineOptions> = {}): Promise<TestEngine> {
-  const engine = await openTestEngine({ store: new MemoryStore(), ...options });
-  engines.push(engine);
-  return engine;
-}
-afterEach(async () => {
-  for (const engine of engines.splice(0)) await engine.kill();
-});
-
-async function expectNothingHeld(engine: TestEngine): Promise<void> {
-  await untilIdle(engine);
-  engine.evictIdle();
-  expect(engine.engine.status).toMatchObject({ heldBlockCount: 0, heldSlotCount: 0 });
-  expect(engine.engine.status.freeBlockCount).toBe(engine.engine.status.blockCount);
-}
-
 describe("sharing", () => {
   it("serves a repeated prompt from the device, also to another session of the tenant, never to another tenant", async () => {
-    const engine = await open();
+    const engine = await openForTest();
     const tokens = idsToBytes(randomIds(1, 200));
     const first = await generate(engine, request({ tokens }));
     const again = await generate(engine, request({ tokens, session: { id: "other" } }));
@@ -50,7 +33,7 @@ describe("sharing", () => {
   });
 
   it("does not share what a policy computed with a dense request, and does share what lies below its budget", async () => {
-    const engine = await open();
+    const engine = await openForTest();
     const session = new TestSession("s", QUEST);
     await session.turn(engine, randomIds(1, 300));
     await session.turn(engine, randomIds(2, 100));
@@ -68,13 +51,13 @@ describe("sharing", () => {
 
   it("forks read their parent's pages from the store", async () => {
     const store = new MemoryStore();
-    const engine = await open({ store });
+    const engine = await openForTest({ store });
     const parent = new TestSession("parent", QUEST);
     await parent.turn(engine, randomIds(1, 400));
     await untilIdle(engine);
     await engine.persister.flush();
     const expected = await parent.fork("x").turn(engine, randomIds(2, 40));
-    const fresh = await open({ store });
+    const fresh = await openForTest({ store });
     const child = await parent
       .fork("child")
       .turn(fresh, randomIds(2, 40), { session: { id: "child", parentId: "parent" } });
@@ -85,14 +68,14 @@ describe("sharing", () => {
   });
 
   it("goes on after a log that was cut, with what still agrees", async () => {
-    const engine = await open();
+    const engine = await openForTest();
     const session = new TestSession("s", DENSE);
     await session.turn(engine, randomIds(1, 150));
     session.ids.length = 140;
     session.spans = [{ end: 140, how: "dense" }];
     const result = await session.turn(engine, randomIds(3, 20));
     expect(result.usage.cachedTokens).toBe(140);
-    const oracle = await generate(await open(), request({ tokens: idsToBytes([...session.ids.slice(0, 160)]) }));
+    const oracle = await generate(await openForTest(), request({ tokens: idsToBytes([...session.ids.slice(0, 160)]) }));
     expect(result.ids).toEqual(oracle.ids);
     await expectNothingHeld(engine);
   });
@@ -113,10 +96,10 @@ describe("numerics do not depend on company or on chunks", () => {
       const second = await session.turn(engine, randomIds(20 + index, 90));
       return [first.ids, second.ids];
     };
-    const together = await open({ blockCount: 2 * 80, openSlotCount: 40 });
+    const together = await openForTest({ blockCount: 2 * 80, openSlotCount: 40 });
     const inCompany = await Promise.all(selections.map((_, index) => run(together, index)));
     for (const index of selections.keys()) {
-      const alone = await open({ rowsMax: 32 });
+      const alone = await openForTest({ rowsMax: 32 });
       expect(await run(alone, index)).toEqual(inCompany[index]);
     }
     await expectNothingHeld(together);
@@ -125,7 +108,7 @@ describe("numerics do not depend on company or on chunks", () => {
 
 describe("limits", () => {
   it("refuses one request more than the queue holds, with a time to come back", async () => {
-    const engine = await open({ settings: { runningMax: 1, queueMax: 2 } });
+    const engine = await openForTest({ settings: { runningMax: 1, queueMax: 2 } });
     const running = [1, 2].map((seed) => generate(engine, request({ tokens: idsToBytes(randomIds(seed, 80)) })));
     expect(() =>
       engine.engine.submit(request({ tokens: idsToBytes([1]) }), { token() {}, done() {}, failed() {} }),
@@ -135,7 +118,7 @@ describe("limits", () => {
   });
 
   it("refuses what the pool can never hold and queues what it cannot hold now", async () => {
-    const engine = await open({ blockCount: 2 * 6 });
+    const engine = await openForTest({ blockCount: 2 * 6 });
     expect(() =>
       engine.engine.submit(request({ tokens: idsToBytes(randomIds(1, 400)) }), { token() {}, done() {}, failed() {} }),
     ).toThrow(expect.objectContaining({ code: "context_length_exceeded" }));
@@ -148,8 +131,8 @@ describe("limits", () => {
 
   it("evicts idle conversations and finds them again in the store", async () => {
     const store = new MemoryStore();
-    const small = await open({ store, blockCount: 2 * 10 });
-    const roomy = await open({ blockCount: 2 * 64 });
+    const small = await openForTest({ store, blockCount: 2 * 10 });
+    const roomy = await openForTest({ blockCount: 2 * 64 });
     const sessions = [0, 1, 2].map((index) => new TestSession(`s${index}`, QUEST));
     const expected = sessions.map((session) => new TestSession(session.id, QUEST));
     for (let turn = 0; turn < 3; turn++) {
@@ -169,13 +152,13 @@ describe("limits", () => {
 describe("aborts", () => {
   it("frees everything whenever it comes", async () => {
     const store = new MemoryStore();
-    const writer = await open({ store });
+    const writer = await openForTest({ store });
     const session = new TestSession("s", QUEST);
     await session.turn(writer, randomIds(1, 600));
     await untilIdle(writer);
     await writer.persister.flush();
     for (let delay = 0; delay < 24; delay++) {
-      const engine = await open({ store, rowsMax: 32 });
+      const engine = await openForTest({ store, rowsMax: 32 });
       const copy = session.fork("s");
       const turn = copy.turn(engine, randomIds(2, 120), {
         session: { id: `s` },
@@ -204,7 +187,7 @@ describe("aborts", () => {
 
   it("keeps what an aborted turn computed for the next one", async () => {
     const store = new MemoryStore();
-    const engine = await open({ store });
+    const engine = await openForTest({ store });
     const session = new TestSession("s", DENSE);
     await session.turn(engine, randomIds(1, 100));
     const before = session.ids.length;
@@ -229,7 +212,7 @@ describe("aborts", () => {
     const next = await session.turn(engine, [1, 2, 3]);
     expect(next.usage.cachedTokens).toBeGreaterThanOrEqual(before + 79);
     const oracle = await generate(
-      await open(),
+      await openForTest(),
       request({ tokens: idsToBytes(session.ids.slice(0, -next.ids.length)) }),
     );
     expect(next.ids).toEqual(oracle.ids);
@@ -240,7 +223,7 @@ describe("aborts", () => {
 describe("default mode", () => {
   it("answers without waiting, counts what it missed, and keeps approximate KV to its session", async () => {
     const store = new MemoryStore();
-    const writer = await open({ store });
+    const writer = await openForTest({ store });
     const selection: SelectionRequest = { ...QUEST, exact: false };
     const session = new TestSession("s", selection);
     const first = await session.turn(writer, randomIds(1, 900));
@@ -251,13 +234,13 @@ describe("default mode", () => {
     const slow = new SlowRanges(store, 30);
     // With them, the first burst brings everything that this turn chooses.
     await withoutHotBlocks(store);
-    const fresh = await open({ store: slow, settings: { missWaitMs: 0 } });
+    const fresh = await openForTest({ store: slow, settings: { missWaitMs: 0 } });
     const second = await session.turn(fresh, randomIds(2, 100));
     expect(second.usage.pagesMissed).toBeGreaterThan(0);
     expect(second.spans.some((span) => span.how.includes("~"))).toBe(true);
     await expectNothingHeld(fresh);
 
-    const patient = await open({ store: slow, settings: { missWaitMs: 60_000 } });
+    const patient = await openForTest({ store: slow, settings: { missWaitMs: 60_000 } });
     const copy = session.fork("s");
     copy.ids.length = 916;
     copy.spans = first.spans;

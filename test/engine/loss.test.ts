@@ -1,24 +1,17 @@
 /** What is missing or damaged in the store is computed again from the log: the answer stays the same and usage says what happened. */
-import { afterEach, describe, expect, it } from "vitest";
+import { describe, expect, it } from "vitest";
 import type { SelectionRequest } from "../../protocol/generate.ts";
 import type { PageStore } from "../../storage/contract.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
-import { openTestEngine, randomIds, type TestEngine, TestSession, untilIdle } from "./harness.ts";
+import { openForTest, openTestEngine, randomIds, type TestEngine, TestSession, untilIdle } from "./harness.ts";
 
 const PROMPTS = [randomIds(1, 700), randomIds(2, 60), randomIds(3, 50)];
 const QUEST: SelectionRequest = { policy: "quest", budgetTokens: 128, exact: true };
 const DENSE: SelectionRequest = { policy: "dense", budgetTokens: 0, exact: true };
 
-const engines: TestEngine[] = [];
 async function open(store: PageStore): Promise<TestEngine> {
-  const engine = await openTestEngine({ store });
-  engines.push(engine);
-  return engine;
+  return openForTest({ store });
 }
-afterEach(async () => {
-  for (const engine of engines.splice(0)) await engine.kill();
-});
-
 async function keysOf(store: PageStore, kind: string): Promise<string[]> {
   const { keys } = await store.list("kv/");
   return keys.map(({ key }) => key).filter((key) => new RegExp(`/${kind}/`).test(key));

@@ -1,12 +1,11 @@
 /** Sequences that grow beyond what the pool holds at once: who is suspended, that all end, and that their text is the same. */
-import { afterEach, describe, expect, it } from "vitest";
+import { describe, expect, it } from "vitest";
 import type { Ticket } from "../../engine/engine.ts";
 import type { GenerateRequest, SelectionRequest } from "../../protocol/generate.ts";
 import { idsToBytes } from "../../protocol/ids.ts";
-import { MemoryStore } from "../../storage/memory-store.ts";
 import {
   generate,
-  openTestEngine,
+  openForTest,
   randomIds,
   request,
   type TestEngine,
@@ -24,16 +23,9 @@ const PROMPT_TOKENS = 70;
 const REPLY_TOKENS = 130;
 const NUMBERS = [1, 2, 3];
 
-const engines: TestEngine[] = [];
 async function open(options: Partial<TestEngineOptions> = {}): Promise<TestEngine> {
-  const engine = await openTestEngine({ store: new MemoryStore(), blockCount: POOL_BLOCKS, ...options });
-  engines.push(engine);
-  return engine;
+  return openForTest({ blockCount: POOL_BLOCKS, ...options });
 }
-afterEach(async () => {
-  for (const engine of engines.splice(0)) await engine.kill();
-});
-
 function longReply(number: number, selection: SelectionRequest, fields: Partial<GenerateRequest> = {}) {
   return request({
     tokens: idsToBytes(randomIds(number, PROMPT_TOKENS)),

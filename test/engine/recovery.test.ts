@@ -1,29 +1,21 @@
 /** One sequence's trouble stays its own, and every request ends exactly once whatever happens around it. */
-import { afterEach, describe, expect, it } from "vitest";
+import { describe, expect, it } from "vitest";
 import type { GenerateRequest, SelectionRequest } from "../../protocol/generate.ts";
 import { idsToBytes } from "../../protocol/ids.ts";
 import { type GetOptions, StoreError } from "../../storage/contract.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
-import { generate, openTestEngine, randomIds, request, type TestEngine, TestSession, untilIdle } from "./harness.ts";
+import {
+  expectNothingHeld,
+  generate,
+  openForTest,
+  randomIds,
+  request,
+  type TestEngine,
+  TestSession,
+  untilIdle,
+} from "./harness.ts";
 
 const QUEST: SelectionRequest = { policy: "quest", budgetTokens: 128, exact: true };
-
-const engines: TestEngine[] = [];
-async function open(options: Partial<Parameters<typeof openTestEngine>[0]> = {}): Promise<TestEngine> {
-  const engine = await openTestEngine({ store: new MemoryStore(), ...options });
-  engines.push(engine);
-  return engine;
-}
-afterEach(async () => {
-  for (const engine of engines.splice(0)) await engine.kill();
-});
-
-async function expectNothingHeld(engine: TestEngine): Promise<void> {
-  await untilIdle(engine);
-  engine.evictIdle();
-  expect(engine.engine.status).toMatchObject({ heldBlockCount: 0, heldSlotCount: 0 });
-  expect(engine.engine.status.freeBlockCount).toBe(engine.engine.status.blockCount);
-}
 
 const plain = (seed: number, fields: Partial<GenerateRequest> = {}) =>
   request({ tokens: idsToBytes(randomIds(seed, 100)), ...fields });
@@ -47,7 +39,7 @@ class Troubled extends MemoryStore {
 
 async function storedSession(): Promise<{ store: MemoryStore; session: TestSession }> {
   const store = new MemoryStore();
-  const engine = await open({ store });
+  const engine = await openForTest({ store });
   const session = new TestSession("s", QUEST);
   await session.turn(engine, randomIds(1, 500));
   await session.turn(engine, randomIds(2, 60));
@@ -59,7 +51,7 @@ async function storedSession(): Promise<{ store: MemoryStore; session: TestSessi
 describe("blocks that are lost while their sequence is attached", () => {
   it("are computed again, also when another sequence's steps noticed the loss before", async () => {
     const { store, session } = await storedSession();
-    const expected = await session.fork("s").turn(await open({ store }), randomIds(3, 30));
+    const expected = await session.fork("s").turn(await openForTest({ store }), randomIds(3, 30));
     const troubled = new Troubled(store);
     let reads = 0;
     troubled.trouble = async (key) => {
@@ -67,7 +59,7 @@ describe("blocks that are lost while their sequence is attached", () => {
       if (reads++ === 0) throw new StoreError("unavailable", "gone");
       await new Promise((resolve) => setTimeout(resolve, 60));
     };
-    const engine = await open({ store: troubled, settings: { turnMsMax: 25_000 } });
+    const engine = await openForTest({ store: troubled, settings: { turnMsMax: 25_000 } });
     const busy = generate(engine, plain(5, { maxTokens: 300 }));
     const turn = await session.turn(engine, randomIds(3, 30));
     expect(turn.ids).toEqual(expected.ids);
@@ -80,7 +72,7 @@ describe("blocks that are lost while their sequence is attached", () => {
 
 describe("a provenance that this engine cannot replay", () => {
   it("is computed as dense, and no other request notices", async () => {
-    const engine = await open();
+    const engine = await openForTest();
     const tokens = randomIds(1, 400);
     const turn = (how: string) =>
       generate(
@@ -117,7 +109,7 @@ describe("exactly one terminal event", () => {
     let release = () => {};
     const held = new Promise<void>((resolve) => (release = resolve));
     troubled.trouble = () => held;
-    const engine = await open({ store: troubled, settings });
+    const engine = await openForTest({ store: troubled, settings });
     const { events, ticket } = watch(
       engine,
       request({
@@ -160,7 +152,7 @@ describe("exactly one terminal event", () => {
   });
 
   it("comes for everyone in a step that fails; the process goes on and holds nothing", async () => {
-    const engine = await open();
+    const engine = await openForTest();
     const step = engine.runner.step.bind(engine.runner);
     let steps = 0;
     engine.runner.step = async (sequences) => {
@@ -172,12 +164,12 @@ describe("exactly one terminal event", () => {
     expect(watched.flatMap(({ events }) => events)).toEqual(Array(3).fill("Error: the device is gone"));
     await expectNothingHeld(engine);
     const next = await generate(engine, plain(1, { session: { id: "s1" } }));
-    expect(next.ids).toEqual((await generate(await open(), plain(1))).ids);
+    expect(next.ids).toEqual((await generate(await openForTest(), plain(1))).ids);
     await expectNothingHeld(engine);
   });
 
   it("a listener that throws ends its own request only", async () => {
-    const engine = await open();
+    const engine = await openForTest();
     const fields = plain(1, { maxTokens: 30, session: { id: "broken" } });
     engine.engine.submit(fields, {
       token: () => {
@@ -199,7 +191,7 @@ describe("exactly one terminal event", () => {
 
 describe("room", () => {
   it("few open slots and few rows make turns slower, not stuck", async () => {
-    const engine = await open({ openSlotCount: 6, rowsMax: 48, settings: { runningMax: 32 } });
+    const engine = await openForTest({ openSlotCount: 6, rowsMax: 48, settings: { runningMax: 32 } });
     const results = await Promise.all([1, 2, 3, 4, 5, 6, 7].map((seed) => generate(engine, plain(seed))));
     expect(results.map(({ ids }) => ids.length)).toEqual(Array(7).fill(16));
     await expectNothingHeld(engine);

@@ -1,27 +1,17 @@
 /** The edge names a session's prefixes as the engine that holds them does. */
-import { afterEach, describe, expect, it } from "vitest";
+import { describe, expect, it } from "vitest";
 import type { SelectionRequest } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { PrefixFilter } from "../../protocol/prefix-filter.ts";
-import { MemoryStore } from "../../storage/memory-store.ts";
 import { PromptRouter } from "../../workers/session-log/routed-prompt.ts";
-import { NAMESPACE, openTestEngine, randomIds, type TestEngine, TestSession, untilIdle } from "./harness.ts";
-
-const engines: TestEngine[] = [];
-afterEach(async () => {
-  for (const engine of engines.splice(0)) await engine.kill();
-});
+import { NAMESPACE, openForTest, randomIds, type TestEngine, TestSession, untilIdle } from "./harness.ts";
 
 describe.each<[string, SelectionRequest]>([
   ["dense", { policy: "dense", budgetTokens: 0, exact: true }],
   ["quest", { policy: "quest", budgetTokens: 128, exact: true }],
 ])("%s", (_, selection) => {
   it("finds all of a session where it ran, before and after its first turn, and nothing elsewhere or evicted", async () => {
-    const [engine, other] = [
-      await openTestEngine({ store: new MemoryStore() }),
-      await openTestEngine({ store: new MemoryStore() }),
-    ];
-    engines.push(engine, other);
+    const [engine, other] = [await openForTest(), await openForTest()];
     const session = new TestSession("s", selection);
     const router = new PromptRouter();
     const prompt = randomIds(1, 600);

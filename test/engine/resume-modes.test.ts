@@ -1,8 +1,8 @@
-import { afterEach, describe, expect, it } from "vitest";
+import { describe, expect, it } from "vitest";
 import type { ResumeMode, SelectionRequest } from "../../protocol/generate.ts";
 import type { GetOptions, StoreObject } from "../../storage/contract.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
-import { openTestEngine, randomIds, type TestEngine, TestSession, untilIdle } from "./harness.ts";
+import { openForTest, randomIds, type TestEngine, TestSession, untilIdle } from "./harness.ts";
 
 const PROMPTS = [randomIds(1, 700), randomIds(2, 60)];
 const SELECTION: SelectionRequest = { policy: "streaming", budgetTokens: 128, exact: true };
@@ -16,15 +16,8 @@ class SlowStore extends MemoryStore {
   }
 }
 
-const engines: TestEngine[] = [];
-afterEach(async () => {
-  for (const engine of engines.splice(0)) await engine.kill();
-});
-
 async function open(store: MemoryStore, resume?: ResumeMode): Promise<TestEngine> {
-  const engine = await openTestEngine({ store, ...(resume ? { settings: { resume } } : {}) });
-  engines.push(engine);
-  return engine;
+  return openForTest({ store, ...(resume ? { settings: { resume } } : {}) });
 }
 
 /** A session after one turn, in a store, and what its second turn says on the engine that had the first. */
@@ -75,8 +68,7 @@ describe("a session comes back", () => {
 
   it("lazily, also where the store takes one call at a time", async () => {
     const { store, session, expected } = await stored();
-    const engine = await openTestEngine({ store, settings: { storeConcurrency: 1 } });
-    engines.push(engine);
+    const engine = await openForTest({ store, settings: { storeConcurrency: 1 } });
     // Slow enough that what was begun ahead still waits for its place when it is asked for.
     store.readMs = 4;
     const { ids, usage } = await session.turn(engine, PROMPTS[1]!, { selection: { ...SELECTION, policy: "quest" } });

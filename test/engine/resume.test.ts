@@ -1,7 +1,7 @@
-import { afterEach, describe, expect, it } from "vitest";
+import { describe, expect, it } from "vitest";
 import type { SelectionRequest } from "../../protocol/generate.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
-import { openTestEngine, randomIds, type TestEngine, TestSession, untilIdle } from "./harness.ts";
+import { openForTest, randomIds, type TestEngine, TestSession, untilIdle } from "./harness.ts";
 
 const PROMPTS = [randomIds(1, 1100), randomIds(2, 90), randomIds(3, 75)];
 const SELECTIONS: Record<string, SelectionRequest> = {
@@ -19,16 +19,9 @@ const SELECTIONS: Record<string, SelectionRequest> = {
   dense: { policy: "dense", budgetTokens: 0, exact: true },
 };
 
-const engines: TestEngine[] = [];
 async function open(store: MemoryStore, kvEncoding: "f32" | "int8"): Promise<TestEngine> {
-  const engine = await openTestEngine({ store, kvEncoding });
-  engines.push(engine);
-  return engine;
+  return openForTest({ store, kvEncoding });
 }
-afterEach(async () => {
-  for (const engine of engines.splice(0)) await engine.kill();
-});
-
 /** Three turns on one engine that is never stopped. */
 async function undisturbed(selection: SelectionRequest, kvEncoding: "f32" | "int8"): Promise<number[][]> {
   const engine = await open(new MemoryStore(), kvEncoding);

@@ -1,5 +1,5 @@
 /** Choices that rows of a run share: decoding, computing again and resuming have the bits of a twin that keeps no choice at all. */
-import { afterEach, describe, expect, it } from "vitest";
+import { describe, expect, it } from "vitest";
 import { SpanList } from "../../engine/kv/provenance.ts";
 import type { PlannedSlice } from "../../engine/sequence/planned-slice.ts";
 import { collectChoice, keepChoice } from "../../engine/sequence/runs.ts";
@@ -11,11 +11,10 @@ import { MemoryStore } from "../../storage/memory-store.ts";
 import { TranscriptTwin, type TwinReply } from "../sim/transcript-twin.ts";
 import {
   generate,
-  openTestEngine,
+  openForTest,
   randomIds,
   request,
   type TestEngine,
-  type TestEngineOptions,
   TestSession,
   type TurnResult,
   untilIdle,
@@ -28,19 +27,9 @@ const SELECTIONS: SelectionRequest[] = ["quest+reuse(4)", "mean-deviation+scope(
   ...{ policy: policy as SelectionRequest["policy"], budgetTokens: 128, exact: true },
 }));
 
-const engines: TestEngine[] = [];
-async function open(options: Partial<TestEngineOptions> = {}): Promise<TestEngine> {
-  const engine = await openTestEngine({ store: new MemoryStore(), ...options });
-  engines.push(engine);
-  return engine;
-}
-afterEach(async () => {
-  for (const engine of engines.splice(0)) await engine.kill();
-});
-
 /** What every turn must give, by the twin. */
 async function expectedReplies({ policy, budgetTokens }: SelectionRequest): Promise<TwinReply[]> {
-  const { runner } = await open();
+  const { runner } = await openForTest();
   const twin = new TranscriptTwin(runner, { index: 0, contextTokensMax: 640 });
   const how = (groupTokens: number): string => `${policy}.1:${budgetTokens}@${groupTokens}`;
   const replies: TwinReply[] = [];
@@ -78,24 +67,24 @@ describe.each(SELECTIONS)("a choice for several tokens, $policy", SLOW, (selecti
   it("is made and followed as the twin does, on one engine, resumed, and computed again in small steps", async () => {
     const expected = await expectedReplies(selection);
     const store = new MemoryStore();
-    const first = await open({ store });
+    const first = await openForTest({ store });
     const session = await twoTurns(first, selection, expected);
     const [other, third] = [session.fork("other"), session.fork("third")];
     expectSame(await session.turn(first, PROMPTS[2]!, FIELDS), expected[2]!, "on one engine");
 
-    const resumed = await other.turn(await open({ store }), PROMPTS[2]!, { ...FIELDS, session: { id: "s" } });
+    const resumed = await other.turn(await openForTest({ store }), PROMPTS[2]!, { ...FIELDS, session: { id: "s" } });
     expectSame(resumed, expected[2]!, "resumed");
     expect(resumed.usage.recomputedTokens).toBe(0);
     expect(resumed.usage.source.store).toBeGreaterThan(300);
 
-    const again = await third.turn(await open({ settings: { stepRowsMax: 21 } }), PROMPTS[2]!, FIELDS);
+    const again = await third.turn(await openForTest({ settings: { stepRowsMax: 21 } }), PROMPTS[2]!, FIELDS);
     expectSame(again, expected[2]!, "computed again");
     expect(again.usage.recomputedTokens).toBe(301 + 41 + 2 * REPLY_TOKENS);
   });
 
   it("is the same in company and with guesses", async () => {
     const expected = await expectedReplies(selection);
-    const engine = await open({ blockCount: 4 * 64, openSlotCount: 40 });
+    const engine = await openForTest({ blockCount: 4 * 64, openSlotCount: 40 });
     const turns = ["a", "b", "c"].map((id, index) =>
       new TestSession(id, selection).turn(engine, PROMPTS[0]!, { ...FIELDS, speculation: index === 1 }),
     );
@@ -115,14 +104,14 @@ describe.each(SELECTIONS)("a choice for several tokens, $policy", SLOW, (selecti
         tokens: idsToBytes([...PROMPTS[0]!, ...ids.slice(0, known)]),
         ...{ session: { id: "s" }, selection, topLogprobs: 0, replyStart: 301, maxTokens: 3 },
       });
-      const engine = await open({ store });
+      const engine = await openForTest({ store });
       const part = await generate(engine, fields);
       expectSame(part, cut(whole!, known, known + 3), `from ${known} on`);
       await untilIdle(engine);
       await engine.persister.flush();
       // The next engine finds the tail, which ends in the middle of a run.
       const next = { ...fields, tokens: idsToBytes([...PROMPTS[0]!, ...ids.slice(0, known + 3)]) };
-      for (const each of [engine, await open({ store })]) {
+      for (const each of [engine, await openForTest({ store })]) {
         expectSame(
           await generate(each, { ...next, session: { id: "s" } }),
           cut(whole!, known + 3, known + 6),
@@ -141,7 +130,7 @@ describe("what reuse costs and saves", () => {
   it("reads summaries once for every run, and the same pages", async () => {
     const usageOf = async (policy: SelectionRequest["policy"]) => {
       const session = new TestSession("s", { policy, budgetTokens: 128, exact: true });
-      return (await session.turn(await open(), PROMPTS[0]!.slice(0, 288), { maxTokens: 33 })).usage;
+      return (await session.turn(await openForTest(), PROMPTS[0]!.slice(0, 288), { maxTokens: 33 })).usage;
     };
     const [each, fourth] = [await usageOf("quest"), await usageOf("quest+reuse(4)")];
     // 33 tokens: 32 rows of the reply are run, from position 288 on, so eight runs.

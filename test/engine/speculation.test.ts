@@ -1,21 +1,13 @@
 /** Guessing next tokens changes how fast they come, and nothing else. */
-import { afterEach, describe, expect, it } from "vitest";
+import { describe, expect, it } from "vitest";
 import { Drafter, DraftHistory } from "../../engine/sequence/drafting.ts";
 import type { GenerateRequest, SelectionRequest } from "../../protocol/generate.ts";
 import { idsToBytes } from "../../protocol/ids.ts";
-import { MemoryStore } from "../../storage/memory-store.ts";
-import { generate, openTestEngine, randomIds, request, type TestEngine, TestSession, untilIdle } from "./harness.ts";
+import { generate, openForTest, randomIds, request, type TestEngine, TestSession, untilIdle } from "./harness.ts";
 
-const engines: TestEngine[] = [];
 async function open(): Promise<TestEngine> {
-  const engine = await openTestEngine({ store: new MemoryStore(), blockCount: 2 * 128, openSlotCount: 40 });
-  engines.push(engine);
-  return engine;
+  return openForTest({ blockCount: 2 * 128, openSlotCount: 40 });
 }
-afterEach(async () => {
-  for (const engine of engines.splice(0)) await engine.kill();
-});
-
 const SELECTIONS: SelectionRequest[] = [
   { policy: "dense", budgetTokens: 0, exact: true },
   { policy: "quest", budgetTokens: 128, exact: true },

@@ -1,27 +1,24 @@
 /** Objects that are intact but not the ones that were meant: every one must be a miss, and the answer stays what it was, to the last bit. */
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { beforeEach, describe, expect, it } from "vitest";
 import type { GenerateRequest, SelectionRequest } from "../../protocol/generate.ts";
 import { envelopeDigest } from "../../storage/envelope.ts";
 import { decodeManifest, encodeManifest, type Manifest } from "../../storage/manifest.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
 import { decodeSummaryObject, encodeSummaryObject, type SummaryObject } from "../../storage/summary-object.ts";
 import { decodeTail, encodeTail } from "../../storage/tail.ts";
-import { openTestEngine, randomIds, type TestEngine, TestSession, type TurnResult, untilIdle } from "./harness.ts";
+import { openForTest, randomIds, type TestEngine, TestSession, type TurnResult, untilIdle } from "./harness.ts";
 
 const QUEST: SelectionRequest = { policy: "quest", budgetTokens: 128, exact: true };
 const PROMPT = randomIds(3, 40);
 const LOGPROBS: Partial<GenerateRequest> = { topLogprobs: 0 };
 
-const engines: TestEngine[] = [];
 let store: MemoryStore;
 let session: TestSession;
 let expected: TurnResult;
 let manifestKey: string;
 
 async function open(of: MemoryStore): Promise<TestEngine> {
-  const engine = await openTestEngine({ store: of });
-  engines.push(engine);
-  return engine;
+  return openForTest({ store: of });
 }
 
 beforeEach(async () => {
@@ -39,10 +36,6 @@ beforeEach(async () => {
     if (key.includes("/session/") && (await manifestAt(key)).sessionId === "s") manifestKey = key;
   }
 });
-afterEach(async () => {
-  for (const engine of engines.splice(0)) await engine.kill();
-});
-
 async function manifestAt(key: string): Promise<Manifest> {
   return decodeManifest((await store.get(key))!.bytes);
 }
@@ -120,8 +113,7 @@ describe("an intact object in the place of another", () => {
     const dense = new TestSession("s", { policy: "dense", budgetTokens: 0, exact: true });
     dense.ids = [...session.ids];
     dense.spans = [...session.spans];
-    const cold = await openTestEngine({ store: new MemoryStore() });
-    engines.push(cold);
+    const cold = await openForTest();
     const right = await dense.fork("cold").turn(cold, PROMPT, LOGPROBS);
     const found = await dense.turn(await open(store), PROMPT, LOGPROBS);
     expect(found.logprobs).toEqual(right.logprobs);

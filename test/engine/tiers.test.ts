@@ -1,15 +1,8 @@
 /** Conversations that do not all fit into the page pool: where their KV is found again, and that it is the same. */
-import { afterEach, describe, expect, it } from "vitest";
+import { describe, expect, it } from "vitest";
 import type { SelectionRequest } from "../../protocol/generate.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
-import {
-  openTestEngine,
-  randomIds,
-  type TestEngine,
-  type TestEngineOptions,
-  TestSession,
-  untilIdle,
-} from "./harness.ts";
+import { openForTest, randomIds, type TestEngine, TestSession, untilIdle } from "./harness.ts";
 
 const SELECTIONS: Record<string, SelectionRequest> = {
   dense: { policy: "dense", budgetTokens: 0, exact: true },
@@ -17,16 +10,6 @@ const SELECTIONS: Record<string, SelectionRequest> = {
 };
 /** One of the conversations below fits, and little of another. */
 const SMALL_POOL = 2 * 8;
-
-const engines: TestEngine[] = [];
-async function open(options: Partial<TestEngineOptions> = {}): Promise<TestEngine> {
-  const engine = await openTestEngine({ store: new MemoryStore(), ...options });
-  engines.push(engine);
-  return engine;
-}
-afterEach(async () => {
-  for (const engine of engines.splice(0)) await engine.kill();
-});
 
 class CountingStore extends MemoryStore {
   blockReads = 0;
@@ -54,9 +37,9 @@ async function takeTurns(engine: TestEngine, selection: SelectionRequest) {
 describe.each(Object.entries(SELECTIONS))("conversations that take turns in a small pool: %s", (_name, selection) => {
   it("are found in host memory, without a read of blocks from the store, and go on bit for bit", async () => {
     const store = new CountingStore();
-    const small = await open({ store, blockCount: SMALL_POOL });
+    const small = await openForTest({ store, blockCount: SMALL_POOL });
     const results = await takeTurns(small, selection);
-    const expected = await takeTurns(await open(), selection);
+    const expected = await takeTurns(await openForTest(), selection);
     for (const [at, { ids, logprobs, usage }] of results.entries()) {
       expect([ids, logprobs]).toEqual([expected[at]!.ids, expected[at]!.logprobs]);
       const { device, host, store: fromStore } = usage.source;
@@ -77,7 +60,7 @@ describe.each(Object.entries(SELECTIONS))("conversations that take turns in a sm
 
   it("are read from the store where there is no host memory", async () => {
     const store = new CountingStore();
-    const small = await open({ store, blockCount: SMALL_POOL, settings: { hostPoolBytes: 0 } });
+    const small = await openForTest({ store, blockCount: SMALL_POOL, settings: { hostPoolBytes: 0 } });
     const results = await takeTurns(small, selection);
     expect(results.slice(3).every(({ usage }) => usage.source.host === 0)).toBe(true);
     expect(store.blockReads).toBeGreaterThan(0);

@@ -1,11 +1,11 @@
 /** Selections under which heads and layers take unevenly: named before anything is computed, and computed again by the name alone. */
-import { afterEach, expect, it } from "vitest";
+import { expect, it } from "vitest";
 import type { HeadProfile } from "../../models/selection/head-profile.ts";
 import type { SelectionConfiguration } from "../../protocol/generate.ts";
 import { idsToBytes } from "../../protocol/ids.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
 import { TranscriptTwin } from "../sim/transcript-twin.ts";
-import { generate, openTestEngine, randomIds, request, type TestEngine, TestSession, untilIdle } from "./harness.ts";
+import { generate, openForTest, randomIds, request, type TestEngine, TestSession, untilIdle } from "./harness.ts";
 
 const HEADS: HeadProfile = {
   format: 1,
@@ -20,16 +20,9 @@ const NAMED = "quest+layer-budgets(2,0.5)+heads(x9)";
 const PROMPTS = [randomIds(1, 301), randomIds(2, 41)] as const;
 const FIELDS = { maxTokens: 12, topLogprobs: 0 } as const;
 
-const engines: TestEngine[] = [];
 async function open(store: MemoryStore, heads?: HeadProfile): Promise<TestEngine> {
-  const engine = await openTestEngine({ store, settings: heads === undefined ? {} : { heads } });
-  engines.push(engine);
-  return engine;
+  return openForTest({ store, settings: heads === undefined ? {} : { heads } });
 }
-afterEach(async () => {
-  for (const engine of engines.splice(0)) await engine.kill();
-});
-
 const selectionOf = (policy: string) => ({ policy: policy as SelectionConfiguration, budgetTokens: 128, exact: true });
 
 /** What two turns must give, by the twin. */

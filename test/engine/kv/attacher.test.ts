@@ -1,12 +1,13 @@
 /** What of a stored session a log that was cut, went on, or became another one still finds; answers are held against a cold engine. */
-import { afterEach, describe, expect, it } from "vitest";
+import { describe, expect, it } from "vitest";
 import type { SelectionRequest } from "../../../protocol/generate.ts";
 import { idsToBytes } from "../../../protocol/ids.ts";
 import type { PageStore } from "../../../storage/contract.ts";
 import { MemoryStore } from "../../../storage/memory-store.ts";
 import {
+  expectNothingHeld,
   generate,
-  openTestEngine,
+  openForTest,
   randomIds,
   request,
   type TestEngine,
@@ -18,21 +19,9 @@ import {
 const QUEST: SelectionRequest = { policy: "quest", budgetTokens: 128, exact: true };
 const DENSE: SelectionRequest = { policy: "dense", budgetTokens: 0, exact: true };
 
-const engines: TestEngine[] = [];
 async function open(store: PageStore, segmentTokens = 64): Promise<TestEngine> {
-  const engine = await openTestEngine({ store, settings: { segmentTokens } });
-  engines.push(engine);
-  return engine;
+  return openForTest({ store, settings: { segmentTokens } }, expectNothingHeld);
 }
-afterEach(async () => {
-  for (const engine of engines.splice(0)) {
-    await untilIdle(engine);
-    engine.evictIdle();
-    expect(engine.engine.status).toMatchObject({ heldBlockCount: 0, heldSlotCount: 0 });
-    await engine.kill();
-  }
-});
-
 function cut(session: TestSession, end: number): void {
   session.ids.length = end;
   const kept = session.spans.filter((_span, index) => index === 0 || session.spans[index - 1]!.end < end);

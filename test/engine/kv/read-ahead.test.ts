@@ -1,10 +1,10 @@
-import { afterEach, describe, expect, it } from "vitest";
+import { describe, expect, it } from "vitest";
 import { Gate } from "../../../engine/kv/gate.ts";
 import { ReadAhead } from "../../../engine/kv/read-ahead.ts";
 import { systemClock } from "../../../engine/settings.ts";
 import { MemoryStore } from "../../../storage/memory-store.ts";
 import { noise } from "../../storage/random.ts";
-import { openTestEngine, randomIds, type TestEngine, TestSession, untilIdle } from "../harness.ts";
+import { openForTest, randomIds, TestSession, untilIdle } from "../harness.ts";
 
 describe("read-ahead", () => {
   const ranges = [
@@ -53,20 +53,10 @@ describe("read-ahead", () => {
 });
 
 describe("the first burst", () => {
-  const engines: TestEngine[] = [];
-  afterEach(async () => {
-    for (const engine of engines.splice(0)) {
-      await untilIdle(engine);
-      await engine.kill();
-    }
-  });
-
   it("is under way before the summaries have come, and nothing of it is read twice", async () => {
     const store = new MemoryStore();
     const open = async () => {
-      const engine = await openTestEngine({ store, settings: { segmentTokens: 256 } });
-      engines.push(engine);
-      return engine;
+      return openForTest({ store, settings: { segmentTokens: 256 } }, untilIdle);
     };
     const session = new TestSession("s", { policy: "quest", budgetTokens: 128, exact: true });
     const writer = await open();

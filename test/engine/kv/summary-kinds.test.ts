@@ -1,9 +1,17 @@
 /** Which kinds of summaries a turn reads, and that a block is never scored by one that it lacks. */
-import { afterEach, describe, expect, it } from "vitest";
+import { describe, expect, it } from "vitest";
 import type { SelectionRequest } from "../../../protocol/generate.ts";
 import { loadManifest } from "../../../storage/manifest.ts";
 import { MemoryStore } from "../../../storage/memory-store.ts";
-import { openTestEngine, randomIds, type TestEngine, TestSession, type TurnResult, untilIdle } from "../harness.ts";
+import {
+  expectNothingHeld,
+  openForTest,
+  randomIds,
+  type TestEngine,
+  TestSession,
+  type TurnResult,
+  untilIdle,
+} from "../harness.ts";
 
 const QUEST: SelectionRequest = { policy: "quest", budgetTokens: 128, exact: true };
 const MEAN: SelectionRequest = { policy: "mean-deviation", budgetTokens: 128, exact: true };
@@ -28,21 +36,9 @@ class Watched extends MemoryStore {
   }
 }
 
-const engines: TestEngine[] = [];
 async function open(store: MemoryStore): Promise<TestEngine> {
-  const engine = await openTestEngine({ store });
-  engines.push(engine);
-  return engine;
+  return openForTest({ store }, expectNothingHeld);
 }
-afterEach(async () => {
-  for (const engine of engines.splice(0)) {
-    await untilIdle(engine);
-    engine.evictIdle();
-    expect(engine.engine.status).toMatchObject({ heldBlockCount: 0, heldSlotCount: 0 });
-    await engine.kill();
-  }
-});
-
 /** A session is its log; each turn may select in its own way. */
 function as(session: TestSession, selection: SelectionRequest): TestSession {
   const copy = new TestSession(session.id, selection);
@@ -79,12 +75,13 @@ describe("a resumed turn reads the summaries of one kind", () => {
     ["min-max", { policy: "streaming", budgetTokens: 128, exact: true } as const],
   ])("%s", async (kind, selection) => {
     const store = new Watched();
-    const { session } = await turns({ engine: await open(store), selections: [QUEST, MEAN], flush: true });
+    const writer = await open(store);
+    const { session } = await turns({ engine: writer, selections: [QUEST, MEAN], flush: true });
     store.asked = [];
     const found = await as(session, selection).turn(await open(store), randomIds(9, 40), LOGPROBS);
     expect(store.kinds()).toEqual([kind]);
     expect(found.usage.recomputedTokens).toBe(0);
-    const expected = await as(session, selection).turn(engines[0]!, randomIds(9, 40), LOGPROBS);
+    const expected = await as(session, selection).turn(writer, randomIds(9, 40), LOGPROBS);
     expect(found.logprobs).toEqual(expected.logprobs);
   });
 });
@@ -101,9 +98,8 @@ describe("kinds that an engine keeps when it is told to", () => {
     async (policy, kind) => {
       const selection: SelectionRequest = { policy, budgetTokens: 128, exact: true };
       const store = new Watched();
-      const first = await openTestEngine({ store, summaryKinds });
-      const cold = await openTestEngine({ store, summaryKinds });
-      engines.push(first, cold);
+      const first = await openForTest({ store, summaryKinds }, expectNothingHeld);
+      const cold = await openForTest({ store, summaryKinds }, expectNothingHeld);
       const { session } = await turns({ engine: first, selections: [selection], flush: true });
       store.asked = [];
       const found = await as(session, selection).turn(cold, randomIds(9, 40), LOGPROBS);
@@ -114,8 +110,7 @@ describe("kinds that an engine keeps when it is told to", () => {
       expect(found.logprobs).toEqual(expected.logprobs);
       // Rebuilt from blocks where their objects are gone, they choose the same.
       await store.drop(new RegExp(`/sum-${kind}/`));
-      const rebuilt = await openTestEngine({ store, summaryKinds });
-      engines.push(rebuilt);
+      const rebuilt = await openForTest({ store, summaryKinds }, expectNothingHeld);
       const again = await as(session, selection).turn(rebuilt, randomIds(9, 40), LOGPROBS);
       expect(again.logprobs).toEqual(expected.logprobs);
     },
