@@ -27,6 +27,8 @@ export interface EngineParts {
   persister: Persister;
   /** Of the page store. */
   storeActivity: StoreActivity;
+  /** What a read of the page store takes at least; undefined before it is known. */
+  storeLatencyMs(): number | undefined;
   clock: Clock;
   log: EngineLog;
   /** The device is gone and the engine has stopped, in the middle of its turns: whoever holds it ends it like a process that died. */

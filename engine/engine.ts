@@ -25,13 +25,14 @@ import { type PlannedPart, StepPlanner } from "./schedule/step-planner.ts";
 import { Tenants } from "./schedule/tenants.ts";
 import { WaitingQueue } from "./schedule/waiting-queue.ts";
 import { describeError, lateness, leavesKv, outcomeOf, tellEnd } from "./sequence/endings.ts";
+import { LookAhead } from "./sequence/look-ahead.ts";
 import type { PlannedSlice } from "./sequence/planned-slice.ts";
 import { Residency } from "./sequence/residency.ts";
 import { collectChoice } from "./sequence/runs.ts";
 import { sampleParams, samplesOf, takeSample } from "./sequence/sampling.ts";
 import { Sequence, type SequenceSink, startBlocksOf } from "./sequence/sequence.ts";
 import { commitSlice, discardSlice, fillTables, planSlice, rowNeeds } from "./sequence/slice-planner.ts";
-import { countMisses, countTraffic } from "./sequence/traffic.ts";
+import { countChoices, countMisses, countTraffic } from "./sequence/traffic.ts";
 import { RequestLog } from "./trace/request-log.ts";
 import { TraceBook } from "./trace/trace-book.ts";
 
@@ -53,6 +54,7 @@ export class Engine {
   readonly #planner: StepPlanner;
   readonly #admission: Admission;
   readonly #residency: Residency;
+  readonly #lookAhead: LookAhead;
   readonly #preemption: Preemption;
   readonly #observer: EngineObserver;
   /** What `/metrics` shows. */
@@ -90,6 +92,10 @@ export class Engine {
       ...{ fetcher, supply, cache, clock, observer: this.#observer },
       wake: () => this.wake(),
       fail: (sequence, error) => this.#fail(sequence, error),
+    });
+    this.#lookAhead = new LookAhead({
+      ...{ runner: parts.runner, clock, residency: this.#residency, latencyMs: parts.storeLatencyMs },
+      onGuess: (sequence, layer, blocks) => this.traces.guessed(sequence, clock.nowMs(), { layer, blocks }),
     });
     this.#planner = this.#openPlanner();
     this.#preemption = new Preemption({
@@ -205,7 +211,7 @@ export class Engine {
         const startMs = this.#parts.clock.nowMs();
         const worked = await this.#step();
         if (worked) await breatheAfter(startMs, this.#arriving, this.#parts);
-        else if (!this.#awake) await this.#sleep();
+        else if (!this.#awake && !(await this.#lookAhead.guess(this.#active))) await this.#sleep();
       } catch (error) {
         this.#failAll(error);
         await new Promise<void>((resolve) => setImmediate(resolve));
@@ -328,7 +334,9 @@ export class Engine {
     sequence.suspended = undefined;
     fillTables(sequence, suspended.planned);
     const step = { ...this.#sequenceStep(sequence, suspended.planned), resumeFrom: suspended.checkpoint };
-    const [result] = await this.#runStep([{ sequence, slice: suspended.planned, step }]);
+    // Where blocks are on their way, each layer sees those that have come before it.
+    const pauses = step.exact && this.#parts.fetcher.inFlightCount > 0;
+    const [result] = await this.#runStep([{ sequence, slice: suspended.planned, step: { ...step, pauses } }]);
     this.#finishSlice(sequence, suspended.planned, result as SequenceResult);
     return true;
   }
@@ -346,19 +354,10 @@ export class Engine {
     const { cache, opens, persister } = this.#parts;
     countTraffic(sequence.usage, result.traffic);
     const missed = this.#missedBlocks(sequence, result.misses);
-    // A step that is void goes on from its checkpoint's layer, and reports those layers then.
-    if (result.chosenBlocks) sequence.heat.observe(result.chosenBlocks, result.checkpoint?.layer);
+    countChoices(sequence, result);
     collectChoice(planned, result);
     if (result.checkpoint) {
-      sequence.suspended = { planned, checkpoint: result.checkpoint };
-      // The checkpoint may be of an earlier layer, whose choice this one takes over.
-      const first = Math.min(...result.misses.map((miss) => miss.layer));
-      const [needed, later] = [
-        missed.filter(({ layer }) => layer === first),
-        missed.filter(({ layer }) => layer > first),
-      ];
-      this.#residency.wait(sequence, needed);
-      void this.#residency.fetch(sequence, later, "fill");
+      this.#residency.suspend(sequence, planned, result.checkpoint, missed);
       return;
     }
     sequence.heat.tick();

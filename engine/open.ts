@@ -150,6 +150,7 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
     attacher,
     persister,
     storeActivity: store.activity,
+    storeLatencyMs: () => store.times.speed?.latencyMs,
     clock,
     log,
     onDeviceLost: options.onDeviceLost,

@@ -15,6 +15,8 @@ import type { Checkpoint } from "./contract.ts";
 export interface KeptSequence {
   slice: StepSlice;
   exact: boolean;
+  /** It is alone, and pauses between layers. */
+  pauses?: boolean;
 }
 
 interface Kept {
@@ -36,6 +38,7 @@ export class CheckpointKeeper {
   readonly #kept: Kept[][];
   /** Sequences known to have missed: what they go on from is kept. */
   readonly #missed = new Set<number>();
+  #paused: Kept | undefined;
 
   constructor(device: Device, width: number, sequences: readonly KeptSequence[]) {
     this.#device = device;
@@ -69,6 +72,29 @@ export class CheckpointKeeper {
     });
   }
 
+  /**
+   * Whether the step ends before this layer, whose input `x` holds, to go on with what has come meanwhile: it asked for that, and the layer may
+   * miss a block. Only where it is known that nothing was missed so far, and not between a layer and one that takes over its choice.
+   */
+  pauses(recorder: StepRecorder, layer: number, x: DeviceBuffer): boolean {
+    const [only] = this.#sequences;
+    if (only?.pauses !== true || this.#mayMiss[0]?.[layer] !== true || startLayer(only.slice, layer) !== layer)
+      return false;
+    if (recorder.hasMissed(0) !== false) return false;
+    const rows = only.slice.rowCount;
+    const buffer = this.#device.buffer(`checkpoint.${layer}`, rows * this.#width * 4);
+    this.#paused = { layer, buffer };
+    recorder.copyRows({ out: buffer, outRow: 0, x, xRow: 0, rows, width: this.#width });
+    return true;
+  }
+
+  /** Hands over where the step paused, if it did. */
+  takePaused(): Checkpoint | undefined {
+    const paused = this.#paused;
+    this.#paused = undefined;
+    return paused && { ...paused, rowCount: this.#sequences[0]!.slice.rowCount };
+  }
+
   /** True where going on would compute nothing that anybody uses: every sequence is exact and is known to have missed. */
   allVoid(recorder: StepRecorder): boolean {
     return this.#sequences.every(({ exact }, index) => exact && recorder.hasMissed(index) === true);
@@ -89,6 +115,7 @@ export class CheckpointKeeper {
 
   /** Frees every buffer that was not taken. Call once the step has been submitted, or has failed. */
   release(): void {
+    if (this.#paused !== undefined) this.#device.release(this.#paused.buffer);
     for (const kept of this.#kept) for (const { buffer } of kept.splice(0)) this.#device.release(buffer);
   }
 }

@@ -66,8 +66,18 @@ export interface SequenceStep {
   draftSamples?: readonly Omit<SampleRow, "row">[];
   /** True: a miss makes the step of this sequence void (see {@link SequenceResult.checkpoint}). */
   exact: boolean;
-  /** Goes on from a layer; such a step must be alone in its batch. The runner releases it. */
+  /**
+   * Exact, alone in its batch: on a device that can look before a step ends, it ends before each layer that may miss a block, so that the next
+   * call sees what has come meanwhile.
+   */
+  pauses?: boolean;
+  /** Goes on from a layer; such a step must be alone in its batch. The runner releases it, unless the step is a guess. */
   resumeFrom?: Checkpoint;
+  /**
+   * A guess: from its checkpoint on, layers run with what is there, up to this one, which only chooses. Its misses are what the real step
+   * will probably miss there. Not exact, without samples, alone in its batch; what it appends is written again by the real step.
+   */
+  guessLayer?: number;
 }
 
 /** What a step did for one sequence. */
@@ -78,7 +88,7 @@ export interface SequenceResult {
   /** Blocks that were selected and not resident. Exact: those of the first layer that missed, and as hints those of later layers that ran. */
   misses: Miss[];
   /**
-   * Exact and something missed: the result is void; fetch the misses of the first layer that missed and call again with `resumeFrom`. The
+   * The step paused, and nothing was missed: call again with `resumeFrom`. Or exact and something missed: the result is void; fetch the misses of the first layer that missed and call again with `resumeFrom`. The
    * checkpoint is of that layer, or of the one whose choice it takes over.
    * KV appended at deeper layers is rewritten by that call.
    */

@@ -41,6 +41,8 @@ export class LlamaStep {
   readonly #sequences: readonly SequenceStep[];
   readonly #rows: number;
   readonly #sampled: readonly SampledRow[];
+  /** Where a guess ends. */
+  readonly #guessLayer: number | undefined;
 
   constructor(parts: StepParts, step: StepContext) {
     const { recorder, keeper, sequences } = step;
@@ -48,6 +50,7 @@ export class LlamaStep {
     this.#recorder = recorder;
     this.#keeper = keeper;
     this.#sequences = sequences;
+    this.#guessLayer = sequences[0]?.guessLayer;
     let rows = 0;
     const sampled: SampledRow[] = [];
     sequences.forEach(({ slice, sample, draftSamples = [] }, sequence) => {
@@ -66,9 +69,10 @@ export class LlamaStep {
     this.#begin(resumed);
     const first = resumed?.layer ?? 0;
     for (let layer = first; layer < config.layerCount; layer++) {
+      if (layer > first && this.#keeper.pauses(this.#recorder, layer, buffers.x)) return [];
       observer?.hidden(this.#recorder, { layer, x: buffers.x, rows: this.#rows });
       this.#attention(layer, weights.layers[layer]!);
-      if (this.#keeper.allVoid(this.#recorder)) return [];
+      if (layer === this.#guessLayer || this.#keeper.allVoid(this.#recorder)) return [];
       if (layer + 1 < config.layerCount) this.#ffn(weights.layers[layer]!, buffers.x, this.#rows);
     }
     if (this.#sampled.length === 0) return [];
@@ -106,8 +110,10 @@ export class LlamaStep {
     recorder.append({ pool, layer, headCount, q, k, v, rope });
     // Where no row is sampled, the last layer leaves nothing behind but its KV: it need not wait for blocks either.
     const last = layer + 1 === config.layerCount;
-    if (last && this.#sampled.length === 0) return;
+    const isGuessed = layer === this.#guessLayer;
+    if (last && this.#sampled.length === 0 && !isGuessed) return;
     recorder.select({ pool, layer, headCount, q });
+    if (isGuessed) return;
     this.#keeper.afterSelect(recorder, layer, x);
     if (this.#keeper.allVoid(recorder)) return;
     recorder.attend({ pool, layer, headCount, q, out: buffers.attended });

@@ -74,7 +74,7 @@ export class LlamaRunner implements ModelRunner {
       this.#running = false;
       keeper.release();
       this.#parts.observer?.reset();
-      if (resumed !== undefined) this.#device.release(resumed.buffer);
+      if (resumed !== undefined && sequences[0]!.guessLayer === undefined) this.#device.release(resumed.buffer);
     }
   }
 
@@ -87,7 +87,7 @@ export class LlamaRunner implements ModelRunner {
     assert(sequences.length > 0, "a step needs a sequence");
     let rowCount = 0;
     let sampledCount = 0;
-    for (const { slice, tokens, sample, draftSamples = [], resumeFrom } of sequences) {
+    for (const { slice, tokens, sample, draftSamples = [], resumeFrom, guessLayer, exact, pauses } of sequences) {
       rowCount += slice.rowCount;
       if (sample !== undefined) sampledCount += 1 + draftSamples.length;
       assert(draftSamples.length < slice.rowCount, "a row is sampled once");
@@ -99,6 +99,12 @@ export class LlamaRunner implements ModelRunner {
       assert(
         slice.position + slice.rowCount <= this.config.contextTokensMax,
         `position ${slice.position + slice.rowCount - 1} is beyond the model's context`,
+      );
+      assert(!pauses || (sequences.length === 1 && exact), "a step that pauses is exact, and alone in its batch");
+      const isGuess = guessLayer !== undefined;
+      assert(
+        !isGuess || (resumeFrom !== undefined && !exact && sample === undefined),
+        "a guess goes on, and samples nothing",
       );
       if (resumeFrom === undefined) continue;
       assert(sequences.length === 1, "a step that goes on from a checkpoint is alone in its batch");
@@ -131,6 +137,8 @@ function results(
       const first = misses.reduce((a, b) => (b.layer < a.layer ? b : a)).layer;
       return { ...shared, checkpoint: keeper.take(index, first) };
     }
+    const paused = keeper.takePaused();
+    if (paused !== undefined) return { ...shared, checkpoint: paused };
     const sample = samples[index]!.pop();
     const draftSamples = samples[index]!;
     return {

@@ -5,16 +5,24 @@
 
 /** A choice counts half as much after this many slices. */
 const HALF_LIFE_SLICES = 32;
+/**
+ * Hot blocks are written down only where they foretell what a prompt chooses: of those that are hottest at a turn's end, its own prompt chose at
+ * least this share. Else what a resumed turn would read of them is mostly in vain: keys without a theme (seeded ones: 3 of 10) against texts.
+ */
+const TRUSTED_SHARE_MIN = 0.4;
 /** Counts are scaled down before they leave the range of f32. */
 const WEIGHT_MAX = 1e30;
 
 /** Memory: one f32 per layer and block that was ever chosen or lies before one. */
 export class BlockHeat {
   readonly #layers: Float32Array[];
+  /** What the turn's prompt chose, by layer. */
+  readonly #asked: Set<number>[];
   #weight = 1;
 
   constructor(layerCount: number) {
     this.#layers = Array.from({ length: layerCount }, () => new Float32Array(0));
+    this.#asked = this.#layers.map(() => new Set());
   }
 
   /** Starts from what an earlier turn wrote down: per layer, hottest first; any choice of this turn soon counts more. */
@@ -25,15 +33,22 @@ export class BlockHeat {
     }
   }
 
-  /** Counts the blocks of a bitmap as `StepReadback.chosenBlocks` has it, of layers before `layerEnd`. */
-  observe(bitmap: Uint32Array, layerEnd: number = this.#layers.length): void {
+  /** Counts the blocks of a bitmap as `StepReadback.chosenBlocks` has it, of layers before `layerEnd`; `isPrompt`: rows of the turn's prompt chose them. */
+  observe(
+    bitmap: Uint32Array,
+    { layerEnd = this.#layers.length, isPrompt = false }: { layerEnd?: number | undefined; isPrompt?: boolean } = {},
+  ): void {
     const wordCount = bitmap.length / this.#layers.length;
     for (let layer = 0; layer < layerEnd; layer++) {
       for (let word = 0; word < wordCount; word++) {
         const bits = bitmap[layer * wordCount + word] as number;
         if (bits === 0) continue;
         const heat = this.#of(layer, (word + 1) * 32);
-        for (let bit = 0; bit < 32; bit++) if ((bits >>> bit) & 1) heat[word * 32 + bit]! += this.#weight;
+        for (let bit = 0; bit < 32; bit++) {
+          if (((bits >>> bit) & 1) === 0) continue;
+          heat[word * 32 + bit]! += this.#weight;
+          if (isPrompt) this.#asked[layer]?.add(word * 32 + bit);
+        }
       }
     }
   }
@@ -46,14 +61,25 @@ export class BlockHeat {
     this.#weight = 1;
   }
 
-  /** Per layer the hottest blocks below `blockEnd`, hottest first, at most `countMax`; `[]` where nothing was ever chosen. */
+  /**
+   * Per layer the hottest blocks below `blockEnd`, hottest first, at most `countMax`; `[]` where nothing was ever chosen, or the turn's prompt chose
+   * other blocks than its reply.
+   */
   hottest(countMax: number, blockEnd: number): number[][] {
     const layers = this.#layers.map((heat) => {
       const chosen = Array.from(heat.subarray(0, blockEnd).keys()).filter((block) => (heat[block] as number) > 0);
       chosen.sort((a, b) => (heat[b] as number) - (heat[a] as number) || a - b);
       return chosen.slice(0, countMax);
     });
-    return layers.some((blocks) => blocks.length > 0) ? layers : [];
+    const count = layers.reduce((sum, blocks) => sum + blocks.length, 0);
+    return count > 0 && this.#askedShare(layers, count) >= TRUSTED_SHARE_MIN ? layers : [];
+  }
+
+  /** What the prompt chose of some blocks; 1 where it chose nothing, having been read densely. */
+  #askedShare(layers: readonly (readonly number[])[], count: number): number {
+    if (this.#asked.every(({ size }) => size === 0)) return 1;
+    const asked = layers.map((blocks, layer) => blocks.filter((block) => this.#asked[layer]?.has(block)).length);
+    return asked.reduce((sum, each) => sum + each, 0) / count;
   }
 
   /** How often a block was chosen of late, in the layer that chose it most: a choice of this slice counts 1. */

@@ -1,14 +1,19 @@
 /** Brings blocks that sequences need from the store to the device, and tells them when they may go on. */
 import type { SummaryKind } from "../../kernels/contract.ts";
+import type { Checkpoint } from "../../models/contract.ts";
 import type { BlockCache, LogicalBlock } from "../kv/block-cache.ts";
 import { allLayers, type BlockFetcher, type BlockLayer } from "../kv/block-fetcher.ts";
 import type { GateClass } from "../kv/gate.ts";
 import type { SummarySupply } from "../kv/summary-supply.ts";
 import type { EngineObserver } from "../observer.ts";
 import type { Clock } from "../settings.ts";
+import type { PlannedSlice } from "./planned-slice.ts";
 import type { Sequence } from "./sequence.ts";
 import { type RowRange, scoredKind } from "./slice-planner.ts";
 import { countFetch } from "./traffic.ts";
+
+/** Segments of a sequence that are filled at once. */
+const FILLS_AT_ONCE = 8;
 
 /** What it works with; all of it stays the engine's. */
 export interface ResidencyOptions {
@@ -28,6 +33,27 @@ export class Residency {
 
   constructor(options: ResidencyOptions) {
     this.#options = options;
+  }
+
+  /**
+   * A step found these missing: the sequence goes on when those of the first layer are there; what later layers may miss is read behind it. With
+   * nothing missing it only paused.
+   */
+  suspend(sequence: Sequence, planned: PlannedSlice, checkpoint: Checkpoint, missed: readonly BlockLayer[]): void {
+    const layers = missed.length > 0 ? missed.map(({ layer }) => layer) : [checkpoint.layer];
+    // The checkpoint may be of an earlier layer, whose choice this one takes over.
+    const missedLayer = Math.min(...layers);
+    sequence.suspended = { planned, checkpoint, guessedLayer: Math.max(...layers) };
+    if (missed.length === 0) return;
+    this.wait(
+      sequence,
+      missed.filter(({ layer }) => layer === missedLayer),
+    );
+    void this.fetch(
+      sequence,
+      missed.filter(({ layer }) => layer > missedLayer),
+      "fill",
+    );
   }
 
   /** The sequence goes on when these are on the device or known to be lost. */
@@ -85,20 +111,28 @@ export class Residency {
     }
   }
 
+  async #fill(sequence: Sequence, blocks: readonly LogicalBlock[]): Promise<void> {
+    const held = blocks.filter((block) => sequence.blocks[block.index] === block);
+    try {
+      countFetch(sequence, await this.#options.fetcher.fill(held));
+    } catch (error) {
+      this.#options.fail(sequence, error);
+    }
+  }
+
   /** Streams in what is still in the store, behind everything that a query asks for, while the sequence runs. */
   async fillRest(sequence: Sequence): Promise<void> {
     const absent = sequence.blocks.filter((block): block is LogicalBlock => block !== undefined && !block.resident);
     // A segment at a time: neighbouring blocks of a layer are one read.
-    const segments = Map.groupBy(absent.reverse(), ({ stored }) => stored?.chain);
-    for (const blocks of segments.values()) {
-      if (sequence.phase !== "running" && sequence.phase !== "waiting") return;
-      const held = blocks.filter((block) => sequence.blocks[block.index] === block);
-      try {
-        countFetch(sequence, await this.#options.fetcher.fill(held));
-      } catch (error) {
-        this.#options.fail(sequence, error);
+    const segments = Array.from(Map.groupBy(absent.reverse(), ({ stored }) => stored?.chain).values());
+    // Several at once: one after the other, a round trip for each would be the pace.
+    const fillers = Array.from({ length: FILLS_AT_ONCE }, async () => {
+      for (let blocks = segments.shift(); blocks !== undefined; blocks = segments.shift()) {
+        if (sequence.phase !== "running" && sequence.phase !== "waiting") return;
+        await this.#fill(sequence, blocks);
       }
-    }
+    });
+    await Promise.all(fillers);
     if (absent.length > 0) this.#options.observer.filled(sequence, this.#options.clock.nowMs());
   }
 }

@@ -54,6 +54,8 @@ export interface SavedOpen {
 export interface SuspendedStep {
   planned: PlannedSlice;
   checkpoint: Checkpoint;
+  /** The last layer of which is known what it misses; infinite once that of later ones was guessed (look-ahead.ts). */
+  guessedLayer: number;
 }
 
 /** What a request needs of selection, resolved by the engine. */

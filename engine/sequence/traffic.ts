@@ -1,5 +1,6 @@
 /** Adds what happened to a request's usage. */
 import { PAGES_PER_BLOCK, type SliceTraffic } from "../../kernels/contract.ts";
+import type { SequenceResult } from "../../models/contract.ts";
 import type { EngineUsage } from "../../protocol/generate.ts";
 import type { PageStore } from "../../storage/contract.ts";
 import type { FetchTotals } from "../kv/block-fetcher.ts";
@@ -11,6 +12,11 @@ export function countTraffic(usage: EngineUsage, traffic: SliceTraffic): void {
   usage.pagesInContext += traffic.pagesInContext;
   usage.kvBytesRead += traffic.kvBytes;
   usage.metadataBytesRead += traffic.metadataBytes;
+}
+
+/** Which blocks a step's queries chose. One that is void goes on from its checkpoint's layer, and reports later layers then. */
+export function countChoices({ heat, started }: Sequence, { chosenBlocks, checkpoint }: SequenceResult): void {
+  if (chosenBlocks) heat.observe(chosenBlocks, { layerEnd: checkpoint?.layer, isPrompt: !started });
 }
 
 /** Blocks that were selected, not resident and not waited for. */

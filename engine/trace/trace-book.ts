@@ -80,6 +80,11 @@ export class TraceBook implements EngineObserver {
     this.#add(sequence, nowMs, `resume ${mode}`, Object.fromEntries(fields));
   }
 
+  /** While it waits: so many blocks of a layer ahead were guessed and asked for. */
+  guessed(sequence: Sequence, nowMs: number, guess: { layer: number; blocks: number }): void {
+    this.#add(sequence, nowMs, "guess", guess);
+  }
+
   attached(sequence: Sequence, nowMs: number): void {
     const { source, cachedTokens, bytesBeforeFirstToken, pagesBeforeFirstToken } = sequence.usage;
     const { device, host, store } = source;

@@ -138,6 +138,47 @@ describe.each([false, true])("on the wasm device, misses deferred to the readbac
     }
   });
 
+  it.each(["quest", "mean-deviation+scope(layer)"])(
+    "with %s a guess says what a later layer misses, and leaves the step to end as it would have",
+    async (name) => {
+      const { runner, conversations } = await open(policyNamed(name).plan(128), 2);
+      const [whole, holed] = conversations as [Conversation, Conversation];
+      for (const rows of ["chunk", "decode"] as const) {
+        const [expected] = await runner.step([next(whole, NEXT[rows])]);
+        whole.accept(NEXT[rows], expected!);
+        const evicted = (await Promise.all([0, 2, 3].map((layer) => holed.evict(layer, [1, 2, 3, 4])))).flat();
+        const { sample: _, ...step } = next(holed, NEXT[rows]);
+        const [missed] = await runner.step([{ ...next(holed, NEXT[rows]), exact: true }]);
+        const resumeFrom = missed!.checkpoint!;
+        expect(resumeFrom.layer).toBe(0);
+        const liveBefore = watched.live.size;
+        const guess = async (guessLayer: number) => {
+          const [result] = await runner.step([{ ...step, exact: false, resumeFrom, guessLayer }]);
+          expect(result).not.toHaveProperty("sample");
+          expect(watched.ops.includes(`attend:${guessLayer}`)).toBe(false);
+          return result!.misses.filter(({ layer }) => layer === guessLayer);
+        };
+        // Around what is missing: something is guessed, of the last layer too.
+        expect((await guess(2)).length).toBeGreaterThan(0);
+        expect((await guess(3)).length).toBeGreaterThan(0);
+        const bring = (layer: number) =>
+          holed.restore(evicted.filter(({ at }) => Math.floor(at / holed.blockCapacity) === layer));
+        bring(0);
+        // Nothing is missing before layer 2: what is guessed is what the real step misses.
+        const guessed = await guess(2);
+        expect(watched.live.size).toBe(liveBefore);
+        const real = next(holed, NEXT[rows]);
+        const [second] = await runner.step([{ ...real, resumeFrom }]);
+        expect(second!.misses.filter(({ layer }) => layer === 2)).toEqual(guessed);
+        bring(2);
+        bring(3);
+        const [last] = await runner.step([{ ...real, resumeFrom: second!.checkpoint! }]);
+        expect(last!.sample).toEqual(expected!.sample);
+        holed.accept(NEXT[rows], last!);
+      }
+    },
+  );
+
   it("stops early where it can, and runs on where it must", async () => {
     const { runner, conversations } = await open(DENSE);
     const [conversation] = conversations as [Conversation];

@@ -58,9 +58,33 @@ describe("block heat", () => {
 
   it("counts a void step's layers before its checkpoint once", () => {
     const heat = new BlockHeat(2);
-    heat.observe(bitmap([[1], [2]], 1), 1);
+    heat.observe(bitmap([[1], [2]], 1), { layerEnd: 1 });
     expect(heat.hottest(4, 10)).toEqual([[1], []]);
     heat.observe(bitmap([[], [3]], 1));
     expect(heat.hottest(4, 10)).toEqual([[1], [3]]);
+  });
+
+  it("writes nothing down where a prompt chose other blocks than its reply", () => {
+    const reply = (heat: BlockHeat) => {
+      for (let slice = 0; slice < 8; slice++) {
+        heat.observe(bitmap([[1, 2, 3], [4]], 1));
+        heat.tick();
+      }
+      return heat.hottest(3, 32);
+    };
+    const trusted = (...prompt: number[][]) => {
+      const heat = new BlockHeat(2);
+      heat.observe(bitmap(prompt, 1), { isPrompt: true });
+      return reply(heat);
+    };
+    // Two of four, one of four, two of five, none of five.
+    expect(trusted([1, 2], [])).toEqual([[1, 2, 3], [4]]);
+    expect(trusted([], [4])).toEqual([]);
+    expect(trusted([1], [9])).toEqual([
+      [1, 2, 3],
+      [4, 9],
+    ]);
+    expect(trusted([20], [])).toEqual([]);
+    expect(reply(new BlockHeat(2)), "a prompt that was read densely chose nothing").toEqual([[1, 2, 3], [4]]);
   });
 });

@@ -1,0 +1,104 @@
+/**
+ * While a resumed sequence waits for the blocks that a layer chose, the device has nothing to do: it goes on with what is there, to guess what the
+ * next layers will choose, and those blocks are read along with what is waited for (after InfiniGen, arXiv 2406.19707, but with the next
+ * layers' own queries as they come out around the missing pages). The real step corrects the guess: nothing of it is kept but the blocks that came.
+ */
+import { NOT_RESIDENT } from "../../kernels/contract.ts";
+import { choosingLayer } from "../../kernels/page-range.ts";
+import type { ModelRunner } from "../../models/contract.ts";
+import type { BlockLayer } from "../kv/block-fetcher.ts";
+import type { Clock } from "../settings.ts";
+import type { Residency } from "./residency.ts";
+import type { Sequence, SuspendedStep } from "./sequence.ts";
+import { fillTables } from "./slice-planner.ts";
+
+/** Layers of one guess at most: each is guessed from the guesses before it. */
+const LAYERS_MAX = 8;
+/** A guess may take this share of the store's latency: what it delays must be less than what it saves. */
+const LATENCY_SHARE = 0.75;
+
+/** What it works with; all of it stays the engine's. */
+export interface LookAheadOptions {
+  runner: Pick<ModelRunner, "step">;
+  residency: Pick<Residency, "fetch">;
+  clock: Pick<Clock, "nowMs">;
+  /** What a read takes at least; undefined: not known yet. */
+  latencyMs(): number | undefined;
+  /** Told of every guess: up to which layer, and how many blocks were asked for. */
+  onGuess(sequence: Sequence, layer: number, blockCount: number): void;
+}
+
+/** A step that waits, and how far is to be guessed. */
+interface Guess {
+  sequence: Sequence;
+  suspended: SuspendedStep;
+  toLayer: number;
+}
+
+/** Guesses for all sequences of an engine. */
+export class LookAhead {
+  readonly #options: LookAheadOptions;
+  /** What a layer of the last guess took. */
+  #layerMs: number | undefined;
+
+  constructor(options: LookAheadOptions) {
+    this.#options = options;
+  }
+
+  /**
+   * One guess for one of the sequences that wait in the middle of a step; false where there is none to make, or a guess would take too long. To be
+   * called between steps, when no sequence could run.
+   */
+  async guess(active: Iterable<Sequence>): Promise<boolean> {
+    const layersMax = this.#layersMax();
+    for (const sequence of layersMax === 0 ? [] : active) {
+      const { suspended } = sequence;
+      const toLayer =
+        suspended && sequence.phase === "waiting" ? lastToGuess(sequence, suspended, layersMax) : undefined;
+      if (suspended === undefined || toLayer === undefined) continue;
+      await this.#guess({ sequence, suspended, toLayer });
+      return true;
+    }
+    return false;
+  }
+
+  /** As many as fit into the latency; the first guess is of one layer, and tells what a layer takes. */
+  #layersMax(): number {
+    const latencyMs = this.#options.latencyMs();
+    if (latencyMs === undefined || this.#layerMs === undefined) return 1;
+    return Math.min(LAYERS_MAX, Math.floor((LATENCY_SHARE * latencyMs) / this.#layerMs));
+  }
+
+  async #guess({ sequence, suspended, toLayer }: Guess): Promise<void> {
+    const { runner, residency, clock, onGuess } = this.#options;
+    const { planned, checkpoint } = suspended;
+    const knownLayer = suspended.guessedLayer;
+    suspended.guessedLayer = Number.POSITIVE_INFINITY;
+    fillTables(sequence, planned);
+    const { reportBlocks: _blocks, reportChoice: _choice, ...slice } = planned.slice;
+    const startMs = clock.nowMs();
+    const [result] = await runner.step([
+      { slice, tokens: planned.tokens, exact: false, resumeFrom: checkpoint, guessLayer: toLayer },
+    ]);
+    // The layer that is waited for runs once more.
+    this.#layerMs = (clock.nowMs() - startMs) / (toLayer - checkpoint.layer + 1);
+    const wanted = (result?.misses ?? []).flatMap(({ block: index, layer }): BlockLayer[] => {
+      const block = sequence.blocks[index];
+      return block && layer > knownLayer && block.deviceBlocks[layer] === NOT_RESIDENT ? [{ block, layer }] : [];
+    });
+    onGuess(sequence, toLayer, wanted.length);
+    void residency.fetch(sequence, wanted, "demand");
+  }
+}
+
+/** Up to where a step is guessed that has not been yet. The last layer chooses nothing for rows of which none is sampled. */
+function lastToGuess(sequence: Sequence, suspended: SuspendedStep, layersMax: number): number | undefined {
+  const { planned, guessedLayer } = suspended;
+  const { plan, blockIds, blockCapacity } = planned.slice;
+  const samples = planned.to - planned.draft.length === sequence.tokenCount && sequence.finishReason === undefined;
+  const choosingEnd = blockIds.length / blockCapacity - (samples ? 0 : 1);
+  let last: number | undefined;
+  for (let layer = guessedLayer + 1; layer < Math.min(choosingEnd, guessedLayer + 1 + layersMax); layer++)
+    if (choosingLayer(plan, layer) === layer) last = layer;
+  return last;
+}
