@@ -53,7 +53,7 @@ export interface FailoverOptions {
 
 /** Fewer tokens than an eighth of the context, so that selection is at work. */
 const budgetTokens = 256;
-const replyTokens = 700;
+const replyTokens = 240;
 /** Replies that may be over before their engine is killed, for each that is not. */
 const missCountMax = 4;
 /** house-0's end token, which is kept from it: its answers alone would be over too soon. */

@@ -25,6 +25,8 @@ export const LIMITS = {
   frameBytesMax: 16 * 1024 * 1024,
   /** Token ids of one log row in the session log's SQLite. */
   logRowIdsMax: 65_536,
+  /** A log that a session keeps in memory between two turns. */
+  logMemoryBytesMax: 256 * 1024,
   /** Rendered text that a session keeps in memory between two turns. */
   renderMemoryCharsMax: 256 * 1024,
   /** Requests waiting in one engine before it answers 429. */
@@ -60,6 +62,8 @@ export const LIMITS = {
   holdHeadersMs: 2_000,
   holdMsMax: 120_000,
   heldTurnCountMax: 1_000,
+  /** A turn that has lost its engine waits so long for one, also where nothing starts engines: as long as a machine that is too busy to beat is thought gone, twice. */
+  lostEngineHoldMs: 10_000,
   /** The wake hook: one call, called again when no engine came of it, and sooner when it failed. */
   wakeCallMsMax: 30_000,
   wakeAgainMs: 60_000,

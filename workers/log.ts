@@ -2,11 +2,15 @@
 import { ERROR_TABLE, QuireError, toQuireError } from "../protocol/errors.ts";
 
 /**
- * Logs an error of ours as one line of JSON; errors of the client's making (status below 500) are not logged. Messages of foreign errors are
+ * Logs an error of ours as one line of JSON, and a client that left before its turn began as `client_gone`; errors of the client's making (status below 500) are not logged. Messages of foreign errors are
  * left out, because they may quote what they were given (a parser shows the text around its error): their names and places are enough.
  */
 export function logError(requestId: string, thrown: unknown): void {
   const error = toQuireError(thrown);
+  if (error.code === "cancelled") {
+    console.info(JSON.stringify({ level: "info", requestId, outcome: "client_gone" }));
+    return;
+  }
   if (ERROR_TABLE[error.code].status < 500) return;
   const { code, message } = error;
   console.error(JSON.stringify({ level: "error", requestId, code, message, cause: causeOf(error.cause) }));

@@ -15,6 +15,8 @@ import type { EngineThreadData } from "./engine-thread.ts";
 export interface EdgeStackOptions {
   tokenCount: number;
   gapMs: number;
+  /** From the admission to the first token. */
+  firstMs: number;
 }
 
 /** A running stack, until it is closed. */
@@ -48,12 +50,12 @@ export const edgeConfig = workerdConfig({
 });
 
 /** Starts both and waits until the edge knows the engine. @throws {Error} when it does not; nothing is left then. */
-export async function openEdgeStack({ tokenCount, gapMs }: EdgeStackOptions): Promise<EdgeStack> {
+export async function openEdgeStack({ tokenCount, gapMs, firstMs }: EdgeStackOptions): Promise<EdgeStack> {
   const apiKey = `qk-${randomBytes(16).toString("hex")}`;
   const engineKey = randomBytes(32).toString("hex");
   const sentMs = new SharedArrayBuffer(8 * tokenCount);
   const thread = new Worker(new URL("./engine-thread.ts", import.meta.url), {
-    workerData: { tokenCount, gapMs, tokenId, sentMs } satisfies EngineThreadData,
+    workerData: { tokenCount, gapMs, firstMs, tokenId, sentMs } satisfies EngineThreadData,
   });
   const port = await new Promise<number>((resolve, reject) => {
     thread.once("message", resolve);

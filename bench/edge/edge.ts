@@ -29,7 +29,21 @@ const flags = {
     fallback: "5",
     parse: parseInteger({ min: 1, max: 1_000 }),
   },
+  first: {
+    help: "milliseconds that the engine takes from admission to first token",
+    placeholder: "MS",
+    fallback: "0",
+    parse: parseInteger({ min: 0, max: 1_000 }),
+  },
 } as const;
+
+/** The flags as numbers. */
+interface EdgeSettings {
+  turns: number;
+  tokens: number;
+  gap: number;
+  first: number;
+}
 
 /** Bars, milliseconds at the median. */
 const REQUEST_MS_MAX = 1.5;
@@ -76,11 +90,13 @@ export const edgeBench = defineBench({
   summary:
     "Turns through the whole edge (key, limits, session log, routing, signature, SSE) to an engine that costs nothing, and straight to that engine:\n" +
     "the difference is what the edge adds. The floor is a Worker and one object that pass bytes on and do nothing; a new session is a new object,\n" +
-    "whose storage workerd makes first, and a resumable turn here is in a new session. One connection, one turn at a time, kinds in turns. A busy machine only ever makes it slower: there the\n" +
+    "whose storage workerd makes first, and a resumable turn here is in a new session. What the edge does between an engine's admission and its first\n" +
+    "token costs nobody anything where that takes a moment (--first).\n" +
+    " One connection, one turn at a time, kinds in turns. A busy machine only ever makes it slower: there the\n" +
     `fastest tenth (p10) tells more than the median. Bars at the median: ${REQUEST_MS_MAX} ms a request, ${TOKEN_MS_MAX} ms a token.`,
   flags,
   async run(values, context) {
-    const stack = await openEdgeStack({ tokenCount: values.tokens, gapMs: values.gap });
+    const stack = await openEdgeStack({ tokenCount: values.tokens, gapMs: values.gap, firstMs: values.first });
     let floor: BareWorkerd | undefined;
     try {
       floor = await openFloor(stack.engineUrl);
@@ -92,11 +108,7 @@ export const edgeBench = defineBench({
   },
 });
 
-async function measure(
-  { stack, floor }: Edges,
-  values: { turns: number; tokens: number; gap: number },
-  context: BenchContext,
-): Promise<BenchResult> {
+async function measure({ stack, floor }: Edges, values: EdgeSettings, context: BenchContext): Promise<BenchResult> {
   const agents = new Map(kinds.map((kind) => [kind, openConnection()]));
   const samples = new Map(kinds.map((kind): [Kind, Samples] => [kind, { first: [], token: [], cpuMs: 0 }]));
   const talk = new Talk();
@@ -170,12 +182,7 @@ function cpuMs(pid: number): number {
   }
 }
 
-function report(
-  stack: EdgeStack,
-  values: { turns: number; tokens: number; gap: number },
-  rows: readonly Row[],
-  context: BenchContext,
-): BenchResult {
+function report(stack: EdgeStack, values: EdgeSettings, rows: readonly Row[], context: BenchContext): BenchResult {
   const direct = rows[0] as Row;
   const added = rows.slice(1).map((row) => ({
     kind: row.kind,
@@ -195,7 +202,7 @@ function report(
     { header: "CPU of workerd, ms a turn", cell: ({ cpuMsPerTurn }) => cpuMsPerTurn?.toFixed(2) ?? "" },
   ];
   context.print(
-    `workerd ${stack.workerdVersion}; ${values.turns} turns of each kind, ${values.tokens} tokens ${values.gap} ms apart`,
+    `workerd ${stack.workerdVersion}; ${values.turns} turns of each kind, ${values.tokens} tokens ${values.gap} ms apart, the first after ${values.first} ms`,
   );
   context.print(
     `straight to the engine: first token p50 ${ms(direct.firstMs.p50)} ms, a token p50 ${ms(direct.tokenMs.p50)} ms`,

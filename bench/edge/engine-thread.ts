@@ -1,4 +1,4 @@
-/** An engine that costs nothing, in a thread of its own: it admits at once, sends tokens at fixed times, and notes when it sent each. */
+/** An engine that costs nothing, in a thread of its own: it admits at once, sends tokens at fixed times (the first one at once, too, unless told otherwise), and notes when it sent each. */
 import { createServer, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -11,13 +11,15 @@ import { idsToBytes } from "../../protocol/ids.ts";
 export interface EngineThreadData {
   tokenCount: number;
   gapMs: number;
+  /** From the admission to the first token. */
+  firstMs: number;
   /** Of the token; its text must be known to the reader. */
   tokenId: number;
   /** Float64, one per token of the generation that runs: when it was sent, milliseconds since 1970. */
   sentMs: SharedArrayBuffer;
 }
 
-const { tokenCount, gapMs, tokenId, sentMs } = workerData as EngineThreadData;
+const { tokenCount, gapMs, firstMs, tokenId, sentMs } = workerData as EngineThreadData;
 const stamps = new Float64Array(sentMs);
 
 const send = (response: ServerResponse, event: EngineEvent): void => {
@@ -27,6 +29,7 @@ const send = (response: ServerResponse, event: EngineEvent): void => {
 async function generate(response: ServerResponse): Promise<void> {
   response.writeHead(200, { "content-type": "application/x-quire-frames" });
   send(response, { type: "admitted", engineId: "bench", numericsId: "bench-1" });
+  if (firstMs > 0) await sleep(firstMs);
   for (let index = 0; index < tokenCount; index++) {
     stamps[index] = performance.timeOrigin + performance.now();
     send(response, { type: "tokens", ids: idsToBytes([tokenId]) });

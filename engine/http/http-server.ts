@@ -52,7 +52,7 @@ export function engineHttpServer(options: EngineHttpOptions): Server {
   };
   const server = createServer(timeouts, (request, response) => {
     handle({ ...options, door, tickets }, request, response).catch((error: unknown) => {
-      options.log("http.failed", { path: request.url, error: String(error) });
+      logFailure(options.log, request, error);
       const { status, message } = toQuireError(error);
       if (!response.headersSent) plain(response, status, message);
       else response.destroy();
@@ -124,12 +124,18 @@ async function generate(options: Room, request: IncomingMessage, response: Serve
     // It may have closed while its body was read.
     if (response.destroyed) running.cancel();
   } catch (error) {
-    if (!(error instanceof QuireError)) options.log("http.failed", { path: request.url, error: String(error) });
+    if (!(error instanceof QuireError) || error.code === "cancelled") logFailure(options.log, request, error);
     if (!response.headersSent) response.writeHead(200, { "content-type": "application/x-quire-frames" });
     writer.failed(error);
   } finally {
     arrived();
   }
+}
+
+/** A client that left before its request was whole is the normal course. */
+function logFailure(log: EngineLog, request: IncomingMessage, error: unknown): void {
+  if (toQuireError(error).code === "cancelled") log("http.ended", { path: request.url, outcome: "client_gone" });
+  else log("http.failed", { path: request.url, error: String(error) });
 }
 
 /** Numbers about no tenant and no request, so nobody has to sign for them; keep the port from the public all the same. */

@@ -44,7 +44,8 @@ export class SignedDoor {
 /**
  * The one frame of a request's body, read to its end and compared with the signed digest before it is decoded.
  * @returns "refused" for another body than the signed one
- * @throws {QuireError} `request_too_large`, `unsupported_encoding`, and `invalid_request` for a body that is not one frame
+ * @throws {QuireError} `request_too_large`, `unsupported_encoding`, `invalid_request` for a body that is not one frame, and `cancelled` when the client
+ * left in the middle of it
  */
 export async function readFrame(request: IncomingMessage, digest: string | undefined): Promise<unknown> {
   const encoding = request.headers["content-encoding"];
@@ -67,13 +68,18 @@ export async function readFrame(request: IncomingMessage, digest: string | undef
 async function readBody(request: IncomingMessage): Promise<Uint8Array> {
   const chunks: Uint8Array[] = [];
   let byteCount = 0;
-  // Left open after an early end: the answer still has to go out on this connection.
-  for await (const chunk of request.iterator({ destroyOnReturn: false })) {
-    byteCount += (chunk as Uint8Array).byteLength;
-    if (byteCount > LIMITS.frameBytesMax + PREFIX_BYTES) {
-      throw new QuireError("request_too_large", `The body is over the limit of ${LIMITS.frameBytesMax} bytes.`);
+  try {
+    // Left open after an early end: the answer still has to go out on this connection.
+    for await (const chunk of request.iterator({ destroyOnReturn: false })) {
+      byteCount += (chunk as Uint8Array).byteLength;
+      if (byteCount > LIMITS.frameBytesMax + PREFIX_BYTES) {
+        throw new QuireError("request_too_large", `The body is over the limit of ${LIMITS.frameBytesMax} bytes.`);
+      }
+      chunks.push(chunk as Uint8Array);
     }
-    chunks.push(chunk as Uint8Array);
+  } catch (cause) {
+    if (cause instanceof QuireError || !request.destroyed) throw cause;
+    throw new QuireError("cancelled", "The client left before its request was whole.", { cause });
   }
   return Buffer.concat(chunks, byteCount);
 }

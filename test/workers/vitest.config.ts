@@ -29,6 +29,8 @@ export default defineConfig({
             },
             [keyHash("key-that-ended")]: { tenant: "a", expires_s: 1_700_000_000 },
           }),
+          // An engine that a test takes away does not come back.
+          QUIRE_WAKE_WAIT_MS: "0",
           QUIRE_LIMITS: '{"requests_per_minute":100000,"turns_concurrent":1000}',
           QUIRE_TENANT_SALT: "salt for tests",
           QUIRE_ENGINE_KEY: "engine-key-for-tests",

@@ -80,7 +80,11 @@ describe("Waker", () => {
 describe("pickEngine", () => {
   const engine: PickedEngine = { engineId: "e", url: "http://e", contextTokensMax: 1 };
   /** An environment whose fleet answers as told, after waiting as long as it is asked to. */
-  function world(answers: (count: number) => { engine?: PickedEngine; waking: boolean }, holdMs: number) {
+  function world(
+    answers: (count: number) => { engine?: PickedEngine; waking: boolean },
+    holdMs: number,
+    lost?: { hasBegun: boolean },
+  ) {
     const waits: number[] = [];
     const fleet = {
       pick: async (_: unknown, waitMs: number) => {
@@ -97,7 +101,8 @@ describe("pickEngine", () => {
     const picked = pickEngine({
       env: { ...env, FLEET: fake, QUIRE_WAKE_WAIT_MS: String(holdMs) },
       namespace: "0123456789abcdef",
-      request: { model: "m", excludeIds: [] },
+      request: { model: "m", excludeIds: lost ? ["gone"] : [] },
+      hasBegun: lost?.hasBegun ?? false,
       placement: new Placement(() => 0),
       gone: gone.signal,
       onHeld: () => held.push(Date.now() - start),
@@ -110,6 +115,29 @@ describe("pickEngine", () => {
     const none = world(() => ({ waking: false }), 9_000);
     expect(await none.picked).toBeUndefined();
     expect(none.waits).toHaveLength(1);
+  });
+
+  it("waits for an engine in the place of one that was lost, also where nothing is started", async () => {
+    const back = world((count) => (count > 1 ? { engine, waking: false } : { waking: false }), 60_000, {
+      hasBegun: true,
+    });
+    expect(await back.picked).toBe(engine);
+    expect(back.waits).toHaveLength(2);
+    // One that no engine has admitted is told so before its headers are due.
+    const early = world(() => ({ waking: false }), 60_000, { hasBegun: false });
+    expect(await early.picked).toBeUndefined();
+    // However slow the machine, it does not look more often than that.
+    expect(early.waits.length).toBeLessThanOrEqual(1 + LIMITS.holdHeadersMs / 2 / 250);
+    const never = world(() => ({ waking: false }), 0, { hasBegun: true });
+    expect(await never.picked).toBeUndefined();
+    expect(never.waits).toHaveLength(1);
+  });
+
+  it("ends that wait, too, when nobody listens any more", async () => {
+    const { picked, gone, start } = world(() => ({ waking: false }), 60_000, { hasBegun: true });
+    gone.abort();
+    expect(await picked).toBeUndefined();
+    expect(Date.now() - start).toBeLessThan(LIMITS.lostEngineHoldMs);
   });
 
   it("lets the headers out after two seconds and takes the engine when it comes", async () => {
@@ -141,7 +169,7 @@ describe("pickEngine", () => {
   it("is never more patient than the limit", () => {
     expect(holdMsMax({ ...env, QUIRE_WAKE_WAIT_MS: "999999999" })).toBe(LIMITS.holdMsMax);
     expect(holdMsMax({ ...env, QUIRE_WAKE_WAIT_MS: "-1" })).toBe(LIMITS.holdMsMax);
-    expect(holdMsMax(env)).toBe(LIMITS.holdMsMax);
+    expect(holdMsMax({ ...env, QUIRE_WAKE_WAIT_MS: "" })).toBe(LIMITS.holdMsMax);
     expect(holdMsMax({ ...env, QUIRE_WAKE_WAIT_MS: "0" })).toBe(0);
   });
 });

@@ -101,6 +101,7 @@ export async function openEngineCall(options: EngineCallOptions): Promise<Engine
     };
   } catch (thrown) {
     closing.abort();
+    if (options.admission?.aborted) throw new QuireError("cancelled", "The client left before its turn began.");
     if (late) throw new QuireError("deadline_exceeded", "The engine did not answer in time.", { cause: thrown });
     if (thrown instanceof QuireError) throw thrown;
     throw engineFailed("the engine cannot be reached", thrown);

@@ -4,6 +4,7 @@ import type { Span } from "../../protocol/generate.ts";
 import { bytesToIds, idsToBytes } from "../../protocol/ids.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import type { ChatMessage } from "../../tokenizer/contract.ts";
+import { LogMemory, type WholeLog } from "./log-memory.ts";
 
 /** What is true of the session as a whole. */
 export interface SessionMeta {
@@ -59,14 +60,16 @@ const SCHEMA = `
 `;
 
 /**
- * Owns the tables; of what is in them only the meta is cached, so an object that starts again sees exactly what was committed. The first commit creates them:
- * asking for a session that does not exist writes nothing. Only {@link meta} and {@link commit} may be called before it.
+ * Owns the tables: nobody else writes, so what was read or written last is remembered, the log where it is small. An object that starts
+ * again sees exactly what was committed. The first commit creates the tables: asking for a session that does not exist writes nothing. Only
+ * {@link meta} and {@link commit} may be called before it.
  */
 export class LogStore {
   readonly #storage: DurableObjectStorage;
   readonly #sql: SqlStorage;
   /** The last that was read or written: nobody else writes. Null: the session does not exist. */
   #meta: SessionMeta | null | undefined;
+  readonly #memory = new LogMemory();
 
   constructor(storage: DurableObjectStorage) {
     this.#storage = storage;
@@ -84,7 +87,16 @@ export class LogStore {
     return Number(row?.token_count ?? 0);
   }
 
-  /** The whole log. */
+  /** The whole log; its parts are not to be changed. */
+  whole(): WholeLog {
+    const known = this.#memory.log;
+    if (known) return known;
+    const log = { tokens: this.tokens(), spans: this.spans(), messages: this.messages() };
+    this.#memory.keep(log);
+    return log;
+  }
+
+  /** All ids. */
   tokens(): Uint32Array<ArrayBuffer> {
     const log = new Uint32Array(this.tokenCount());
     let end = 0;
@@ -150,6 +162,7 @@ export class LogStore {
       this.#sql.exec("INSERT OR REPLACE INTO meta VALUES (1, ?, ?)", JSON.stringify(commit.meta), tokenCount);
     });
     this.#meta = commit.meta;
+    this.#memory.apply(commit);
   }
 
   #readMeta(): SessionMeta | undefined {

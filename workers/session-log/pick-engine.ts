@@ -11,6 +11,8 @@ export interface EngineWanted {
   env: Env;
   namespace: string;
   request: PickRequest;
+  /** The turn was at an engine: its client has its headers. */
+  hasBegun: boolean;
   placement: Placement;
   /** Aborted: nobody needs it any more. */
   gone: AbortSignal;
@@ -18,14 +20,25 @@ export interface EngineWanted {
   onHeld: () => void;
 }
 
+/** How often the fleet is asked again where nothing is being started. */
+const LOOK_MS = 250;
 /** One question to the fleet takes at most so long: an object that restarts is asked again. */
 const ASK_MS = 1_000;
 
-/** The engine for a turn; undefined when none is there, and none comes within the time that turns are held. */
+/** A turn that nobody has heard of yet is told its real status. */
+function lostMsMax(hasBegun: boolean): number {
+  return hasBegun ? LIMITS.lostEngineHoldMs : LIMITS.holdHeadersMs / 2;
+}
+
+/**
+ * The engine for a turn; undefined when none is there, and none comes within the time that turns are held: where engines can be started
+ * `QUIRE_WAKE_WAIT_MS`, and where they cannot `LIMITS.lostEngineHoldMs` for a turn that has lost its engine, which may start again.
+ */
 export async function pickEngine({
   env,
   namespace,
   request,
+  hasBegun,
   placement,
   gone,
   onHeld,
@@ -39,15 +52,17 @@ export async function pickEngine({
     return { ...known, isRemembered: true };
   }
   const startMs = Date.now();
-  const holdMs = holdMsMax(env);
+  const lostHoldMs = request.excludeIds.length > 0 ? Math.min(lostMsMax(hasBegun), holdMsMax(env)) : 0;
   for (;;) {
     const elapsedMs = Date.now() - startMs;
     const isHeld = elapsedMs >= LIMITS.holdHeadersMs;
     if (isHeld) onHeld();
     // Not past the moment at which the headers are due.
     const untilHeldMs = isHeld ? ASK_MS : LIMITS.holdHeadersMs - elapsedMs;
-    const waitMs = Math.max(0, Math.min(ASK_MS, untilHeldMs, holdMs - elapsedMs));
+    const waitMs = Math.max(0, Math.min(ASK_MS, untilHeldMs, holdMsMax(env) - elapsedMs));
     const { engine, waking } = await within(LIMITS.engineExpiryMs + waitMs, fleet.pick(request, waitMs));
-    if (engine || !waking || gone.aborted || Date.now() - startMs >= holdMs) return engine;
+    const leftMs = (waking ? holdMsMax(env) : lostHoldMs) - (Date.now() - startMs);
+    if (engine || gone.aborted || leftMs <= 0) return engine;
+    if (!waking) await new Promise((resolve) => setTimeout(resolve, Math.min(LOOK_MS, leftMs)));
   }
 }

@@ -60,16 +60,14 @@ export async function prepareTurn(
     const owner = meta.kind === "chat" ? "chat completions" : "completions";
     throw new QuireError("invalid_request", `This session belongs to ${owner}.`, { param: "quire.session_id" });
   }
-  const log = known?.tokens() ?? new Uint32Array(0);
-  const spans = known?.spans() ?? [];
+  const {
+    tokens: log,
+    spans,
+    messages: stored,
+  } = known?.whole() ?? { tokens: new Uint32Array(0), spans: [], messages: [] };
   const prepared =
     job.input.kind === "chat"
-      ? await prepareChat(
-          job,
-          job.input,
-          { named: meta?.named === true, stored: known?.messages() ?? [], log, memory },
-          assets,
-        )
+      ? await prepareChat(job, job.input, { named: meta?.named === true, stored, log, memory }, assets)
       : prepareRaw(rawIds(job, assets, log.length === 0), log);
   if (prepared.tokens.length === 0) {
     throw new QuireError("invalid_request", "The prompt has no tokens.", {

@@ -302,10 +302,10 @@ export class SessionLog extends DurableObject<Env> {
       parentId: meta?.parentId,
       assets,
       stickyEngineId: meta?.engineId,
-      pick: (stickyEngineId, excludeIds) => {
-        const request = { model: job.model, stickyEngineId, excludeIds, prompt };
-        const placement = this.#placement;
-        return pickEngine({ env: this.env, namespace: job.namespace, request, placement, gone: stream.gone, onHeld });
+      pick: ({ hasBegun, ...wanted }) => {
+        const request = { model: job.model, ...wanted, prompt };
+        const known = { request, hasBegun, placement: this.#placement, gone: stream.gone, onHeld };
+        return pickEngine({ env: this.env, namespace: job.namespace, ...known });
       },
       isAlive: async (engineId) => {
         const found = fleetOf(this.env, job.namespace).find({ model: job.model, engineId });

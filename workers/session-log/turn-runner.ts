@@ -17,6 +17,15 @@ import { EngineWatch } from "./engine-watch.ts";
 import { Reply, type ReplyDelta } from "./reply.ts";
 import type { TurnStream } from "./turn-stream.ts";
 
+/** What is known of the engine that a turn needs now. */
+export interface EngineForTurn {
+  stickyEngineId: string | undefined;
+  /** Engines that failed this turn. */
+  excludeIds: string[];
+  /** An engine has admitted it. */
+  hasBegun: boolean;
+}
+
 /** What a runner is made of. */
 export interface RunnerOptions {
   job: TurnJob;
@@ -27,7 +36,7 @@ export interface RunnerOptions {
   assets: ModelAssets;
   /** The engine that served this session last. */
   stickyEngineId: string | undefined;
-  pick: (stickyEngineId: string | undefined, excludeIds: string[]) => Promise<PickedEngine | undefined>;
+  pick: (wanted: EngineForTurn) => Promise<PickedEngine | undefined>;
   /** Whether the fleet still hears of an engine. */
   isAlive: (engineId: string) => Promise<boolean>;
   engineKey: string;
@@ -308,13 +317,18 @@ export class TurnRunner {
   async #replaceEngine(failedId: string | undefined): Promise<boolean> {
     if (failedId !== undefined) this.#failedIds.push(failedId);
     if (this.#engine && !this.#failedIds.includes(this.#engine.engineId)) return true;
-    const other = await this.#options.pick(undefined, this.#failedIds);
+    const other = await this.#pick(undefined);
     if (other) this.#engine = other;
     return other !== undefined;
   }
 
+  #pick(stickyEngineId: string | undefined): Promise<PickedEngine | undefined> {
+    const hasBegun = this.#servedIds.length > 0 || this.#options.done.length > 0;
+    return this.#options.pick({ stickyEngineId, excludeIds: this.#failedIds, hasBegun });
+  }
+
   async #nextEngine(): Promise<PickedEngine> {
-    this.#engine = await this.#options.pick(this.#options.stickyEngineId, this.#failedIds);
+    this.#engine = await this.#pick(this.#options.stickyEngineId);
     if (this.#engine) return this.#engine;
     throw new QuireError("no_engine", `No engine serves the model '${this.#options.job.model}' now.`, {
       retryAfterMs: LIMITS.wakeRetryMs,
