@@ -53,7 +53,10 @@ export async function runLoad(
       await writeFile(values.html, loadPage(result, lines, seen.samples));
       context.print(`page: ${values.html}`);
     }
-    return { ok: isFine(result, values["allow-429"] === "true"), data: { ...result, samples: seen.samples } };
+    return {
+      ok: isFine(result, values["allow-429"] === "true"),
+      data: { ...result, samples: seen.samples, memoryParts: seen.memoryParts },
+    };
   } finally {
     await opened.close();
   }
@@ -68,7 +71,8 @@ async function playLoad(values: LoadValues, opened: OpenTarget, context: BenchCo
   const durationMs = values.duration * 1000;
   const generator = { name: "generator", pid: process.pid };
   const processes = () => (own === undefined ? [] : [...own.processes(), generator]);
-  const watch = watchRun({ measures, clock: systemClock, durationMs, processes, context });
+  const engines = () => own?.engines() ?? [];
+  const watch = watchRun({ measures, clock: systemClock, durationMs, processes, engines, context });
   const killer = killEvery(values["kill-every"], opened, watch.note);
   try {
     const { times, played } = await measure({ values, measures, target, signal: context.signal });
@@ -76,11 +80,11 @@ async function playLoad(values: LoadValues, opened: OpenTarget, context: BenchCo
     const engineKills = await killer.end();
     const interrupted = context.signal.aborted;
     const verification = await verified(target, played, values, context);
-    const enginesAtRest = own === undefined ? [] : await engineRest(own.engines(), context.signal);
+    const enginesAtRest = own === undefined ? [] : await engineRest(engines(), context.signal);
     const memory = watch.memory.trends(times.windowMs / 1000);
     const { description: measured } = target;
     const figures = { measured, measures, times, interrupted, verification, engineKills, memory, enginesAtRest };
-    return { figures, samples: watch.samples };
+    return { figures, samples: watch.samples, memoryParts: watch.parts };
   } finally {
     watch.stop();
     await killer.end();

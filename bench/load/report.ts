@@ -234,7 +234,7 @@ function summaryLines({ rates, sessions, windowS, elapsedS, turnsNotSent, ...tot
 
 function verificationLines({ verification }: LoadTotals): string[] {
   if (verification === undefined) return [];
-  const { sessionsCompared, turnsCompared, failed, wrong } = verification;
+  const { sessionsCompared, turnsCompared, failed, firstFailure, wrong } = verification;
   const examples = wrong
     .slice(0, 3)
     .map(
@@ -246,6 +246,7 @@ function verificationLines({ verification }: LoadTotals): string[] {
       "0 WRONG",
       "none differs",
     ),
+    ...(firstFailure === undefined ? [] : [`  ${firstFailure}`]),
     ...examples,
   ];
 }

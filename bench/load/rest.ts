@@ -52,7 +52,8 @@ export function restOf(name: string, values: ReadonlyMap<string, number>): Engin
   };
 }
 
-async function scrape(url: string): Promise<Map<string, number>> {
+/** An engine's metrics without labels, by name. @throws where it does not answer in time. */
+export async function scrape(url: string): Promise<Map<string, number>> {
   const answer = await fetch(`${url}/metrics`, { signal: AbortSignal.timeout(LIMITS.statusMsMax) });
   return plainValues(await answer.text());
 }

@@ -24,8 +24,9 @@ export interface WrongText {
 export interface Verification {
   sessionsCompared: number;
   turnsCompared: number;
-  /** Sessions that could not be played again. */
+  /** Sessions that could not be played again, and why the first of them could not. */
   failed: number;
+  firstFailure?: string;
   wrong: WrongText[];
 }
 
@@ -48,8 +49,9 @@ export async function verify(
     try {
       await replay(target, session, found, options);
       found.sessionsCompared += 1;
-    } catch {
+    } catch (error) {
       found.failed += 1;
+      found.firstFailure ??= `session ${session.script.index}: ${error instanceof Error ? error.message : String(error)}`;
     }
   }
   return found;

@@ -4,6 +4,8 @@ import type { Clock } from "../clock.ts";
 import { type LiveView, openLiveView } from "./live.ts";
 import type { Measures } from "./measures.ts";
 import { MemoryBook, type ProcessAtWork } from "./memory.ts";
+import { type MemoryParts, memoryParts } from "./memory-parts.ts";
+import type { EngineAddress } from "./rest.ts";
 
 /** A moment of the run, as page and JSON show it. */
 export interface LoadSample {
@@ -24,6 +26,8 @@ export interface WatchOptions {
   durationMs: number;
   /** Processes as they run now. */
   processes(): readonly ProcessAtWork[];
+  /** Engines as they run now. */
+  engines(): readonly EngineAddress[];
   context: Pick<BenchContext, "progress" | "terminal">;
 }
 
@@ -31,6 +35,8 @@ export interface WatchOptions {
 export interface Watch {
   readonly samples: readonly LoadSample[];
   readonly memory: MemoryBook;
+  /** Of every engine, each ten seconds. */
+  readonly parts: readonly MemoryParts[];
   /** Says something about the run, above what a terminal shows of it. */
   note(line: string): void;
   /** Ends it; what was seen stays. */
@@ -39,6 +45,7 @@ export interface Watch {
 
 const sampleMs = 1_000;
 const progressMs = 10_000;
+const partsMs = 10_000;
 
 /** Begins to look. */
 export function watchRun(options: WatchOptions): Watch {
@@ -54,11 +61,16 @@ export function watchRun(options: WatchOptions): Watch {
     samples.push(taken);
     live?.show(samples, measures);
   };
-  const timers = [setInterval(() => void sample(), sampleMs)];
+  const parts: MemoryParts[] = [];
+  const samplePart = async (): Promise<void> => {
+    const atS = Math.round(clock.nowMs() - startMs) / 1000;
+    parts.push(...(await memoryParts(options.engines(), atS)));
+  };
+  const timers = [setInterval(() => void sample(), sampleMs), setInterval(() => void samplePart(), partsMs)];
   if (live === undefined) timers.push(setInterval(() => context.progress(progressLine(samples)), progressMs));
   return {
     samples,
-    memory,
+    ...{ memory, parts },
     note: (line) => (live === undefined ? context.progress(line) : live.note(line)),
     stop() {
       for (const timer of timers) clearInterval(timer);

@@ -200,6 +200,12 @@ export class EngineMetrics implements EngineObserver {
     );
     registry.gauge("quire_draining", "1 while the engine refuses new requests.", () => Number(of.status().draining));
     registry.gauge("process_resident_memory_bytes", "Resident memory.", () => memoryUsage.rss());
+    registry.gauge("nodejs_heap_size_used_bytes", "Of it, JavaScript objects.", () => memoryUsage().heapUsed);
+    registry.gauge(
+      "nodejs_external_memory_bytes",
+      "Memory that JavaScript objects stand for: buffers, and what waits to be written.",
+      () => memoryUsage().external,
+    );
     registry.gauge("process_cpu_seconds", "User and system time since the start.", () => {
       const { user, system } = cpuUsage();
       return (user + system) / 1e6;

@@ -1,9 +1,12 @@
 /** What a long load has to meet: memory that does not grow, engines that hold nothing at rest, sessions that forget nothing. */
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
 import { describe, expect, it } from "vitest";
 import { atLeast, atMost, barLines } from "../../bench/load/bars.ts";
 import { liveLines, openLiveView } from "../../bench/load/live.ts";
 import { Measures } from "../../bench/load/measures.ts";
 import { MemoryBook, residentBytes } from "../../bench/load/memory.ts";
+import { memoryParts, partsOf } from "../../bench/load/memory-parts.ts";
 import { loadPage } from "../../bench/load/page.ts";
 import { type LoadResult, loadResult, reportLines } from "../../bench/load/report.ts";
 import { plainValues, restOf } from "../../bench/load/rest.ts";
@@ -53,6 +56,25 @@ const metrics = (values: Record<string, number>): string =>
       ...values,
     }).map(([name, value]) => `${name} ${value}`),
   ].join("\n");
+
+describe("memory of an engine by parts", () => {
+  it("is what its own metrics tell, and nothing of one that does not answer", async () => {
+    const told = { process_resident_memory_bytes: 5e8, nodejs_heap_size_used_bytes: 3e7, quire_store_pending_bytes: 7 };
+    expect(partsOf("engine 1", 20, plainValues(metrics(told)))).toEqual({
+      ...{ name: "engine 1", atS: 20 },
+      ...{ residentBytes: 5e8, heapBytes: 3e7, pendingBytes: 7 },
+    });
+    const server = createServer((_, response) => response.end(metrics(told)));
+    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+    const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+    const engines = [
+      { name: "engine 1", url: "http://127.0.0.1:1" },
+      { name: "engine 2", url },
+    ];
+    expect(await memoryParts(engines, 30)).toMatchObject([{ name: "engine 2", atS: 30, pendingBytes: 7 }]);
+    server.close();
+  });
+});
 
 describe("an engine at rest", () => {
   it("holds nothing, or has leaked it", () => {

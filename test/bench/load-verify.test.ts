@@ -62,6 +62,10 @@ function run(
   return { clock, measures, played, to, done };
 }
 
+const fails = async (): Promise<never> => {
+  throw new TurnError("no_engine", "no engine");
+};
+
 const stop = { turnMsMax: 1e6, signal: new AbortController().signal };
 
 describe("texts under load against texts alone", () => {
@@ -83,6 +87,17 @@ describe("texts under load against texts alone", () => {
       expect(isFine(result, false)).toBe(spoiled === 0);
       expect(reportLines(result).join("\n")).toMatch(spoiled === 0 ? /none differs/ : /1 WRONG/);
     }
+  });
+
+  it("that cannot be had alone fail the run, which says why", async () => {
+    const { clock, measures, played, to, done } = run(drawScripts(settings), (text) => text);
+    const times = await clock.runUntil(done);
+    const broken: Target = { ...to, openConversation: () => Object.assign(to.openConversation(), { send: fails }) };
+    const verification = await clock.runUntil(verify(broken, chooseSessions(played, 2), stop));
+    expect(verification).toMatchObject({ failed: 2, turnsCompared: 0, firstFailure: "session 0: no engine" });
+    const figures = { measured: "", settings: {}, measures, times, ratePerS: 2, interrupted: false, verification };
+    expect(isFine(loadResult(figures), false)).toBe(false);
+    expect(reportLines(loadResult(figures))).toContain("  session 0: no engine");
   });
 
   it("are those of sessions spread over the run", () => {

@@ -83,6 +83,9 @@ describe("/metrics", () => {
     expect(after.get("quire_pool_free_blocks")).toBe(after.get("quire_pool_blocks"));
     expect([after.get("quire_pool_held_blocks"), after.get("quire_pool_held_slots")]).toEqual([0, 0]);
     expect(after.get("process_resident_memory_bytes")).toBeGreaterThan(50e6);
+    for (const part of ["nodejs_heap_size_used_bytes", "nodejs_external_memory_bytes"]) {
+      expect(after.get(part)).toBeGreaterThan(1e6);
+    }
     expect([...after.keys()].filter((series) => series.includes("0123456789abcdef"))).toEqual([]);
   });
 });
