@@ -62,6 +62,18 @@ export const benches: Readonly<Record<string, BenchEntry>> = {
     summary: "share of right answers by kind of question, length of the context and selection policy",
     load: async () => (await import("./recall/recall.ts")).recallBench,
   },
+  router: {
+    summary: "the prompt router: cost at equal answers against every fixed choice, on held-out prompts",
+    load: async () => (await import("./router/router.ts")).routerBench,
+  },
+  "router-train": {
+    summary: "trains the prompt router on measured answers",
+    load: async () => (await import("./router/train.ts")).routerTrainBench,
+  },
+  "router-data": {
+    summary: "what the house model answers to the prompt router's prompts under every choice",
+    load: async () => (await import("./router/measure.ts")).routerDataBench,
+  },
   eval: {
     summary: "which selection costs a model what: fidelity, perplexity and answers against bytes (npm run eval)",
     load: async () => (await import("./eval/eval.ts")).evalBench,

@@ -16,7 +16,7 @@ export interface WorkerdOptions {
   /** The configuration (Cap'n Proto text) in the same folder as `worker.js`; one socket, at 127.0.0.1:0. */
   config: string;
   /** More files of that folder, by name. */
-  files?: Readonly<Record<string, string>>;
+  files?: Readonly<Record<string, string | Uint8Array>>;
   /** Folders to make in it, for disk services. */
   folders?: readonly string[];
 }
@@ -37,7 +37,7 @@ export async function startWorkerd(options: WorkerdOptions): Promise<BareWorkerd
   const folder = await mkdtemp(join(tmpdir(), "quire-bench-workerd-"));
   await bundle(options.entry, join(folder, "worker.js"));
   const files = { ...options.files, "config.capnp": options.config };
-  for (const [name, text] of Object.entries(files)) await writeFile(join(folder, name), text);
+  for (const [name, contents] of Object.entries(files)) await writeFile(join(folder, name), contents);
   for (const name of options.folders ?? []) await mkdir(join(folder, name));
   const child = spawn(program, ["serve", "config.capnp", "--control-fd=3", "--experimental"], {
     cwd: folder,

@@ -2,6 +2,7 @@
 import type { KeyRing } from "./auth/key-ring.ts";
 import type { Fleet } from "./fleet.ts";
 import type { TenantLimiter } from "./limits/tenant-limiter.ts";
+import type { PromptRouterService } from "./prompt-router/contract.ts";
 import type { SessionLog } from "./session-log/session-log.ts";
 import type { TenantIndex } from "./tenant-index.ts";
 
@@ -34,4 +35,6 @@ export interface Env {
   QUIRE_CORS_ORIGINS?: string;
   /** Optional JSON `{"policy", "budget_tokens", "exact"}`: selection of requests that name none. */
   QUIRE_SELECTION?: string;
+  /** Optional: the prompt router's Worker. With it there is a model `auto`; without it that is a name like any other. */
+  PROMPT_ROUTER?: PromptRouterService;
 }

@@ -10,12 +10,14 @@ import { isolateModelNames } from "./fleet/model-names.ts";
 import { fleetOf, type ResolvedModel } from "./fleet.ts";
 import { type Caller, inPlace, settlePlace } from "./limits/admission.ts";
 import type { Place } from "./limits/place.ts";
+import { isolateRouterHealth } from "./prompt-router/auto-model.ts";
+import { chooseModel } from "./prompt-router/choose-model.ts";
 import { jsonAnswer, streamAnswer } from "./respond.ts";
 import { selectionDefaults } from "./selection-defaults.ts";
 import { readIdempotencyKey, SESSION_HEADER } from "./session-id.ts";
 import { startTurn } from "./turn-events.ts";
 import type { TurnOptions } from "./turn-job.ts";
-import type { ResponseOptions } from "./validate.ts";
+import { namesSelection, type ResponseOptions } from "./validate.ts";
 import { type ValidationContext, validateChat } from "./validate-chat.ts";
 import { validateCompletion } from "./validate-completion.ts";
 
@@ -28,9 +30,16 @@ export async function chatCompletions(request: Request, env: Env, requestId: str
     () => readJsonObject(request),
     async (body, place) => {
       const chat = validateChat(body, validationContext(request, env));
-      const model = await resolveModel(env, tenant.namespace, chat.model);
+      const { model, selection } = await chooseModel(chat, {
+        env,
+        namespace: tenant.namespace,
+        requestId,
+        namesSelection: namesSelection(body),
+        health: isolateRouterHealth,
+        resolve: (name) => resolveModel(env, tenant.namespace, name),
+      });
       const chain = await chainHashes(chainStart(model), chat.messages);
-      const options = { ...chat.turn, input: { kind: "chat" as const, messages: chat.messages, chain } };
+      const options = { ...chat.turn, selection, input: { kind: "chat" as const, messages: chat.messages, chain } };
       return answerTurn({ ...caller, requestId, place, model, response: chat, options, kind: "chat" });
     },
   );

@@ -13,6 +13,7 @@ import { readHeartbeat } from "./heartbeat.ts";
 import { logError } from "./log.ts";
 import { modelBody } from "./openai-shapes.ts";
 import { playground } from "./playground.ts";
+import { AUTO_MODEL } from "./prompt-router/auto-model.ts";
 import { REQUEST_ID_HEADER, requestIdOf } from "./request-id.ts";
 import { deleteSession, forkSession, getSession, resumeStream, stopStream } from "./session-routes.ts";
 
@@ -108,13 +109,21 @@ function errorResponse(thrown: unknown, requestId: string): Response {
 
 async function listModels(request: Request, env: Env): Promise<Response> {
   const { namespace } = await authenticate(request, env, undefined);
-  return Response.json({ object: "list", data: (await fleetOf(env, namespace).models()).map(modelBody) });
+  return Response.json({ object: "list", data: (await modelsOf(env, namespace)).map(modelBody) });
+}
+
+/** Models with a live engine; with them, where a prompt router is bound, the name that leaves the choice to it. */
+async function modelsOf(env: Env, namespace: string): Promise<{ id: string; createdS: number }[]> {
+  const live = await fleetOf(env, namespace).models();
+  const [first] = live;
+  const isRouted = env.PROMPT_ROUTER !== undefined && first !== undefined;
+  return isRouted ? [...live, { id: AUTO_MODEL, createdS: first.createdS }] : live;
 }
 
 async function getModel(request: IRequest, env: Env): Promise<Response> {
   const { namespace } = await authenticate(request, env, undefined);
   const id = param(request, "id");
-  const model = (await fleetOf(env, namespace).models()).find((live) => live.id === id);
+  const model = (await modelsOf(env, namespace)).find((live) => live.id === id);
   if (model) return Response.json(modelBody(model));
   throw new QuireError("model_not_found", `The model '${id}' does not exist or you do not have access to it.`, {
     param: "model",

@@ -128,6 +128,12 @@ export function readSelection(quire: Fields | undefined, defaults: SelectionRequ
   return { policy, budgetTokens: budgetTokens ?? budgetOf(policy, defaults), exact };
 }
 
+/** Whether a valid body says itself how its turn selects. */
+export function namesSelection(body: Readonly<Record<string, unknown>>): boolean {
+  const { quire } = body;
+  return typeof quire === "object" && quire !== null && "selection" in quire && quire.selection !== null;
+}
+
 function readLogitBias(fields: Fields): [number, number][] {
   const value = fields.raw("logit_bias");
   if (value === undefined) return [];

@@ -63,7 +63,14 @@ async function runRecall(values: RecallValues, context: BenchContext): Promise<B
   }
 }
 
-async function openSubject(values: RecallValues, repliesTokensMax: number) {
+/**
+ * Opens the model that is asked; the caller closes the device. `repliesTokensMax`: what replies may add to the longest length.
+ * @throws {UsageError} for a length that the model does not reach.
+ */
+export async function openSubject(
+  values: Pick<RecallValues, "model" | "device" | "threads" | "weights" | "kv" | "lengths" | "policy">,
+  repliesTokensMax: number,
+) {
   const folder = (await openModelFolder(values.model)).path;
   const config = await readConfig(folder);
   const longest = Math.max(...values.lengths);

@@ -3,6 +3,7 @@
  * written as protobuf by hand (onnx.proto3); everything that a graph needs is fed to it, so there are no initializers.
  */
 import { InferenceSession, env as ortEnv, Tensor } from "onnxruntime-web";
+import { field, join, number, text, valueInfo, varint } from "../../../bench/router/protobuf.ts";
 
 /** A tensor that goes in. */
 export interface OnnxInput {
@@ -98,37 +99,4 @@ function attributeBytes(name: string, value: NonNullable<OnnxNode["attributes"]>
     return join([named, varint((2 << 3) | 5), bytes, number(20, 1)]);
   }
   return join([named, ...value.map((each) => number(8, each)), number(20, 7)]);
-}
-
-/** `shape` undefined: onnxruntime infers it. */
-function valueInfo(name: string, type: number, shape: readonly number[] | undefined): Uint8Array {
-  const dims = shape && field(2, join(shape.map((size) => field(1, number(1, size)))));
-  const tensor = join([number(1, type), ...(dims ? [dims] : [])]);
-  return join([field(1, text(name)), field(2, field(1, tensor))]);
-}
-
-/** A length-delimited field. */
-function field(id: number, bytes: Uint8Array): Uint8Array {
-  return join([varint((id << 3) | 2), varint(bytes.byteLength), bytes]);
-}
-
-/** An integer field; not negative. */
-function number(id: number, value: number): Uint8Array {
-  return join([varint(id << 3), varint(value)]);
-}
-
-function varint(value: number): Uint8Array {
-  const bytes: number[] = [];
-  for (let rest = value; ; rest = Math.floor(rest / 128)) {
-    if (rest < 128) return Uint8Array.from([...bytes, rest]);
-    bytes.push((rest % 128) | 128);
-  }
-}
-
-function text(value: string): Uint8Array {
-  return new TextEncoder().encode(value);
-}
-
-function join(parts: readonly Uint8Array[]): Uint8Array {
-  return Uint8Array.from(parts.flatMap((part) => [...part]));
 }

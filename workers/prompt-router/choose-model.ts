@@ -1,0 +1,50 @@
+/** Which model answers a chat request and how it selects: what the request names, or with `auto` what the prompt router chooses. */
+import type { SelectionRequest } from "../../protocol/generate.ts";
+import { LIMITS } from "../../protocol/limits.ts";
+import { within } from "../deadline.ts";
+import type { Env } from "../env.ts";
+import { sessionOf } from "../stubs.ts";
+import type { ChatRequest } from "../validate-chat.ts";
+import { AUTO_MODEL, type RouterHealth, routePrompt } from "./auto-model.ts";
+
+/** The alias of any model (`workers/fleet.ts`). */
+const DEFAULT_MODEL = "default";
+
+/** What a choice is made with. */
+export interface ChoiceContext {
+  env: Env;
+  namespace: string;
+  requestId: string;
+  /** The request says itself how to select: then only the model is chosen. */
+  namesSelection: boolean;
+  health: RouterHealth;
+  /** The id of a named model; rejects for one that is not there. */
+  resolve(name: string | undefined): Promise<string>;
+}
+
+/**
+ * The model's id and the turn's selection.
+ * @throws {QuireError} for a model that is not there; with `auto` and a prompt router, only where there is no model at all.
+ */
+export async function chooseModel(
+  chat: Pick<ChatRequest, "model" | "sessionId" | "messages" | "turn">,
+  context: ChoiceContext,
+): Promise<{ model: string; selection: SelectionRequest }> {
+  const { env, resolve } = context;
+  const { selection } = chat.turn;
+  const unrouted = async (name: string | undefined) => ({ model: await resolve(name), selection });
+  if (chat.model !== AUTO_MODEL || env.PROMPT_ROUTER === undefined) return unrouted(chat.model);
+  // A request in a session holds only what is new of it: whoever judged that would take a long conversation for a short one.
+  if (chat.sessionId !== undefined) return unrouted(await modelOfSession(context, chat.sessionId));
+  const routed = await routePrompt(env.PROMPT_ROUTER, chat.messages, context);
+  const model = routed && (await resolve(routed.model).catch(() => undefined));
+  // A budget that was learnt from one model says nothing about another.
+  if (model === undefined || routed === undefined) return unrouted(DEFAULT_MODEL);
+  return { model, selection: context.namesSelection ? selection : { ...selection, ...routed.selection } };
+}
+
+async function modelOfSession({ env, namespace }: ChoiceContext, sessionId: string): Promise<string> {
+  const asked = within(LIMITS.statusMsMax, sessionOf(env, namespace, sessionId).info());
+  const info = await asked.catch(() => undefined);
+  return info?.model ?? DEFAULT_MODEL;
+}
