@@ -171,6 +171,11 @@ export interface LayerRule {
  * `layerShares`: of layer l, K is floor(K * layerShares[l]) instead, at most all candidates; the last entry stands for the layers behind it, too. Infinity:
  * all candidates, with a scorer or without. Where a layer takes over a choice, the entry of the layer that chose counts.
  * `retrievalHeads` `[layerCount][kvHeadCount]`, in scope `kv-head`, where every layer chooses: the others take no candidate (K = 0). Entries behind the last head are not read.
+ * `coarseFactor` F (a whole number, at least 2; summaries with a centre only), where pages are scored: blocks are scored first. Of the blocks all of whose
+ * pages are candidates the best n = ceil(F * max(budgetPages, K) / 4) stay, ties to the lower block, NaN below every other; where there are no more
+ * than n of them nothing changes. Pages of the others are passed over: the rest of the candidates are scored and combined as if there were no more.
+ * A block's centre is the mean of its four pages' centres f32(code * scale) (added pages ascending, times 0.25, each operation rounded to f32), encoded
+ * as c is in a summary; its score for a query is (qScale * scale) * f32(dot), as the first part of a page's, and queries are combined as for pages.
  * `tokens`: with K > 0 and fewer than all candidates, pages are scored by `scorer` (combined by `softmax-sum` over all heads) and the best
  * `candidatePages` kept (all, unscored, if there are no more); kept pages that are not resident are misses and drop out; then single tokens
  * of the rest are scored by q.k/sqrt(headDim) against the decoded keys, softmax over them per query, added over queries by (row, head)
@@ -189,6 +194,7 @@ export type SelectionPlan =
       combine: CombineRule;
       massShare?: number;
       rowsPerChoice?: number;
+      coarseFactor?: number;
       layerShares?: readonly number[];
       retrievalHeads?: readonly boolean[];
     })
@@ -298,6 +304,8 @@ export interface SliceTraffic {
   kvBytes: number;
   /** Bytes of summaries, and of keys read for token scoring, per query group and KV head (`summaryReadBytes`, `keyReadBytes`). */
   metadataBytes: number;
+  /** Candidates that a coarse pass left unscored, per (query group, layer, KV head). */
+  pagesPassedOver: number;
 }
 
 /** What one step gives back to the host, read once. */

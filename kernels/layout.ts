@@ -58,6 +58,11 @@ export function summaryHeadBytes(headDim: number): number {
   return summaryScalesAt(headDim) + PAGES_PER_BLOCK * 2 * 4;
 }
 
+/** Bytes of a block's own centre in one KV head: i8 codes `[headDim]`, then its f32 scale. Made by a device, stored nowhere. */
+export function blockCentreBytes(headDim: number): number {
+  return headDim + 4;
+}
+
 /** Byte at which the scales begin within a KV head's summaries. */
 export function summaryScalesAt(headDim: number): number {
   return PAGES_PER_BLOCK * 2 * headDim;

@@ -98,6 +98,28 @@ export function decodeSummary(bytes: Uint8Array, headDim: number): Float32Array<
   return Float32Array.from(codes, (code, at) => code * (scales[Math.floor(at / headDim)] as number));
 }
 
+/**
+ * A block's own centre (`coarseFactor` in contract.ts) in one KV head, from the summaries of its pages there, of a kind that has centres:
+ * codes `[headDim]` and their scale.
+ */
+export function blockCentre(
+  codes: Int8Array,
+  scales: Float32Array,
+  headDim: number,
+): { codes: Int8Array; scale: number } {
+  const centre = Float32Array.from({ length: headDim }, (_, channel) => {
+    let sum = 0;
+    for (let page = 0; page < PAGES_PER_BLOCK; page++) {
+      const code = codes[page * 2 * headDim + channel] as number;
+      sum = Math.fround(sum + Math.fround(code * (scales[page * 2] as number)));
+    }
+    return sum / PAGES_PER_BLOCK;
+  });
+  const own = new Int8Array(headDim);
+  const scale = encodeNearest(centre, own);
+  return { codes: own, scale };
+}
+
 /** Codes to nearest, halves to even; returns the scale. */
 function encodeNearest(values: Float32Array, codes: Int8Array): number {
   const scale = int8Scale(maxAbs(values));

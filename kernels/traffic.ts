@@ -1,4 +1,5 @@
 /** Counts what a step read and missed, the same way on every device. */
+import { type CoarsePass, scoredPageCount } from "./coarse.ts";
 import {
   BLOCK_TOKENS,
   type KvPoolSpec,
@@ -9,18 +10,25 @@ import {
   type StepReadback,
   type StepSlice,
 } from "./contract.ts";
-import type { QueryGroup } from "./page-range.ts";
+import { blockCentreBytes } from "./layout.ts";
+import type { PageRange, QueryGroup } from "./page-range.ts";
 
 type KvShape = Pick<KvPoolSpec, "headDim" | "encoding">;
 
 /** A slice's traffic before anything ran. */
 export function emptyTraffic(): SliceTraffic {
-  return { pagesSelected: 0, pagesInContext: 0, kvBytes: 0, metadataBytes: 0 };
+  return { pagesSelected: 0, pagesInContext: 0, kvBytes: 0, metadataBytes: 0, pagesPassedOver: 0 };
 }
 
 /** Bytes of the summaries (of one kind) of `pageCount` pages of one KV head: two vectors of codes, each with its scale. */
 export function summaryReadBytes(headDim: number, pageCount: number): number {
   return pageCount * 2 * (headDim + 4);
+}
+
+/** Bytes that a choice reads to score its candidates in one KV head: their summaries, and centres of blocks where these are scored first. */
+export function scoringBytes(headDim: number, range: PageRange, pass: CoarsePass | undefined): number {
+  const blockCount = pass === undefined ? 0 : pass.blockEnd - pass.blockFirst;
+  return summaryReadBytes(headDim, scoredPageCount(range, pass)) + blockCount * blockCentreBytes(headDim);
 }
 
 /** Bytes of the keys of some sealed pages of one KV head, read for token scoring: codes, and int8 scales once per block. */

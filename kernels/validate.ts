@@ -1,6 +1,7 @@
 /** Checks of what a caller hands to a device. All of them are programmer's errors, found before memory is touched. */
 import { assert } from "../protocol/assert.ts";
 import { choiceShape } from "./choice.ts";
+import { COARSE_KINDS } from "./coarse.ts";
 import {
   BLOCK_TOKENS,
   type KvPoolSpec,
@@ -96,6 +97,12 @@ function assertPlan(plan: SelectionPlan, fail: (message: string) => string): voi
     const { rowsPerChoice } = plan;
     const isDivisor = Number.isInteger(rowsPerChoice) && rowsPerChoice >= 1 && PAGE_TOKENS % rowsPerChoice === 0;
     assert(isDivisor, fail("rowsPerChoice must divide the tokens of a page"));
+  }
+  if (plan.kind === "pages" && plan.coarseFactor !== undefined) {
+    const { coarseFactor, scorer } = plan;
+    assert(Number.isInteger(coarseFactor) && coarseFactor >= 2, fail("coarseFactor must be an integer >= 2"));
+    const hasCentre = scorer === undefined || COARSE_KINDS.includes(scorer.summary);
+    assert(hasCentre, fail("coarseFactor needs summaries with a centre"));
   }
   if (plan.kind === "tokens") {
     assert(

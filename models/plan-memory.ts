@@ -1,6 +1,7 @@
 /** How much memory a model needs, and how many blocks and slots fit into what is given. Pure arithmetic. */
+import { COARSE_KINDS } from "../kernels/coarse.ts";
 import { BLOCK_TOKENS, type KvEncoding, type MatrixEncoding, type SummaryKind } from "../kernels/contract.ts";
-import { blockLayout, openSlotBytes, summaryBytes } from "../kernels/layout.ts";
+import { blockCentreBytes, blockLayout, openSlotBytes, summaryBytes } from "../kernels/layout.ts";
 import { QuireError } from "../protocol/errors.ts";
 import { LIMITS } from "../protocol/limits.ts";
 import type { ModelConfig } from "./contract.ts";
@@ -11,7 +12,7 @@ export interface PoolUnitBytes {
   blockBytes: number;
   /** One open slot: 64 tokens of every layer, f32. */
   openSlotBytes: number;
-  /** Summaries of one logical block, every layer and kind. */
+  /** Summaries of one logical block, every layer and kind, with the block's own centres. */
   summarySlotBytes: number;
   /** Sealed KV and summaries of one token, every layer: what a longer context costs. */
   tokenBytes: number;
@@ -26,7 +27,9 @@ export function poolUnitBytes(
   const { layerCount, kvHeadCount, headDim } = config;
   const shape = { layerCount, kvHeadCount, headDim, encoding, summaryKinds };
   const blockBytes = blockLayout(shape).bytes;
-  const slotBytes = summaryKinds.length * summaryBytes(shape);
+  const centreBytes = layerCount * kvHeadCount * blockCentreBytes(headDim);
+  const centreCount = summaryKinds.filter((kind) => COARSE_KINDS.includes(kind)).length;
+  const slotBytes = summaryKinds.length * summaryBytes(shape) + centreCount * centreBytes;
   return {
     blockBytes,
     openSlotBytes: openSlotBytes(shape),

@@ -216,6 +216,8 @@ export interface EngineUsage {
   /** Pages attended to / pages in context, summed over steps, layers and KV heads where selection ran. */
   pagesSelected: number;
   pagesInContext: number;
+  /** Where a selection scores blocks first: pages that it did not score one by one, summed as those. */
+  pagesPassedOver?: number | undefined;
   /** Selected pages that were not resident and not waited for (default mode). */
   pagesMissed: number;
   /** With `speculation`: tokens that were guessed, and those of them that were right. */

@@ -94,6 +94,12 @@ export const MODIFIERS = {
     policies: ["tokenselect"],
     help: "pages whose tokens are scored, as a multiple of the budget",
   },
+  coarse: {
+    argument: "FACTOR",
+    rule: { min: 2, max: 64, step: 1 },
+    policies: BOUNDING,
+    help: "blocks of pages are scored first, then the pages of the best of them only, as many as so many budgets",
+  },
   sink: {
     argument: "TOKENS",
     rule: PAGE,

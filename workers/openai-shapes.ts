@@ -121,6 +121,7 @@ function engineBody(usage: EngineUsage): object {
     exact: usage.exact,
     pages_selected: usage.pagesSelected,
     pages_in_context: usage.pagesInContext,
+    ...(usage.pagesPassedOver === undefined ? {} : { pages_passed_over: usage.pagesPassedOver }),
     pages_missed: usage.pagesMissed,
     ...(usage.draftedTokens === undefined
       ? {}

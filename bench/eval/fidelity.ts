@@ -127,7 +127,7 @@ export class FidelityProbe {
     const { kvHeadCount, headDim } = pool.spec;
     const group = headCount / kvHeadCount;
     const { budgetPages, sinkPages, recentPages } = splitBudget(options.budgetTokens);
-    const traffic = { pagesSelected: 0, pagesInContext: 0, kvBytes: 0, metadataBytes: 0 };
+    const traffic = { pagesSelected: 0, pagesInContext: 0, kvBytes: 0, metadataBytes: 0, pagesPassedOver: 0 };
     const outputs: Float32Array[] = [];
     const attended = layers.map(({ attention, ranks }, layer) => {
       const output = new Float32Array(headCount * headDim);

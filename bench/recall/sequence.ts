@@ -183,7 +183,7 @@ export class Sequence {
 }
 
 function noTraffic(): SliceTraffic {
-  return { pagesSelected: 0, pagesInContext: 0, kvBytes: 0, metadataBytes: 0 };
+  return { pagesSelected: 0, pagesInContext: 0, kvBytes: 0, metadataBytes: 0, pagesPassedOver: 0 };
 }
 
 function addTraffic(sum: SliceTraffic, traffic: SliceTraffic): void {
@@ -191,4 +191,5 @@ function addTraffic(sum: SliceTraffic, traffic: SliceTraffic): void {
   sum.pagesInContext += traffic.pagesInContext;
   sum.kvBytes += traffic.kvBytes;
   sum.metadataBytes += traffic.metadataBytes;
+  sum.pagesPassedOver += traffic.pagesPassedOver;
 }

@@ -12,6 +12,7 @@ export function countTraffic(usage: EngineUsage, traffic: SliceTraffic): void {
   usage.pagesInContext += traffic.pagesInContext;
   usage.kvBytesRead += traffic.kvBytes;
   usage.metadataBytesRead += traffic.metadataBytes;
+  if (traffic.pagesPassedOver > 0) usage.pagesPassedOver = (usage.pagesPassedOver ?? 0) + traffic.pagesPassedOver;
 }
 
 /** Which blocks a step's queries chose. One that is void goes on from its checkpoint's layer, and reports later layers then. */

@@ -2,6 +2,7 @@
 import { decodeKeys, roundHalfEven } from "../block-codec.ts";
 import type { CombineRule, PageScorer, StepSlice } from "../contract.ts";
 import { PAGE_TOKENS, PAGES_PER_BLOCK } from "../contract.ts";
+import { blockCentre } from "../summary-codec.ts";
 import type { ReferencePool } from "./memory.ts";
 
 /** The queries of one group that vote together: a row's query vector `[headDim]` and the KV head it reads. */
@@ -10,41 +11,58 @@ export interface Query {
   kvHead: number;
 }
 
-/** Scores of pages `[start, end)`, as `PageScorer` defines them. */
+/** Where scores are taken: a layer of a slice. */
+export interface ScoreSource {
+  pool: ReferencePool;
+  layer: number;
+  slice: StepSlice;
+}
+
+/** Scores of `pages`, as `PageScorer` defines them. */
 export function scorePages(
-  { pool, layer, slice }: { pool: ReferencePool; layer: number; slice: StepSlice },
+  { pool, layer, slice }: ScoreSource,
   scorer: PageScorer,
   query: Query,
-  { start, end }: { start: number; end: number },
+  pages: readonly number[],
 ): Float32Array {
   const { headDim } = pool.spec;
-  const scores = new Float32Array(end - start);
-  const { codes: q, scale: qScale } = queryCodes(query.vector);
+  const q = queryCodes(query.vector);
   const weight = Math.fround(scorer.radiusWeight);
-  const isBits = scorer.summary === "sign-bits";
-  const reaching = scorer.summary === "representatives" ? q : q.map(Math.abs);
-  for (let page = start; page < end; page++) {
+  const reaching = scorer.summary === "representatives" ? q.codes : q.codes.map(Math.abs);
+  return Float32Array.from(pages, (page) => {
     const slot = slice.summarySlots[Math.floor(page / PAGES_PER_BLOCK)] as number;
     const { codes, scales } = pool.summary(slot, scorer.summary, layer, query.kvHead);
     const entry = (page % PAGES_PER_BLOCK) * 2;
-    if (isBits) {
+    const first = codes.subarray(entry * headDim, (entry + 1) * headDim);
+    const second = codes.subarray((entry + 1) * headDim, (entry + 2) * headDim);
+    if (scorer.summary === "sign-bits") {
       const bits = codes.subarray(entry * headDim, (entry + 2) * headDim);
-      scores[page - start] = (scales[entry] as number) * (headDim - leastMismatches(q, bits));
-      continue;
+      return (scales[entry] as number) * (headDim - leastMismatches(q.codes, bits));
     }
-    let towardsCentre = 0;
-    let reach = 0;
-    for (let channel = 0; channel < headDim; channel++) {
-      const code = q[channel] as number;
-      towardsCentre += code * (codes[entry * headDim + channel] as number);
-      reach += (reaching[channel] as number) * (codes[(entry + 1) * headDim + channel] as number);
-    }
-    const centreUnit = Math.fround(qScale * (scales[entry] as number));
-    const reachUnit = Math.fround(Math.fround(qScale * (scales[entry + 1] as number)) * weight);
-    const centrePart = Math.fround(centreUnit * Math.fround(towardsCentre));
-    scores[page - start] = centrePart + Math.fround(reachUnit * Math.fround(reach));
-  }
-  return scores;
+    const centreUnit = Math.fround(q.scale * (scales[entry] as number));
+    const reachUnit = Math.fround(Math.fround(q.scale * (scales[entry + 1] as number)) * weight);
+    const centrePart = Math.fround(centreUnit * Math.fround(dot(q.codes, first)));
+    return centrePart + Math.fround(reachUnit * Math.fround(dot(reaching, second)));
+  });
+}
+
+/** Scores of whole blocks, as `coarseFactor` defines them. */
+export function scoreBlocks(
+  { pool, layer, slice }: ScoreSource,
+  { summary }: PageScorer,
+  query: Query,
+  blocks: readonly number[],
+): Float32Array {
+  const q = queryCodes(query.vector);
+  return Float32Array.from(blocks, (block) => {
+    const { codes, scales } = pool.summary(slice.summarySlots[block] as number, summary, layer, query.kvHead);
+    const centre = blockCentre(codes, scales, pool.spec.headDim);
+    return Math.fround(q.scale * centre.scale) * Math.fround(dot(q.codes, centre.codes));
+  });
+}
+
+function dot(a: Float64Array, b: Int8Array): number {
+  return a.reduce((sum, value, index) => sum + value * (b[index] as number), 0);
 }
 
 /** Channels whose signs differ between a query and the page's key that is nearest to it in this; 255 stands for all above. */
@@ -77,7 +95,7 @@ function queryCodes(vector: Float32Array): { codes: Float64Array; scale: number 
 
 /** Per query: `q.k` against the decoded keys of every token of `pages` (all resident), rounded to f32 once. */
 export function scoreTokens(
-  { pool, layer, slice }: { pool: ReferencePool; layer: number; slice: StepSlice },
+  { pool, layer, slice }: ScoreSource,
   queries: readonly Query[],
   pages: readonly number[],
 ): Float32Array[] {

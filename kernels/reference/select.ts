@@ -1,10 +1,13 @@
 import { assert } from "../../protocol/assert.ts";
 import { choiceRow, choiceShape, type StepChoices } from "../choice.ts";
+import { type CoarsePass, coarsePass, scoredBlocks } from "../coarse.ts";
 import {
   BLOCK_TOKENS,
+  type CombineRule,
   NOT_RESIDENT,
   PAGE_TOKENS,
   PAGES_PER_BLOCK,
+  type PageScorer,
   type SliceTraffic,
   type StepSlice,
 } from "../contract.ts";
@@ -24,9 +27,9 @@ import {
   topIndices,
   withForcedPages,
 } from "../page-range.ts";
-import { type ChosenBlocks, keyReadBytes, type MissSet, summaryReadBytes } from "../traffic.ts";
+import { type ChosenBlocks, keyReadBytes, type MissSet, scoringBytes } from "../traffic.ts";
 import type { ReferencePool } from "./memory.ts";
-import { combine, type Query, scorePages, scoreTokens } from "./score.ts";
+import { combine, type Query, type ScoreSource, scoreBlocks, scorePages, scoreTokens } from "./score.ts";
 
 /** Arrays of one `select`; rows are those of the whole step. */
 export interface SelectArgs {
@@ -153,25 +156,57 @@ function choosePages(scope: Scope, plan: SelectingPlan, kvHeads: readonly number
   const { args } = scope;
   const { kvHeadCount } = args.pool.spec;
   const range = choiceRange(plan, scope.range, { layer: args.layer, kvHead: kvHeads[0] as number, kvHeadCount });
-  const { sinkEnd, recentStart } = range;
   const keep = keepPages(plan, range);
-  let chosen = Array.from({ length: keep }, (_, index) => index);
-  if (needsPageScores(plan, range)) {
-    const { scorer } = plan;
-    assert(scorer !== undefined, "a plan without a scorer takes no candidates");
-    const source = { pool: args.pool, layer: args.layer, slice: scope.slice };
-    const scores = queriesOf(scope, kvHeads).map((query) =>
-      scorePages(source, scorer, query, { start: sinkEnd, end: recentStart }),
-    );
-    const { headDim } = args.pool.spec;
-    const combined = combine(pageCombine(plan), headDim, scores);
-    chosen = topIndices(combined, takenPages(plan, combined, { headDim, keep }));
-    scope.traffic.metadataBytes += kvHeads.length * summaryReadBytes(args.pool.spec.headDim, range.candidateCount);
+  if (!needsPageScores(plan, range)) {
+    const first = Array.from({ length: keep }, (_, index) => range.sinkEnd + index);
+    return withForcedPages(range, first);
   }
+  const { scorer } = plan;
+  assert(scorer !== undefined, "a plan without a scorer takes no candidates");
+  const { headDim } = args.pool.spec;
+  const voters: Voters = {
+    ...{ source: { pool: args.pool, layer: args.layer, slice: scope.slice }, scorer },
+    ...{ queries: queriesOf(scope, kvHeads), rule: pageCombine(plan) },
+  };
+  const pass = coarsePass(plan, range);
+  const candidates = candidatesOf(voters, range, pass);
+  const scores = voters.queries.map((query) => scorePages(voters.source, scorer, query, candidates));
+  const combined = combine(voters.rule, headDim, scores);
+  const chosen = topIndices(combined, takenPages(plan, combined, { headDim, keep }));
+  scope.traffic.metadataBytes += kvHeads.length * scoringBytes(headDim, range, pass);
+  scope.traffic.pagesPassedOver += kvHeads.length * (range.candidateCount - candidates.length);
   return withForcedPages(
     range,
-    chosen.map((index) => sinkEnd + index),
+    chosen.map((index) => candidates[index] as number),
   );
+}
+
+/** Queries that vote together, and on what. */
+interface Voters {
+  source: ScoreSource;
+  scorer: PageScorer;
+  queries: readonly Query[];
+  rule: CombineRule;
+}
+
+/** The pages to score, ascending: all candidates, or those that the coarse pass leaves. */
+function candidatesOf(voters: Voters, range: PageRange, pass: CoarsePass | undefined): number[] {
+  const { sinkEnd, recentStart } = range;
+  const isCandidate = (page: number): boolean => page >= sinkEnd && page < recentStart;
+  const all = Array.from({ length: recentStart - sinkEnd }, (_, index) => sinkEnd + index);
+  if (pass === undefined) return all;
+  const { source, scorer, queries, rule } = voters;
+  const blocks = Array.from({ length: pass.blockEnd - pass.blockFirst }, (_, index) => pass.blockFirst + index);
+  const scores = queries.map((query) => scoreBlocks(source, scorer, query, blocks));
+  const best = topIndices(combine(rule, source.pool.spec.headDim, scores), pass.keep);
+  const scored = scoredBlocks(
+    range,
+    pass,
+    best.map((index) => blocks[index] as number),
+  );
+  return scored
+    .flatMap((block) => Array.from({ length: PAGES_PER_BLOCK }, (_, page) => block * PAGES_PER_BLOCK + page))
+    .filter(isCandidate);
 }
 
 /** How many of the `keep` best pages a plan takes. */

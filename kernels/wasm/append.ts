@@ -65,11 +65,14 @@ function seal(machine: Machine, { pool, layer }: AppendArgs, slices: readonly St
   const { kvHeadCount, headDim, encoding, summaryKinds } = pool.spec;
   // The decoded keys, then what a summary is made in.
   machine.threads.ensureScratch((64 + 5) * headDim * 4);
-  const layerOffset = layer * kvHeadCount * pool.summaryHeadStride;
-  const kinds = summaryKinds.flatMap((kind, index) => [
-    SUMMARY_KINDS.indexOf(kind),
-    (pool.summariesAt[index] as number) + layerOffset,
-  ]);
+  const kinds = summaryKinds.flatMap((kind, index) => {
+    const centresAt = pool.centresAt[index] as number;
+    return [
+      SUMMARY_KINDS.indexOf(kind),
+      (pool.summariesAt[index] as number) + layer * kvHeadCount * pool.summaryHeadStride,
+      centresAt === 0 ? 0 : centresAt + layer * kvHeadCount * pool.centreHeadStride,
+    ];
+  });
   const { keyScalesAt, valuesAt, valueScalesAt } = pool.layout;
   const taskCount = (records.length / 4) * kvHeadCount;
   machine.threads.queue(OP.seal, {
@@ -77,7 +80,7 @@ function seal(machine: Machine, { pool, layer }: AppendArgs, slices: readonly St
     work: taskCount * 64 * headDim * 4,
     args: [
       ...[table, kvHeadCount, headDim, encoding === "int8" ? 1 : 0, keyScalesAt, valuesAt, valueScalesAt],
-      ...[pool.summaryHeadStride, summaryKinds.length, ...kinds],
+      ...[pool.summaryHeadStride, summaryKinds.length, pool.centreHeadStride, ...kinds],
     ],
   });
 }

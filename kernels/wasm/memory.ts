@@ -1,5 +1,6 @@
 /** What the device hands out: buffers, matrices and KV pools, each a place in the heap. */
 import { assert } from "../../protocol/assert.ts";
+import { COARSE_KINDS } from "../coarse.ts";
 import {
   BLOCK_TOKENS,
   type DeviceBuffer,
@@ -12,6 +13,7 @@ import {
 import {
   assertPoolSpec,
   type BlockLayout,
+  blockCentreBytes,
   blockLayout,
   openHeadAt,
   openSlotBytes,
@@ -88,6 +90,14 @@ export class WasmMatrix implements Matrix {
   }
 }
 
+/** What a pool asks of its device. */
+export interface PoolHost {
+  /** Called before memory is read or written: ops that were recorded before must have run. */
+  settle(): void;
+  /** Runs the op that makes a block's centres in `taskCount` KV heads; arguments as in assembly/append.ts. */
+  writeCentres(taskCount: number, args: readonly number[]): void;
+}
+
 /** Blocks, open slots and summaries of each kind, each in one piece, zero at first: another tenant's bytes never show. */
 export class WasmPool implements KvPool {
   readonly heap: WasmHeap;
@@ -102,13 +112,15 @@ export class WasmPool implements KvPool {
   readonly summariesAt: readonly number[];
   /** Bytes from one KV head's summaries to the next one's. */
   readonly summaryHeadStride: number;
-  readonly #settle: () => void;
+  /** As `summariesAt`, of centres of blocks; 0 for kinds that have none. */
+  readonly centresAt: readonly number[];
+  readonly centreHeadStride: number;
+  readonly #host: PoolHost;
 
-  /** `settle` is called before the host reads or writes: ops that were recorded before must have run. */
-  constructor(heap: WasmHeap, spec: KvPoolSpec, settle: () => void) {
+  constructor(heap: WasmHeap, spec: KvPoolSpec, host: PoolHost) {
     assertPoolSpec(spec);
     this.heap = heap;
-    this.#settle = settle;
+    this.#host = host;
     this.spec = { ...spec, summaryKinds: [...spec.summaryKinds] };
     this.layout = blockLayout(spec);
     this.blockBytes = this.layout.bytes;
@@ -118,6 +130,11 @@ export class WasmPool implements KvPool {
     this.openAt = heap.allocateZeroed(spec.openSlotCount * this.openSlotBytes);
     this.summaryHeadStride = spec.summarySlotCount * summaryHeadBytes(spec.headDim);
     this.summariesAt = spec.summaryKinds.map(() => heap.allocateZeroed(spec.summarySlotCount * this.summaryBytes));
+    this.centreHeadStride = spec.summarySlotCount * blockCentreBytes(spec.headDim);
+    const centreBytes = spec.layerCount * spec.kvHeadCount * this.centreHeadStride;
+    this.centresAt = spec.summaryKinds.map((kind) =>
+      COARSE_KINDS.includes(kind) ? heap.allocateZeroed(centreBytes) : 0,
+    );
   }
 
   async readBlock(blockId: number): Promise<Uint8Array<ArrayBuffer>> {
@@ -138,6 +155,14 @@ export class WasmPool implements KvPool {
   writeSummary(slot: number, kind: SummaryKind, bytes: Uint8Array): void {
     assert(bytes.length === this.summaryBytes, `a summary has ${this.summaryBytes} bytes, not ${bytes.length}`);
     this.#eachSummaryHead(slot, kind, (head, at) => head.set(bytes.subarray(at, at + head.length)));
+    const { headDim, layerCount, kvHeadCount } = this.spec;
+    const index = summaryKindIndex(this.spec, kind);
+    const centresAt = this.centresAt[index] as number;
+    if (centresAt === 0) return;
+    this.#host.writeCentres(layerCount * kvHeadCount, [
+      ...[(this.summariesAt[index] as number) + slot * summaryHeadBytes(headDim), this.summaryHeadStride],
+      ...[centresAt + slot * blockCentreBytes(headDim), this.centreHeadStride, headDim],
+    ]);
   }
 
   async readOpen(slot: number, tokenCount: number): Promise<Uint8Array<ArrayBuffer>> {
@@ -154,7 +179,7 @@ export class WasmPool implements KvPool {
 
   #block(blockId: number): Uint8Array<SharedArrayBuffer> {
     assertIndex(blockId, this.spec.blockCount, "block");
-    this.#settle();
+    this.#host.settle();
     const at = this.blocksAt + blockId * this.blockBytes;
     return this.heap.bytes.subarray(at, at + this.blockBytes);
   }
@@ -166,7 +191,7 @@ export class WasmPool implements KvPool {
     visit: (head: Uint8Array<SharedArrayBuffer>, at: number) => void,
   ): void {
     assertIndex(slot, this.spec.summarySlotCount, "summary slot");
-    this.#settle();
+    this.#host.settle();
     const headBytes = summaryHeadBytes(this.spec.headDim);
     const first = (this.summariesAt[summaryKindIndex(this.spec, kind)] as number) + slot * headBytes;
     for (let head = 0; head < this.spec.layerCount * this.spec.kvHeadCount; head++) {
@@ -188,7 +213,7 @@ export class WasmPool implements KvPool {
     visit: (head: Uint8Array<SharedArrayBuffer>, at: number) => void,
   ): void {
     assertIndex(slot, this.spec.openSlotCount, "open slot");
-    this.#settle();
+    this.#host.settle();
     const headBytes = tokenCount * this.spec.headDim * 4;
     let to = 0;
     for (const part of [0, openSlotValuesAt(this.spec)]) {

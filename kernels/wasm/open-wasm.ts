@@ -19,6 +19,7 @@ import { Arena, HEAP_BYTES_MAX, WasmHeap } from "./heap.ts";
 import { packRows } from "./linear-ops.ts";
 import type { Machine } from "./machine.ts";
 import { copyOf, ownBuffer, ownMatrix, WasmBuffer, WasmMatrix, WasmPool } from "./memory.ts";
+import { OP } from "./ops.ts";
 import { type StepArenas, WasmRecorder } from "./recorder.ts";
 import { ThreadPool } from "./thread-pool.ts";
 
@@ -27,6 +28,8 @@ const THREADS_MAX = 64;
 const STALL_MS_MAX = 20_000;
 /** Some microseconds of one thread: less is not worth waking anybody. */
 const SHARED_WORK_MIN = 150_000;
+/** What making a block's centre costs per channel, in multiply-adds of a product. */
+const CENTRE_WORK = 16;
 
 /** How the device is opened. */
 export interface WasmDeviceOptions {
@@ -137,7 +140,14 @@ class WasmDevice implements Device {
 
   kvPool(spec: KvPoolSpec): KvPool {
     this.#assertUsable();
-    return new WasmPool(this.#machine.heap, spec, () => this.#running?.flush());
+    const { heap, threads } = this.#machine;
+    return new WasmPool(heap, spec, {
+      settle: () => this.#running?.flush(),
+      writeCentres: (taskCount, args) => {
+        threads.ensureScratch(spec.headDim * 4);
+        threads.run(OP.blockCentres, { taskCount, work: taskCount * spec.headDim * CENTRE_WORK, args });
+      },
+    });
   }
 
   begin(slices: readonly StepSlice[]): StepRecorder {

@@ -27,4 +27,5 @@ export const OP = {
   matmulInt4: 25,
   quantizeQueries: 26,
   argmax: 27,
+  blockCentres: 28,
 } as const;

@@ -20,16 +20,18 @@ export function scoreTable(machine: Machine, { table, units }: ScoredUnits, head
   }
 }
 
-function vote(machine: Machine, { at, count, tile, itemMax, itemCount }: UnitTable, scale: number): void {
+function vote(machine: Machine, table: UnitTable, scale: number): void {
+  const { at, count, tile, queryMax, itemMax, itemCount } = table;
   const work = itemCount * tile * 8;
-  machine.threads.run(OP.voteStats, { taskCount: count * tile, work, args: [at, tile], floats: [[2, scale]] });
+  machine.threads.queue(OP.voteStats, { taskCount: count * tile, work, args: [at, tile], floats: [[2, scale]] });
   const chunks = Math.ceil(itemMax / VOTE_CHUNK_ITEMS);
-  machine.threads.run(OP.voteSum, {
+  machine.threads.queue(OP.voteSum, {
     taskCount: count * chunks,
     work,
     args: [at, chunks, VOTE_CHUNK_ITEMS],
-    floats: [[3, scale]],
   });
+  // The host writes to the records between two tiles.
+  if (tile < queryMax) machine.threads.finish();
 }
 
 /** Queues the choice of the best items of each unit (records at `unitsAt`); it also writes what follows from it. */

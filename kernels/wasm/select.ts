@@ -1,9 +1,10 @@
 /** Selection of one layer: scores, choices and counts run as ops over a batch's records; the host adds up what they counted. */
 
 import { choiceRow, choiceShape, type StepChoices } from "../choice.ts";
+import { coarsePass, passedOverCount } from "../coarse.ts";
 import { BLOCK_TOKENS, NOT_RESIDENT, PAGES_PER_BLOCK, type SelectionView, type SliceTraffic } from "../contract.ts";
 import { massCount, type SelectingPlan, withForcedPages } from "../page-range.ts";
-import { type ChosenBlocks, type MissSet, openKvBytes, sealedKvBytes, summaryReadBytes } from "../traffic.ts";
+import { type ChosenBlocks, type MissSet, openKvBytes, scoringBytes, sealedKvBytes } from "../traffic.ts";
 import type { Arena } from "./heap.ts";
 import type { Machine } from "./machine.ts";
 import { OP } from "./ops.ts";
@@ -54,16 +55,19 @@ export function select(
   args: SelectArgs,
   counters: SelectCounters,
 ): void {
-  const { unitsAt, unitCount, itemMax } = batch;
-  const isUnattended = step.isUnattended && batch.scored.every(({ table }) => table.tile >= table.queryMax);
+  const { unitsAt, unitCount, itemMax, coarse } = batch;
+  const { headDim } = step.pool.spec;
+  const isAtOnce = [...coarse.scored, ...batch.scored].every(({ table }) => table.tile >= table.queryMax);
+  const isUnattended = step.isUnattended && isAtOnce;
   if (!isUnattended) machine.threads.finish();
   if (unitCount > 0) {
     if (batch.scored.length > 0) quantizeQueries(machine, step, batch, args.q);
+    const score = (table: UnitTable, work: number): void => scorePages(machine, step, batch, args.layer, table, work);
+    for (const scored of coarse.scored) scoreTable(machine, scored, headDim, score);
+    chooseItems(machine, { ...coarse, layer: args.layer });
     for (const scored of batch.scored) {
-      scoreTable(machine, scored, step.pool.spec.headDim, (table, work) =>
-        scorePages(machine, step, batch, args.layer, table, work),
-      );
-      limitByMass(machine, scored, step.pool.spec.headDim);
+      scoreTable(machine, scored, headDim, score);
+      limitByMass(machine, scored, headDim);
     }
     const chosen = step.groups.filter((selection) => roleOf(selection, batch) !== "everything");
     for (const selection of chosen) readGiven(machine, step, args.layer, selection);
@@ -113,7 +117,7 @@ function scorePages(
     work,
     args: [
       ...[at, chunks, CHUNK_BLOCKS, headCount, headCount / kvHeadCount, headDim, codesAt, scalesAt],
-      ...[layer, kvHeadCount, pool.summaryHeadStride],
+      ...[layer, kvHeadCount, pool.summaryHeadStride, pool.centreHeadStride],
     ],
   };
   // The host writes to the records between two tiles.
@@ -196,7 +200,9 @@ function countGroup(
     if (!isKnown) choice.taken = rangeIn(selection, choice, layer, pool).takePages;
     sliceTraffic.pagesSelected += (choice.taken + forced) * choice.kvHeadCount;
     if (!isScored) continue;
-    sliceTraffic.metadataBytes += summaryReadBytes(spec.headDim, range.candidateCount) * choice.kvHeadCount;
+    const pass = coarsePass(plan, rangeIn(selection, choice, layer, pool));
+    sliceTraffic.metadataBytes += scoringBytes(spec.headDim, range, pass) * choice.kvHeadCount;
+    if (pass !== undefined) sliceTraffic.pagesPassedOver += passedOverCount(pass) * choice.kvHeadCount;
   }
 }
 

@@ -3,7 +3,15 @@
  * slices' plans give a layer (usually there is one) the units.
  */
 import { assert } from "../../protocol/assert.ts";
-import { BLOCK_TOKENS, NOT_RESIDENT, PAGES_PER_BLOCK, type StepSlice, type SummaryKind } from "../contract.ts";
+import { type CoarsePass, coarsePass } from "../coarse.ts";
+import {
+  BLOCK_TOKENS,
+  NOT_RESIDENT,
+  PAGES_PER_BLOCK,
+  type PageScorer,
+  type StepSlice,
+  type SummaryKind,
+} from "../contract.ts";
 import { summaryKindIndex } from "../layout.ts";
 import {
   choiceRange,
@@ -18,10 +26,11 @@ import {
   type StepGroup,
   selectsPerLayer,
 } from "../page-range.ts";
+import { splitUnit } from "./coarse-units.ts";
 import type { Arena } from "./heap.ts";
 import type { Machine } from "./machine.ts";
 import type { WasmPool } from "./memory.ts";
-import { UNIT_BYTES, type Unit, type UnitTable, writeUnits, writeUnscored } from "./unit-records.ts";
+import { type PageUnit, UNIT_BYTES, type Unit, type UnitTable, writeUnits, writeUnscored } from "./unit-records.ts";
 
 /** Pages (ascending) and masks of their tokens, as a token plan chose them. */
 export interface ChosenTokens {
@@ -80,15 +89,21 @@ export interface StepGroups {
   isUnattended: boolean;
 }
 
-/** What a layer's roles make of the groups: units, scored ones by combine rule, then the others, in one run of records. */
-export interface LayerBatch {
-  /** Per slice. */
-  roles: readonly LayerRole[];
+/** Units, scored ones by combine rule, then the others, in one run of records. */
+export interface UnitRun {
   unitsAt: number;
   unitCount: number;
   scored: readonly ScoredUnits[];
   /** Largest number of items of a unit. */
   itemMax: number;
+}
+
+/** What a layer's roles make of the groups. */
+export interface LayerBatch extends UnitRun {
+  /** Per slice. */
+  roles: readonly LayerRole[];
+  /** What ranks blocks as wholes before the units of pages run; they may be none. */
+  coarse: UnitRun;
   /** Codes and scales of the step's query vectors, of which `[vectorFirst, vectorEnd)` are needed; addresses are those of vector 0. */
   codesAt: number;
   scalesAt: number;
@@ -188,16 +203,36 @@ export function prepareLayers(
       const range = rangeIn(selection, choice, layer, step.pool);
       const unit = unitOf(step, { ...selection, range }, { choice, isScored }, place);
       const isTakenOver = role === "takes-over" || selection.given !== undefined;
-      entries.push({ unit: { ...unit, isTakenOver }, isScored });
+      const entry = { unit: { ...unit, isTakenOver }, isScored };
+      const pass = isScored ? coarsePass(selection.slice.plan, range) : undefined;
+      entries.push(pass === undefined ? entry : withCoarse(arena, step.pool, { selection, range, pass, entry }));
     }
   }
-  return { roles, ...writeTables(machine, arena, step, entries) };
+  const coarse = entries.flatMap((entry) => (entry.coarse === undefined ? [] : { unit: entry.coarse, isScored: true }));
+  return {
+    ...{ roles, ...writeRun(machine, arena, entries), coarse: writeRun(machine, arena, coarse) },
+    ...placeQueries(arena, step, entries),
+  };
 }
 
-/** A unit, and whether its layer scores. */
+/** A unit, whether its layer scores, and the unit of blocks that goes before it, if one does. */
 interface UnitEntry {
-  unit: Unit;
+  unit: PageUnit;
   isScored: boolean;
+  coarse?: PageUnit;
+}
+
+/** Has a coarse pass go before a unit. */
+function withCoarse(
+  arena: Arena,
+  pool: WasmPool,
+  split: { selection: GroupSelection; range: PageRange; pass: CoarsePass; entry: UnitEntry },
+): UnitEntry {
+  const { range, pass, entry } = split;
+  const { scorer } = split.selection.slice.plan as SelectingPlan;
+  const centresAt = pool.centresAt[summaryKindIndex(pool.spec, (scorer as PageScorer).summary)] as number;
+  const { coarse, fine } = splitUnit(arena, entry.unit, range, { pass, centresAt });
+  return { ...entry, unit: fine, coarse };
 }
 
 /** What the groups of a slice share. */
@@ -255,7 +290,7 @@ function unitOf(
   { slice, range, firstRow, voterCount, blockEnd }: GroupSelection,
   { choice, isScored }: { choice: PageChoice; isScored: boolean },
   { blockIdsAt, summarySlotsAt, bitmapAt, bitmapWords }: SlicePlace,
-): Unit {
+): PageUnit {
   const { kvHeadFirst, kvHeadCount, masksAt, countsAt } = choice;
   const plan = slice.plan as SelectingPlan;
   const massShare = isScored && plan.kind === "pages" ? plan.massShare : undefined;
@@ -288,12 +323,7 @@ function unitOf(
 }
 
 /** Writes all units in one run of records: those that combine by max, those that vote, those that score nothing. */
-function writeTables(
-  machine: Machine,
-  arena: Arena,
-  { pool, headCount }: StepGroups,
-  entries: readonly UnitEntry[],
-): Omit<LayerBatch, "roles"> {
+function writeRun(machine: Machine, arena: Arena, entries: readonly Pick<UnitEntry, "unit" | "isScored">[]): UnitRun {
   const unitsAt = arena.take(entries.length * UNIT_BYTES);
   const scoring = entries.filter(({ isScored }) => isScored).map(({ unit }) => unit);
   const scored: ScoredUnits[] = [];
@@ -309,16 +339,27 @@ function writeTables(
     writeUnscored(machine, at, unit);
     at += UNIT_BYTES;
   }
-  const rowsOf = ({ firstVector, queryCount, headCount: heads }: Unit): [first: number, end: number] => {
-    const first = Math.floor(firstVector / headCount);
-    return [first, first + queryCount / heads];
-  };
-  const vectorFirst = scoring.length === 0 ? 0 : Math.min(...scoring.map((unit) => rowsOf(unit)[0])) * headCount;
-  const vectorEnd = Math.max(0, ...scoring.map((unit) => rowsOf(unit)[1])) * headCount;
+  const itemMax = Math.max(0, ...entries.map(({ unit }) => unit.itemEnd));
+  return { unitsAt, unitCount: entries.length, scored, itemMax };
+}
+
+/** Room for the codes and scales of the query vectors that some unit scores with. */
+function placeQueries(
+  arena: Arena,
+  { pool, headCount }: StepGroups,
+  entries: readonly UnitEntry[],
+): Pick<LayerBatch, "codesAt" | "scalesAt" | "vectorFirst" | "vectorEnd"> {
+  const rows = entries
+    .filter(({ isScored }) => isScored)
+    .map(({ unit: { firstVector, queryCount, headCount: heads } }) => {
+      const first = Math.floor(firstVector / headCount);
+      return { first, end: first + queryCount / heads };
+    });
+  const vectorFirst = rows.length === 0 ? 0 : Math.min(...rows.map(({ first }) => first)) * headCount;
+  const vectorEnd = Math.max(0, ...rows.map(({ end }) => end)) * headCount;
   const codeBytes = Math.ceil(pool.spec.headDim / 8) * 16;
   return {
-    ...{ unitsAt, unitCount: entries.length, scored, vectorFirst, vectorEnd },
-    itemMax: Math.max(0, ...entries.map(({ unit }) => unit.itemEnd)),
+    ...{ vectorFirst, vectorEnd },
     codesAt: arena.take((vectorEnd - vectorFirst) * codeBytes) - vectorFirst * codeBytes,
     scalesAt: arena.take((vectorEnd - vectorFirst) * 4) - vectorFirst * 4,
   };

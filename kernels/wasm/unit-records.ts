@@ -33,9 +33,12 @@ export interface Unit {
   keptPagesAt?: number;
 }
 
+/** A unit that ranks pages, or blocks as wholes. */
+export type PageUnit = Unit & { pages: PageFields };
+
 /** What only units of pages have. */
 export interface PageFields {
-  /** Item 0 is page 0 of this block. */
+  /** Item 0 is page 0 of this block, or this block as a whole (summaryForm {@link BLOCK_CENTRES}). */
   blockFirst: number;
   summarySlotsAt: number;
   /** The scorer's summaries, and their form (assembly/units.ts). */
@@ -49,7 +52,12 @@ export interface PageFields {
   countsAt: number;
   bitmapAt: number;
   bitmapWords: number;
+  /** Blocks that a coarse pass lists: what it writes, or in the place of those from blockFirst on what its page unit reads. */
+  listAt?: number;
 }
+
+/** The form of centres of blocks, in assembly/units.ts. */
+export const BLOCK_CENTRES = 3;
 
 /** Bytes of a record. */
 export const UNIT_BYTES = 128;
@@ -83,7 +91,7 @@ export function setTake({ heap }: Machine, { at }: UnitTable, index: number, tak
 
 /** Writes the record of a unit that scores nothing. */
 export function writeUnscored(machine: Machine, at: number, unit: Unit): void {
-  writeUnit(machine, at, unit, { scoresAt: 0, rawAt: 0, statsAt: 0, stride: 0 });
+  writeUnit(machine, at, unit, { scoresAt: 0, rawAt: 0, sumsAt: 0, stride: 0 });
 }
 
 /** Elements of one row of scores. */
@@ -102,8 +110,8 @@ export function writeUnits(machine: Machine, arena: Arena, at: number, units: re
     const stride = strideOf(unit);
     const scoresAt = arena.take(stride * 4);
     const rawAt = isVote ? arena.take(stride * 4 * tile) : 0;
-    const statsAt = isVote ? arena.take(tile * 8) : 0;
-    writeUnit(machine, at + index * UNIT_BYTES, unit, { scoresAt, rawAt, statsAt, stride });
+    const sumsAt = isVote ? arena.take(tile * 4) : 0;
+    writeUnit(machine, at + index * UNIT_BYTES, unit, { scoresAt, rawAt, sumsAt, stride });
   });
   const table = {
     ...{ at, count: units.length, combine, queryMax, tile },
@@ -127,15 +135,17 @@ function writeUnit(
   { heap }: Machine,
   at: number,
   unit: Unit,
-  { scoresAt, rawAt, statsAt, stride }: { scoresAt: number; rawAt: number; statsAt: number; stride: number },
+  { scoresAt, rawAt, sumsAt, stride }: { scoresAt: number; rawAt: number; sumsAt: number; stride: number },
 ): void {
   const { pages } = unit;
+  const { listAt = 0 } = pages ?? {};
+  const isCoarse = pages?.summaryForm === BLOCK_CENTRES;
   const record = [
     ...[unit.firstVector, 0, 0, unit.headCount, unit.kvHeadFirst, unit.itemFirst, unit.itemEnd],
     ...[
       scoresAt,
       rawAt,
-      statsAt,
+      sumsAt,
       stride,
       unit.take,
       unit.combine === "max" ? 0 : 1,
@@ -149,7 +159,7 @@ function writeUnit(
           ...[pages.blockFirst, pages.summarySlotsAt, pages.summariesAt, pages.masksAt, pages.blockEnd, pages.sinkEnd],
           ...[pages.recentStart, pages.countsAt, pages.bitmapAt, pages.bitmapWords],
         ]),
-    ...[unit.blockIdsAt, unit.blockCapacity, pages?.summaryForm ?? 0],
+    ...[unit.blockIdsAt, unit.blockCapacity, pages?.summaryForm ?? 0, isCoarse ? 0 : listAt, isCoarse ? listAt : 0],
   ];
   heap.words.set(record, at / 4);
   heap.floats[at / 4 + 13] = unit.radiusWeight ?? 0;

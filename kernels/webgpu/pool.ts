@@ -5,15 +5,20 @@
  * `[slot][kvHead]{ codes, scales }` as the contract has them.
  */
 import { assert } from "../../protocol/assert.ts";
+import { COARSE_KINDS } from "../coarse.ts";
 import { BLOCK_TOKENS, type KvPool, type KvPoolSpec, type SummaryKind } from "../contract.ts";
 import {
   assertPoolSpec,
+  blockCentreBytes,
   blockLayout,
   openSlotBytes,
   summaryBytes,
+  summaryHeadAt,
   summaryHeadBytes,
   summaryKindIndex,
+  summaryScalesAt,
 } from "../layout.ts";
+import { blockCentre } from "../summary-codec.ts";
 import type { Gpu } from "./gpu.ts";
 
 /** Copies bytes into a buffer, ordered with the ops of a running step. */
@@ -31,6 +36,8 @@ export class WebGpuPool implements KvPool {
   /** One per layer. */
   readonly open: readonly GPUBuffer[];
   readonly #summaries: readonly (readonly GPUBuffer[])[];
+  /** Per kind; empty for those without. */
+  readonly #centres: readonly (readonly GPUBuffer[])[];
   readonly #gpu: Gpu;
   readonly #write: WriteBytes;
 
@@ -64,6 +71,15 @@ export class WebGpuPool implements KvPool {
     this.open = perLayer("open slots", (spec.openSlotCount * this.openSlotBytes) / layerCount);
     const summaryLayerBytes = (spec.summarySlotCount * this.summaryBytes) / layerCount;
     this.#summaries = spec.summaryKinds.map((kind) => perLayer(`${kind} summaries`, summaryLayerBytes));
+    const centreLayerBytes = spec.summarySlotCount * spec.kvHeadCount * blockCentreBytes(spec.headDim);
+    this.#centres = spec.summaryKinds.map((kind) =>
+      COARSE_KINDS.includes(kind) ? perLayer(`${kind} centres`, centreLayerBytes) : [],
+    );
+  }
+
+  /** Centres of blocks by one kind's summaries, of one layer: `[slot][kvHead]{ i8 codes [headDim], f32 scale }`; undefined: it has none. */
+  centres(kind: SummaryKind, layer: number): GPUBuffer | undefined {
+    return this.#centres[summaryKindIndex(this.spec, kind)]?.[layer];
   }
 
   /** Summaries of one kind of one layer. */
@@ -102,6 +118,18 @@ export class WebGpuPool implements KvPool {
   writeSummary(slot: number, kind: SummaryKind, bytes: Uint8Array): void {
     assert(bytes.length === this.summaryBytes, `a summary has ${this.summaryBytes} bytes, not ${bytes.length}`);
     this.#writeRuns(this.#summaryRuns(slot, kind), bytes);
+    const { layerCount, kvHeadCount, headDim } = this.spec;
+    for (let layer = 0; layer < layerCount; layer++) {
+      const buffer = this.centres(kind, layer);
+      if (buffer === undefined) return;
+      const centres = join(
+        Array.from({ length: kvHeadCount }, (_, kvHead) => {
+          const at = summaryHeadAt(this.spec, layer, kvHead);
+          return centreOf(bytes.slice(at, at + summaryHeadBytes(headDim)), headDim);
+        }),
+      );
+      this.#write(buffer, slot * centres.length, centres);
+    }
   }
 
   async readOpen(slot: number, tokenCount: number): Promise<Uint8Array<ArrayBuffer>> {
@@ -175,6 +203,18 @@ export class WebGpuPool implements KvPool {
       at += bytes;
     }
   }
+}
+
+/** The bytes of a block's centre in one KV head, whose summaries are `bytes`. */
+function centreOf(bytes: Uint8Array<ArrayBuffer>, headDim: number): Uint8Array {
+  const scalesAt = summaryScalesAt(headDim);
+  const centre = blockCentre(
+    new Int8Array(bytes.buffer, 0, scalesAt),
+    new Float32Array(bytes.buffer, scalesAt),
+    headDim,
+  );
+  const scale = Float32Array.of(centre.scale);
+  return join([new Uint8Array(centre.codes.buffer), new Uint8Array(scale.buffer)]);
 }
 
 function assertIndex(index: number, count: number, what: string): void {

@@ -23,6 +23,7 @@ import { recordAttend, recordSelect } from "./selection.ts";
 import { StepLayout } from "./step-layout.ts";
 import { StepReport } from "./step-report.ts";
 import { APPEND, seal, summarize } from "./wgsl/append.ts";
+import { writeCentres } from "./wgsl/centres.ts";
 import { GEMM_TILE, GEMV_ROWS, gemm, gemv } from "./wgsl/matmul.ts";
 import { summarizePageKeys } from "./wgsl/page-keys.ts";
 import { PAD_ROWS, QUANTIZE_ROWS } from "./wgsl/quantize-rows.ts";
@@ -295,6 +296,9 @@ export class WebGpuRecorder implements StepRecorder {
       for (const kind of summaryKinds) {
         const buffers = [blocks, pool.summaries(kind, layer), tables];
         this.#list.dispatch(summarizeKind(kind, encoding, headDim), params, buffers, grid);
+        const centres = pool.centres(kind, layer);
+        if (centres === undefined) continue;
+        this.#list.dispatch(writeCentres(headDim), params, [pool.summaries(kind, layer), centres, tables], grid);
       }
     });
   }

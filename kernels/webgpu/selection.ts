@@ -1,11 +1,14 @@
 /// <reference types="@webgpu/types" />
 /** Dispatches of select and attend for one layer. */
+import { assert } from "../../protocol/assert.ts";
+import type { SummaryKind } from "../contract.ts";
 import type { Arena, CommandList, StepBuffers } from "./command-list.ts";
+import type { Kernel } from "./kernel.ts";
 import type { Batch, StepLayout } from "./step-layout.ts";
 import { attend, mergeSplits, TILE_HEADS } from "./wgsl/attend.ts";
 import { LIST_PAGES, WRITE_MASKS } from "./wgsl/masks.ts";
 import { COMBINE, SCORE_STATS, TOP_K, TOP_MASS } from "./wgsl/rank.ts";
-import { QUANTIZE_QUERIES, scorePages, scoreTokens } from "./wgsl/score.ts";
+import { QUANTIZE_QUERIES, SCORE_BLOCKS, scorePages, scoreTokens } from "./wgsl/score.ts";
 
 /** Work groups from which on every tile walks its splits by itself. */
 const WALK_GROUPS_MIN = 2048;
@@ -34,8 +37,13 @@ export function recordSelect(step: LayerStep): void {
     const params = { queries, head_dim: headDim, codes_at: layout.codesAt, scales_at: layout.scalesAt };
     list.dispatch(QUANTIZE_QUERIES, params, [step.q, scratch], [Math.ceil(queries / 64)]);
   }
+  for (const batch of lists.blockBatches) {
+    scoreBatch(step, batch, SCORE_BLOCKS, layout.pool.centres(batch.summary as SummaryKind, layer));
+    rankBatch(step, batch);
+  }
   for (const batch of lists.batches) {
-    scorePageBatch(step, batch);
+    const summary = batch.summary as SummaryKind;
+    scoreBatch(step, batch, scorePages(summary), layout.pool.summaries(summary, layer));
     rankBatch(step, batch);
   }
   const params = { layer, units_at: lists.listUnits.at };
@@ -48,17 +56,22 @@ export function recordSelect(step: LayerStep): void {
   list.dispatch(WRITE_MASKS, { layer, units_at: lists.units.at }, [tables, scratch, outcome], grid);
 }
 
-function scorePageBatch({ list, buffers, layout, layer }: LayerStep, batch: Batch): void {
+/** Scores pages by `source`, their summaries, or blocks by their centres. */
+function scoreBatch(
+  { list, buffers, layout }: LayerStep,
+  batch: Batch,
+  kernel: Kernel,
+  source: GPUBuffer | undefined,
+): void {
   const { pool, headCount } = layout;
   const { kvHeadCount, headDim } = pool.spec;
-  if (batch.summary === undefined) return;
+  assert(source !== undefined, "what a batch scores by is in the pool");
   const params = {
     ...{ head_count: headCount, kv_head_count: kvHeadCount, head_dim: headDim, units_at: batch.unitsAt },
     ...{ codes_at: layout.codesAt, scales_at: layout.scalesAt },
   };
   const grid = [Math.ceil(batch.candidatesMax / 64), batch.chunksMax, batch.unitCount] as const;
-  const summaries = pool.summaries(batch.summary, layer);
-  list.dispatch(scorePages(batch.summary), params, [summaries, buffers.tables, buffers.scratch], grid);
+  list.dispatch(kernel, params, [source, buffers.tables, buffers.scratch], grid);
 }
 
 function scoreTokenBatch({ list, buffers, layout, layer, q }: LayerStep, batch: Batch): void {

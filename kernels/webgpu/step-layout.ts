@@ -4,6 +4,7 @@
  */
 
 import { choiceRow, choiceShape } from "../choice.ts";
+import { type CoarsePass, coarsePass } from "../coarse.ts";
 import { BLOCK_TOKENS, NOT_RESIDENT, PAGE_TOKENS, type StepSlice, type SummaryKind } from "../contract.ts";
 import {
   choiceRange,
@@ -36,7 +37,7 @@ export interface GroupLayout extends StepGroup {
 
 /** Units whose scores are computed together. */
 export interface Batch {
-  /** undefined: tokens. */
+  /** What pages, or their blocks, are scored by; undefined: tokens. */
   summary: SummaryKind | undefined;
   unitsAt: number;
   rankingsAt: number;
@@ -55,6 +56,8 @@ export interface LayerLists {
   /** All units that select, for the masks; those of token plans that list pages. */
   units: UnitTable;
   listUnits: UnitTable;
+  /** What ranks blocks before their pages. */
+  blockBatches: readonly Batch[];
   batches: readonly Batch[];
   tokenBatches: readonly Batch[];
 }
@@ -75,6 +78,7 @@ interface Unit {
   /** What each layer lets it take, where these differ. */
   takes: readonly UnitTake[];
   keep: number;
+  pass: CoarsePass | undefined;
   queryCount: number;
   chunkCount: number;
   scoresPages: boolean;
@@ -82,8 +86,11 @@ interface Unit {
   listMax: number;
 }
 
-/** How many candidates a unit keeps in a layer, and whether it scores them. */
-type UnitTake = Pick<Unit, "keep" | "scoresPages"> & Pick<UnitRecord, "keeps">;
+/** How many candidates a unit keeps in a layer, and whether it scores them, after which coarse pass. */
+type UnitTake = Pick<Unit, "keep" | "scoresPages" | "pass"> & Pick<UnitRecord, "keeps">;
+
+/** What a batch ranks. */
+type Ranked = "blocks" | "pages" | "tokens";
 
 /** Where a slice's own tables and bitmaps are. */
 interface SlicePlace {
@@ -196,15 +203,22 @@ export class StepLayout {
     const choosing = selecting.filter(({ sliceIndex }) => roles[sliceIndex] === "chooses");
     const listing = choosing.filter(({ listMax }) => listMax > 0);
     const scored = choosing.filter(({ scoresPages }) => scoresPages);
-    const lists = {
-      tiles: { at: this.#parts.tables.push(tiles), count: tiles.length / TILE_WORDS },
-      batches: this.pool.spec.summaryKinds.flatMap((kind) =>
+    const byKind = (units: readonly Unit[], ranked: Ranked): Batch[] =>
+      this.pool.spec.summaryKinds.flatMap((kind) =>
         this.#batchesOf(
-          scored.filter(({ plan }) => plan.scorer?.summary === kind),
+          units.filter(({ plan }) => plan.scorer?.summary === kind),
+          ranked,
           kind,
         ),
+      );
+    const lists = {
+      tiles: { at: this.#parts.tables.push(tiles), count: tiles.length / TILE_WORDS },
+      blockBatches: byKind(
+        scored.filter(({ pass }) => pass !== undefined),
+        "blocks",
       ),
-      tokenBatches: this.#batchesOf(listing, undefined),
+      batches: byKind(scored, "pages"),
+      tokenBatches: this.#batchesOf(listing, "tokens"),
       units: this.#table(selecting),
       listUnits: this.#table(listing),
     };
@@ -216,7 +230,7 @@ export class StepLayout {
   #rawWords(isPages: boolean): number {
     const words = this.#units
       .filter(({ scoresPages, listMax }) => (isPages ? scoresPages : listMax > 0))
-      .map((unit) => rawWordsOf(unit, isPages));
+      .map((unit) => rawWordsOf(unit, isPages ? "pages" : "tokens"));
     const sum = words.reduce((a, b) => a + b, 0);
     return Math.min(sum, RAW_WORDS_MAX + Math.max(0, ...words));
   }
@@ -277,12 +291,13 @@ export class StepLayout {
       ...{ report_at: NOWHERE, choice_stride: Math.ceil(block / 4) },
       radius_weight: floatBits(plan.scorer?.radiusWeight ?? 0),
       ...{ raw_at: NOWHERE, raw_stride: range.candidateCount, flags_at: NOWHERE },
+      ...{ block_first: 0, block_count: 0, block_raw_at: NOWHERE, block_flags_at: NOWHERE },
       ...{ list_at: NOWHERE, list_count_at: NOWHERE, places_at: NOWHERE },
       ...{ token_take: range.takePages * PAGE_TOKENS, token_raw_at: NOWHERE, token_raw_stride: 0 },
       token_flags_at: NOWHERE,
     };
     return {
-      ...{ sliceIndex, record, plan, takes, keep: first.keep },
+      ...{ sliceIndex, record, plan, takes, keep: first.keep, pass: first.pass },
       // Of the layers that choose: those that do not score have no use for the room.
       scoresPages: takes.some(({ scoresPages }) => scoresPages),
       queryCount: voterCount * kvCount * headsPerKvHead,
@@ -299,7 +314,8 @@ export class StepLayout {
       const own = choiceRange(plan, range, { layer, kvHead, kvHeadCount });
       const keep = keepPages(plan, own);
       const scoresPages = given === undefined && needsPageScores(plan, own);
-      return { keep, scoresPages, keeps: given !== undefined ? 3 : scoresPages ? 2 : keep > 0 ? 1 : 0 };
+      const pass = scoresPages ? coarsePass(plan, own) : undefined;
+      return { keep, scoresPages, pass, keeps: given !== undefined ? 3 : scoresPages ? 2 : keep > 0 ? 1 : 0 };
     });
   }
 
@@ -328,8 +344,10 @@ export class StepLayout {
   }
 
   /** Room for a unit's flags and lists. */
-  #placeChoice({ record, scoresPages, listMax }: Unit): void {
+  #placeChoice({ record, scoresPages, listMax, takes }: Unit): void {
     if (scoresPages) record.flags_at = this.#scratch.take(record.page_count);
+    const blocks = takes.map(({ pass }) => (pass === undefined ? 0 : pass.blockEnd - pass.blockFirst));
+    if (Math.max(...blocks) > 0) record.block_flags_at = this.#scratch.take(Math.max(...blocks));
     if (listMax === 0) return;
     record.list_at = this.#scratch.take(listMax);
     record.list_count_at = this.#scratch.take(1);
@@ -339,13 +357,11 @@ export class StepLayout {
   }
 
   /** Tables of units and rankings, cut so that a batch's raw scores fit; all batches use the same room. */
-  #batchesOf(units: readonly Unit[], summary: SummaryKind | undefined): Batch[] {
-    const isPages = summary !== undefined;
-    const strideOf = ({ record }: Unit): number => (isPages ? record.raw_stride : record.token_raw_stride);
+  #batchesOf(units: readonly Unit[], ranked: Ranked, summary?: SummaryKind): Batch[] {
     const batches: Unit[][] = [];
     let words = 0;
     for (const unit of units) {
-      const own = rawWordsOf(unit, isPages);
+      const own = rawWordsOf(unit, ranked);
       if (batches.length === 0 || words + own > RAW_WORDS_MAX) {
         batches.push([]);
         words = 0;
@@ -361,19 +377,19 @@ export class StepLayout {
         return start;
       };
       const rankings = batch.map((unit) => {
-        const raw = take(unit.queryCount * strideOf(unit));
-        if (isPages) unit.record.raw_at = raw;
-        else unit.record.token_raw_at = raw;
-        return rankingOf(unit, isPages, { raw, stats: take(unit.queryCount * 2), keys: take(strideOf(unit)) });
+        const raw = take(unit.queryCount * strideOf(unit, ranked));
+        unit.record[({ blocks: "block_raw_at", pages: "raw_at", tokens: "token_raw_at" } as const)[ranked]] = raw;
+        const keys = take(strideOf(unit, ranked));
+        return rankingOf(unit, ranked, { raw, stats: take(unit.queryCount * 2), keys });
       });
       const units = this.#table(batch);
       const rankingsAt = this.#parts.tables.push(rankings.flat());
       return {
         ...{ summary, unitsAt: units.at, unitCount: units.count, rankingsAt },
-        candidatesMax: Math.max(...batch.map(strideOf)),
+        candidatesMax: Math.max(...batch.map((unit) => strideOf(unit, ranked))),
         chunksMax: Math.max(...batch.map(({ chunkCount }) => chunkCount)),
         queriesMax: Math.max(...batch.map(({ queryCount }) => queryCount)),
-        usesMass: isPages && batch.some(({ plan }) => massShareOf(plan) > 0),
+        usesMass: ranked === "pages" && batch.some(({ plan }) => massShareOf(plan) > 0),
         usesSoftmax: batch.some(({ plan }) => pageCombine(plan) === "softmax-sum"),
       };
     });
@@ -409,30 +425,39 @@ export class StepLayout {
 
 /** The unit as a layer that selects sees it. */
 function inLayer(unit: Unit, layer: number): Unit {
-  const take = unit.takes[layer];
-  if (take === undefined) return unit;
-  const { keep, scoresPages, keeps } = take;
-  return { ...unit, keep, scoresPages, record: { ...unit.record, keeps } };
+  const { keep, scoresPages, pass, keeps } = unit.takes[layer] ?? (unit.takes[0] as UnitTake);
+  const { blockFirst, blockEnd } = pass ?? { blockFirst: 0, blockEnd: 0 };
+  const record = {
+    ...{ ...unit.record, keeps, block_first: blockFirst, block_count: blockEnd - blockFirst },
+    block_flags_at: pass === undefined ? NOWHERE : unit.record.block_flags_at,
+  };
+  return { ...unit, keep, scoresPages, pass, record };
 }
 
-function rankingOf(unit: Unit, isPages: boolean, at: { raw: number; stats: number; keys: number }): number[] {
-  const { record, plan } = unit;
-  const rule = pageCombine(plan) === "max" ? 0 : 1;
+function rankingOf(unit: Unit, ranked: Ranked, at: { raw: number; stats: number; keys: number }): number[] {
+  const { record, plan, pass } = unit;
+  const isPages = ranked === "pages";
+  const take = { blocks: pass?.keep ?? 0, pages: unit.keep, tokens: record.token_take }[ranked];
+  const flags = { blocks: record.block_flags_at, pages: record.flags_at, tokens: record.token_flags_at }[ranked];
   const values: Record<(typeof RANKING_FIELDS)[number], number> = {
-    ...{ raw_at: at.raw, raw_stride: isPages ? record.raw_stride : record.token_raw_stride },
-    ...{ query_count: unit.queryCount, size: isPages ? record.page_count : 0 },
-    size_at: isPages ? NOWHERE : record.list_count_at,
-    ...{ stats_at: at.stats, keys_at: at.keys, flags_at: isPages ? record.flags_at : record.token_flags_at },
-    ...{ take: isPages ? unit.keep : record.token_take, rule },
+    ...{ raw_at: at.raw, raw_stride: strideOf(unit, ranked), query_count: unit.queryCount },
+    ...(ranked === "tokens"
+      ? { size: 0, size_at: record.list_count_at }
+      : { size: strideOf(unit, ranked), size_at: NOWHERE }),
+    ...{ stats_at: at.stats, keys_at: at.keys, flags_at: flags, take, rule: pageCombine(plan) === "max" ? 0 : 1 },
     mass_share: isPages ? floatBits(massShareOf(plan)) : 0,
   };
   return RANKING_FIELDS.map((field) => values[field]);
 }
 
+/** Raw scores of one query, in words. */
+function strideOf({ record }: Unit, ranked: Ranked): number {
+  return { blocks: record.block_count, pages: record.raw_stride, tokens: record.token_raw_stride }[ranked];
+}
+
 /** Raw scores, stats and keys of a unit's ranking. */
-function rawWordsOf({ record, queryCount }: Unit, isPages: boolean): number {
-  const stride = isPages ? record.raw_stride : record.token_raw_stride;
-  return (queryCount + 1) * stride + 2 * queryCount;
+function rawWordsOf(unit: Unit, ranked: Ranked): number {
+  return (unit.queryCount + 1) * strideOf(unit, ranked) + 2 * unit.queryCount;
 }
 
 /** 0: a plan without one. */

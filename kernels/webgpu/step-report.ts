@@ -1,6 +1,7 @@
 /** Misses, chosen blocks and traffic of a step: what the host knows before, and what the device counted. */
 
 import { StepChoices } from "../choice.ts";
+import { coarsePass, passedOverCount } from "../coarse.ts";
 import {
   BLOCK_TOKENS,
   type Miss,
@@ -17,9 +18,9 @@ import {
   groupKvBytes,
   MissSet,
   openKvBytes,
+  scoringBytes,
   sealedKeyBytes,
   sealedKvBytes,
-  summaryReadBytes,
 } from "../traffic.ts";
 import type { GroupLayout, StepLayout } from "./step-layout.ts";
 import { COUNTERS } from "./wgsl/masks.ts";
@@ -52,7 +53,10 @@ export class StepReport {
       if (takesOver) continue;
       for (let kvHead = 0; kvHead < kvHeadCount; kvHead++) {
         const own = choiceRange(slice.plan, range, { layer, kvHead, kvHeadCount });
-        if (needsPageScores(slice.plan, own)) traffic.metadataBytes += summaryReadBytes(headDim, range.candidateCount);
+        if (!needsPageScores(slice.plan, own)) continue;
+        const pass = coarsePass(slice.plan, own);
+        traffic.metadataBytes += scoringBytes(headDim, own, pass);
+        if (pass !== undefined) traffic.pagesPassedOver += passedOverCount(pass);
       }
     }
   }

@@ -37,6 +37,7 @@ const EFFECTS: Readonly<Record<ModifierName, ModifierEffect>> = {
       return { ...plan, candidatePages: Number(value) * plan.budgetPages };
     },
   },
+  coarse: { version: 1, apply: (plan, value) => ({ ...paged(plan), coarseFactor: Number(value) }) },
   sink: {
     version: 1,
     apply: (plan, value) => {

@@ -4,6 +4,7 @@ import type { BlockLayer } from "../../engine/kv/block-fetcher.ts";
 import { LookAhead } from "../../engine/sequence/look-ahead.ts";
 import type { Sequence } from "../../engine/sequence/sequence.ts";
 import { type Miss, NOT_RESIDENT } from "../../kernels/contract.ts";
+import { emptyTraffic } from "../../kernels/traffic.ts";
 import type { Checkpoint, SequenceStep } from "../../models/contract.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
@@ -51,7 +52,7 @@ function world({ layerMs, latencyMs }: { layerMs: number; latencyMs: number | un
         const misses = layers.flatMap((i): Miss[] =>
           [1, 2].map((block) => ({ sliceIndex: 0, layer: step!.resumeFrom!.layer + i, block })),
         );
-        return [{ misses, traffic: { pagesSelected: 0, pagesInContext: 0, kvBytes: 0, metadataBytes: 0 } }];
+        return [{ misses, traffic: emptyTraffic() }];
       },
     },
     residency: {

@@ -5,6 +5,7 @@ import { openReferenceDevice } from "../../kernels/reference/device.ts";
 import { markExercised } from "../exercised.ts";
 import { describeAppend } from "./conformance/append.ts";
 import { describeAttention } from "./conformance/attention.ts";
+import { describeCoarse } from "./conformance/coarse.ts";
 import { describeInvariance } from "./conformance/invariance.ts";
 import { describeKinds } from "./conformance/kinds.ts";
 import { describeMisuse } from "./conformance/misuse.ts";
@@ -35,6 +36,7 @@ const PARTS = {
   selection: describeSelection,
   reuse: describeReuse,
   uneven: describeUneven,
+  coarse: describeCoarse,
   invariance: describeInvariance,
   pool: describePool,
   sampling: describeSampling,

@@ -88,7 +88,9 @@ describe("the reference device, by hand", () => {
     expect(values[0]).toBeCloseTo(3, 5);
     expect(values[1]).toBeCloseTo(2, 5);
     expect(values.slice(2)).toEqual([0, 0]);
-    expect(traffic).toEqual([{ pagesSelected: 0, pagesInContext: 0, kvBytes: 2 * 2 * 4 * 4, metadataBytes: 0 }]);
+    expect(traffic).toEqual([
+      { pagesSelected: 0, pagesInContext: 0, kvBytes: 2 * 2 * 4 * 4, metadataBytes: 0, pagesPassedOver: 0 },
+    ]);
     expect(misses).toEqual([]);
   });
 
@@ -126,7 +128,9 @@ describe("the reference device, by hand", () => {
     const { misses, traffic } = await recorder.submit();
     expect(misses).toEqual([{ sliceIndex: 0, layer: 0, block: 2 }]);
     // Candidates are pages 1 to 22; a page's summary is twice 4 codes and a scale.
-    expect(traffic).toEqual([{ pagesSelected: 5, pagesInContext: 25, kvBytes: 0, metadataBytes: 22 * 16 }]);
+    expect(traffic).toEqual([
+      { pagesSelected: 5, pagesInContext: 25, kvBytes: 0, metadataBytes: 22 * 16, pagesPassedOver: 0 },
+    ]);
   });
 });
 

@@ -19,16 +19,16 @@ describe("memory plan", () => {
     expect(poolUnitBytes(house, "f32", ["min-max"])).toEqual({
       blockBytes: 32768,
       openSlotBytes: 131072,
-      // Codes 4*2*32, scales 4*2*4 of each KV head.
-      summarySlotBytes: 8 * 288,
-      tokenBytes: 2084,
+      // Codes 4*2*32, scales 4*2*4 of each KV head; codes 32 and a scale of the block's centre.
+      summarySlotBytes: 8 * (288 + 36),
+      tokenBytes: 2088.5,
     });
     // Codes 4096 + 4096, key scales 2*32*4, value scales 2*64*4.
     expect(poolUnitBytes(house, "int8", ["min-max", "mean-deviation"])).toEqual({
       blockBytes: 8960,
       openSlotBytes: 131072,
-      summarySlotBytes: 2 * 8 * 288,
-      tokenBytes: 632,
+      summarySlotBytes: 2 * 8 * (288 + 36),
+      tokenBytes: 641,
     });
   });
 
@@ -86,21 +86,21 @@ describe("memory plan", () => {
     const request = { config: house, encoding: "f32", summaryKinds: ["min-max"], runningMax: 4 } as const;
     const contextTokens = 32768;
     expect(() => planPool({ ...request, contextTokens, poolBytes: 2 ** 20 })).toThrow(
-      /1\.0 MiB cannot hold one sequence of 32768 tokens: 67\.5 MiB are needed/,
+      /1\.0 MiB cannot hold one sequence of 32768 tokens: 67\.8 MiB are needed/,
     );
     // 512 blocks of 4 layers, two summary slots for each, ten open slots.
-    const neededBytes = 512 * (4 * 32768 + 2 * 2304) + 10 * 131072;
+    const neededBytes = 512 * (4 * 32768 + 2 * 2592) + 10 * 131072;
     expect(planPool({ ...request, contextTokens, poolBytes: neededBytes }).tokenCapacity).toBe(contextTokens);
     expect(() => planPool({ ...request, contextTokens, poolBytes: neededBytes - 1 })).toThrow(/cannot hold/);
   });
 
   it("chooses the model's context where the pool holds it, else what leaves room for others", () => {
     const pool = { config: house, encoding: "f32", summaryKinds: ["min-max"] } as const;
-    // As above: 512 blocks of 135,680 bytes and ten open slots hold the whole context.
-    const wholeBytes = 512 * 135_680 + 10 * 131_072;
+    // As above: 512 blocks of 136,256 bytes and ten open slots hold the whole context.
+    const wholeBytes = 512 * 136_256 + 10 * 131_072;
     expect(defaultContextTokens({ ...pool, poolBytes: wholeBytes })).toBe(32_768);
     const contextTokens = defaultContextTokens({ ...pool, poolBytes: wholeBytes - 1 });
-    expect(contextTokens).toBe(Math.floor((wholeBytes / 2 - 10 * 131_072) / 135_680) * 64);
+    expect(contextTokens).toBe(Math.floor((wholeBytes / 2 - 10 * 131_072) / 136_256) * 64);
     const plan = planPool({ ...pool, poolBytes: wholeBytes - 1, contextTokens, runningMax: 4 });
     expect(plan.runningMax).toBe(4);
     expect(defaultContextTokens({ ...pool, poolBytes: 1 })).toBe(64);

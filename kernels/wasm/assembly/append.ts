@@ -2,7 +2,7 @@
 import { arg, argAt, partStart, scratchOf } from "./control";
 import { decodeKeys } from "./kv-decode";
 import { codeOf, codes4 } from "./matmul-int8";
-import { summarizeBlock, summaryHeadBytes } from "./summaries";
+import { blockCentreBytes, summarizeBlock, summaryHeadBytes, writeBlockCentre } from "./summaries";
 import { maxLanes } from "./vector";
 
 /**
@@ -57,8 +57,9 @@ function rotate(out: usize, x: usize, cos: usize, sin: usize, halfBytes: usize):
 /**
  * Encodes one KV head of one full block and writes its summaries. Task = block * kvHeadCount + kvHead.
  * args: blocks {open keys, open values, device block (addresses of the layer, head 0), summary slot (-1: none)}, kvHeadCount, headDim,
- * int8?, offsets in a block: key scales, values, value scales; bytes from one KV head's summaries to the next one's, kind count, then of every
- * kind its index in SUMMARY_KINDS of kernels/contract.ts and its summaries (of the layer, head 0, slot 0)
+ * int8?, offsets in a block: key scales, values, value scales; bytes from one KV head's summaries to the next one's, kind count, the same
+ * bytes for centres of blocks, then of every kind its index in SUMMARY_KINDS of kernels/contract.ts, its summaries, and its centres of blocks (of
+ * the layer, head 0, slot 0; 0: none)
  */
 export function sealTask(task: i32, thread: i32): void {
   const kvHeadCount = arg(1);
@@ -90,9 +91,20 @@ export function sealTask(task: i32, thread: i32): void {
   if (slot < 0) return;
   const scratch = scratchOf(thread) + headDim * 256;
   for (let index = 0; index < arg(8); index++) {
-    const to = argAt(10 + 2 * index) + head * argAt(7) + <usize>slot * summaryHeadBytes(headDim);
-    summarizeBlock(to, keys, headDim, arg(9 + 2 * index), scratch);
+    const to = argAt(11 + 3 * index) + head * argAt(7) + <usize>slot * summaryHeadBytes(headDim);
+    summarizeBlock(to, keys, headDim, arg(10 + 3 * index), scratch);
+    const centres = argAt(12 + 3 * index);
+    if (centres != 0) writeBlockCentre(centres + head * argAt(9) + <usize>slot * blockCentreBytes(headDim), to, headDim, scratch);
   }
+}
+
+/**
+ * Centres of a block whose summaries were written. Task = KV head, of all layers.
+ * args: summaries of the slot (layer 0, head 0), bytes from one KV head's to the next one's; the same two of what is made; headDim
+ */
+export function blockCentresTask(task: i32, thread: i32): void {
+  const head = <usize>task;
+  writeBlockCentre(argAt(2) + head * argAt(3), argAt(0) + head * argAt(1), argAt(4), scratchOf(thread));
 }
 
 /** Four channels of the keys: one scale per channel over 64 tokens. */

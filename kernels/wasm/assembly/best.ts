@@ -17,9 +17,39 @@ export function chooseTask(task: i32): void {
     if (isPages) memory.fill(at(unit, 76), 0, at(unit, 80));
     if (wanted >= count) chooseAll(unit);
     else if (wanted > 0) chooseBest(unit, wanted);
+    if (at(unit, 116) != 0 && wanted > 0) spreadChoice(unit);
     if (isPages) addForced(unit);
   }
   if (isPages) countPages(unit);
+  if (at(unit, 120) != 0) writeList(unit);
+}
+
+/** Takes a choice among listed blocks to their masks. */
+function spreadChoice(unit: usize): void {
+  const masks = at(unit, 76);
+  const list = at(unit, 116);
+  const count = (at(unit, 24) + 3) >> 2;
+  for (let index: usize = 0; index < count; index++) {
+    store<u8>(masks + load<u32>(list + (index << 2)), load<u8>(at(unit, 56) + index));
+  }
+}
+
+/** Lists the chosen blocks, and those before and behind them of which only some pages are candidates. */
+function writeList(unit: usize): void {
+  const first = word(unit, 64);
+  const end = word(unit, 24);
+  let to = at(unit, 120);
+  if ((word(unit, 84) & 3) != 0) {
+    store<i32>(to, first - 1);
+    to += 4;
+  }
+  for (let item = 0; item < end; item += 4) {
+    for (let chosen = <i32>load<u8>(at(unit, 56) + <usize>(item >> 2)); chosen != 0; chosen &= chosen - 1) {
+      store<i32>(to, first + item + ctz(chosen));
+      to += 4;
+    }
+  }
+  if ((word(unit, 88) & 3) != 0) store<i32>(to, first + end);
 }
 
 function chooseAll(unit: usize): void {

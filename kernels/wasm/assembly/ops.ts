@@ -26,3 +26,4 @@ export const OP_EMBED_INT4: i32 = 24;
 export const OP_MATMUL_INT4: i32 = 25;
 export const OP_QUANTIZE_QUERIES: i32 = 26;
 export const OP_ARGMAX: i32 = 27;
+export const OP_BLOCK_CENTRES: i32 = 28;

@@ -2,7 +2,7 @@
 // sum (see `PageScorer` in kernels/contract.ts). Bytes: 2 * (headDim + 4) a page and KV head; the summaries of a KV head of a layer lie slot
 // by slot. Loads of 8 codes run up to 4 codes over a vector whose width is no multiple of 8: these lie in the same slot and meet zeros.
 import { arg, argAt } from "./control";
-import { summaryHeadBytes } from "./summaries";
+import { blockCentreBytes, summaryHeadBytes } from "./summaries";
 import { at, candidateLanes, UNIT_BYTES, word } from "./units";
 import { larger4, maxLanes, sumLanes4i } from "./vector";
 
@@ -48,9 +48,9 @@ function queryCodes4(x: v128, scale: f32): v128 {
 }
 
 /**
- * Scores a chunk of blocks of candidate pages. Combine max reduces at once, softmax-sum leaves raw scores. Task = unit * chunks + chunk.
+ * Scores a chunk of blocks of candidate pages, or of fours of blocks where their centres are ranked. Combine max reduces at once, softmax-sum leaves raw scores. Task = unit * chunks + chunk.
  * args: units, chunks, blocks of a chunk, headCount, heads per KV head, headDim, query codes, query scales, layer, KV head count, bytes
- * from one KV head's summaries to the next one's
+ * from one KV head's summaries to the next one's, the same for centres of blocks
  */
 export function scorePagesTask(task: i32): void {
   const unit = argAt(0) + <usize>(task / arg(1)) * UNIT_BYTES;
@@ -62,14 +62,15 @@ export function scorePagesTask(task: i32): void {
   const heads = word(unit, 12);
   const queryFirst = word(unit, 4);
   const queryEnd = queryFirst + word(unit, 8);
-  const layer = at(unit, 72) + <usize>(arg(8) * arg(9) + word(unit, 16)) * argAt(10);
+  const headBytes = argAt(word(unit, 112) == 3 ? 11 : 10);
+  const layer = at(unit, 72) + <usize>(arg(8) * arg(9) + word(unit, 16)) * headBytes;
   let row = queryFirst / heads;
   let head = queryFirst - row * heads;
   for (let query = queryFirst; query < queryEnd; ) {
     // The query heads of one KV head in one row, as far as they belong to the tile, two by two.
     const kvHead = head / group;
     const headEnd = min((kvHead + 1) * group, head + queryEnd - query);
-    const summaries = layer + <usize>kvHead * argAt(10);
+    const summaries = layer + <usize>kvHead * headBytes;
     const vectors = at(unit, 0) + <usize>(row * arg(3));
     for (; head < headEnd; head += 2) {
       const isPair = head + 1 < headEnd;
@@ -103,25 +104,33 @@ function scorePair(unit: usize, query: i32, isPair: bool, vector: usize, summari
   const isMax = word(unit, 48) == 0;
   const stride = at(unit, 40) << 2;
   const raw = at(unit, 32) + <usize>(query - word(unit, 4)) * stride;
+  const list = at(unit, 116);
   for (let block = first; block < end; block++) {
-    const summary = summaries + <usize>load<u32>(slots + (<usize>block << 2)) * summaryHeadBytes(headDim);
     let one: v128;
     let other: v128;
-    if (form == 2) {
-      one = scoreSigns(q, summary, headDim);
-      other = isPair ? scoreSigns(p, summary, headDim) : one;
+    if (form == 3) {
+      const fours = fourCentres(unit, summaries, slots, headDim, block << 2);
+      one = scoreCentres(q, scales, fours, headDim);
+      other = isPair ? scoreCentres(p, v128.shuffle<f32>(scales, scales, 1, 0, 1, 0), fours, headDim) : one;
     } else {
-      let low: v128;
-      let high: v128;
-      if (form == 0) {
-        low = scoreTwoByTwo(q, p, scales, weights, summary, headDim, 0, true);
-        high = scoreTwoByTwo(q, p, scales, weights, summary, headDim, 2, true);
+      const slotAt = slots + (<usize>(list == 0 ? block : load<i32>(list + (<usize>block << 2))) << 2);
+      const summary = summaries + <usize>load<u32>(slotAt) * summaryHeadBytes(headDim);
+      if (form == 2) {
+        one = scoreSigns(q, summary, headDim);
+        other = isPair ? scoreSigns(p, summary, headDim) : one;
       } else {
-        low = scoreTwoByTwo(q, p, scales, weights, summary, headDim, 0, false);
-        high = scoreTwoByTwo(q, p, scales, weights, summary, headDim, 2, false);
+        let low: v128;
+        let high: v128;
+        if (form == 0) {
+          low = scoreTwoPages(q, p, scales, weights, summary, headDim, 0, true);
+          high = scoreTwoPages(q, p, scales, weights, summary, headDim, 2, true);
+        } else {
+          low = scoreTwoPages(q, p, scales, weights, summary, headDim, 0, false);
+          high = scoreTwoPages(q, p, scales, weights, summary, headDim, 2, false);
+        }
+        one = v128.shuffle<f32>(low, high, 0, 2, 4, 6);
+        other = v128.shuffle<f32>(low, high, 1, 3, 5, 7);
       }
-      one = v128.shuffle<f32>(low, high, 0, 2, 4, 6);
-      other = v128.shuffle<f32>(low, high, 1, 3, 5, 7);
     }
     const offset = <usize>block << 4;
     if (isMax) {
@@ -143,15 +152,65 @@ function storeRaw(unit: usize, to: usize, scores: v128, block: i32): void {
   v128.store(to, isWhole ? scores : v128.bitselect(scores, f32x4.splat(NEGATIVE_INFINITY), candidateLanes(unit, block << 2)));
 }
 
+/** Pages `page` and `page` + 1 of a block: see {@link scoreTwoByTwo}. */
+// @ts-ignore: decorator
+@inline
+function scoreTwoPages(q: usize, p: usize, qScales: v128, weights: v128, summary: usize, headDim: usize, page: usize, isRadius: bool): v128 {
+  const centre = summary + (page * headDim << 1);
+  const scales = v128.load(summary + (headDim << 3) + (page << 3));
+  return scoreTwoByTwo(q, p, qScales, weights, centre, centre + (headDim << 1), scales, headDim, isRadius);
+}
+
+/** Addresses of the centres of four blocks; behind the last one that one again. */
+// @ts-ignore: decorator
+@inline
+function fourCentres(unit: usize, centres: usize, slots: usize, headDim: usize, item: i32): v128 {
+  const last = i32x4.splat(word(unit, 24) - 1);
+  const items = i32x4.min_s(i32x4.add(i32x4.splat(item), i32x4(0, 1, 2, 3)), last);
+  const a = load<i32>(slots + (<usize>i32x4.extract_lane(items, 0) << 2));
+  const b = load<i32>(slots + (<usize>i32x4.extract_lane(items, 1) << 2));
+  const c = load<i32>(slots + (<usize>i32x4.extract_lane(items, 2) << 2));
+  const d = load<i32>(slots + (<usize>i32x4.extract_lane(items, 3) << 2));
+  let places = i32x4.splat(a);
+  places = i32x4.replace_lane(places, 1, b);
+  places = i32x4.replace_lane(places, 2, c);
+  places = i32x4.replace_lane(places, 3, d);
+  return i32x4.add(i32x4.splat(<i32>centres), i32x4.mul(places, i32x4.splat(<i32>blockCentreBytes(headDim))));
+}
+
+/** One query against four centres; its scale is lane 0 of `scales`. */
+// @ts-ignore: decorator
+@inline
+function scoreCentres(q: usize, scales: v128, centres: v128, headDim: usize): v128 {
+  const first = <usize>(<u32>i32x4.extract_lane(centres, 0));
+  const second = <usize>(<u32>i32x4.extract_lane(centres, 1));
+  const third = <usize>(<u32>i32x4.extract_lane(centres, 2));
+  const fourth = <usize>(<u32>i32x4.extract_lane(centres, 3));
+  let a = i32x4.splat(0), b = i32x4.splat(0), c = i32x4.splat(0), d = i32x4.splat(0);
+  for (let i: usize = 0; i < headDim; i += 8) {
+    const x = v128.load(q + (i << 1));
+    a = i32x4.add(a, i32x4.dot_i16x8_s(x, v128.load8x8_s(first + i)));
+    b = i32x4.add(b, i32x4.dot_i16x8_s(x, v128.load8x8_s(second + i)));
+    c = i32x4.add(c, i32x4.dot_i16x8_s(x, v128.load8x8_s(third + i)));
+    d = i32x4.add(d, i32x4.dot_i16x8_s(x, v128.load8x8_s(fourth + i)));
+  }
+  let own = v128.load32_zero(first + headDim);
+  own = v128.load32_lane(second + headDim, own, 1);
+  own = v128.load32_lane(third + headDim, own, 2);
+  own = v128.load32_lane(fourth + headDim, own, 3);
+  const units = f32x4.mul(v128.shuffle<f32>(scales, scales, 0, 0, 0, 0), own);
+  return f32x4.mul(units, f32x4.convert_i32x4_s(sumLanes4i(a, b, c, d)));
+}
+
 /**
- * Pages `page` and `page` + 1 of a block: {page with first query, page with second, next with first, next with second}. The second vector of a
- * summary is a radius and meets the query's magnitudes, or a key and meets the query.
+ * A summary and the next one: {it with first query, it with second, next with first, next with second}. The second vector of a summary is a radius
+ * and meets the query's magnitudes, or a key and meets the query. `scales`: {centre, radius} of the one, then of the next.
  */
 // @ts-ignore: decorator
 @inline
-function scoreTwoByTwo(q: usize, p: usize, qScales: v128, weights: v128, summary: usize, headDim: usize, page: usize, isRadius: bool): v128 {
-  const centre = summary + (page * headDim << 1);
-  const nextCentre = centre + (headDim << 1);
+function scoreTwoByTwo(
+  q: usize, p: usize, qScales: v128, weights: v128, centre: usize, nextCentre: usize, scales: v128, headDim: usize, isRadius: bool,
+): v128 {
   const radius = centre + headDim;
   const nextRadius = nextCentre + headDim;
   let a = i32x4.splat(0), b = i32x4.splat(0), c = i32x4.splat(0), d = i32x4.splat(0);
@@ -176,8 +235,6 @@ function scoreTwoByTwo(q: usize, p: usize, qScales: v128, weights: v128, summary
     g = i32x4.add(g, i32x4.dot_i16x8_s(x, v));
     h = i32x4.add(h, i32x4.dot_i16x8_s(y, v));
   }
-  // {centre, radius} of the page, then of the next one.
-  const scales = v128.load(summary + (headDim << 3) + (page << 3));
   const centreUnits = f32x4.mul(qScales, v128.shuffle<f32>(scales, scales, 0, 0, 2, 2));
   const radiusUnits = f32x4.mul(f32x4.mul(qScales, v128.shuffle<f32>(scales, scales, 1, 1, 3, 3)), weights);
   const towards = f32x4.convert_i32x4_s(sumLanes4i(a, b, c, d));

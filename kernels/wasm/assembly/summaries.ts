@@ -38,6 +38,27 @@ export function summarizeBlock(to: usize, keys: usize, headDim: usize, kind: i32
   }
 }
 
+/** Bytes of a block's own centre in one KV head. */
+// @ts-ignore: decorator
+@inline
+export function blockCentreBytes(headDim: usize): usize {
+  return headDim + 4;
+}
+
+/** A block's own centre, encoded, from the summaries of its pages (`blockCentre` in kernels/summary-codec.ts). `scratch` holds headDim f32. */
+export function writeBlockCentre(to: usize, summary: usize, headDim: usize, scratch: usize): void {
+  const scales = summary + (headDim << 3);
+  for (let channel: usize = 0; channel < headDim; channel += 4) {
+    let sum = f32x4.splat(0);
+    for (let page: usize = 0; page < 4; page++) {
+      const codes = f32x4.convert_i32x4_s(codes4Of(summary + page * headDim * 2 + channel));
+      sum = f32x4.add(sum, f32x4.mul(codes, v128.load32_splat(scales + (page << 3))));
+    }
+    v128.store(scratch + (channel << 2), f32x4.mul(sum, f32x4.splat(0.25)));
+  }
+  store<f32>(to + headDim, encode(to, scratch, headDim, false));
+}
+
 /** Codes to nearest (halves to even) or upwards, 0 where the scale is 0 or the quotient is not a number; returns the scale. */
 function encode(codes: usize, values: usize, headDim: usize, upwards: bool): f32 {
   let largest = f32x4.splat(0);

@@ -1,6 +1,6 @@
 // One op number, one kernel.
 import { attendMergeTask, attendTask } from "./attend";
-import { ropeTask, sealTask } from "./append";
+import { blockCentresTask, ropeTask, sealTask } from "./append";
 import { chooseTask } from "./best";
 import { matmulTask } from "./matmul";
 import { embedFloatTask, packFloatTask } from "./matmul-f32";
@@ -9,6 +9,7 @@ import { embedInt8Task, packInt8Task, quantizeRowsTask } from "./matmul-int8";
 import {
   OP_ARGMAX,
   OP_ATTEND,
+  OP_BLOCK_CENTRES,
   OP_ATTEND_MERGE,
   OP_CHOOSE,
   OP_EMBED_BF16,
@@ -68,6 +69,7 @@ export function runTask(op: i32, task: i32, thread: i32): void {
     case OP_VOTE_SUM: return voteSumTask(task);
     case OP_CHOOSE: return chooseTask(task);
     case OP_ARGMAX: return argmaxTask();
+    case OP_BLOCK_CENTRES: return blockCentresTask(task, thread);
     case OP_ATTEND: return attendTask(task, thread);
     case OP_ATTEND_MERGE: return attendMergeTask(task, thread);
     default: unreachable();

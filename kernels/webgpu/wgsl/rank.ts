@@ -1,7 +1,7 @@
 /** Ranking of candidates: one score per candidate from those of several queries, and the best of them. */
 import { type Kernel, read, write } from "../kernel.ts";
 import { FLOAT_BITS, SORTABLE } from "./exact-math.ts";
-import { RANKING, RANKING_FIELDS, RANKING_SIZE } from "./unit.ts";
+import { RANKING, RANKING_FIELDS, RANKING_SIZE, UNSCORED } from "./unit.ts";
 
 /**
  * Softmax of one query's scores / sqrt(headDim): its maximum and 1 / sum, both for scaled scores; 0 for 1 / sum where every score is
@@ -34,7 +34,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
   workgroupBarrier();
   for (var i = 0u; i < 64u; i++) { largest = max(largest, partial[i]); }
   var mine = 0.0;
-  for (var i = lid; i < size; i += 64u) { mine += exp(bitcast<f32>(scratch[first + i]) * p.scale - largest); }
+  for (var i = lid; i < size; i += 64u) {
+    let bits = scratch[first + i];
+    if (bits != ${UNSCORED}) { mine += exp(bitcast<f32>(bits) * p.scale - largest); }
+  }
   sums[lid] = mine;
   workgroupBarrier();
   if (lid == 0u) {
@@ -49,7 +52,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
 
 /**
  * One sortable key per candidate: the largest score, or the sum of the queries' softmaxes, queries ascending. A score that is not a number
- * makes the candidate's key that of -Infinity. Grid [ceil(most candidates / 64), rankings].
+ * makes the candidate's key that of -Infinity; what was not scored at all gets the least key, which no score has. Grid [ceil(most candidates / 64), rankings].
  */
 export const COMBINE: Kernel = {
   name: "combine",
@@ -79,6 +82,7 @@ fn main(@builtin(global_invocation_id) id: vec3u) {
   }
   var key = select(best, sortable(votes), ranking.rule != 0u);
   if (broken) { key = 0x007fffffu; }
+  if (scratch[ranking.raw_at + id.x] == ${UNSCORED}) { key = 0u; }
   scratch[ranking.keys_at + id.x] = key;
 }
 `,

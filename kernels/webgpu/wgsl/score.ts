@@ -2,7 +2,7 @@
 import type { KvEncoding, SummaryKind } from "../../contract.ts";
 import { type Kernel, read, write } from "../kernel.ts";
 import { EXACT_DIVIDE, ROUNDED, SIGNED_BYTES } from "./exact-math.ts";
-import { UNIT, UNIT_FIELDS } from "./unit.ts";
+import { UNIT, UNIT_FIELDS, UNSCORED } from "./unit.ts";
 
 /** Query heads of one KV head that a work group scores at once. */
 export const SCORE_HEADS = 4;
@@ -75,6 +75,22 @@ function pageDots(second: "code" | "abs(code)"): string {
   }`;
 }
 
+/** Dots of SCORE_HEADS queries with a block's centre. */
+const CENTRE_DOTS = /* wgsl */ `
+  var dots: array<i32, ${SCORE_HEADS}>;
+  for (var i = 0u; i < fours; i++) {
+    let centre = signed_codes(centres[head_at + i]);
+    for (var j = 0u; j < ${SCORE_HEADS}u; j++) {
+      dots[j] += dot(codes4(codes_at + min(j, queries.count - 1u) * p.head_dim + i * 4u), centre);
+    }
+  }
+  let scale = bitcast<f32>(centres[head_at + fours]);
+  for (var j = 0u; j < queries.count; j++) {
+    let query_scale = bitcast<f32>(scratch[p.scales_at + query + j]);
+    let score = rounded(rounded(query_scale * scale) * f32(dots[j]));
+    scratch[raw_at + j * unit.block_count] = bitcast<u32>(score);
+  }`;
+
 /** Signs of eight channels lie in a byte of each token; four tokens are counted at a time, two of them in each half of a pair of words. */
 const SIGN_MATCHES = /* wgsl */ `
   let scale = bitcast<f32>(summaries[scales_at]);
@@ -106,34 +122,45 @@ function formOf(kind: SummaryKind): { form: string; score: string } {
   return { form: "bounds", score: pageDots("abs(code)") };
 }
 
+const SCORE_PARAMS: Kernel["params"] = {
+  ...{ head_count: "u32", kv_head_count: "u32", head_dim: "u32", units_at: "u32" },
+  ...{ codes_at: "u32", scales_at: "u32" },
+};
+
+const CODES4 = /* wgsl */ `
+fn codes4(at: u32) -> vec4i {
+  return vec4i(vec4u(scratch[at], scratch[at + 1u], scratch[at + 2u], scratch[at + 3u]));
+}`;
+
 /**
- * Raw scores of pages, to the bit of `PageScorer`: integers, then each operation rounded.
+ * Raw scores of pages, to the bit of `PageScorer`: integers, then each operation rounded. Pages of blocks that did not stay get UNSCORED.
  *
- * summaries u32, one kind of one layer (pool.ts); scratch: codes and scales of {@link QUANTIZE_QUERIES}, raw f32 [query][raw_stride] of every
- * unit, queries ascending by (row, head). One thread a page, for a row and SCORE_HEADS heads: grid [ceil(pages / 64), chunks of queries, units].
- * Reference: score.ts.
+ * summaries u32, one kind of one layer (pool.ts); scratch: codes and scales of {@link QUANTIZE_QUERIES}, flags of blocks, raw f32
+ * [query][raw_stride] of every unit, queries ascending by (row, head). One thread a page, for a row and SCORE_HEADS heads: grid
+ * [ceil(pages / 64), chunks of queries, units]. Reference: score.ts.
  */
 export function scorePages(kind: SummaryKind): Kernel {
   const { form, score } = formOf(kind);
   return {
     name: `score_pages_${form}`,
-    params: {
-      ...{ head_count: "u32", kv_head_count: "u32", head_dim: "u32", units_at: "u32" },
-      ...{ codes_at: "u32", scales_at: "u32" },
-    },
+    params: SCORE_PARAMS,
     bindings: { summaries: read("u32"), tables: read("u32"), scratch: write("u32") },
     code: /* wgsl */ `
 ${SIGNED_BYTES}
 ${ROUNDED}
 ${UNIT}
 ${QUERIES_OF_GROUP}
-fn codes4(at: u32) -> vec4i {
-  return vec4i(vec4u(scratch[at], scratch[at + 1u], scratch[at + 2u], scratch[at + 3u]));
-}
+${CODES4}
 fn byte_counts(word: u32) -> u32 {
   let pairs = word - ((word >> 1u) & 0x55555555u);
   let fours = (pairs & 0x33333333u) + ((pairs >> 2u) & 0x33333333u);
   return (fours + (fours >> 4u)) & 0x0f0f0f0fu;
+}
+fn is_passed_over(unit: Unit, block: u32) -> bool {
+  if (unit.block_flags_at == 0xffffffffu || block < unit.block_first || block >= unit.block_first + unit.block_count) {
+    return false;
+  }
+  return scratch[unit.block_flags_at + block - unit.block_first] == 0u;
 }
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
@@ -145,17 +172,54 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
   let candidate = wg.x * 64u + lid;
   if (candidate >= unit.page_count) { return; }
   let page = unit.page_first + candidate;
+  let raw_at = unit.raw_at + queries.query_first * unit.raw_stride + candidate;
+  if (is_passed_over(unit, page / 4u)) {
+    for (var j = 0u; j < queries.count; j++) { scratch[raw_at + j * unit.raw_stride] = ${UNSCORED}; }
+    return;
+  }
   let slot = tables[unit.summary_slots_at + page / 4u];
   let head_at = (slot * p.kv_head_count + queries.kv_head) * (p.head_dim * 2u + 8u);
   let page_at = head_at + page % 4u * fours * 2u;
   let scales_at = head_at + p.head_dim * 2u + page % 4u * 2u;
   let codes_at = p.codes_at + query * p.head_dim;
-  let raw_at = unit.raw_at + queries.query_first * unit.raw_stride + candidate;
 ${score}
 }
 `,
   };
 }
+
+/**
+ * Raw scores of blocks by their centres, to the bit of `coarseFactor` in contract.ts.
+ *
+ * centres u32, one kind of one layer (pool.ts); scratch as for {@link scorePages}, raw f32 [query][block_count] of every unit. One thread a block,
+ * for a row and SCORE_HEADS heads: grid [ceil(blocks / 64), chunks of queries, units]. Reference: score.ts.
+ */
+export const SCORE_BLOCKS: Kernel = {
+  name: "score_blocks",
+  params: SCORE_PARAMS,
+  bindings: { centres: read("u32"), tables: read("u32"), scratch: write("u32") },
+  code: /* wgsl */ `
+${SIGNED_BYTES}
+${ROUNDED}
+${UNIT}
+${QUERIES_OF_GROUP}
+${CODES4}
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
+  let unit = load_unit(p.units_at + wg.z * ${UNIT_FIELDS.length}u);
+  let queries = queries_of(unit, wg.y);
+  let candidate = wg.x * 64u + lid;
+  if (queries.row >= unit.row_count || candidate >= unit.block_count) { return; }
+  let fours = p.head_dim / 4u;
+  let query = (unit.first_row + queries.row) * p.head_count + queries.head_first;
+  let slot = tables[unit.summary_slots_at + unit.block_first + candidate];
+  let head_at = (slot * p.kv_head_count + queries.kv_head) * (fours + 1u);
+  let codes_at = p.codes_at + query * p.head_dim;
+  let raw_at = unit.block_raw_at + queries.query_first * unit.block_count + candidate;
+${CENTRE_DOTS}
+}
+`,
+};
 
 /**
  * Raw scores q.k of the tokens of kept pages, against the decoded keys, in f32.

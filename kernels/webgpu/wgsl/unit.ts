@@ -25,6 +25,11 @@ export const UNIT_FIELDS = [
   "radius_weight",
   /** Scores of pages, in scratch: [query][raw_stride]. */
   ...["raw_at", "raw_stride", "flags_at"],
+  /**
+   * Blocks block_first .. block_first + block_count - 1 are scored first: their scores, and the flags of those that stay, in scratch. Where
+   * block_flags_at is NOWHERE all pages are scored at once.
+   */
+  ...["block_first", "block_count", "block_raw_at", "block_flags_at"],
   /** Token plans, in scratch: the kept pages that are there, ascending; how many; place of each candidate in that list, from 1. */
   ...["list_at", "list_count_at", "places_at"],
   /** How many tokens are taken; scores of tokens. */
@@ -44,6 +49,9 @@ export const RANKING_FIELDS = [
   /** 0: max, 1: softmax-sum. */
   "rule",
 ] as const;
+
+/** In the place of a raw score: this page is not scored, and ranks below all that are. */
+export const UNSCORED = "0xffffffffu";
 
 /** An address of nothing. */
 export const NOWHERE = 0xffff_ffff;

@@ -118,7 +118,7 @@ function costOf(sequences: readonly SequenceStep[], cost: StepCost): number {
 }
 
 function resultOf({ slice, sample }: SequenceStep): SequenceResult {
-  const traffic = { pagesSelected: 0, pagesInContext: 0, kvBytes: 0, metadataBytes: 0 };
+  const traffic = { pagesSelected: 0, pagesInContext: 0, kvBytes: 0, metadataBytes: 0, pagesPassedOver: 0 };
   const tokenId = ((slice.position + slice.rowCount) * 7919) % TINY_CONFIG.vocabularySize;
   return { misses: [], traffic, ...(sample === undefined ? {} : { sample: { tokenId } }) };
 }

@@ -10,6 +10,7 @@ import {
   type PlainQuery,
   type PlainRange,
   plainRange,
+  scoreBlocksPlainly,
   scorePagesPlainly,
   scoreTokensPlainly,
   seesToken,
@@ -84,7 +85,13 @@ export async function checkStep(
   const misses = new Map<string, Miss>();
   for (const [sliceIndex, part] of parts.entries()) {
     const chosenBlocks: number[][] = [];
-    const traffic: SliceTraffic = { pagesSelected: 0, pagesInContext: 0, kvBytes: 0, metadataBytes: 0 };
+    const traffic: SliceTraffic = {
+      pagesSelected: 0,
+      pagesInContext: 0,
+      kvBytes: 0,
+      metadataBytes: 0,
+      pagesPassedOver: 0,
+    };
     for (let layer = 0; layer < stage.shape.layerCount; layer++) {
       const memory = await Memory.of(stage, part, layer);
       const q = result.q[sliceIndex]![layer]!;
@@ -106,8 +113,9 @@ export async function checkStep(
         };
         const bound = attentionBound(tolerances, stage.shape, part, layer);
         checkAttention(at, out, bound, `part ${sliceIndex} layer ${layer} group ${view.group}`);
-        const { wanted, metadataBytes, chosen } = checkSelection(at, tolerances);
+        const { wanted, metadataBytes, chosen, passedOver = 0 } = checkSelection(at, tolerances);
         addTraffic(traffic, at, metadataBytes);
+        traffic.pagesPassedOver += passedOver;
         for (const page of chosen) chosenHere.add(Math.floor(page / 4));
         for (const block of absentBlocks(at, wanted)) {
           misses.set(`${sliceIndex}/${layer}/${block}`, { sliceIndex, layer, block });
@@ -245,6 +253,8 @@ interface Asked {
   metadataBytes: number;
   /** Candidate pages that were chosen, resident or not. */
   chosen: readonly number[];
+  /** Candidates that were not scored for their block's sake. */
+  passedOver?: number;
 }
 
 /** The layer's choice is that of the layer before, page for page and token for token. */
@@ -301,12 +311,41 @@ function checkSelection(at: GroupAt, { score: tolerance }: Tolerances): Asked {
   const everyHead = Array.from({ length: at.memory.shape.kvHeadCount }, (_, head) => head);
   const queries = queriesOf(votersOf(at), plan.scope === "layer" ? everyHead : [at.view.kvHead]);
   const rule = { scorer: plan.scorer, combine: plan.combine };
-  const scores = scorePagesPlainly(at.memory, queries, range.candidates, rule);
-  if (plan.massShare !== undefined) checkMass(scores, { range, chosen, plan, headDim: at.memory.shape.headDim });
-  const taken = { ...range, take: chosen.length };
+  const left = leftByBlocks(at, plan, range, { queries, chosen, tolerance });
+  const scores = scorePagesPlainly(at.memory, queries, left.candidates, rule);
+  if (plan.massShare !== undefined) checkMass(scores, { range: left, chosen, plan, headDim: at.memory.shape.headDim });
+  const taken = { ...left, take: chosen.length };
   if (plan.combine === "max") expect(chosen, "the best, to the bit").toEqual(bestOf(scores, taken));
-  else expectBest(scores, range.candidates, chosen, tolerance);
-  return { wanted: pages, metadataBytes: summaryBytes(at, range), chosen };
+  else expectBest(scores, left.candidates, chosen, tolerance);
+  const { wholeBlocks } = left;
+  const metadataBytes = summaryBytes(at, left) + wholeBlocks * (at.memory.shape.headDim + 4);
+  return { wanted: pages, metadataBytes, chosen, passedOver: range.candidates.length - left.candidates.length };
+}
+
+/**
+ * The range with those candidates that a coarse pass leaves to be scored; `wholeBlocks`: how many blocks it ranked. Where votes may swap blocks
+ * within the tolerance, those that hold a chosen page come first.
+ */
+function leftByBlocks(
+  at: GroupAt,
+  plan: Extract<SelectionPlan, { kind: "pages" }>,
+  range: PlainRange,
+  { queries, chosen, tolerance }: { queries: readonly PlainQuery[]; chosen: readonly number[]; tolerance: number },
+): PlainRange & { wholeBlocks: number } {
+  const all = { ...range, wholeBlocks: 0 };
+  const { coarseFactor, scorer, combine } = plan;
+  if (coarseFactor === undefined || scorer === undefined) return all;
+  const isWhole = (block: number): boolean => [0, 1, 2, 3].every((page) => range.candidates.includes(block * 4 + page));
+  const blocks = [...new Set(range.candidates.map((page) => page >> 2))].filter(isWhole);
+  const keep = Math.ceil((coarseFactor * Math.max(plan.budgetPages, range.take)) / 4);
+  if (keep >= blocks.length) return all;
+  const scores = scoreBlocksPlainly(at.memory, queries, blocks, { summary: scorer.summary, combine });
+  const margin = combine === "max" ? 0 : tolerance * magnitude(scores);
+  const isChosen = (block: number): boolean => chosen.some((page) => page >> 2 === block);
+  const lifted = scores.map((score, index) => (isChosen(blocks[index]!) ? score + margin : score - margin));
+  const kept = bestOf(lifted, { forced: [], candidates: blocks, take: keep });
+  const isLeft = (page: number): boolean => kept.includes(page >> 2) || !blocks.includes(page >> 2);
+  return { ...range, candidates: range.candidates.filter(isLeft), wholeBlocks: blocks.length };
 }
 
 /** Those taken reach the plan's share of the weight, and would not without the lightest of them. */

@@ -267,6 +267,41 @@ export function scorePagesPlainly(
     : vote(raw, memory.shape);
 }
 
+/** Combined scores of whole blocks by the means of their pages' centres, in the order of `blocks`. */
+export function scoreBlocksPlainly(
+  memory: Memory,
+  queries: readonly PlainQuery[],
+  blocks: readonly number[],
+  { summary, combine }: { summary: SummaryKind; combine: "max" | "softmax-sum" },
+): number[] {
+  const raw = queries.map(({ vector, kvHead }) => {
+    const score = plainScorer(vector, 0);
+    return blocks.map((block) => {
+      const pages = times(4, (page) => memory.summary(summary, kvHead, block * 4 + page));
+      const { codes, unit } = plainCentre(pages);
+      return score({ centre: codes, radius: codes.map(() => 0), centreScale: unit, radiusScale: unit });
+    });
+  });
+  return combine === "max"
+    ? blocks.map((_, i) => Math.max(...raw.map((scores) => scores[i]!)))
+    : vote(raw, memory.shape);
+}
+
+/** The mean of four pages' centres in 8 bits; all of it NaN where one of them is. */
+function plainCentre(pages: readonly PlainSummary[]): { codes: number[]; unit: number } {
+  const f32 = Math.fround;
+  const mean = pages[0]!.centre.map((_, channel) => {
+    const parts = pages.map(({ centre, centreScale }) => f32(centre[channel]! * centreScale));
+    return f32(parts.reduce((sum, part) => f32(sum + part), 0) * 0.25);
+  });
+  const unit = f32(Math.max(...mean.map(Math.abs)) / 127);
+  const codes = mean.map((value) => {
+    const quotient = f32(value / unit);
+    return Number.isNaN(quotient) ? 0 : quotient + 6755399441055744 - 6755399441055744;
+  });
+  return { codes, unit };
+}
+
 /** Combined token scores of pages, in the order of their tokens. */
 export function scoreTokensPlainly(memory: Memory, queries: readonly PlainQuery[], pages: readonly number[]): number[] {
   const tokens = pages.flatMap((page) => times(16, (token) => page * 16 + token));

@@ -53,6 +53,7 @@ async function run(
       pagesInContext: sum("pagesInContext"),
       kvBytes: sum("kvBytes"),
       metadataBytes: sum("metadataBytes"),
+      pagesPassedOver: sum("pagesPassedOver"),
     },
   };
 }
