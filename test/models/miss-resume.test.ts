@@ -179,6 +179,31 @@ describe.each([false, true])("on the wasm device, misses deferred to the readbac
     },
   );
 
+  it("pauses before a layer that may miss, and goes on there with what has come meanwhile", async () => {
+    const { runner, conversations } = await open(policyNamed("quest").plan(128), 2);
+    const [whole, holed] = conversations as [Conversation, Conversation];
+    const [expected] = await runner.step([next(whole, NEXT.chunk)]);
+    const evicted = [...(await holed.evict(1, [1, 2, 3, 4])), ...(await holed.evict(3, [1, 2, 3, 4]))];
+    const liveBefore = watched.live.size;
+    const bring = (layer: number) =>
+      holed.restore(evicted.filter(({ at }) => Math.floor(at / holed.blockCapacity) === layer));
+    const step = { ...next(holed, NEXT.chunk), pauses: true };
+    const [first] = await runner.step([step]);
+    // Before layer 1, and with nothing missed; a device that cannot look ahead of the readback runs on.
+    expect(first!.checkpoint).toMatchObject({ layer: 1, rowCount: NEXT.chunk.length });
+    expect(first!.misses.length === 0).toBe(!deferred);
+    expect(first!.sample).toBeUndefined();
+    bring(1);
+    const [second] = await runner.step([{ ...step, resumeFrom: first!.checkpoint! }]);
+    expect(second!.checkpoint).toMatchObject({ layer: 3 });
+    expect(second!.misses.length === 0).toBe(!deferred);
+    bring(3);
+    const [last] = await runner.step([{ ...step, resumeFrom: second!.checkpoint! }]);
+    expect(last!.misses).toEqual([]);
+    expect(last!.sample).toEqual(expected!.sample);
+    expect(watched.live.size).toBe(liveBefore);
+  });
+
   it("stops early where it can, and runs on where it must", async () => {
     const { runner, conversations } = await open(DENSE);
     const [conversation] = conversations as [Conversation];

@@ -1,0 +1,67 @@
+import { expect, it } from "vitest";
+import type { LogicalBlock } from "../../../engine/kv/block-cache.ts";
+import { Residency, type ResidencyOptions } from "../../../engine/sequence/residency.ts";
+import type { Sequence } from "../../../engine/sequence/sequence.ts";
+
+const SEGMENTS = 20;
+
+/** A running sequence of two blocks a segment, none of which is on the device. */
+function started(): Sequence {
+  const blocks = Array.from(
+    { length: 2 * SEGMENTS },
+    (_, index) => ({ index, resident: false, stored: { chain: `${index >> 1}` } }) as unknown as LogicalBlock,
+  );
+  const usage = { bytesFetched: 0, pagesFetched: 0 };
+  return { phase: "running", started: true, blocks, usage } as unknown as Sequence;
+}
+
+function world() {
+  const asked: number[][] = [];
+  const answers: (() => void)[] = [];
+  let filled = 0;
+  const residency = new Residency({
+    fetcher: {
+      async fill(blocks: readonly LogicalBlock[]) {
+        asked.push(blocks.map(({ index }) => index));
+        await new Promise<void>((resolve) => answers.push(resolve));
+        return { bytes: 10, blocks: 2 };
+      },
+    },
+    clock: { nowMs: () => 0 },
+    observer: {
+      filled() {
+        filled += 1;
+      },
+    },
+  } as unknown as ResidencyOptions);
+  const settled = () => new Promise<void>((resolve) => setImmediate(resolve));
+  return { residency, asked, answers, settled, filledCount: () => filled };
+}
+
+it("what streams in behind a turn is asked for eight segments at a time, the latest first, each once", async () => {
+  const { residency, asked, answers, settled, filledCount } = world();
+  const sequence = started();
+  const done = residency.fillRest(sequence);
+  expect(asked.length).toBe(8);
+  expect(asked[0]).toEqual([2 * SEGMENTS - 1, 2 * SEGMENTS - 2]);
+  answers.shift()!();
+  await settled();
+  expect(asked.length).toBe(9);
+  while (answers.length > 0) {
+    answers.shift()!();
+    await settled();
+  }
+  await done;
+  expect(asked.flat().toSorted((a, b) => a - b)).toEqual(sequence.blocks.map((_, index) => index));
+  expect([sequence.usage.bytesFetched, filledCount()]).toEqual([10 * SEGMENTS, 1]);
+});
+
+it("ends with its sequence", async () => {
+  const { residency, asked, answers } = world();
+  const sequence = started();
+  const done = residency.fillRest(sequence);
+  sequence.phase = "settling";
+  for (const answer of answers.splice(0)) answer();
+  await done;
+  expect(asked.length).toBe(8);
+});
