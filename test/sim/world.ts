@@ -43,6 +43,7 @@ const SELECTIONS: readonly SelectionRequest[] = [
   { policy: "quest", budgetTokens: 128, exact: false },
   { policy: "quest+reuse(4)", budgetTokens: 128, exact: true },
   { policy: "mean-deviation+reuse(8)", budgetTokens: 128, exact: false },
+  { policy: "quest+coarse(2)", budgetTokens: 128, exact: true },
 ];
 const NAMESPACES = ["00000000000000aa", "00000000000000bb"] as const;
 const LOG_TOKENS_MAX = 380;
