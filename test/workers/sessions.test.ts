@@ -305,7 +305,7 @@ describe("sessions", () => {
     expect((await engine.lastCall()).request.turnStart).toBe(log.length);
   });
 
-  it("hold logs and messages larger than one row", async () => {
+  it("hold logs and messages larger than one row", { timeout: 60_000 }, async () => {
     const { engine, model } = await makeWorld();
     const quire = { session_id: newId() };
     // More than a row of ids, and than a part of a text, and no more: the engine's beats wait while it is read.

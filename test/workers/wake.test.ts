@@ -141,29 +141,30 @@ describe("pickEngine", () => {
   });
 
   it("lets the headers out after two seconds and takes the engine when it comes", async () => {
-    const { picked, held, start } = world(
+    const { picked, held, waits } = world(
       (count) => (count > 4 ? { engine, waking: false } : { waking: true }),
       30_000,
     );
     expect(await picked).toBe(engine);
-    expect(Date.now() - start).toBeLessThan(5_500);
     expect(held[0]).toBeGreaterThanOrEqual(LIMITS.holdHeadersMs - 20);
-    expect(held[0]).toBeLessThan(LIMITS.holdHeadersMs + 1_500);
+    // On time, however slow the machine: what was asked of the fleet until then is no longer than that.
+    expect(waits).toHaveLength(5);
+    expect(waits[0]! + waits[1]!).toBeLessThanOrEqual(LIMITS.holdHeadersMs);
   });
 
   it("gives up after its time, before the headers where that is sooner", async () => {
-    const { picked, held, start } = world(() => ({ waking: true }), 300);
+    const { picked, held, start, waits } = world(() => ({ waking: true }), 300);
     expect(await picked).toBeUndefined();
     expect(Date.now() - start).toBeGreaterThanOrEqual(280);
-    expect(Date.now() - start).toBeLessThan(1_500);
+    for (const waitMs of waits) expect(waitMs).toBeLessThanOrEqual(300);
     expect(held).toEqual([]);
   });
 
   it("ends when nobody listens any more", async () => {
-    const { picked, gone, start } = world(() => ({ waking: true }), 60_000);
+    const { picked, gone, waits } = world(() => ({ waking: true }), 60_000);
     gone.abort();
     expect(await picked).toBeUndefined();
-    expect(Date.now() - start).toBeLessThan(3_000);
+    expect(waits).toHaveLength(1);
   });
 
   it("is never more patient than the limit", () => {
