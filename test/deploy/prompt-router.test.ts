@@ -15,10 +15,13 @@ const uploadGzipBytesMax = 5e6;
 
 let bundle: Map<string, Uint8Array>;
 let workerd: BareWorkerd | undefined;
+let chances: Awaited<ReturnType<typeof openChances>>;
+const folder = join(repositoryRoot, "workers/prompt-router");
 
 beforeAll(async () => {
   bundle = await bundleRouter();
   workerd = await startRouter(bundle);
+  chances = await openChances(await readFile(join(folder, "classifier.onnx")));
 }, 180_000);
 
 afterAll(() => workerd?.close());
@@ -38,9 +41,7 @@ describe("the prompt router's Worker", () => {
   });
 
   it("chooses what the committed classifier says, as onnxruntime computes it in Node", async () => {
-    const folder = join(repositoryRoot, "workers/prompt-router");
     const settings = JSON.parse(await readFile(join(folder, "classifier.json"), "utf8"));
-    const chances = await openChances(await readFile(join(folder, "classifier.onnx")));
     const fact = "They say that the room of Badoru is 4821. ";
     const book = "It rained all day, and nobody came to the house by the river. ";
     const prompts = [

@@ -42,6 +42,11 @@ const exclusiveOr = [0, 1, 2, 3, 4, 5, 6, 7].map((bits) => ({
   kept: [(bits ^ (bits >> 1)) & 1, 1],
 }));
 
+// The first model that onnxruntime opens waits for the compilation of its runtime.
+beforeAll(async () => {
+  await openChances(onnxModel(train(exclusiveOr, { ...options, epochs: 1 })));
+}, 120_000);
+
 describe("the network", () => {
   it("learns what no line separates, and equal seeds give equal weights", () => {
     const network = train(exclusiveOr, options);
