@@ -3,9 +3,12 @@ import { createHash } from "node:crypto";
 import { fileURLToPath } from "node:url";
 import { cloudflareTest } from "@cloudflare/vitest-plugin";
 import { defineConfig } from "vitest/config";
+import { leaveOutNoise } from "../frame/workerd-noise.ts";
 
 const keyHash = (key: string) => createHash("sha256").update(key).digest("hex");
 const path = (relative: string) => fileURLToPath(new URL(relative, import.meta.url));
+
+leaveOutNoise(process.stderr);
 
 /** `vitest run -c test/workers/vitest.config.ts` */
 export default defineConfig({
