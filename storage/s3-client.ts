@@ -46,8 +46,6 @@ export interface S3Response {
   status: number;
   headers: Headers;
   body: Uint8Array<ArrayBuffer>;
-  /** An earlier attempt failed without saying whether it took effect. */
-  retried: boolean;
 }
 
 /** Requests to one bucket. */
@@ -81,8 +79,7 @@ export class S3Client {
       this.#gate.run(callSignal, async () => {
         for (let attempt = 1; ; attempt++) {
           try {
-            const response = await this.#attempt(request, what, callSignal);
-            return { ...response, retried: attempt > 1 };
+            return await this.#attempt(request, what, callSignal);
           } catch (error) {
             callSignal.throwIfAborted();
             if (!mayRetry(error) || attempt >= ATTEMPTS_MAX) throw error;
@@ -93,7 +90,7 @@ export class S3Client {
     );
   }
 
-  async #attempt(request: S3Request, what: string, signal: AbortSignal): Promise<Omit<S3Response, "retried">> {
+  async #attempt(request: S3Request, what: string, signal: AbortSignal): Promise<S3Response> {
     const deadlineMs = Math.ceil(request.deadlineMs / 2);
     return withDeadline({ deadlineMs, signal, what }, async (attemptSignal) => {
       const body = request.body ?? EMPTY;
@@ -110,7 +107,7 @@ export class S3Client {
     });
   }
 
-  async #fetch(request: Request, what: string, signal: AbortSignal): Promise<Omit<S3Response, "retried">> {
+  async #fetch(request: Request, what: string, signal: AbortSignal): Promise<S3Response> {
     try {
       const response = await this.#options.fetch(request, { signal });
       const body = new Uint8Array(await response.arrayBuffer());

@@ -75,8 +75,8 @@ export class S3Store implements PageStore {
   }
 
   /**
-   * As the contract says. A put that was tried again and then met a changed object looks whether the object is its own:
-   * if so it was stored after all. (If somebody has replaced it by then, the answer is `conflict`.)
+   * As the contract says. A put that met a changed object looks whether the object is its own: if so it was stored after all, by an
+   * earlier try or by something on the way that delivered it twice. (If somebody has replaced it by then, the answer is `conflict`.)
    */
   async put(key: string, bytes: Uint8Array, options: PutOptions = {}): Promise<PutResult> {
     assertKey(key);
@@ -98,7 +98,7 @@ export class S3Store implements PageStore {
     if (condition === undefined || response.status === 416) {
       throw new StoreError("unavailable", `s3 store: PUT ${key} was answered with ${response.status}`);
     }
-    return response.retried ? await this.#whoseObject(key, write, signal) : { outcome: "conflict" };
+    return await this.#whoseObject(key, write, signal);
   }
 
   async delete(keys: readonly string[]): Promise<void> {

@@ -9,7 +9,7 @@ import type { EngineUsage, FinishReason, GenerateRequest, SelectionRequest, Span
 import { idsToBytes } from "../../protocol/ids.ts";
 import { type PageStore, StoreError } from "../../storage/contract.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
-import { type FaultRates, type FaultyStore, faultyStore } from "../storage/faulty-store.ts";
+import { type FaultRates, faultyStore } from "../storage/faulty-store.ts";
 import { openTestEngine, randomIds, request, type TestEngine, untilIdle } from "./harness.ts";
 import { uniform } from "./tiny-model.ts";
 
@@ -23,6 +23,13 @@ export const HEAVY: FaultRates = {
   bitFlip: 0.04,
   staleRead: 0.04,
 };
+
+/** A store that goes wrong, until it is told not to. */
+export interface UnreliableStore {
+  store: PageStore;
+  /** Nothing goes wrong from now on. Returns how much has. */
+  cease(): number;
+}
 
 /** What a run found. */
 export interface FaultReport {
@@ -66,9 +73,23 @@ interface Outcome {
   spans: Span[];
 }
 
-/** Runs one seed to its end; rejects with an assertion that names the seed. */
-export async function faultRun(seed: number, rounds: number, rates: FaultRates = HEAVY): Promise<FaultReport> {
-  const run = new FaultRun(seed, rates);
+/** A store in memory with injected faults. */
+function faultyMemory(seed: number, rates: FaultRates): UnreliableStore {
+  const store = faultyStore(new MemoryStore(), { seed, rates, delayMsMax: 4 });
+  const cease = () => {
+    store.rates = {};
+    return Object.values(store.faults).reduce((sum, count) => sum + count, 0);
+  };
+  return { store, cease };
+}
+
+/** Runs one seed to its end, over a store in memory or the one given; rejects with an assertion that names the seed. */
+export async function faultRun(
+  seed: number,
+  rounds: number,
+  over: FaultRates | UnreliableStore = HEAVY,
+): Promise<FaultReport> {
+  const run = new FaultRun(seed, "store" in over ? over : faultyMemory(seed, over));
   try {
     for (let round = 0; round < rounds; round++) await run.round();
     await run.heal();
@@ -90,17 +111,17 @@ class FaultRun {
   };
   readonly #seed: number;
   readonly #next: () => number;
-  readonly #store: FaultyStore;
+  readonly #store: UnreliableStore;
   readonly #engines: { engine: TestEngine; line: Line }[] = [];
   readonly #logs: Log[] = [];
   #twin: TestEngine | undefined;
   #step = 0;
   #namespaceCount = 0;
 
-  constructor(seed: number, rates: FaultRates) {
+  constructor(seed: number, store: UnreliableStore) {
     this.#seed = seed;
     this.#next = uniform(seed);
-    this.#store = faultyStore(new MemoryStore(), { seed, rates, delayMsMax: 4 });
+    this.#store = store;
   }
 
   async round(): Promise<void> {
@@ -124,8 +145,7 @@ class FaultRun {
    * everything): the next such engine misses nothing.
    */
   async heal(): Promise<void> {
-    this.#store.rates = {};
-    this.report.faults = Object.values(this.#store.faults).reduce((sum, count) => sum + count, 0);
+    this.report.faults = this.#store.cease();
     await this.#kill();
     await this.#openEngine();
     const healer = this.#engines.at(-1)!;
@@ -294,7 +314,7 @@ class FaultRun {
   }
 
   async #openEngine(): Promise<void> {
-    const line = new Line(this.#store);
+    const line = new Line(this.#store.store);
     const engine = await openTestEngine({ store: line, blockCount: 2 * 26, openSlotCount: 12, rowsMax: 96 });
     this.#engines.push({ engine, line });
   }

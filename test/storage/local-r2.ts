@@ -104,7 +104,7 @@ async function untilReady(child: ChildProcess, url: string): Promise<void> {
   }
   const endMs = performance.now() + READY_MS_MAX;
   while (performance.now() < endMs && !hasEnded(child)) {
-    const answer = await fetch(url, { signal: AbortSignal.timeout(2_000) }).catch(() => undefined);
+    const answer = await fetch(url, { signal: AbortSignal.timeout(10_000) }).catch(() => undefined);
     if (answer?.ok === true && (await answer.text()) === "ready") return;
     await new Promise((resolve) => setTimeout(resolve, 100));
   }
