@@ -38,7 +38,9 @@ async function stalled(signal: AbortSignal): Promise<Response> {
 /** Timers are told the time: whatever happens without them happens between two of its steps. Signing is left out, which threads do at their own pace. */
 function inFakeTime<T>(begin: () => Promise<T>, onStep: (passedMs: number) => void = () => {}) {
   const STEP_MS = 10;
-  vi.spyOn(AwsClient.prototype, "sign").mockImplementation(async (url, init) => new Request(url as string, init ?? undefined));
+  vi.spyOn(AwsClient.prototype, "sign").mockImplementation(
+    async (url, init) => new Request(url as string, init ?? undefined),
+  );
   vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
   const work = begin();
   let isSettled = false;
