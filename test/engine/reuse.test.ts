@@ -147,7 +147,10 @@ describe("choices as they come in", () => {
       pending: { position: 320, bytes: undefined, layer: 0, isWhole: false },
     }) as unknown as PlannedSlice;
   const result = (bytes: number[], rest: Partial<SequenceResult>): SequenceResult => ({
-    ...{ misses: [], traffic: { pagesSelected: 0, pagesInContext: 0, kvBytes: 0, metadataBytes: 0, pagesPassedOver: 0 } },
+    ...{
+      misses: [],
+      traffic: { pagesSelected: 0, pagesInContext: 0, kvBytes: 0, metadataBytes: 0, pagesPassedOver: 0 },
+    },
     ...{ choice: Uint8Array.from(bytes), ...rest },
   });
 
