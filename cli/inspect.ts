@@ -92,7 +92,10 @@ function describe(report: Report): string {
       "a token's KV",
       `${size(report.kvTokenBytes)} in ${report.kv} (open block: ${size(report.kvOpenTokenBytes)} in f32)`,
     ],
-    ["its summaries", `${size(report.summaryTokenBytes)} (${report.summaryKinds.join(", ")})`],
+    [
+      "its summaries",
+      `${size(report.summaryTokenBytes)} (${report.summaryKinds.join(", ")}), on the device ${size(report.centreTokenBytes)} more`,
+    ],
     [
       "host memory",
       `${report.hostPoolTokens} tokens behind the pool in ${size(report.hostPoolBytes)} (--host-pool-mib)`,

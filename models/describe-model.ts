@@ -23,8 +23,10 @@ export interface ModelCosts {
   kvTokenBytes: number;
   /** K and V of one token in an open block (f32), all layers. */
   kvOpenTokenBytes: number;
-  /** Page summaries of one token, all layers and kinds. */
+  /** Page summaries of one token, all layers and kinds, wherever its pages are. */
   summaryTokenBytes: number;
+  /** What the device keeps beside them for scoring by blocks. */
+  centreTokenBytes: number;
   /** Weights, activations and pool at some contexts, the longest last. */
   contexts: { contextTokens: number; poolBytes: number; totalBytes: number }[];
   /** The longest context in each memory size; 0 where not even one block fits. */
@@ -54,7 +56,8 @@ export function modelCosts(options: DescribeOptions): ModelCosts {
     activationBytes: stepBytes,
     kvTokenBytes: (config.layerCount * unit.blockBytes) / BLOCK_TOKENS,
     kvOpenTokenBytes: unit.openSlotBytes / BLOCK_TOKENS,
-    summaryTokenBytes: unit.summarySlotBytes / BLOCK_TOKENS,
+    summaryTokenBytes: (unit.summarySlotBytes - unit.centreBytes) / BLOCK_TOKENS,
+    centreTokenBytes: unit.centreBytes / BLOCK_TOKENS,
     contexts: contexts.map((contextTokens) => ({
       contextTokens,
       poolBytes: poolBytes(contextTokens),

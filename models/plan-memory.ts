@@ -14,6 +14,8 @@ export interface PoolUnitBytes {
   openSlotBytes: number;
   /** Summaries of one logical block, every layer and kind, with the block's own centres. */
   summarySlotBytes: number;
+  /** Of these, the block's own centres, which are in device memory only. */
+  centreBytes: number;
   /** Sealed KV and summaries of one token, every layer: what a longer context costs. */
   tokenBytes: number;
 }
@@ -27,13 +29,14 @@ export function poolUnitBytes(
   const { layerCount, kvHeadCount, headDim } = config;
   const shape = { layerCount, kvHeadCount, headDim, encoding, summaryKinds };
   const blockBytes = blockLayout(shape).bytes;
-  const centreBytes = layerCount * kvHeadCount * blockCentreBytes(headDim);
   const centreCount = summaryKinds.filter((kind) => COARSE_KINDS.includes(kind)).length;
-  const slotBytes = summaryKinds.length * summaryBytes(shape) + centreCount * centreBytes;
+  const centreBytes = centreCount * layerCount * kvHeadCount * blockCentreBytes(headDim);
+  const slotBytes = summaryKinds.length * summaryBytes(shape) + centreBytes;
   return {
     blockBytes,
     openSlotBytes: openSlotBytes(shape),
     summarySlotBytes: slotBytes,
+    centreBytes,
     tokenBytes: (layerCount * blockBytes + slotBytes) / BLOCK_TOKENS,
   };
 }

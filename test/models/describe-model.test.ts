@@ -39,6 +39,8 @@ describe("what a model is", () => {
     expect(costs.kvOpenTokenBytes).toBe(16 * 8 * 2 * 64 * 4);
     // Centre and radius of a page of 16 tokens: codes, and a scale each.
     expect(costs.summaryTokenBytes).toBe((16 * 8 * 2 * (64 + 4)) / 16);
+    // The mean of a block's centres: codes and a scale, for 64 tokens.
+    expect(costs.centreTokenBytes).toBe((16 * 8 * (64 + 4)) / 64);
     // 36 bytes for 32 weights; norms in f32.
     const norms = 33 * 2048;
     expect(costs.weightBytes).toBe(((1_235_814_400 - norms) / 32) * 36 + norms * 4);

@@ -21,6 +21,7 @@ describe("memory plan", () => {
       openSlotBytes: 131072,
       // Codes 4*2*32, scales 4*2*4 of each KV head; codes 32 and a scale of the block's centre.
       summarySlotBytes: 8 * (288 + 36),
+      centreBytes: 8 * 36,
       tokenBytes: 2088.5,
     });
     // Codes 4096 + 4096, key scales 2*32*4, value scales 2*64*4.
@@ -28,6 +29,7 @@ describe("memory plan", () => {
       blockBytes: 8960,
       openSlotBytes: 131072,
       summarySlotBytes: 2 * 8 * (288 + 36),
+      centreBytes: 2 * 8 * 36,
       tokenBytes: 641,
     });
   });
