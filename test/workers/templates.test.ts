@@ -1,4 +1,4 @@
-import { runInDurableObject } from "cloudflare:test";
+import { evictDurableObject, runInDurableObject } from "cloudflare:test";
 import { describe, expect, it } from "vitest";
 import tokenizerConfig from "../../weights/house-0/tokenizer_config.json?raw";
 import { namespaceOf } from "../../workers/auth/namespace.ts";
@@ -86,6 +86,8 @@ describe("a log under a template", () => {
     await runInDurableObject(stub, (_: object, state) => {
       state.storage.sql.exec("UPDATE messages SET text_hash = 'of another template'");
     });
+    // Another template comes with another deployment, which starts every object anew.
+    await evictDurableObject(stub);
     await (await chat("r", session)).text();
     const { request } = await engine.lastCall();
     const common = [BOS, USER, 113, ASSISTANT];
