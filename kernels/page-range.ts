@@ -137,9 +137,14 @@ export interface ChoiceAt {
   kvHeadCount: number;
 }
 
+/** Whether layers or KV heads may take differently under a plan. */
+export function takesUnevenly(plan: SelectionPlan): plan is Extract<SelectionPlan, { kind: "pages" }> {
+  return plan.kind === "pages" && (plan.layerShares !== undefined || plan.retrievalHeads !== undefined);
+}
+
 /** A group's range as one choice of a layer sees it: with what `layerShares` and `retrievalHeads` leave it to take. */
 export function choiceRange(plan: SelectionPlan, range: PageRange, at: ChoiceAt): PageRange {
-  if (plan.kind !== "pages" || !(plan.layerShares || plan.retrievalHeads)) return range;
+  if (!takesUnevenly(plan)) return range;
   const share = shareOf(plan, at.layer);
   const wanted = share === Number.POSITIVE_INFINITY ? share : Math.floor(range.takePages * share);
   const isRetrieving = plan.retrievalHeads?.[at.layer * at.kvHeadCount + at.kvHead] ?? true;

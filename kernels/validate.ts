@@ -12,7 +12,7 @@ import {
   type SelectionPlan,
   type StepSlice,
 } from "./contract.ts";
-import { choiceRange, needsPageScores, type PageRange, pageRange, queryGroups } from "./page-range.ts";
+import { choiceRange, needsPageScores, type PageRange, pageRange, queryGroups, takesUnevenly } from "./page-range.ts";
 
 /** Logical blocks that the rows of a slice touch: `[first, end)`. */
 export function touchedBlocks(slice: Pick<StepSlice, "position" | "rowCount">): { first: number; end: number } {
@@ -186,7 +186,7 @@ function assertSummaries(spec: KvPoolSpec, slice: StepSlice, fail: (message: str
 
 /** Whether any choice of any layer scores pages. */
 function scoresSomewhere({ layerCount, kvHeadCount }: KvPoolSpec, plan: SelectionPlan, range: PageRange): boolean {
-  if (plan.kind !== "pages" || !(plan.layerShares || plan.retrievalHeads)) return needsPageScores(plan, range);
+  if (!takesUnevenly(plan)) return needsPageScores(plan, range);
   return Array.from({ length: layerCount * kvHeadCount }, (_, index) => index).some((index) => {
     const at = { layer: Math.floor(index / kvHeadCount), kvHead: index % kvHeadCount, kvHeadCount };
     return needsPageScores(plan, choiceRange(plan, range, at));

@@ -1,5 +1,6 @@
 /** How near selections come to full attention at one row, layer by layer and head by head. */
 import type { Device, DeviceBuffer, KvPool, SliceTraffic, StepSlice } from "../../kernels/contract.ts";
+import { emptyTraffic } from "../../kernels/traffic.ts";
 import { splitBudget } from "../../models/selection/policy.ts";
 import { assert } from "../../protocol/assert.ts";
 import { drawInteger, type Random } from "../random.ts";
@@ -127,7 +128,7 @@ export class FidelityProbe {
     const { kvHeadCount, headDim } = pool.spec;
     const group = headCount / kvHeadCount;
     const { budgetPages, sinkPages, recentPages } = splitBudget(options.budgetTokens);
-    const traffic = { pagesSelected: 0, pagesInContext: 0, kvBytes: 0, metadataBytes: 0, pagesPassedOver: 0 };
+    const traffic = emptyTraffic();
     const outputs: Float32Array[] = [];
     const attended = layers.map(({ attention, ranks }, layer) => {
       const output = new Float32Array(headCount * headDim);

@@ -7,6 +7,7 @@ import {
   type SliceTraffic,
   type StepSlice,
 } from "../../kernels/contract.ts";
+import { emptyTraffic } from "../../kernels/traffic.ts";
 import type { ModelRunner } from "../../models/contract.ts";
 import { GROUP_TOKENS } from "../../models/selection/policy.ts";
 import { assert } from "../../protocol/assert.ts";
@@ -51,7 +52,7 @@ export class Sequence {
   #length = 0;
   #turnStart = 0;
   readonly #runs = new RunChoices();
-  #traffic: SliceTraffic = noTraffic();
+  #traffic: SliceTraffic = emptyTraffic();
 
   constructor(runner: ModelRunner, contextTokens: number) {
     const { layerCount } = runner.config;
@@ -82,7 +83,7 @@ export class Sequence {
     this.#length = tokenCount;
     this.#turnStart = tokenCount;
     this.#runs.clear();
-    this.#traffic = noTraffic();
+    this.#traffic = emptyTraffic();
   }
 
   /** Forgets everything from `tokenCount` on, which is at a block's border. */
@@ -90,7 +91,7 @@ export class Sequence {
     assert(tokenCount % BLOCK_TOKENS === 0 && tokenCount <= this.#length, "a sequence goes back to a block's border");
     this.#runs.clear();
     this.#length = tokenCount;
-    this.#traffic = noTraffic();
+    this.#traffic = emptyTraffic();
   }
 
   /** Reads a text densely; nothing is sampled. */
@@ -180,10 +181,6 @@ export class Sequence {
   #isGroupStart(position: number): boolean {
     return (position - this.#turnStart) % GROUP_TOKENS === 0;
   }
-}
-
-function noTraffic(): SliceTraffic {
-  return { pagesSelected: 0, pagesInContext: 0, kvBytes: 0, metadataBytes: 0, pagesPassedOver: 0 };
 }
 
 function addTraffic(sum: SliceTraffic, traffic: SliceTraffic): void {

@@ -1,7 +1,7 @@
 /** Turns of a stored session on engines that know nothing, over a store behind a link. */
 import { type OpenedEngine, openEngine } from "../../engine/open.ts";
 import { ENGINE_DEFAULTS, type EngineSettings, systemClock } from "../../engine/settings.ts";
-import type { ResumeMode, SelectionRequest, Span, TraceEvent } from "../../protocol/generate.ts";
+import type { ResumeMode, SelectionRequest, Span } from "../../protocol/generate.ts";
 import type { PageStore } from "../../storage/contract.ts";
 import type { MemoryStore } from "../../storage/memory-store.ts";
 import { type BenchModel, CHUNK_ROWS } from "../decode/bench-model.ts";
@@ -48,10 +48,9 @@ export interface ResumeRow {
   identical: boolean | undefined;
 }
 
-/** A turn, what had been missed when its first token came, and what happened until then. */
+/** A turn, and what had been missed when its first token came. */
 export interface ResumedTurn extends BenchTurn {
   pagesMissedBefore: number;
-  events: readonly TraceEvent[];
 }
 
 const AT_HAND: Link = { rttMs: 0, mbps: 1e6 };
@@ -138,10 +137,8 @@ async function turnOf({ engine }: OpenedEngine, what: ResumeCase): Promise<Resum
       ...{ selection: { ...selection, exact: mode !== "lazy-default" }, resume: RESUME[mode] },
     },
   ).ended;
-  const events = engine.traces.find(requestId)?.events ?? [];
-  const first = events.findIndex(({ name }) => name === "first token");
-  const pagesMissedBefore = events[first]?.fields.pagesMissed ?? Number.NaN;
-  return { ...turn, pagesMissedBefore, events: events.slice(0, first + 1) };
+  const first = engine.traces.find(requestId)?.events.find(({ name }) => name === "first token");
+  return { ...turn, pagesMissedBefore: first?.fields.pagesMissed ?? Number.NaN };
 }
 
 /** Median between the tokens after the first. */

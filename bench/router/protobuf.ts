@@ -26,13 +26,7 @@ export function text(value: string): Uint8Array {
 
 /** One behind the other. */
 export function join(parts: readonly Uint8Array[]): Uint8Array {
-  const bytes = new Uint8Array(parts.reduce((sum, part) => sum + part.byteLength, 0));
-  let offset = 0;
-  for (const part of parts) {
-    bytes.set(part, offset);
-    offset += part.byteLength;
-  }
-  return bytes;
+  return Buffer.concat(parts);
 }
 
 /** ONNX's ValueInfoProto; `type` is its number of an element type. `shape` undefined: onnxruntime infers it. */

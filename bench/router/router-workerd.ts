@@ -7,6 +7,7 @@ import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { type BareWorkerd, startWorkerd } from "../workerd.ts";
+import { workerdConfig } from "../workerd-config.ts";
 
 const ROOT = fileURLToPath(new URL("../..", import.meta.url));
 const BUNDLE_MS_MAX = 120_000;
@@ -41,23 +42,6 @@ export async function bundleRouter(): Promise<Map<string, Uint8Array>> {
 /** Starts workerd with `test/workers/router-worker.ts`, bound to the router. */
 export async function startRouter(bundle: ReadonlyMap<string, Uint8Array>): Promise<BareWorkerd> {
   const entry = join(ROOT, "test/workers/router-worker.ts");
-  return startWorkerd({ entry, config: configOf([...bundle.keys()]), files: Object.fromEntries(bundle) });
-}
-
-function configOf(names: readonly string[]): string {
-  const kinds: Readonly<Record<string, string>> = { js: "esModule", wasm: "wasm", onnx: "data" };
-  const modules = names.map((name) => `(name = "${name}", ${kinds[name.split(".").at(-1) ?? ""]} = embed "${name}")`);
-  return `using Workerd = import "/workerd/workerd.capnp";
-const config :Workerd.Config = (
-  services = [
-    (name = "main", worker = (
-      modules = [(name = "worker.js", esModule = embed "worker.js")],
-      compatibilityDate = "2026-10-01",
-      bindings = [(name = "PROMPT_ROUTER", service = "router")],
-    )),
-    (name = "router", worker = (modules = [${modules.join(", ")}], compatibilityDate = "2026-10-01")),
-  ],
-  sockets = [(name = "http", address = "127.0.0.1:0", http = (), service = "main")],
-);
-`;
+  const config = workerdConfig({ texts: {}, classes: [], workers: { PROMPT_ROUTER: [...bundle.keys()] } });
+  return startWorkerd({ entry, config, files: Object.fromEntries(bundle), folders: ["disk"] });
 }

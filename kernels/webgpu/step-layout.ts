@@ -19,6 +19,7 @@ import {
   type SelectingPlan,
   type StepGroup,
   selectsPerLayer,
+  takesUnevenly,
 } from "../page-range.ts";
 import type { WebGpuPool } from "./pool.ts";
 import { TILE_WORDS } from "./wgsl/attend.ts";
@@ -309,8 +310,7 @@ export class StepLayout {
   /** Of every layer; one for all where they do not differ. */
   #takesOf({ given, range }: GroupLayout, plan: SelectingPlan, kvHead: number): UnitTake[] {
     const { layerCount, kvHeadCount } = this.pool.spec;
-    const isUneven = plan.kind === "pages" && (plan.layerShares !== undefined || plan.retrievalHeads !== undefined);
-    return Array.from({ length: isUneven ? layerCount : 1 }, (_, layer) => {
+    return Array.from({ length: takesUnevenly(plan) ? layerCount : 1 }, (_, layer) => {
       const own = choiceRange(plan, range, { layer, kvHead, kvHeadCount });
       const keep = keepPages(plan, own);
       const scoresPages = given === undefined && needsPageScores(plan, own);

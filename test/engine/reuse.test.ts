@@ -4,6 +4,7 @@ import { SpanList } from "../../engine/kv/provenance.ts";
 import type { PlannedSlice } from "../../engine/sequence/planned-slice.ts";
 import { collectChoice, keepChoice } from "../../engine/sequence/runs.ts";
 import type { Sequence } from "../../engine/sequence/sequence.ts";
+import { emptyTraffic } from "../../kernels/traffic.ts";
 import type { Checkpoint, SequenceResult } from "../../models/contract.ts";
 import type { GenerateRequest, SelectionRequest, Span } from "../../protocol/generate.ts";
 import { idsToBytes } from "../../protocol/ids.ts";
@@ -149,7 +150,7 @@ describe("choices as they come in", () => {
   const result = (bytes: number[], rest: Partial<SequenceResult>): SequenceResult => ({
     ...{
       misses: [],
-      traffic: { pagesSelected: 0, pagesInContext: 0, kvBytes: 0, metadataBytes: 0, pagesPassedOver: 0 },
+      traffic: emptyTraffic(),
     },
     ...{ choice: Uint8Array.from(bytes), ...rest },
   });

@@ -10,6 +10,11 @@ export interface WholeLog {
   messages: readonly StoredMessage[];
 }
 
+/** The log of a session that has not begun. */
+export function emptyLog(): WholeLog {
+  return { tokens: new Uint32Array(0), spans: [], messages: [] };
+}
+
 /** What a message takes beside its text. */
 const MESSAGE_BYTES = 512;
 
@@ -29,8 +34,7 @@ export class LogMemory {
   /** Follows a change that was written. */
   apply(commit: LogCommit): void {
     // A log that begins anew is known without having been read.
-    const empty = { tokens: new Uint32Array(0), spans: [], messages: [] };
-    const old = commit.keepTokens === 0 && commit.keepMessages === 0 ? empty : this.#log;
+    const old = commit.keepTokens === 0 && commit.keepMessages === 0 ? emptyLog() : this.#log;
     if (!old) return;
     const tokens = new Uint32Array(commit.keepTokens + commit.appendTokens.length);
     tokens.set(old.tokens.subarray(0, commit.keepTokens));

@@ -8,6 +8,7 @@ import type { ChatMessage } from "../../tokenizer/contract.ts";
 import { chainHashes, chainStart } from "../chain.ts";
 import type { ModelAssets } from "../model-assets.ts";
 import type { TurnInput, TurnJob } from "../turn-job.ts";
+import { emptyLog } from "./log-memory.ts";
 import type { LogStore, StoredMessage } from "./log-store.ts";
 import { RenderMemory } from "./render-memory.ts";
 import { cutSpans } from "./spans.ts";
@@ -60,11 +61,7 @@ export async function prepareTurn(
     const owner = meta.kind === "chat" ? "chat completions" : "completions";
     throw new QuireError("invalid_request", `This session belongs to ${owner}.`, { param: "quire.session_id" });
   }
-  const {
-    tokens: log,
-    spans,
-    messages: stored,
-  } = known?.whole() ?? { tokens: new Uint32Array(0), spans: [], messages: [] };
+  const { tokens: log, spans, messages: stored } = known?.whole() ?? emptyLog();
   const prepared =
     job.input.kind === "chat"
       ? await prepareChat(job, job.input, { named: meta?.named === true, stored, log, memory }, assets)

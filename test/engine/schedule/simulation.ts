@@ -8,6 +8,7 @@ import type { EngineStatus } from "../../../engine/engine-parts.ts";
 import { type OpenedEngine, openEngine } from "../../../engine/open.ts";
 import { type Clock, ENGINE_DEFAULTS, type EngineSettings } from "../../../engine/settings.ts";
 import { type KvPool, PAGE_TOKENS } from "../../../kernels/contract.ts";
+import { emptyTraffic } from "../../../kernels/traffic.ts";
 import type { ModelRunner, SequenceResult, SequenceStep } from "../../../models/contract.ts";
 import type { EngineUsage, FinishReason, GenerateRequest } from "../../../protocol/generate.ts";
 import type { PageStore } from "../../../storage/contract.ts";
@@ -118,9 +119,8 @@ function costOf(sequences: readonly SequenceStep[], cost: StepCost): number {
 }
 
 function resultOf({ slice, sample }: SequenceStep): SequenceResult {
-  const traffic = { pagesSelected: 0, pagesInContext: 0, kvBytes: 0, metadataBytes: 0, pagesPassedOver: 0 };
   const tokenId = ((slice.position + slice.rowCount) * 7919) % TINY_CONFIG.vocabularySize;
-  return { misses: [], traffic, ...(sample === undefined ? {} : { sample: { tokenId } }) };
+  return { misses: [], traffic: emptyTraffic(), ...(sample === undefined ? {} : { sample: { tokenId } }) };
 }
 
 function emptyPool(blockCount: number): KvPool {
