@@ -75,9 +75,9 @@ export class WebGpuRecorder implements StepRecorder {
     this.#report = new StepReport(slices);
   }
 
-  /** Whether an upload has to wait for ops recorded before. */
+  /** Whether an upload has to wait for ops recorded before. Of a submitted step it need not: the queue keeps the order. */
   get hasCommands(): boolean {
-    return !this.#list.isEmpty;
+    return !this.#ended && !this.#list.isEmpty;
   }
 
   /** Copies bytes into a buffer between the ops. */
