@@ -1,6 +1,7 @@
 /// <reference types="@webgpu/types" />
 /** What is written to the GPU device while a step runs: it gets there behind the step, without a submission of its own, and stalls nothing. */
 import { describe, expect, it, vi } from "vitest";
+import type { KvPoolSpec } from "../../kernels/contract.ts";
 import { requestAdapter } from "../../kernels/webgpu/adapter.ts";
 import { openWebGpuDevice } from "../../kernels/webgpu/open-webgpu.ts";
 import { adapterForTests } from "../support/software-gpu.ts";
@@ -10,10 +11,10 @@ vi.setConfig({ testTimeout: 120_000 });
 const hasAdapter = (await adapterForTests()) !== undefined;
 
 /** Blocks of 2 heads of 64 in int8: 17,920 bytes each. */
-const SPEC = {
+const SPEC: KvPoolSpec = {
   ...{ layerCount: 2, kvHeadCount: 2, headDim: 64, encoding: "int8", summaryKinds: ["min-max"] },
   ...{ blockCount: 64, openSlotCount: 2, summarySlotCount: 8 },
-} as const;
+};
 
 describe.skipIf(!hasAdapter)("uploads to the GPU device", () => {
   it("of many blocks during a step reach the pool, after what the step reads, with the next submission", async () => {
