@@ -28,11 +28,19 @@ export interface AdapterReport {
 /** Features worth having; each has a fallback. */
 const WANTED: readonly GPUFeatureName[] = ["timestamp-query", "shader-f16", "subgroups"];
 
+/**
+ * What Dawn is told. Its timestamps are whole multiples of 65.5 us otherwise, against spying by web pages, so that no kernel could be timed;
+ * and only with unsafe APIs allowed does it list experimental features such as subgroup matrices (none is used unless it is asked for).
+ */
+const DAWN_ENABLED = ["allow_unsafe_apis"];
+const DAWN_DISABLED = ["timestamp_quantization"];
+
 /** Keeps what Dawn's `create` returned: when it is collected, the process aborts. */
 const KEPT = Symbol.for("quire.webgpu");
 
 interface Host {
   navigator?: { gpu?: GPU };
+  process?: { env?: Readonly<Record<string, string | undefined>> };
   [KEPT]?: GPU;
 }
 
@@ -48,8 +56,22 @@ async function openGpu(): Promise<GPU> {
   } catch (cause) {
     throw new NoAdapterError("device webgpu: the npm package `webgpu` does not load on this machine", cause);
   }
-  host[KEPT] = dawn.create([]);
+  host[KEPT] = dawn.create(dawnFlags(host.process?.env?.QUIRE_DAWN_FEATURES ?? ""));
   return host[KEPT];
+}
+
+/** `more`: names of Dawn's toggles to enable beside ours, between commas; for experiments. */
+function dawnFlags(more: string): string[] {
+  const names = more === "" ? [] : more.split(",");
+  for (const name of names) {
+    if (/^[a-z0-9_]{1,64}$/.test(name)) continue;
+    const message = `QUIRE_DAWN_FEATURES: ${JSON.stringify(name.slice(0, 64))} is no name of a toggle (a-z, 0-9 and _)`;
+    throw new QuireError("invalid_request", message, { param: "QUIRE_DAWN_FEATURES" });
+  }
+  return [
+    `enable-dawn-features=${[...DAWN_ENABLED, ...names].join(",")}`,
+    `disable-dawn-features=${DAWN_DISABLED.join(",")}`,
+  ];
 }
 
 /** The best adapter there is. @throws {NoAdapterError} */

@@ -29,6 +29,12 @@ describe("quire devices", () => {
     expect(stderr).toContain("quire: device webgpu: no adapter (no GPU, or no Vulkan driver for it)\n");
   });
 
+  it("refuses names of Dawn's toggles that are none", async () => {
+    const { code, stderr } = await runQuire(["devices"], { QUIRE_DAWN_FEATURES: "skip_validation,-x" });
+    expect(code).toBe(1);
+    expect(stderr).toContain('quire: QUIRE_DAWN_FEATURES: "-x" is no name of a toggle (a-z, 0-9 and _)\n');
+  });
+
   it("refuses what it does not know", async () => {
     const { code, stderr } = await runQuire(["devices", "--gpu"]);
     expect({ code, stderr }).toEqual({ code: 1, stderr: "quire: unknown argument --gpu\n" });
