@@ -72,6 +72,8 @@ export class StepBuffers {
   readonly inputScales = new Arena("input scales");
   readonly params = new Bytes();
   readonly uploads = new Bytes();
+  /** Told of the nanoseconds that the GPU takes from the first command of a step to the last; its dispatches stay together. */
+  onSpan: ((ns: number) => void) | undefined;
   #uniforms: GPUBuffer | undefined;
   #staging: GPUBuffer | undefined;
   #readable: GPUBuffer | undefined;
@@ -175,14 +177,20 @@ export class CommandList {
     }
     const encoder = device.createCommandEncoder();
     if (outcomeBytes > 0) encoder.clearBuffer(outcome.buffer(this.#gpu), 0, outcomeBytes);
+    const { onSpan } = this.#buffers;
     const timer = timed === undefined ? undefined : new Timer(this.#gpu, this.#dispatchCount());
+    const span = onSpan === undefined ? undefined : new Timer(this.#gpu, 2);
+    span?.mark(encoder);
     this.#encode(encoder, timer);
+    span?.mark(encoder);
     timer?.resolve(encoder);
+    span?.resolve(encoder);
     const readable = this.#buffers.readable(this.#gpu, Math.max(4, outcomeBytes));
     if (outcomeBytes > 0) encoder.copyBufferToBuffer(outcome.buffer(this.#gpu), 0, readable, 0, outcomeBytes);
     device.queue.submit([encoder.finish()]);
     const bytes = await this.#gpu.mapped(readable, Math.max(4, outcomeBytes));
     if (timer !== undefined) timed?.push(...(await timer.times()));
+    if (span !== undefined) onSpan?.(await span.spanNs());
     return bytes;
   }
 
@@ -245,13 +253,29 @@ class Timer {
     if (this.#names.length > 0) encoder.resolveQuerySet(this.#set, 0, this.#names.length * 2, this.#resolved, 0);
   }
 
+  /** Takes the time between what is encoded before and behind it. */
+  mark(encoder: GPUCommandEncoder): void {
+    encoder.beginComputePass({ timestampWrites: this.next("mark") }).end();
+  }
+
   async times(): Promise<KernelTime[]> {
-    const bytes = await this.#gpu.read(this.#resolved, 0, this.#names.length * 16);
-    const stamps = new BigUint64Array(bytes.buffer);
-    this.#set.destroy();
-    this.#resolved.destroy();
+    const stamps = await this.#stamps();
     return this.#names.map((name, index) => {
       return { name, ns: Number((stamps[index * 2 + 1] as bigint) - (stamps[index * 2] as bigint)) };
     });
+  }
+
+  /** From the first stamp to the last. */
+  async spanNs(): Promise<number> {
+    const stamps = await this.#stamps();
+    return Number((stamps.at(-1) as bigint) - (stamps[0] as bigint));
+  }
+
+  /** Ends the timer. */
+  async #stamps(): Promise<BigUint64Array> {
+    const bytes = await this.#gpu.read(this.#resolved, 0, this.#names.length * 16);
+    this.#set.destroy();
+    this.#resolved.destroy();
+    return new BigUint64Array(bytes.buffer);
   }
 }

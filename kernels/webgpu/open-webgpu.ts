@@ -16,8 +16,9 @@ import { assertPackedRange } from "../validate.ts";
 import { wholeMatrix } from "../whole-matrix.ts";
 import { type AdapterReport, adapterReport, openAdapter, requestAdapter } from "./adapter.ts";
 import { ownBuffer, ownMatrix, WebGpuBuffer } from "./buffers.ts";
-import { type KernelTime, StepBuffers } from "./command-list.ts";
+import { CommandList, type Grid, type KernelTime, StepBuffers } from "./command-list.ts";
 import { Gpu } from "./gpu.ts";
+import type { Kernel } from "./kernel.ts";
 import { WebGpuMatrix } from "./packed-matrix.ts";
 import { WebGpuPool } from "./pool.ts";
 import { WebGpuRecorder } from "./recorder.ts";
@@ -180,6 +181,29 @@ export class WebGpuDevice implements Device {
       "the adapter has no timestamp-query",
     );
     this.#timed = times;
+  }
+
+  /** From now on `onSpan` hears how long the GPU took over each step, from its first command to its last. Needs the feature timestamp-query. */
+  timeSteps(onSpan: ((ns: number) => void) | undefined): void {
+    assert(
+      onSpan === undefined || this.adapter.features.includes("timestamp-query"),
+      "the adapter has no timestamp-query",
+    );
+    this.#buffers.onSpan = onSpan;
+  }
+
+  /** Runs a kernel of the caller's own by itself, for benchmarks: over memory of this device, in the order of the kernel's bindings. */
+  async runKernel(
+    kernel: Kernel,
+    params: Readonly<Record<string, number>>,
+    buffers: readonly GPUBuffer[],
+    grid: Grid,
+  ): Promise<void> {
+    this.#assertUsable();
+    assert(this.#running === undefined, "a kernel of one's own does not run within a step");
+    const list = new CommandList(this.#gpu, this.#buffers);
+    list.dispatch(kernel, params, buffers, grid);
+    await list.submit(new Uint8Array(4), 0, this.#timed);
   }
 
   async close(): Promise<void> {
