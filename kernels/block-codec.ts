@@ -22,6 +22,35 @@ export function int8Code(value: number, scale: number): number {
   return Math.max(-127, Math.min(127, roundHalfEven(Math.fround(value / scale))));
 }
 
+const STEPS = 15;
+
+/** Rounds codes to 16 steps of their own range (`KvPool`, rounding int4), `count` of them from `at` in steps of `stride`, in place. */
+function roundCodes(codes: Int8Array, at: number, stride: number, count: number): void {
+  let least = 127;
+  let largest = -127;
+  for (let index = 0; index < count; index++) {
+    const code = codes[at + index * stride] as number;
+    least = Math.min(least, code);
+    largest = Math.max(largest, code);
+  }
+  const step = Math.max(1, Math.ceil((largest - least) / STEPS));
+  for (let index = 0; index < count; index++) {
+    const place = at + index * stride;
+    const steps = Math.floor((2 * ((codes[place] as number) - least) + step) / (2 * step));
+    codes[place] = Math.min(127, least + step * steps);
+  }
+}
+
+const HALF_MAX = 65_504;
+
+/** The binary16 value that is nearest to an f32 value, halves to even; a finite one stays finite (`KvPool`, rounding f16). */
+function roundToHalf(value: number): number {
+  const magnitude = Math.abs(value);
+  if (!(magnitude > 0 && magnitude < Number.POSITIVE_INFINITY)) return value;
+  const step = 2 ** Math.max(-24, Math.floor(Math.log2(magnitude)) - 10);
+  return Math.sign(value) * Math.min(HALF_MAX, roundHalfEven(magnitude / step) * step);
+}
+
 /**
  * Encodes one KV head of one block into `block` (the bytes of the whole block, 4-byte aligned).
  * `keys`, `values` f32 `[64][headDim]`, keys post-RoPE.
@@ -37,19 +66,27 @@ export function encodeBlockHead(
   const { headDim } = shape;
   const elements = BLOCK_TOKENS * headDim;
   if (shape.encoding === "f32") {
-    floats(block, layout.keysAt + kvHead * elements * 4, elements).set(keys.subarray(0, elements));
-    floats(block, layout.valuesAt + kvHead * elements * 4, elements).set(values.subarray(0, elements));
+    const parts = [
+      { at: layout.keysAt, from: keys },
+      { at: layout.valuesAt, from: values },
+    ];
+    for (const { at, from } of parts) {
+      const rows = from.subarray(0, elements);
+      floats(block, at + kvHead * elements * 4, elements).set(shape.rounding ? rows.map(roundToHalf) : rows);
+    }
     return;
   }
   const keyScales = floats(block, layout.keyScalesAt + kvHead * headDim * 4, headDim);
   const keyCodes = codes(block, layout.keysAt + kvHead * elements, elements);
   for (let channel = 0; channel < headDim; channel++) {
     keyScales[channel] = encodeStrided(keys, keyCodes, channel, headDim, BLOCK_TOKENS);
+    if (shape.rounding) roundCodes(keyCodes, channel, headDim, BLOCK_TOKENS);
   }
   const valueScales = floats(block, layout.valueScalesAt + kvHead * BLOCK_TOKENS * 4, BLOCK_TOKENS);
   const valueCodes = codes(block, layout.valuesAt + kvHead * elements, elements);
   for (let token = 0; token < BLOCK_TOKENS; token++) {
     valueScales[token] = encodeStrided(values, valueCodes, token * headDim, 1, headDim);
+    if (shape.rounding) roundCodes(valueCodes, token * headDim, 1, headDim);
   }
 }
 

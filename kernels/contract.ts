@@ -28,8 +28,10 @@ export const NOT_RESIDENT = -1;
 export type DeviceKind = "reference" | "wasm" | "webgpu";
 /** How weight matrices lie in memory. */
 export type MatrixEncoding = "f32" | "bf16" | "int8" | "int4";
-/** How sealed blocks lie in the pool and in the store; the open block is f32 always. */
+/** How sealed blocks lie in the pool; the open block is f32 always. */
 export type KvEncoding = "f32" | "int8";
+/** What sealed blocks are rounded to beyond their encoding, so that fewer bits can hold them: f32 to `f16`, int8 to `int4`. */
+export type KvRounding = "f16" | "int4";
 /**
  * What a page leaves behind for scoring: (max+min)/2 with (max-min)/2; mean with standard deviation; (max+min)/2 with the mean distance from
  * it; two of its keys; the signs of all of its keys. Their order is that of their numbers in the wasm module.
@@ -67,6 +69,8 @@ export interface KvPoolSpec {
   /** A multiple of 4 (8 in stories260K, 32 in house-0, 64-128 in larger models), at most 512, so that a score's integer sums fit 32 bits. */
   headDim: number;
   encoding: KvEncoding;
+  /** See {@link KvPool}; absent: none. */
+  rounding?: KvRounding;
   /** Which summaries are written when a block is sealed; a plan may only score by one of these. sign-bits: headDim is a multiple of 8. */
   summaryKinds: readonly SummaryKind[];
   /** Blocks shared by all layers. */
@@ -83,6 +87,10 @@ export interface KvPoolSpec {
  * block, f32:  K f32 `[kvHead][64][headDim]`, V f32 `[kvHead][64][headDim]`
  * block, int8: K i8 `[kvHead][64][headDim]`, K scales f32 `[kvHead][headDim]`, V i8 `[kvHead][64][headDim]`, V scales f32 `[kvHead][64]`
  *   (keys per channel within the block, values per token; scale = max|x|/127 in f32, code = round-half-even(x / scale), 0 where scale is 0)
+ * rounding f16 (f32 pools): each sealed value is the nearest of binary16, halves to even, a finite one at most 65504
+ * rounding int4 (int8 pools): after int8, in integers, over the codes of one scale: zero = least code, step = max(1, ceil((largest - zero) / 15)),
+ *   code = min(127, zero + step * floor((code - zero) / step + 1/2)): 16 steps of the vector's own range, so that a sealed block is
+ *   also zero, step and 4 bits a value, without loss. Summaries are of what is left
  * open slot:   K f32 `[layer][kvHead][64][headDim]`, then V the same; keys are post-RoPE
  * summary slot, of each kind: `[layer][kvHead]{ i8 codes [4 pages][2][headDim], f32 scales [4 pages][2] }`, entry 0 = centre c, 1 = radius r,
  *   each vector under one scale. Computed from the *sealed* (decoded) keys of the page, every operation rounded to f32, tokens ascending:

@@ -3,7 +3,7 @@ import { assert } from "../protocol/assert.ts";
 import { BLOCK_TOKENS, type KvPoolSpec, PAGES_PER_BLOCK, SUMMARY_KINDS, type SummaryKind } from "./contract.ts";
 
 /** What fixes the bytes of one block of one layer. */
-export type BlockShape = Pick<KvPoolSpec, "kvHeadCount" | "headDim" | "encoding">;
+export type BlockShape = Pick<KvPoolSpec, "kvHeadCount" | "headDim" | "encoding" | "rounding">;
 
 /** Byte offsets of the four parts of a block, each an array over KV heads. The scale parts are -1 for f32. */
 export interface BlockLayout {
@@ -94,6 +94,11 @@ export function assertPoolSpec(spec: KvPoolSpec): void {
   assert(spec.headDim % 4 === 0, `headDim ${spec.headDim} is not a multiple of 4`);
   assert(spec.headDim <= HEAD_DIM_MAX, `headDim ${spec.headDim} is more than ${HEAD_DIM_MAX}`);
   assert(spec.encoding === "f32" || spec.encoding === "int8", `unknown KV encoding ${String(spec.encoding)}`);
+  const { rounding } = spec;
+  assert(
+    rounding === undefined || rounding === (spec.encoding === "f32" ? "f16" : "int4"),
+    `KV of ${spec.encoding} is not rounded to ${String(rounding)}`,
+  );
   assert(new Set(spec.summaryKinds).size === spec.summaryKinds.length, "summaryKinds holds a kind twice");
   for (const kind of spec.summaryKinds) {
     assert(SUMMARY_KINDS.includes(kind), `unknown summary kind ${String(kind)}`);

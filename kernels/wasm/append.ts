@@ -62,7 +62,7 @@ function seal(machine: Machine, { pool, layer }: AppendArgs, slices: readonly St
   machine.opArena.clear();
   const table = machine.opArena.take(records.length * 4);
   machine.heap.words.set(records, table / 4);
-  const { kvHeadCount, headDim, encoding, summaryKinds } = pool.spec;
+  const { kvHeadCount, headDim, encoding, rounding, summaryKinds } = pool.spec;
   // The decoded keys, then what a summary is made in.
   machine.threads.ensureScratch((64 + 5) * headDim * 4);
   const kinds = summaryKinds.flatMap((kind, index) => {
@@ -79,7 +79,16 @@ function seal(machine: Machine, { pool, layer }: AppendArgs, slices: readonly St
     taskCount,
     work: taskCount * 64 * headDim * 4,
     args: [
-      ...[table, kvHeadCount, headDim, encoding === "int8" ? 1 : 0, keyScalesAt, valuesAt, valueScalesAt],
+      ...[
+        table,
+        kvHeadCount,
+        headDim,
+        encoding === "int8" ? 1 : 0,
+        rounding ? 1 : 0,
+        keyScalesAt,
+        valuesAt,
+        valueScalesAt,
+      ],
       ...[pool.summaryHeadStride, summaryKinds.length, pool.centreHeadStride, ...kinds],
     ],
   });

@@ -57,7 +57,7 @@ function rotate(out: usize, x: usize, cos: usize, sin: usize, halfBytes: usize):
 /**
  * Encodes one KV head of one full block and writes its summaries. Task = block * kvHeadCount + kvHead.
  * args: blocks {open keys, open values, device block (addresses of the layer, head 0), summary slot (-1: none)}, kvHeadCount, headDim,
- * int8?, offsets in a block: key scales, values, value scales; bytes from one KV head's summaries to the next one's, kind count, the same
+ * int8?, rounded?, offsets in a block: key scales, values, value scales; bytes from one KV head's summaries to the next one's, kind count, the same
  * bytes for centres of blocks, then of every kind its index in SUMMARY_KINDS of kernels/contract.ts, its summaries, and its centres of blocks (of
  * the layer, head 0, slot 0; 0: none)
  */
@@ -66,23 +66,31 @@ export function sealTask(task: i32, thread: i32): void {
   const record = argAt(0) + <usize>(task / kvHeadCount) * 16;
   const head = <usize>(task % kvHeadCount);
   const headDim = <usize>arg(2);
+  const isRounded = arg(4) != 0;
   let keys = <usize>load<u32>(record) + head * headDim * 256;
   const values = <usize>load<u32>(record, 4) + head * headDim * 256;
   const block = <usize>load<u32>(record, 8);
   if (arg(3) == 0) {
-    memory.copy(block + head * headDim * 256, keys, headDim * 256);
-    memory.copy(block + argAt(5) + head * headDim * 256, values, headDim * 256);
+    const sealedKeys = block + head * headDim * 256;
+    const sealedValues = sealedKeys + argAt(6);
+    memory.copy(sealedKeys, keys, headDim * 256);
+    memory.copy(sealedValues, values, headDim * 256);
+    if (isRounded) {
+      roundToHalves(sealedKeys, headDim * 64);
+      roundToHalves(sealedValues, headDim * 64);
+      keys = sealedKeys;
+    }
   } else {
     const codes = block + head * headDim * 64;
-    const scales = block + argAt(4) + head * headDim * 4;
+    const scales = block + argAt(5) + head * headDim * 4;
     for (let channel: usize = 0; channel < headDim; channel += 4) encodeKeys4(codes + channel, scales + channel * 4, keys + channel * 4, headDim);
+    const valueCodes = block + argAt(6) + head * 64 * headDim;
     for (let token: usize = 0; token < 64; token++) {
-      encodeValue(
-        block + argAt(5) + (head * 64 + token) * headDim,
-        block + argAt(6) + (head * 64 + token) * 4,
-        values + token * headDim * 4,
-        headDim,
-      );
+      encodeValue(valueCodes + token * headDim, block + argAt(7) + (head * 64 + token) * 4, values + token * headDim * 4, headDim);
+    }
+    if (isRounded) {
+      for (let channel: usize = 0; channel < headDim; channel++) roundCodes(codes + channel, headDim, 64);
+      for (let token: usize = 0; token < 64; token++) roundCodes(valueCodes + token * headDim, 1, headDim);
     }
     keys = scratchOf(thread);
     decodeKeys(keys, codes, scales, headDim, 0, 64);
@@ -90,12 +98,47 @@ export function sealTask(task: i32, thread: i32): void {
   const slot = load<i32>(record, 12);
   if (slot < 0) return;
   const scratch = scratchOf(thread) + headDim * 256;
-  for (let index = 0; index < arg(8); index++) {
-    const to = argAt(11 + 3 * index) + head * argAt(7) + <usize>slot * summaryHeadBytes(headDim);
-    summarizeBlock(to, keys, headDim, arg(10 + 3 * index), scratch);
-    const centres = argAt(12 + 3 * index);
-    if (centres != 0) writeBlockCentre(centres + head * argAt(9) + <usize>slot * blockCentreBytes(headDim), to, headDim, scratch);
+  for (let index = 0; index < arg(9); index++) {
+    const to = argAt(12 + 3 * index) + head * argAt(8) + <usize>slot * summaryHeadBytes(headDim);
+    summarizeBlock(to, keys, headDim, arg(11 + 3 * index), scratch);
+    const centres = argAt(13 + 3 * index);
+    if (centres != 0) writeBlockCentre(centres + head * argAt(10) + <usize>slot * blockCentreBytes(headDim), to, headDim, scratch);
   }
+}
+
+/** Rounding int4 of `KvPool`: codes under one scale, `count` of them `stride` bytes apart, to 16 steps of their own range. */
+function roundCodes(codes: usize, stride: usize, count: usize): void {
+  let least: i32 = 127;
+  let largest: i32 = -127;
+  const end = codes + stride * count;
+  for (let at = codes; at < end; at += stride) {
+    const code = <i32>load<i8>(at);
+    least = min(least, code);
+    largest = max(largest, code);
+  }
+  const step = max(1, (largest - least + 14) / 15);
+  for (let at = codes; at < end; at += stride) {
+    const steps = (2 * (<i32>load<i8>(at) - least) + step) / (2 * step);
+    store<i8>(at, <i8>min(127, least + step * steps));
+  }
+}
+
+/** Rounding f16 of `KvPool`, in place. */
+function roundToHalves(values: usize, count: usize): void {
+  const end = values + (count << 2);
+  for (let at = values; at < end; at += 4) {
+    const value = load<f32>(at);
+    const magnitude = abs<f32>(value);
+    if (!(magnitude < <f32>Infinity)) continue;
+    store<f32>(at, copysign<f32>(min<f32>(65504, nearestHalf(magnitude)), value));
+  }
+}
+
+function nearestHalf(magnitude: f32): f32 {
+  // Below 2^-14 the steps are 2^-24 wide; above, ten bits of the mantissa stay.
+  if (magnitude < <f32>0.00006103515625) return nearest<f32>(magnitude * 16777216) * <f32>5.9604644775390625e-8;
+  const bits = reinterpret<u32>(magnitude);
+  return reinterpret<f32>((bits + 0xfff + ((bits >> 13) & 1)) & ~(<u32>0x1fff));
 }
 
 /**

@@ -1,5 +1,5 @@
 /** Append: RoPE into the open slots; a complete block is sealed, and its pages summarized from the sealed keys. */
-import type { KvEncoding, SummaryKind } from "../../contract.ts";
+import type { KvEncoding, KvPoolSpec, SummaryKind } from "../../contract.ts";
 import { type Kernel, read, write } from "../kernel.ts";
 import { EXACT_DIVIDE, FLOAT_BITS, ROUNDED, SIGNED_BYTES } from "./exact-math.ts";
 
@@ -58,9 +58,56 @@ export const SEAL_PARAMS = { sealed_at: "u32", kv_head_count: "u32" } as const;
 const SEAL_F32 = /* wgsl */ `
   let elements = 64u * HEAD_DIM;
   for (var i = lid; i < elements; i += 64u) {
-    blocks[to_at + kv_head * elements + i] = bitcast<u32>(open[keys_at + i]);
-    blocks[to_at + (p.kv_head_count + kv_head) * elements + i] = bitcast<u32>(open[values_at + i]);
+    blocks[to_at + kv_head * elements + i] = sealed_bits(open[keys_at + i]);
+    blocks[to_at + (p.kv_head_count + kv_head) * elements + i] = sealed_bits(open[values_at + i]);
   }`;
+
+/** `sealed_bits(x)`: what an f32 pool keeps of a value; rounding f16 goes by the bits, since a GPU's own conversion may round either way. */
+const SEALED_BITS = /* wgsl */ `
+fn sealed_bits(x: f32) -> u32 { return bitcast<u32>(x); }`;
+const SEALED_HALF_BITS = /* wgsl */ `
+fn sealed_bits(x: f32) -> u32 {
+  let sign = bitcast<u32>(x) & 0x80000000u;
+  let bits = bitcast<u32>(x) & 0x7fffffffu;
+  if (bits >= 0x7f800000u) { return sign | bits; }
+  if (bits < 0x38800000u) { return sign | bitcast<u32>(round(abs(x) * 16777216.0) / 16777216.0); }
+  return sign | min((bits + 0xfffu + ((bits >> 13u) & 1u)) & 0xffffe000u, 0x477fe000u);
+}`;
+
+/** Rounding int4 of the codes that a thread has written: its four channels of keys, then its token's values. */
+const ROUND_CODES = /* wgsl */ `
+  for (var four = lid; four < HEAD_DIM / 4u; four += 64u) {
+    let at = to_at + kv_head * words + four;
+    var least = vec4i(127);
+    var most = vec4i(-127);
+    for (var token = 0u; token < 64u; token++) {
+      let codes = signed_codes(blocks[at + token * (HEAD_DIM / 4u)]);
+      least = min(least, codes);
+      most = max(most, codes);
+    }
+    for (var token = 0u; token < 64u; token++) {
+      let code_at = at + token * (HEAD_DIM / 4u);
+      blocks[code_at] = pack_bytes(rounded_codes(signed_codes(blocks[code_at]), least, most));
+    }
+  }
+  let codes_at = value_codes_at + kv_head * words + lid * (HEAD_DIM / 4u);
+  var least = vec4i(127);
+  var most = vec4i(-127);
+  for (var four = 0u; four < HEAD_DIM / 4u; four++) {
+    let codes = signed_codes(blocks[codes_at + four]);
+    least = min(least, codes);
+    most = max(most, codes);
+  }
+  least = vec4i(min(min(least.x, least.y), min(least.z, least.w)));
+  most = vec4i(max(max(most.x, most.y), max(most.z, most.w)));
+  for (var four = 0u; four < HEAD_DIM / 4u; four++) {
+    blocks[codes_at + four] = pack_bytes(rounded_codes(signed_codes(blocks[codes_at + four]), least, most));
+  }`;
+const ROUNDED_CODES = /* wgsl */ `
+fn rounded_codes(codes: vec4i, least: vec4i, most: vec4i) -> vec4i {
+  let step = max(vec4i(1), (most - least + vec4i(14)) / vec4i(15));
+  return min(vec4i(127), least + step * ((2 * (codes - least) + step) / (2 * step)));
+}`;
 
 const SEAL_INT8 = /* wgsl */ `
   let words = 16u * HEAD_DIM;
@@ -89,19 +136,23 @@ const SEAL_INT8 = /* wgsl */ `
   }`;
 
 /**
- * Seals complete blocks: open slot into device block, in the pool's encoding, to the bit of block-codec.ts.
+ * Seals complete blocks: open slot into device block, in the pool's encoding and rounding, to the bit of block-codec.ts.
  *
  * open: pool.ts; blocks u32, one part of the pool; tables u32: (open slot, first word of the block in the part, summary slot) of every sealed
  * block from sealed_at on. One work group a (sealed block, KV head): grid [sealed blocks, kvHeadCount].
  */
-export function seal(encoding: KvEncoding, headDim: number): Kernel {
+export function seal(shape: Pick<KvPoolSpec, "encoding" | "rounding" | "headDim">): Kernel {
+  const { encoding, rounding, headDim } = shape;
+  const isFloat = encoding === "f32";
   return {
-    name: `seal_${encoding}_${headDim}`,
+    name: `seal_${rounding ?? encoding}_${headDim}`,
     params: SEAL_PARAMS,
     bindings: { open: read("f32"), blocks: write("u32"), tables: read("u32") },
     code: /* wgsl */ `
 ${EXACT_DIVIDE}
 ${SIGNED_BYTES}
+${rounding ? SEALED_HALF_BITS : SEALED_BITS}
+${rounding ? ROUNDED_CODES : ""}
 const HEAD_DIM = ${headDim}u;
 fn open4(at: u32) -> vec4f { return vec4f(open[at], open[at + 1u], open[at + 2u], open[at + 3u]); }
 fn codes4(x: vec4f, scale: vec4f) -> u32 {
@@ -115,7 +166,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
   let part = p.kv_head_count * 64u * HEAD_DIM;
   let keys_at = tables[entry] * part * 2u + kv_head * 64u * HEAD_DIM;
   let values_at = keys_at + part;
-${encoding === "f32" ? SEAL_F32 : SEAL_INT8}
+${isFloat ? SEAL_F32 : SEAL_INT8}
+${!isFloat && rounding ? ROUND_CODES : ""}
 }
 `,
   };

@@ -166,6 +166,41 @@ export function describeAppend(lane: Lane): void {
       for (const slot of [0, 1]) expectSameBits(await read(slot), before[slot]!, `slot ${slot}`);
     });
   });
+
+  describe.each(["f16", "int4"] as const)(`append, sealed blocks rounded to %s (seed ${SEED})`, (rounding) => {
+    it.each([4, 20, 64])(
+      "sealed bytes and summaries follow from the open slot's bytes, headDim %i",
+      async (headDim) => {
+        const shape = { ...shapeOf(rounding === "f16" ? "f32" : "int8", headDim), rounding };
+        const stage = new Stage(lane.device(), shape, { blockCapacity: 3 });
+        const sequence = makeSequence(shape, 192, SEED);
+        const random = new Random(SEED);
+        // Block 1: one channel and one token far off zero, tiny values and ones beyond binary16. Block 2: integers, which make halves.
+        for (const { k, v } of sequence.layers) {
+          for (let at = 64 * 2 * headDim; at < 128 * 2 * headDim; at++) {
+            k[at] = at % headDim === 1 ? 50 + random.normal() : k[at]! * (at % 3 === 0 ? 1e-6 : 1e5);
+            v[at] = v[at]! * 1e-7;
+          }
+          for (let at = 128 * 2 * headDim; at < 192 * 2 * headDim; at++) k[at] = random.integer(99) - 49;
+        }
+        await stage.fill(sequence, 192);
+        const { blockIds, summarySlots, openSlots, blockCapacity } = stage.place(sequence);
+        for (let block = 0; block < 3; block++) {
+          const open = floatsOf(await stage.pool.readOpen(openSlots[block]!, 64));
+          for (let layer = 0; layer < 2; layer++) {
+            const sealed = await stage.pool.readBlock(blockIds[layer * blockCapacity + block]!);
+            const expected = new Uint8Array(stage.pool.blockBytes);
+            for (let head = 0; head < 2; head++) {
+              const at = (layer * 2 + head) * 64 * headDim;
+              encodeBlockHead(shape, expected, head, open.subarray(at), open.subarray(open.length / 2 + at));
+              await checkSummaries(stage, { sealed, slot: summarySlots[block]!, layer, head });
+            }
+            expectSameBits(sealed, expected, `block ${block} layer ${layer}`);
+          }
+        }
+      },
+    );
+  });
 }
 
 interface TokenAt {

@@ -4,6 +4,7 @@ import type {
   DeviceBuffer,
   KvEncoding,
   KvPool,
+  KvRounding,
   RopeTable,
   SelectionPlan,
   SelectionView,
@@ -22,6 +23,7 @@ export interface StageShape {
   kvHeadCount: number;
   headDim: number;
   encoding: KvEncoding;
+  rounding?: KvRounding;
   summaryKinds: readonly SummaryKind[];
 }
 
@@ -109,6 +111,7 @@ export class Stage {
     this.pool = device.kvPool({
       ...{ layerCount: shape.layerCount, kvHeadCount: shape.kvHeadCount, headDim: shape.headDim },
       ...{ encoding: shape.encoding, summaryKinds: shape.summaryKinds },
+      ...(shape.rounding === undefined ? {} : { rounding: shape.rounding }),
       ...{ blockCount, openSlotCount: blockCapacity, summarySlotCount: blockCapacity },
     });
     this.#freeBlocks = random.permutation(blockCount);
