@@ -3,7 +3,7 @@
 import { assert } from "../../protocol/assert.ts";
 import { QuireError } from "../../protocol/errors.ts";
 import { DeviceLostError } from "../device-lost.ts";
-import { type Kernel, PARAMS_STRIDE, shaderSource } from "./kernel.ts";
+import { type Kernel, type Lane, PARAMS_STRIDE, PLAIN_LANE, shaderSource } from "./kernel.ts";
 
 /** WebGPU's flags, which are globals in a browser only. */
 export const USAGE = { mapRead: 1, copySrc: 4, copyDst: 8, uniform: 64, storage: 128, queryResolve: 512 } as const;
@@ -28,6 +28,8 @@ export interface Bound {
 /** One opened GPU. */
 export class Gpu {
   readonly device: GPUDevice;
+  /** What kernels are compiled for. */
+  readonly lane: Lane;
   readonly #pipelines = new Map<string, Pipeline>();
   readonly #ids = new WeakMap<GPUBuffer, number>();
   #nextId = 1;
@@ -39,8 +41,9 @@ export class Gpu {
   #lost: string | undefined;
   #closed = false;
 
-  constructor(device: GPUDevice) {
+  constructor(device: GPUDevice, lane: Lane = PLAIN_LANE) {
     this.device = device;
+    this.lane = lane;
     device.addEventListener("uncapturederror", (event) => this.#fail((event as GPUUncapturedErrorEvent).error.message));
     void device.lost.then(({ message }) => {
       if (!this.#closed) this.#lost = message;
@@ -174,7 +177,7 @@ export class Gpu {
   #pipelineOf(kernel: Kernel): Pipeline {
     const known = this.#pipelines.get(kernel.name);
     if (known !== undefined) return known;
-    const code = shaderSource(kernel);
+    const code = shaderSource(kernel, this.lane);
     const module = this.device.createShaderModule({ label: kernel.name, code });
     const storage = Object.values(kernel.bindings).map(({ access }, index) => ({
       binding: index + 1,

@@ -20,7 +20,8 @@ export interface Kernel {
   name: string;
   params: Readonly<Record<string, ParamType>>;
   bindings: Readonly<Record<string, Binding>>;
-  code: string;
+  /** A function: what it says depends on what the GPU can. */
+  code: string | ((lane: Lane) => string);
 }
 
 /** A binding that a kernel reads, of elements of a type. */
@@ -28,19 +29,33 @@ export const read = (element: string): Binding => ({ type: `array<${element}>`, 
 /** A binding that a kernel writes, and may read. */
 export const write = (element: string): Binding => ({ type: `array<${element}>`, access: "write" });
 
+/**
+ * What kernels may use of a GPU; see features.ts. All lanes give the same bits.
+ */
+export interface Lane {
+  /** `simulated`: subgroups of this size by way of work group memory, for tests of sizes that the GPU at hand has not. */
+  subgroups: "none" | "native" | { simulated: number };
+  /** f16 in shaders, else two to a word. */
+  hasF16: boolean;
+}
+
+/** Nothing optional. */
+export const PLAIN_LANE: Lane = { subgroups: "none", hasF16: false };
+
 /** Bytes from one dispatch's parameters to the next: the alignment of dynamic offsets that every adapter grants. */
 export const PARAMS_STRIDE = 256;
 
 /** The complete WGSL of a kernel. */
-export function shaderSource({ params, bindings, code }: Kernel): string {
+export function shaderSource({ params, bindings, code }: Kernel, lane: Lane): string {
   const fields = [...Object.entries(params), ["zero", "u32"]].map(([name, type]) => `  ${name}: ${type},`);
   const buffers = Object.entries(bindings).map(([name, { type, access }], index) => {
     const mode = access === "read" ? "read" : "read_write";
     return `@group(0) @binding(${index + 1}) var<storage, ${mode}> ${name}: ${type};`;
   });
-  return ["struct Params {", ...fields, "}", "@group(0) @binding(0) var<uniform> p: Params;", ...buffers, code].join(
-    "\n",
-  );
+  const uniforms = ["struct Params {", ...fields, "}", "@group(0) @binding(0) var<uniform> p: Params;"];
+  if (typeof code === "string") return [...uniforms, ...buffers, code].join("\n");
+  const enabled = [...(lane.subgroups === "native" ? ["subgroups"] : []), ...(lane.hasF16 ? ["f16"] : [])];
+  return [...enabled.map((name) => `enable ${name};`), ...uniforms, ...buffers, code(lane)].join("\n");
 }
 
 /** Writes a dispatch's parameters at byte `at` of `view`; the zero behind them is left as it is. */

@@ -17,6 +17,7 @@ import { wholeMatrix } from "../whole-matrix.ts";
 import { type AdapterReport, adapterReport, openAdapter, requestAdapter } from "./adapter.ts";
 import { ownBuffer, ownMatrix, WebGpuBuffer } from "./buffers.ts";
 import { CommandList, type Grid, type KernelTime, StepBuffers } from "./command-list.ts";
+import { type KernelFeature, parseFeatures, type SettledLane, settleLane } from "./features.ts";
 import { Gpu } from "./gpu.ts";
 import type { Kernel } from "./kernel.ts";
 import { WebGpuMatrix } from "./packed-matrix.ts";
@@ -37,6 +38,8 @@ export interface WebGpuDeviceOptions {
   bindingBytesMax?: number;
   /** Default: the best that the machine has. */
   adapter?: GPUAdapter;
+  /** Optional features that kernels may use, where the adapter has them; default: what QUIRE_WEBGPU_FEATURES says, else all. */
+  features?: readonly KernelFeature[];
 }
 
 /**
@@ -46,7 +49,15 @@ export interface WebGpuDeviceOptions {
 export async function openWebGpuDevice(options: WebGpuDeviceOptions = {}): Promise<WebGpuDevice> {
   const adapter = options.adapter ?? (await requestAdapter());
   const report = adapterReport(adapter);
-  return new WebGpuDevice(new Gpu(await openAdapter(adapter)), report, options);
+  const device = await openAdapter(adapter);
+  const settled = await settleLane(device, options.features ?? parseFeatures(env("QUIRE_WEBGPU_FEATURES")));
+  return new WebGpuDevice(new Gpu(device, settled.lane), report, { ...options, settled });
+}
+
+/** An environment variable, where there is an environment; empty: not set. */
+function env(name: string): string {
+  const host = globalThis as { process?: { env?: Readonly<Record<string, string | undefined>> } };
+  return host.process?.env?.[name] ?? "";
 }
 
 /** See `Device`. */
@@ -57,6 +68,8 @@ export class WebGpuDevice implements Device {
   readonly report: DeviceReport;
   /** What the GPU is and can. */
   readonly adapter: AdapterReport;
+  /** Optional features that kernels use. */
+  readonly features: readonly KernelFeature[];
   readonly #gpu: Gpu;
   readonly #bindingBytesMax: number;
   readonly #buffers = new StepBuffers();
@@ -66,15 +79,19 @@ export class WebGpuDevice implements Device {
   #closed = false;
   #unsubmittedBytes = 0;
 
-  constructor(gpu: Gpu, adapter: AdapterReport, { memoryBytesMax = 2 ** 40, bindingBytesMax }: WebGpuDeviceOptions) {
+  constructor(gpu: Gpu, adapter: AdapterReport, options: WebGpuDeviceOptions & { settled: SettledLane }) {
+    const { memoryBytesMax = 2 ** 40, bindingBytesMax, settled } = options;
     this.#gpu = gpu;
     this.adapter = adapter;
+    this.features = settled.used;
     const { maxStorageBufferBindingSize, maxBufferSize } = gpu.device.limits;
     this.#bindingBytesMax = Math.min(bindingBytesMax ?? maxBufferSize, maxStorageBufferBindingSize, maxBufferSize);
     // Two GPUs, or two drivers, may round a square root or an exponential differently.
     const name = [adapter.vendor, adapter.architecture].filter((word) => word !== "").join("-") || "unknown";
-    this.numericsId = `webgpu-1-${name.toLowerCase().replace(/[^a-z0-9]+/g, "-")}`;
-    this.report = { kind: "webgpu", description: `WebGPU, ${adapter.description}`, threadCount: 1, memoryBytesMax };
+    this.numericsId = `webgpu-2-${name.toLowerCase().replace(/[^a-z0-9]+/g, "-")}`;
+    const uses = settled.used.length === 0 ? "no optional features" : settled.used.join(", ");
+    const description = [`WebGPU, ${adapter.description} (${uses})`, ...settled.notes].join("; ");
+    this.report = { kind: "webgpu", description, threadCount: 1, memoryBytesMax };
   }
 
   buffer(label: string, bytes: number): DeviceBuffer {

@@ -3,8 +3,9 @@
  * splits ascending.
  */
 import type { KvEncoding } from "../../contract.ts";
-import { type Kernel, read, write } from "../kernel.ts";
+import { type Kernel, type Lane, read, write } from "../kernel.ts";
 import { SIGNED_BYTES } from "./exact-math.ts";
+import { laneParam, laneWidth, shuffles } from "./reduce.ts";
 
 /** Query heads of one KV head that a work group takes. */
 export const TILE_HEADS = 4;
@@ -101,6 +102,45 @@ const SCALE_QUERY_INT8 = /* wgsl */ `
         }`;
 
 /**
+ * Maximum and sum over the lanes of a query. The sum is a tree over the 16 groups of four tokens, (0 + 1) + (2 + 3) and so on, however many
+ * lanes share them: by shuffles where a subgroup has all lanes of a query, else through work group memory.
+ */
+function withinQuery({ subgroups }: Lane): { max: string; sum: string } {
+  const max = /* wgsl */ `{
+        lanes[lid] = block_max;
+        workgroupBarrier();
+        for (var i = 0u; i < LANES; i++) { block_max = max(block_max, lanes[my_query * LANES + i]); }
+      }`;
+  const sum = /* wgsl */ `{
+        for (var part = 0u; part < PARTS; part++) {
+          fours[my_query * 16u + part * LANES + my_lane] = parts[part];
+        }
+        workgroupBarrier();
+        var sixteen: array<f32, 16>;
+        for (var n = 0u; n < 16u; n++) { sixteen[n] = fours[my_query * 16u + n]; }
+        for (var d = 1u; d < 16u; d <<= 1u) {
+          for (var n = 0u; n < 16u; n += 2u * d) { sixteen[n] = sixteen[n] + sixteen[n + d]; }
+        }
+        block_sum = sixteen[0];
+      }`;
+  if (subgroups === "none") return { max, sum };
+  return {
+    max: /* wgsl */ `      if (lane_width >= LANES) {
+        for (var d = 1u; d < LANES; d <<= 1u) { block_max = max(block_max, shuffle_xor(block_max, lid, d)); }
+      } else ${max}`,
+    sum: /* wgsl */ `      if (lane_width >= LANES) {
+        for (var part = 0u; part < PARTS; part++) {
+          for (var d = 1u; d < LANES; d <<= 1u) { parts[part] += shuffle_xor(parts[part], lid, d); }
+        }
+        for (var d = 1u; d < PARTS; d <<= 1u) {
+          for (var part = 0u; part < PARTS; part += 2u * d) { parts[part] += parts[part + d]; }
+        }
+        block_sum = parts[0];
+      } else ${sum}`,
+  };
+}
+
+/**
  * Attention of one tile: up to `rows` rows of a query group within one block of positions, times TILE_HEADS query heads of one KV head.
  *
  * q, out vec4f [rows, headCount, headDim / 4]; blocks0.. the parts of the pool; open vec4f, one layer (pool.ts); tables: tiles
@@ -132,14 +172,16 @@ export function attend(shape: AttendShape): Kernel {
       ...{ q: read("vec4f"), out: write("vec4f"), open: read("vec4f"), tables: read("u32"), scratch: write("u32") },
       ...Object.fromEntries(parts),
     },
-    code: /* wgsl */ `
+    code: (lane) => /* wgsl */ `
 ${SIGNED_BYTES}
+${laneWidth(lane)}${shuffles(lane, 64)}
 const HEAD_DIM = ${headDim}u;
 const FOURS = ${headDim / 4}u;
 const ROWS = ${rows}u;
 const HEADS = ${TILE_HEADS}u;
 const QUERIES = ${rows * TILE_HEADS}u;
 const LANES = ${64 / (rows * TILE_HEADS)}u;
+const PARTS = ${(rows * TILE_HEADS) / 4}u;
 const TOKEN_GROUPS = ${Math.floor(64 / (headDim / 4))}u;
 const TOKENS_PER_GROUP = ${Math.ceil(64 / Math.floor(64 / (headDim / 4)))}u;
 var<workgroup> query: array<vec4f, ${rows * TILE_HEADS * (headDim / 4)}>;
@@ -180,7 +222,7 @@ fn block_info(tile: Tile, kv_head: u32, block: u32) -> vec4u {
 }
 
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32${laneParam(lane)}) {
   let at = p.tiles_at + wg.y * ${TILE_WORDS}u;
   let tile = Tile(tables[at], tables[at + 1u], tables[at + 2u], tables[at + 3u], tables[at + 4u],
     tables[at + 5u], tables[at + 6u], tables[at + 7u], tables[at + 8u], tables[at + 9u]);
@@ -252,29 +294,24 @@ ${int8 ? keysInt8(headDim) : KEYS_F32}
       }
       workgroupBarrier();
 
-      var largest = ${NONE};
-      for (var i = 0u; i < 64u / LANES; i++) { largest = max(largest, weights[my_query * 64u + my_lane * (64u / LANES) + i]); }
-      lanes[lid] = largest;
-      workgroupBarrier();
-
       var block_max = ${NONE};
-      for (var lane = 0u; lane < LANES; lane++) { block_max = max(block_max, lanes[my_query * LANES + lane]); }
-      // Sums of four tokens, then all sixteen in order: the same however many lanes a query has.
-      for (var n = my_lane; n < 16u; n += LANES) {
-        var sum = 0.0;
+      for (var part = 0u; part < PARTS; part++) {
+        for (var i = 0u; i < 4u; i++) { block_max = max(block_max, weights[my_query * 64u + (part * LANES + my_lane) * 4u + i]); }
+      }
+${withinQuery(lane).max}
+      var parts: array<f32, PARTS>;
+      for (var part = 0u; part < PARTS; part++) {
         for (var i = 0u; i < 4u; i++) {
-          let at = my_query * 64u + n * 4u + i;
+          let at = my_query * 64u + (part * LANES + my_lane) * 4u + i;
           let score = weights[at];
           let weight = select(0.0, exp(score - block_max), score > ${NONE} && is_mine);
           weights[at] = weight;
-          sum += weight;
+          parts[part] += weight;
         }
-        fours[my_query * 16u + n] = sum;
       }
-      workgroupBarrier();
+      var block_sum = 0.0;
+${withinQuery(lane).sum}
       if (my_lane == 0u) {
-        var block_sum = 0.0;
-        for (var n = 0u; n < 16u; n++) { block_sum += fours[my_query * 16u + n]; }
         let before = split_max[my_query];
         let now = max(before, block_max);
         let kept = exp(before - now);

@@ -1,5 +1,6 @@
 /** From flags to what attention reads, and what the step reports: masks, misses, chosen blocks, traffic. */
 import { type Kernel, read, write } from "../kernel.ts";
+import { laneParam, laneWidth, sumBefore } from "./reduce.ts";
 import { UNIT, UNIT_FIELDS } from "./unit.ts";
 
 /** Counters of a slice in the outcome, in order; u32, for every KV head a choice serves. */
@@ -37,14 +38,13 @@ export const LIST_PAGES: Kernel = {
   name: "list_pages",
   params: { layer: "u32", units_at: "u32" },
   bindings: { tables: read("u32"), scratch: write("u32"), outcome: write("atomic<u32>") },
-  code: /* wgsl */ `
+  code: (lane) => /* wgsl */ `
 ${UNIT}
 ${NOTE}
 ${IS_KEPT}
-var<workgroup> counts: array<u32, ${THREADS}>;
-var<workgroup> blocks: atomic<u32>;
+${laneWidth(lane)}${sumBefore(lane, THREADS, "u32")}
 @compute @workgroup_size(${THREADS})
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32${laneParam(lane)}) {
   let unit = load_unit(p.units_at + wg.x * ${UNIT_FIELDS.length}u);
   let ids_at = unit.block_ids_at + p.layer * unit.block_ids_stride;
   let run = (unit.page_count + ${THREADS - 1}u) / ${THREADS}u;
@@ -61,10 +61,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
       note(unit.chosen_at, unit.chosen_stride, block);
     }
   }
-  counts[lid] = mine;
-  workgroupBarrier();
-  var place = 0u;
-  for (var i = 0u; i < lid; i++) { place += counts[i]; }
+  var place = sum_before(mine, lid, lane_width);
   for (var i = first; i < end; i++) {
     let page = unit.page_first + i;
     let is_listed = is_kept(unit, i) && tables[ids_at + page / 4u] != 0xffffffffu;

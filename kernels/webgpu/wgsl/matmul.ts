@@ -8,6 +8,7 @@
  */
 import type { MatrixEncoding } from "../../contract.ts";
 import { type Binding, type Kernel, read, write } from "../kernel.ts";
+import { laneParam, laneWidth, shuffles } from "./reduce.ts";
 
 /** Rows of the input that one work group of the small kernel takes. */
 export const GEMV_ROWS = 4;
@@ -95,6 +96,21 @@ const GEMV_STEP: Record<MatrixEncoding, string> = {
     }`,
 };
 
+/** The lanes' sums without work group memory, where a subgroup has the eight lanes of a row. `laneSum`: of this thread, for row j of the input. */
+const GEMV_SHUFFLE = (laneSum: string): string => /* wgsl */ `
+  if (lane_width >= 8u) {
+    var mine = 0.0;
+    for (var j = 0u; j < count; j++) {
+      let own = ${laneSum};
+      var sum = 0.0;
+      for (var i = 0u; i < 8u; i++) { sum += shuffle(own, lid, lane_width, (lid & ~7u) + i); }
+      if ((lid & 7u) == j) { mine = sum; }
+    }
+    let column = wg.x * 8u + (lid >> 3u);
+    if ((lid & 7u) < count && column < p.part_width) { store(first + (lid & 7u), column, mine); }
+    return;
+  }`;
+
 const DOT16 = /* wgsl */ `
 fn dot16(a: vec4u, b: vec4u) -> i32 {
   return dot4I8Packed(a.x, b.x) + dot4I8Packed(a.y, b.y) + dot4I8Packed(a.z, b.z) + dot4I8Packed(a.w, b.w);
@@ -110,15 +126,17 @@ fn dot16(a: vec4u, b: vec4u) -> i32 {
  */
 export function gemv(encoding: MatrixEncoding): Kernel {
   const integer = isInteger(encoding);
+  const laneSum = integer ? "acc[j]" : "(acc[j].x + acc[j].y) + (acc[j].z + acc[j].w)";
   return {
     name: `gemv_${encoding}`,
     params: PARAMS,
     bindings: bindings(encoding),
-    code: /* wgsl */ `
+    code: (lane) => /* wgsl */ `
 ${encoding === "bf16" ? BF16 : ""}${integer ? DOT16 : ""}${STORE}
+${laneWidth(lane)}${shuffles(lane, 64)}
 var<workgroup> lanes: array<f32, ${GEMV_ROWS * 64}>;
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32${laneParam(lane)}) {
   let blocks = p.steps * 8u;
   let first = wg.y * ${GEMV_ROWS}u;
   let count = min(${GEMV_ROWS}u, p.rows - first);
@@ -127,9 +145,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
     let block = (lid & 7u) * p.steps + s;
 ${GEMV_STEP[encoding]}
   }
-  for (var j = 0u; j < ${GEMV_ROWS}u; j++) {
-    lanes[j * 64u + lid] = ${integer ? "acc[j]" : "(acc[j].x + acc[j].y) + (acc[j].z + acc[j].w)"};
-  }
+${lane.subgroups === "none" ? "" : GEMV_SHUFFLE(laneSum)}
+  for (var j = 0u; j < ${GEMV_ROWS}u; j++) { lanes[j * 64u + lid] = ${laneSum}; }
   workgroupBarrier();
   let column = wg.x * 8u + (lid & 7u);
   let j = lid >> 3u;

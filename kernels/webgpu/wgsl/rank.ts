@@ -1,6 +1,7 @@
 /** Ranking of candidates: one score per candidate from those of several queries, and the best of them. */
 import { type Kernel, read, write } from "../kernel.ts";
 import { FLOAT_BITS, SORTABLE } from "./exact-math.ts";
+import { bestOf, laneParam, laneWidth, maxOf, sumBefore, sumOf } from "./reduce.ts";
 import { RANKING, RANKING_FIELDS, RANKING_SIZE, UNSCORED } from "./unit.ts";
 
 /**
@@ -13,14 +14,13 @@ export const SCORE_STATS: Kernel = {
   name: "score_stats",
   params: { rankings_at: "u32", scale: "f32" },
   bindings: { tables: read("u32"), scratch: write("u32") },
-  code: /* wgsl */ `
+  code: (lane) => /* wgsl */ `
 ${FLOAT_BITS}
 ${RANKING}
 ${RANKING_SIZE}
-var<workgroup> partial: array<f32, 64>;
-var<workgroup> sums: array<f32, 64>;
+${laneWidth(lane)}${maxOf(lane, 64, "f32")}${sumOf(lane, 64)}
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32${laneParam(lane)}) {
   let ranking = load_ranking(p.rankings_at + wg.y * ${RANKING_FIELDS.length}u);
   if (wg.x >= ranking.query_count || ranking.rule == 0u) { return; }
   let size = ranking_size(ranking);
@@ -30,19 +30,14 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
     let score = bitcast<f32>(scratch[first + i]);
     if (!is_nan(score)) { largest = max(largest, score * p.scale); }
   }
-  partial[lid] = largest;
-  workgroupBarrier();
-  for (var i = 0u; i < 64u; i++) { largest = max(largest, partial[i]); }
+  largest = max_of(largest, lid, lane_width);
   var mine = 0.0;
   for (var i = lid; i < size; i += 64u) {
     let bits = scratch[first + i];
     if (bits != ${UNSCORED}) { mine += exp(bitcast<f32>(bits) * p.scale - largest); }
   }
-  sums[lid] = mine;
-  workgroupBarrier();
+  let sum = sum_of(mine, lid, lane_width);
   if (lid == 0u) {
-    var sum = 0.0;
-    for (var i = 0u; i < 64u; i++) { sum += sums[i]; }
     scratch[ranking.stats_at + wg.x * 2u] = bitcast<u32>(largest);
     scratch[ranking.stats_at + wg.x * 2u + 1u] = bitcast<u32>(select(0.0, 1.0 / sum, sum > 0.0));
   }
@@ -100,14 +95,14 @@ export const TOP_K: Kernel = {
   name: "top_k",
   params: { rankings_at: "u32" },
   bindings: { tables: read("u32"), scratch: write("u32") },
-  code: /* wgsl */ `
+  code: (lane) => /* wgsl */ `
 ${RANKING}
 ${RANKING_SIZE}
+${laneWidth(lane)}${sumBefore(lane, THREADS, "u32")}
 var<workgroup> counts: array<atomic<u32>, 256>;
 var<workgroup> found: vec2u;
-var<workgroup> ties: array<u32, ${THREADS}>;
 @compute @workgroup_size(${THREADS})
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32${laneParam(lane)}) {
   let ranking = load_ranking(p.rankings_at + wg.x * ${RANKING_FIELDS.length}u);
   if (ranking.mass_share != 0u) { return; }
   let size = ranking_size(ranking);
@@ -122,17 +117,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
       if (pass_index == 0u || (key >> (shift + 8u)) == prefix) { atomicAdd(&counts[(key >> shift) & 255u], 1u); }
     }
     workgroupBarrier();
-    if (lid == 0u) {
-      var rest = left;
-      var digit = 255u;
-      loop {
-        let count = atomicLoad(&counts[digit]);
-        if (count >= rest || digit == 0u) { break; }
-        rest -= count;
-        digit -= 1u;
-      }
-      found = vec2u(digit, rest);
-    }
+    let digit = 255u - lid;
+    let count = atomicLoad(&counts[digit]);
+    let above = sum_before(count, lid, lane_width);
+    if ((above < left || lid == 0u) && (above + count >= left || digit == 0u)) { found = vec2u(digit, left - above); }
     workgroupBarrier();
     prefix = (prefix << 8u) | found.x;
     left = found.y;
@@ -143,10 +131,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
   let end = min(size, first + run);
   var mine = 0u;
   for (var i = first; i < end; i++) { mine += select(0u, 1u, scratch[ranking.keys_at + i] == prefix); }
-  ties[lid] = mine;
-  workgroupBarrier();
-  var before = 0u;
-  for (var i = 0u; i < lid; i++) { before += ties[i]; }
+  var before = sum_before(mine, lid, lane_width);
   for (var i = first; i < end; i++) {
     let key = scratch[ranking.keys_at + i];
     var taken = key > prefix;
@@ -169,13 +154,11 @@ export const TOP_MASS: Kernel = {
   name: "top_mass",
   params: { rankings_at: "u32", scale: "f32" },
   bindings: { tables: read("u32"), scratch: write("u32") },
-  code: /* wgsl */ `
+  code: (lane) => /* wgsl */ `
 ${SORTABLE}
 ${RANKING}
 ${RANKING_SIZE}
-var<workgroup> keys: array<u32, ${THREADS}>;
-var<workgroup> ids: array<u32, ${THREADS}>;
-var<workgroup> sums: array<f32, ${THREADS}>;
+${laneWidth(lane)}${maxOf(lane, THREADS, "u32")}${sumOf(lane, THREADS)}${bestOf(lane, THREADS)}
 var<workgroup> is_done: u32;
 fn weight_of(key: u32, best: u32, rule: u32) -> f32 {
   if (key <= 0x007fffffu) { return 0.0; }
@@ -183,7 +166,7 @@ fn weight_of(key: u32, best: u32, rule: u32) -> f32 {
   return exp((unsorted(key) - unsorted(best)) * p.scale);
 }
 @compute @workgroup_size(${THREADS})
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32${laneParam(lane)}) {
   let ranking = load_ranking(p.rankings_at + wg.x * ${RANKING_FIELDS.length}u);
   if (ranking.mass_share == 0u) { return; }
   let size = ranking_size(ranking);
@@ -192,15 +175,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
     best = max(best, scratch[ranking.keys_at + i]);
     scratch[ranking.flags_at + i] = 0u;
   }
-  keys[lid] = best;
-  workgroupBarrier();
-  for (var i = 0u; i < ${THREADS}u; i++) { best = max(best, keys[i]); }
+  best = max_of(best, lid, lane_width);
   var mine = 0.0;
   for (var i = lid; i < size; i += ${THREADS}u) { mine += weight_of(scratch[ranking.keys_at + i], best, ranking.rule); }
-  sums[lid] = mine;
-  workgroupBarrier();
-  var total = 0.0;
-  for (var i = 0u; i < ${THREADS}u; i++) { total += sums[i]; }
+  let total = sum_of(mine, lid, lane_width);
   let goal = bitcast<f32>(ranking.mass_share) * total;
   var last = vec2u(0xffffffffu, 0u);
   var sum = 0.0;
@@ -211,13 +189,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
       if (key > last.x || (key == last.x && i <= last.y)) { continue; }
       if (key > next.x) { next = vec2u(key, i); }
     }
-    keys[lid] = next.x;
-    ids[lid] = next.y;
-    workgroupBarrier();
-    next = vec2u(keys[0], ids[0]);
-    for (var i = 1u; i < ${THREADS}u; i++) {
-      if (keys[i] > next.x || (keys[i] == next.x && ids[i] < next.y)) { next = vec2u(keys[i], ids[i]); }
-    }
+    next = best_of(next, lid, lane_width);
     last = next;
     sum += weight_of(next.x, best, ranking.rule);
     if (lid == 0u) {

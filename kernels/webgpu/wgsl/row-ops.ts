@@ -2,6 +2,7 @@
 import type { MatrixEncoding } from "../../contract.ts";
 import { type Binding, type Kernel, read, write } from "../kernel.ts";
 import { SIGNED_BYTES } from "./exact-math.ts";
+import { laneParam, laneWidth, sumOf } from "./reduce.ts";
 
 /** Where channel `k` of a packed row lies: `at` is (row group * steps + step), `place` the thread of that row and lane. */
 const DECODE: Record<MatrixEncoding, string> = {
@@ -41,8 +42,8 @@ fn main(@builtin(global_invocation_id) id: vec3u) {
 }
 
 /**
- * `out = x / sqrt(mean(x^2) + eps) * weight`. Thread t adds the squares of channels t, t + 64, ...; the 64 sums are added in order, so it
- * depends on the width only. A row of zeros gives zeros.
+ * `out = x / sqrt(mean(x^2) + eps) * weight`. Thread t adds the squares of channels t, t + 64, ...; the 64 sums are added by the tree of
+ * reduce.ts, so it depends on the width only. A row of zeros gives zeros.
  *
  * x, out f32 [rows, width], weight f32 [width]. Grid [rows]. Reference: rms-norm.ts.
  */
@@ -50,21 +51,17 @@ export const RMS_NORM: Kernel = {
   name: "rms_norm",
   params: { width: "u32", eps: "f32" },
   bindings: { x: read("f32"), weight: read("f32"), out: write("f32") },
-  code: /* wgsl */ `
-var<workgroup> sums: array<f32, 64>;
+  code: (lane) => /* wgsl */ `
+${laneWidth(lane)}${sumOf(lane, 64)}
 @compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32${laneParam(lane)}) {
   let start = wg.x * p.width;
   var mine = 0.0;
   for (var k = lid; k < p.width; k += 64u) {
     let value = x[start + k];
     mine = fma(value, value, mine);
   }
-  sums[lid] = mine;
-  workgroupBarrier();
-  var sum = 0.0;
-  for (var i = 0u; i < 64u; i++) { sum += sums[i]; }
-  let root = sqrt(sum / f32(p.width) + p.eps);
+  let root = sqrt(sum_of(mine, lid, lane_width) / f32(p.width) + p.eps);
   for (var k = lid; k < p.width; k += 64u) { out[start + k] = x[start + k] / root * weight[k]; }
 }
 `,

@@ -4,6 +4,7 @@
  */
 import { type Kernel, read, write } from "../kernel.ts";
 import { SORTABLE } from "./exact-math.ts";
+import { bestOf, laneParam, laneWidth, maxOf, sumBefore, sumOf } from "./reduce.ts";
 
 /** Fields of a sampled row in the tables, in order. */
 export const SAMPLE_FIELDS = [
@@ -92,16 +93,15 @@ export const TRUNCATE: Kernel = {
   name: "truncate",
   params: { jobs_at: "u32", width: "u32" },
   bindings: { tables: read("u32"), scratch: write("u32") },
-  code: /* wgsl */ `
+  code: (lane) => /* wgsl */ `
 ${SORTABLE}
 ${JOB}
+${laneWidth(lane)}${maxOf(lane, THREADS, "u32")}${sumBefore(lane, THREADS, "vec2u")}
 var<workgroup> coarse: array<atomic<u32>, 256>;
 var<workgroup> fine: array<atomic<u32>, 256>;
-var<workgroup> best_key: atomic<u32>;
 var<workgroup> found: vec4u;
 var<workgroup> cutoff: vec2u;
 var<workgroup> target_mass: f32;
-var<workgroup> ties: array<u32, ${THREADS}>;
 /** 2^26 times the weight, in two words; or a count. */
 fn weight_of(key: u32, best: f32, is_mass: bool) -> vec2u {
   if (!is_mass) { return vec2u(0u, 1u); }
@@ -112,14 +112,15 @@ fn weight_of(key: u32, best: f32, is_mass: bool) -> vec2u {
 fn mass(weight: vec2u) -> f32 { return f32(weight.x) * 8192.0 + f32(weight.y); }
 fn is_kept(key: u32, id: u32, last: vec2u) -> bool { return key > last.x || (key == last.x && id <= last.y); }
 @compute @workgroup_size(${THREADS})
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32${laneParam(lane)}) {
   let job = job_of(wg.x);
   if (bitcast<f32>(job.temperature) <= 0.0) { return; }
   if (lid == 0u) { cutoff = vec2u(0u, 0u); }
-  for (var id = lid; id < p.width; id += ${THREADS}u) { atomicMax(&best_key, sortable(bitcast<f32>(scratch[job.adjusted_at + id]))); }
-  workgroupBarrier();
-  let best = unsorted(atomicLoad(&best_key));
-  let is_empty = atomicLoad(&best_key) <= 0x007fffffu;
+  var largest = 0u;
+  for (var id = lid; id < p.width; id += ${THREADS}u) { largest = max(largest, sortable(bitcast<f32>(scratch[job.adjusted_at + id]))); }
+  largest = max_of(largest, lid, lane_width);
+  let best = unsorted(largest);
+  let is_empty = largest <= 0x007fffffu;
   for (var stage = 0u; stage < 2u; stage++) {
     let is_mass = stage == 1u;
     let top_p = bitcast<f32>(job.top_p);
@@ -141,22 +142,12 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
         atomicAdd(&fine[(key >> shift) & 255u], weight.y);
       }
       workgroupBarrier();
-      if (lid == 0u) {
-        if (pass_index == 0u) {
-          var total = vec2u(0u);
-          for (var digit = 0u; digit < 256u; digit++) { total += vec2u(atomicLoad(&coarse[digit]), atomicLoad(&fine[digit])); }
-          target_mass = select(f32(job.top_k), mass(total) * top_p, is_mass);
-        }
-        var digit = 255u;
-        var sum = before;
-        loop {
-          let next = sum + vec2u(atomicLoad(&coarse[digit]), atomicLoad(&fine[digit]));
-          if (mass(next) >= target_mass || digit == 0u) { break; }
-          sum = next;
-          digit -= 1u;
-        }
-        found = vec4u(digit, sum, 0u);
-      }
+      let digit = 255u - lid;
+      let own = vec2u(atomicLoad(&coarse[digit]), atomicLoad(&fine[digit]));
+      let sum = before + sum_before(own, lid, lane_width);
+      if (pass_index == 0u && digit == 0u) { target_mass = select(f32(job.top_k), mass(sum + own) * top_p, is_mass); }
+      let wanted_mass = workgroupUniformLoad(&target_mass);
+      if ((mass(sum) < wanted_mass || lid == 0u) && (mass(sum + own) >= wanted_mass || digit == 0u)) { found = vec4u(digit, sum, 0u); }
       let step = workgroupUniformLoad(&found);
       prefix = (prefix << 8u) | step.x;
       before = step.yz;
@@ -171,11 +162,9 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
       let key = sortable(bitcast<f32>(scratch[job.adjusted_at + id]));
       if (key == prefix && is_kept(key, id, last)) { mine += 1u; }
     }
-    ties[lid] = mine;
     if (lid == 0u) { cutoff = vec2u(prefix, 0xffffffffu); }
     workgroupBarrier();
-    var place = 0u;
-    for (var i = 0u; i < lid; i++) { place += ties[i]; }
+    var place = sum_before(vec2u(mine, 0u), lid, lane_width).x;
     for (var id = first; id < end; id++) {
       let key = sortable(bitcast<f32>(scratch[job.adjusted_at + id]));
       if (key != prefix || !is_kept(key, id, last)) { continue; }
@@ -229,23 +218,6 @@ fn gumbel(key: u32, id: u32) -> f32 {
 }
 `;
 
-const ARGMAX = /* wgsl */ `
-var<workgroup> keys: array<u32, ${THREADS}>;
-var<workgroup> ids: array<u32, ${THREADS}>;
-/** The best (key, id) of all threads: the largest key, ties to the lower id. Barriers inside. */
-fn best_of(lid: u32, key: u32, id: u32) -> vec2u {
-  keys[lid] = key;
-  ids[lid] = id;
-  workgroupBarrier();
-  var best = vec2u(keys[0], ids[0]);
-  for (var i = 1u; i < ${THREADS}u; i++) {
-    if (keys[i] > best.x || (keys[i] == best.x && ids[i] < best.y)) { best = vec2u(keys[i], ids[i]); }
-  }
-  workgroupBarrier();
-  return best;
-}
-`;
-
 /**
  * The token: the largest adjusted logit, or the largest logit + noise among what is kept; ties to the lower id, 0 where no logit is finite.
  * Grid [rows].
@@ -254,13 +226,13 @@ export const CHOOSE_TOKEN: Kernel = {
   name: "choose_token",
   params: { jobs_at: "u32", width: "u32" },
   bindings: { tables: read("u32"), scratch: read("u32"), outcome: write("u32") },
-  code: /* wgsl */ `
+  code: (lane) => /* wgsl */ `
 ${SORTABLE}
 ${JOB}
 ${GUMBEL}
-${ARGMAX}
+${laneWidth(lane)}${bestOf(lane, THREADS)}
 @compute @workgroup_size(${THREADS})
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32${laneParam(lane)}) {
   let job = job_of(wg.x);
   let is_greedy = bitcast<f32>(job.temperature) <= 0.0;
   let cutoff = vec3u(scratch[job.cutoff_at], scratch[job.cutoff_at + 1u], scratch[job.cutoff_at + 2u]);
@@ -275,7 +247,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
     }
     if (key > best.x) { best = vec2u(key, id); }
   }
-  let token = best_of(lid, best.x, best.y);
+  let token = best_of(best, lid, lane_width);
   if (lid == 0u) { outcome[job.outcome_at] = token.y; }
 }
 `,
@@ -288,30 +260,26 @@ export const LOGPROBS: Kernel = {
   name: "logprobs",
   params: { jobs_at: "u32", width: "u32" },
   bindings: { logits: read("f32"), tables: read("u32"), outcome: write("u32") },
-  code: /* wgsl */ `
+  code: (lane) => /* wgsl */ `
 ${SORTABLE}
 ${JOB}
 ${GUMBEL}
-${ARGMAX}
-var<workgroup> sums: array<f32, ${THREADS}>;
+${laneWidth(lane)}${bestOf(lane, THREADS)}${maxOf(lane, THREADS, "u32")}${sumOf(lane, THREADS)}
 @compute @workgroup_size(${THREADS})
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32${laneParam(lane)}) {
   let job = job_of(wg.x);
   if (job.wants_logprobs == 0u) { return; }
   let first = job.row * p.width;
   var largest = 0u;
   for (var id = lid; id < p.width; id += ${THREADS}u) { largest = max(largest, sortable(logits[first + id])); }
-  let top_key = best_of(lid, largest, lid).x;
+  let top_key = max_of(largest, lid, lane_width);
   let top = unsorted(top_key);
   var sum = 0.0;
   for (var id = lid; id < p.width; id += ${THREADS}u) {
     let key = sortable(logits[first + id]);
     if (key > 0x007fffffu) { sum += exp(unsorted(key) - top); }
   }
-  sums[lid] = sum;
-  workgroupBarrier();
-  sum = 0.0;
-  for (var i = 0u; i < ${THREADS}u; i++) { sum += sums[i]; }
+  sum = sum_of(sum, lid, lane_width);
   let log_sum = select(0.0, top + ln(sum), top_key > 0x007fffffu);
   if (lid == 0u) {
     let token = outcome[job.outcome_at];
@@ -325,7 +293,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
       if (key > last.x || (key == last.x && id <= last.y)) { continue; }
       if (key > best.x) { best = vec2u(key, id); }
     }
-    last = best_of(lid, best.x, best.y);
+    last = best_of(best, lid, lane_width);
     if (lid == 0u) {
       outcome[job.outcome_at + 2u + n * 2u] = last.y;
       outcome[job.outcome_at + 3u + n * 2u] = bitcast<u32>(unsorted(last.x) - log_sum);

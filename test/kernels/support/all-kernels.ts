@@ -1,0 +1,38 @@
+/** Every kernel of the GPU device, in every form that the host asks for. */
+import type { Kernel } from "../../../kernels/webgpu/kernel.ts";
+import { APPEND, seal, summarize } from "../../../kernels/webgpu/wgsl/append.ts";
+import { attend, mergeSplits } from "../../../kernels/webgpu/wgsl/attend.ts";
+import { writeCentres } from "../../../kernels/webgpu/wgsl/centres.ts";
+import { HALVES, laneCheck } from "../../../kernels/webgpu/wgsl/checks.ts";
+import { LIST_PAGES, WRITE_MASKS } from "../../../kernels/webgpu/wgsl/masks.ts";
+import { gemm, gemv } from "../../../kernels/webgpu/wgsl/matmul.ts";
+import { summarizePageKeys } from "../../../kernels/webgpu/wgsl/page-keys.ts";
+import { PAD_ROWS, QUANTIZE_ROWS } from "../../../kernels/webgpu/wgsl/quantize-rows.ts";
+import { COMBINE, SCORE_STATS, TOP_K, TOP_MASS } from "../../../kernels/webgpu/wgsl/rank.ts";
+import * as rowOps from "../../../kernels/webgpu/wgsl/row-ops.ts";
+import { ADJUST_LOGITS, CHOOSE_TOKEN, LOGPROBS, TRUNCATE } from "../../../kernels/webgpu/wgsl/sample.ts";
+import { QUANTIZE_QUERIES, SCORE_BLOCKS, scorePages, scoreTokens } from "../../../kernels/webgpu/wgsl/score.ts";
+
+const MATRICES = ["f32", "bf16", "int8", "int4"] as const;
+const KV = ["f32", "int8"] as const;
+const HEADS = [64, 80, 96, 128] as const;
+
+/** Names are unique. */
+export const ALL_KERNELS: readonly Kernel[] = [
+  ...[rowOps.RMS_NORM, rowOps.SILU_MUL, rowOps.SILU_MUL_IN_PLACE, rowOps.COPY, rowOps.COPY4, rowOps.COPY_WITHIN],
+  ...[rowOps.GATHER_ROWS, QUANTIZE_ROWS, PAD_ROWS, APPEND, QUANTIZE_QUERIES, SCORE_BLOCKS, LIST_PAGES, WRITE_MASKS],
+  ...[SCORE_STATS, COMBINE, TOP_K, TOP_MASS, ADJUST_LOGITS, TRUNCATE, CHOOSE_TOKEN, LOGPROBS],
+  ...[laneCheck(64), laneCheck(256), HALVES],
+  ...MATRICES.flatMap((encoding) => [gemv(encoding), gemm(encoding), rowOps.embed(encoding)]),
+  ...(["min-max", "representatives", "sign-bits"] as const).map(scorePages),
+  ...KV.flatMap((encoding) => [1, 3].map((parts) => scoreTokens(encoding, parts))),
+  ...HEADS.flatMap((headDim) => [
+    ...[writeCentres(headDim), mergeSplits(headDim)],
+    ...KV.flatMap((encoding) => [
+      seal({ encoding, headDim }),
+      ...(["min-max", "mean-deviation", "centre-deviation"] as const).map((kind) => summarize(kind, encoding, headDim)),
+      ...(["representatives", "sign-bits"] as const).map((kind) => summarizePageKeys(kind, encoding, headDim)),
+      ...[1, 4].flatMap((rows) => [1, 3].map((partCount) => attend({ encoding, headDim, partCount, rows }))),
+    ]),
+  ]),
+];
