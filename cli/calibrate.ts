@@ -2,7 +2,12 @@
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { type CalibrationRow, calibrationRows, decideCalibration } from "../bench/eval/calibrate.ts";
+import {
+  type CalibrationRow,
+  calibrationRows,
+  decideCalibration,
+  type SelectionPromise,
+} from "../bench/eval/calibrate.ts";
 import { figuresOf } from "../bench/eval/figures.ts";
 import { evalFlags } from "../bench/eval/flags.ts";
 import { runEval } from "../bench/eval/run.ts";
@@ -16,7 +21,10 @@ import { describeFlags, type FlagValues, parseFlags, parseSelectionFlag } from "
 import { listenForStop } from "./stop-request.ts";
 import { UsageError } from "./usage-error.ts";
 
-const { budgets, contexts, documents, tokens, text, device, threads, weights, kv } = evalFlags;
+const { kinds, budgets, contexts, documents, tokens, text, device, threads, weights, kv } = evalFlags;
+
+/** What is promised of the next token where nothing else is. */
+const DIVERGENCE_MAX = 0.01;
 
 const calibrateFlags = {
   selection: {
@@ -26,13 +34,22 @@ const calibrateFlags = {
     parse: parseSelectionFlag,
   },
   "divergence-max": {
-    help: "the promise: KL of the next token from dense, upper end of its 95 % interval, in nats",
+    help: `promised KL of the next token from dense, upper end of its 95 % interval, in nats; ${DIVERGENCE_MAX} where nothing is promised of answers`,
     placeholder: "NATS",
-    fallback: "0.01",
-    parse: parseNats,
+    parse: parseNumber({ max: 10 }),
   },
-  ...{ contexts, budgets, documents, tokens, text, device, threads, weights, kv },
-  "case-file": evalFlags["case-file"],
+  "answers-lost-max": {
+    help: "promised share of answers lost against dense, upper end of its 95 % interval, in points of 100, over all kinds that dense can answer",
+    placeholder: "POINTS",
+    parse: parseNumber({ max: 100 }),
+  },
+  cases: {
+    ...evalFlags.cases,
+    help: "questions of each kind and context, where something is promised of answers",
+    fallback: "96",
+  },
+  "case-file": { ...evalFlags["case-file"], fallback: "weights/house/dev-documents.jsonl.gz" },
+  ...{ kinds, contexts, budgets, documents, tokens, text, device, threads, weights, kv },
 } as const;
 
 type CalibrateValues = FlagValues<typeof calibrateFlags>;
@@ -56,12 +73,12 @@ async function calibrate(model: string, values: CalibrateValues): Promise<void> 
     const stop = listenForStop(process, () => performance.now());
     const life = new AbortController();
     void stop.requested.then(() => life.abort());
+    const promise = promiseOf(values);
     const measured = {
       ...values,
       model,
       policies: [values.selection],
-      cases: 0,
-      kinds: undefined,
+      cases: promise.answersLostMax === undefined ? 0 : values.cases,
       ablation: undefined,
     };
     const run = await runEval({ ...measured, out: folder, seed: 1, quick: "false" }, folder, {
@@ -72,18 +89,23 @@ async function calibrate(model: string, values: CalibrateValues): Promise<void> 
       env: process.env,
     });
     if (run.interrupted) throw new UsageError("stopped; nothing was written");
-    const { fidelity } = figuresOf(run.candidates, run.windows, []);
-    const divergenceMax = values["divergence-max"];
-    const rows = calibrationRows(fidelity, values.selection, { divergenceMax });
+    const figures = figuresOf(run.candidates, run.windows, run.tasks);
+    const rows = calibrationRows(figures, values.selection, promise);
     const { fingerprint } = run.model;
     const [selection] = run.resolved as [SelectionConfiguration];
     const calibration = decideCalibration(rows, { fingerprint, selection });
-    const notes = { promise: { divergenceMax }, measured: rows, model: run.model, machine: describeMachine() };
+    const notes = { promise, measured: rows, model: run.model, machine: describeMachine() };
     await writeFile(path, `${JSON.stringify({ ...calibration, ...notes }, undefined, 2)}\n`);
     process.stdout.write(`${[...table(rows), "", summary(calibration), `written: ${path}`].join("\n")}\n`);
   } finally {
     await rm(folder, { recursive: true });
   }
+}
+
+function promiseOf(values: CalibrateValues): SelectionPromise {
+  const [divergenceMax, points] = [values["divergence-max"], values["answers-lost-max"]];
+  if (points === undefined) return { divergenceMax: divergenceMax ?? DIVERGENCE_MAX };
+  return { ...(divergenceMax === undefined ? {} : { divergenceMax }), answersLostMax: points / 100 };
 }
 
 function table(rows: readonly CalibrationRow[]): string[] {
@@ -93,6 +115,7 @@ function table(rows: readonly CalibrationRow[]): string[] {
       { header: "context", cell: (row) => String(row.contextTokens) },
       { header: "budget", cell: (row) => number(row.budgetTokens, 0) },
       { header: "KL nats", cell: (row) => number(row.divergence, 4) },
+      { header: "lost %", cell: (row) => number(row.answersLost === undefined ? undefined : row.answersLost * 100, 2) },
       { header: "bytes %", cell: (row) => number(row.bytesShare === undefined ? undefined : row.bytesShare * 100, 1) },
       { header: "ms", cell: (row) => number(row.stepMs, 2) },
       { header: "dense ms", cell: (row) => number(row.denseStepMs, 2) },
@@ -109,8 +132,10 @@ function summary({ selection, denseBelowTokens, budgets: chosen }: Calibration):
   return `auto: dense below ${denseBelowTokens} tokens; from there ${selection}, budget ${steps}, beyond in proportion`;
 }
 
-function parseNats(text: string): number {
-  const value = /^\d+(\.\d+)?(e-\d+)?$/.test(text) ? Number(text) : Number.NaN;
-  if (value > 0 && value <= 10) return value;
-  throw new UsageError("must be a number above 0, at most 10");
+function parseNumber({ max }: { max: number }): (text: string) => number {
+  return (text) => {
+    const value = /^\d+(\.\d+)?(e-\d+)?$/.test(text) ? Number(text) : Number.NaN;
+    if (value > 0 && value <= max) return value;
+    throw new UsageError(`must be a number above 0, at most ${max}`);
+  };
 }

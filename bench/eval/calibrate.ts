@@ -1,13 +1,19 @@
-/** From figures to a calibration: where selecting pays, and which budget keeps the promised fidelity. */
+/** From figures to a calibration: where selecting pays, and which budget keeps the promise. */
 import type { CalibratedBudget, Calibration } from "../../models/selection/calibration.ts";
 import type { SelectionConfiguration } from "../../protocol/generate.ts";
-import type { FidelityFigure } from "./figures.ts";
+import type { FidelityFigure, Figures, TaskFigure } from "./figures.ts";
+import { pairedDifference } from "./statistics.ts";
 
-/** What is promised of the selection's next-token distribution. */
-export interface FidelityPromise {
+/** What is promised of the selection; whatever is absent is not promised. */
+export interface SelectionPromise {
   /** Upper end of the 95 % interval of KL(dense, selection), nats per token. */
-  divergenceMax: number;
+  divergenceMax?: number;
+  /** Upper end of the 95 % interval of the share of answers lost against dense, over all kinds of questions that dense can answer. */
+  answersLostMax?: number;
 }
+
+/** Kinds of questions of which dense answers less than this share say nothing about a selection. */
+const DENSE_SHARE_MIN = 0.5;
 
 /** What was found at one context. */
 export interface CalibrationRow {
@@ -15,6 +21,8 @@ export interface CalibrationRow {
   /** The smallest budget that keeps the promise and reads less than dense; absent: none that was measured. */
   budgetTokens?: number;
   divergence?: number;
+  /** Upper ends, as promised; absent without questions that dense can answer. */
+  answersLost?: number;
   bytesShare?: number;
   stepMs?: number;
   denseStepMs?: number;
@@ -24,23 +32,41 @@ export interface CalibrationRow {
 
 /** The decision at each context, ascending. */
 export function calibrationRows(
-  fidelity: readonly FidelityFigure[],
+  { fidelity, tasks }: Pick<Figures, "fidelity" | "tasks">,
   name: SelectionConfiguration,
-  { divergenceMax }: FidelityPromise,
+  promise: SelectionPromise,
 ): CalibrationRow[] {
-  const mine = fidelity.filter((row) => row.name === name && row.isActive);
   const contexts = [...new Set(fidelity.map(({ contextTokens }) => contextTokens))].sort((a, b) => a - b);
   return contexts.map((contextTokens) => {
-    const here = mine.filter((row) => row.contextTokens === contextTokens);
+    const here = fidelity.filter((row) => row.name === name && row.isActive && row.contextTokens === contextTokens);
     here.sort((a, b) => a.budgetTokens - b.budgetTokens);
-    const enough = here.find(({ text }) => text && (text.divergence.high ?? text.divergence.mean) <= divergenceMax);
-    if (enough?.text === undefined) return { contextTokens, pays: false };
-    const { budgetTokens, bytesShare, text } = enough;
-    const { stepMs, denseStepMs } = text;
-    const divergence = text.divergence.high ?? text.divergence.mean;
-    const pays = stepMs < denseStepMs && bytesShare < 1;
-    return { contextTokens, budgetTokens, divergence, bytesShare, stepMs, denseStepMs, pays };
+    const rows = here.flatMap((row) => rowOf(row, tasks) ?? []);
+    return rows.find((row) => isKept(row, promise)) ?? { contextTokens, pays: false };
   });
+}
+
+function rowOf(figure: FidelityFigure, tasks: readonly TaskFigure[]): CalibrationRow | undefined {
+  const { name, contextTokens, budgetTokens, bytesShare, text } = figure;
+  if (text === undefined) return undefined;
+  const { stepMs, denseStepMs } = text;
+  const divergence = text.divergence.high ?? text.divergence.mean;
+  const asked = tasks.filter(
+    (task) =>
+      task.name === name &&
+      task.budgetTokens === budgetTokens &&
+      task.lengthTokens === contextTokens &&
+      task.denseRight >= DENSE_SHARE_MIN * task.cases,
+  );
+  const { low } = pairedDifference(asked.flatMap(({ pairs }) => pairs));
+  const answers = low === undefined ? {} : { answersLost: -low };
+  const pays = stepMs < denseStepMs && bytesShare < 1;
+  return { contextTokens, budgetTokens, divergence, ...answers, bytesShare, stepMs, denseStepMs, pays };
+}
+
+function isKept({ divergence, answersLost }: CalibrationRow, promise: SelectionPromise): boolean {
+  const isBelow = (value: number | undefined, max: number | undefined): boolean =>
+    max === undefined || (value !== undefined && value <= max);
+  return isBelow(divergence, promise.divergenceMax) && isBelow(answersLost, promise.answersLostMax);
 }
 
 /** Selecting begins at the shortest context from which on it pays at all that were measured; budgets never fall as contexts grow. */

@@ -1,6 +1,14 @@
 /** What a run's results say: means over texts with their intervals, paired differences over questions. */
 import type { Candidate } from "./grid.ts";
-import { type Estimate, estimate, estimateShare, mapEstimate, meanOf, pairedDifference } from "./statistics.ts";
+import {
+  type Estimate,
+  estimate,
+  estimateShare,
+  mapEstimate,
+  meanOf,
+  type PairedAnswer,
+  pairedDifference,
+} from "./statistics.ts";
 import type { TaskResult } from "./tasks.ts";
 import type { Window, WindowResult } from "./window.ts";
 
@@ -51,8 +59,8 @@ export interface TaskFigure {
   cases: number;
   right: number;
   denseRight: number;
-  /** Which questions were answered rightly, under the selection and densely. */
-  pairs: { ours: boolean; theirs: boolean }[];
+  /** Which questions were answered rightly, under the selection and densely, and about which document each was. */
+  pairs: PairedAnswer[];
   /** Share of right answers minus dense's, over the same questions. */
   difference: Estimate;
   /** Bytes of the steps that read the question and answered, over dense's. */
@@ -157,7 +165,9 @@ function taskFigures(tasks: readonly TaskResult[]): TaskFigure[] {
   );
   return groups.map((answers) => {
     const { task, name, budgetTokens } = answers[0] as Answer;
-    const pairs = answers.map((answer) => ({ ours: answer.isRight, theirs: answer.task.denseRight }));
+    const pairs = answers.map(({ isRight, task: { denseRight, document } }) => {
+      return { ours: isRight, theirs: denseRight, cluster: document };
+    });
     return {
       kind: task.kind,
       lengthTokens: task.lengthTokens,

@@ -36,16 +36,16 @@ export const evalFlags = {
     placeholder: "FILE",
     parse: parseText,
   },
-  cases: countFlag("questions of each kind and length that every selection answers; 0 for none", "20"),
+  cases: countFlag("questions of each kind and length that every selection answers; 0 for none", "48"),
   kinds: {
     help: "kinds of questions; without it all that the file has (house-0 was trained for code only)",
     placeholder: "K,K,...",
     parse: parseList(parseText),
   },
   "case-file": {
-    help: "cases and sentences, as weights/house/train/cases.py writes them",
+    help: "documents or cases with their sentences, as weights/house/train/documents.py and cases.py write them",
     placeholder: "FILE",
-    fallback: "weights/house/eval-cases.jsonl.gz",
+    fallback: "weights/house/eval-documents.jsonl.gz",
     parse: parseText,
   },
   seed: {

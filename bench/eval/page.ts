@@ -61,7 +61,7 @@ export function pageOf(figures: Figures, context: PageContext): string {
     sections.push(
       section(
         "Questions",
-        "The same questions under every selection and densely, from the same KV of the passage. Plotted is the difference of the shares of " +
+        "The same questions under every selection and densely, from the same KV of the document, which was read densely. Plotted is the difference of the shares of " +
           "right answers to dense, with its 95 % interval; on the line nothing is lost. What a model cannot answer densely says nothing " +
           "about a selection.",
         plots(taskPlots(tasks, names)),
@@ -213,6 +213,7 @@ stays below this even when every page it takes is a right one.</dd>
 <dt>Output error</dt><dd>Distance of a head's output from that of full attention, over the latter's length.</dd>
 <dt>KL, top-1, perplexity</dt><dd>The model reads the text token by token through the sparse path, in all layers at once, and its KV is its own.
 KL is from dense to the selection; top-1 is how often the likeliest next token is dense's; perplexity is the growth over dense.</dd>
-<dt>Intervals</dt><dd>95 %: Student's t over texts (rows of one text are not independent); for answers, paired differences after Agresti and Min.</dd>
+<dt>Intervals</dt><dd>95 %: Student's t over texts (rows of one text are not independent); for answers, paired differences after Agresti and Min,
+widened by the design effect of asking many questions about one document.</dd>
 <dt>Bytes</dt><dd>Counted by the device while it attends; a selection that had not run would show it here.</dd>
 </dl>`;

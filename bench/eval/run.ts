@@ -1,20 +1,19 @@
 /** The work of the instrument: windows of texts behind contexts, then questions, each piece once, noted as soon as it is done. */
 
 import { openModelFolder } from "../../cli/model-folder.ts";
-import { UsageError } from "../../cli/usage-error.ts";
 import { readHeadProfile } from "../../engine/calibration.ts";
 import { resolveHeads } from "../../models/selection/head-profile.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
 import type { SelectionConfiguration } from "../../protocol/generate.ts";
 import type { BenchContext } from "../bench.ts";
 import { seededRandom } from "../random.ts";
-import { type CaseFile, readCases } from "../recall/cases.ts";
+import { type CaseFile, documentsOfKind, kindsOf, readCases } from "../recall/cases.ts";
 import type { PlacedWindow } from "./figures.ts";
 import type { EvalValues } from "./flags.ts";
 import { type Candidate, candidatesOf, summaryKindsOf } from "./grid.ts";
 import { Journal } from "./journal.ts";
 import { documentsOf, type EvalSubject, openSubject, readText } from "./subject.ts";
-import { measureTask, passagesOf, type TaskResult } from "./tasks.ts";
+import { measureDocument, passagesOf, type TaskResult } from "./tasks.ts";
 import { measureWindow, type Window } from "./window.ts";
 
 /** What was measured, and on what. */
@@ -72,7 +71,7 @@ async function measureAll(work: Work): Promise<{ windows: PlacedWindow[]; tasks:
   const tasks: TaskResult[] = [];
   try {
     for await (const window of measureWindows(work)) windows.push(window);
-    for await (const task of measureTasks(work)) tasks.push(task);
+    for await (const results of measureTasks(work)) tasks.push(...results);
   } catch (error) {
     if (!work.context.signal.aborted) throw error;
   }
@@ -105,32 +104,24 @@ async function* measureWindows(work: Work): AsyncGenerator<PlacedWindow> {
   }
 }
 
-async function* measureTasks(work: Work): AsyncGenerator<TaskResult> {
+/** A document is read once at each length; its questions are one piece of work. */
+async function* measureTasks(work: Work): AsyncGenerator<TaskResult[]> {
   const { values, subject, files, journal, context, candidates } = work;
   if (values.cases === 0) return;
-  const { sentences, cases } = files;
-  const kinds = values.kinds ?? [...new Set(cases.map(({ kind }) => kind))];
-  for (const kind of kinds) {
-    if (!cases.some((each) => each.kind === kind)) throw new UsageError(`--kinds: the file has no cases "${kind}"`);
-  }
+  const { sentences, documents } = files;
   const sentenceTokens = sentences.map((sentence) => subject.tokenizer.encode(sentence).length);
-  const asked = kinds.map((kind) => cases.filter((each) => each.kind === kind).slice(0, values.cases));
-  const progress = new Progress(context, "questions", asked.flat().length * values.contexts.length);
+  const asked = kindsOf(documents, values.kinds).map((kind) => documentsOfKind(documents, kind, values.cases));
+  const progress = new Progress(context, "documents", asked.flat().length * values.contexts.length);
   for (const lengthTokens of values.contexts) {
-    for (const questions of asked) {
-      const passages = passagesOf(subject, questions, { sentences, sentenceTokens, lengthTokens });
-      for (const [index, question] of questions.entries()) {
-        const options = {
-          question,
-          passage: passages[index] as string,
-          lengthTokens,
-          candidates,
-          signal: context.signal,
-        };
-        const key = `task/${question.kind}/${lengthTokens}/${index}`;
-        const result = await journal.take(key, () => measureTask(subject, options));
+    for (const ofKind of asked) {
+      const passages = passagesOf(subject, ofKind, { sentences, sentenceTokens, lengthTokens });
+      for (const [index, document] of ofKind.entries()) {
+        const passage = passages[index] as string;
+        const id = `${document.kind}/${index}`;
+        const options = { document, id, passage, lengthTokens, candidates, signal: context.signal };
+        const results = await journal.take(`task/${lengthTokens}/${id}`, () => measureDocument(subject, options));
         progress.step();
-        yield result;
+        yield results;
       }
     }
   }

@@ -16,13 +16,18 @@ const T_QUANTILES = [
 ];
 const Z = 1.96;
 
+/** The quantile for at least one degree of freedom; beyond the table by the first term of Cornish and Fisher's expansion. */
+function studentQuantile(freedom: number): number {
+  return T_QUANTILES[freedom - 1] ?? Z + (Z ** 3 + Z) / (4 * freedom);
+}
+
 /** Mean of independent values (at least one) with Student's interval. */
 export function estimate(values: readonly number[]): Estimate {
   const count = values.length;
   const mean = meanOf(values);
   if (count < 2) return { mean, count };
   const variance = values.reduce((sum, value) => sum + (value - mean) ** 2, 0) / (count - 1);
-  const spread = (T_QUANTILES[count - 2] ?? Z) * Math.sqrt(variance / count);
+  const spread = studentQuantile(count - 1) * Math.sqrt(variance / count);
   return { mean, low: mean - spread, high: mean + spread, count };
 }
 
@@ -36,23 +41,55 @@ export function mapEstimate({ mean, low, high, count }: Estimate, f: (value: num
   return { mean: f(mean), count, ...(low === undefined || high === undefined ? {} : { low: f(low), high: f(high) }) };
 }
 
+/** A question that was answered twice. */
+export interface PairedAnswer {
+  ours: boolean;
+  theirs: boolean;
+  /** Answers of one cluster (questions about one document) are not independent; of different ones they are. */
+  cluster: number | string;
+}
+
 /**
- * Difference of the shares of right answers, ours minus theirs, over the same cases, with the interval of Agresti and Min (2005): half a
- * case is added to each of the four outcomes, so that it is honest also where almost no case differs.
+ * Difference of the shares of right answers, ours minus theirs, over the same questions. The interval is that of Agresti and Min (2005), half a
+ * question added to each of the four outcomes, so that it is honest also where almost none differs; widened by the root of the design effect
+ * where that is above 1 (the variance over clusters, a sandwich estimate, over the variance if all were independent), with Student's quantile of
+ * the clusters' degrees of freedom. One cluster alone has no interval.
  */
-export function pairedDifference(pairs: readonly { ours: boolean; theirs: boolean }[]): Estimate {
+export function pairedDifference(pairs: readonly PairedAnswer[]): Estimate {
   const better = pairs.filter(({ ours, theirs }) => ours && !theirs).length;
   const worse = pairs.filter(({ ours, theirs }) => theirs && !ours).length;
   const count = pairs.length;
   const [gains, losses, n] = [better + 0.5, worse + 0.5, count + 2];
   const centre = (gains - losses) / n;
-  const spread = (Z * Math.sqrt(gains + losses - (gains - losses) ** 2 / n)) / n;
+  const clusterCount = new Set(pairs.map(({ cluster }) => cluster)).size;
+  if (clusterCount < 2) return { mean: (better - worse) / count, count };
+  const variance = designEffect(pairs, clusterCount) * (gains + losses - (gains - losses) ** 2 / n);
+  const spread = (studentQuantile(clusterCount - 1) * Math.sqrt(variance)) / n;
   return {
     mean: (better - worse) / count,
     low: Math.max(-1, centre - spread),
     high: Math.min(1, centre + spread),
     count,
   };
+}
+
+/** How many times the variance of the mean difference is what it would be if all answers were independent; 1 at least. */
+function designEffect(pairs: readonly PairedAnswer[], clusterCount: number): number {
+  const mean = meanOf(pairs.map(differenceOf));
+  const sums = new Map<number | string, number>();
+  let alone = 0;
+  for (const pair of pairs) {
+    const residual = differenceOf(pair) - mean;
+    sums.set(pair.cluster, (sums.get(pair.cluster) ?? 0) + residual);
+    alone += residual ** 2;
+  }
+  const together = [...sums.values()].reduce((sum, value) => sum + value ** 2, 0);
+  const correction = clusterCount / (clusterCount - 1) / (pairs.length / (pairs.length - 1));
+  return alone === 0 ? 1 : Math.max(1, (together / alone) * correction);
+}
+
+function differenceOf({ ours, theirs }: PairedAnswer): number {
+  return Number(ours) - Number(theirs);
 }
 
 /** Arithmetic mean; NaN of nothing. */

@@ -1,7 +1,7 @@
-/** Questions about passages, answered under every selection from the same KV as densely. */
+/** Questions about documents, answered under every selection from the same dense KV of the document. */
 import type { SelectionPlan } from "../../kernels/contract.ts";
-import { askCase } from "../recall/ask.ts";
-import { passageOf, type RecallCase } from "../recall/cases.ts";
+import { askDocument, type Reply } from "../recall/ask.ts";
+import { casesOf, passageOf, type RecallCase, type RecallDocument } from "../recall/cases.ts";
 import type { Candidate } from "./grid.ts";
 import type { EvalSubject } from "./subject.ts";
 
@@ -9,6 +9,8 @@ import type { EvalSubject } from "./subject.ts";
 export interface TaskResult {
   kind: string;
   lengthTokens: number;
+  /** Questions about one document are not independent. */
+  document: string;
   /** Where in the passage the answer stands, 0 to 1; absent where it is not in one place. */
   depth?: number;
   denseRight: boolean;
@@ -17,43 +19,48 @@ export interface TaskResult {
   replies: { name: string; budgetTokens: number; isRight: boolean; bytes: number }[];
 }
 
-/** Asks a question under every candidate that has a plan, and densely. */
-export async function measureTask(
+/** Asks the questions of a document under every candidate that has a plan, and densely. */
+export async function measureDocument(
   subject: EvalSubject,
   options: {
-    question: RecallCase;
+    document: RecallDocument;
+    /** What it is called among all. */
+    id: string;
     passage: string;
     lengthTokens: number;
     candidates: readonly Candidate[];
     signal: AbortSignal;
   },
-): Promise<TaskResult> {
-  const { question, passage, lengthTokens, candidates, signal } = options;
+): Promise<TaskResult[]> {
+  const { document, id, passage, lengthTokens, candidates, signal } = options;
   const selections = candidates.filter(
     (each): each is Candidate & { plan: SelectionPlan } => typeof each.plan === "object",
   );
   const plans: SelectionPlan[] = [{ kind: "dense" }, ...selections.map(({ plan }) => plan)];
-  const [dense, ...replies] = await askCase(subject, { question, passage, plans, signal });
-  const bytes = ({ traffic }: { traffic: { kvBytes: number; metadataBytes: number } }) =>
-    traffic.kvBytes + traffic.metadataBytes;
-  const depth = depthOf(question);
-  return {
-    kind: question.kind,
-    lengthTokens,
-    ...(depth === undefined ? {} : { depth }),
-    denseRight: dense?.isRight ?? false,
-    denseBytes: dense === undefined ? 0 : bytes(dense),
-    replies: replies.map((reply, index) => {
-      const { name, budgetTokens } = selections[index] as Candidate;
-      return { name, budgetTokens, isRight: reply.isRight, bytes: bytes(reply) };
-    }),
-  };
+  const answers = await askDocument(subject, { document, passage, plans, signal });
+  const bytes = ({ traffic }: Reply): number => traffic.kvBytes + traffic.metadataBytes;
+  return casesOf(document).map((question, at) => {
+    const [dense, ...replies] = answers[at] as [Reply, ...Reply[]];
+    const depth = depthOf(question);
+    return {
+      kind: question.kind,
+      lengthTokens,
+      document: id,
+      ...(depth === undefined ? {} : { depth }),
+      denseRight: dense.isRight,
+      denseBytes: bytes(dense),
+      replies: replies.map((reply, place) => {
+        const { name, budgetTokens } = selections[place] as Candidate;
+        return { name, budgetTokens, isRight: reply.isRight, bytes: bytes(reply) };
+      }),
+    };
+  });
 }
 
-/** Passages of the questions, so long that the whole conversation has `lengthTokens`. */
+/** Passages of documents or cases, so long that the longest conversation about one has `lengthTokens`. */
 export function passagesOf(
-  { tokenizer }: EvalSubject,
-  cases: readonly RecallCase[],
+  { tokenizer }: Pick<EvalSubject, "tokenizer">,
+  asked: readonly (RecallDocument | RecallCase)[],
   {
     sentences,
     sentenceTokens,
@@ -61,7 +68,7 @@ export function passagesOf(
   }: { sentences: readonly string[]; sentenceTokens: readonly number[]; lengthTokens: number },
 ): string[] {
   const count = (text: string): number => tokenizer.encode(text).length;
-  return cases.map((each) => passageOf(each, sentences, { tokens: lengthTokens, sentenceTokens, count }));
+  return asked.map((each) => passageOf(each, sentences, { tokens: lengthTokens, sentenceTokens, count }));
 }
 
 function depthOf({ items, turns }: RecallCase): number | undefined {

@@ -1,8 +1,8 @@
-/** Asks a model the questions of a case: the passage is read densely, once; each plan then reads the question and answers. */
+/** Asks a model about a document: the passage is read densely, once; each plan then reads each question and answers it. */
 import { BLOCK_TOKENS, type SelectionPlan, type SliceTraffic } from "../../kernels/contract.ts";
 import type { ModelRunner } from "../../models/contract.ts";
 import type { ChatMessage, ChatTemplate, Tokenizer } from "../../tokenizer/contract.ts";
-import { isRight, type RecallCase, userMessage } from "./cases.ts";
+import { casesOf, isRight, type RecallCase, type RecallDocument, userMessage } from "./cases.ts";
 import type { Sequence } from "./sequence.ts";
 
 /** Longest reply; a longer one is cut. */
@@ -21,27 +21,54 @@ export interface Subject {
 /** What came of one plan. */
 export interface Reply {
   isRight: boolean;
+  /** The reply to the last turn. */
+  text: string;
   /** Of the steps that read the question and answered. */
   traffic: SliceTraffic;
 }
 
-/** One reply per plan, each from the same KV of the passage. */
-export async function askCase(
+/** Of each question one reply per plan, all from the same KV of the passage. */
+export async function askDocument(
   subject: Subject,
-  options: { question: RecallCase; passage: string; plans: readonly SelectionPlan[]; signal: AbortSignal },
-): Promise<Reply[]> {
-  const { question, passage, plans, signal } = options;
+  options: { document: RecallDocument; passage: string; plans: readonly SelectionPlan[]; signal: AbortSignal },
+): Promise<Reply[][]> {
+  const { document, passage, plans, signal } = options;
   const { sequence } = subject;
-  const { kept, rest } = splitPrompt(subject, question, passage);
+  const questions = casesOf(document);
+  const prompts = questions.map((question) => splitPrompt(subject, question, passage));
+  const kept = sharedBlocks(prompts.map((prompt) => prompt.kept));
   sequence.rewind(0);
   await sequence.read(kept, signal);
-  const replies: Reply[] = [];
-  for (const plan of plans) {
-    sequence.rewind(kept.length);
-    const text = await converse(subject, { question, passage, plan, rest, signal });
-    replies.push({ isRight: isRight(text, question.turns.at(-1)?.expect ?? []), traffic: sequence.traffic });
+  const replies: Reply[][] = [];
+  for (const [index, question] of questions.entries()) {
+    const prompt = prompts[index] as SplitPrompt;
+    const rest = [...prompt.kept.slice(kept.length), ...prompt.rest];
+    const own: Reply[] = [];
+    for (const plan of plans) {
+      sequence.rewind(kept.length);
+      const text = await converse(subject, { question, passage, plan, rest, signal });
+      own.push({ isRight: isRight(text, question.turns.at(-1)?.expect ?? []), text, traffic: sequence.traffic });
+    }
+    replies.push(own);
   }
   return replies;
+}
+
+/** Whole blocks that several prompts begin with. */
+function sharedBlocks(prompts: readonly (readonly number[])[]): number[] {
+  const [first = [], ...others] = prompts;
+  const differs = (prompt: readonly number[]): number => {
+    const at = first.findIndex((id, index) => prompt[index] !== id);
+    return at < 0 ? first.length : at;
+  };
+  const shared = Math.min(first.length, ...others.map(differs));
+  return first.slice(0, Math.floor(shared / BLOCK_TOKENS) * BLOCK_TOKENS);
+}
+
+/** A prompt in two: what is read once, and what each plan reads. */
+export interface SplitPrompt {
+  kept: number[];
+  rest: number[];
 }
 
 /** The prompt of a case's first turn: whole blocks of the passage, and the rest with the question. */
@@ -49,7 +76,7 @@ export function splitPrompt(
   subject: Pick<Subject, "tokenizer" | "template">,
   question: RecallCase,
   passage: string,
-): { kept: number[]; rest: number[] } {
+): SplitPrompt {
   const prompt = encodePrompt(subject, [userMessage(question, 0, passage)]);
   const questionTokens = subject.tokenizer.encode(question.turns[0]?.ask ?? "").length + MARKER_TOKENS;
   const kept = Math.max(0, Math.floor((prompt.length - questionTokens) / BLOCK_TOKENS) * BLOCK_TOKENS);

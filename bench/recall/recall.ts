@@ -11,8 +11,8 @@ import { policyNamed } from "../../models/selection/registry.ts";
 import type { SelectionConfiguration } from "../../protocol/generate.ts";
 import { openTokenizer } from "../../tokenizer/open.ts";
 import { type BenchContext, type BenchResult, defineBench } from "../bench.ts";
-import { askCase, REPLY_TOKENS_MAX, type Subject } from "./ask.ts";
-import { passageOf, type RecallCase, readCases } from "./cases.ts";
+import { askDocument, REPLY_TOKENS_MAX, type Subject } from "./ask.ts";
+import { documentsOfKind, kindsOf, passageOf, type RecallDocument, readCases } from "./cases.ts";
 import { type RecallValues, recallFlags } from "./flags.ts";
 import { type RecallCount, type RecallRow, recallLines, recallRow } from "./report.ts";
 import { poolCounts, Sequence } from "./sequence.ts";
@@ -30,11 +30,8 @@ export const recallBench = defineBench({
 });
 
 async function runRecall(values: RecallValues, context: BenchContext): Promise<BenchResult> {
-  const { sentences, cases } = await readCases(values["case-file"]);
-  const kinds = values.kinds ?? [...new Set(cases.map(({ kind }) => kind))];
-  for (const kind of kinds) {
-    if (!cases.some((each) => each.kind === kind)) throw new UsageError(`--kinds: the file has no cases "${kind}"`);
-  }
+  const { sentences, documents, cases } = await readCases(values["case-file"]);
+  const kinds = kindsOf(documents, values.kinds);
   // A reply may be longer than the answer that its passage left room for.
   const repliesTokensMax = Math.max(...cases.map(({ turns }) => turns.length)) * REPLY_TOKENS_MAX;
   const { device, subject } = await openSubject(values, repliesTokensMax);
@@ -44,7 +41,7 @@ async function runRecall(values: RecallValues, context: BenchContext): Promise<B
     const rows: RecallRow[] = [];
     for (const lengthTokens of values.lengths) {
       for (const kind of kinds) {
-        const asked = cases.filter((each) => each.kind === kind).slice(0, values.cases);
+        const asked = documentsOfKind(documents, kind, values.cases);
         const passages = asked.map((each) =>
           passageOf(each, sentences, { tokens: lengthTokens, sentenceTokens, count }),
         );
@@ -106,7 +103,7 @@ export async function openSubject(
 async function askAll(
   subject: Subject,
   values: RecallValues,
-  asked: readonly RecallCase[],
+  asked: readonly RecallDocument[],
   passages: readonly string[],
   signal: AbortSignal,
 ): Promise<Map<SelectionConfiguration, RecallCount> | undefined> {
@@ -115,10 +112,10 @@ async function askAll(
   );
   try {
     const plans = values.policy.map((policy) => policyNamed(policy).plan(values.budget));
-    for (const [index, question] of asked.entries()) {
-      const replies = await askCase(subject, { question, passage: passages[index] as string, plans, signal });
-      for (const [place, { isRight, traffic }] of replies.entries()) {
-        const count = counts.get(values.policy[place] as SelectionConfiguration) as RecallCount;
+    for (const [index, document] of asked.entries()) {
+      const questions = await askDocument(subject, { document, passage: passages[index] as string, plans, signal });
+      for (const [at, { isRight, traffic }] of questions.flatMap((replies) => [...replies.entries()])) {
+        const count = counts.get(values.policy[at] as SelectionConfiguration) as RecallCount;
         count.cases += 1;
         count.right += isRight ? 1 : 0;
         count.pagesSelected += traffic.pagesSelected;

@@ -18,7 +18,7 @@ export const CALIBRATION_FILE = "selection.json";
  */
 export const UNCALIBRATED_SELECTION: SelectionConfiguration = "quest+radius(0.5)+combine(sum)";
 
-/** A budget that is enough up to a context. */
+/** A budget that is enough at a context. */
 export interface CalibratedBudget {
   contextTokens: number;
   budgetTokens: number;
@@ -43,8 +43,8 @@ export interface ChosenSelection {
 }
 
 /**
- * What `auto` means for a context. Behind the longest one measured the budget grows with the context. `budgetTokens`: what the request
- * named in the place of the calibrated budget; 0: nothing.
+ * What `auto` means for a context. Between two that were measured the budget is interpolated, so that the share of the bytes stays what it is;
+ * behind the longest one it grows with the context. `budgetTokens`: what the request named in the place of the calibrated budget; 0: nothing.
  */
 export function chooseSelection(
   calibration: Calibration | undefined,
@@ -58,10 +58,16 @@ export function chooseSelection(
     return { policy: "dense", budgetTokens: named };
   }
   if (budgetTokens !== 0) return { policy: selection, budgetTokens };
-  const enough = budgets.find((entry) => contextTokens <= entry.contextTokens);
-  if (enough !== undefined) return { policy: selection, budgetTokens: enough.budgetTokens };
-  const grown = (last.budgetTokens * contextTokens) / last.contextTokens;
-  return { policy: selection, budgetTokens: Math.ceil(grown / PAGE_TOKENS) * PAGE_TOKENS };
+  return { policy: selection, budgetTokens: Math.ceil(budgetAt(contextTokens, budgets) / PAGE_TOKENS) * PAGE_TOKENS };
+}
+
+function budgetAt(contextTokens: number, budgets: readonly CalibratedBudget[]): number {
+  const after = budgets.find((entry) => contextTokens <= entry.contextTokens);
+  const before = budgets.findLast((entry) => contextTokens > entry.contextTokens);
+  if (before === undefined) return after?.budgetTokens ?? 0;
+  if (after === undefined) return (before.budgetTokens * contextTokens) / before.contextTokens;
+  const share = (contextTokens - before.contextTokens) / (after.contextTokens - before.contextTokens);
+  return before.budgetTokens + share * (after.budgetTokens - before.budgetTokens);
 }
 
 /**

@@ -3,13 +3,12 @@
  * and the answer are then read row by row, in f32, by the model's own forward pass with the rule in the place of selection.
  */
 import { openModelFolder } from "../../../cli/model-folder.ts";
-import { UsageError } from "../../../cli/usage-error.ts";
 import { BLOCK_TOKENS, PAGE_TOKENS } from "../../../kernels/contract.ts";
 import { openDevice } from "../../../kernels/open.ts";
 import { openModel } from "../../../models/open.ts";
 import type { BenchContext } from "../../bench.ts";
 import { converse, splitPrompt } from "../../recall/ask.ts";
-import { isRight, type RecallCase, readCases } from "../../recall/cases.ts";
+import { casesOf, isRight, kindsOf, type RecallCase, type RecallDocument, readCases } from "../../recall/cases.ts";
 import { poolCounts, Sequence } from "../../recall/sequence.ts";
 import type { EvalValues } from "../flags.ts";
 import { type Estimate, meanOf, pairedDifference } from "../statistics.ts";
@@ -74,7 +73,7 @@ export async function runAblations(
   const reference = await openDevice({ kind: "reference" });
   try {
     const variants = names.flatMap((name) => variantsOf(name, { contextTokens, budgetTokens }, subject));
-    const questions = questionsOf(files.cases, values);
+    const questions = questionsOf(files.documents, values);
     const sentenceTokens = files.sentences.map((sentence) => subject.tokenizer.encode(sentence).length);
     const passages = passagesOf(subject, questions, { ...files, sentenceTokens, lengthTokens: contextTokens });
     const bench = await LabBench.open(subject, {
@@ -97,13 +96,12 @@ export async function runAblations(
   }
 }
 
-function questionsOf(cases: readonly RecallCase[], values: EvalValues): RecallCase[] {
-  const kinds = values.kinds ?? ["multi-key"];
-  return kinds.flatMap((kind) => {
-    const found = cases.filter((each) => each.kind === kind).slice(0, values.cases);
-    if (found.length === 0) throw new UsageError(`--kinds: the file has no cases "${kind}"`);
-    return found;
-  });
+/** One question of each document: no two of them are about the same passage. */
+function questionsOf(documents: readonly RecallDocument[], values: EvalValues): RecallCase[] {
+  const firsts = documents.flatMap((document) => casesOf(document).slice(0, 1));
+  return kindsOf(documents, values.kinds ?? ["multi-key"]).flatMap((wanted) =>
+    firsts.filter(({ kind }) => kind === wanted).slice(0, values.cases),
+  );
 }
 
 function variantsOf(
@@ -212,7 +210,7 @@ function figuresOf(
   return {
     ...{ ablation, rule: rule.name, ...place, cases: own.length, right: count(own), denseRight: count(dense) },
     difference: pairedDifference(
-      own.map((answer, index) => ({ ours: answer.isRight, theirs: dense[index]?.isRight ?? false })),
+      own.map((answer, cluster) => ({ ours: answer.isRight, theirs: dense[cluster]?.isRight ?? false, cluster })),
     ),
     mass: meanOf(own.flatMap(({ mass }) => mass)),
     outputError: meanOf(own.flatMap(({ outputError }) => outputError)),

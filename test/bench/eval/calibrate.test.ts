@@ -26,7 +26,7 @@ function figure({ contextTokens, budgetTokens, divergence, stepMs, isActive = tr
 }
 
 const decide = (cells: readonly Cell[]) => {
-  const rows = calibrationRows(cells.map(figure), "quest", { divergenceMax: 0.01 });
+  const rows = calibrationRows({ fidelity: cells.map(figure), tasks: [] }, "quest", { divergenceMax: 0.01 });
   return { rows, calibration: decideCalibration(rows, { fingerprint: "f", selection: "quest" }) };
 };
 

@@ -17,12 +17,17 @@ const choose = (contextTokens: number, calibration: Calibration | undefined = CA
 const selected = (budgetTokens: number) => ({ policy: "mean-deviation+sink(64)", budgetTokens });
 
 describe("auto", () => {
-  it("is dense below the break-even, then has the budget of the next context measured", () => {
+  it("is dense below the break-even, then has the budget measured, interpolated between contexts in whole pages", () => {
     expect(choose(1)).toEqual({ policy: "dense", budgetTokens: 2048 });
     expect(choose(4095)).toEqual({ policy: "dense", budgetTokens: 2048 });
     expect(choose(4096)).toEqual(selected(512));
-    expect(choose(4097)).toEqual(selected(1024));
+    expect(choose(4097)).toEqual(selected(528));
+    // A third of the way: 512 + 512 / 3 is 682.7.
+    expect(choose(8192)).toEqual(selected(688));
+    expect(choose(10240)).toEqual(selected(768));
     expect(choose(16384)).toEqual(selected(1024));
+    const late = { ...CALIBRATION, denseBelowTokens: 1000 };
+    expect(choose(1000, late)).toEqual(selected(512));
   });
 
   it("grows with the context beyond what was measured, in whole pages", () => {

@@ -99,6 +99,13 @@ def cut_sentences(books, decode):
     return out
 
 
+def write_lines(path, lines):
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    # No time stamp: equal inputs give equal bytes.
+    with open(path, "wb") as file:
+        file.write(gzip.compress(text.encode(), 9, mtime=0))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder")
@@ -117,10 +124,7 @@ def main():
     lines = [{"sentences": sentences}]
     for kind in KINDS:
         lines += [make_case(seed, kind, books, decode, len(sentences), args.split) for seed in range(args.first, args.first + args.count)]
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    # No time stamp: equal inputs give equal bytes.
-    with open(args.out, "wb") as file:
-        file.write(gzip.compress(text.encode(), 9, mtime=0))
+    write_lines(args.out, lines)
     print(f"{len(sentences)} sentences, {len(lines) - 1} cases, {os.path.getsize(args.out)} bytes")
 
 

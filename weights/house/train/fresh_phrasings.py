@@ -26,9 +26,14 @@ TALK = [("That helps.", "I am glad."), ("One more thing.", "Go on.")]
 INTROS = ["What follows is from a book.", "Consider these pages."]
 
 
-def main():
+def use_fresh_phrasings():
+    """From now on these are the held-out phrasings."""
     for phrases, fresh in ((words.FACTS, FACTS), (words.ASKS, ASKS), (words.TALK, TALK), (words.INTROS, INTROS)):
         phrases["held"][:] = fresh
+
+
+def main():
+    use_fresh_phrasings()
     known = cases.make_case
     cases.make_case = lambda seed, *rest: known(seed + SEED_OFFSET, *rest)
     cases.KINDS = ("single", "multi-key", "second-turn")

@@ -1,0 +1,165 @@
+#!/usr/bin/env python3
+"""Makes documents for evaluation: many facts of a kind stand in one passage, and each is asked for, so that a passage is read once for many questions.
+
+Usage: documents.py FOLDER CASES.jsonl.gz OUT.jsonl.gz [--questions 1000] [--first 0] [--fresh]   (FOLDER as for cases.py)
+
+--first: another number makes other documents. --fresh: in the phrasings of fresh_phrasings.py, which neither training nor any choice of a
+selection has seen. Sentences are those of CASES, in the same folder as OUT: line 1 is `{"sentencesOf": name}`. Every further line is a document:
+as a case of cases.py, with `questions`, each a list of turns, in the place of `turns`. The last turn of a question counts.
+"""
+import argparse
+import os
+
+import numpy as np
+from tokenizers import Tokenizer
+
+import cases
+import topics
+import words
+from books import Books
+from fresh_phrasings import use_fresh_phrasings
+from prompts import read_cases
+
+SPLIT = "held"
+FACTS_PER_DOCUMENT = 16
+# What the house model cannot do is asked less often: enough to say so.
+QUESTIONS_MAX = {"multi-value": 200, "quote": 200}
+
+
+def as_turn(question):
+    return {"ask": question.ask, "answer": question.answer, "expect": question.expect}
+
+
+def code(random, names, _pairs):
+    topic = topics.Topic()
+    for _ in range(FACTS_PER_DOCUMENT):
+        name, value = topics.spell(names.fresh()), topics.draw_value(random, "code")
+        topic.items.append(f" The code of {name} is {value}.")
+        topic.questions.append(topics.Question("code", f"What is the code of {name}?", f"The code of {name} is {value}.", [value]))
+    return topic
+
+
+def single(random, names, _pairs):
+    return topics.single(random, names, FACTS_PER_DOCUMENT)
+
+
+def multi_key(random, names, _pairs):
+    return topics.multi_key(random, names, FACTS_PER_DOCUMENT, FACTS_PER_DOCUMENT)
+
+
+def multi_value(random, names, _pairs):
+    return joined(topics.multi_value(random, names, int(random.integers(2, 4))) for _ in range(6))
+
+
+def table(random, names, _pairs):
+    return joined(topics.table(random, names, 12, 8) for _ in range(2))
+
+
+def variable(random, names, _pairs):
+    """Chains of one to three steps; every variable that has its value from another one is asked for."""
+    topic = topics.Topic()
+    for hops in (1, 2, 3, 1, 2, 3, 1, 3):
+        chain = topics.variable(random, names, hops)
+        topic.items += chain.items
+        [last] = chain.questions
+        steps = last.answer.split(" The ")
+        steps = [steps[0]] + [f"The {step}" for step in steps[1:]]
+        for at in range(hops):
+            name = steps[at].split(" ")[2]
+            ask = names.phrase(topics.VARIABLE_ASKS, rough=False, n=name)
+            topic.questions.append(topics.Question("variable", ask, " ".join(steps[at:]), last.expect))
+    return topic
+
+
+def quote(random, names, pairs):
+    return joined(topics.quote(random, names, pair) for pair in pairs)
+
+
+def absent(random, names, _pairs):
+    """Look-alikes are there; those that are asked for are not."""
+    topic = topics.multi_key(random, names, 8, 1)
+    attribute = topic.questions.pop().answer.split(" of ")[0].removeprefix("The ")
+    known = sorted(names.used)
+    for _ in range(FACTS_PER_DOCUMENT):
+        like = words.draw(random, known) if random.random() < 0.5 else None
+        topic.questions.append(topics.lookup(names, "absent", attribute, names.fresh(like), None))
+    return topic
+
+
+def joined(parts):
+    topic = topics.Topic()
+    for part in parts:
+        topic.items += part.items
+        topic.questions += part.questions
+    return topic
+
+
+TOPICS = {"code": code, "single": single, "multi-key": multi_key, "multi-value": multi_value, "table": table, "variable": variable, "quote": quote,
+          "absent": absent, "second-turn": single}
+
+
+def conversation(random, kind, questions, index):
+    """The turns that end with question `index`. `second-turn`: another question, talk, and one more come first."""
+    if kind != "second-turn":
+        return [as_turn(questions[index])]
+    others = [i for i in random.permutation(len(questions)) if i != index][:2]
+    said, reply = words.draw(random, words.TALK[SPLIT])
+    turns = [as_turn(questions[i]) for i in (*others, index)]
+    turns.insert(1, {"ask": said, "answer": reply, "expect": []})
+    return turns
+
+
+def make_document(seed, kind, books, decode, sentence_count):
+    # The last number keeps documents apart from cases of the same seed.
+    random = np.random.default_rng([seed, cases.KINDS.index(kind), 1])
+    names = topics.Names(random, SPLIT)
+    pairs = [[decode(ids) for ids in books.sentence_pair(random)] for _ in range(6)]
+    topic = TOPICS[kind](random, names, pairs)
+    # Facts of a topic come in any order, of a chain too; table rows are one text.
+    places = np.sort(random.random(len(topic.items)))
+    items = [topic.items[i] for i in random.permutation(len(topic.items))]
+    return {
+        "kind": kind,
+        "intro": words.draw(random, words.INTROS[SPLIT]),
+        "start": int(random.integers(0, sentence_count)),
+        "items": [{"at": round(float(at), 4), "text": item} for at, item in zip(places, items)],
+        "questions": [conversation(random, kind, topic.questions, index) for index in range(len(topic.questions))],
+    }
+
+
+def make_documents(kind, first, questions, *rest):
+    """Documents until they hold so many questions."""
+    made, wanted = 0, min(questions, QUESTIONS_MAX.get(kind, questions))
+    while made < wanted:
+        document = make_document(first, kind, *rest)
+        made, first = made + len(document["questions"]), first + 1
+        yield document
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder")
+    parser.add_argument("cases")
+    parser.add_argument("out")
+    parser.add_argument("--questions", type=int, default=1000, help="of each kind, at least")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first document")
+    parser.add_argument("--fresh", action="store_true", help="in the fresh phrasings")
+    args = parser.parse_args()
+    if args.fresh:
+        use_fresh_phrasings()
+    tokenizer = Tokenizer.from_file(os.path.join(args.folder, "tokenizer.json"))
+    books = Books(np.load(os.path.join(args.folder, "held.npy")), tokenizer)
+
+    def decode(ids):
+        return tokenizer.decode([int(i) for i in ids])
+
+    sentences, _ = read_cases(args.cases)
+    lines = [{"sentencesOf": os.path.basename(args.cases)}]
+    for kind in cases.KINDS:
+        lines += make_documents(kind, args.first, args.questions, books, decode, len(sentences))
+    cases.write_lines(args.out, lines)
+    print(f"{len(lines) - 1} documents, {os.path.getsize(args.out)} bytes")
+
+
+if __name__ == "__main__":
+    main()
