@@ -36,11 +36,17 @@ export const engineFlags = {
     parse: parseChoice(["int8", "int4", "bf16", "f32"]),
   },
   kv: {
-    help: "KV pages in memory and in the store: int8 or f32",
+    help: "KV pages in memory: int8 or f32",
     placeholder: "ENCODING",
     env: "QUIRE_KV",
     fallback: "int8",
     parse: parseChoice(["int8", "f32"]),
+  },
+  "page-encoding": {
+    help: "KV pages in the store, and what sealed ones in memory are rounded to: int8 or int4 (of int8 pages), f32 or f16 (of f32 pages); without it as in memory",
+    placeholder: "ENCODING",
+    env: "QUIRE_PAGE_ENCODING",
+    parse: parseChoice(["int8", "int4", "f32", "f16"]),
   },
   summaries: {
     help: `kinds of page summaries to keep, which are the policies that can be asked for (docs/selection.md): ${SUMMARY_KINDS.join(", ")}`,

@@ -91,6 +91,7 @@ function openServer(
     threads: values.threads,
     weightEncoding: values.weights,
     kvEncoding: values.kv,
+    pageEncoding: values["page-encoding"],
     summaryKinds: values.summaries,
     poolBytes: values["pool-bytes"],
     contextTokensMax: values.context,

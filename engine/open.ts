@@ -17,6 +17,7 @@ import { HostPool } from "./kv/host-pool.ts";
 import { OpenBlocks } from "./kv/open-blocks.ts";
 import { ReadAhead } from "./kv/read-ahead.ts";
 import { residentPrefixes } from "./kv/resident-prefixes.ts";
+import { storedPool } from "./kv/stored-pool.ts";
 import { SummarySupply } from "./kv/summary-supply.ts";
 import { Persister } from "./persist/persister.ts";
 import { SessionKeys } from "./persist/session-keys.ts";
@@ -54,16 +55,16 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
   const settings = settled(options.settings, runner.rowsMax);
   const { hedgeShareMax, absentMs } = settings;
   const store = new HedgedStore(options.store, { clock, hedgeShareMax, absentMs });
-  const { pool } = runner;
-  const { spec } = pool;
+  const { spec } = runner.pool;
   const geometry = kvGeometry({
     layerCount: spec.layerCount,
     kvHeadCount: spec.kvHeadCount,
     headDim: spec.headDim,
-    encoding: spec.encoding,
+    encoding: spec.rounding ?? spec.encoding,
     summaryKinds: spec.summaryKinds,
     segmentTokens: settings.segmentTokens,
   });
+  const pool = storedPool(runner.pool, geometry);
   assert(
     geometry.blockBytes === pool.blockBytes && geometry.summaryBytes === pool.summaryBytes,
     "stored bytes are pool bytes",

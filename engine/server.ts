@@ -14,8 +14,10 @@ import { QuireError } from "../protocol/errors.ts";
 import type { EngineHeartbeat, SessionStatus } from "../protocol/generate.ts";
 import { LIMITS } from "../protocol/limits.ts";
 import { signingKeys } from "../protocol/signature.ts";
+import { type PoolForm, poolFormOf } from "../storage/block-encoding.ts";
 import type { PageStore } from "../storage/contract.ts";
 import { deleteSession } from "../storage/gc.ts";
+import type { StoredEncoding } from "../storage/geometry.ts";
 import { loadManifest } from "../storage/manifest.ts";
 import { openStore } from "../storage/open.ts";
 import { readCalibration, readHeadProfile } from "./calibration.ts";
@@ -43,6 +45,8 @@ export interface EngineServerOptions {
   threads?: number | undefined;
   weightEncoding: MatrixEncoding;
   kvEncoding: KvEncoding;
+  /** How pages are stored, and what sealed ones are rounded to: int8 or int4 of an int8 pool, f32 or f16 of an f32 pool. Default: as in the pool. */
+  pageEncoding?: StoredEncoding | undefined;
   summaryKinds: readonly SummaryKind[];
   poolBytes: number;
   /** Memory the device may take for weights, steps and pool together; default: what it can. */
@@ -107,9 +111,19 @@ function assertKept({ engineKey, edgeUrl, host }: EngineServerOptions): void {
   if (isLoopback && edgeUrl === undefined) return;
   throw new QuireError("invalid_request", `the engine needs a key ${why}: QUIRE_ENGINE_KEY`, { param: "engineKey" });
 }
+/** @throws {QuireError} for pages that cannot be stored so: what is in the pool has other bits. */
+function poolForm({ kvEncoding, pageEncoding = kvEncoding }: EngineServerOptions): PoolForm {
+  const form = poolFormOf(pageEncoding);
+  if (form.encoding === kvEncoding) return form;
+  const choices = kvEncoding === "int8" ? "int8 or int4" : "f32 or f16";
+  const message = `pages of an ${kvEncoding} pool are stored as ${choices}, not ${pageEncoding}`;
+  throw new QuireError("invalid_request", message, { param: "pageEncoding" });
+}
 
 interface Parts {
   device: Device;
+  /** The device's, and what sealed pages are rounded to: KV of one rounding never passes for KV of another. */
+  numericsId: string;
   runner: ModelRunner;
   store: PageStore;
   settings: EngineSettings;
@@ -117,6 +131,7 @@ interface Parts {
 }
 
 async function openParts(options: EngineServerOptions): Promise<Parts> {
+  const form = poolForm(options);
   const config = await readModelConfig(options.modelFolder);
   const { kvEncoding: encoding, summaryKinds, poolBytes } = options;
   const rowsMax = options.settings?.stepRowsMax ?? ENGINE_DEFAULTS.stepRowsMax;
@@ -145,7 +160,7 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
     const pool = { poolBytes: plan.bytes, poolBytesMin: smallestPoolBytes(asked) };
     assertFits({ ...load, ...pool }, device.report.memoryBytesMax);
     const kv = {
-      encoding,
+      ...form,
       summaryKinds,
       blockCount: plan.blockCount,
       openSlotCount: plan.openSlotCount,
@@ -166,7 +181,9 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
     const calibration = await readCalibration(options.modelFolder, { ...measured, kinds: summaryKinds });
     const heads = await readHeadProfile(options.modelFolder, { ...measured, layerCount, kvHeadCount });
     const beside = { ...(calibration === undefined ? {} : { calibration }), ...(heads === undefined ? {} : { heads }) };
-    return { device, runner, store, settings: { ...settings, ...beside }, tokenCapacity: plan.tokenCapacity };
+    const numericsId = [device.numericsId, form.rounding].filter((part) => part !== undefined).join("-");
+    const { tokenCapacity } = plan;
+    return { device, numericsId, runner, store, settings: { ...settings, ...beside }, tokenCapacity };
   } catch (error) {
     await device.close();
     await store.close();
@@ -175,15 +192,14 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
 }
 
 async function serve(options: EngineServerOptions, parts: Parts): Promise<EngineServer> {
-  const { device, runner, store, settings } = parts;
-  const { log } = options;
-  const { onDeviceLost } = options;
-  const made = { runner, numericsId: device.numericsId, store, settings, clock: systemClock, log, onDeviceLost };
+  const { device, numericsId, runner, store, settings } = parts;
+  const { log, onDeviceLost } = options;
+  const made = { runner, numericsId, store, settings, clock: systemClock, log, onDeviceLost };
   const opened = openEngine(made);
   const http = engineHttpServer({
     engine: opened.engine,
     engineId: settings.engineId,
-    numericsId: device.numericsId,
+    numericsId,
     bounds: {
       modelId: settings.modelId,
       vocabularySize: runner.config.vocabularySize,
@@ -215,7 +231,7 @@ async function serve(options: EngineServerOptions, parts: Parts): Promise<Engine
     engineId: settings.engineId,
     modelId: settings.modelId,
     opened,
-    description: `${device.report.description}; ${settings.modelId}, ${options.weightEncoding} weights, ${options.kvEncoding} KV; pool for ${parts.tokenCapacity} tokens, ${settings.hostPoolBytes / 2 ** 20} MiB behind it; pages in ${store.name}`,
+    description: `${device.report.description}; ${settings.modelId}, ${options.weightEncoding} weights, ${options.kvEncoding} KV${options.pageEncoding === undefined ? "" : ` (${options.pageEncoding} pages)`}; pool for ${parts.tokenCapacity} tokens, ${settings.hostPoolBytes / 2 ** 20} MiB behind it; pages in ${store.name}`,
     async stop(graceMs) {
       await registration?.stop();
       http.close();
@@ -253,7 +269,7 @@ function sessionCalls(opened: OpenedEngine, store: PageStore, settings: EngineSe
 }
 
 function heartbeat(opened: OpenedEngine, parts: Parts, url: string): EngineHeartbeat {
-  const { settings, device, runner } = parts;
+  const { settings, device, numericsId, runner } = parts;
   const { status } = opened.engine;
   const { typicalRowMs } = status.cost;
   return {
@@ -263,7 +279,7 @@ function heartbeat(opened: OpenedEngine, parts: Parts, url: string): EngineHeart
     modelFingerprint: runner.fingerprint,
     contextTokensMax: settings.contextTokensMax,
     device: device.kind,
-    numericsId: device.numericsId,
+    numericsId,
     runningCount: status.runningCount,
     queuedCount: status.queuedCount,
     queueMax: settings.queueMax,

@@ -15,7 +15,7 @@ export interface RunnerOptions {
   /** Weight matrices; embeddings and output head too, but for int4 (see `tableEncoding`). Norms and biases are always f32. */
   encoding: MatrixEncoding;
   /** The pool's shape; layers, heads and head width come from the model. Counts: see `planPool`. */
-  kv: Pick<KvPoolSpec, "encoding" | "summaryKinds" | "blockCount" | "openSlotCount" | "summarySlotCount">;
+  kv: Pick<KvPoolSpec, "encoding" | "rounding" | "summaryKinds" | "blockCount" | "openSlotCount" | "summarySlotCount">;
   /** Largest total row count of one step. */
   rowsMax: number;
   /** Most sequences that sample in one step (default: the most that may decode together). */

@@ -15,13 +15,14 @@ export const SEGMENT_TOKENS_DEFAULT = 256;
 /** Bytes of a geometry in a binary header. */
 export const GEOMETRY_BYTES = 36;
 
-const ENCODINGS = ["f32", "int8"] as const;
+/** In the order of their numbers in binary formats. */
+const ENCODINGS = ["f32", "int8", "f16", "int4"] as const;
 /** In the order of their numbers in binary formats, from 1. */
 const SUMMARY_KINDS = ["min-max", "mean-deviation", "centre-deviation", "representatives", "sign-bits"] as const;
 /** Kinds that one geometry may keep: a byte for each in its 36. */
 export const SUMMARY_KIND_COUNT_MAX = 4;
 
-/** How sealed blocks are encoded. */
+/** How sealed blocks are stored; `block-encoding.ts` has the last two. */
 export type StoredEncoding = (typeof ENCODINGS)[number];
 /** Kinds of page summaries. */
 export type StoredSummaryKind = (typeof SUMMARY_KINDS)[number];
@@ -36,7 +37,7 @@ export interface KvGeometry {
   readonly encoding: StoredEncoding;
   /** Which are stored, in the order in which a tail holds them; each at most once. */
   readonly summaryKinds: readonly StoredSummaryKind[];
-  /** One block of one layer: 64 tokens, K and V, all KV heads. */
+  /** One stored block of one layer: 64 tokens, K and V, all KV heads. */
   readonly blockBytes: number;
   /** One token of an open slot: K and V in f32, all layers. */
   readonly openTokenBytes: number;
@@ -46,7 +47,7 @@ export interface KvGeometry {
   readonly segmentTokens: number;
 }
 
-/** What {@link kvGeometry} computes a geometry from: a pool's specification, and the segment length. */
+/** What {@link kvGeometry} computes a geometry from: a pool's shape, how its blocks are stored, and the segment length. */
 export interface KvShape {
   layerCount: number;
   kvHeadCount: number;
@@ -63,21 +64,41 @@ export interface KvShape {
  */
 export function kvGeometry(shape: KvShape): KvGeometry {
   const { layerCount, kvHeadCount, headDim, encoding, summaryKinds } = shape;
-  const f32BlockBytes = 2 * kvHeadCount * BLOCK_TOKENS * headDim * 4;
-  const int8BlockBytes = kvHeadCount * (2 * BLOCK_TOKENS * headDim + 4 * headDim + 4 * BLOCK_TOKENS);
   const geometry: KvGeometry = {
     layerCount,
     kvHeadCount,
     headDim,
     encoding,
     summaryKinds: [...summaryKinds],
-    blockBytes: encoding === "f32" ? f32BlockBytes : int8BlockBytes,
+    blockBytes: storedBlockBytes(shape),
     openTokenBytes: 2 * layerCount * kvHeadCount * headDim * 4,
     summaryBytes: layerCount * kvHeadCount * PAGES_PER_BLOCK * (2 * headDim + 2 * 4),
     segmentTokens: shape.segmentTokens ?? SEGMENT_TOKENS_DEFAULT,
   };
   assert(isKvGeometry(geometry), "geometry: impossible shape");
   return geometry;
+}
+
+/** Bytes of a stored block of one layer. */
+export function storedBlockBytes({
+  kvHeadCount,
+  headDim,
+  encoding,
+}: Pick<KvShape, "kvHeadCount" | "headDim" | "encoding">): number {
+  const valueCount = 2 * kvHeadCount * BLOCK_TOKENS * headDim;
+  const vectorCount = kvHeadCount * (headDim + BLOCK_TOKENS);
+  if (encoding === "f32") return valueCount * 4;
+  if (encoding === "f16") return valueCount * 2;
+  // int8: a scale for each vector; int4: its least code and step, too.
+  return encoding === "int8" ? valueCount + 4 * vectorCount : valueCount / 2 + 6 * vectorCount;
+}
+
+/**
+ * How many versions later than f32 and int8 the objects of an encoding are: its readers must know it. Objects of f32 and int8 stay what readers of the
+ * earlier versions read.
+ */
+export function versionsAfterFirst({ encoding }: Pick<KvGeometry, "encoding">): 0 | 1 {
+  return encoding === "f32" || encoding === "int8" ? 0 : 1;
 }
 
 /** Whether `value`, of any origin, is a geometry whose numbers are within the format's bounds. */

@@ -1,28 +1,33 @@
 /** What makes a manifest acceptable, whatever wrote it: hostile JSON must not get past here. */
 import { isChainHex } from "./bytes.ts";
-import { BLOCK_TOKENS, isKvGeometry, type KvGeometry, summaryObjectKinds } from "./geometry.ts";
+import { BLOCK_TOKENS, isKvGeometry, type KvGeometry, summaryObjectKinds, versionsAfterFirst } from "./geometry.ts";
 import { isStoreKey } from "./key-rules.ts";
 import { segmentBytes } from "./segment.ts";
 import { tailBytes } from "./tail.ts";
 
-/** Version of the manifest's fields and envelope. */
-export const MANIFEST_FORMAT_VERSION = 2;
+/** Newest version of the manifest's fields and envelope. */
+export const MANIFEST_FORMAT_VERSION = 3;
 const TEXT_CHARACTERS_MAX = 1024;
 /** Hot blocks of one layer; bounds what a hostile manifest can ask for. */
 const HOT_BLOCKS_MAX = 1024;
 
 type Fields = Record<string, unknown>;
 
+/** The version that a manifest of this geometry is written in: 2 where its readers need not know the later encodings. */
+export function manifestVersionOf(geometry: KvGeometry): 2 | 3 {
+  return versionsAfterFirst(geometry) === 0 ? 2 : MANIFEST_FORMAT_VERSION;
+}
+
 /** Says what is wrong with a value that should be a manifest; undefined when nothing is. Never throws. */
 export function manifestProblem(value: unknown): string | undefined {
   if (!isFields(value)) return "not an object";
   const geometry = value.geometry;
-  if (value.formatVersion !== MANIFEST_FORMAT_VERSION) return "another format version";
   if (!isCount(value.layoutVersion, 1)) return "layoutVersion";
   for (const field of ["sessionId", "modelFingerprint", "numericsId"]) {
     if (!isText(value[field])) return field;
   }
   if (!isKvGeometry(geometry)) return "geometry";
+  if (value.formatVersion !== manifestVersionOf(geometry)) return "another format version";
   if (!isCount(value.generation, 1)) return "generation";
   if (!isCount(value.tokenCount, 1)) return "tokenCount";
   if (!isChainHex(value.chain)) return "chain";

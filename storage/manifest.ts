@@ -14,7 +14,7 @@ import { MANIFEST_FORMAT_VERSION, manifestProblem } from "./manifest-check.ts";
 /** First bytes of every manifest, of any version. */
 export const MANIFEST_MAGIC = "QUIREMAN";
 
-const KIND = { magic: MANIFEST_MAGIC, version: MANIFEST_FORMAT_VERSION } as const;
+const KIND = { magic: MANIFEST_MAGIC, version: MANIFEST_FORMAT_VERSION, oldestVersion: 2 } as const;
 
 /** Where one segment lies. Several segments may share one object. */
 export interface SegmentRef {
@@ -47,7 +47,8 @@ export interface SummaryRef extends WholeRef {
 
 /** What is stored of one session. Field by field in `docs/page-format.md`. */
 export interface Manifest {
-  formatVersion: typeof MANIFEST_FORMAT_VERSION;
+  /** `manifestVersionOf` the geometry. */
+  formatVersion: 2 | 3;
   /** Version of the byte layouts of blocks, summaries and open tokens. */
   layoutVersion: number;
   sessionId: string;
@@ -78,7 +79,7 @@ export function encodeManifest(manifest: Manifest): Uint8Array<ArrayBuffer> {
   const problem = manifestProblem(manifest);
   assert(problem === undefined, `manifest: ${problem}`);
   const text = Buffer.from(JSON.stringify(ordered(manifest)), "utf8");
-  const envelope = beginEnvelope(KIND, text.byteLength);
+  const envelope = beginEnvelope({ ...KIND, version: manifest.formatVersion }, text.byteLength);
   envelope.body.set(text);
   return sealEnvelope(envelope);
 }

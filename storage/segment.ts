@@ -9,10 +9,12 @@ import { assert } from "../protocol/assert.ts";
 import { CHAIN_BYTES, chainToBytes, readU32s, toHex, viewOf, writeU32s } from "./bytes.ts";
 import { crc32 } from "./checksum.ts";
 import { FormatError, refuseUnless } from "./format-error.ts";
-import { blocksPerSegment, type KvGeometry, readGeometry, writeGeometry } from "./geometry.ts";
+import { blocksPerSegment, type KvGeometry, readGeometry, versionsAfterFirst, writeGeometry } from "./geometry.ts";
 
 const MAGIC = "QUIRESEG";
+/** Of encodings f32 and int8; the next one is the newest that is read. */
 const VERSION = 1;
+const VERSION_MAX = 2;
 const GEOMETRY_OFFSET = 16;
 const FROM_TOKEN_OFFSET = 52;
 const TOKEN_COUNT_OFFSET = 56;
@@ -109,7 +111,7 @@ function writeHeader(bytes: Uint8Array, input: SegmentInput, checksums: Uint32Ar
   const headerBytes = segmentHeaderBytes(input.geometry);
   const view = viewOf(bytes);
   bytes.set(Buffer.from(MAGIC, "latin1"), 0);
-  view.setUint32(8, VERSION, true);
+  view.setUint32(8, VERSION + versionsAfterFirst(input.geometry), true);
   view.setUint32(12, headerBytes, true);
   writeGeometry(bytes, GEOMETRY_OFFSET, input.geometry);
   view.setUint32(FROM_TOKEN_OFFSET, input.fromToken, true);
@@ -134,8 +136,8 @@ export function decodeSegmentHeader(bytes: Uint8Array, expected: SegmentExpectat
   refuseUnless(crc32(bytes.subarray(0, headerBytes - 4)) === checksum, "segment: header checksum does not match");
   const version = view.getUint32(8, true);
   refuseUnless(version >= 1, "segment: version 0");
-  if (version > VERSION) {
-    throw new FormatError("unsupported_version", `segment: version ${version}, newest known is ${VERSION}`);
+  if (version > VERSION_MAX) {
+    throw new FormatError("unsupported_version", `segment: version ${version}, newest known is ${VERSION_MAX}`);
   }
   refuseUnless(headerBytes > CHECKSUMS_OFFSET, "segment: header is too short");
   const geometry = readGeometry(bytes, GEOMETRY_OFFSET, expected.geometry);

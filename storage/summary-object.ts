@@ -19,10 +19,12 @@ import {
   sameGeometry,
   summaryKindCode,
   summaryObjectKinds,
+  versionsAfterFirst,
   writeGeometry,
 } from "./geometry.ts";
 
-const KIND = { magic: "QUIRESUM", version: 2 } as const;
+/** As it is read; encodings f32 and int8 are written as the oldest version. */
+const KIND = { magic: "QUIRESUM", version: 3, oldestVersion: 2 } as const;
 const FROM_TOKEN_OFFSET = GEOMETRY_BYTES;
 const SEGMENT_COUNT_OFFSET = GEOMETRY_BYTES + 4;
 const KIND_OFFSET = GEOMETRY_BYTES + 8;
@@ -75,7 +77,10 @@ export function encodeSummaryObject(input: SummaryObject): Uint8Array<ArrayBuffe
   assert(summaryObjectKinds(geometry).includes(kind), "summaries: the geometry keeps no such kind");
   assert(segments.length >= 1 && segments.length <= SEGMENT_COUNT_MAX, "summaries: impossible segment count");
   assert(fromToken >= 0 && fromToken % geometry.segmentTokens === 0, "summaries: do not begin at a segment border");
-  const envelope = beginEnvelope(KIND, CHAINS_OFFSET + segments.length * sizes.perSegmentBytes);
+  const envelope = beginEnvelope(
+    { ...KIND, version: KIND.oldestVersion + versionsAfterFirst(geometry) },
+    CHAINS_OFFSET + segments.length * sizes.perSegmentBytes,
+  );
   const { body } = envelope;
   writeGeometry(body, 0, geometry);
   viewOf(body).setUint32(FROM_TOKEN_OFFSET, fromToken, true);

@@ -16,10 +16,12 @@ import {
   type KvGeometry,
   readGeometry,
   type StoredSummaryKind,
+  versionsAfterFirst,
   writeGeometry,
 } from "./geometry.ts";
 
-const KIND = { magic: "QUIRETAI", version: 2 } as const;
+/** As it is read; encodings f32 and int8 are written as the oldest version. */
+const KIND = { magic: "QUIRETAI", version: 3, oldestVersion: 2 } as const;
 const FROM_TOKEN_OFFSET = GEOMETRY_BYTES;
 const TOKEN_COUNT_OFFSET = GEOMETRY_BYTES + 4;
 const GENERATION_OFFSET = GEOMETRY_BYTES + 8;
@@ -76,7 +78,7 @@ export function encodeTail(input: TailInput): Uint8Array<ArrayBuffer> {
     "tail: does not begin at a segment border",
   );
   const at = offsetsOf(geometry, ids.length);
-  const envelope = beginEnvelope(KIND, at.end);
+  const envelope = beginEnvelope({ ...KIND, version: KIND.oldestVersion + versionsAfterFirst(geometry) }, at.end);
   const { body } = envelope;
   const view = viewOf(body);
   writeGeometry(body, 0, geometry);

@@ -158,13 +158,15 @@ function compareText(read: TextRead, dense: readonly Float32Array[], ids: readon
   };
 }
 
-function logSoftmax(logits: Float32Array): Float64Array {
+/** Log probabilities of raw logits. */
+export function logSoftmax(logits: Float32Array): Float64Array {
   const max = logits.reduce((a, b) => Math.max(a, b), Number.NEGATIVE_INFINITY);
   const sum = logits.reduce((total, value) => total + Math.exp(value - max), 0);
   return Float64Array.from(logits, (value) => value - max - Math.log(sum));
 }
 
-function best(values: Float64Array): number {
+/** Index of the largest value, the first of equals. */
+export function best(values: Float64Array): number {
   return values.reduce((top, value, index) => (value > (values[top] as number) ? index : top), 0);
 }
 

@@ -1,11 +1,11 @@
 /** The flags of the recall benchmark. */
 import { engineFlags } from "../../cli/engine-flags.ts";
-import { type FlagValues, parseBudget, parseInteger, parseText } from "../../cli/flags.ts";
+import { type FlagValues, parseBudget, parseChoice, parseInteger, parseText } from "../../cli/flags.ts";
 import { UsageError } from "../../cli/usage-error.ts";
 import { POLICY_NAMES } from "../../models/selection/registry.ts";
 import { parseSelections } from "../decode/flags.ts";
 
-const { model, device, threads, weights, kv } = engineFlags;
+const { model, device, threads, weights } = engineFlags;
 
 /** Which model is asked what, at which lengths, under which policies. */
 export const recallFlags = {
@@ -48,7 +48,12 @@ export const recallFlags = {
   device,
   threads,
   weights,
-  kv,
+  kv: {
+    help: "sealed pages: int8 or f32, or what those are rounded to where they are stored so: int4, f16",
+    placeholder: "ENCODING",
+    fallback: "int8",
+    parse: parseChoice(["int8", "f32", "int4", "f16"]),
+  },
 } as const;
 
 /** The flags' values. */

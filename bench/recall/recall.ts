@@ -9,6 +9,7 @@ import { readConfig } from "../../models/config.ts";
 import { openModel } from "../../models/open.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
 import type { SelectionConfiguration } from "../../protocol/generate.ts";
+import { poolFormOf } from "../../storage/block-encoding.ts";
 import { openTokenizer } from "../../tokenizer/open.ts";
 import { type BenchContext, type BenchResult, defineBench } from "../bench.ts";
 import { askDocument, REPLY_TOKENS_MAX, type Subject } from "./ask.ts";
@@ -90,7 +91,7 @@ export async function openSubject(
     device,
     encoding: values.weights,
     kv: {
-      encoding: values.kv,
+      ...poolFormOf(values.kv),
       summaryKinds: [...new Set(summaryKinds)],
       ...poolCounts({ layerCount: config.layerCount, contextTokens, rowsMax }),
     },

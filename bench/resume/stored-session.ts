@@ -9,7 +9,7 @@ import { envelopeDigest } from "../../storage/envelope.ts";
 import { type KvGeometry, kvGeometry } from "../../storage/geometry.ts";
 import { LAYOUT_VERSION } from "../../storage/keys.ts";
 import { commitManifest, type Manifest, type SummaryRef } from "../../storage/manifest.ts";
-import { MANIFEST_FORMAT_VERSION } from "../../storage/manifest-check.ts";
+import { manifestVersionOf } from "../../storage/manifest-check.ts";
 import { decodeSegmentHeader, encodeSegment } from "../../storage/segment.ts";
 import { encodeSummaryObject, type SegmentSummary } from "../../storage/summary-object.ts";
 import type { BenchModel } from "../decode/bench-model.ts";
@@ -66,7 +66,7 @@ export async function storeFilledSession(options: StoredSessionOptions): Promise
     }
   }
   const manifest: Manifest = {
-    ...{ formatVersion: MANIFEST_FORMAT_VERSION, layoutVersion: LAYOUT_VERSION, sessionId, ...names, geometry },
+    ...{ formatVersion: manifestVersionOf(geometry), layoutVersion: LAYOUT_VERSION, sessionId, ...names, geometry },
     ...{ generation: 1, tokenCount: tokens.length, chain: chains.at(-1) as string },
     ...{ spans: [{ end: tokens.length, how: DENSE }], segments, summaries, hotBlocks: [], updatedMs: 0 },
   };

@@ -10,7 +10,7 @@ import { FormatError } from "../../storage/format-error.ts";
 import { BLOCK_TOKENS, type StoredSummaryKind } from "../../storage/geometry.ts";
 import { LAYOUT_VERSION, type ObjectKeys } from "../../storage/keys.ts";
 import { commitManifest, loadManifest, type Manifest, type SummaryRef } from "../../storage/manifest.ts";
-import { MANIFEST_FORMAT_VERSION } from "../../storage/manifest-check.ts";
+import { manifestVersionOf } from "../../storage/manifest-check.ts";
 import { encodeTail } from "../../storage/tail.ts";
 import { SpanList } from "../kv/provenance.ts";
 import type { StoredSegment } from "../kv/stored-segment.ts";
@@ -170,7 +170,7 @@ export class CommitQueue {
   #header(snapshot: TurnSnapshot): Omit<Manifest, "generation" | "summaries" | "tail"> {
     const { clock, geometry, modelFingerprint, numericsId } = this.#options;
     return {
-      formatVersion: MANIFEST_FORMAT_VERSION,
+      formatVersion: manifestVersionOf(geometry),
       layoutVersion: LAYOUT_VERSION,
       sessionId: snapshot.sessionId,
       modelFingerprint,

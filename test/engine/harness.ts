@@ -5,13 +5,15 @@ import { expect, onTestFinished } from "vitest";
 import type { Ticket } from "../../engine/engine.ts";
 import { type OpenEngineOptions, type OpenedEngine, openEngine } from "../../engine/open.ts";
 import { ENGINE_DEFAULTS, type EngineSettings, systemClock } from "../../engine/settings.ts";
-import type { Device, KvEncoding, SummaryKind } from "../../kernels/contract.ts";
+import type { Device, SummaryKind } from "../../kernels/contract.ts";
 import { openDevice } from "../../kernels/open.ts";
 import type { ModelRunner } from "../../models/contract.ts";
 import { openRunner } from "../../models/open.ts";
 import type { EngineUsage, FinishReason, GenerateRequest, SelectionRequest, Span } from "../../protocol/generate.ts";
 import { idsToBytes } from "../../protocol/ids.ts";
+import { poolFormOf } from "../../storage/block-encoding.ts";
 import type { PageStore } from "../../storage/contract.ts";
+import type { StoredEncoding } from "../../storage/geometry.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
 import { TINY_CONFIG, TinyWeights, uniform } from "./tiny-model.ts";
 
@@ -30,7 +32,8 @@ export interface TestEngine extends OpenedEngine {
 /** What tests vary. */
 export interface TestEngineOptions {
   store: PageStore;
-  kvEncoding?: KvEncoding;
+  /** How pages are stored; the pool is what that asks for. Default int8. */
+  pages?: StoredEncoding;
   summaryKinds?: readonly SummaryKind[];
   blockCount?: number;
   openSlotCount?: number;
@@ -50,7 +53,7 @@ export async function openTestEngine(options: TestEngineOptions): Promise<TestEn
     device,
     encoding: "f32",
     kv: {
-      encoding: options.kvEncoding ?? "int8",
+      ...poolFormOf(options.pages ?? "int8"),
       summaryKinds: options.summaryKinds ?? ["min-max", "mean-deviation"],
       blockCount,
       openSlotCount: options.openSlotCount ?? 24,

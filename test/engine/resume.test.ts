@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
 import type { SelectionRequest } from "../../protocol/generate.ts";
+import type { StoredEncoding } from "../../storage/geometry.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
 import { openForTest, randomIds, type TestEngine, TestSession, untilIdle } from "./harness.ts";
 
@@ -19,12 +20,12 @@ const SELECTIONS: Record<string, SelectionRequest> = {
   dense: { policy: "dense", budgetTokens: 0, exact: true },
 };
 
-async function open(store: MemoryStore, kvEncoding: "f32" | "int8"): Promise<TestEngine> {
-  return openForTest({ store, kvEncoding });
+async function open(store: MemoryStore, pages: StoredEncoding): Promise<TestEngine> {
+  return openForTest({ store, pages });
 }
 /** Three turns on one engine that is never stopped. */
-async function undisturbed(selection: SelectionRequest, kvEncoding: "f32" | "int8"): Promise<number[][]> {
-  const engine = await open(new MemoryStore(), kvEncoding);
+async function undisturbed(selection: SelectionRequest, pages: StoredEncoding): Promise<number[][]> {
+  const engine = await open(new MemoryStore(), pages);
   const session = new TestSession("s", selection);
   const replies: number[][] = [];
   for (const prompt of PROMPTS) replies.push((await session.turn(engine, prompt)).ids);
@@ -32,13 +33,16 @@ async function undisturbed(selection: SelectionRequest, kvEncoding: "f32" | "int
   return replies;
 }
 
-describe.each(Object.entries(SELECTIONS))("resume on a fresh engine: %s", (_name, selection) => {
-  it.each(["int8", "f32"] as const)(
-    "continues bit for bit with %s KV and reads pages from the store",
-    async (kvEncoding) => {
-      const expected = await undisturbed(selection, kvEncoding);
+/** What a policy reads is the same in every encoding: of the packed ones, a policy of each way of reading is enough. */
+const PACKED_TOO = ["quest exact", "tokenselect exact", "dense"];
+
+describe.each(Object.entries(SELECTIONS))("resume on a fresh engine: %s", (name, selection) => {
+  it.each<StoredEncoding>(["int8", "f32", ...(PACKED_TOO.includes(name) ? (["int4", "f16"] as const) : [])])(
+    "continues bit for bit with %s pages and reads them from the store",
+    async (pages) => {
+      const expected = await undisturbed(selection, pages);
       const store = new MemoryStore();
-      const first = await open(store, kvEncoding);
+      const first = await open(store, pages);
       const session = new TestSession("s", selection);
       expect((await session.turn(first, PROMPTS[0]!)).ids).toEqual(expected[0]);
       const second = await session.turn(first, PROMPTS[1]!);
@@ -49,7 +53,7 @@ describe.each(Object.entries(SELECTIONS))("resume on a fresh engine: %s", (_name
       await first.persister.flush();
       const logged = session.ids.length;
 
-      const fresh = await open(store, kvEncoding);
+      const fresh = await open(store, pages);
       const third = await session.turn(fresh, PROMPTS[2]!);
       expect(third.ids).toEqual(expected[2]);
       expect(third.usage.cachedTokens).toBe(logged);

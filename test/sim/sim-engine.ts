@@ -5,6 +5,8 @@ import type { Device } from "../../kernels/contract.ts";
 import { openDevice } from "../../kernels/open.ts";
 import type { ModelConfig, ModelRunner } from "../../models/contract.ts";
 import { openRunner } from "../../models/open.ts";
+import { poolFormOf } from "../../storage/block-encoding.ts";
+import type { StoredEncoding } from "../../storage/geometry.ts";
 import { TINY_CONFIG, TinyWeights } from "../engine/tiny-model.ts";
 import type { SimStore } from "./sim-store.ts";
 import { VirtualProcess, type VirtualTime } from "./virtual-time.ts";
@@ -31,6 +33,8 @@ export interface SimPlace {
   time: VirtualTime;
   store: SimStore;
   blockCount: number;
+  /** How pages are stored. Default int8. */
+  pages?: StoredEncoding;
   settings?: Partial<EngineSettings>;
 }
 
@@ -38,6 +42,7 @@ export interface SimPlace {
 export async function openSimRunner(counts: {
   blockCount: number;
   openSlotCount: number;
+  pages: StoredEncoding;
 }): Promise<{ runner: ModelRunner; device: Device }> {
   const device = await openDevice({ kind: "reference" });
   const runner = await openRunner({
@@ -46,7 +51,7 @@ export async function openSimRunner(counts: {
     device,
     encoding: "f32",
     kv: {
-      encoding: "int8",
+      ...poolFormOf(counts.pages),
       summaryKinds: ["min-max", "mean-deviation"],
       blockCount: counts.blockCount,
       openSlotCount: counts.openSlotCount,
@@ -75,7 +80,10 @@ export class SimEngine {
 
   static async open(place: SimPlace): Promise<SimEngine> {
     const process = new VirtualProcess(place.time);
-    const { runner, device } = await openSimRunner({ blockCount: place.blockCount, openSlotCount: 10 });
+    const { runner, device } = await openSimRunner({
+      ...{ blockCount: place.blockCount, openSlotCount: 10 },
+      pages: place.pages ?? "int8",
+    });
     const failures: string[] = [];
     const opened = openEngine({
       runner: paced(runner, process, place.time),

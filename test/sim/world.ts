@@ -10,6 +10,7 @@ import type { EngineUsage, FinishReason, GenerateRequest, SelectionRequest, Span
 import { idsToBytes } from "../../protocol/ids.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { collectGarbage } from "../../storage/gc.ts";
+import type { StoredEncoding } from "../../storage/geometry.ts";
 import { decodeManifest, type Manifest } from "../../storage/manifest.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
 import { uniform } from "../engine/tiny-model.ts";
@@ -57,6 +58,8 @@ const ENGINE_BLOCKS = 9;
 const CROWDED_SHARE = 0.05;
 /** Replies that fill blocks of their own. */
 const LONG_TOKENS = 100;
+/** How a life's pages are stored, by its seed: all engines of a life agree. */
+const PAGES: readonly StoredEncoding[] = ["int8", "int4", "int8", "f16"];
 const HOST_BYTES = [0, 12 * 1024, 256 * 1024];
 /** Far more than any life has. */
 const EVENTS_MAX = 100_000;
@@ -125,6 +128,7 @@ class World {
     totalMs: 0,
   };
   readonly #seed: number;
+  readonly #pages: StoredEncoding;
   readonly #time: VirtualTime;
   readonly #next: () => number;
   readonly #chooseTier: () => number;
@@ -144,6 +148,7 @@ class World {
 
   constructor(seed: number, time: VirtualTime, rates: Partial<SimFaults>) {
     this.#seed = seed;
+    this.#pages = PAGES[seed % PAGES.length] as StoredEncoding;
     this.#time = time;
     this.#next = uniform(seed);
     this.#chooseTier = uniform(seed ^ 0x9e3779b9);
@@ -160,6 +165,7 @@ class World {
     const { runner, device } = await openSimRunner({
       blockCount: (TWINS_MAX * TWIN_TOKENS_MAX) / 64,
       openSlotCount: TWINS_MAX,
+      pages: this.#pages,
     });
     this.#closeTwins = () => void device.close();
     this.#twins = Array.from(
@@ -439,6 +445,7 @@ class World {
       time: this.#time,
       store: this.#store,
       blockCount: ENGINE_BLOCKS,
+      pages: this.#pages,
       // Patience of default mode: long enough for most reads, or for none. Host memory: none, for some blocks, for all.
       settings: {
         missWaitMs: this.#next() < 0.5 ? 500 : 0,

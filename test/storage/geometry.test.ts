@@ -50,7 +50,7 @@ describe("geometry", () => {
       { segmentTokens: 0 },
       { blockBytes: 2 ** 31 },
       { summaryBytes: 0 },
-      { encoding: "f16" },
+      { encoding: "int2" },
       { summaryKinds: ["min-max", "min-max"] },
       { summaryKinds: ["other"] },
     ]) {

@@ -4,14 +4,15 @@ import { crc32, sha256Hex } from "../../storage/checksum.ts";
 import { kvGeometry } from "../../storage/geometry.ts";
 import { parseObjectKey } from "../../storage/keys.ts";
 import { decodeManifest } from "../../storage/manifest.ts";
+import { manifestProblem } from "../../storage/manifest-check.ts";
 import { decodeSegment, encodeSegment } from "../../storage/segment.ts";
 import { decodeSessionRecord } from "../../storage/session-record.ts";
 import { decodeSummaryObject, summarySlot } from "../../storage/summary-object.ts";
 import { decodeTail } from "../../storage/tail.ts";
-import { BOTH, goldenObjects, goldenPath } from "./golden.ts";
+import { BOTH, F16, goldenObjects, goldenPath, INT4 } from "./golden.ts";
 import { codeOf } from "./hostile.ts";
 import * as independent from "./independent-decoder.mjs";
-import { blockOf, chainOf, SMALL, SMALL_SHAPE, slotNoise } from "./samples.ts";
+import { blockOf, chainOf, SMALL, SMALL_SHAPE, sampleSession, slotNoise } from "./samples.ts";
 
 const golden = (name: string): Uint8Array => new Uint8Array(readFileSync(goldenPath(name)));
 const plain = (bytes: Uint8Array): string => Buffer.from(bytes).toString("hex");
@@ -74,6 +75,43 @@ describe("golden files", () => {
     expect(independent.decodeManifest(golden("manifest"))).toEqual(ours);
     expect(ours.tail?.sha256).toHaveLength(64);
     expect(ours.tokenCount).toBe(326);
+  });
+
+  it("int4 and f16: objects carry a later version than those of int8, and reader, document and file agree", () => {
+    const versionOf = (name: string) => Buffer.from(golden(name)).readUInt32LE(8);
+    for (const [name, later] of [
+      ["segment", 2],
+      ["summaries", 3],
+      ["tail", 3],
+      ["manifest", 3],
+    ] as const)
+      expect([versionOf(name), versionOf(`${name}-int4`)], name).toEqual([later - 1, later]);
+    expect(versionOf("segment-f16")).toBe(2);
+    for (const [name, geometry] of [
+      ["segment-int4", INT4],
+      ["segment-f16", F16],
+    ] as const) {
+      const segment = decodeSegment(golden(name), { geometry, fromToken: 128 });
+      const { blocks } = independent.decodeSegment(golden(name));
+      for (let layer = 0; layer < 2; layer++) {
+        expect(blocks[layer]?.map(plain)).toEqual([0, 1].map((index) => plain(segment.block(layer, index))));
+        expect(plain(segment.block(layer, 1))).toBe(plain(blockOf(geometry, 128, layer, 1)));
+      }
+    }
+    const tail = independent.decodeTail(golden("tail-int4"));
+    expect(tail.geometry).toEqual(INT4);
+    expect(plain(tail.open)).toBe(plain(decodeTail(golden("tail-int4"), { geometry: INT4 }).open));
+    expect(independent.decodeSummaries(golden("summaries-int4")).geometry).toEqual(INT4);
+    expect(decodeSummaryObject(golden("summaries-int4"), { geometry: INT4 }).segments).toHaveLength(2);
+    expect(independent.decodeManifest(golden("manifest-int4"))).toEqual(decodeManifest(golden("manifest-int4")));
+    expect(decodeSessionRecord(golden("manifest-int4"))).toMatchObject({ formatVersion: 3, tokenCount: 326 });
+  });
+
+  it("a manifest's version goes with its encoding", () => {
+    const { manifest } = sampleSession(INT4, { sessionId: "a session", segmentCount: 1, tailTokens: 3 });
+    expect(manifestProblem(manifest)).toBeUndefined();
+    expect(manifestProblem({ ...manifest, formatVersion: 2 })).toBe("another format version");
+    expect(manifestProblem({ ...manifest, formatVersion: 4 })).toBe("another format version");
   });
 
   it("files of layout 1: segments and what a manifest names still read, summaries and tails are refused as too old", () => {

@@ -7,6 +7,12 @@ import { SMALL, SMALL_SHAPE, sampleSegment, sampleSession, sampleSummaryObject, 
 /** {@link SMALL} with both kinds of summaries. */
 export const BOTH: KvGeometry = kvGeometry({ ...SMALL_SHAPE, summaryKinds: ["min-max", "mean-deviation"] });
 
+/** {@link BOTH} with int4 blocks: objects of the later versions. */
+export const INT4: KvGeometry = kvGeometry({ ...SMALL_SHAPE, summaryKinds: BOTH.summaryKinds, encoding: "int4" });
+
+/** {@link SMALL} with f16 blocks. */
+export const F16: KvGeometry = kvGeometry({ ...SMALL_SHAPE, encoding: "f16" });
+
 /** Path of a golden file. */
 export function goldenPath(name: string): string {
   return join(import.meta.dirname, "fixtures", "golden", `${name}.bin`);
@@ -14,6 +20,7 @@ export function goldenPath(name: string): string {
 
 /** What today's encoders make of the samples. */
 export function goldenObjects(): [name: string, bytes: Uint8Array][] {
+  const ofInt4 = sampleSession(INT4, { sessionId: "a session", segmentCount: 2, tailTokens: 70 });
   const { manifest } = sampleSession(BOTH, { sessionId: "a session", segmentCount: 2, tailTokens: 70 });
   return [
     ["segment", sampleSegment(SMALL, 128)],
@@ -21,5 +28,10 @@ export function goldenObjects(): [name: string, bytes: Uint8Array][] {
     ["summaries-none", sampleSummaryObject(kvGeometry({ ...SMALL_SHAPE, summaryKinds: [] }), 2, 128)],
     ["tail", sampleTail(BOTH, 134, 256)],
     ["manifest", encodeManifest(manifest)],
+    ["segment-int4", sampleSegment(INT4, 128)],
+    ["summaries-int4", sampleSummaryObject(INT4, 2, 128)],
+    ["tail-int4", sampleTail(INT4, 134, 256)],
+    ["manifest-int4", encodeManifest(ofInt4.manifest)],
+    ["segment-f16", sampleSegment(F16, 128)],
   ];
 }

@@ -52,6 +52,18 @@ export function decodeInt8Block(
   block: Uint8Array,
 ): { keys: Float32Array; values: Float32Array };
 
+/** Decodes an int4 block to f32. */
+export function decodeInt4Block(
+  geometry: { kvHeadCount: number; headDim: number },
+  block: Uint8Array,
+): { keys: Float32Array; values: Float32Array };
+
+/** Decodes an f16 block to f32. */
+export function decodeF16Block(
+  geometry: { kvHeadCount: number; headDim: number },
+  block: Uint8Array,
+): { keys: Float32Array; values: Float32Array };
+
 /** Decodes one kind of a summary slot to f32. */
 export function decodeSummarySlot(
   geometry: { layerCount: number; kvHeadCount: number; headDim: number },

@@ -4,7 +4,7 @@
  */
 import { createDecipheriv, createHash, hkdfSync } from "node:crypto";
 
-const ENCODINGS = ["f32", "int8"];
+const ENCODINGS = ["f32", "int8", "f16", "int4"];
 const KINDS = ["none", "min-max", "mean-deviation", "centre-deviation", "representatives", "sign-bits"];
 
 /** CRC-32 of gzip, bit by bit. */
@@ -64,10 +64,11 @@ function geometryAt(view, offset) {
 export function decodeSegment(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   check(ascii(view, 0, 8) === "QUIRESEG", "segment magic");
-  check(u32(view, 8) === 1, "segment version");
+  check(u32(view, 8) <= 2, "segment version");
   const h = u32(view, 12);
   check(crc(bytes.subarray(0, h - 4)) === u32(view, h - 4), "segment header checksum");
   const geometry = geometryAt(view, 16);
+  check(u32(view, 8) === (["f32", "int8"].includes(geometry.encoding) ? 1 : 2), "version of the encoding");
   const perLayer = geometry.segmentTokens / 64;
   check(h === Math.ceil((92 + 4 * geometry.layerCount * perLayer + 4) / 64) * 64, "segment header length");
   const checksums = [];
@@ -90,7 +91,7 @@ export function decodeSegment(bytes) {
 function bodyOf(bytes, magic) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   check(ascii(view, 0, 8) === magic, `${magic} magic`);
-  check(u32(view, 8) === 2, `${magic} version`);
+  check(u32(view, 8) === 2 || u32(view, 8) === 3, `${magic} version`);
   const n = u32(view, 12);
   check(bytes.byteLength === 16 + n + 32, `${magic} length`);
   const digest = createHash("sha256")
@@ -185,6 +186,37 @@ export function decodeInt8Block(geometry, block) {
     }
   }
   return { keys, values };
+}
+
+/** Values of an int4 block, as {@link decodeInt8Block} gives them. */
+export function decodeInt4Block(geometry, block) {
+  const { kvHeadCount: H, headDim: D } = geometry;
+  const view = new DataView(block.buffer, block.byteOffset, block.byteLength);
+  const part = (start, vectors, vectorOf) => {
+    const decoded = new Float32Array(H * 64 * D);
+    for (let i = 0; i < decoded.length; i++) {
+      const vector = vectorOf(i);
+      const scale = view.getFloat32(start + 4 * vector, true);
+      const least = view.getInt8(start + 4 * vectors + vector);
+      const step = view.getUint8(start + 5 * vectors + vector);
+      const pair = view.getUint8(start + 6 * vectors + Math.floor(i / 2));
+      const code = i % 2 === 0 ? pair % 16 : Math.floor(pair / 16);
+      decoded[i] = Math.min(127, least + step * code) * scale;
+    }
+    return decoded;
+  };
+  const headOf = (i) => Math.floor(i / (64 * D));
+  const keys = part(0, H * D, (i) => headOf(i) * D + (i % D));
+  return { keys, values: part(6 * H * D + H * 32 * D, H * 64, (i) => Math.floor(i / D)) };
+}
+
+/** Values of an f16 block, as {@link decodeInt8Block} gives them. */
+export function decodeF16Block(geometry, block) {
+  const { kvHeadCount: H, headDim: D } = geometry;
+  const view = new DataView(block.buffer, block.byteOffset, block.byteLength);
+  const count = H * 64 * D;
+  const part = (first) => Float32Array.from({ length: count }, (_, i) => view.getFloat16(2 * (first + i), true));
+  return { keys: part(0), values: part(count) };
 }
 
 /**

@@ -59,7 +59,7 @@ describe("manifest", () => {
   });
 
   it("refuses a newer version with a code of its own", () => {
-    expect(codeOf(envelopeOf("not even JSON", 3), decodeManifest)).toBe("unsupported_version");
+    expect(codeOf(envelopeOf("not even JSON", 4), decodeManifest)).toBe("unsupported_version");
     const bytes = encodeManifest(session().manifest);
     bytes[8] = 9;
     repairEnvelope(bytes);

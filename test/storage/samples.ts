@@ -12,6 +12,7 @@ import {
 } from "../../storage/geometry.ts";
 import { objectKeys } from "../../storage/keys.ts";
 import type { Manifest } from "../../storage/manifest.ts";
+import { manifestVersionOf } from "../../storage/manifest-check.ts";
 import { encodeSegment, segmentBytes } from "../../storage/segment.ts";
 import { encodeSummaryObject, type SegmentSummary } from "../../storage/summary-object.ts";
 import { encodeTail } from "../../storage/tail.ts";
@@ -150,7 +151,7 @@ export function sampleSession(
       ? {}
       : { tail: whole(tailKey, sampleTail(geometry, tailTokens, sealedTokens), sealedTokens, tailTokens) };
   const manifest: Manifest = {
-    formatVersion: 2,
+    formatVersion: manifestVersionOf(geometry),
     layoutVersion: 2,
     sessionId,
     modelFingerprint: sha256Hex("model"),

@@ -102,7 +102,7 @@ describe("segment", () => {
 
   it("refuses an intact segment of a newer version, and one that was not asked for", () => {
     const newer = sampleSegment(TINY);
-    newer[8] = 2;
+    newer[8] = 3;
     repairSegment(newer);
     expect(codeOf(newer, (bytes) => decodeSegment(bytes))).toBe("unsupported_version");
     const bytes = sampleSegment(TINY, 128);

@@ -114,7 +114,7 @@ describe("summary object", () => {
       expect(codeOf(bytes, (it) => decodeSummaryObject(it, { ...expected, ...change }))).toBe("mismatch");
     }
     const newer = bytes.slice();
-    newer[8] = 3;
+    newer[8] = 4;
     repairEnvelope(newer);
     expect(codeOf(newer, decode)).toBe("unsupported_version");
   });

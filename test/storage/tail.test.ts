@@ -81,7 +81,7 @@ describe("tail", () => {
       expect(codeOf(bytes, (it) => decodeTail(it, { ...expected, ...change }))).toBe("mismatch");
     }
     const newer = bytes.slice();
-    newer[8] = 3;
+    newer[8] = 4;
     repairEnvelope(newer);
     expect(codeOf(newer, decode)).toBe("unsupported_version");
   });
