@@ -62,6 +62,10 @@ export const benches: Readonly<Record<string, BenchEntry>> = {
     summary: "share of right answers by kind of question, length of the context and selection policy",
     load: async () => (await import("./recall/recall.ts")).recallBench,
   },
+  encodings: {
+    summary: "what each encoding of stored pages costs in bytes, and what it does to a model's next tokens",
+    load: async () => (await import("./encodings/encodings.ts")).encodingsBench,
+  },
   router: {
     summary: "the prompt router: cost at equal answers against every fixed choice, on held-out prompts",
     load: async () => (await import("./router/router.ts")).routerBench,
