@@ -1,5 +1,5 @@
 /** `quire calibrate MODEL`: measures what `auto` should choose on a model, and writes it beside the model. */
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { access, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import {
@@ -14,7 +14,13 @@ import { runEval } from "../bench/eval/run.ts";
 import { describeMachine } from "../bench/machine.ts";
 import { renderTable } from "../bench/table.ts";
 import { pathBeside } from "../engine/calibration.ts";
-import { CALIBRATION_FILE, type Calibration, UNCALIBRATED_SELECTION } from "../models/selection/calibration.ts";
+import {
+  CALIBRATION_FILE,
+  type Calibration,
+  PROFILED_SELECTION,
+  UNCALIBRATED_SELECTION,
+} from "../models/selection/calibration.ts";
+import { HEADS_FILE } from "../models/selection/head-profile.ts";
 import type { SelectionConfiguration } from "../protocol/generate.ts";
 import type { Command } from "./command.ts";
 import { describeFlags, type FlagValues, parseFlags, parseSelectionFlag } from "./flags.ts";
@@ -28,9 +34,8 @@ const DIVERGENCE_MAX = 0.01;
 
 const calibrateFlags = {
   selection: {
-    help: "what auto is to choose where it does not stay dense",
+    help: `what auto is to choose where it does not stay dense; ${UNCALIBRATED_SELECTION} or, on a model with ${HEADS_FILE}, ${PROFILED_SELECTION}`,
     placeholder: "SELECTION",
-    fallback: UNCALIBRATED_SELECTION,
     parse: parseSelectionFlag,
   },
   "divergence-max": {
@@ -74,10 +79,11 @@ async function calibrate(model: string, values: CalibrateValues): Promise<void> 
     const life = new AbortController();
     void stop.requested.then(() => life.abort());
     const promise = promiseOf(values);
+    const wanted = values.selection ?? (await usualSelection(model));
     const measured = {
       ...values,
       model,
-      policies: [values.selection],
+      policies: [wanted],
       cases: promise.answersLostMax === undefined ? 0 : values.cases,
       ablation: undefined,
     };
@@ -90,7 +96,7 @@ async function calibrate(model: string, values: CalibrateValues): Promise<void> 
     });
     if (run.interrupted) throw new UsageError("stopped; nothing was written");
     const figures = figuresOf(run.candidates, run.windows, run.tasks);
-    const rows = calibrationRows(figures, values.selection, promise);
+    const rows = calibrationRows(figures, wanted, promise);
     const { fingerprint } = run.model;
     const [selection] = run.resolved as [SelectionConfiguration];
     const calibration = decideCalibration(rows, { fingerprint, selection });
@@ -100,6 +106,14 @@ async function calibrate(model: string, values: CalibrateValues): Promise<void> 
   } finally {
     await rm(folder, { recursive: true });
   }
+}
+
+async function usualSelection(model: string): Promise<SelectionConfiguration> {
+  const isProfiled = await access(await pathBeside(model, HEADS_FILE)).then(
+    () => true,
+    () => false,
+  );
+  return isProfiled ? PROFILED_SELECTION : UNCALIBRATED_SELECTION;
 }
 
 function promiseOf(values: CalibrateValues): SelectionPromise {

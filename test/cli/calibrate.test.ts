@@ -6,7 +6,7 @@ import { calibrateCommand } from "../../cli/calibrate.ts";
 import { main } from "../../cli/main.ts";
 import { profileHeadsCommand } from "../../cli/profile-heads.ts";
 import { readCalibration } from "../../engine/calibration.ts";
-import { UNCALIBRATED_SELECTION } from "../../models/selection/calibration.ts";
+import { PROFILED_SELECTION, UNCALIBRATED_SELECTION } from "../../models/selection/calibration.ts";
 import { captured } from "./captured.ts";
 import { withTempFolder } from "./run-quire.ts";
 
@@ -60,9 +60,31 @@ describe("quire calibrate", () => {
     });
   }, 120_000);
 
+  it("promises answers on a profiled model, by questions, in the place of the next token", async () => {
+    await withTempFolder(async (folder) => {
+      const model = join(folder, "house");
+      await cp("weights/house", model, {
+        recursive: true,
+        filter: (path) => !/train|documents|cases|selection/.test(path),
+      });
+      const few = ["--contexts", "512", "--budgets", "128", "--documents", "1", "--tokens", "2", "--threads", "1"];
+      const asked = ["--answers-lost-max", "100", "--cases", "4", "--kinds", "single"];
+      const out = await captured(process.stdout, () => calibrateCommand.run([model, ...few, ...asked]));
+      expect(out).toContain("lost %");
+      const written = JSON.parse(await readFile(join(model, "selection.json"), "utf8"));
+      // One head of eight, the second layer's first.
+      expect(written).toMatchObject({
+        selection: PROFILED_SELECTION.replace("0.125", "x20"),
+        promise: { answersLostMax: 1 },
+      });
+      expect(written.promise).not.toHaveProperty("divergenceMax");
+    });
+  }, 120_000);
+
   it.each([
     [[], "calibrate needs a model folder"],
     [["weights/house-0", "--divergence-max", "0"], "--divergence-max: must be a number above 0"],
+    [["weights/house-0", "--answers-lost-max", "101"], "--answers-lost-max: must be a number above 0, at most 100"],
     [["weights/house-0", "--selection", "auto"], `--selection: "auto" at position 0`],
     [["/nowhere"], "/nowhere: is not there"],
   ])("refuses %j in one line", async (args, message) => {
