@@ -3,6 +3,7 @@
 import { choiceRow, choiceShape, type StepChoices } from "../choice.ts";
 import { coarsePass, passedOverCount } from "../coarse.ts";
 import { BLOCK_TOKENS, NOT_RESIDENT, PAGES_PER_BLOCK, type SelectionView, type SliceTraffic } from "../contract.ts";
+import { summaryHeadBytes } from "../layout.ts";
 import { massCount, type SelectingPlan, withForcedPages } from "../page-range.ts";
 import { type ChosenBlocks, type MissSet, openKvBytes, scoringBytes, sealedKvBytes } from "../traffic.ts";
 import type { Arena } from "./heap.ts";
@@ -39,8 +40,14 @@ export interface SelectCounters {
   traffic: readonly SliceTraffic[];
 }
 
-/** Blocks of one scoring task. */
-const CHUNK_BLOCKS = 32;
+/** A scoring task takes at least so many blocks, and at most so many bytes of summaries: all its queries find them in a core's second cache. */
+const CHUNK_BLOCKS_MIN = 32;
+const CHUNK_BYTES_MAX = 256 * 1024;
+/**
+ * Scoring tasks for each thread. Summaries come in order, and every task has to get that stream going anew: in tasks of 32 blocks two threads
+ * were no faster than one.
+ */
+const TASKS_PER_THREAD = 4;
 /** Vectors of one task of quantization. */
 const VECTORS_PER_TASK = 64;
 
@@ -111,18 +118,30 @@ function scorePages(
   work: number,
 ): void {
   const { kvHeadCount, headDim } = pool.spec;
-  const chunks = Math.ceil(itemMax / (CHUNK_BLOCKS * PAGES_PER_BLOCK));
+  const blockCount = Math.ceil(itemMax / PAGES_PER_BLOCK);
+  const chunkBlocks = blocksPerTask(blockCount, { unitCount: count, threads: machine.threads.threads, headDim });
+  const chunks = Math.ceil(blockCount / chunkBlocks);
   const launch = {
     taskCount: count * chunks,
     work,
     args: [
-      ...[at, chunks, CHUNK_BLOCKS, headCount, headCount / kvHeadCount, headDim, codesAt, scalesAt],
+      ...[at, chunks, chunkBlocks, headCount, headCount / kvHeadCount, headDim, codesAt, scalesAt],
       ...[layer, kvHeadCount, pool.summaryHeadStride, pool.centreHeadStride],
     ],
   };
   // The host writes to the records between two tiles.
   if (tile < queryMax) machine.threads.run(OP.scorePages, launch);
   else machine.threads.queue(OP.scorePages, launch);
+}
+
+/** How many of a unit's blocks one task scores; results do not depend on it. */
+function blocksPerTask(
+  blockCount: number,
+  { unitCount, threads, headDim }: { unitCount: number; threads: number; headDim: number },
+): number {
+  const tasksPerUnit = Math.ceil((threads * TASKS_PER_THREAD) / unitCount);
+  const most = Math.floor(CHUNK_BYTES_MAX / summaryHeadBytes(headDim));
+  return Math.max(CHUNK_BLOCKS_MIN, Math.min(Math.ceil(blockCount / tasksPerUnit), most));
 }
 
 /** Units whose plan asks for a share of the weight take no more than reach it. */
