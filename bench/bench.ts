@@ -21,6 +21,8 @@ export interface BenchContext {
   print(line: string): void;
   /** Writes one line about what goes on; no part of the report. */
   progress(line: string): void;
+  /** Writes what is known so far where `--json` will have the result, so that a run that is killed leaves that; without the flag nothing. */
+  save(data: Record<string, unknown>): Promise<void>;
   /** Fires when the user stops the run: what was measured until then is reported. */
   signal: AbortSignal;
   /** Fires when the user insists: whatever still runs is killed. */

@@ -2,7 +2,7 @@
 import { appendFile, writeFile } from "node:fs/promises";
 import { listenForStop, type SignalSource } from "../cli/stop-request.ts";
 import { UsageError } from "../cli/usage-error.ts";
-import type { BenchContext, BenchTerminal } from "./bench.ts";
+import type { BenchContext, BenchResult, BenchTerminal } from "./bench.ts";
 import { describeMachine, machineLine } from "./machine.ts";
 import { benches } from "./registry.ts";
 
@@ -57,16 +57,19 @@ async function runNamed([name, ...rest]: readonly string[], options: MainOptions
   const machine = describeMachine();
   const startedAt = new Date().toISOString();
   options.out(`${machineLine(machine)}\n`);
-  const { ok, data } = await run(contextOf(options));
-  if (jsonPath !== undefined) {
+  const save = async (outcome: Partial<BenchResult>): Promise<void> => {
+    if (jsonPath === undefined) return;
+    const { ok, data } = outcome;
     const text = `${JSON.stringify({ bench: name, startedAt, machine, ok, ...data }, undefined, 2)}\n`;
     await writeOrRefuse(jsonPath, (path) => writeFile(path, text));
-    options.out(`result: ${jsonPath}\n`);
-  }
-  return ok ? 0 : 1;
+  };
+  const outcome = await run(contextOf(options, (data) => save({ data })));
+  await save(outcome);
+  if (jsonPath !== undefined) options.out(`result: ${jsonPath}\n`);
+  return outcome.ok ? 0 : 1;
 }
 
-function contextOf(options: MainOptions): BenchContext {
+function contextOf(options: MainOptions, save: BenchContext["save"]): BenchContext {
   const stop = listenForStop(options.signals, () => performance.now());
   const life = new AbortController();
   void stop.requested.then(() => {
@@ -76,6 +79,7 @@ function contextOf(options: MainOptions): BenchContext {
   return {
     print: (line) => options.out(`${line}\n`),
     progress: (line) => options.err(`${line}\n`),
+    save,
     signal: life.signal,
     insisted: stop.insisted,
     env: options.env,

@@ -8,11 +8,16 @@ export type Random = () => number;
  * another one drew before. Both are unsigned 32 bit.
  */
 export function seededRandom(seed: number, stream = 0): Random {
-  let state = mix(mix(seed) ^ Math.imul(stream, 0x9e37_79b9));
+  let state = mixedSeed(seed, stream);
   return () => {
     state = (state + 0x9e37_79b9) | 0;
     return mix(state) / 2 ** 32;
   };
+}
+
+/** A seed of its own for each `stream` of a seed; both unsigned 32 bit. */
+export function mixedSeed(seed: number, stream: number): number {
+  return mix(mix(seed) ^ Math.imul(stream, 0x9e37_79b9));
 }
 
 function mix(value: number): number {

@@ -94,8 +94,12 @@ export const benches: Readonly<Record<string, BenchEntry>> = {
     summary: "seeded random weights of a shape, as a HF folder and as GGUF, for comparisons with peers",
     load: async () => (await import("./make-shape/make-shape.ts")).makeShapeBench,
   },
+  "gpu-check": {
+    summary: "the GPU device: some ops against the reference, then the conformance suite as far as time goes",
+    load: async () => (await import("./gpu/check.ts")).gpuCheckBench,
+  },
   gpu: {
-    summary: "the GPU device: right or not, and how fast its kernels are against the GPU's copy bandwidth",
+    summary: "everything about the GPU device in one run: correctness, kernels, decode, prefill, and the bars",
     load: async () => (await import("./gpu/gpu.ts")).gpuBench,
   },
   decode: {

@@ -2,8 +2,8 @@
 import { parseChoice } from "../cli/flags.ts";
 import type { ModelConfig } from "../models/contract.ts";
 
-/** `bench-213m` is the shape that peers are compared at, `house` that of the base house model, `tiny` is for tests. */
-export type ShapeName = "bench-213m" | "1b" | "house" | "tiny";
+/** `bench-213m` is the shape that peers are compared at, `house` that of the base house model, `8b` is for GPUs, `tiny` for tests. */
+export type ShapeName = "bench-213m" | "1b" | "8b" | "house" | "tiny";
 
 type Sizes = Pick<
   ModelConfig,
@@ -18,6 +18,10 @@ const SIZES: Readonly<Record<ShapeName, Sizes>> = {
   "1b": {
     ...{ vocabularySize: 128_256, width: 2048, ffnWidth: 8192, layerCount: 16 },
     ...{ headCount: 32, kvHeadCount: 8, headDim: 64 },
+  },
+  "8b": {
+    ...{ vocabularySize: 128_256, width: 4096, ffnWidth: 14_336, layerCount: 32 },
+    ...{ headCount: 32, kvHeadCount: 8, headDim: 128 },
   },
   house: {
     ...{ vocabularySize: 8192, width: 512, ffnWidth: 1344, layerCount: 8 },
@@ -45,8 +49,8 @@ export function shapeConfig(name: ShapeName): ModelConfig {
 
 /** `--shape`. */
 export const shapeFlag = {
-  help: "bench-213m, 1b, house, or tiny (for tests)",
+  help: "bench-213m, 1b, 8b (for GPUs), house, or tiny (for tests)",
   placeholder: "NAME",
   fallback: "bench-213m",
-  parse: parseChoice(["bench-213m", "1b", "house", "tiny"]),
+  parse: parseChoice(["bench-213m", "1b", "8b", "house", "tiny"]),
 } as const;

@@ -1,19 +1,26 @@
-/** A model on the CPU device with room for one sequence, driven without the engine: what is timed is the step alone. */
+/** A model on a device with room for one sequence, or a few of one length, driven without the engine: what is timed is the step alone. */
 
 import { UsageError } from "../../cli/usage-error.ts";
 import {
   BLOCK_TOKENS,
   type Device,
   type KvEncoding,
+  type MatrixEncoding,
   type SelectionPlan,
   type StepSlice,
   type SummaryKind,
 } from "../../kernels/contract.ts";
 import { openDevice } from "../../kernels/open.ts";
+import { WebGpuDevice } from "../../kernels/webgpu/open-webgpu.ts";
 import type { ModelConfig, ModelRunner, SequenceResult } from "../../models/contract.ts";
+import { LlamaRunner } from "../../models/llama.ts";
 import { readModelConfig } from "../../models/model-files.ts";
-import { openModel, openRunner } from "../../models/open.ts";
+import { openModel, openRunner, type RunnerOptions } from "../../models/open.ts";
 import { activationBytes, poolUnitBytes, weightBytes } from "../../models/plan-memory.ts";
+import { QuireError } from "../../protocol/errors.ts";
+import { noiseWeights } from "../gpu/noise.ts";
+import { openGpu } from "../gpu/open-gpu.ts";
+import { sequenceTable } from "../kernels/attention-cases.ts";
 import { SeededWeights } from "../make-shape/seeded-weights.ts";
 import { type ShapeName, shapeConfig } from "../shapes.ts";
 
@@ -31,6 +38,12 @@ export interface BenchModelOptions {
   shape: ShapeName;
   /** A HF folder or GGUF file instead of the shape's seeded weights. */
   model?: string | undefined;
+  /** Default wasm. On webgpu a shape's weights are noise that is made there. */
+  device?: "wasm" | "webgpu";
+  /** Default int8. */
+  weights?: MatrixEncoding;
+  /** Sequences, each with room for the longest context; default 1. */
+  batch?: number;
   seed: number;
   threads?: number | undefined;
   kvEncoding: KvEncoding;
@@ -51,16 +64,20 @@ export interface BenchStep {
   run?: Pick<StepSlice, "voters" | "choice" | "reportChoice">;
 }
 
-/** The model, its one sequence, and what its memory holds. */
+/** The model, its sequences, and what its memory holds. */
 export interface BenchModel {
   config: ModelConfig;
   device: Device;
   runner: ModelRunner;
-  /** Tokens that the pool holds. */
+  /** Tokens that the pool holds of each sequence. */
   capacityTokens: number;
   memory: { weightBytes: number; activationBytes: number; poolBytes: number };
-  blockTable(): { blockIds: Int32Array; blockCapacity: number; summarySlots: Int32Array };
+  /** Where a sequence's KV is; default the first. */
+  blockTable(sequence?: number): { blockIds: Int32Array; blockCapacity: number; summarySlots: Int32Array };
+  /** One step of the first sequence. */
   step(step: BenchStep): Promise<SequenceResult>;
+  /** One step of the first sequences together, rows of each in order. */
+  stepAll(steps: readonly BenchStep[]): Promise<SequenceResult[]>;
   close(): Promise<void>;
 }
 
@@ -69,53 +86,77 @@ export interface BenchModel {
  * @throws {UsageError} when the context does not fit into the device's memory or the model's positions; says how many tokens would.
  */
 export async function openBenchModel(options: BenchModelOptions): Promise<BenchModel> {
-  const { shape, model, seed, threads, kvEncoding, summaryKinds, memoryBytesMax } = options;
+  const { shape, model, seed, kvEncoding, summaryKinds, weights: encoding = "int8", batch = 1 } = options;
   const config = model === undefined ? shapeConfig(shape) : await readModelConfig(model);
-  const device = await openDevice({
-    kind: "wasm",
-    ...(threads === undefined ? {} : { threads }),
-    ...(memoryBytesMax === undefined ? {} : { memoryBytesMax }),
-  });
+  const device = await openBenchDevice(options);
   try {
     const blockCapacity = Math.ceil(options.contextTokens / BLOCK_TOKENS) + 1;
     assertContextFits(config, options, device.report.memoryBytesMax);
     const kv = {
       encoding: kvEncoding,
       summaryKinds: [...summaryKinds],
-      blockCount: blockCapacity * config.layerCount,
-      openSlotCount: OPEN_SLOTS,
-      summarySlotCount: blockCapacity,
+      blockCount: batch * blockCapacity * config.layerCount,
+      openSlotCount: OPEN_SLOTS * batch,
+      summarySlotCount: batch * blockCapacity,
     };
-    const how = { device, encoding: "int8", kv, rowsMax: CHUNK_ROWS, sampledMax: 1 } as const;
-    const runner =
-      model === undefined
-        ? await openRunner({ ...how, config, source: new SeededWeights(config, seed) })
-        : await openModel({ ...how, folder: model });
-    return new SingleSequence({ config, device, runner, blockCapacity });
+    const how = { device, encoding, kv, rowsMax: CHUNK_ROWS, sampledMax: batch };
+    const runner = await openRunnerOf(how, { config, seed, model });
+    await device.allocated?.();
+    return new BenchSequences({ config, device, runner, blockCapacity, batch, encoding });
   } catch (error) {
     await device.close();
-    throw error;
+    throw error instanceof QuireError ? new UsageError(error.message) : error;
   }
 }
 
+function openBenchDevice({ device = "wasm", threads, memoryBytesMax }: BenchModelOptions): Promise<Device> {
+  if (device === "webgpu") return openGpu({ memoryBytesMax });
+  return openDevice({
+    kind: "wasm",
+    ...(threads === undefined ? {} : { threads }),
+    ...(memoryBytesMax === undefined ? {} : { memoryBytesMax }),
+  });
+}
+
+/** A model's files, seeded weights from the host, or noise from the GPU. */
+async function openRunnerOf(
+  how: RunnerOptions & { sampledMax: number },
+  { config, seed, model }: { config: ModelConfig; seed: number; model: string | undefined },
+): Promise<ModelRunner> {
+  if (model !== undefined) return openModel({ ...how, folder: model });
+  const { device, encoding, kv } = how;
+  if (!(device instanceof WebGpuDevice)) return openRunner({ ...how, config, source: new SeededWeights(config, seed) });
+  const { layerCount, kvHeadCount, headDim } = config;
+  return new LlamaRunner({
+    ...{ device, config, rowsMax: how.rowsMax, sampledMax: how.sampledMax, fingerprint: `noise-${seed}` },
+    weights: await noiseWeights({ device, seed }, config, encoding),
+    pool: device.kvPool({ layerCount, kvHeadCount, headDim, ...kv }),
+  });
+}
+
 /**
- * How many tokens of one sequence fit into a device beside weights, activations and what `fillRandom` takes; whole blocks, 0 where the
+ * How many tokens of each sequence fit into a device beside weights, activations and what `fillRandom` takes; whole blocks, 0 where the
  * weights do not fit.
  */
 export function tokensThatFit(
   config: ModelConfig,
-  { kvEncoding, summaryKinds }: Pick<BenchModelOptions, "kvEncoding" | "summaryKinds">,
+  {
+    kvEncoding,
+    summaryKinds,
+    weights = "int8",
+    batch = 1,
+  }: Pick<BenchModelOptions, "kvEncoding" | "summaryKinds" | "weights" | "batch">,
   memoryBytesMax: number,
 ): number {
   const unit = poolUnitBytes(config, kvEncoding, summaryKinds);
   const fixedBytes =
-    weightBytes(config, "int8") +
-    activationBytes(config, CHUNK_ROWS, 1) +
-    OPEN_SLOTS * unit.openSlotBytes +
+    weightBytes(config, weights) +
+    activationBytes(config, CHUNK_ROWS, batch) +
+    batch * OPEN_SLOTS * unit.openSlotBytes +
     CHUNK_ROWS * (config.headCount + FILL_ROW_SETS * config.kvHeadCount) * config.headDim * 4;
   const tokenBytes = unit.tokenBytes + config.headDim * 4;
   const room = memoryBytesMax * (1 - SPARE_SHARE) - fixedBytes;
-  return Math.max(0, Math.floor(room / tokenBytes / BLOCK_TOKENS) - 1) * BLOCK_TOKENS;
+  return Math.max(0, Math.floor(room / batch / tokenBytes / BLOCK_TOKENS) - 1) * BLOCK_TOKENS;
 }
 
 function assertContextFits(config: ModelConfig, options: BenchModelOptions, memoryBytesMax: number): void {
@@ -125,7 +166,7 @@ function assertContextFits(config: ModelConfig, options: BenchModelOptions, memo
   const unit = poolUnitBytes(config, options.kvEncoding, options.summaryKinds);
   throw new UsageError(
     `a context of ${contextTokens} tokens does not fit: at most ${fits} do (${mebibytes(memoryBytesMax)} of memory, ` +
-      `${mebibytes(weightBytes(config, "int8"))} of weights, ${(unit.tokenBytes / 1024).toFixed(1)} KiB of KV and summaries a token, ` +
+      `${mebibytes(weightBytes(config, options.weights ?? "int8"))} of weights, ${(unit.tokenBytes / 1024).toFixed(1)} KiB of KV and summaries a token, ` +
       `${config.contextTokensMax} positions)`,
   );
 }
@@ -134,24 +175,31 @@ function mebibytes(bytes: number): string {
   return `${(bytes / 2 ** 20).toFixed(0)} MiB`;
 }
 
-class SingleSequence implements BenchModel {
+class BenchSequences implements BenchModel {
   readonly config: ModelConfig;
   readonly device: Device;
   readonly runner: ModelRunner;
   readonly capacityTokens: number;
-  readonly #blockCapacity: number;
-  readonly #blockIds: Int32Array;
-  readonly #summarySlots: Int32Array;
+  readonly #tables: readonly ReturnType<BenchModel["blockTable"]>[];
+  readonly #encoding: MatrixEncoding;
 
-  constructor(parts: { config: ModelConfig; device: Device; runner: ModelRunner; blockCapacity: number }) {
-    const { config, device, runner, blockCapacity } = parts;
+  constructor(
+    parts: Pick<BenchModel, "config" | "device" | "runner"> & {
+      blockCapacity: number;
+      batch: number;
+      encoding: MatrixEncoding;
+    },
+  ) {
+    const { config, device, runner, blockCapacity, batch } = parts;
     this.config = config;
     this.device = device;
     this.runner = runner;
     this.capacityTokens = blockCapacity * BLOCK_TOKENS;
-    this.#blockCapacity = blockCapacity;
-    this.#blockIds = Int32Array.from({ length: config.layerCount * blockCapacity }, (_, i) => i);
-    this.#summarySlots = Int32Array.from({ length: blockCapacity }, (_, i) => i);
+    const { layerCount } = config;
+    this.#tables = Array.from({ length: batch }, (_, sequence) =>
+      sequenceTable({ sequence, layerCount, blockCapacity }),
+    );
+    this.#encoding = parts.encoding;
   }
 
   get memory() {
@@ -160,31 +208,38 @@ class SingleSequence implements BenchModel {
     const poolBytes =
       spec.blockCount * blockBytes + spec.openSlotCount * openSlotBytes + spec.summarySlotCount * slotBytes;
     return {
-      weightBytes: weightBytes(this.config, "int8"),
-      activationBytes: activationBytes(this.config, CHUNK_ROWS, 1),
+      weightBytes: weightBytes(this.config, this.#encoding),
+      activationBytes: activationBytes(this.config, CHUNK_ROWS, this.runner.sampledMax),
       poolBytes,
     };
   }
 
-  blockTable() {
-    return { blockIds: this.#blockIds, blockCapacity: this.#blockCapacity, summarySlots: this.#summarySlots };
+  blockTable(sequence = 0) {
+    return this.#tables[sequence]!;
   }
 
-  async step({ position, tokens, plan, groupTokens, samples, run = {} }: BenchStep): Promise<SequenceResult> {
+  async step(step: BenchStep): Promise<SequenceResult> {
+    return (await this.stepAll([step]))[0]!;
+  }
+
+  stepAll(steps: readonly BenchStep[]): Promise<SequenceResult[]> {
+    return this.runner.step(steps.map((step, sequence) => this.#sequenceStep(step, sequence)));
+  }
+
+  #sequenceStep({ position, tokens, plan, groupTokens, samples, run = {} }: BenchStep, sequence: number) {
     const rowCount = tokens.length;
     const groupCount = plan.kind === "dense" ? 1 : Math.ceil(rowCount / groupTokens);
     const slice = {
-      ...this.blockTable(),
+      ...this.blockTable(sequence),
       position,
       rowCount,
-      openSlots: openSlotsFor(position, rowCount),
+      openSlots: openSlotsFor(position, rowCount).map((slot) => sequence * OPEN_SLOTS + slot),
       groupStarts: Int32Array.from({ length: groupCount }, (_, group) => group * groupTokens),
       plan,
       ...run,
     };
     const sample = samples ? { sample: greedyAt(position + rowCount) } : {};
-    const [result] = await this.runner.step([{ slice, tokens, exact: false, ...sample }]);
-    return result!;
+    return { slice, tokens, exact: false, ...sample };
   }
 
   close(): Promise<void> {

@@ -6,7 +6,7 @@ import { defineBench } from "../bench.ts";
 import { type Column, renderTable } from "../table.ts";
 import { type BenchModel, openBenchModel } from "./bench-model.ts";
 import { fillRandom } from "./fill-random.ts";
-import { budgetFlag, contextsFlag, modelFlags, policiesFlag } from "./flags.ts";
+import { batchFlag, budgetFlag, contextsFlag, modelFlags, policiesFlag } from "./flags.ts";
 import { type DecodeRow, listCases, measureDecode } from "./measure-decode.ts";
 import { type ResidentMemory, residentMemory } from "./resident-memory.ts";
 
@@ -22,9 +22,16 @@ const columns: readonly Column<DecodeRow>[] = [
   { header: "pages %", cell: (row) => (row.pagesShare * 100).toFixed(1) },
 ];
 
+const gpuColumns: readonly Column<DecodeRow>[] = [
+  { header: "GPU ms", cell: (row) => row.gpu?.spanMs.toFixed(2) ?? "" },
+  { header: "kernels ms", cell: (row) => row.gpu?.kernelsMs.toFixed(2) ?? "" },
+  { header: "outside ms", cell: (row) => row.gpu?.outsideMs.toFixed(2) ?? "" },
+];
+
 /** Lines of the table of some rows. */
 export function decodeTable(rows: readonly DecodeRow[]): string[] {
-  return renderTable(columns, rows);
+  const isTimed = rows.some(({ gpu }) => gpu !== undefined);
+  return renderTable(isTimed ? [...columns, ...gpuColumns] : columns, rows);
 }
 
 /** The summary kinds that some policies score by. */
@@ -35,6 +42,7 @@ export function summaryKindsOf(policies: readonly SelectionConfiguration[]) {
 
 const decodeFlags = {
   ...modelFlags,
+  batch: batchFlag,
   contexts: contextsFlag("0,1024,4096,16384,32768,65536"),
   policies: policiesFlag("dense,quest,mean-deviation"),
   budget: budgetFlag("1024,2048"),
@@ -64,26 +72,32 @@ export const decodeBench = defineBench({
     "Decodes one sequence behind contexts filled with seeded KV: time, bytes of KV and bytes of metadata per token.",
   flags: decodeFlags,
   async run(values, context) {
-    const { contexts, policies, budget, tokens, memory, kv, ...rest } = values;
+    const { contexts, policies, budget, tokens, memory, kv, batch, ...rest } = values;
     const contextTokens = Math.max(...contexts) + tokens;
     const summaryKinds = summaryKindsOf(policies);
     const start = residentMemory();
     const model = await openBenchModel({
       ...rest,
-      ...{ contextTokens, summaryKinds, kvEncoding: kv, memoryBytesMax: memory },
+      ...{ contextTokens, summaryKinds, kvEncoding: kv, memoryBytesMax: memory, batch },
     });
     try {
       context.progress(`filling ${Math.max(...contexts)} tokens`);
-      await fillRandom(model, rest.seed, Math.max(...contexts));
+      for (let sequence = 0; sequence < batch; sequence++) {
+        const { config, device, runner, capacityTokens } = model;
+        const filled = { config, device, runner, capacityTokens, blockTable: () => model.blockTable(sequence) };
+        await fillRandom(filled, rest.seed + sequence, Math.max(...contexts));
+      }
       const rows: DecodeRow[] = [];
       for (const item of listCases(contexts, policies, budget)) {
         if (context.signal.aborted) break;
-        rows.push(await measureDecode(model, item, { tokenCount: tokens, signal: context.signal }));
+        rows.push(await measureDecode(model, item, { tokenCount: tokens, signal: context.signal, batch }));
         context.progress(decodeTable(rows.slice(-1))[1]!);
+        await context.save({ settings: values, device: model.device.report.description, rows });
       }
       const device = model.device.report.description;
       const memory = memoryAccount(model.memory, start);
-      context.print(`${values.model ?? values.shape}, ${device}, int8 weights, ${kv} KV, one sequence`);
+      const sequences = batch === 1 ? "one sequence" : `${batch} sequences`;
+      context.print(`${values.model ?? values.shape}, ${device}, ${values.weights} weights, ${kv} KV, ${sequences}`);
       for (const line of decodeTable(rows)) context.print(line);
       for (const line of describeMemory(memory)) context.print(line);
       return { ok: true, data: { settings: values, device, rows, memory } };

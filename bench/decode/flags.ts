@@ -1,5 +1,5 @@
 /** Flags that the benchmarks of whole models share. */
-import { type Flag, parseInteger, parseSelectionFlag, parseText } from "../../cli/flags.ts";
+import { type Flag, parseChoice, parseInteger, parseSelectionFlag, parseText } from "../../cli/flags.ts";
 import { UsageError } from "../../cli/usage-error.ts";
 import { splitBudget } from "../../models/selection/policy.ts";
 import { POLICY_NAMES } from "../../models/selection/registry.ts";
@@ -42,9 +42,35 @@ export const threadsFlag: Flag<number> = {
   parse: parseInteger({ min: 1, max: 64 }),
 };
 
+/** `--device` of benchmarks. */
+export const benchDeviceFlag = {
+  help: "wasm (CPU) or webgpu (a GPU; random weights are made on it)",
+  placeholder: "KIND",
+  fallback: "wasm",
+  parse: parseChoice(["wasm", "webgpu"]),
+} as const;
+
+/** `--batch`. */
+export const batchFlag = {
+  help: "sequences that decode together",
+  placeholder: "COUNT",
+  fallback: "1",
+  parse: parseInteger({ min: 1, max: 64 }),
+} as const;
+
+/** `--weights` of a whole model. */
+export const weightsFlag = {
+  help: "weights in memory: int8, int4 (embeddings int8), bf16 or f32",
+  placeholder: "ENCODING",
+  fallback: "int8",
+  parse: parseChoice(["int8", "int4", "bf16", "f32"]),
+} as const;
+
 /** What is measured, and with how many threads. */
 export const modelFlags = {
   shape: shapeFlag,
+  device: benchDeviceFlag,
+  weights: weightsFlag,
   model: {
     help: "a HF folder or GGUF file instead of the shape's seeded weights",
     placeholder: "PATH",

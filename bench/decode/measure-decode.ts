@@ -3,6 +3,7 @@ import type { SelectionPlan } from "../../kernels/contract.ts";
 import { densePolicy } from "../../models/selection/dense.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
 import type { SelectionConfiguration } from "../../protocol/generate.ts";
+import { type GpuStepTimes, gpuStepTimes } from "../gpu/step-times.ts";
 import { RunChoices } from "../run-choices.ts";
 import type { BenchModel } from "./bench-model.ts";
 
@@ -21,12 +22,14 @@ export interface DecodeCase {
 export interface DecodeRow extends DecodeCase {
   tokenCount: number;
   msPerToken: { min: number; p50: number; mean: number };
-  /** Of the median. */
+  /** Of the median, all sequences together. */
   tokensPerS: number;
   kvBytesPerToken: number;
   metadataBytesPerToken: number;
   /** Attended pages of those in context, over all heads; 1 where everything was attended. */
   pagesShare: number;
+  /** On a GPU that can tell: where a step's time goes. */
+  gpu?: GpuStepTimes;
 }
 
 /** Tokens that warm caches and the optimizer up before the clock counts. */
@@ -57,31 +60,37 @@ export function planOf({ policy, budgetTokens }: Pick<DecodeCase, "policy" | "bu
 }
 
 /**
- * Decodes `tokenCount` tokens behind a context that the pool already holds, each from the one before. KV behind the context is overwritten.
- * Stops early when `signal` fires, but not before one token.
+ * Decodes `tokenCount` tokens of each sequence behind a context that the pool already holds, each from the one before. KV behind the context
+ * is overwritten. Stops early when `signal` fires, but not before one token. Bytes are those of one sequence, `tokensPerS` is of all.
  */
 export async function measureDecode(
   model: BenchModel,
   item: DecodeCase,
-  { tokenCount, signal }: { tokenCount: number; signal: AbortSignal },
+  { tokenCount, signal, batch = 1 }: { tokenCount: number; signal: AbortSignal; batch?: number },
 ): Promise<DecodeRow> {
   const { plan, groupTokens } = planOf(item);
-  const runs = new RunChoices();
-  let tokenId = 3;
+  const sequences = Array.from({ length: batch }, () => ({ runs: new RunChoices(), tokenId: 3 }));
   const decode = async (position: number) => {
     const startMs = performance.now();
-    const result = await model.step({
-      position,
-      tokens: Uint32Array.of(tokenId),
-      ...{ plan, groupTokens, samples: true, run: runs.fieldsAt(position, plan) },
-    });
-    runs.keep(position, result.choice);
-    tokenId = result.sample!.tokenId;
-    return { ms: performance.now() - startMs, traffic: result.traffic };
+    const results = await model.stepAll(
+      sequences.map(({ runs, tokenId }) => ({
+        position,
+        tokens: Uint32Array.of(tokenId),
+        ...{ plan, groupTokens, samples: true, run: runs.fieldsAt(position, plan) },
+      })),
+    );
+    for (const [index, sequence] of sequences.entries()) {
+      const result = results[index]!;
+      sequence.runs.keep(position, result.choice);
+      sequence.tokenId = result.sample!.tokenId;
+    }
+    return { ms: performance.now() - startMs, traffic: results[0]!.traffic };
   };
   for (let i = 0; i < WARM_TOKENS; i++) await decode(item.contextTokens + i);
-  tokenId = 3;
-  runs.clear();
+  for (const sequence of sequences) {
+    sequence.tokenId = 3;
+    sequence.runs.clear();
+  }
   const steps: Awaited<ReturnType<typeof decode>>[] = [];
   for (let i = 0; i < tokenCount && (i === 0 || !signal.aborted); i++) {
     steps.push(await decode(item.contextTokens + i));
@@ -94,15 +103,17 @@ export async function measureDecode(
   const p50 = times[Math.floor(times.length / 2)]!;
   const mean = (pick: (step: (typeof steps)[number]) => number) =>
     steps.reduce((sum, step) => sum + pick(step), 0) / steps.length;
+  const gpu = await gpuStepTimes(model.device, { wallMs: p50, run: () => decode(item.contextTokens + steps.length) });
   const pagesInContext = mean(({ traffic }) => traffic.pagesInContext);
   return {
     ...item,
     tokenCount: steps.length,
     msPerToken: { min: times[0]!, p50, mean: mean(({ ms }) => ms) },
-    tokensPerS: 1000 / p50,
+    tokensPerS: (batch * 1000) / p50,
     kvBytesPerToken: mean(({ traffic }) => traffic.kvBytes),
     metadataBytesPerToken: mean(({ traffic }) => traffic.metadataBytes),
     pagesShare: pagesInContext === 0 ? 1 : mean(({ traffic }) => traffic.pagesSelected) / pagesInContext,
+    ...(gpu === undefined ? {} : { gpu }),
   };
 }
 

@@ -1,139 +1,126 @@
-/** `npm run bench -- gpu`: the GPU device: is it right, and how fast is each kernel against the GPU's copy bandwidth. */
+/** `npm run bench -- gpu`: everything about the GPU device in one run, whatever fails or hangs on the way. */
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { parseChoice, parseInteger } from "../../cli/flags.ts";
-import { UsageError } from "../../cli/usage-error.ts";
-import { openReferenceDevice } from "../../kernels/reference/device.ts";
-import { NoAdapterError } from "../../kernels/webgpu/adapter.ts";
-import { openWebGpuDevice, type WebGpuDevice } from "../../kernels/webgpu/open-webgpu.ts";
+import { softwareGpuFolder } from "../../test/support/software-gpu.ts";
 import { type BenchContext, defineBench } from "../bench.ts";
-import { seedFlag } from "../make-shape/make-shape.ts";
 import { type Column, renderTable } from "../table.ts";
-import { checkCorrectness } from "./correctness.ts";
-import { randomBytes } from "./random-memory.ts";
-import { GPU_SIZES, type GpuSizes } from "./sizes.ts";
-import { attentionRows, copyCase, productCase, type StepRow, stepRows } from "./speed.ts";
-import { type GpuRow, timeCase } from "./timing.ts";
-
-/** Bytes of noise, and of one write. */
-const NOISE_BYTES = 1 << 24;
+import { type GpuBar, gpuBars, type StageResults } from "./bars.ts";
+import { runStage, type StageOutcome } from "./run-stage.ts";
+import { type GpuSize, gpuStages } from "./stages.ts";
+import { findVulkan, type VulkanPlace } from "./vulkan.ts";
 
 const flags = {
   size: {
-    help: "8b (real hardware), or tiny: shows on a software GPU that everything runs",
+    help: "8b (real hardware), or smoke: shows on a software GPU that everything runs",
     placeholder: "NAME",
     fallback: "8b",
-    parse: parseChoice(["8b", "tiny"]),
+    parse: parseChoice(["8b", "smoke"]),
   },
-  ms: {
-    help: "milliseconds per case",
-    placeholder: "MS",
-    fallback: "500",
-    parse: parseInteger({ min: 1, max: 60_000 }),
+  seconds: {
+    help: "time of the run: a stage gets what is left of it, at most its own limit",
+    placeholder: "S",
+    fallback: "460",
+    parse: parseInteger({ min: 1, max: 86_400 }),
   },
-  seed: seedFlag,
 } as const;
+
+/** Names the kernel module of NVIDIA's driver where there is one. */
+const NVIDIA_VERSION_FILE = "/proc/driver/nvidia/version";
+const STAGE_SECONDS_MIN = 5;
 
 /** The benchmark as the registry names it. */
 export const gpuBench = defineBench({
   summary:
-    "Checks the GPU device against the reference, then times its kernels by timestamp queries, and whole decode steps.",
+    "Correctness, then kernels, decode and prefill on the GPU device, each stage in a process of its own; what was measured is written after each.",
   flags,
   async run(values, context) {
-    const sizes: GpuSizes = GPU_SIZES[values.size];
-    const first = await open();
-    const { adapter } = first;
-    context.print(`${adapter.description}; ${adapter.features.join(", ")}`);
-    const reference = openReferenceDevice();
-    const correctness = await checkCorrectness(first, reference, values.seed);
-    await Promise.all([first.close(), reference.close()]);
-    const ok = correctness.every((row) => row.ok);
-    for (const { name, error } of correctness.filter((row) => !row.ok)) context.print(`WRONG ${name}: off by ${error}`);
-    context.print(
-      `${correctness.filter((row) => row.ok).length} of ${correctness.length} ops as the reference computes them`,
-    );
-    const hasClock = adapter.features.includes("timestamp-query");
-    if (!hasClock) context.print("no timestamp-query: nothing is timed");
-    const { rows, failures } = hasClock ? await measure(sizes, values, context) : { rows: [], failures: [] };
-    for (const failure of failures) context.print(`not measured: ${failure}`);
-    const copy = rows[0]?.gigabytesPerS ?? 1;
-    for (const line of renderTable(columns(copy), rows)) context.print(line);
-    for (const row of rows.filter(isStep)) {
-      context.print(
-        `${row.name}: ${row.wallMs.toFixed(2)} ms, of which ${(row.wallMs - row.ms).toFixed(2)} outside of kernels`,
-      );
+    const folder = mkdtempSync(join(tmpdir(), "quire-gpu-"));
+    try {
+      const vulkan = vulkanOf(folder, context.env);
+      for (const note of [...vulkan.notes, driverLine()]) context.print(note);
+      const outcomes = await runStages(values, context, { folder, vulkan });
+      const report = reportOf(values.size, outcomes);
+      for (const line of renderTable(stageColumns, outcomes)) context.print(line);
+      for (const { name, tail } of outcomes.filter(({ status }) => status === "failed" || status === "timeout")) {
+        context.print(`\n${name}, its last lines:\n${tail}`);
+      }
+      context.print("");
+      for (const line of renderTable(barColumns, report.bars)) context.print(line);
+      if (values.size === "smoke") context.print("(sizes of a smoke test: the figures say nothing of speed)");
+      const ok = outcomes.every(({ status }) => status === "done");
+      return { ok, data: { settings: values, vulkan, driver: driverLine(), ...report } };
+    } finally {
+      rmSync(folder, { recursive: true, force: true });
     }
-    return { ok, data: { settings: values, adapter, correctness, rows, failures } };
   },
 });
 
-/** @throws {UsageError} where there is no GPU. */
-async function open(): Promise<WebGpuDevice> {
-  try {
-    return await openWebGpuDevice();
-  } catch (error) {
-    if (error instanceof NoAdapterError) throw new UsageError(error.message);
-    throw error;
-  }
-}
-
-async function measure(
-  sizes: GpuSizes,
-  { ms, seed }: { ms: number; seed: number },
+async function runStages(
+  { size, seconds }: { size: GpuSize; seconds: number },
   context: BenchContext,
-): Promise<{ rows: GpuRow[]; failures: string[] }> {
-  const rows: GpuRow[] = [];
-  const failures: string[] = [];
-  const bytes = randomBytes(NOISE_BYTES, seed);
-  /** Each on a device of its own: its memory goes with it. */
-  const onDevice = async (what: string, run: (device: WebGpuDevice) => Promise<readonly GpuRow[]>): Promise<void> => {
-    if (context.signal.aborted) return;
-    context.progress(what);
-    const device = await open();
-    try {
-      rows.push(...(await run(device)));
-    } catch (error) {
-      // A GPU with too little memory says so by failing; what it can hold is still worth measuring.
-      failures.push(`${what}: ${error instanceof Error ? error.message : String(error)}`);
-    } finally {
-      await device.close();
+  { folder, vulkan }: { folder: string; vulkan: VulkanPlace },
+): Promise<StageOutcome[]> {
+  const endMs = performance.now() + seconds * 1000;
+  const outcomes: StageOutcome[] = [];
+  for (const stage of gpuStages(size)) {
+    const leftS = Math.floor((endMs - performance.now()) / 1000);
+    if (context.signal.aborted || leftS < STAGE_SECONDS_MIN) {
+      outcomes.push({ name: stage.name, status: "no time", seconds: 0 });
+      continue;
     }
-  };
-  const { width, ffnWidth } = sizes.shape;
-  await onDevice("copy", async (device) => [await timeCase(device, copyCase({ device, sizes, ms, seed, bytes }), ms)]);
-  for (const encoding of ["int4", "int8", "bf16"] as const) {
-    await onDevice(`${encoding} products`, async (device) => {
-      const input = { device, sizes, ms, seed, bytes };
-      const products: GpuRow[] = [];
-      for (const count of [1, sizes.batch, sizes.chunkRows]) {
-        const shape = { outWidth: ffnWidth, inWidth: width, rows: count };
-        products.push(await timeCase(device, productCase(input, encoding, shape), ms));
-      }
-      return products;
-    });
+    context.progress(`${stage.name}: ${stage.args.join(" ")}`);
+    const env = { ...context.env, ...vulkan.env };
+    const limited = { ...stage, limitS: Math.min(stage.limitS, leftS) };
+    const outcome = await runStage(limited, { folder, env, signal: context.signal });
+    context.progress(`${stage.name}: ${outcome.status} after ${outcome.seconds.toFixed(1)} s`);
+    outcomes.push(outcome);
+    await context.save({ settings: { size, seconds }, vulkan, driver: driverLine(), ...reportOf(size, outcomes) });
   }
-  for (const tokens of sizes.contexts) {
-    await onDevice(`attention, ${tokens} tokens`, (device) =>
-      attentionRows({ device, sizes, ms, seed, bytes }, tokens),
-    );
-  }
-  for (const step of sizes.steps) {
-    await onDevice(`decode steps, ${step.contextTokens} tokens`, (device) =>
-      stepRows({ device, sizes, ms, seed, bytes }, step),
-    );
-  }
-  return { rows, failures };
+  return outcomes;
 }
 
-function isStep(row: GpuRow): row is StepRow {
-  return "wallMs" in row;
+function reportOf(size: GpuSize, stages: readonly StageOutcome[]): { stages: readonly StageOutcome[]; bars: GpuBar[] } {
+  const results: StageResults = Object.fromEntries(
+    stages.flatMap(({ name, result }) => (result === undefined ? [] : [[name, result]])),
+  );
+  return { stages, bars: gpuBars(results, size) };
 }
 
-function columns(copyGigabytesPerS: number): Column<GpuRow>[] {
-  return [
-    { header: "case", align: "left", cell: (row) => row.name },
-    { header: "MB", cell: (row) => (row.bytes / 1e6).toFixed(2) },
-    { header: "ms", cell: (row) => row.ms.toFixed(4) },
-    { header: "GB/s", cell: (row) => row.gigabytesPerS.toFixed(1) },
-    { header: "GOP/s", cell: (row) => row.gigaopsPerS?.toFixed(0) ?? "" },
-    { header: "share of copy %", cell: (row) => ((row.gigabytesPerS / copyGigabytesPerS) * 100).toFixed(0) },
-  ];
+function vulkanOf(folder: string, env: NodeJS.ProcessEnv): VulkanPlace {
+  if (process.platform !== "linux") return { env: {}, notes: [] };
+  return findVulkan({
+    env,
+    exists: existsSync,
+    list: (path) => (existsSync(path) ? readdirSync(path) : []),
+    ownLoader: softwareGpuFolder,
+    write(name, text) {
+      const path = join(folder, name);
+      writeFileSync(path, text);
+      return path;
+    },
+  });
 }
+
+function driverLine(): string {
+  if (!existsSync(NVIDIA_VERSION_FILE)) return "no NVIDIA kernel module";
+  return readFileSync(NVIDIA_VERSION_FILE, "utf8").split("\n")[0] ?? "";
+}
+
+const stageColumns: readonly Column<StageOutcome>[] = [
+  { header: "stage", align: "left", cell: ({ name }) => name },
+  { header: "outcome", align: "left", cell: ({ status }) => status },
+  { header: "s", cell: ({ seconds }) => seconds.toFixed(1) },
+];
+
+const barColumns: readonly Column<GpuBar>[] = [
+  { header: "figure", align: "left", cell: ({ figure }) => figure },
+  {
+    header: "value",
+    cell: ({ value, unit }) => (value === undefined ? "-" : `${value.toFixed(unit === "%" ? 0 : 2)} ${unit}`),
+  },
+  { header: "bar", cell: ({ must }) => String(must) },
+  { header: "aim", cell: ({ aim }) => String(aim) },
+  { header: "verdict", align: "left", cell: ({ verdict }) => verdict },
+];

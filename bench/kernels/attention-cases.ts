@@ -8,35 +8,37 @@ import { fillRandom } from "../decode/fill-random.ts";
 import type { KernelCase, KernelWork } from "./kernel-case.ts";
 import { type CaseInput, filled } from "./linear-cases.ts";
 
-/** Layers take turns, so that no cache holds what one layer reads. */
-const LAYERS_MAX = 4;
+/** Open slots of the longest chunk that fills the pool. */
+const OPEN_SLOTS = 10;
 const POLICIES = ["quest", "mean-deviation"] as const;
 
 /** How long the context is, and how much of it is selected. */
 export interface AttentionInput extends CaseInput {
   contextTokens: number;
   budgetTokens: number;
+  /** So many layers, at most the model's, take turns, so that no cache holds what one layer reads. */
+  layersMax: number;
 }
 
-/** Fills a pool of up to 4 layers and returns the cases; `contextTokens` is a multiple of 64. */
+/** Fills a pool for `batch` sequences and returns the cases; `contextTokens` is a multiple of 64. */
 export async function attentionCases(input: AttentionInput): Promise<KernelCase[]> {
-  const { device, contextTokens, rows, budgetTokens } = input;
-  const config = { ...input.config, layerCount: Math.min(LAYERS_MAX, input.config.layerCount) };
+  const { device, contextTokens, rows, budgetTokens, batch } = input;
+  const config = { ...input.config, layerCount: Math.min(input.layersMax, input.config.layerCount) };
   const { kvHeadCount, headDim, headCount, layerCount } = config;
   const end = contextTokens + rows;
   const blockCapacity = Math.ceil(end / BLOCK_TOKENS);
   const pool = device.kvPool({
     ...{ layerCount, kvHeadCount, headDim, encoding: "int8", summaryKinds: ["min-max", "mean-deviation"] },
-    ...{ blockCount: blockCapacity * layerCount, openSlotCount: 10, summarySlotCount: blockCapacity },
+    ...{ blockCount: batch * blockCapacity * layerCount, openSlotCount: Math.max(OPEN_SLOTS, batch) },
+    summarySlotCount: batch * blockCapacity,
   });
-  const table = {
-    blockIds: Int32Array.from({ length: layerCount * blockCapacity }, (_, i) => i),
-    blockCapacity,
-    summarySlots: Int32Array.from({ length: blockCapacity }, (_, i) => i),
-  };
+  const tables = Array.from({ length: batch }, (_, sequence) => sequenceTable({ sequence, layerCount, blockCapacity }));
   const capacityTokens = blockCapacity * BLOCK_TOKENS;
-  await fillRandom({ config, device, capacityTokens, runner: { pool }, blockTable: () => table }, input.seed, end);
-  const slice = (position: number, rowCount: number, policy: SelectionConfiguration): StepSlice => {
+  for (const [sequence, table] of tables.entries()) {
+    const filled = { config, device, capacityTokens, runner: { pool }, blockTable: () => table };
+    await fillRandom(filled, input.seed + sequence, end);
+  }
+  const slice = (position: number, rowCount: number, policy: SelectionConfiguration, table = tables[0]!): StepSlice => {
     const { groupTokens, plan } = policyNamed(policy);
     const groupCount = policy === "dense" ? 1 : Math.ceil(rowCount / groupTokens);
     const groupStarts = Int32Array.from({ length: groupCount }, (_, group) => group * groupTokens);
@@ -49,10 +51,16 @@ export async function attentionCases(input: AttentionInput): Promise<KernelCase[
       plan: plan(budgetTokens),
     };
   };
-  const q = filled(input, "q", rows * headCount * headDim);
-  const out = device.buffer("attended", rows * headCount * headDim * 4);
+  const rowsMax = Math.max(rows, batch);
+  const q = filled(input, "q", rowsMax * headCount * headDim);
+  const out = device.buffer("attended", rowsMax * headCount * headDim * 4);
   const attention = { pool, headCount, layerCount, q, out };
-  const decode = (policy: SelectionConfiguration) => slice(contextTokens, 1, policy);
+  // A context of whole blocks: every row of a step has an open slot of its own.
+  const decode = (policy: SelectionConfiguration) =>
+    tables.map((table, sequence) => ({
+      ...slice(contextTokens, 1, policy, table),
+      openSlots: Int32Array.of(sequence),
+    }));
   const flops = (queries: number, tokens: number) => 4 * queries * headCount * headDim * tokens;
   return [
     ...appendCases(input, {
@@ -60,17 +68,38 @@ export async function attentionCases(input: AttentionInput): Promise<KernelCase[
       end,
       slices: [1, BLOCK_TOKENS].map((count) => slice(contextTokens, count, "dense")),
     }),
-    ...POLICIES.map((policy) => selectCase(`select (${policy})`, attention, decode(policy), contextTokens)),
+    ...POLICIES.map((policy) =>
+      selectCase(`select (${policy})`, attention, decode(policy), `${batch} x ${contextTokens}`),
+    ),
     attendCase("attend, decode, dense", attention, decode("dense"), {
-      ...{ size: `1 x ${contextTokens}`, flops: flops(1, contextTokens) },
+      ...{ size: `${batch} x ${contextTokens}`, flops: flops(batch, contextTokens) },
     }),
     attendCase("select and attend, decode, quest", attention, decode("quest"), {
-      ...{ size: `1 x ${budgetTokens} of ${contextTokens}`, flops: flops(1, Math.min(budgetTokens, contextTokens)) },
+      size: `${batch} x ${budgetTokens} of ${contextTokens}`,
+      flops: flops(batch, Math.min(budgetTokens, contextTokens)),
     }),
-    attendCase("attend, prefill, dense", attention, slice(contextTokens, rows, "dense"), {
+    attendCase("attend, prefill, dense", attention, [slice(contextTokens, rows, "dense")], {
       ...{ size: `${rows} x ${contextTokens}`, flops: flops(rows, contextTokens + rows / 2) },
     }),
   ];
+}
+
+/** Where the KV of one of several sequences is; each has blocks and summaries of its own. */
+export function sequenceTable({
+  sequence,
+  layerCount,
+  blockCapacity,
+}: {
+  sequence: number;
+  layerCount: number;
+  blockCapacity: number;
+}): Pick<StepSlice, "blockIds" | "blockCapacity" | "summarySlots"> {
+  const blocks = layerCount * blockCapacity;
+  return {
+    blockIds: Int32Array.from({ length: blocks }, (_, i) => sequence * blocks + i),
+    blockCapacity,
+    summarySlots: Int32Array.from({ length: blockCapacity }, (_, i) => sequence * blockCapacity + i),
+  };
 }
 
 interface Attention {
@@ -111,11 +140,11 @@ function appendCases(
 function selectCase(
   op: string,
   { pool, headCount, layerCount, q }: Attention,
-  slice: StepSlice,
-  contextTokens: number,
+  slices: readonly StepSlice[],
+  size: string,
 ): KernelCase {
   return {
-    ...{ op, size: `1 x ${contextTokens}`, slices: [slice] },
+    ...{ op, size, slices },
     record: (recorder, turn) => recorder.select({ pool, layer: turn % layerCount, headCount, q }),
     work: (traffic) => scoreWork(traffic, headCount / pool.spec.kvHeadCount),
   };
@@ -123,7 +152,7 @@ function selectCase(
 
 /** Each code of a summary is multiplied and added once per query head of its KV head. */
 function scoreWork(traffic: StepReadback["traffic"], headsPerKvHead: number): KernelWork {
-  const bytes = traffic[0]!.metadataBytes;
+  const bytes = traffic.reduce((sum, each) => sum + each.metadataBytes, 0);
   return { bytes, ops: bytes * 2 * headsPerKvHead, arithmetic: "int8" };
 }
 
@@ -131,11 +160,11 @@ function scoreWork(traffic: StepReadback["traffic"], headsPerKvHead: number): Ke
 function attendCase(
   op: string,
   { pool, headCount, layerCount, q, out }: Attention,
-  slice: StepSlice,
+  slices: readonly StepSlice[],
   { size, flops }: { size: string; flops: number },
 ): KernelCase {
   return {
-    ...{ op, size, slices: [slice] },
+    ...{ op, size, slices },
     record: (recorder, turn) => {
       const layer = turn % layerCount;
       recorder.select({ pool, layer, headCount, q });
@@ -143,7 +172,8 @@ function attendCase(
     },
     work: (traffic) => {
       const score = scoreWork(traffic, headCount / pool.spec.kvHeadCount);
-      return { bytes: traffic[0]!.kvBytes + score.bytes, ops: flops + score.ops, arithmetic: "f32" };
+      const kvBytes = traffic.reduce((sum, each) => sum + each.kvBytes, 0);
+      return { bytes: kvBytes + score.bytes, ops: flops + score.ops, arithmetic: "f32" };
     },
   };
 }

@@ -35,6 +35,8 @@ export interface KernelRow extends KernelWork {
   bound: "memory" | "int8" | "f32";
   /** limitMs over the fastest time: 1 is the machine's limit; above 1 the data came from a cache. */
   share: number;
+  /** On a GPU: milliseconds of each kernel of the fastest run. */
+  kernels?: Record<string, number>;
 }
 
 /** A sample shorter than this is timed over several runs. */

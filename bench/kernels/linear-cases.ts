@@ -1,15 +1,13 @@
 /** Cases of everything but attention: matrices, norms, activations, embeddings, sampling. */
-import type { Device, DeviceBuffer } from "../../kernels/contract.ts";
+import type { Device, DeviceBuffer, Matrix, MatrixEncoding } from "../../kernels/contract.ts";
 import type { ModelConfig } from "../../models/contract.ts";
 import { drawNormal } from "../decode/fill-random.ts";
 import { seededRandom } from "../random.ts";
 import type { KernelCase } from "./kernel-case.ts";
 
-/** Copies of a matrix take turns until together they are larger than a cache. */
-const COPIES_BYTES = 96 * 1024 * 1024;
 const COPIES_MAX = 96;
-/** Bytes of an int8 weight: a code, and a f32 scale for 32 of them. */
-const INT8_BYTES = 36 / 32;
+/** Bytes of a weight: of int8 and int4 a code, and a f32 scale for 32 of them. */
+const WEIGHT_BYTES: Readonly<Record<MatrixEncoding, number>> = { f32: 4, bf16: 2, int8: 36 / 32, int4: 20 / 32 };
 
 /** What cases are made of. */
 export interface CaseInput {
@@ -18,10 +16,20 @@ export interface CaseInput {
   seed: number;
   /** Rows of a prefill chunk. */
   rows: number;
+  /** Rows of a decode step. */
+  batch: number;
+  /** Encodings of the weights whose products are timed. */
+  encodings: readonly MatrixEncoding[];
+  /** Copies of a matrix take turns until together they have so many bytes: more than a cache holds. */
+  copiesBytes: number;
+  /** Makes a matrix; default: of seeded normal values, packed by the host. */
+  matrix?: (name: string, encoding: MatrixEncoding, shape: MatrixShape) => Promise<Matrix>;
 }
 
-/** Weight products at 1 row and at a chunk, then the row-wise ops. */
-export function linearCases(input: CaseInput): KernelCase[] {
+type MatrixShape = Pick<Matrix, "outWidth" | "inWidth">;
+
+/** Weight products at the rows of a decode step and of a chunk, then the row-wise ops. */
+export async function linearCases(input: CaseInput): Promise<KernelCase[]> {
   const { width, ffnWidth, headCount, kvHeadCount, headDim, vocabularySize } = input.config;
   const matrices: [string, number, number][] = [
     ["query", headCount * headDim, width],
@@ -30,43 +38,60 @@ export function linearCases(input: CaseInput): KernelCase[] {
     ["down", width, ffnWidth],
     ["head", vocabularySize, width],
   ];
-  return [
-    ...matrices.flatMap(([name, outWidth, inWidth]) => {
-      const rowCounts = name === "head" ? [1] : [1, input.rows];
-      return matmulCases(input, { name, outWidth, inWidth, rowCounts });
-    }),
-    ...[1, input.rows].flatMap((rows) => rowCases(input, rows)),
-    sampleCase(input),
-  ];
+  const decodeRows = [...new Set([1, input.batch])];
+  const cases: KernelCase[] = [];
+  for (const encoding of input.encodings) {
+    for (const [name, outWidth, inWidth] of matrices) {
+      const rowCounts = name === "head" ? decodeRows : [...decodeRows, input.rows];
+      cases.push(...(await matmulCases(input, { name, encoding, outWidth, inWidth, rowCounts })));
+    }
+  }
+  const table = await matrixOf(input, "table", "int8", {
+    outWidth: input.config.vocabularySize,
+    inWidth: input.config.width,
+  });
+  for (const rows of [...decodeRows, input.rows]) cases.push(...rowCases(input, rows, table));
+  return [...cases, sampleCase(input)];
 }
 
-function matmulCases(
+async function matrixOf(input: CaseInput, name: string, encoding: MatrixEncoding, shape: MatrixShape): Promise<Matrix> {
+  if (input.matrix !== undefined) return input.matrix(name, encoding, shape);
+  return input.device.matrix(name, encoding, shape, normals(input, shape.outWidth * shape.inWidth));
+}
+
+async function matmulCases(
   input: CaseInput,
-  { name, outWidth, inWidth, rowCounts }: { name: string; outWidth: number; inWidth: number; rowCounts: number[] },
-): KernelCase[] {
-  const { device } = input;
-  const matrixBytes = outWidth * inWidth * INT8_BYTES;
-  const copyCount = Math.min(COPIES_MAX, Math.ceil(COPIES_BYTES / matrixBytes));
-  const values = normals(input, outWidth * inWidth);
-  const copies = Array.from({ length: copyCount }, () => device.matrix(name, "int8", { outWidth, inWidth }, values));
+  {
+    name,
+    encoding,
+    outWidth,
+    inWidth,
+    rowCounts,
+  }: { name: string; encoding: MatrixEncoding; rowCounts: number[] } & MatrixShape,
+): Promise<KernelCase[]> {
+  const { device, copiesBytes } = input;
+  const matrixBytes = outWidth * inWidth * WEIGHT_BYTES[encoding];
+  const copyCount = Math.min(COPIES_MAX, Math.ceil(copiesBytes / matrixBytes));
+  const copies: Matrix[] = [];
+  while (copies.length < copyCount) copies.push(await matrixOf(input, name, encoding, { outWidth, inWidth }));
   return rowCounts.map((rows): KernelCase => {
     const x = filled(input, `${name}.x`, rows * inWidth);
     const out = device.buffer(`${name}.out`, rows * outWidth * 4);
     return {
-      op: `matmul int8 (${name})`,
+      op: `matmul ${encoding} (${name})`,
       size: `${rows} x ${outWidth} x ${inWidth}`,
       slices: [],
       record: (recorder, turn) => recorder.matmul({ out, x, matrix: copies[turn % copyCount]!, rows }),
       work: () => ({
         bytes: matrixBytes + rows * (inWidth + outWidth) * 4,
         ops: 2 * rows * outWidth * inWidth,
-        arithmetic: "int8",
+        arithmetic: encoding === "int8" || encoding === "int4" ? "int8" : "f32",
       }),
     };
   });
 }
 
-function rowCases(input: CaseInput, rows: number): KernelCase[] {
+function rowCases(input: CaseInput, rows: number, table: Matrix): KernelCase[] {
   const { device, config } = input;
   const { width, ffnWidth, normEps: eps, vocabularySize } = config;
   const x = filled(input, "x", rows * width);
@@ -75,12 +100,6 @@ function rowCases(input: CaseInput, rows: number): KernelCase[] {
   const gate = filled(input, "gate", rows * ffnWidth);
   const up = filled(input, "up", rows * ffnWidth);
   const acted = device.buffer("acted", rows * ffnWidth * 4);
-  const table = device.matrix(
-    "table",
-    "int8",
-    { outWidth: vocabularySize, inWidth: width },
-    normals(input, vocabularySize * width),
-  );
   const random = seededRandom(input.seed, 9);
   const tokens = Uint32Array.from({ length: rows }, () => Math.floor(random() * vocabularySize));
   return [
@@ -97,7 +116,7 @@ function rowCases(input: CaseInput, rows: number): KernelCase[] {
     {
       ...{ op: "embed int8", size: `${rows} x ${width}`, slices: [] },
       record: (recorder) => recorder.embed({ out: normed, table, tokens }),
-      work: () => ({ bytes: rows * width * (4 + INT8_BYTES), ops: rows * width, arithmetic: "f32" }),
+      work: () => ({ bytes: rows * width * (4 + WEIGHT_BYTES.int8), ops: rows * width, arithmetic: "f32" }),
     },
   ];
 }

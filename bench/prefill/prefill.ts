@@ -33,7 +33,7 @@ const prefillFlags = {
 
 /** The benchmark as the registry names it. */
 export const prefillBench = defineBench({
-  summary: "Prefills new tokens of one sequence behind contexts filled with seeded KV (int8 weights, int8 KV).",
+  summary: "Prefills new tokens of one sequence behind contexts filled with seeded KV (int8).",
   flags: prefillFlags,
   async run(values, context) {
     const { contexts, policies, budget, tokens, ...rest } = values;
@@ -50,9 +50,10 @@ export const prefillBench = defineBench({
         await fillRandom(model, rest.seed, item.contextTokens);
         rows.push(await measurePrefill(model, item, { tokenCount: tokens, seed: rest.seed }));
         context.progress(renderTable(columns, rows.slice(-1))[1]!);
+        await context.save({ settings: values, device: model.device.report.description, rows });
       }
       const device = model.device.report.description;
-      context.print(`${values.model ?? values.shape}, ${device}, int8 weights, int8 KV, one sequence`);
+      context.print(`${values.model ?? values.shape}, ${device}, ${values.weights} weights, int8 KV, one sequence`);
       for (const line of renderTable(columns, rows)) context.print(line);
       return { ok: true, data: { settings: values, device, rows } };
     } finally {

@@ -19,7 +19,7 @@ const TAR_BLOCK = 512;
  */
 export function useSoftwareGpu(): boolean {
   if (process.env.VK_ICD_FILENAMES !== undefined || process.env.VK_DRIVER_FILES !== undefined) return true;
-  const folder = unpacked();
+  const folder = softwareGpuFolder();
   if (folder === undefined) return false;
   process.env.VK_ICD_FILENAMES = join(folder, "vk_swiftshader_icd.json");
   try {
@@ -40,8 +40,8 @@ export async function adapterForTests(): Promise<GPUAdapter | undefined> {
   }
 }
 
-/** Folder with SwiftShader's files. */
-function unpacked(): string | undefined {
+/** Folder with SwiftShader's files and a Vulkan loader, libvulkan.so.1; undefined where the package is not installed or not for this platform. */
+export function softwareGpuFolder(): string | undefined {
   if (process.platform !== "linux" || process.arch !== "x64") return undefined;
   const archive = archivePath();
   if (archive === undefined) return undefined;

@@ -26,6 +26,8 @@ export interface TestOutcome {
   ms: number;
   /** Absent when it passed. */
   error?: string;
+  /** It did not run: there was no time left. */
+  skipped?: true;
 }
 
 const root = newScope("");
@@ -65,21 +67,26 @@ export function afterAll(hook: Hook): void {
 /** The suite's only use of it marks tests for the summary of `npm test`, which a page has not. */
 export function beforeEach(_hook: unknown): void {}
 
-/** Runs all that was described; `onTest` hears of every test as it ends. */
-export async function runSuite(onTest: (outcome: TestOutcome) => void): Promise<void> {
-  await runScope(root, "", onTest);
+/** Runs all that was described, as long as `hasTime` says so; `onTest` hears of every test as it ends. */
+export async function runSuite(onTest: (outcome: TestOutcome) => void, hasTime = (): boolean => true): Promise<void> {
+  await runScope(root, "", { onTest, hasTime });
 }
 
-async function runScope(
-  { before, after, children }: Scope,
-  path: string,
-  onTest: (outcome: TestOutcome) => void,
-): Promise<void> {
+interface Run {
+  onTest(outcome: TestOutcome): void;
+  hasTime(): boolean;
+}
+
+async function runScope({ before, after, children }: Scope, path: string, run: Run): Promise<void> {
   for (const hook of before) await hook();
   for (const child of children) {
     const name = path === "" ? child.name : `${path} > ${child.name}`;
     if ("children" in child) {
-      await runScope(child, name, onTest);
+      await runScope(child, name, run);
+      continue;
+    }
+    if (!run.hasTime()) {
+      run.onTest({ name, ms: 0, skipped: true });
       continue;
     }
     const startMs = performance.now();
@@ -89,7 +96,7 @@ async function runScope(
     } catch (cause) {
       error = cause instanceof Error ? (cause.stack ?? cause.message) : String(cause);
     }
-    onTest({ name, ms: performance.now() - startMs, ...(error === undefined ? {} : { error }) });
+    run.onTest({ name, ms: performance.now() - startMs, ...(error === undefined ? {} : { error }) });
   }
   for (const hook of after) await hook();
 }

@@ -1,0 +1,139 @@
+/** What a GPU can do at most, measured with kernels that do nothing else; the project's own kernels are measured against it. */
+import { ownBuffer } from "../../kernels/webgpu/buffers.ts";
+import type { KernelTime } from "../../kernels/webgpu/command-list.ts";
+import { type Kernel, read, write } from "../../kernels/webgpu/kernel.ts";
+import type { WebGpuDevice } from "../../kernels/webgpu/open-webgpu.ts";
+import type { MachineLimits } from "../kernels/machine-limits.ts";
+
+/** The best of several runs. Arithmetic is that of plain WGSL, without matrix units. */
+export interface GpuLimits extends MachineLimits {
+  /** Bytes a second that a large copy reads and writes, both counted. */
+  copyBytesPerS: number;
+}
+
+/** How much is moved and computed for one figure. */
+export interface GpuLimitSizes {
+  /** Far larger than the GPU's caches, at most what it binds at once. */
+  copyBytes: number;
+  /** Work groups of arithmetic, and how often each chain goes on. */
+  groups: number;
+  rounds: number;
+}
+
+/** `full` is for hardware, `small` shows on a software GPU that everything runs. */
+export const GPU_LIMIT_SIZES = {
+  full: { copyBytes: 2 ** 30, groups: 8192, rounds: 512 },
+  small: { copyBytes: 2 ** 16, groups: 2, rounds: 4 },
+} as const satisfies Record<string, GpuLimitSizes>;
+
+const THREADS = 256;
+/** Independent chains of each thread: no result is waited for. */
+const CHAINS = 8;
+const READ_GROUPS = 4096;
+const RUNS = 5;
+
+/** Reads everything; what comes of it only keeps the reads alive. Threads stride over `count` vectors. */
+const READ_ALL: Kernel = {
+  name: "bench_read_all",
+  params: { count: "u32" },
+  bindings: { x: read("vec4u"), out: write("u32") },
+  code: /* wgsl */ `
+@compute @workgroup_size(${THREADS})
+fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) groups: vec3u) {
+  let stride = groups.x * ${THREADS}u;
+  var seen = vec4u(0u);
+  for (var at = id.x; at < p.count; at += stride) { seen ^= x[at]; }
+  if ((seen.x ^ seen.y ^ seen.z ^ seen.w) == 0x9e3779b9u) { out[0] = 1u; }
+}
+`,
+};
+
+/** Chains of multiply-adds of four f32. */
+const MULTIPLY_F32 = arithmetic("bench_multiply_f32", {
+  type: "vec4f",
+  first: (chain) => `vec4f(f32(id.x + ${chain}u) * 1e-6)`,
+  next: (c) => `fma(${c}, vec4f(0.999), vec4f(1e-3))`,
+  word: (c) => `bitcast<u32>(${c}.x + ${c}.y + ${c}.z + ${c}.w)`,
+});
+
+/** Chains of four products of int8 and their sum. */
+const MULTIPLY_INT8 = arithmetic("bench_multiply_int8", {
+  type: "i32",
+  first: (chain) => `i32(id.x + ${chain}u)`,
+  next: (c) => `${c} + dot4I8Packed(u32(${c}), 0x01020304u)`,
+  word: (c) => `u32(${c})`,
+});
+/** Operations of one link of a chain; a multiply-add counts as two. */
+const LINK_OPS = 8;
+
+function arithmetic(
+  name: string,
+  {
+    type,
+    first,
+    next,
+    word,
+  }: { type: string; first(chain: number): string; next(c: string): string; word(c: string): string },
+): Kernel {
+  const chains = Array.from({ length: CHAINS }, (_, chain) => `c${chain}`);
+  return {
+    name,
+    params: { rounds: "u32" },
+    bindings: { out: write("u32") },
+    code: /* wgsl */ `
+@compute @workgroup_size(${THREADS})
+fn main(@builtin(global_invocation_id) id: vec3u) {
+  ${chains.map((c, chain) => `var ${c}: ${type} = ${first(chain)};`).join("\n  ")}
+  for (var round = 0u; round < p.rounds; round++) {
+    ${chains.map((c) => `${c} = ${next(c)};`).join("\n    ")}
+  }
+  if ((${chains.map(word).join(" ^ ")}) == 0x9e3779b9u) { out[0] = 1u; }
+}
+`,
+  };
+}
+
+/** Measures all limits; needs timestamp-query. */
+export async function measureGpuLimits(device: WebGpuDevice, sizes: GpuLimitSizes): Promise<GpuLimits> {
+  const copyBytes = Math.min(sizes.copyBytes, device.adapter.bindingBytesMax);
+  const [from, to] = ["from", "to"].map((label) => device.buffer(label, copyBytes));
+  const word = device.buffer("word", 16);
+  const out = ownBuffer(word).memory;
+  try {
+    const copyMs = await fastestMs(device, async () => {
+      const recorder = device.begin([]);
+      recorder.copyRows({ out: to!, outRow: 0, x: from!, xRow: 0, rows: 1, width: copyBytes / 4 });
+      await recorder.submit();
+    });
+    const readMs = await fastestMs(device, () =>
+      device.runKernel(READ_ALL, { count: copyBytes / 16 }, [ownBuffer(from!).memory, out], [READ_GROUPS]),
+    );
+    const rate = async (kernel: Kernel): Promise<number> => {
+      const { groups, rounds } = sizes;
+      const ms = await fastestMs(device, () => device.runKernel(kernel, { rounds }, [out], [groups]));
+      return (groups * THREADS * rounds * CHAINS * LINK_OPS * 1000) / ms;
+    };
+    return {
+      copyBytesPerS: (2 * copyBytes * 1000) / copyMs,
+      readBytesPerS: (copyBytes * 1000) / readMs,
+      int8OpsPerS: await rate(MULTIPLY_INT8),
+      f32OpsPerS: await rate(MULTIPLY_F32),
+    };
+  } finally {
+    for (const buffer of [from!, to!, word]) device.release(buffer);
+  }
+}
+
+/** The least time that the kernels of `run` took, of several runs behind one that is not timed. */
+async function fastestMs(device: WebGpuDevice, run: () => Promise<void>): Promise<number> {
+  await run();
+  let best = Number.POSITIVE_INFINITY;
+  for (let count = 0; count < RUNS; count++) {
+    const times: KernelTime[] = [];
+    device.time(times);
+    await run();
+    best = Math.min(best, times.reduce((sum, { ns }) => sum + ns, 0) / 1e6);
+  }
+  device.time(undefined);
+  return best;
+}
