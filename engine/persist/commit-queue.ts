@@ -28,6 +28,8 @@ export interface TurnSnapshot {
   chain: string;
   /** Provenance of `[0, tokenCount)`. */
   spans: Span[];
+  /** When the turn was over, milliseconds since 1970. */
+  endedMs: number;
   segments: StoredSegment[];
   tail:
     | {
@@ -157,7 +159,8 @@ export class CommitQueue {
       const result = await retried(this.#options, (signal) =>
         commitManifest(store, objectKeys.session(snapshot.sessionId), manifest, state.etag, signal),
       );
-      const over = result.outcome === "stored" || (await this.#reload(state, objectKeys, manifest));
+      const over =
+        result.outcome === "stored" || (await this.#reload(state, objectKeys, { manifest, endedMs: whole.endedMs }));
       if (result.outcome === "stored") adopt(state, { manifest, etag: result.etag });
       // Whatever the manifest in force names stays, also where another writer came to the same tail.
       for (const key of [oldTail, tail?.objectKey])
@@ -217,10 +220,10 @@ export class CommitQueue {
   }
 
   /** Learns who committed before us. True when that commit already holds our turn, so that ours need not be made. */
-  async #reload(state: SessionState, objectKeys: ObjectKeys, ours: Manifest): Promise<boolean> {
+  async #reload(state: SessionState, objectKeys: ObjectKeys, ours: OurCommit): Promise<boolean> {
     try {
       const loaded = await retried(this.#options, (signal) =>
-        loadManifest(this.#options.store, objectKeys.session(ours.sessionId), signal),
+        loadManifest(this.#options.store, objectKeys.session(ours.manifest.sessionId), signal),
       );
       if (loaded) adopt(state, loaded);
       else Object.assign(state, { etag: undefined, tailKey: undefined, summaries: [] });
@@ -282,12 +285,21 @@ function adopt(state: SessionState, { manifest, etag }: { manifest: Manifest; et
   state.summaries = manifest.summaries;
 }
 
-/** Whether a manifest is ours (its answer was lost, or another engine computed the same turn), or goes on after our last segment. */
-function holds(theirs: Manifest, ours: Manifest): boolean {
+interface OurCommit {
+  manifest: Manifest;
+  endedMs: number;
+}
+
+/**
+ * Whether a manifest is ours (its answer was lost, or another engine computed the same turn), or goes on after our last segment. One that is older than
+ * the end of our turn does not: it is of tokens that the log has dropped since.
+ */
+function holds(theirs: Manifest, { manifest: ours, endedMs }: OurCommit): boolean {
   if (theirs.tokenCount === ours.tokenCount && theirs.chain === ours.chain) return true;
   const last = ours.segments.at(-1);
   return (
     theirs.tokenCount > ours.tokenCount &&
+    theirs.updatedMs >= endedMs &&
     last !== undefined &&
     theirs.segments[ours.segments.length - 1]?.chain === last.chain
   );

@@ -61,6 +61,7 @@ export class Persister {
 
   /** Copies what the turn left and queues its commit. Resolves when the sequence's memory may be released. */
   async endTurn(sequence: Sequence): Promise<void> {
+    const endedMs = this.#options.clock.wallMs();
     await this.copied(sequence);
     const tokenCount = sequence.computedCount;
     const { session } = sequence.request;
@@ -84,6 +85,7 @@ export class Persister {
       tokenCount: end,
       chain: sequence.chainAt(end),
       spans: sequence.spans.until(end),
+      endedMs,
       segments,
       tail,
       hotBlocks: sequence.heat.hottest(LIMITS.hotBlocksPerLayerMax, Math.floor(end / BLOCK_TOKENS)),

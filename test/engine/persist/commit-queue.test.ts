@@ -102,6 +102,16 @@ describe("another writer", () => {
     }
   });
 
+  it("that was ahead on a log which was cut since is replaced: its tokens are nobody's any more", async () => {
+    const store = new MemoryStore();
+    const [one, other] = [new CommitWorld(store), new CommitWorld(store)];
+    await other.push(await other.turn("a", 300));
+    one.clock.ms = other.clock.ms + 1;
+    await one.push(await one.turn("a", 200));
+    expect(await one.readAll()).toMatchObject({ tokenCount: 200, generation: 2 });
+    expect(await one.countOf("tail")).toBe(1);
+  });
+
   it("that computed the same turn does not lose its tail", async () => {
     const store = new MemoryStore();
     const [one, other] = [new CommitWorld(store), new CommitWorld(store)];

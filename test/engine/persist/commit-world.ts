@@ -100,6 +100,7 @@ export class CommitWorld {
       tokenCount,
       chain: chainOf(`${branch}:${tokenCount}`),
       spans: [{ end: tokenCount, how: "dense" }],
+      endedMs: this.clock.wallMs(),
       segments,
       hotBlocks: [],
       tail:
