@@ -301,13 +301,15 @@ ${int8 ? keysInt8(headDim) : KEYS_F32}
 ${withinQuery(lane).max}
       var parts: array<f32, PARTS>;
       for (var part = 0u; part < PARTS; part++) {
+        var sum = 0.0;
         for (var i = 0u; i < 4u; i++) {
           let at = my_query * 64u + (part * LANES + my_lane) * 4u + i;
           let score = weights[at];
           let weight = select(0.0, exp(score - block_max), score > ${NONE} && is_mine);
           weights[at] = weight;
-          parts[part] += weight;
+          sum += weight;
         }
+        parts[part] = sum;
       }
       var block_sum = 0.0;
 ${withinQuery(lane).sum}
