@@ -180,7 +180,8 @@ function assertSummaries(spec: KvPoolSpec, slice: StepSlice, fail: (message: str
   if (candidateEnd === 0) return;
   assert(spec.summaryKinds.includes(plan.scorer.summary), fail(`the pool keeps no ${plan.scorer.summary} summaries`));
   for (let block = Math.floor(candidateStart / PAGES_PER_BLOCK); block * PAGES_PER_BLOCK < candidateEnd; block++) {
-    assert(slice.summarySlots[block] !== NOT_RESIDENT, fail(`block ${block} is to be scored and has no summary slot`));
+    if (slice.summarySlots[block] === NOT_RESIDENT)
+      assert(false, fail(`block ${block} is to be scored and has no summary slot`));
   }
 }
 

@@ -49,7 +49,7 @@ function smokeStages(): GpuStage[] {
   const model = ["--device=webgpu", "--shape=tiny"];
   const attention = ["kernels", ...model, "--part=attention", "--batch=2", "--budget=128", "--rows=64", "--ms=1"];
   const decode = ["decode", ...model, "--weights=int4", "--policies=dense,quest", "--budget=128", "--tokens=1"];
-  const limitS = 300;
+  const limitS = 900;
   const stages = {
     ops: ["gpu-check", "--suite=false"],
     suite: ["gpu-check", "--ops=false", "--parts=misuse", "--seconds=120"],

@@ -142,12 +142,18 @@ export class CommandList {
     buffers: readonly (GPUBuffer | Arena)[],
     grid: Grid,
   ): void {
-    assert(buffers.length === Object.keys(kernel.bindings).length, `kernel ${kernel.name}: wrong number of buffers`);
-    if (grid.some((count) => count === 0)) return;
-    assert(
-      grid.every((count) => (count ?? 1) <= GRID_MAX),
-      `kernel ${kernel.name}: a grid of ${grid.join(" x ")} work groups is more than ${GRID_MAX} in one dimension`,
-    );
+    const [x, y = 1, z = 1] = grid;
+    if (x === 0 || y === 0 || z === 0) return;
+    // A step has hundreds of dispatches: messages are made only when they are needed.
+    if (buffers.length !== Object.keys(kernel.bindings).length) {
+      assert(false, `kernel ${kernel.name}: wrong number of buffers`);
+    }
+    if (Math.max(x, y, z) > GRID_MAX) {
+      assert(
+        false,
+        `kernel ${kernel.name}: a grid of ${x} x ${y} x ${z} work groups is more than ${GRID_MAX} in one dimension`,
+      );
+    }
     const { params: bytes } = this.#buffers;
     const paramsAt = bytes.take(PARAMS_STRIDE);
     bytes.data.fill(0, paramsAt, paramsAt + PARAMS_STRIDE);

@@ -16,7 +16,13 @@ const MAP_READ = 1;
 interface Pipeline {
   pipeline: GPUComputePipeline;
   layout: GPUBindGroupLayout;
-  bindGroups: Map<string, GPUBindGroup>;
+  bindGroups: BindGroups;
+}
+
+/** Bind groups by their buffers, one after the other: hundreds are looked up in a step, and no key has to be made for it. */
+interface BindGroups {
+  group?: GPUBindGroup;
+  next: Map<GPUBuffer, BindGroups>;
 }
 
 /** A pipeline with its buffers bound; `offset` of the parameters is given when it is set. */
@@ -31,8 +37,7 @@ export class Gpu {
   /** What kernels are compiled for. */
   readonly lane: Lane;
   readonly #pipelines = new Map<string, Pipeline>();
-  readonly #ids = new WeakMap<GPUBuffer, number>();
-  #nextId = 1;
+  readonly #own = new WeakSet<GPUBuffer>();
   /** Answers that are still to come: whether memory that was asked for is there. */
   readonly #asked = new Set<Promise<void>>();
   /** Memory that was not to be had: whatever fails after it is its consequence. */
@@ -99,31 +104,29 @@ export class Gpu {
     );
     this.#asked.add(answer);
     void answer.then(() => this.#asked.delete(answer));
-    this.#ids.set(buffer, this.#nextId++);
+    this.#own.add(buffer);
     return buffer;
   }
 
   /** Frees a buffer and forgets what was bound to it. */
   destroy(buffer: GPUBuffer): void {
-    const id = `/${this.#idOf(buffer)}/`;
-    for (const { bindGroups } of this.#pipelines.values()) {
-      for (const key of bindGroups.keys()) if (key.includes(id)) bindGroups.delete(key);
-    }
+    this.#assertOwn(buffer);
+    for (const { bindGroups } of this.#pipelines.values()) forget(bindGroups, buffer);
     buffer.destroy();
   }
 
   /** A kernel with its parameters and buffers; both pipeline and bind group are made once. */
   bind(kernel: Kernel, params: GPUBuffer, buffers: readonly GPUBuffer[]): Bound {
     const pipeline = this.#pipelineOf(kernel);
-    const key = `/${[params, ...buffers].map((buffer) => this.#idOf(buffer)).join("//")}/`;
-    let group = pipeline.bindGroups.get(key);
-    if (group === undefined) {
+    let place = nextOf(pipeline.bindGroups, params);
+    for (const buffer of buffers) place = nextOf(place, buffer);
+    if (place.group === undefined) {
+      for (const buffer of [params, ...buffers]) this.#assertOwn(buffer);
       const entries = buffers.map((buffer, index) => ({ binding: index + 1, resource: { buffer } }));
       const uniform = { binding: 0, resource: { buffer: params, size: PARAMS_STRIDE } };
-      group = this.device.createBindGroup({ layout: pipeline.layout, entries: [uniform, ...entries] });
-      pipeline.bindGroups.set(key, group);
+      place.group = this.device.createBindGroup({ layout: pipeline.layout, entries: [uniform, ...entries] });
     }
-    return { pipeline: pipeline.pipeline, group };
+    return { pipeline: pipeline.pipeline, group: place.group };
   }
 
   /** Reads a range, after everything submitted before. Any alignment. */
@@ -168,10 +171,8 @@ export class Gpu {
     this.#failure ??= message;
   }
 
-  #idOf(buffer: GPUBuffer): number {
-    const id = this.#ids.get(buffer);
-    assert(id !== undefined, "the buffer is of another GPU");
-    return id;
+  #assertOwn(buffer: GPUBuffer): void {
+    assert(this.#own.has(buffer), "the buffer is of another GPU");
   }
 
   #pipelineOf(kernel: Kernel): Pipeline {
@@ -194,8 +195,23 @@ export class Gpu {
       layout: this.device.createPipelineLayout({ bindGroupLayouts: [layout] }),
       compute: { module, entryPoint: "main" },
     });
-    const made = { pipeline, layout, bindGroups: new Map<string, GPUBindGroup>() };
+    const made = { pipeline, layout, bindGroups: { next: new Map() } };
     this.#pipelines.set(kernel.name, made);
     return made;
   }
+}
+
+function nextOf({ next }: BindGroups, buffer: GPUBuffer): BindGroups {
+  let place = next.get(buffer);
+  if (place === undefined) {
+    place = { next: new Map() };
+    next.set(buffer, place);
+  }
+  return place;
+}
+
+/** Forgets every group that a buffer is in. */
+function forget({ next }: BindGroups, buffer: GPUBuffer): void {
+  next.delete(buffer);
+  for (const place of next.values()) forget(place, buffer);
 }

@@ -15,7 +15,6 @@ import { choiceRange, layerRole, needsPageScores } from "../page-range.ts";
 import {
   ChosenBlocks,
   emptyTraffic,
-  groupKvBytes,
   MissSet,
   openKvBytes,
   scoringBytes,
@@ -44,7 +43,7 @@ export class StepReport {
     for (const each of layout.groups) {
       const { slice, sliceIndex, range, given } = each;
       if (isEverything(each, layer)) {
-        this.#noteDenseMisses(each, layer);
+        if (residentCount(each, layer) < ownBlock(each)) this.#noteDenseMisses(each, layer);
         continue;
       }
       const traffic = this.#traffic[sliceIndex] as SliceTraffic;
@@ -65,10 +64,10 @@ export class StepReport {
   noteAttend(layout: StepLayout, layer: number): void {
     const { spec } = layout.pool;
     for (const each of layout.groups) {
-      const { slice, sliceIndex, group } = each;
-      const bytes = isEverything(each, layer)
-        ? groupKvBytes(spec, group, {}, (block) => isHere(slice, layer, block))
-        : openKvBytes(spec, group);
+      const { sliceIndex, group } = each;
+      // As `groupKvBytes` says for all pages; counted by block, because a step does this for every layer.
+      const blocks = isEverything(each, layer) ? residentCount(each, layer) : 0;
+      const bytes = sealedKvBytes(spec, blocks, blocks * BLOCK_TOKENS) + openKvBytes(spec, group);
       (this.#traffic[sliceIndex] as SliceTraffic).kvBytes += bytes * spec.kvHeadCount;
     }
   }
@@ -113,9 +112,9 @@ export class StepReport {
     return choices.list();
   }
 
-  #noteDenseMisses({ slice, sliceIndex, group }: GroupLayout, layer: number): void {
-    const ownBlock = Math.floor(group.positionLast / BLOCK_TOKENS);
-    for (let block = 0; block < ownBlock; block++) {
+  #noteDenseMisses(group: GroupLayout, layer: number): void {
+    const { slice, sliceIndex } = group;
+    for (let block = 0; block < ownBlock(group); block++) {
       if (!isHere(slice, layer, block)) this.#misses.add({ sliceIndex, layer, block });
     }
   }
@@ -137,6 +136,21 @@ export class StepReport {
 /** Whether a group attends to all that is resident in this layer. */
 function isEverything({ slice, range }: GroupLayout, layer: number): boolean {
   return range.everything || layerRole(slice.plan, layer) === "everything";
+}
+
+/** The block that the group's last row is in. */
+function ownBlock({ group }: GroupLayout): number {
+  return Math.floor(group.positionLast / BLOCK_TOKENS);
+}
+
+/** Blocks before {@link ownBlock} that are on the device in this layer. */
+function residentCount(group: GroupLayout, layer: number): number {
+  const { blockIds, blockCapacity } = group.slice;
+  const start = layer * blockCapacity;
+  const end = start + Math.min(blockCapacity, ownBlock(group));
+  let count = 0;
+  for (let at = start; at < end; at++) if (blockIds[at] !== NOT_RESIDENT) count++;
+  return count;
 }
 
 function isHere(slice: StepSlice, layer: number, block: number): boolean {

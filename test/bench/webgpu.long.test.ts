@@ -14,7 +14,7 @@ import { withTempFolder } from "../cli/run-quire.ts";
 import { adapterForTests } from "../support/software-gpu.ts";
 import { runBench } from "./run-bench.ts";
 
-vi.setConfig({ testTimeout: 900_000 });
+vi.setConfig({ testTimeout: 1_800_000 });
 const hasAdapter = (await adapterForTests()) !== undefined;
 
 /** What a benchmark writes as JSON. */
@@ -86,7 +86,7 @@ describe.skipIf(!hasAdapter)("bench gpu", () => {
   it("runs every stage, each in a process, and has one JSON with all of it", async () => {
     await withTempFolder(async (folder) => {
       const path = join(folder, "gpu.json");
-      const run = await runBench(["gpu", "--size=smoke", "--seconds=890", `--json=${path}`], { env: process.env });
+      const run = await runBench(["gpu", "--size=smoke", "--seconds=1700", `--json=${path}`], { env: process.env });
       const json = JSON.parse(await readFile(path, "utf8")) as { stages: StageOutcome[]; bars: GpuBar[] };
       expect(json.stages.map(({ name, status, tail }) => [name, status === "done" ? status : tail])).toEqual(
         gpuStages("smoke").map(({ name }) => [name, "done"]),
