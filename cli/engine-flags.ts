@@ -69,6 +69,19 @@ export const engineFlags = {
     fallback: "256",
     parse: parseInteger({ min: 0, max: 1_048_576 }),
   },
+  "disk-cache": {
+    help: "folder on a local disk for pages that were read from or written to the store; without it none. Engines of one machine may share it",
+    placeholder: "FOLDER",
+    env: "QUIRE_DISK_CACHE",
+    parse: parseText,
+  },
+  "disk-bytes": {
+    help: "what the pages in --disk-cache may take",
+    placeholder: "BYTES",
+    env: "QUIRE_DISK_BYTES",
+    fallback: "4G",
+    parse: parseBytes,
+  },
   reserve: {
     help: "what is set aside of the pool for a request: full (for the longest reply it allows) or prompt (more as it grows; a sequence may be suspended to host memory meanwhile)",
     placeholder: "MODE",

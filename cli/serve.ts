@@ -92,6 +92,8 @@ function openServer(
     weightEncoding: values.weights,
     kvEncoding: values.kv,
     pageEncoding: values["page-encoding"],
+    diskCache:
+      values["disk-cache"] === undefined ? undefined : { folder: values["disk-cache"], bytesMax: values["disk-bytes"] },
     summaryKinds: values.summaries,
     poolBytes: values["pool-bytes"],
     contextTokensMax: values.context,

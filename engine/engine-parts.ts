@@ -1,6 +1,7 @@
 /** What an engine is made of. */
 import type { DeviceLostError } from "../kernels/device-lost.ts";
 import type { ModelRunner } from "../models/contract.ts";
+import type { DiskCache } from "../storage/disk-cache.ts";
 import type { StoreActivity } from "../storage/store-activity.ts";
 import type { Attacher } from "./kv/attacher.ts";
 import type { BlockCache } from "./kv/block-cache.ts";
@@ -27,6 +28,8 @@ export interface EngineParts {
   persister: Persister;
   /** Of the page store. */
   storeActivity: StoreActivity;
+  /** The tier on the local disk, where there is one. */
+  diskCache?: DiskCacheStatus | undefined;
   /** What a read of the page store takes at least; undefined before it is known. */
   storeLatencyMs(): number | undefined;
   clock: Clock;
@@ -34,6 +37,9 @@ export interface EngineParts {
   /** The device is gone and the engine has stopped, in the middle of its turns: whoever holds it ends it like a process that died. */
   onDeviceLost?: ((error: DeviceLostError) => void) | undefined;
 }
+
+/** What a disk cache tells of itself. */
+export type DiskCacheStatus = Readonly<Pick<DiskCache, "bytes" | "bytesMax" | "counts">>;
 
 /** What the engine tells of itself. */
 export interface EngineStatus {

@@ -292,9 +292,9 @@ export class Engine {
   }
 
   #openMetrics(): EngineMetrics {
-    const { settings, numericsId, persister } = this.#parts;
+    const { settings, numericsId, persister, diskCache } = this.#parts;
     return new EngineMetrics({
-      ...{ engineId: settings.engineId, modelId: settings.modelId, numericsId },
+      ...{ engineId: settings.engineId, modelId: settings.modelId, numericsId, diskCache },
       status: () => this.status,
       promisedCount: () => this.#admission.promisedCount,
       pendingStoreBytes: () => persister.pendingBytes,

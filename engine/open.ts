@@ -7,7 +7,7 @@ import type { PageStore } from "../storage/contract.ts";
 import { kvGeometry } from "../storage/geometry.ts";
 import { HedgedStore } from "../storage/hedged-reads.ts";
 import { Engine } from "./engine.ts";
-import type { EngineParts } from "./engine-parts.ts";
+import type { DiskCacheStatus, EngineParts } from "./engine-parts.ts";
 import { Attacher } from "./kv/attacher.ts";
 import { BlockCache } from "./kv/block-cache.ts";
 import { BlockFetcher } from "./kv/block-fetcher.ts";
@@ -28,6 +28,8 @@ export interface OpenEngineOptions {
   runner: ModelRunner;
   numericsId: string;
   store: PageStore;
+  /** In front of that store, already; for metrics. */
+  diskCache?: DiskCacheStatus | undefined;
   settings: EngineSettings;
   clock: Clock;
   log: EngineLog;
@@ -79,8 +81,10 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
   const opens = new OpenBlocks(new FreeList(spec.openSlotCount));
   const keys = new SessionKeys({ modelFingerprint: runner.fingerprint, numericsId: options.numericsId, geometry });
   const reads = new Gate(settings.storeConcurrency, Math.max(1, Math.floor(settings.storeConcurrency / 2)));
-  const onFailure = (segment: { objectKey: string }, cause: unknown) =>
-    log("fetch.lost", { objectKey: segment.objectKey, error: String(cause) });
+  const onFailure = ({ objectKey }: { objectKey: string }, cause: unknown) => {
+    store.forget(objectKey);
+    log("fetch.lost", { objectKey, error: String(cause) });
+  };
   const getMsMax = settings.storeGetMsMax;
   const ahead = new ReadAhead({ store, gate: reads, clock, getMsMax });
   const fetcher = new BlockFetcher({
@@ -151,6 +155,7 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
     attacher,
     persister,
     storeActivity: store.activity,
+    diskCache: options.diskCache,
     storeLatencyMs: () => store.times.speed?.latencyMs,
     clock,
     log,

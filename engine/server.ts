@@ -16,10 +16,11 @@ import { LIMITS } from "../protocol/limits.ts";
 import { signingKeys } from "../protocol/signature.ts";
 import { type PoolForm, poolFormOf } from "../storage/block-encoding.ts";
 import type { PageStore } from "../storage/contract.ts";
+import type { DiskCache } from "../storage/disk-cache.ts";
 import { deleteSession } from "../storage/gc.ts";
 import type { StoredEncoding } from "../storage/geometry.ts";
 import { loadManifest } from "../storage/manifest.ts";
-import { openStore } from "../storage/open.ts";
+import { openCachedStore, openStore } from "../storage/open.ts";
 import { readCalibration, readHeadProfile } from "./calibration.ts";
 import type { EngineParts } from "./engine-parts.ts";
 import { assertFits } from "./fit-device.ts";
@@ -39,6 +40,8 @@ export interface EngineServerOptions {
   modelId?: string | undefined;
   /** `fs:PATH`, `s3://...` or `memory:`. */
   storeUrl: string;
+  /** A tier on the local disk in front of the store; default none. */
+  diskCache?: { folder: string; bytesMax: number } | undefined;
   /** Credentials of the store, as `storage/open.ts` reads them. */
   env: Record<string, string | undefined>;
   device: "wasm" | "webgpu" | "reference";
@@ -126,8 +129,14 @@ interface Parts {
   numericsId: string;
   runner: ModelRunner;
   store: PageStore;
+  diskCache: DiskCache | undefined;
   settings: EngineSettings;
   tokenCapacity: number;
+}
+
+async function openPages({ storeUrl, env, diskCache }: EngineServerOptions) {
+  if (diskCache === undefined) return { store: await openStore(storeUrl, env), cache: undefined };
+  return await openCachedStore(storeUrl, env, { ...diskCache, clock: systemClock });
 }
 
 async function openParts(options: EngineServerOptions): Promise<Parts> {
@@ -147,7 +156,7 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
   const asked = { config, encoding, summaryKinds, contextTokens: contextTokensMax, rowsMax };
   const plan = planPool({ ...asked, poolBytes, runningMax: settings.runningMax });
   settings.runningMax = plan.runningMax;
-  const store = await openStore(options.storeUrl, options.env);
+  const { store, cache: diskCache } = await openPages(options);
   const device = await openDevice({
     kind: options.device,
     ...(options.threads === undefined ? {} : { threads: options.threads }),
@@ -183,7 +192,7 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
     const beside = { ...(calibration === undefined ? {} : { calibration }), ...(heads === undefined ? {} : { heads }) };
     const numericsId = [device.numericsId, form.rounding].filter((part) => part !== undefined).join("-");
     const { tokenCapacity } = plan;
-    return { device, numericsId, runner, store, settings: { ...settings, ...beside }, tokenCapacity };
+    return { device, numericsId, runner, store, diskCache, settings: { ...settings, ...beside }, tokenCapacity };
   } catch (error) {
     await device.close();
     await store.close();
@@ -192,9 +201,9 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
 }
 
 async function serve(options: EngineServerOptions, parts: Parts): Promise<EngineServer> {
-  const { device, numericsId, runner, store, settings } = parts;
+  const { device, numericsId, runner, store, diskCache, settings } = parts;
   const { log, onDeviceLost } = options;
-  const made = { runner, numericsId, store, settings, clock: systemClock, log, onDeviceLost };
+  const made = { runner, numericsId, store, diskCache, settings, clock: systemClock, log, onDeviceLost };
   const opened = openEngine(made);
   const http = engineHttpServer({
     engine: opened.engine,

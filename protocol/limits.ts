@@ -149,6 +149,12 @@ export const LIMITS = {
   storePutMsMax: 10_000,
   /** Calls of one store at once: at 30 ms each and pieces of 70 KB, 64 fill 150 MB/s. */
   storeConcurrency: 64,
+  /** Disk cache: how long a read and a write may take, how long a disk that failed is left alone, reads at once, bytes that wait to be written. */
+  diskReadMsMax: 1_000,
+  diskWriteMsMax: 5_000,
+  diskRestMs: 30_000,
+  diskReadsMax: 64,
+  diskWriteBytesMax: 64 * 1024 * 1024,
   /** Bytes that may wait to be persisted before the oldest unsealed work is dropped. */
   writeBehindBytesMax: 256 * 1024 * 1024,
   /** Most used blocks of a layer that a manifest records, and how many bytes of them a resumed turn reads before it starts. */

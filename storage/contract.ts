@@ -45,6 +45,8 @@ export interface PageStore {
   delete(keys: readonly string[]): Promise<void>;
   /** Ascending by key; at most 1,000 a page. @throws {StoreError} */
   list(prefix: string, options?: { cursor?: string; signal?: AbortSignal | undefined }): Promise<ListPage>;
+  /** Of a store that keeps copies: the bytes of this object turned out to be damaged, ask for them anew next time. */
+  forget?(key: string): void;
   close(): Promise<void>;
 }
 

@@ -42,7 +42,7 @@ export class EncryptedStore implements PageStore {
     assertRange(range);
     if (range === undefined) {
       const object = await this.#inner.get(key, { signal });
-      return object && this.#open(key, object, { offset: 0, bytes: undefined });
+      return object && this.#opened(key, object, { offset: 0, bytes: undefined });
     }
     const firstChunk = Math.floor(range.offset / CHUNK_BYTES);
     const endChunk = Math.floor((range.offset + range.bytes - 1) / CHUNK_BYTES) + 1;
@@ -51,7 +51,7 @@ export class EncryptedStore implements PageStore {
       bytes: (endChunk - firstChunk) * STORED_CHUNK_BYTES,
     };
     const object = await this.#inner.get(key, { range: stored, signal });
-    return object && this.#open(key, object, range);
+    return object && this.#opened(key, object, range);
   }
 
   async put(key: string, bytes: Uint8Array, options: PutOptions = {}): Promise<PutResult> {
@@ -70,8 +70,21 @@ export class EncryptedStore implements PageStore {
     return this.#inner.list(prefix, options);
   }
 
+  forget(key: string): void {
+    this.#inner.forget?.(key);
+  }
+
   close(): Promise<void> {
     return this.#inner.close();
+  }
+
+  #opened(key: string, object: StoreObject, range: { offset: number; bytes: number | undefined }): StoreObject {
+    try {
+      return this.#open(key, object, range);
+    } catch (error) {
+      this.forget(key);
+      throw error;
+    }
   }
 
   /** Plain bytes of what was read; `range.bytes` undefined: all of it. */

@@ -12,6 +12,9 @@ import { FormatError, refuseUnless } from "./format-error.ts";
 const BODY_OFFSET = 16;
 const DIGEST_BYTES = 32;
 
+/** First bytes of a segment, which is no envelope: its blocks have checksums of their own. */
+const SEGMENT_MAGIC = "QUIRESEG";
+
 /** First bytes of whatever an encrypted store wrote; a reader without its keys leaves it alone. */
 export const ENCRYPTED_MAGIC = "QENC";
 
@@ -88,6 +91,15 @@ export function openEnvelope(kind: EnvelopeKind, bytes: Uint8Array, expectedDige
     throw new FormatError("mismatch", `${kind.magic}: not the object that was named`);
   }
   return bytes.subarray(BODY_OFFSET, digestOffset);
+}
+
+/** False for an envelope of whatever kind that is damaged; true for what is none. */
+export function mayBeIntact(bytes: Uint8Array): boolean {
+  if (toLatin1(bytes.subarray(0, 5)) !== "QUIRE") return true;
+  if (bytes.byteLength < BODY_OFFSET + DIGEST_BYTES) return false;
+  if (toLatin1(bytes.subarray(0, 8)) === SEGMENT_MAGIC) return true;
+  const digestOffset = bytes.byteLength - DIGEST_BYTES;
+  return bytesEqual(sha256(bytes.subarray(0, digestOffset)), bytes.subarray(digestOffset));
 }
 
 function toLatin1(bytes: Uint8Array): string {

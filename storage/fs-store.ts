@@ -290,7 +290,8 @@ function ignoreAbsent(error: unknown): undefined {
   throw error;
 }
 
-function toStoreError(error: unknown, message: string): StoreError {
+/** An error of the file system as one of a store. */
+export function toStoreError(error: unknown, message: string): StoreError {
   if (error instanceof StoreError) return error;
   const code = (error as NodeJS.ErrnoException).code ?? "";
   const denied = ["EACCES", "EPERM", "EROFS"].includes(code);

@@ -92,6 +92,10 @@ export class HedgedStore implements PageStore {
 
   list: PageStore["list"] = (prefix, options) => this.#followed(this.#inner.list(prefix, options));
 
+  forget(key: string): void {
+    this.#inner.forget?.(key);
+  }
+
   close(): Promise<void> {
     return this.#inner.close();
   }

@@ -1,6 +1,8 @@
 /** Chooses a page store by its address. Called from entry points only. */
 import { QuireError } from "../protocol/errors.ts";
+import { openCacheFolder } from "./cache-files.ts";
 import type { PageStore } from "./contract.ts";
+import { DiskCache, type DiskCacheOptions } from "./disk-cache.ts";
 import { EncryptedStore } from "./encrypted-store.ts";
 import { FsStore } from "./fs-store.ts";
 import { parseKeyRing } from "./key-ring.ts";
@@ -23,9 +25,33 @@ export async function openStore(
   address: string,
   env: Readonly<Record<string, string | undefined>>,
 ): Promise<PageStore> {
+  const encrypt = encryption(env);
+  return encrypt(await openPlain(address, env));
+}
+
+/** Where a disk cache lies and how much it may take. */
+export interface DiskCacheFolder extends Pick<DiskCacheOptions, "bytesMax" | "clock"> {
+  folder: string;
+}
+
+/**
+ * {@link openStore} with a disk cache in front of it, which holds what is stored: where objects are encrypted, so are its files.
+ * @throws {StoreError} also when the cache's folder cannot be used.
+ */
+export async function openCachedStore(
+  address: string,
+  env: Readonly<Record<string, string | undefined>>,
+  { folder, ...options }: DiskCacheFolder,
+): Promise<{ store: PageStore; cache: DiskCache }> {
+  const encrypt = encryption(env);
+  const files = await openCacheFolder(folder);
+  const cache = new DiskCache(await openPlain(address, env), { ...options, files });
+  return { store: encrypt(cache), cache };
+}
+
+function encryption(env: Readonly<Record<string, string | undefined>>): (store: PageStore) => PageStore {
   const ring = env.QUIRE_STORE_KEYS ? parseKeyRing(env.QUIRE_STORE_KEYS) : undefined;
-  const store = await openPlain(address, env);
-  return ring === undefined ? store : new EncryptedStore(store, ring);
+  return (store) => (ring === undefined ? store : new EncryptedStore(store, ring));
 }
 
 async function openPlain(address: string, env: Readonly<Record<string, string | undefined>>): Promise<PageStore> {

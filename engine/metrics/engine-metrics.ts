@@ -1,6 +1,6 @@
 /** What an engine counts of itself, under Prometheus names (base units: seconds, bytes, tokens). No tenant and no request is a label. */
 import { cpuUsage, memoryUsage } from "node:process";
-import type { EngineStatus } from "../engine-parts.ts";
+import type { DiskCacheStatus, EngineStatus } from "../engine-parts.ts";
 import type { EngineObserver } from "../observer.ts";
 import type { PlannedPart } from "../schedule/step-planner.ts";
 import type { Sequence } from "../sequence/sequence.ts";
@@ -15,6 +15,7 @@ export interface EngineGauges {
   engineId: string;
   modelId: string;
   numericsId: string;
+  diskCache: DiskCacheStatus | undefined;
   status(): EngineStatus;
   /** Requests that were told when to come back. */
   promisedCount(): number;
@@ -193,6 +194,7 @@ export class EngineMetrics implements EngineObserver {
       () => of.status().preemptedCount,
     );
     hostPoolMetrics(registry, of);
+    if (of.diskCache !== undefined) diskCacheMetrics(registry, of.diskCache);
     registry.gauge(
       "quire_store_pending_bytes",
       "Bytes that wait to be written to the page store.",
@@ -211,6 +213,28 @@ export class EngineMetrics implements EngineObserver {
       return (user + system) / 1e6;
     });
   }
+}
+
+function diskCacheMetrics(registry: MetricRegistry, cache: DiskCacheStatus): void {
+  registry.gauge("quire_disk_cache_bytes", "Disk taken by pages of the store, as far as is known.", () => cache.bytes);
+  registry.gauge("quire_disk_cache_max_bytes", "Its bound.", () => cache.bytesMax);
+  registry.total(
+    "quire_disk_cache_reads_total",
+    "Reads of what may be on the disk, by where they were answered.",
+    () => [
+      [{ source: "disk" }, cache.counts.hits],
+      [{ source: "store" }, cache.counts.misses],
+    ],
+  );
+  registry.total("quire_disk_cache_bytes_total", "Bytes given by the disk cache, and written into it.", () => [
+    [{ event: "read" }, cache.counts.hitBytes],
+    [{ event: "written" }, cache.counts.writtenBytes],
+  ]);
+  registry.total("quire_disk_cache_files_total", "Files that gave way, were damaged, and calls that failed.", () => [
+    [{ event: "evicted" }, cache.counts.evictions],
+    [{ event: "damaged" }, cache.counts.damaged],
+    [{ event: "failed" }, cache.counts.failures],
+  ]);
 }
 
 function hostPoolMetrics(registry: MetricRegistry, of: EngineGauges): void {

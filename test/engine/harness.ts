@@ -40,6 +40,7 @@ export interface TestEngineOptions {
   rowsMax?: number;
   settings?: Partial<EngineSettings>;
   onDeviceLost?: OpenEngineOptions["onDeviceLost"];
+  diskCache?: OpenEngineOptions["diskCache"];
 }
 
 /** Opens an engine on the reference device; segments of 64 tokens, commits without delay. */
@@ -84,6 +85,7 @@ export async function openTestEngine(options: TestEngineOptions): Promise<TestEn
     clock: systemClock,
     log,
     onDeviceLost: options.onDeviceLost,
+    diskCache: options.diskCache,
   });
   return { ...opened, runner, device, logged, kill: () => device.close() };
 }
