@@ -25,12 +25,15 @@ export interface AdapterReport {
   storageBuffersMax: number;
 }
 
+/** WebGPU's name for subgroup matrices, which its types do not know yet. */
+export const SUBGROUP_MATRIX = "chromium-experimental-subgroup-matrix" as GPUFeatureName;
+
 /** Features worth having; each has a fallback. */
-const WANTED: readonly GPUFeatureName[] = ["timestamp-query", "shader-f16", "subgroups"];
+const WANTED: readonly GPUFeatureName[] = ["timestamp-query", "shader-f16", "subgroups", SUBGROUP_MATRIX];
 
 /**
  * What Dawn is told. Its timestamps are whole multiples of 65.5 us otherwise, against spying by web pages, so that no kernel could be timed;
- * and only with unsafe APIs allowed does it list experimental features such as subgroup matrices (none is used unless it is asked for).
+ * and only with unsafe APIs allowed does it list experimental features such as subgroup matrices.
  */
 const DAWN_ENABLED = ["allow_unsafe_apis"];
 const DAWN_DISABLED = ["timestamp_quantization"];

@@ -5,18 +5,26 @@
  * same bits.
  */
 import { QuireError } from "../../protocol/errors.ts";
-import { CommandList, StepBuffers } from "./command-list.ts";
+import { SUBGROUP_MATRIX } from "./adapter.ts";
+import { CommandList, type Grid, StepBuffers } from "./command-list.ts";
 import { Gpu } from "./gpu.ts";
-import { type Kernel, type Lane, PLAIN_LANE } from "./kernel.ts";
+import { type Kernel, type Lane, type MatrixShape, PLAIN_LANE } from "./kernel.ts";
 import { HALVES, HALVES_COUNT, halvesExpected, LANE_CHECK_SIZES, laneCheck, laneCheckExpected } from "./wgsl/checks.ts";
+import { GEMM_TILE, gemm } from "./wgsl/matmul.ts";
+import { fitsTiles, gemmByMatrices, MATRIX_COLUMNS, MATRIX_ROWS } from "./wgsl/matmul-matrix.ts";
+import { productCheck } from "./wgsl/product-check.ts";
 
 /** Features of kernels, as `QUIRE_WEBGPU_FEATURES` names them. */
-export const KERNEL_FEATURES = ["subgroups", "f16"] as const;
+export const KERNEL_FEATURES = ["subgroups", "f16", "subgroup-matrix"] as const;
 /** One of {@link KERNEL_FEATURES}. */
 export type KernelFeature = (typeof KERNEL_FEATURES)[number];
 
 /** What WebGPU calls them. */
-const GPU_FEATURES: Readonly<Record<KernelFeature, GPUFeatureName>> = { subgroups: "subgroups", f16: "shader-f16" };
+const GPU_FEATURES: Readonly<Record<KernelFeature, readonly GPUFeatureName[]>> = {
+  subgroups: ["subgroups"],
+  f16: ["shader-f16"],
+  "subgroup-matrix": ["subgroups", "shader-f16", SUBGROUP_MATRIX],
+};
 
 /** `auto`, `none`, or names between commas. @throws {QuireError} `invalid_request` for another word. */
 export function parseFeatures(text: string): readonly KernelFeature[] {
@@ -37,58 +45,142 @@ export interface SettledLane {
   notes: readonly string[];
 }
 
-/** Asks the GPU, with small kernels. */
-export async function settleLane(device: GPUDevice, wanted: readonly KernelFeature[]): Promise<SettledLane> {
+/** Asks the GPU, with small kernels. `shapes`: see {@link matrixShapes}. */
+export async function settleLane(
+  device: GPUDevice,
+  wanted: readonly KernelFeature[],
+  shapes: readonly MatrixShape[] = [],
+): Promise<SettledLane> {
+  const lane: Lane = { ...PLAIN_LANE };
   const used: KernelFeature[] = [];
   const notes: string[] = [];
   for (const feature of KERNEL_FEATURES) {
-    if (!wanted.includes(feature) || !device.features.has(GPU_FEATURES[feature])) continue;
-    const failure = await CHECKS[feature](device);
+    if (!wanted.includes(feature) || !GPU_FEATURES[feature].every((name) => device.features.has(name))) continue;
+    const failure = await SETTLE[feature]({ device, shapes, lane });
     if (failure === undefined) used.push(feature);
     else notes.push(`${feature} not used, self-check failed: ${failure}`);
   }
-  const subgroups = used.includes("subgroups") ? "native" : "none";
-  return { lane: { subgroups, hasF16: used.includes("f16") }, used, notes };
+  return { lane, used, notes };
 }
 
-const CHECKS: Readonly<Record<KernelFeature, (device: GPUDevice) => Promise<string | undefined>>> = {
-  async subgroups(device) {
+/** The subgroup matrices of an adapter that the kernels could use, best first. */
+export function matrixShapes(adapter: GPUAdapter): MatrixShape[] {
+  const { subgroupMatrixConfigs = [] } = adapter.info as { subgroupMatrixConfigs?: readonly MatrixConfig[] };
+  const shapes = subgroupMatrixConfigs
+    .filter(({ componentType, resultComponentType }) => componentType === "f16" && resultComponentType === "f32")
+    .map(({ M: m, N: n, K: k }) => ({ m, n, k }))
+    .filter(fitsTiles);
+  return shapes.sort((a, b) => b.m * b.n * b.k - a.m * a.n * a.k);
+}
+
+/** An entry of `GPUAdapterInfo.subgroupMatrixConfigs`. */
+interface MatrixConfig {
+  componentType: string;
+  resultComponentType: string;
+  M: number;
+  N: number;
+  K: number;
+}
+
+interface Settling {
+  device: GPUDevice;
+  shapes: readonly MatrixShape[];
+  /** Gets what has passed. */
+  lane: Lane;
+}
+
+/** Says what was wrong, or puts the feature into the lane. */
+const SETTLE: Readonly<Record<KernelFeature, (settling: Settling) => Promise<string | undefined>>> = {
+  async subgroups({ device, lane }) {
     for (const threads of LANE_CHECK_SIZES) {
       const expected = laneCheckExpected(threads);
-      const lane: Lane = { ...PLAIN_LANE, subgroups: "native" };
-      const failure = await check({ device, lane, kernel: laneCheck(threads), expected, groups: 1 });
+      const native: Lane = { ...PLAIN_LANE, subgroups: "native" };
+      const failure = await check({ device, lane: native, kernel: laneCheck(threads), expected, grid: [1] });
       if (failure !== undefined) return failure;
     }
+    lane.subgroups = "native";
     return undefined;
   },
-  f16(device) {
-    const lane: Lane = { ...PLAIN_LANE, hasF16: true };
-    return check({ device, lane, kernel: HALVES, expected: halvesExpected(), groups: HALVES_COUNT / 256 });
+  async f16({ device, lane }) {
+    const grid = [HALVES_COUNT / 256] as const;
+    const native: Lane = { ...PLAIN_LANE, hasF16: true };
+    const failure = await check({ device, lane: native, kernel: HALVES, expected: halvesExpected(), grid });
+    lane.hasF16 = failure === undefined;
+    return failure;
+  },
+  async "subgroup-matrix"({ device, shapes, lane }) {
+    let failure: string | undefined = "the adapter has none of f16 with sums in f32 whose size fits";
+    for (const shape of shapes) {
+      failure = await checkMatrices(device, shape);
+      if (failure !== undefined) continue;
+      lane.matrix = shape;
+      return undefined;
+    }
+    return failure;
   },
 };
 
-interface Check {
-  device: GPUDevice;
-  lane: Lane;
-  /** With one binding, written. */
-  kernel: Kernel;
-  /** What it must write, in words. */
-  expected: Uint32Array;
-  groups: number;
+/** Whether products by subgroup matrices have the bits of those without. */
+export async function checkMatrices(device: GPUDevice, shape: MatrixShape): Promise<string | undefined> {
+  for (const encoding of ["int8", "int4"] as const) {
+    const { params, inputs } = productCheck(encoding);
+    const { part_width: width, rows } = params;
+    const words = width * rows;
+    const common = { device, lane: PLAIN_LANE, params, inputs };
+    const plainGrid = [Math.ceil(width / GEMM_TILE), Math.ceil(rows / GEMM_TILE)] as const;
+    const plain = await run({ ...common, kernel: gemm(encoding), words, grid: plainGrid });
+    if (plain.error !== undefined) return plain.error;
+    const grid = [Math.ceil(width / MATRIX_COLUMNS), Math.ceil(rows / MATRIX_ROWS)] as const;
+    const failure = await check({ ...common, kernel: gemmByMatrices(encoding, shape), expected: plain.words, grid });
+    if (failure !== undefined) return failure;
+  }
+  return undefined;
 }
 
-/** undefined: as expected; else what was wrong. */
-async function check({ device, lane, kernel, expected, groups }: Check): Promise<string | undefined> {
+interface Run {
+  device: GPUDevice;
+  lane: Lane;
+  /** Writes one binding, `out`. */
+  kernel: Kernel;
+  params?: Readonly<Record<string, number>>;
+  /** Of the other bindings, by name. */
+  inputs?: Readonly<Record<string, Uint32Array<ArrayBuffer>>>;
+  /** Of `out`. */
+  words: number;
+  grid: Grid;
+}
+
+/** undefined: the kernel writes what is expected; else what was wrong. */
+async function check({
+  expected,
+  ...asked
+}: Omit<Run, "words"> & { expected: Uint32Array }): Promise<string | undefined> {
+  const { words, error } = await run({ ...asked, words: expected.length });
+  if (error !== undefined) return error;
+  const at = words.findIndex((word, index) => word !== expected[index]);
+  return at < 0 ? undefined : `${asked.kernel.name} wrote ${words[at]} for ${expected[at]} at ${at}`;
+}
+
+/** What a kernel writes, or what WebGPU has against it. */
+async function run({ device, lane, kernel, params = {}, inputs = {}, words, grid }: Run): Promise<{
+  words: Uint32Array;
+  error?: string;
+}> {
   const gpu = new Gpu(device, lane);
   device.pushErrorScope("validation");
-  const out = gpu.storage("self-check", expected.byteLength);
+  const out = gpu.storage("self-check", words * 4);
+  const buffers = Object.keys(kernel.bindings).map((name) => {
+    const input = inputs[name];
+    if (input === undefined) return out;
+    const buffer = gpu.storage(name, input.byteLength);
+    device.queue.writeBuffer(buffer, 0, input);
+    return buffer;
+  });
   const list = new CommandList(gpu, new StepBuffers());
-  list.dispatch(kernel, {}, [out], [groups]);
+  list.dispatch(kernel, params, buffers, grid);
   await list.submit(new Uint8Array(4), 0);
-  const words = new Uint32Array((await gpu.read(out, 0, expected.byteLength)).buffer);
+  const written = new Uint32Array((await gpu.read(out, 0, words * 4)).buffer);
   const error = await device.popErrorScope();
-  gpu.destroy(out);
-  if (error !== null) return error.message.split("\n")[0];
-  const at = words.findIndex((word, index) => word !== expected[index]);
-  return at < 0 ? undefined : `${kernel.name} wrote ${words[at]} for ${expected[at]} at ${at}`;
+  for (const buffer of buffers) gpu.destroy(buffer);
+  return { words: written, ...(error === null ? {} : { error: error.message.split("\n")[0] as string }) };
 }

@@ -22,6 +22,8 @@ export interface Kernel {
   bindings: Readonly<Record<string, Binding>>;
   /** A function: what it says depends on what the GPU can. */
   code: string | ((lane: Lane) => string);
+  /** WGSL extensions that it needs whatever the lane. */
+  extensions?: readonly string[];
 }
 
 /** A binding that a kernel reads, of elements of a type. */
@@ -37,6 +39,17 @@ export interface Lane {
   subgroups: "none" | "native" | { simulated: number };
   /** f16 in shaders, else two to a word. */
   hasF16: boolean;
+  /** Subgroup matrices for products of many rows. */
+  matrix?: MatrixShape;
+}
+
+/** Subgroup matrices of f16 that add up in f32: `m` rows of the input, `n` of the matrix, `k` inputs. */
+export interface MatrixShape {
+  m: number;
+  n: number;
+  k: number;
+  /** For tests: by plain arithmetic. */
+  isSimulated?: boolean;
 }
 
 /** Nothing optional. */
@@ -46,16 +59,17 @@ export const PLAIN_LANE: Lane = { subgroups: "none", hasF16: false };
 export const PARAMS_STRIDE = 256;
 
 /** The complete WGSL of a kernel. */
-export function shaderSource({ params, bindings, code }: Kernel, lane: Lane): string {
+export function shaderSource({ params, bindings, code, extensions = [] }: Kernel, lane: Lane): string {
   const fields = [...Object.entries(params), ["zero", "u32"]].map(([name, type]) => `  ${name}: ${type},`);
   const buffers = Object.entries(bindings).map(([name, { type, access }], index) => {
     const mode = access === "read" ? "read" : "read_write";
     return `@group(0) @binding(${index + 1}) var<storage, ${mode}> ${name}: ${type};`;
   });
   const uniforms = ["struct Params {", ...fields, "}", "@group(0) @binding(0) var<uniform> p: Params;"];
-  if (typeof code === "string") return [...uniforms, ...buffers, code].join("\n");
-  const enabled = [...(lane.subgroups === "native" ? ["subgroups"] : []), ...(lane.hasF16 ? ["f16"] : [])];
-  return [...enabled.map((name) => `enable ${name};`), ...uniforms, ...buffers, code(lane)].join("\n");
+  const ofLane = [...(lane.subgroups === "native" ? ["subgroups"] : []), ...(lane.hasF16 ? ["f16"] : [])];
+  const enabled = typeof code === "string" ? extensions : ofLane;
+  const text = typeof code === "string" ? code : code(lane);
+  return [...enabled.map((name) => `enable ${name};`), ...uniforms, ...buffers, text].join("\n");
 }
 
 /** Writes a dispatch's parameters at byte `at` of `view`; the zero behind them is left as it is. */

@@ -17,7 +17,7 @@ import { wholeMatrix } from "../whole-matrix.ts";
 import { type AdapterReport, adapterReport, openAdapter, requestAdapter } from "./adapter.ts";
 import { ownBuffer, ownMatrix, WebGpuBuffer } from "./buffers.ts";
 import { CommandList, type Grid, type KernelTime, StepBuffers } from "./command-list.ts";
-import { type KernelFeature, parseFeatures, type SettledLane, settleLane } from "./features.ts";
+import { type KernelFeature, matrixShapes, parseFeatures, type SettledLane, settleLane } from "./features.ts";
 import { Gpu } from "./gpu.ts";
 import type { Kernel } from "./kernel.ts";
 import { WebGpuMatrix } from "./packed-matrix.ts";
@@ -50,7 +50,8 @@ export async function openWebGpuDevice(options: WebGpuDeviceOptions = {}): Promi
   const adapter = options.adapter ?? (await requestAdapter());
   const report = adapterReport(adapter);
   const device = await openAdapter(adapter);
-  const settled = await settleLane(device, options.features ?? parseFeatures(env("QUIRE_WEBGPU_FEATURES")));
+  const wanted = options.features ?? parseFeatures(env("QUIRE_WEBGPU_FEATURES"));
+  const settled = await settleLane(device, wanted, matrixShapes(adapter));
   return new WebGpuDevice(new Gpu(device, settled.lane), report, { ...options, settled });
 }
 

@@ -4,6 +4,7 @@ import { assert } from "../../protocol/assert.ts";
 import {
   type DeviceBuffer,
   type KvEncoding,
+  type MatrixEncoding,
   NOT_RESIDENT,
   type StepReadback,
   type StepRecorder,
@@ -15,7 +16,7 @@ import { assertSlices, assertSlicesFit, sealedByStep } from "../validate.ts";
 import { memoryOf, ownBuffer, ownMatrix, ownPool } from "./buffers.ts";
 import { type Arena, CommandList, type Grid, type KernelTime, type StepBuffers } from "./command-list.ts";
 import type { Gpu } from "./gpu.ts";
-import type { Kernel } from "./kernel.ts";
+import type { Kernel, Lane } from "./kernel.ts";
 import type { WebGpuMatrix } from "./packed-matrix.ts";
 import type { WebGpuPool } from "./pool.ts";
 import { readSamples, type SamplePlace, sampleBatch } from "./sampling.ts";
@@ -25,6 +26,7 @@ import { StepReport } from "./step-report.ts";
 import { APPEND, seal, summarize } from "./wgsl/append.ts";
 import { writeCentres } from "./wgsl/centres.ts";
 import { GEMM_TILE, GEMV_ROWS, gemm, gemv } from "./wgsl/matmul.ts";
+import { gemmByMatrices, MATRIX_COLUMNS, MATRIX_ROWS } from "./wgsl/matmul-matrix.ts";
 import { summarizePageKeys } from "./wgsl/page-keys.ts";
 import { PAD_ROWS, QUANTIZE_ROWS } from "./wgsl/quantize-rows.ts";
 import { COPY, COPY_WITHIN, COPY4, embed, GATHER_ROWS, RMS_NORM, SILU_MUL, SILU_MUL_IN_PLACE } from "./wgsl/row-ops.ts";
@@ -115,16 +117,15 @@ export class WebGpuRecorder implements StepRecorder {
     const own = ownMatrix(matrix);
     const to = memoryOf(out, rows * own.outWidth);
     const inputs = this.#enter(own, memoryOf(x, rows * own.inWidth), rows);
-    const isSmall = rows <= GEMV_ROWS_MAX;
-    const tile = isSmall ? { columns: 8, rows: GEMV_ROWS } : { columns: GEMM_TILE, rows: GEMM_TILE };
+    const { kernel, columns, rowsPerGroup } = productKernel(own.encoding, rows, this.#parts.gpu.lane);
     for (const { firstRow, rowCount, weights, scales } of own.parts) {
       const params = {
         ...{ rows, out_width: own.outWidth, out_first: firstRow, part_width: rowCount },
         ...{ steps: own.steps, accumulate: accumulate ? 1 : 0 },
       };
       const buffers = [weights, inputs.rows, to, ...(scales === undefined ? [] : [scales, inputs.scales])];
-      const grid = [Math.ceil(rowCount / tile.columns), Math.ceil(rows / tile.rows)] as const;
-      this.#run((isSmall ? gemv : gemm)(own.encoding), params, buffers, grid, to);
+      const grid = [Math.ceil(rowCount / columns), Math.ceil(rows / rowsPerGroup)] as const;
+      this.#run(kernel, params, buffers, grid, to);
     }
   }
 
@@ -352,6 +353,19 @@ export class WebGpuRecorder implements StepRecorder {
   #assertOpen(): void {
     assert(!this.#ended, "the step was submitted");
   }
+}
+
+/** The kernel of a product, and the rows of the matrix and of the input that a work group takes. All give the same bits. */
+function productKernel(
+  encoding: MatrixEncoding,
+  rows: number,
+  { matrix }: Lane,
+): { kernel: Kernel; columns: number; rowsPerGroup: number } {
+  if (rows <= GEMV_ROWS_MAX) return { kernel: gemv(encoding), columns: 8, rowsPerGroup: GEMV_ROWS };
+  if (matrix !== undefined && (encoding === "int8" || encoding === "int4")) {
+    return { kernel: gemmByMatrices(encoding, matrix), columns: MATRIX_COLUMNS, rowsPerGroup: MATRIX_ROWS };
+  }
+  return { kernel: gemm(encoding), columns: GEMM_TILE, rowsPerGroup: GEMM_TILE };
 }
 
 function summarizeKind(kind: SummaryKind, encoding: KvEncoding, headDim: number): Kernel {

@@ -3,6 +3,7 @@
  * text that no adapter at hand can run is validated all the same.
  */
 import { describe, expect, it } from "vitest";
+import { SUBGROUP_MATRIX } from "../../kernels/webgpu/adapter.ts";
 import { type Lane, PLAIN_LANE, shaderSource } from "../../kernels/webgpu/kernel.ts";
 import { ALL_KERNELS } from "./support/all-kernels.ts";
 
@@ -22,7 +23,7 @@ async function openNull(): Promise<GPUDevice | undefined> {
     // Collected before the process ends, it would abort it.
     Object.assign(globalThis, { [Symbol.for("quire.webgpu.null")]: gpu });
     const adapter = await gpu.requestAdapter();
-    const requiredFeatures: GPUFeatureName[] = ["subgroups", "shader-f16"];
+    const requiredFeatures: GPUFeatureName[] = ["subgroups", "shader-f16", SUBGROUP_MATRIX];
     return await adapter?.requestDevice({ requiredFeatures });
   } catch (error) {
     if (process.env.CI !== undefined) throw error;

@@ -15,7 +15,8 @@ export const GEMV_ROWS = 4;
 /** Rows of the input, and of the matrix, that one work group of the large kernel takes. */
 export const GEMM_TILE = 32;
 
-const PARAMS = {
+/** Parameters of every product. */
+export const matmulParams = {
   rows: "u32",
   out_width: "u32",
   out_first: "u32",
@@ -28,7 +29,8 @@ function isInteger(encoding: MatrixEncoding): boolean {
   return encoding === "int8" || encoding === "int4";
 }
 
-function bindings(encoding: MatrixEncoding): Record<string, Binding> {
+/** Bindings of every product. */
+export function matmulBindings(encoding: MatrixEncoding): Record<string, Binding> {
   if (encoding === "f32") return { weights: read("vec4f"), x: read("vec4f"), out: write("f32") };
   if (encoding === "bf16") return { weights: read("vec4u"), x: read("vec4f"), out: write("f32") };
   const scales = { weight_scales: read("f32"), x_scales: read("vec2u") };
@@ -42,7 +44,8 @@ fn bf16_low(words: vec4u) -> vec4f { return vec4f(bf16_pair(words.x), bf16_pair(
 fn bf16_high(words: vec4u) -> vec4f { return vec4f(bf16_pair(words.z), bf16_pair(words.w)); }
 `;
 
-const STORE = /* wgsl */ `
+/** `store(row, column, value)`: into `out`, or added to it. */
+export const STORE = /* wgsl */ `
 fn store(row: u32, column: u32, value: f32) {
   let at = row * p.out_width + p.out_first + column;
   if (p.accumulate != 0u) { out[at] = out[at] + value; } else { out[at] = value; }
@@ -129,8 +132,8 @@ export function gemv(encoding: MatrixEncoding): Kernel {
   const laneSum = integer ? "acc[j]" : "(acc[j].x + acc[j].y) + (acc[j].z + acc[j].w)";
   return {
     name: `gemv_${encoding}`,
-    params: PARAMS,
-    bindings: bindings(encoding),
+    params: matmulParams,
+    bindings: matmulBindings(encoding),
     code: (lane) => /* wgsl */ `
 ${encoding === "bf16" ? BF16 : ""}${integer ? DOT16 : ""}${STORE}
 ${laneWidth(lane)}${shuffles(lane, 64)}
@@ -230,8 +233,8 @@ export function gemm(encoding: MatrixEncoding): Kernel {
   const zero = integer ? "0.0" : "vec4f(0.0)";
   return {
     name: `gemm_${encoding}`,
-    params: PARAMS,
-    bindings: bindings(encoding),
+    params: matmulParams,
+    bindings: matmulBindings(encoding),
     code: /* wgsl */ `
 ${encoding === "bf16" ? BF16 : ""}${integer ? DOT16 : ""}${STORE}
 var<workgroup> w_tile: ${tile};

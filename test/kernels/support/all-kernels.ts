@@ -6,6 +6,7 @@ import { writeCentres } from "../../../kernels/webgpu/wgsl/centres.ts";
 import { HALVES, laneCheck } from "../../../kernels/webgpu/wgsl/checks.ts";
 import { LIST_PAGES, WRITE_MASKS } from "../../../kernels/webgpu/wgsl/masks.ts";
 import { gemm, gemv } from "../../../kernels/webgpu/wgsl/matmul.ts";
+import { gemmByMatrices } from "../../../kernels/webgpu/wgsl/matmul-matrix.ts";
 import { summarizePageKeys } from "../../../kernels/webgpu/wgsl/page-keys.ts";
 import { PAD_ROWS, QUANTIZE_ROWS } from "../../../kernels/webgpu/wgsl/quantize-rows.ts";
 import { COMBINE, SCORE_STATS, TOP_K, TOP_MASS } from "../../../kernels/webgpu/wgsl/rank.ts";
@@ -17,6 +18,13 @@ const MATRICES = ["f32", "bf16", "int8", "int4"] as const;
 const KV = ["f32", "int8"] as const;
 const HEADS = [64, 80, 96, 128] as const;
 
+/** Sizes that GPUs have: NVIDIA and AMD, Intel, Apple. */
+const MATRIX_SHAPES = [
+  { m: 16, n: 16, k: 16 },
+  { m: 8, n: 16, k: 16 },
+  { m: 8, n: 8, k: 8 },
+] as const;
+
 /** Names are unique. */
 export const ALL_KERNELS: readonly Kernel[] = [
   ...[rowOps.RMS_NORM, rowOps.SILU_MUL, rowOps.SILU_MUL_IN_PLACE, rowOps.COPY, rowOps.COPY4, rowOps.COPY_WITHIN],
@@ -24,6 +32,7 @@ export const ALL_KERNELS: readonly Kernel[] = [
   ...[SCORE_STATS, COMBINE, TOP_K, TOP_MASS, ADJUST_LOGITS, TRUNCATE, CHOOSE_TOKEN, LOGPROBS],
   ...[laneCheck(64), laneCheck(256), HALVES],
   ...MATRICES.flatMap((encoding) => [gemv(encoding), gemm(encoding), rowOps.embed(encoding)]),
+  ...MATRIX_SHAPES.flatMap((shape) => [gemmByMatrices("int8", shape), gemmByMatrices("int4", shape)]),
   ...(["min-max", "representatives", "sign-bits"] as const).map(scorePages),
   ...KV.flatMap((encoding) => [1, 3].map((parts) => scoreTokens(encoding, parts))),
   ...HEADS.flatMap((headDim) => [
