@@ -9,6 +9,8 @@ import { Gate, pause, withDeadline } from "./deadline.ts";
 
 const ATTEMPTS_MAX = 4;
 const BACKOFF_MS_MIN = 50;
+/** The longest that a server is waited for because it says so. */
+const RETRY_AFTER_MS_MAX = 5_000;
 const EMPTY = new Uint8Array(0);
 const RETRY_STATUS = new Set([408, 429]);
 /** Codes of status 400 that say the request was damaged on its way. */
@@ -48,6 +50,15 @@ export interface S3Response {
   body: Uint8Array<ArrayBuffer>;
 }
 
+/** A server that cannot now, and says when. */
+class BusyError extends StoreError {
+  readonly retryAfterMs: number;
+  constructor(problem: string, retryAfterMs: number) {
+    super("unavailable", problem);
+    this.retryAfterMs = retryAfterMs;
+  }
+}
+
 /** Requests to one bucket. */
 export class S3Client {
   readonly #options: S3ClientOptions;
@@ -83,11 +94,19 @@ export class S3Client {
           } catch (error) {
             callSignal.throwIfAborted();
             if (!mayRetry(error) || attempt >= ATTEMPTS_MAX) throw error;
-            await pause(BACKOFF_MS_MIN * 2 ** (attempt - 1) * (0.5 + this.#options.random()), callSignal);
+            await pause(this.#pauseMs(error, attempt), callSignal);
           }
         }
       }),
     );
+  }
+
+  /** Before the next attempt: 50, 100, 200 ms, or what the server asked for if that is longer; with jitter, so that those who were refused together do not come together. */
+  #pauseMs(error: unknown, attempt: number): number {
+    const jitter = this.#options.random();
+    const ownMs = BACKOFF_MS_MIN * 2 ** (attempt - 1) * (0.5 + jitter);
+    const askedMs = error instanceof BusyError ? Math.min(error.retryAfterMs, RETRY_AFTER_MS_MAX) : 0;
+    return askedMs === 0 ? ownMs : Math.max(ownMs, askedMs + BACKOFF_MS_MIN * jitter);
   }
 
   async #attempt(request: S3Request, what: string, signal: AbortSignal): Promise<S3Response> {
@@ -142,7 +161,7 @@ export function errorCodeOf(response: { body: Uint8Array }): string {
 }
 
 /** Returns for answers that mean something to the store. @throws {StoreError} for all others. */
-function refuseFailure(response: { status: number; body: Uint8Array }, what: string): void {
+function refuseFailure(response: S3Response, what: string): void {
   const { status } = response;
   if (status >= 200 && status < 300) return;
   const code = errorCodeOf(response);
@@ -150,7 +169,15 @@ function refuseFailure(response: { status: number; body: Uint8Array }, what: str
   if (code === "NoSuchBucket") throw new StoreError("denied", problem);
   if (status === 404 || status === 409 || status === 412 || status === 416) return;
   const passing = RETRY_STATUS.has(status) || status >= 500 || RETRY_CODES.has(code);
+  const retryAfterMs = retryAfterMsOf(response.headers);
+  if (passing && retryAfterMs !== undefined) throw new BusyError(problem, retryAfterMs);
   throw new StoreError(passing ? "unavailable" : "denied", problem);
+}
+
+/** Of `Retry-After` the form in seconds; a date, which depends on whose clock is right, is passed over. */
+function retryAfterMsOf(headers: Headers): number | undefined {
+  const text = headers.get("retry-after")?.trim() ?? "";
+  return /^\d{1,9}$/.test(text) ? Number(text) * 1000 : undefined;
 }
 
 function mayRetry(error: unknown): boolean {

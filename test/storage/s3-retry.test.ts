@@ -105,6 +105,30 @@ describe("s3 store retries", () => {
     }
   });
 
+  it.each([
+    { header: "2", status: 503, ms: 2_000 },
+    { header: "1", status: 429, ms: 1_000 },
+    { header: "3600", status: 503, ms: 5_000 },
+    { header: "0", status: 503, ms: 25 },
+    { header: "Fri, 31 Dec 1999 23:59:59 GMT", status: 503, ms: 25 },
+    { header: "-5", status: 503, ms: 25 },
+  ])("waits as long as a server asks, at most five seconds: Retry-After $header after $status", async (asked) => {
+    const { header, status, ms } = asked;
+    const busy = () => new Response("", { status, headers: { "retry-after": header } });
+    const once = storeWith((_, count) => (count === 1 ? busy() : object("x")));
+    const work = inFakeTime(() => once.store.get("a"));
+    expect((await work.settled)?.objectBytes).toBe(1);
+    // Time passes in steps of 10 ms.
+    expect([once.count(), work.passedMs()]).toEqual([2, Math.ceil(ms / 10) * 10]);
+  });
+
+  it("does not wait for a server beyond the deadline of the call", async () => {
+    const busy = storeWith(() => new Response("", { status: 503, headers: { "retry-after": "4" } }), { getMsMax: 300 });
+    const work = inFakeTime(() => busy.store.get("a"));
+    await expect(work.settled).rejects.toMatchObject({ code: "timeout" });
+    expect([busy.count(), work.passedMs()]).toEqual([1, 300]);
+  });
+
   it("tries a stalled attempt again, and answers timeout at the deadline", async () => {
     const once = storeWith((_, count, signal) => (count === 1 ? stalled(signal) : object("x")), { getMsMax: 2_000 });
     const again = inFakeTime(() => once.store.get("a"));
