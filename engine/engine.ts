@@ -343,7 +343,7 @@ export class Engine {
 
   async #runStep(parts: { sequence: Sequence; slice: PlannedSlice; step: SequenceStep }[]): Promise<SequenceResult[]> {
     try {
-      return await this.#parts.runner.step(parts.map((part) => part.step));
+      return await this.#lookAhead.step(parts.map((part) => part.step));
     } catch (error) {
       for (const { slice } of parts) discardSlice(slice, this.#parts);
       throw error;

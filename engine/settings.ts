@@ -53,7 +53,10 @@ export interface EngineSettings {
   resume: ResumeMode;
   /** What streams in behind a resumed turn may take of the store, bytes a second. */
   fillBytesPerS: number;
-  /** Default mode: how long the prompt of a resumed turn waits for missing pages before it goes on without them. */
+  /**
+   * Default mode: how long the prompt of a resumed turn waits for missing pages before it goes on without them, counted from its admission; at least
+   * half of it is left when its summaries are there.
+   */
   missWaitMs: number;
   /** Host memory for blocks that left the device pool; taken as they leave. 0: they are found in the store, or computed again. */
   hostPoolBytes: number;

@@ -64,7 +64,7 @@ export class StepChoices {
 
   /** What a readback carries: nothing where no slice asked. */
   list(): Pick<StepReadback, "choices"> {
-    const choices = this.#choices.map((choice) => choice?.bytes);
+    const choices = this.#choices.map((choice) => choice?.bytes.slice());
     return choices.some((bytes) => bytes !== undefined) ? { choices } : {};
   }
 }

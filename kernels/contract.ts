@@ -407,6 +407,16 @@ export interface StepRecorder {
    * Lets a CPU stop a step early; nothing may depend on it.
    */
   hasMissed(sliceIndex: number): boolean | undefined;
+  /**
+   * Where {@link hasMissed} tells: what `submit` would give now, and the step goes on; nothing of what was given changes with it. Such a device's `submit` has
+   * ended the step when it returns. On others: undefined.
+   */
+  report(): StepReadback | undefined;
+  /**
+   * Where {@link report} tells: the slices' `blockIds` have changed, because blocks have come (none that was there may have left). What the last `select` chose stands, unless
+   * it depends on which blocks were there: not with token plans. What it misses is noted anew, and ops recorded from now on see what has come.
+   */
+  recheck(): void;
   /** Ends the step. One small readback. */
   submit(): Promise<StepReadback>;
 }

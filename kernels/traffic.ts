@@ -20,6 +20,17 @@ export function emptyTraffic(): SliceTraffic {
   return { pagesSelected: 0, pagesInContext: 0, kvBytes: 0, metadataBytes: 0, pagesPassedOver: 0 };
 }
 
+/** What was read between two counts of the same slice. */
+export function subtractTraffic(later: SliceTraffic, earlier: SliceTraffic): SliceTraffic {
+  return {
+    pagesSelected: later.pagesSelected - earlier.pagesSelected,
+    pagesInContext: later.pagesInContext - earlier.pagesInContext,
+    kvBytes: later.kvBytes - earlier.kvBytes,
+    metadataBytes: later.metadataBytes - earlier.metadataBytes,
+    pagesPassedOver: later.pagesPassedOver - earlier.pagesPassedOver,
+  };
+}
+
 /** Bytes of the summaries (of one kind) of `pageCount` pages of one KV head: two vectors of codes, each with its scale. */
 export function summaryReadBytes(headDim: number, pageCount: number): number {
   return pageCount * 2 * (headDim + 4);
@@ -137,7 +148,8 @@ export class ChosenBlocks {
 
   /** What a readback carries: nothing where no slice asked. */
   list(): Pick<StepReadback, "chosenBlocks"> {
-    return this.#bitmaps.some((bitmap) => bitmap !== undefined) ? { chosenBlocks: this.#bitmaps } : {};
+    const copies = this.#bitmaps.map((bitmap) => bitmap?.slice());
+    return copies.some((bitmap) => bitmap !== undefined) ? { chosenBlocks: copies } : {};
   }
 }
 
@@ -161,6 +173,13 @@ export class MissSet {
   /** Whether a slice has missed anything so far. */
   hasSlice(sliceIndex: number): boolean {
     return this.#slices.has(sliceIndex);
+  }
+
+  /** As if nothing had been noted of this layer. */
+  forget(layer: number): void {
+    for (const [key, miss] of this.#seen) if (miss.layer === layer) this.#seen.delete(key);
+    this.#slices.clear();
+    for (const { sliceIndex } of this.#seen.values()) this.#slices.add(sliceIndex);
   }
 
   /** Ascending by slice, layer, block. */

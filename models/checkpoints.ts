@@ -32,9 +32,9 @@ interface Kept {
 export class CheckpointKeeper {
   readonly #device: Device;
   readonly #width: number;
-  readonly #sequences: readonly KeptSequence[];
+  #sequences: readonly KeptSequence[] = [];
   /** Per sequence: which layers may miss; undefined where none may, or nobody asked. */
-  readonly #mayMiss: (boolean[] | undefined)[];
+  #mayMiss: (boolean[] | undefined)[] = [];
   readonly #kept: Kept[][];
   /** Sequences known to have missed: what they go on from is kept. */
   readonly #missed = new Set<number>();
@@ -43,9 +43,20 @@ export class CheckpointKeeper {
   constructor(device: Device, width: number, sequences: readonly KeptSequence[]) {
     this.#device = device;
     this.#width = width;
+    this.#kept = sequences.map(() => []);
+    this.#follow(sequences);
+  }
+
+  /** The step, of one sequence, goes on where it ended early; what it was to go on from is the keeper's again. */
+  goOn(sequence: KeptSequence, { layer, buffer }: Checkpoint): void {
+    this.#missed.clear();
+    this.#kept[0]!.push({ layer, buffer });
+    this.#follow([sequence]);
+  }
+
+  #follow(sequences: readonly KeptSequence[]): void {
     this.#sequences = sequences;
     this.#mayMiss = sequences.map(({ slice, exact }) => (exact ? layersThatMayMiss(slice) : undefined));
-    this.#kept = sequences.map(() => []);
   }
 
   /** Call between `select` of a layer and the first op that changes `x`, which holds the layer's input, slices in order. */
@@ -58,9 +69,10 @@ export class CheckpointKeeper {
       const missed = recorder.hasMissed(index);
       const kept = this.#kept[index]!;
       if (missed === false) {
-        if (!servesOthers(slice, layer)) return;
+        if (startLayer(slice, layer) !== layer) return;
         // Nothing was missed up to here: what an earlier layer kept is not needed any more.
         for (const { buffer } of kept.splice(0)) this.#device.release(buffer);
+        if (!servesOthers(slice, layer)) return;
       } else if (missed === true) {
         const isFirst = !this.#missed.has(index);
         this.#missed.add(index);

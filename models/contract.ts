@@ -100,7 +100,7 @@ export interface SequenceResult {
    * else the last layer chooses nothing.
    */
   choice?: Uint8Array;
-  /** Of the layers that ran in this call: a step that was void and went on from a layer has read that layer twice. */
+  /** Of the layers that ran in this call: a step that was void and went on from a layer has read that layer twice, unless it went on in place. */
   traffic: SliceTraffic;
 }
 

@@ -39,6 +39,8 @@ export class LlamaStep {
   readonly #recorder: StepRecorder;
   readonly #keeper: CheckpointKeeper;
   readonly #sequences: readonly SequenceStep[];
+  /** Where the step ended early: before a layer, or behind its choice, which missed something. */
+  #ended: { layer: number; hasChosen: boolean } | undefined;
   readonly #rows: number;
   readonly #sampled: readonly SampledRow[];
   /** Where a guess ends. */
@@ -65,19 +67,45 @@ export class LlamaStep {
 
   /** Returns the sequences whose samples will come back, in that order; one that has several is there as often. */
   record(resumed: Checkpoint | undefined): number[] {
-    const { config, weights, buffers, observer } = this.#parts;
     this.#begin(resumed);
-    const first = resumed?.layer ?? 0;
+    return this.#run(resumed?.layer ?? 0, false);
+  }
+
+  /** It ended before its last layer. */
+  get hasEndedEarly(): boolean {
+    return this.#ended !== undefined;
+  }
+
+  /** Goes on where the step ended early, with what has come since; returns as {@link record} does. Nothing else may have run on the device meanwhile. */
+  goOn(): number[] {
+    const { layer, hasChosen } = this.#ended!;
+    this.#ended = undefined;
+    this.#recorder.recheck();
+    return this.#run(layer, hasChosen);
+  }
+
+  #run(first: number, hasChosen: boolean): number[] {
+    const { config, weights, buffers } = this.#parts;
     for (let layer = first; layer < config.layerCount; layer++) {
-      if (layer > first && this.#keeper.pauses(this.#recorder, layer, buffers.x)) return [];
-      observer?.hidden(this.#recorder, { layer, x: buffers.x, rows: this.#rows });
-      this.#attention(layer, weights.layers[layer]!);
-      if (layer === this.#guessLayer || this.#keeper.allVoid(this.#recorder)) return [];
+      const isFirst = layer === first;
+      if (!isFirst && this.#keeper.pauses(this.#recorder, layer, buffers.x)) return this.#end(layer, false);
+      const isChosen = (isFirst && hasChosen) || this.#choose(layer, weights.layers[layer]!);
+      if (layer === this.#guessLayer) return [];
+      if (isChosen) {
+        this.#keeper.afterSelect(this.#recorder, layer, buffers.x);
+        if (this.#keeper.allVoid(this.#recorder)) return this.#end(layer, true);
+        this.#attend(layer, weights.layers[layer]!);
+      }
       if (layer + 1 < config.layerCount) this.#ffn(weights.layers[layer]!, buffers.x, this.#rows);
     }
     if (this.#sampled.length === 0) return [];
     this.#finish(weights.layers[config.layerCount - 1]!);
     return this.#sampled.map(({ sequence }) => sequence);
+  }
+
+  #end(layer: number, hasChosen: boolean): number[] {
+    this.#ended = { layer, hasChosen };
+    return [];
   }
 
   #begin(resumed: Checkpoint | undefined): void {
@@ -96,13 +124,14 @@ export class LlamaStep {
     this.#recorder.embed({ out: buffers.x, table: weights.embeddings, tokens });
   }
 
-  /** Up to the heads' outputs in `attended`; `x` still is the layer's input afterwards, except that inner layers add the output. */
-  #attention(layer: number, weights: LayerWeights): void {
-    const { config, pool, buffers, rope } = this.#parts;
+  /** Up to the choice of what is attended to; `x` still is the layer's input. False where nothing of the layer is wanted but its KV. */
+  #choose(layer: number, weights: LayerWeights): boolean {
+    const { config, pool, buffers, rope, observer } = this.#parts;
     const { x, normed, query: q, key: k, value: v } = buffers;
     const { headCount } = config;
     const rows = this.#rows;
     const recorder = this.#recorder;
+    observer?.hidden(recorder, { layer, x, rows });
     recorder.rmsNorm({ out: normed, x, weight: weights.attentionNorm, rows, width: config.width, eps: config.normEps });
     this.#project(q, weights.query);
     this.#project(k, weights.key);
@@ -110,14 +139,19 @@ export class LlamaStep {
     recorder.append({ pool, layer, headCount, q, k, v, rope });
     // Where no row is sampled, the last layer leaves nothing behind but its KV: it need not wait for blocks either.
     const last = layer + 1 === config.layerCount;
-    const isGuessed = layer === this.#guessLayer;
-    if (last && this.#sampled.length === 0 && !isGuessed) return;
+    if (last && this.#sampled.length === 0 && layer !== this.#guessLayer) return false;
     recorder.select({ pool, layer, headCount, q });
-    if (isGuessed) return;
-    this.#keeper.afterSelect(recorder, layer, x);
-    if (this.#keeper.allVoid(recorder)) return;
-    recorder.attend({ pool, layer, headCount, q, out: buffers.attended });
-    if (!last) recorder.matmul({ out: x, x: buffers.attended, matrix: weights.output, rows, accumulate: true });
+    return true;
+  }
+
+  /** Up to the heads' outputs in `attended`, which inner layers add to `x`. */
+  #attend(layer: number, weights: LayerWeights): void {
+    const { config, pool, buffers } = this.#parts;
+    const { x, query: q, attended } = buffers;
+    this.#recorder.attend({ pool, layer, headCount: config.headCount, q, out: attended });
+    if (layer + 1 === config.layerCount) return;
+    const rows = this.#rows;
+    this.#recorder.matmul({ out: x, x: attended, matrix: weights.output, rows, accumulate: true });
   }
 
   /** `out = normed . matrix^T + bias`, each head then normed where the model does that. Uses `attended`, which nobody needs yet. */

@@ -1,5 +1,6 @@
 /** The model runner of the Llama family: checks a step, has it recorded, and turns its readback into results. */
-import type { Device, KvPool, Sample, StepReadback } from "../kernels/contract.ts";
+import type { Device, KvPool, Sample, SliceTraffic, StepReadback, StepRecorder } from "../kernels/contract.ts";
+import { subtractTraffic } from "../kernels/traffic.ts";
 import { assert } from "../protocol/assert.ts";
 import { allocateActivations } from "./activations.ts";
 import { CheckpointKeeper } from "./checkpoints.ts";
@@ -24,6 +25,23 @@ export interface LlamaRunnerOptions {
   observe?: Observe;
 }
 
+/** A step as it is recorded. */
+interface Recording {
+  recorder: StepRecorder;
+  keeper: CheckpointKeeper;
+  step: LlamaStep;
+  /** The layer that the last call began with, and what earlier calls have told of traffic. */
+  firstLayer: number;
+  told: SliceTraffic | undefined;
+}
+
+/** One that ended early, and is held open: it goes on in place if the next call is for the same rows. */
+interface OpenStep {
+  recording: Recording;
+  slice: SequenceStep["slice"];
+  checkpoint: Checkpoint;
+}
+
 /** See {@link ModelRunner}. Its buffers live as long as the device. */
 export class LlamaRunner implements ModelRunner {
   readonly config: ModelConfig;
@@ -35,6 +53,7 @@ export class LlamaRunner implements ModelRunner {
   readonly #rope: RopePositions;
   readonly #parts: StepParts;
   #running = false;
+  #open: OpenStep | undefined;
 
   constructor(options: LlamaRunnerOptions) {
     const { device, config, pool, rowsMax, sampledMax, observe } = options;
@@ -62,24 +81,91 @@ export class LlamaRunner implements ModelRunner {
     assert(!this.#running, "a step is running");
     const resumed = this.#checkSequences(sequences);
     for (const { slice } of sequences) this.#rope.ensure(slice.position, slice.position + slice.rowCount - 1);
-    const keeper = new CheckpointKeeper(this.#device, this.config.width, sequences);
     this.#running = true;
     try {
-      const recorder = this.#device.begin(sequences.map(({ slice }) => slice));
-      const sampled = new LlamaStep(this.#parts, { recorder, keeper, sequences }).record(resumed);
-      const readback = await recorder.submit();
-      await this.#parts.observer?.deliver();
-      return results(sequences, sampled, readback, keeper);
+      const open = this.#takeOpen(sequences);
+      return open === undefined ? await this.#begin(sequences, resumed) : await this.#goOn(open, sequences);
     } finally {
       this.#running = false;
-      keeper.release();
-      this.#parts.observer?.reset();
-      if (resumed !== undefined && sequences[0]!.guessLayer === undefined) this.#device.release(resumed.buffer);
     }
   }
 
   discard(checkpoint: Checkpoint): void {
+    if (this.#open?.checkpoint === checkpoint) this.#close();
     this.#device.release(checkpoint.buffer);
+  }
+
+  /** The step that is held open, if this is how it goes on; else it is closed, and goes on from its checkpoint. */
+  #takeOpen(sequences: readonly SequenceStep[]): OpenStep | undefined {
+    const [{ slice, resumeFrom, guessLayer }] = sequences as [SequenceStep];
+    const open = this.#open;
+    if (open?.slice === slice && open.checkpoint === resumeFrom && guessLayer === undefined) {
+      this.#open = undefined;
+      return open;
+    }
+    this.#close();
+    return undefined;
+  }
+
+  #close(): void {
+    const open = this.#open;
+    this.#open = undefined;
+    if (open === undefined) return;
+    open.recording.keeper.release();
+    // It is over when this returns; what it tells has been told.
+    open.recording.recorder.submit().catch(() => {});
+  }
+
+  async #begin(sequences: readonly SequenceStep[], resumed: Checkpoint | undefined): Promise<SequenceResult[]> {
+    const keeper = new CheckpointKeeper(this.#device, this.config.width, sequences);
+    try {
+      const recorder = this.#device.begin(sequences.map(({ slice }) => slice));
+      const step = new LlamaStep(this.#parts, { recorder, keeper, sequences });
+      const recording = { recorder, keeper, step, firstLayer: resumed?.layer ?? 0, told: undefined };
+      return await this.#finish(recording, sequences, () => step.record(resumed));
+    } finally {
+      if (resumed !== undefined && sequences[0]!.guessLayer === undefined) this.#device.release(resumed.buffer);
+    }
+  }
+
+  #goOn({ recording, checkpoint }: OpenStep, sequences: readonly SequenceStep[]): Promise<SequenceResult[]> {
+    const { keeper, step } = recording;
+    keeper.goOn(sequences[0]!, checkpoint);
+    return this.#finish({ ...recording, firstLayer: checkpoint.layer }, sequences, () => step.goOn());
+  }
+
+  /** Runs the step to where it ends, and tells. One that ended early is held open, where the device can. */
+  async #finish(
+    recording: Recording,
+    sequences: readonly SequenceStep[],
+    run: () => number[],
+  ): Promise<SequenceResult[]> {
+    const { recorder, keeper, step } = recording;
+    const { observer } = this.#parts;
+    try {
+      const sampled = run();
+      const held = step.hasEndedEarly && observer === undefined && mayHold(sequences) ? recorder.report() : undefined;
+      const readback = held ?? (await recorder.submit());
+      await observer?.deliver();
+      const all = results(sequences, sampled, readback, keeper);
+      if (recording.told !== undefined) all[0] = this.#sinceLastCall(all[0]!, recording.told, recording.firstLayer);
+      const { checkpoint } = all[0]!;
+      if (held !== undefined && checkpoint !== undefined) {
+        const { slice } = sequences[0]!;
+        this.#open = { recording: { ...recording, told: readback.traffic[0] }, slice, checkpoint };
+      }
+      return all;
+    } finally {
+      if (this.#open === undefined) keeper.release();
+      observer?.reset();
+    }
+  }
+
+  /** What a call adds to those before it that the same recording has told of. */
+  #sinceLastCall(result: SequenceResult, told: SliceTraffic, firstLayer: number): SequenceResult {
+    const { traffic, chosenBlocks } = result;
+    chosenBlocks?.fill(0, 0, firstLayer * (chosenBlocks.length / this.config.layerCount));
+    return { ...result, traffic: subtractTraffic(traffic, told) };
   }
 
   /** Returns the checkpoint of a step that goes on from one. */
@@ -114,6 +200,11 @@ export class LlamaRunner implements ModelRunner {
     assert(sampledCount <= this.sampledMax, `${sampledCount} sampled rows are more than ${this.sampledMax}`);
     return sequences[0]!.resumeFrom;
   }
+}
+
+/** Whether a step that ended early may go on in place: it is alone, and what it chose does not depend on what was there. */
+function mayHold(sequences: readonly SequenceStep[]): boolean {
+  return sequences.length === 1 && sequences[0]!.slice.plan.kind !== "tokens";
 }
 
 function results(

@@ -68,6 +68,7 @@ export class Attacher {
   /** Gives the sequence every block and tail that can be trusted. Ends early when it is aborted. */
   async attach(sequence: Sequence): Promise<void> {
     const { clock, fetcher, missWaitMs } = this.#options;
+    const startMs = clock.nowMs();
     this.#fromMemory(sequence);
     const onDevice = new Set<LogicalBlock | OpenBlock>(sequence.opens.values());
     const inHost = new Set<LogicalBlock>();
@@ -93,7 +94,8 @@ export class Attacher {
     const host = reusedTokens(sequence, (part) => "index" in part && inHost.has(part));
     sequence.usage.cachedTokens = cachedTokens;
     sequence.usage.source = { device, host, store: cachedTokens - device - host };
-    sequence.missWaitUntilMs = clock.nowMs() + missWaitMs;
+    // Reading summaries is part of the wait; but of what they choose, some is waited for in any case.
+    sequence.missWaitUntilMs = Math.max(startMs + missWaitMs, clock.nowMs() + missWaitMs / 2);
   }
 
   /** At least the prompt's last token is always computed: its logits are wanted. */
@@ -302,8 +304,8 @@ export class Attacher {
   }
 
   /**
-   * One parallel burst: what every query of the first step attends to (sinks and recent pages) in all layers, which is waited for, and of each
-   * layer the blocks that the last turn's queries chose most. A session that comes back as a whole: everything.
+   * One parallel burst: what every query of the first step attends to (sinks and recent pages) in all layers, of which the first layer's is waited for (a query
+   * that needs another waits for it), and of each layer the blocks that the last turn's queries chose most. A session that comes back as a whole: everything.
    */
   async #firstBurst(sequence: Sequence): Promise<void> {
     const { fetcher, geometry } = this.#options;
@@ -316,18 +318,19 @@ export class Attacher {
       const burst = burstOf(sequence, { from: rows.from, blockEnd: sequence.blocks.length, geometry, wants });
       const layersOf = (items: readonly BurstItem[]) =>
         items.map(({ index, layer }) => ({ block: sequence.blocks[index] as LogicalBlock, layer }));
-      const forced = fetcher.fetch(layersOf(burst.forced), "demand");
-      void this.#endBurst(sequence, fetcher.fetch(layersOf(burst.hot), "fill"));
-      countFetch(sequence, await forced);
+      const first = fetcher.fetch(layersOf(burst.forced.filter(({ layer }) => layer === 0)), "demand");
+      const forced = fetcher.fetch(layersOf(burst.forced.filter(({ layer }) => layer > 0)), "demand");
+      void this.#endBurst(sequence, [forced, fetcher.fetch(layersOf(burst.hot), "fill")]);
+      countFetch(sequence, await first);
       return;
     }
     this.#forgetAhead(sequence);
   }
 
-  /** Hot blocks come in while the first layers are computed; a query that chooses one waits for it as for any other. */
-  async #endBurst(sequence: Sequence, hot: Promise<FetchTotals>): Promise<void> {
+  /** The rest comes in while the first layers are computed; a query that chooses a block waits for it as for any other. */
+  async #endBurst(sequence: Sequence, reads: readonly Promise<FetchTotals>[]): Promise<void> {
     try {
-      countFetch(sequence, await hot);
+      for (const read of reads) countFetch(sequence, await read);
     } catch (error) {
       this.#options.log("attach.burst-failed", { requestId: sequence.request.requestId, error: String(error) });
     }

@@ -5,15 +5,21 @@
  */
 import { NOT_RESIDENT } from "../../kernels/contract.ts";
 import { choosingLayer } from "../../kernels/page-range.ts";
-import type { ModelRunner } from "../../models/contract.ts";
+import type { Checkpoint, ModelRunner, SequenceResult, SequenceStep } from "../../models/contract.ts";
 import type { BlockLayer } from "../kv/block-fetcher.ts";
 import type { Clock } from "../settings.ts";
 import type { Residency } from "./residency.ts";
 import type { Sequence, SuspendedStep } from "./sequence.ts";
 import { fillTables } from "./slice-planner.ts";
 
-/** Layers of one guess at most: each is guessed from the guesses before it. */
+/**
+ * Layers of one guess: at most so many, since each is guessed from the guesses before it; and at least so many. A step that nobody guessed for goes on in place
+ * (llama.ts) and does not choose again, which is worth about what is gained by knowing the next layer only.
+ */
 const LAYERS_MAX = 8;
+const LAYERS_MIN = 2;
+/** Of a layer's time: projections and choice. */
+const CHOICE_SHARE = 0.5;
 /** A guess may take this share of the store's latency: what it delays must be less than what it saves. */
 const LATENCY_SHARE = 0.75;
 
@@ -38,11 +44,28 @@ interface Guess {
 /** Guesses for all sequences of an engine. */
 export class LookAhead {
   readonly #options: LookAheadOptions;
-  /** What a layer of the last guess took. */
+  /** What a layer took in the last step that ended within the model. */
   #layerMs: number | undefined;
 
   constructor(options: LookAheadOptions) {
     this.#options = options;
+  }
+
+  /** Runs a step, and takes its time. */
+  async step(steps: readonly SequenceStep[]): Promise<SequenceResult[]> {
+    const { runner, clock } = this.#options;
+    const startMs = clock.nowMs();
+    const results = await runner.step(steps);
+    const [step, result] = [steps[0], results[0]];
+    if (steps.length === 1 && result?.checkpoint)
+      this.#note(step?.resumeFrom, result.checkpoint, clock.nowMs() - startMs);
+    return results;
+  }
+
+  /** Each step says it anew: a slow one is forgotten with the next. */
+  #note(from: Checkpoint | undefined, to: Checkpoint, ms: number): void {
+    const layers = from === undefined ? to.layer + CHOICE_SHARE : to.layer - from.layer;
+    if (layers > 0) this.#layerMs = ms / layers;
   }
 
   /**
@@ -62,26 +85,24 @@ export class LookAhead {
     return false;
   }
 
-  /** As many as fit into the latency; the first guess is of one layer, and tells what a layer takes. */
+  /** As many as fit into the latency. Of a store or a device of which nothing is known yet, one layer is guessed. */
   #layersMax(): number {
     const latencyMs = this.#options.latencyMs();
     if (latencyMs === undefined || this.#layerMs === undefined) return 1;
-    return Math.min(LAYERS_MAX, Math.floor((LATENCY_SHARE * latencyMs) / this.#layerMs));
+    const layers = Math.min(LAYERS_MAX, Math.floor((LATENCY_SHARE * latencyMs) / this.#layerMs));
+    return layers < LAYERS_MIN ? 0 : layers;
   }
 
   async #guess({ sequence, suspended, toLayer }: Guess): Promise<void> {
-    const { runner, residency, clock, onGuess } = this.#options;
+    const { runner, residency, onGuess } = this.#options;
     const { planned, checkpoint } = suspended;
     const knownLayer = suspended.guessedLayer;
     suspended.guessedLayer = Number.POSITIVE_INFINITY;
     fillTables(sequence, planned);
     const { reportBlocks: _blocks, reportChoice: _choice, ...slice } = planned.slice;
-    const startMs = clock.nowMs();
     const [result] = await runner.step([
       { slice, tokens: planned.tokens, exact: false, resumeFrom: checkpoint, guessLayer: toLayer },
     ]);
-    // The layer that is waited for runs once more.
-    this.#layerMs = (clock.nowMs() - startMs) / (toLayer - checkpoint.layer + 1);
     const wanted = (result?.misses ?? []).flatMap(({ block: index, layer }): BlockLayer[] => {
       const block = sequence.blocks[index];
       return block && layer > knownLayer && block.deviceBlocks[layer] === NOT_RESIDENT ? [{ block, layer }] : [];

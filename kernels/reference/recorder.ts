@@ -20,7 +20,7 @@ import { embed } from "./embed.ts";
 import { matmul } from "./matmul.ts";
 import { floatsOf, ownMatrix, ownPool, type ReferencePool } from "./memory.ts";
 import { rmsNorm } from "./rms-norm.ts";
-import { type GroupSelection, select } from "./select.ts";
+import { type GroupSelection, recheck, select } from "./select.ts";
 import { siluMul } from "./silu-mul.ts";
 
 type Args<Op extends keyof StepRecorder> = Parameters<StepRecorder[Op]>[0];
@@ -135,16 +135,28 @@ export class ReferenceRecorder implements StepRecorder {
     return this.#misses.hasSlice(sliceIndex);
   }
 
-  async submit(): Promise<StepReadback> {
+  report(): StepReadback {
     this.#assertOpen();
-    this.#ended = true;
-    this.#onEnd();
-    const misses = this.#misses.list();
     return {
-      ...{ samples: this.#samples, misses, traffic: this.#traffic },
+      ...{ samples: this.#samples, misses: this.#misses.list(), traffic: this.#traffic.map((each) => ({ ...each })) },
       ...this.#chosenBlocks.list(),
       ...this.#choices.list(),
     };
+  }
+
+  recheck(): void {
+    this.#assertOpen();
+    if (this.#selected === undefined) return;
+    const { layer, groups } = this.#selected;
+    this.#misses.forget(layer);
+    recheck(layer, groups, this.#slices, this.#misses);
+  }
+
+  async submit(): Promise<StepReadback> {
+    const readback = this.report();
+    this.#ended = true;
+    this.#onEnd();
+    return readback;
   }
 
   /** What the last `select` chose. */

@@ -60,6 +60,9 @@ interface Scope extends StepGroup {
   traffic: SliceTraffic;
 }
 
+/** What misses are noted by. */
+type MissScope = Pick<Scope, "slice" | "sliceIndex" | "group" | "misses"> & { args: Pick<SelectArgs, "layer"> };
+
 /** What a step gathers as its layers select: what was wanted and is not resident, which blocks were chosen, and per slice what was read. */
 export interface SelectCounters {
   misses: MissSet;
@@ -260,7 +263,7 @@ function queriesOf({ args, firstRow, voterCount }: Scope, kvHeads: readonly numb
   return queries;
 }
 
-function isResident({ args, slice }: Scope, block: number): boolean {
+function isResident({ args, slice }: Pick<MissScope, "args" | "slice">, block: number): boolean {
   return slice.blockIds[args.layer * slice.blockCapacity + block] !== NOT_RESIDENT;
 }
 
@@ -277,8 +280,21 @@ function noteChosen({ args, sliceIndex, range, chosenBlocks }: Scope, { pages = 
   }
 }
 
+/** Notes anew what choices of a layer miss, when blocks have come. */
+export function recheck(
+  layer: number,
+  selections: readonly GroupSelection[],
+  slices: readonly StepSlice[],
+  misses: MissSet,
+): void {
+  for (const selection of selections) {
+    const slice = slices[selection.sliceIndex] as StepSlice;
+    noteMisses({ ...selection, args: { layer }, slice, misses }, selection);
+  }
+}
+
 /** Blocks before the last row's own that hold a chosen page and are not on the device. */
-function noteMisses(scope: Scope, { pages }: Chosen): void {
+function noteMisses(scope: MissScope, { pages }: Chosen): void {
   const ownBlock = Math.floor(scope.group.positionLast / BLOCK_TOKENS);
   const wanted =
     pages === undefined

@@ -22,8 +22,8 @@ import type { Arena } from "./heap.ts";
 import { argmax, embed, gatherRows, matmuls, PRODUCTS_MAX, type Product, rmsNorm, siluMul } from "./linear-ops.ts";
 import type { Machine } from "./machine.ts";
 import { floatsAt, ownBuffer, ownMatrix, ownPool, type WasmPool } from "./memory.ts";
-import { countLayer, type SelectCounters, select, viewsOf } from "./select.ts";
-import { type LayerBatch, prepareGroups, prepareLayers, type StepGroups } from "./selection-batch.ts";
+import { countLayer, recountLayer, type SelectCounters, select, viewsOf } from "./select.ts";
+import { type LayerBatch, prepareGroups, prepareLayers, refreshBlockIds, type StepGroups } from "./selection-batch.ts";
 
 type Args<Op extends keyof StepRecorder> = Parameters<StepRecorder[Op]>[0];
 
@@ -218,19 +218,40 @@ export class WasmRecorder implements StepRecorder {
     return this.#counters.misses.hasSlice(sliceIndex);
   }
 
+  report(): StepReadback {
+    assert(!this.#ended, "the step was submitted");
+    this.flush();
+    return this.#readback();
+  }
+
+  recheck(): void {
+    this.flush();
+    this.#run(() => {
+      for (const { step } of this.#laidOut) refreshBlockIds(this.#machine, step);
+      const selected = this.#selected;
+      if (selected === undefined) return;
+      this.#counters.misses.forget(selected.layer);
+      recountLayer(this.#machine, selected.step, selected.batch, selected.layer, this.#counters);
+    });
+  }
+
   async submit(): Promise<StepReadback> {
     assert(!this.#ended, "the step was submitted");
     this.flush();
     this.#ended = true;
     this.#onEnd();
+    return this.#readback();
+  }
+
+  #readback(): StepReadback {
     const failure = this.#failure ?? this.#machine.threads.failure;
     if (failure !== undefined) throw failure;
     for (const { step } of this.#laidOut) this.#mergeBitmaps(step);
-    const misses = this.#counters.misses.list();
+    const { misses, traffic, chosenBlocks, choices } = this.#counters;
     return {
-      ...{ samples: this.#samples, misses, traffic: this.#counters.traffic },
-      ...this.#counters.chosenBlocks.list(),
-      ...this.#counters.choices.list(),
+      ...{ samples: this.#samples, misses: misses.list(), traffic: traffic.map((each) => ({ ...each })) },
+      ...chosenBlocks.list(),
+      ...choices.list(),
     };
   }
 

@@ -2,7 +2,14 @@
 
 import { choiceRow, choiceShape, type StepChoices } from "../choice.ts";
 import { coarsePass, passedOverCount } from "../coarse.ts";
-import { BLOCK_TOKENS, NOT_RESIDENT, PAGES_PER_BLOCK, type SelectionView, type SliceTraffic } from "../contract.ts";
+import {
+  BLOCK_TOKENS,
+  NOT_RESIDENT,
+  PAGE_TOKENS,
+  PAGES_PER_BLOCK,
+  type SelectionView,
+  type SliceTraffic,
+} from "../contract.ts";
 import { summaryHeadBytes } from "../layout.ts";
 import { massCount, type SelectingPlan, withForcedPages } from "../page-range.ts";
 import { type ChosenBlocks, type MissSet, openKvBytes, scoringBytes, sealedKvBytes } from "../traffic.ts";
@@ -97,6 +104,44 @@ export function countLayer(
   for (const selection of step.groups) countGroup(machine, step, batch, layer, selection, counters);
 }
 
+/** As {@link countLayer}, where it was called and blocks have come since: what is missing still, and what attention will read. */
+export function recountLayer(
+  machine: Machine,
+  step: StepGroups,
+  batch: LayerBatch,
+  layer: number,
+  { misses }: SelectCounters,
+): void {
+  for (const selection of step.groups) {
+    if (roleOf(selection, batch) === "everything") {
+      countEverything(step, layer, selection, misses);
+      continue;
+    }
+    for (const choice of selection.choices) recountChoice(machine, layer, selection, choice);
+    countChoices(machine, step, layer, selection, misses);
+  }
+}
+
+/** Blocks that hold a page which a choice attends to, and the tokens of those that are there. */
+function recountChoice(
+  { heap }: Machine,
+  layer: number,
+  { slice, blockEnd }: GroupSelection,
+  { masksAt, countsAt }: PageChoice,
+): void {
+  const counts = { absent: 0, blocks: 0, tokens: 0 };
+  for (let block = 0; block < blockEnd; block++) {
+    const mask = heap.bytes[masksAt + block] as number;
+    if (mask === 0) continue;
+    if (slice.blockIds[layer * slice.blockCapacity + block] === NOT_RESIDENT) counts.absent += 1;
+    else {
+      counts.blocks += 1;
+      for (let page = 0; page < PAGES_PER_BLOCK; page++) counts.tokens += ((mask >> page) & 1) * PAGE_TOKENS;
+    }
+  }
+  heap.words.set([counts.absent, counts.blocks, counts.tokens], countsAt / 4 + layer * 3);
+}
+
 /** Query vectors in 16 bits. */
 function quantizeQueries(machine: Machine, { pool }: StepGroups, batch: LayerBatch, q: number): void {
   const { vectorFirst, vectorEnd, codesAt, scalesAt } = batch;
@@ -180,24 +225,21 @@ function reportMasks({ heap }: Machine, layer: number, selection: GroupSelection
 
 /** Adds up what a group reads and misses at this layer. */
 function countGroup(
-  { heap }: Machine,
-  { pool, slices }: StepGroups,
+  machine: Machine,
+  step: StepGroups,
   batch: LayerBatch,
   layer: number,
   selection: GroupSelection,
   { misses, traffic }: SelectCounters,
 ): void {
-  const { sliceIndex, group, range, choices, blockEnd, given, slice } = selection;
+  const { pool } = step;
+  const { sliceIndex, range, choices, given, slice } = selection;
   const { plan } = slice;
   const role = roleOf(selection, batch);
   const sliceTraffic = traffic[sliceIndex] as SliceTraffic;
   const { spec } = pool;
   if (role === "everything") {
-    const absent = absentBlocks(slices[sliceIndex]?.blockIds as Int32Array, layer, selection);
-    for (const block of absent) misses.add({ sliceIndex, layer, block });
-    const blocks = blockEnd - absent.length;
-    const bytes = sealedKvBytes(spec, blocks, blocks * BLOCK_TOKENS) + openKvBytes(spec, group);
-    selection.kvBytes = bytes * spec.kvHeadCount;
+    countEverything(step, layer, selection, misses);
     return;
   }
   sliceTraffic.pagesInContext += range.pageEnd * spec.kvHeadCount;
@@ -205,13 +247,9 @@ function countGroup(
     sliceTraffic.pagesSelected += selection.tokens.pages.length * spec.kvHeadCount;
     return;
   }
-  selection.kvBytes = 0;
+  countChoices(machine, step, layer, selection, misses);
   const forced = range.sinkEnd + range.pageEnd - range.recentStart;
   for (const choice of choices) {
-    const counts = choice.countsAt / 4 + layer * 3;
-    if ((heap.words[counts] as number) > 0) noteMisses(heap.bytes, layer, selection, choice, misses);
-    const bytes = sealedKvBytes(spec, heap.words[counts + 1] as number, heap.words[counts + 2] as number);
-    selection.kvBytes += (bytes + openKvBytes(spec, group)) * choice.kvHeadCount;
     const isScored = role === "chooses" && scoresIn(selection, choice, layer, pool);
     // Shares of the weight are known once pages are scored, or by what was given; a layer that takes over keeps its chooser's.
     const isLimited = plan.kind === "pages" && plan.massShare !== undefined;
@@ -222,6 +260,38 @@ function countGroup(
     const pass = coarsePass(plan, rangeIn(selection, choice, layer, pool));
     sliceTraffic.metadataBytes += scoringBytes(spec.headDim, range, pass) * choice.kvHeadCount;
     if (pass !== undefined) sliceTraffic.pagesPassedOver += passedOverCount(pass) * choice.kvHeadCount;
+  }
+}
+
+/** What a group that attends to everything misses, and reads. */
+function countEverything(
+  { pool: { spec } }: StepGroups,
+  layer: number,
+  selection: GroupSelection,
+  misses: MissSet,
+): void {
+  const { sliceIndex, slice, blockEnd, group } = selection;
+  const absent = absentBlocks(slice.blockIds, layer, selection);
+  for (const block of absent) misses.add({ sliceIndex, layer, block });
+  const blocks = blockEnd - absent.length;
+  const bytes = sealedKvBytes(spec, blocks, blocks * BLOCK_TOKENS) + openKvBytes(spec, group);
+  selection.kvBytes = bytes * spec.kvHeadCount;
+}
+
+/** What a group that chose pages misses, and reads: as its choices were counted. */
+function countChoices(
+  { heap }: Machine,
+  { pool: { spec } }: StepGroups,
+  layer: number,
+  selection: GroupSelection,
+  misses: MissSet,
+): void {
+  selection.kvBytes = 0;
+  for (const choice of selection.choices) {
+    const counts = choice.countsAt / 4 + layer * 3;
+    if ((heap.words[counts] as number) > 0) noteMisses(heap.bytes, layer, selection, choice, misses);
+    const bytes = sealedKvBytes(spec, heap.words[counts + 1] as number, heap.words[counts + 2] as number);
+    selection.kvBytes += (bytes + openKvBytes(spec, selection.group)) * choice.kvHeadCount;
   }
 }
 

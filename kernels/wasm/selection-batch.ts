@@ -254,6 +254,12 @@ function placeSlice(machine: Machine, arena: Arena, { spec }: WasmPool, slice: S
   return { blockIdsAt, summarySlotsAt, bitmapAt, bitmapWords };
 }
 
+/** Lets ops that run from now on see the slices' block ids as they are now. */
+export function refreshBlockIds({ heap }: Machine, { slices, places }: StepGroups): void {
+  for (const [index, { blockIdsAt }] of places.entries())
+    heap.words.set((slices[index] as StepSlice).blockIds, blockIdsAt / 4);
+}
+
 /** Copies words into the heap. */
 export function putWords({ heap }: Machine, arena: Arena, words: Int32Array | readonly number[]): number {
   const at = arena.take(Math.max(4, words.length * 4));

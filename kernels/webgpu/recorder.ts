@@ -230,6 +230,12 @@ export class WebGpuRecorder implements StepRecorder {
     this.#samples.push(...batch.places);
   }
 
+  report(): undefined {
+    return undefined;
+  }
+
+  recheck(): void {}
+
   hasMissed(): undefined {
     return undefined;
   }

@@ -4,7 +4,7 @@ import { randomUUID } from "node:crypto";
 import { expect, onTestFinished } from "vitest";
 import type { Ticket } from "../../engine/engine.ts";
 import { type OpenEngineOptions, type OpenedEngine, openEngine } from "../../engine/open.ts";
-import { ENGINE_DEFAULTS, type EngineSettings, systemClock } from "../../engine/settings.ts";
+import { type Clock, ENGINE_DEFAULTS, type EngineSettings, systemClock } from "../../engine/settings.ts";
 import type { Device, SummaryKind } from "../../kernels/contract.ts";
 import { openDevice } from "../../kernels/open.ts";
 import type { ModelRunner } from "../../models/contract.ts";
@@ -39,6 +39,7 @@ export interface TestEngineOptions {
   openSlotCount?: number;
   rowsMax?: number;
   settings?: Partial<EngineSettings>;
+  clock?: Clock;
   onDeviceLost?: OpenEngineOptions["onDeviceLost"];
   diskCache?: OpenEngineOptions["diskCache"];
 }
@@ -82,7 +83,7 @@ export async function openTestEngine(options: TestEngineOptions): Promise<TestEn
     numericsId: device.numericsId,
     store: options.store,
     settings,
-    clock: systemClock,
+    clock: options.clock ?? systemClock,
     log,
     onDeviceLost: options.onDeviceLost,
     diskCache: options.diskCache,

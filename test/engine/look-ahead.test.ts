@@ -3,9 +3,10 @@ import { describe, expect, it } from "vitest";
 import type { BlockLayer } from "../../engine/kv/block-fetcher.ts";
 import { LookAhead } from "../../engine/sequence/look-ahead.ts";
 import type { Sequence } from "../../engine/sequence/sequence.ts";
+import { systemClock } from "../../engine/settings.ts";
 import { type Miss, NOT_RESIDENT } from "../../kernels/contract.ts";
 import { emptyTraffic } from "../../kernels/traffic.ts";
-import type { Checkpoint, SequenceStep } from "../../models/contract.ts";
+import type { Checkpoint, SequenceResult, SequenceStep } from "../../models/contract.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
 import { expectNothingHeld, openForTest, randomIds, TestSession, untilIdle } from "./harness.ts";
@@ -37,18 +38,22 @@ function waiting({ policy = "quest", layer = 0, samples = true } = {}): Sequence
 }
 
 /** A device of which every layer takes `layerMs`, and guesses that every layer misses blocks 1 and 2. */
-function world({ layerMs, latencyMs }: { layerMs: number; latencyMs: number | undefined }) {
+function world({ layerMs, latencyMs }: { layerMs: number | (() => number); latencyMs: number | undefined }) {
   let nowMs = 0;
   const asked: string[][] = [];
   const steps: SequenceStep[] = [];
+  const msOf = (layers: number) => layers * (typeof layerMs === "number" ? layerMs : layerMs());
   const ahead = new LookAhead({
     clock: { nowMs: () => nowMs },
     latencyMs: () => latencyMs,
     runner: {
-      async step([step]: readonly SequenceStep[]) {
+      async step([step]: readonly SequenceStep[]): Promise<SequenceResult[]> {
+        const { checkpoint, ms } = step as { checkpoint?: Checkpoint; ms?: number };
+        nowMs += ms ?? 0;
+        if (checkpoint !== undefined) return [{ misses: [], traffic: emptyTraffic(), checkpoint }];
         steps.push(step!);
         const layers = Array.from({ length: step!.guessLayer! - step!.resumeFrom!.layer + 1 }, (_, i) => i);
-        nowMs += layers.length * layerMs;
+        nowMs += msOf(layers.length);
         const misses = layers.flatMap((i): Miss[] =>
           [1, 2].map((block) => ({ sliceIndex: 0, layer: step!.resumeFrom!.layer + i, block })),
         );
@@ -62,18 +67,26 @@ function world({ layerMs, latencyMs }: { layerMs: number; latencyMs: number | un
     },
     onGuess() {},
   });
-  return { ahead, asked, steps };
+  /** A real step that ended at layer `to`; one from the start takes half a layer for the choice of its last. */
+  const ran = async ({ from, to, sequences = 1 }: { from: number | undefined; to: number; sequences?: number }) => {
+    const checkpoint = { layer: to } as Checkpoint;
+    const ms = msOf(from === undefined ? to + 0.5 : Math.max(1, to - from));
+    const step = { checkpoint, ms, ...(from === undefined ? {} : { resumeFrom: { layer: from } }) };
+    await ahead.step(Array.from({ length: sequences }, () => step as unknown as SequenceStep));
+  };
+  return { ahead, asked, steps, ran };
 }
 
 describe("look-ahead", () => {
-  it("guesses one layer first, then as many as fit into the latency, once for each wait", async () => {
-    const { ahead, asked, steps } = world({ layerMs: 8, latencyMs: 35 });
+  it("guesses one layer of a device that it knows nothing of, then as many as fit into the latency, once for each wait", async () => {
+    const { ahead, asked, steps, ran } = world({ layerMs: 8, latencyMs: 35 });
     const sequence = waiting();
     expect(await ahead.guess([sequence])).toBe(true);
     expect(asked).toEqual([["1:1", "1:2"]]);
     expect(steps[0]).toMatchObject({ exact: false, guessLayer: 1 });
     expect(steps[0]).not.toHaveProperty("sample");
     expect(await ahead.guess([sequence]), "nothing new is known").toBe(false);
+    await ran({ from: 0, to: 1 });
     // Three of 8 ms are within three quarters of 35.
     expect(await ahead.guess([waiting({ layer: 1 })])).toBe(true);
     expect(asked[1]).toEqual(["2:1", "2:2", "3:1", "3:2", "4:1", "4:2"]);
@@ -82,11 +95,35 @@ describe("look-ahead", () => {
     expect(await ahead.guess([waiting({ layer: 5 })])).toBe(false);
   });
 
-  it("leaves a device alone of which a layer takes longer than the store", async () => {
-    const { ahead, steps } = world({ layerMs: 30, latencyMs: 35 });
+  it("knows what a layer takes before the first guess: of a step that missed at once, from its first choice", async () => {
+    const { ahead, steps, ran } = world({ layerMs: 8, latencyMs: 35 });
+    await ran({ from: undefined, to: 0 });
     expect(await ahead.guess([waiting()])).toBe(true);
+    expect(steps[0]?.guessLayer).toBe(3);
+  });
+
+  it("leaves a device alone on which two layers take longer than the store", async () => {
+    const { ahead, steps, ran } = world({ layerMs: 14, latencyMs: 35 });
+    await ran({ from: 0, to: 2 });
+    expect(await ahead.guess([waiting({ layer: 2 })])).toBe(false);
+    expect(steps).toHaveLength(0);
+  });
+
+  it("forgets a slow step with the next one, and learns nothing from one of several sequences, or that went nowhere", async () => {
+    let layerMs = 1000;
+    const { ahead, steps, ran } = world({ layerMs: () => layerMs, latencyMs: 35 });
+    await ran({ from: 0, to: 1 });
     expect(await ahead.guess([waiting({ layer: 1 })])).toBe(false);
-    expect(steps).toHaveLength(1);
+    layerMs = 5;
+    await ran({ from: 1, to: 2, sequences: 2 });
+    await ran({ from: 2, to: 2 });
+    expect(await ahead.guess([waiting({ layer: 2 })])).toBe(false);
+    await ran({ from: 2, to: 3 });
+    expect(await ahead.guess([waiting({ layer: 0 })])).toBe(true);
+    expect(
+      steps.map(({ guessLayer }) => guessLayer),
+      "five of 5 ms",
+    ).toEqual([5]);
   });
 
   it("guesses only layers that choose, and the last one only for rows of which one is sampled", async () => {
@@ -112,7 +149,9 @@ it("a resumed turn asks for the next layer's blocks before those that it waits f
   const store = new MemoryStore();
   const session = new TestSession("s", { policy: "quest", budgetTokens: 128, exact: true });
   const writer = await openForTest({ store }, expectNothingHeld);
-  const fresh = await openForTest({ store }, expectNothingHeld);
+  // A store that takes 100 ms for each answer, and a device that takes no time.
+  let nowMs = 0;
+  const fresh = await openForTest({ store, clock: { ...systemClock, nowMs: () => nowMs } }, expectNothingHeld);
   await session.turn(writer, randomIds(1, 1500));
   await untilIdle(writer);
   await writer.persister.flush();
@@ -123,6 +162,7 @@ it("a resumed turn asks for the next layer's blocks before those that it waits f
   const eventsOf = () => fresh.engine.traces.find(requestId)?.events ?? [];
   const get = store.get.bind(store);
   store.get = async (key, options) => {
+    nowMs += 100;
     // Blocks that a layer chose are held back until something has been guessed: without a guess the turn never ends.
     const waits = eventsOf().at(-1)?.name === "miss";
     while (waits && !eventsOf().some(({ name }) => name === "guess"))
@@ -134,6 +174,6 @@ it("a resumed turn asks for the next layer's blocks before those that it waits f
   expect([turn.usage.recomputedTokens, turn.usage.pagesMissed]).toEqual([0, 0]);
   const [first, second, third] = eventsOf().filter(({ name }) => ["miss", "guess", "blocks came"].includes(name));
   expect([first?.name, second?.name, third?.name]).toEqual(["miss", "guess", "blocks came"]);
-  expect(second?.fields).toMatchObject({ layer: 1 });
+  expect(second?.fields.layer).toBeGreaterThan(first?.fields.layer ?? 0);
   expect(second?.fields.blocks).toBeGreaterThan(0);
 });

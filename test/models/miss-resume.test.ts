@@ -2,16 +2,20 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type Device, NOT_RESIDENT, type SelectionPlan } from "../../kernels/contract.ts";
 import { openDevice } from "../../kernels/open.ts";
-import type { ModelRunner, SequenceResult, SequenceStep } from "../../models/contract.ts";
+import { emptyTraffic, subtractTraffic } from "../../kernels/traffic.ts";
+import type { Checkpoint, ModelRunner, SequenceResult, SequenceStep } from "../../models/contract.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
 import { Conversation, DENSE, type EvictedBlock } from "./conversation.ts";
 import { houseCases, openHouse, promptIds } from "./house.ts";
 import { type WatchedDevice, watchDevice } from "./recording.ts";
 
+const LAYERS = 4;
 const CONTEXT_TOKENS = 448;
 const PROMPT_TOKENS = 400;
 /** The rows of the step that misses: a decode row, or a chunk that seals a block. */
 const NEXT = { decode: [84], chunk: [...new TextEncoder().encode(" And then he went home. What is it?")] };
+
+const orAll = (words: readonly number[]) => words.reduce((a, b) => (a | b) >>> 0, 0);
 
 let prompt: number[];
 beforeAll(async () => {
@@ -202,6 +206,65 @@ describe.each([false, true])("on the wasm device, misses deferred to the readbac
     expect(last!.misses).toEqual([]);
     expect(last!.sample).toEqual(expected!.sample);
     expect(watched.live.size).toBe(liveBefore);
+  });
+
+  describe.each(["quest", "mean-deviation+scope(layer)", "quest+share(2)", "dense"])("%s", (name) => {
+    const plan = name === "dense" ? DENSE : policyNamed(name).plan(128);
+    const sum = (results: SequenceResult[]) =>
+      results.map(({ traffic }) => traffic).reduce((a, b) => subtractTraffic(a, subtractTraffic(emptyTraffic(), b)));
+    const reporting = (step: SequenceStep) => ({ ...step, slice: { ...step.slice, reportBlocks: true } });
+    const all = [0, 1, 2, 3, 4, 5];
+
+    it("goes on in place: nothing is chosen, read or reported twice", async () => {
+      const { runner, conversations } = await open(plan, 2);
+      const [whole, holed] = conversations as [Conversation, Conversation];
+      const [expected] = await runner.step([reporting(next(whole, NEXT.chunk))]);
+      const evicted = [...(await holed.evict(1, all)), ...(await holed.evict(2, all))];
+      const liveBefore = watched.live.size;
+      const step = reporting(next(holed, NEXT.chunk));
+      const results: SequenceResult[] = [];
+      const bitmaps: Uint32Array[] = [];
+      for (let resumeFrom: Checkpoint | undefined; results.length < 4; ) {
+        const [result] = await runner.step([resumeFrom === undefined ? step : { ...step, resumeFrom }]);
+        results.push(result!);
+        const layers = result!.chosenBlocks?.slice();
+        const words = (layers?.length ?? 0) / LAYERS;
+        // As the engine counts them: of a step that ended early, those before the layer that it goes on from.
+        if (result!.checkpoint) layers?.fill(0, result!.checkpoint.layer * words);
+        if (layers) bitmaps.push(layers);
+        resumeFrom = result!.checkpoint;
+        if (resumeFrom === undefined) break;
+        const missing = new Set(result!.misses.map(({ layer, block }) => layer * holed.blockCapacity + block));
+        holed.restore(evicted.filter(({ at }) => missing.has(at) && holed.blockIds[at] === NOT_RESIDENT));
+      }
+      expect(results.at(-1)!.sample).toEqual(expected!.sample);
+      expect(results).toHaveLength(deferred ? 2 : 3);
+      expect(watched.live.size).toBe(liveBefore);
+      const total =
+        bitmaps.length === 0 ? undefined : bitmaps[0]!.map((_, at) => orAll(bitmaps.map((one) => one[at]!)));
+      expect(total).toEqual(expected!.chosenBlocks);
+      for (const at of total?.keys() ?? []) expect(bitmaps.filter((one) => one[at] !== 0).length).toBeLessThan(2);
+      if (deferred) return;
+      expect(sum(results)).toEqual(expected!.traffic);
+      const select = (layer: number) => watched.ops.filter((op) => op === `select:${layer}`).length;
+      expect([0, 1, 2, 3].map(select)).toEqual([1, 1, 1, 1]);
+    });
+
+    it("goes on from its checkpoint when another step came in between", async () => {
+      const { runner, conversations } = await open(plan, 3);
+      const [whole, holed, other] = conversations as [Conversation, Conversation, Conversation];
+      const [expected] = await runner.step([next(whole, NEXT.chunk)]);
+      const evicted = await holed.evict(1, all);
+      const liveBefore = watched.live.size;
+      const step = next(holed, NEXT.chunk);
+      const [first] = await runner.step([step]);
+      await runner.step([next(other, NEXT.decode)]);
+      holed.restore(evicted);
+      const [second] = await runner.step([{ ...step, resumeFrom: first!.checkpoint! }]);
+      expect(second!.sample).toEqual(expected!.sample);
+      expect(watched.ops.includes("select:1"), "chosen again").toBe(true);
+      expect(watched.live.size).toBe(liveBefore);
+    });
   });
 
   it("stops early where it can, and runs on where it must", async () => {
