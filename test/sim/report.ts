@@ -13,6 +13,8 @@ export interface SimReport {
   collections: number;
   storeTokens: number;
   hostTokens: number;
+  /** Reads that the machine's disk answered. */
+  diskHits: number;
   preemptions: number;
   recomputedTokens: number;
   faults: number;

@@ -8,6 +8,7 @@ import { openRunner } from "../../models/open.ts";
 import { poolFormOf } from "../../storage/block-encoding.ts";
 import type { StoredEncoding } from "../../storage/geometry.ts";
 import { TINY_CONFIG, TinyWeights } from "../engine/tiny-model.ts";
+import type { SimDisk } from "./sim-disk.ts";
 import type { SimStore } from "./sim-store.ts";
 import { VirtualProcess, type VirtualTime } from "./virtual-time.ts";
 
@@ -35,6 +36,8 @@ export interface SimPlace {
   blockCount: number;
   /** How pages are stored. Default int8. */
   pages?: StoredEncoding;
+  /** Of the machine that it lives on. */
+  disk?: SimDisk | undefined;
   settings?: Partial<EngineSettings>;
 }
 
@@ -85,10 +88,11 @@ export class SimEngine {
       pages: place.pages ?? "int8",
     });
     const failures: string[] = [];
+    const line = place.store.line(process);
     const opened = openEngine({
       runner: paced(runner, process, place.time),
       numericsId: device.numericsId,
-      store: place.store.line(process),
+      store: place.disk?.before(line, process) ?? line,
       settings: {
         ...ENGINE_DEFAULTS,
         engineId: "simulated",

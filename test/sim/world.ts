@@ -16,6 +16,7 @@ import { MemoryStore } from "../../storage/memory-store.ts";
 import { uniform } from "../engine/tiny-model.ts";
 import { cutLog, forkLog, type Log, turnRequest } from "./log.ts";
 import { SimFailure, type SimReport } from "./report.ts";
+import { SimDisk } from "./sim-disk.ts";
 import { openSimRunner, SIM_CONFIG, SimEngine } from "./sim-engine.ts";
 import { type SimChange, type SimFaults, SimStore } from "./sim-store.ts";
 import { TranscriptTwin } from "./transcript-twin.ts";
@@ -120,8 +121,7 @@ class World {
     failovers: 0,
     duplicates: 0,
     collections: 0,
-    storeTokens: 0,
-    hostTokens: 0,
+    ...{ storeTokens: 0, hostTokens: 0, diskHits: 0 },
     preemptions: 0,
     recomputedTokens: 0,
     faults: 0,
@@ -129,6 +129,7 @@ class World {
   };
   readonly #seed: number;
   readonly #pages: StoredEncoding;
+  readonly #disk: SimDisk | undefined;
   readonly #time: VirtualTime;
   readonly #next: () => number;
   readonly #chooseTier: () => number;
@@ -152,6 +153,7 @@ class World {
     this.#time = time;
     this.#next = uniform(seed);
     this.#chooseTier = uniform(seed ^ 0x9e3779b9);
+    this.#disk = seed % 3 === 0 ? new SimDisk(uniform(seed ^ 0x2545f491)) : undefined;
     this.#store = new SimStore({
       inner: new MemoryStore({ now: () => time.nowMs }),
       time,
@@ -249,6 +251,7 @@ class World {
     for (const log of logs) if (log.selection.policy === "dense") await this.#nothingMissing(log);
     await this.#stranger(fresh);
     await this.#nothingHeld(fresh);
+    this.report.diskHits = this.#disk?.hits ?? 0;
   }
 
   /** A manifest that is in force is followed by the next generation and by nothing else: no commit is undone by another that did not know of it. */
@@ -444,8 +447,7 @@ class World {
     const engine = await SimEngine.open({
       time: this.#time,
       store: this.#store,
-      blockCount: ENGINE_BLOCKS,
-      pages: this.#pages,
+      ...{ blockCount: ENGINE_BLOCKS, pages: this.#pages, disk: this.#disk },
       // Patience of default mode: long enough for most reads, or for none. Host memory: none, for some blocks, for all.
       settings: {
         missWaitMs: this.#next() < 0.5 ? 500 : 0,
