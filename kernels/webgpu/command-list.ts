@@ -170,7 +170,8 @@ export class CommandList {
 
   /**
    * Submits everything, with `tables` for the step, and returns the first `outcomeBytes` of the outcome (0 at first). With `timed`, the
-   * dispatches run one by one and their times are added to it.
+   * dispatches run one by one and their times are added to it: the GPU's own, or without its timestamps those that the host sees, which
+   * hold a submission each.
    */
   async submit(tables: Uint8Array, outcomeBytes: number, timed?: KernelTime[]): Promise<Uint8Array<ArrayBuffer>> {
     const { device } = this.#gpu;
@@ -181,13 +182,20 @@ export class CommandList {
     if (uploads.length > 0) {
       device.queue.writeBuffer(this.#buffers.staging(this.#gpu, uploads.length), 0, uploads.data, 0, uploads.length);
     }
-    const encoder = device.createCommandEncoder();
+    let encoder = device.createCommandEncoder();
     if (outcomeBytes > 0) encoder.clearBuffer(outcome.buffer(this.#gpu), 0, outcomeBytes);
     const { onSpan } = this.#buffers;
-    const timer = timed === undefined ? undefined : new Timer(this.#gpu, this.#dispatchCount());
+    const hasTimestamps = device.features.has("timestamp-query");
+    const timer = timed === undefined || !hasTimestamps ? undefined : new Timer(this.#gpu, this.#dispatchCount());
     const span = onSpan === undefined ? undefined : new Timer(this.#gpu, 2);
     span?.mark(encoder);
-    this.#encode(encoder, timer);
+    if (timed !== undefined && timer === undefined) {
+      device.queue.submit([encoder.finish()]);
+      await this.#runOneByOne(timed);
+      encoder = device.createCommandEncoder();
+    } else {
+      this.#encode(encoder, this.#commands, timer);
+    }
     span?.mark(encoder);
     timer?.resolve(encoder);
     span?.resolve(encoder);
@@ -204,13 +212,28 @@ export class CommandList {
     return this.#commands.filter(({ kind }) => kind === "dispatch").length;
   }
 
-  #encode(encoder: GPUCommandEncoder, timer: Timer | undefined): void {
+  /** Each command in a submission of its own, with the time until it is done. */
+  async #runOneByOne(timed: KernelTime[]): Promise<void> {
+    const { device } = this.#gpu;
+    for (const command of this.#commands) {
+      const encoder = device.createCommandEncoder();
+      this.#encode(encoder, [command], undefined);
+      await device.queue.onSubmittedWorkDone();
+      const startMs = performance.now();
+      device.queue.submit([encoder.finish()]);
+      await device.queue.onSubmittedWorkDone();
+      const ns = Math.round((performance.now() - startMs) * 1e6);
+      if (command.kind === "dispatch") timed.push({ name: command.kernel.name, ns });
+    }
+  }
+
+  #encode(encoder: GPUCommandEncoder, commands: readonly Command[], timer: Timer | undefined): void {
     const { params, uploads } = this.#buffers;
     const uniforms = this.#buffers.uniforms(this.#gpu, Math.max(PARAMS_STRIDE, params.length));
     this.#gpu.device.queue.writeBuffer(uniforms, 0, params.data, 0, params.length);
     const staging = uploads.length === 0 ? undefined : this.#buffers.staging(this.#gpu, uploads.length);
     let pass: GPUComputePassEncoder | undefined;
-    for (const command of this.#commands) {
+    for (const command of commands) {
       if (command.kind === "upload") {
         pass?.end();
         pass = undefined;

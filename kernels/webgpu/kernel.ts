@@ -67,9 +67,9 @@ export function shaderSource({ params, bindings, code, extensions = [] }: Kernel
   });
   const uniforms = ["struct Params {", ...fields, "}", "@group(0) @binding(0) var<uniform> p: Params;"];
   const ofLane = [...(lane.subgroups === "native" ? ["subgroups"] : []), ...(lane.hasF16 ? ["f16"] : [])];
-  const enabled = typeof code === "string" ? extensions : ofLane;
+  const enabled = new Set([...(typeof code === "string" ? [] : ofLane), ...extensions]);
   const text = typeof code === "string" ? code : code(lane);
-  return [...enabled.map((name) => `enable ${name};`), ...uniforms, ...buffers, text].join("\n");
+  return [...[...enabled].map((name) => `enable ${name};`), ...uniforms, ...buffers, text].join("\n");
 }
 
 /** Writes a dispatch's parameters at byte `at` of `view`; the zero behind them is left as it is. */

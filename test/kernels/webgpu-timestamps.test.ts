@@ -1,9 +1,10 @@
 /** Times that kernels are given: finer than the 65.5 us to which Dawn rounds them unless it is told not to. */
 import { describe, expect, it, vi } from "vitest";
+import { requestAdapter } from "../../kernels/webgpu/adapter.ts";
 import type { KernelTime } from "../../kernels/webgpu/command-list.ts";
 import { openWebGpuDevice } from "../../kernels/webgpu/open-webgpu.ts";
 import { adapterForTests } from "../support/software-gpu.ts";
-import { poisoned, upload } from "./support/floats.ts";
+import { bytesOf, poisoned, results, upload } from "./support/floats.ts";
 
 vi.setConfig({ testTimeout: 120_000 });
 const hasAdapter = (await adapterForTests()) !== undefined;
@@ -47,6 +48,36 @@ describe.skipIf(!hasAdapter)("timestamps of the GPU device", () => {
     device.timeSteps(undefined);
     await run();
     expect(spans.length).toBe(2);
+    await device.close();
+  });
+
+  it("are made up for by the host's clock where the adapter has none, and the results are the same", async () => {
+    const adapter = await requestAdapter();
+    const request = adapter.requestDevice.bind(adapter);
+    adapter.requestDevice = (descriptor) => {
+      const requiredFeatures = [...(descriptor?.requiredFeatures ?? [])].filter((name) => name !== "timestamp-query");
+      return request({ ...descriptor, requiredFeatures });
+    };
+    const device = await openWebGpuDevice({ adapter, features: [] });
+    const [x, out] = [upload(device, "x", Float32Array.of(3, -5)), poisoned(device, "out", 2)];
+    const step = async (): Promise<number[]> => {
+      const recorder = device.begin([]);
+      recorder.copyRows({ out, outRow: 0, x, xRow: 0, rows: 1, width: 2 });
+      device.write(x, 0, bytesOf(Float32Array.of(7)));
+      recorder.siluMul({ out, gate: out, up: x, rows: 1, width: 2 });
+      await recorder.submit();
+      device.write(x, 0, bytesOf(Float32Array.of(3)));
+      return [...(await results(device, out))];
+    };
+    const untimed = await step();
+    const times: KernelTime[] = [];
+    device.time(times);
+    expect(await step()).toEqual(untimed);
+    expect(times.map(({ name }) => name)).toEqual(["copy", "silu_mul_in_place"]);
+    expect(times.every(({ ns }) => ns > 0)).toBe(true);
+    device.time(undefined);
+    await step();
+    expect(times.length).toBe(2);
     await device.close();
   });
 });

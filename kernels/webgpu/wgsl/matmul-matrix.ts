@@ -102,7 +102,7 @@ export function gemmByMatrices(encoding: MatrixEncoding & ("int8" | "int4"), sha
     params: matmulParams,
     bindings: matmulBindings(encoding),
     extensions: isSimulated ? [] : ["subgroups", "f16", "chromium_experimental_subgroup_matrix"],
-    code: /* wgsl */ `
+    code: () => /* wgsl */ `
 ${SIGNED_BYTES}${STORE}
 var<workgroup> x_tile: array<${code}, ${MATRIX_ROWS * STRIDE}>;
 var<workgroup> w_tile: array<${code}, ${MATRIX_COLUMNS * STRIDE}>;
