@@ -1,5 +1,6 @@
 /** Flags of the comparison with peers. */
 import { parseBudget, parseInteger, parseSelectionFlag, parseText } from "../../cli/flags.ts";
+import { PROFILED_SELECTION } from "../../models/selection/calibration.ts";
 import { contextsFlag, modelFlags } from "../decode/flags.ts";
 
 /** Where the peers are, and what is compared. */
@@ -21,7 +22,13 @@ export const peersFlags = {
     parse: parseText,
   },
   policy: { help: "the policy that selects", placeholder: "SELECTION", fallback: "quest", parse: parseSelectionFlag },
-  budget: { help: "its budget in tokens", placeholder: "TOKENS", fallback: "2048", parse: parseBudget },
+  beside: {
+    help: "a selection that is measured beside it, with ratios of its own; of heads(SHARE), heads drawn by the seed retrieve",
+    placeholder: "SELECTION",
+    fallback: PROFILED_SELECTION,
+    parse: parseSelectionFlag,
+  },
+  budget: { help: "the budget of either in tokens", placeholder: "TOKENS", fallback: "2048", parse: parseBudget },
   contexts: contextsFlag("0,4096,16384,32768,65536"),
   "peer-contexts": contextsFlag("0,16384,32768"),
   prefill: {

@@ -2,9 +2,10 @@
 import { availableParallelism, loadavg } from "node:os";
 import type { FlagValues } from "../../cli/flags.ts";
 import { UsageError } from "../../cli/usage-error.ts";
-import { policyNamed } from "../../models/selection/registry.ts";
+import type { SelectionConfiguration } from "../../protocol/generate.ts";
 import { type BenchContext, defineBench } from "../bench.ts";
 import { type BenchModel, openBenchModel } from "../decode/bench-model.ts";
+import { summaryKindsOf } from "../decode/decode.ts";
 import { fillRandom } from "../decode/fill-random.ts";
 import { type DecodeCase, measureDecode } from "../decode/measure-decode.ts";
 import { measurePrefill } from "../prefill/measure-prefill.ts";
@@ -13,7 +14,8 @@ import { peersFlags } from "./flags.ts";
 import { llamaBenchPeer } from "./llama-bench.ts";
 import { nodeLlamaPeer, ownModulesPath } from "./node-llama.ts";
 import type { Peer, PeerCase } from "./peer.ts";
-import { CONTEXTS, computeRatios, type NamedPeerRow, type OurRow } from "./ratios.ts";
+import { besideRows, CONTEXTS, computeRatios, type NamedPeerRow, type OurRow, type Ratios } from "./ratios.ts";
+import { withSeededHeads } from "./seeded-heads.ts";
 
 type PeersValues = FlagValues<typeof peersFlags>;
 
@@ -32,17 +34,18 @@ export const peersBench = defineBench({
   summary:
     "Measures this engine and its peers (llama-bench, node-llama-cpp) in turns and prints the ratios. Contexts are filled with seeded KV.",
   flags: peersFlags,
-  async run(values, context) {
-    const { gguf } = values;
+  async run(given, context) {
+    const { gguf } = given;
     if (gguf === undefined) throw new UsageError("--gguf PATH is needed: `make-shape` writes one");
-    const threads = values.threads ?? Math.min(availableParallelism(), THREADS_DEFAULT_MAX);
-    const peers = findPeers(values, gguf, threads);
-    const { summary } = policyNamed(values.policy);
-    const contextTokens = Math.max(values.prefill, ...values.contexts.map((each) => each + values.tokens));
+    const threads = given.threads ?? Math.min(availableParallelism(), THREADS_DEFAULT_MAX);
+    const peers = findPeers(given, gguf, threads);
+    const contextTokens = Math.max(given.prefill, ...given.contexts.map((each) => each + given.tokens));
     const model = await openBenchModel({
-      ...{ shape: values.shape, model: values.model, seed: values.seed, threads, contextTokens },
-      ...{ kvEncoding: "int8", summaryKinds: summary === undefined ? [] : [summary] },
+      ...{ shape: given.shape, model: given.model, seed: given.seed, threads, contextTokens },
+      ...{ kvEncoding: "int8", summaryKinds: summaryKindsOf([given.policy, given.beside]) },
     });
+    const named = (selection: SelectionConfiguration) => withSeededHeads(selection, model.config, given.seed);
+    const values = { ...given, policy: named(given.policy), beside: named(given.beside) };
     const rows: Rows = { ours: [], peers: [], loadAverages: [] };
     try {
       for (let round = 0; round < values.rounds && !context.signal.aborted; round++) {
@@ -100,12 +103,11 @@ async function runRound({ values, model, peers, context, rows }: Round): Promise
   await fillRandom(model, seed, Math.max(...values.contexts));
   for (const contextTokens of values.contexts) {
     const item = { kind: "decode", contextTokens, tokenCount: tokens } as const;
-    for (const each of decodeCases(values, contextTokens)) {
+    for (const { selection, ...each } of decodeCases(values, contextTokens)) {
       const { msPerToken, tokensPerS: rate } = await measureDecode(model, each, {
         tokenCount: tokens,
         signal: context.signal,
       });
-      const selection = each.policy === "dense" ? "dense" : "select";
       const best = 1000 / msPerToken.min;
       addOurs({ ...item, selection, tokensPerS: rate, tokensPerSBest: best, msPerToken: msPerToken.p50 });
     }
@@ -113,12 +115,17 @@ async function runRound({ values, model, peers, context, rows }: Round): Promise
   }
 }
 
-/** Dense where the peers are compared with it, the policy wherever there is something to select. */
-function decodeCases({ policy, budget, ...values }: PeersValues, contextTokens: number): DecodeCase[] {
-  const dense: DecodeCase = { contextTokens, policy: "dense", budgetTokens: undefined };
-  const select: DecodeCase = { contextTokens, policy, budgetTokens: budget };
+/** Dense where the peers are compared with it, the policy and the one beside it wherever there is something to select. */
+function decodeCases(
+  { policy, beside, budget, ...values }: PeersValues,
+  contextTokens: number,
+): (DecodeCase & Pick<OurRow, "selection">)[] {
+  const dense = { selection: "dense", contextTokens, policy: "dense", budgetTokens: undefined } as const;
   if (contextTokens === 0) return [dense];
-  return values["peer-contexts"].includes(contextTokens) ? [dense, select] : [select];
+  const select = { selection: "select", contextTokens, policy, budgetTokens: budget } as const;
+  const other = { ...select, selection: "beside", policy: beside } as const;
+  const selecting = beside === policy ? [select] : [select, other];
+  return values["peer-contexts"].includes(contextTokens) ? [dense, ...selecting] : selecting;
 }
 
 function describe({ kind, contextTokens, tokensPerS, tokensPerSBest }: Omit<OurRow, "selection" | "msPerToken">) {
@@ -126,9 +133,12 @@ function describe({ kind, contextTokens, tokensPerS, tokensPerSBest }: Omit<OurR
 }
 
 function report({ values, threads, context, rows }: Pick<Round, "values" | "context" | "rows"> & { threads: number }) {
-  const ratios = computeRatios(rows.ours, rows.peers, { rate: "tokensPerS", contexts: CONTEXTS });
-  const ratiosOfBest = computeRatios(rows.ours, rows.peers, { rate: "tokensPerSBest", contexts: CONTEXTS });
-  const names = [...new Set([...Object.keys(ratios), ...Object.keys(ratiosOfBest)])] as (keyof typeof ratios)[];
+  const both = (ours: readonly OurRow[]) => ({
+    medians: computeRatios(ours, rows.peers, { rate: "tokensPerS", contexts: CONTEXTS }),
+    best: computeRatios(ours, rows.peers, { rate: "tokensPerSBest", contexts: CONTEXTS }),
+  });
+  const compared = both(rows.ours);
+  const beside = both(besideRows(rows.ours));
   context.print(
     `${values.model ?? values.shape}, ${threads} threads, ${values.policy} with ${values.budget} tokens, ${values.rounds} rounds`,
   );
@@ -146,17 +156,35 @@ function report({ values, threads, context, rows }: Pick<Round, "values" | "cont
     ].sort((a, b) => a.kind.localeCompare(b.kind) || a.contextTokens - b.contextTokens || (a.side < b.side ? -1 : 1)),
   );
   for (const line of [...table, ""]) context.print(line);
+  printRatios(context, `ratio to the fastest peer, ${values.policy}`, compared);
+  if (values.beside !== values.policy) printRatios(context, `the same, ${values.beside}`, beside);
+  const load = rows.loadAverages.map((each) => each.toFixed(1)).join(", ");
+  context.print(`load average after each round: ${load} (${threads} of it are the run's own)`);
+  return {
+    ok: true,
+    data: {
+      settings: { ...values, threads },
+      ...{ ratios: compared.medians, ratiosOfBest: compared.best },
+      ...{ ratiosBeside: beside.medians, ratiosBesideOfBest: beside.best },
+      ...rows,
+    },
+  };
+}
+
+function printRatios(
+  context: BenchContext,
+  header: string,
+  { medians, best }: { medians: Ratios; best: Ratios },
+): void {
+  const names = [...new Set([...Object.keys(medians), ...Object.keys(best)])] as (keyof Ratios)[];
   const show = (ratio: number | undefined) => (ratio === undefined ? "-" : ratio.toFixed(2));
-  const ratioTable = renderTable(
+  const table = renderTable(
     [
-      { header: "ratio to the fastest peer", align: "left", cell: (name: keyof typeof ratios) => name },
-      { header: "of medians", cell: (name) => show(ratios[name]) },
-      { header: "of the best", cell: (name) => show(ratiosOfBest[name]) },
+      { header, align: "left", cell: (name: keyof Ratios) => name },
+      { header: "of medians", cell: (name) => show(medians[name]) },
+      { header: "of the best", cell: (name) => show(best[name]) },
     ],
     names,
   );
-  for (const line of ratioTable) context.print(line);
-  const load = rows.loadAverages.map((each) => each.toFixed(1)).join(", ");
-  context.print(`load average after each round: ${load} (${threads} of it are the run's own)`);
-  return { ok: true, data: { settings: { ...values, threads }, ratios, ratiosOfBest, ...rows } };
+  for (const line of table) context.print(line);
 }

@@ -1,9 +1,9 @@
 /** Ratios between this engine and the fastest peer of the same run. */
 import type { PeerCase, PeerRow } from "./peer.ts";
 
-/** A measurement of ours. `selection` is dense, or a policy with its budget. */
+/** A measurement of ours: dense, with the policy that is compared, or with the one beside it; both have the same budget. */
 export interface OurRow extends Omit<PeerRow, "variant"> {
-  selection: "dense" | "select";
+  selection: "dense" | "select" | "beside";
   msPerToken: number;
 }
 
@@ -36,6 +36,13 @@ export interface RatioContexts {
 
 /** The ratios of the issue's table. */
 export const CONTEXTS: RatioContexts = { middle: 16_384, long: 32_768, growthShort: 4096, growthLong: 65_536 };
+
+/** The rows as they would be with the policy beside the compared one in its place. */
+export function besideRows(ours: readonly OurRow[]): OurRow[] {
+  return ours
+    .filter(({ selection }) => selection !== "select")
+    .map((row) => (row.selection === "beside" ? { ...row, selection: "select" } : row));
+}
 
 /** Computes what the rows allow. Repeated rows of one case count by their median (`tokensPerS`) or their best (`tokensPerSBest`). */
 export function computeRatios(

@@ -3,13 +3,25 @@ import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { llamaBenchArgs } from "../../bench/peers/llama-bench.ts";
 import { longState } from "../../bench/peers/llama-state.ts";
-import { CONTEXTS, computeRatios, type NamedPeerRow, type OurRow, type Ratios } from "../../bench/peers/ratios.ts";
+import {
+  besideRows,
+  CONTEXTS,
+  computeRatios,
+  type NamedPeerRow,
+  type OurRow,
+  type Ratios,
+} from "../../bench/peers/ratios.ts";
+import { withSeededHeads } from "../../bench/peers/seeded-heads.ts";
 import { withTempFolder } from "../cli/run-quire.ts";
 import { fakeState, writeFakeLlamaBench, writeFakeNodeLlama } from "./fake-llama.ts";
 import { runBench } from "./run-bench.ts";
 
+const MEDIANS = { rate: "tokensPerS", contexts: CONTEXTS } as const;
+
 interface PeersJson {
   ok: boolean;
+  settings: { beside: string };
+  ratiosBeside: Ratios;
   ratios: Ratios;
   ratiosOfBest: Ratios;
   ours: OurRow[];
@@ -32,10 +44,10 @@ describe("bench peers", () => {
       expect(run.err).not.toMatch(/bench:/);
       expect(run.code).toBe(0);
       const result = JSON.parse(await readFile(json, "utf8")) as PeersJson;
-      // Per round: prefill; dense at 0; dense and selection at 1000.
+      // Per round: prefill; dense at 0; dense, selection and the one beside it at 1000.
       expect(result.ours.map(({ kind, contextTokens, selection }) => `${kind} ${contextTokens} ${selection}`)).toEqual([
-        ...["prefill 0 dense", "decode 0 dense", "decode 1000 dense", "decode 1000 select"],
-        ...["prefill 0 dense", "decode 0 dense", "decode 1000 dense", "decode 1000 select"],
+        ...["prefill 0 dense", "decode 0 dense", "decode 1000 dense", "decode 1000 select", "decode 1000 beside"],
+        ...["prefill 0 dense", "decode 0 dense", "decode 1000 dense", "decode 1000 select", "decode 1000 beside"],
       ]);
       // Per round: three cases, two peers, flash attention off and on.
       expect(result.peers).toHaveLength(2 * 3 * 2 * 2);
@@ -52,7 +64,11 @@ describe("bench peers", () => {
       expect(result.ratios.decode0).toBeGreaterThan(0);
       expect(result.ratios.prefill2k).toBeGreaterThan(0);
       expect(result.loadAverages).toHaveLength(2);
-      expect(run.out).toMatch(/\nratio to the fastest peer +of medians +of the best\ndecode0 +\d/);
+      expect(run.out).toMatch(/\nratio to the fastest peer, quest +of medians +of the best\ndecode0 +\d/);
+      const beside = result.settings.beside;
+      expect(beside).toMatch(/^quest\+layer-budgets\(12\)\+heads\(x[0-9a-f]+\)$/);
+      expect(run.out).toContain(`\nthe same, ${beside} `);
+      expect(result.ratiosBeside).toEqual(computeRatios(besideRows(result.ours), result.peers, MEDIANS));
     });
   });
 
@@ -128,6 +144,34 @@ describe("ratios", () => {
     expect(best.decode0).toBeCloseTo(1000 / 150);
     expect(best.decode32kSelect).toBeCloseTo(4);
     expect(computeRatios([ours(0, "dense", 1)], [], { rate: "tokensPerS", contexts: CONTEXTS })).toEqual({});
+  });
+});
+
+describe("a selection beside the compared one", () => {
+  it("takes its place, row by row", () => {
+    const row = { kind: "decode", contextTokens: 16_384, tokenCount: 16, tokensPerSBest: 1, msPerToken: 1 } as const;
+    const ours = [
+      { ...row, selection: "dense", tokensPerS: 1 },
+      { ...row, selection: "select", tokensPerS: 2 },
+      { ...row, selection: "beside", tokensPerS: 3 },
+    ] as const;
+    expect(besideRows(ours).map(({ selection, tokensPerS }) => [selection, tokensPerS])).toEqual([
+      ["dense", 1],
+      ["select", 3],
+    ]);
+  });
+
+  it("names so many heads as its share is, the same for a seed", () => {
+    const shape = { layerCount: 16, kvHeadCount: 8 };
+    const named = withSeededHeads("quest+heads(0.125)", shape, 1);
+    const digits = named.match(/^quest\+heads\(x([0-9a-f]{32})\)$/)?.[1] ?? "";
+    const ones = [...digits].flatMap((digit) =>
+      [...Number.parseInt(digit, 16).toString(2)].filter((bit) => bit === "1"),
+    );
+    expect(ones).toHaveLength(16);
+    expect(withSeededHeads("quest+heads(0.125)", shape, 1)).toBe(named);
+    expect(withSeededHeads("quest+heads(0.125)", shape, 2)).not.toBe(named);
+    expect(withSeededHeads("quest", shape, 1)).toBe("quest");
   });
 });
 
