@@ -1,5 +1,5 @@
 /** `quire calibrate MODEL`: measures what `auto` should choose on a model, and writes it beside the model. */
-import { access, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import {
@@ -14,13 +14,7 @@ import { runEval } from "../bench/eval/run.ts";
 import { describeMachine } from "../bench/machine.ts";
 import { renderTable } from "../bench/table.ts";
 import { pathBeside } from "../engine/calibration.ts";
-import {
-  CALIBRATION_FILE,
-  type Calibration,
-  PROFILED_SELECTION,
-  UNCALIBRATED_SELECTION,
-} from "../models/selection/calibration.ts";
-import { HEADS_FILE } from "../models/selection/head-profile.ts";
+import { CALIBRATION_FILE, type Calibration, UNCALIBRATED_SELECTION } from "../models/selection/calibration.ts";
 import type { SelectionConfiguration } from "../protocol/generate.ts";
 import type { Command } from "./command.ts";
 import { describeFlags, type FlagValues, parseFlags, parseSelectionFlag } from "./flags.ts";
@@ -34,8 +28,9 @@ const DIVERGENCE_MAX = 0.01;
 
 const calibrateFlags = {
   selection: {
-    help: `what auto is to choose where it does not stay dense; ${UNCALIBRATED_SELECTION} or, on a model with ${HEADS_FILE}, ${PROFILED_SELECTION}`,
+    help: "what auto is to choose where it does not stay dense",
     placeholder: "SELECTION",
+    fallback: UNCALIBRATED_SELECTION,
     parse: parseSelectionFlag,
   },
   "divergence-max": {
@@ -79,24 +74,24 @@ async function calibrate(model: string, values: CalibrateValues): Promise<void> 
     const life = new AbortController();
     void stop.requested.then(() => life.abort());
     const promise = promiseOf(values);
-    const wanted = values.selection ?? (await usualSelection(model));
     const measured = {
       ...values,
       model,
-      policies: [wanted],
+      policies: [values.selection],
       cases: promise.answersLostMax === undefined ? 0 : values.cases,
       ablation: undefined,
     };
     const run = await runEval({ ...measured, out: folder, seed: 1, quick: "false" }, folder, {
       print: (line) => void process.stdout.write(`${line}\n`),
       progress: (line) => void process.stderr.write(`${line}\n`),
+      save: async () => {},
       signal: life.signal,
       insisted: stop.insisted,
       env: process.env,
     });
     if (run.interrupted) throw new UsageError("stopped; nothing was written");
     const figures = figuresOf(run.candidates, run.windows, run.tasks);
-    const rows = calibrationRows(figures, wanted, promise);
+    const rows = calibrationRows(figures, values.selection, promise);
     const { fingerprint } = run.model;
     const [selection] = run.resolved as [SelectionConfiguration];
     const calibration = decideCalibration(rows, { fingerprint, selection });
@@ -106,14 +101,6 @@ async function calibrate(model: string, values: CalibrateValues): Promise<void> 
   } finally {
     await rm(folder, { recursive: true });
   }
-}
-
-async function usualSelection(model: string): Promise<SelectionConfiguration> {
-  const isProfiled = await access(await pathBeside(model, HEADS_FILE)).then(
-    () => true,
-    () => false,
-  );
-  return isProfiled ? PROFILED_SELECTION : UNCALIBRATED_SELECTION;
 }
 
 function promiseOf(values: CalibrateValues): SelectionPromise {

@@ -9,7 +9,8 @@ type GpuReport = AdapterReport | { reason: string };
 
 /** The command. */
 export const devicesCommand: Command = {
-  help: () => "Usage: quire devices [--json]\n\nWhat can compute here; the kinds are those of --device.\n",
+  help: () =>
+    "Usage: quire devices [--json]\n\nWhat can compute here; the kinds are those of --device, which takes a hardware GPU where there is one.\n",
   async run(args) {
     const unknown = args.find((arg) => arg !== "--json");
     if (unknown !== undefined) throw new UsageError(`unknown argument ${unknown}`);

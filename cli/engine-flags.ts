@@ -16,11 +16,11 @@ export const engineFlags = {
     parse: parseText,
   },
   device: {
-    help: "wasm (CPU, SIMD and threads), webgpu (a GPU; see quire devices) or reference (scalar, for checks)",
+    help: "auto (a hardware GPU that passes a check, else the CPU), wasm (CPU, SIMD and threads), webgpu (a GPU; see quire devices) or reference (scalar, for checks)",
     placeholder: "KIND",
     env: "QUIRE_DEVICE",
-    fallback: "wasm",
-    parse: parseChoice(["wasm", "webgpu", "reference"]),
+    fallback: "auto",
+    parse: parseChoice(["auto", "wasm", "webgpu", "reference"]),
   },
   threads: {
     help: "threads of the CPU device; without it one per core, at most 8",

@@ -34,6 +34,7 @@ export function startEngine(options: EngineProcessOptions): Child {
     env: { ...env, ...storeEnvironment(secrets), QUIRE_ENGINE_KEY: secrets.engineKey },
     logPath: options.logPath,
     onWarning: options.onWarning,
-    isWarning: (line) => /"level":"(warn|error)"|^(\w*Error|Uncaught)\b/.test(line),
+    // Beside warnings: what is to be known before the engine answers.
+    isWarning: (line) => /"level":"(warn|error)"|^(\w*Error|Uncaught)\b|^quire: (device|loading|compiling) /.test(line),
   });
 }

@@ -110,6 +110,7 @@ function openServer(
       process.stderr.write(`quire: ${message}: ending at once, so that running turns go on elsewhere\n`);
       process.exit(deviceLostExitCode);
     },
+    onDeviceChoice: (line) => void process.stderr.write(`quire: ${line}\n`),
     onLoadProgress: loadReport(
       (line) => process.stderr.write(line),
       () => performance.now(),

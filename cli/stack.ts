@@ -41,6 +41,7 @@ export class Stack {
   readonly storeAddress: string;
   readonly #options: StackOptions;
   #edge: Child | undefined;
+  #device: string | undefined;
   /** Engines that have not ended. */
   readonly #engines = new Set<Child>();
 
@@ -49,6 +50,11 @@ export class Stack {
     this.edgeUrl = `http://${reachableHost(options.host)}:${options.edgePort}`;
     const endpoint = `${this.edgeUrl}/cdn-cgi/local/r2/s3`;
     this.storeAddress = `s3://${bucketName}?endpoint=${encodeURIComponent(endpoint)}`;
+  }
+
+  /** What the engine started last computes on and why, where the choice was its own (`--device auto`) and is made. */
+  get device(): string | undefined {
+    return this.#device;
   }
 
   /**
@@ -82,7 +88,11 @@ export class Stack {
       secrets: data.secrets,
       flags,
       logPath: data.at("logs", "engine.log"),
-      onWarning: (line) => this.#options.onWarning("engine", line),
+      onWarning: (line) => {
+        const chosen = /^quire: device (.*)$/.exec(line)?.[1];
+        if (chosen === undefined) this.#options.onWarning("engine", line);
+        else this.#device = chosen;
+      },
     });
     this.#engines.add(engine);
     void engine.ended.then(() => this.#engines.delete(engine));

@@ -109,7 +109,7 @@ async function bringUp({ stack, values, model, ports, data }: BringUpOptions): P
     url: stack.edgeUrl,
     apiKey: data.secrets.apiKey,
     modelId: model.modelId,
-    device: values.device,
+    device: stack.device ?? values.device,
     engineUrl: `http://${engineHost}:${ports.engine}`,
     enginePid: engine.pid,
     dataPath: data.path,

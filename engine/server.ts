@@ -44,7 +44,10 @@ export interface EngineServerOptions {
   diskCache?: { folder: string; bytesMax: number } | undefined;
   /** Credentials of the store, as `storage/open.ts` reads them. */
   env: Record<string, string | undefined>;
-  device: "wasm" | "webgpu" | "reference";
+  /** `auto`: a hardware GPU that passes a check, else the CPU. */
+  device: "auto" | "wasm" | "webgpu" | "reference";
+  /** Hears which device `auto` took and why, in one line. */
+  onDeviceChoice?: ((line: string) => void) | undefined;
   threads?: number | undefined;
   weightEncoding: MatrixEncoding;
   kvEncoding: KvEncoding;
@@ -161,6 +164,7 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
     kind: options.device,
     ...(options.threads === undefined ? {} : { threads: options.threads }),
     ...(options.memoryBytesMax === undefined ? {} : { memoryBytesMax: options.memoryBytesMax }),
+    ...(options.onDeviceChoice === undefined ? {} : { onChoice: options.onDeviceChoice }),
   });
   try {
     // Every running sequence has a row that is sampled; guesses of speculation have what is beside them.

@@ -4,17 +4,21 @@ import type { Device } from "./contract.ts";
 
 /** What to open, and what it may take of the machine. */
 export interface DeviceOptions {
-  /** `reference` is the oracle: hundreds of times slower, for tests. */
-  kind: "reference" | "wasm" | "webgpu";
+  /** `reference` is the oracle: hundreds of times slower, for tests. `auto`: a GPU where there is one that can be trusted, else the CPU. */
+  kind: "auto" | "reference" | "wasm" | "webgpu";
   /** Threads of a CPU device, the caller's included; default: the cores there are, at most 8. */
   threads?: number;
   /** Memory that buffers, matrices and pools may take together. */
   memoryBytesMax?: number;
+  /** Hears which device `auto` took and why, in one line. */
+  onChoice?: (line: string) => void;
 }
 
 /** Opens a device; the caller closes it. @throws {QuireError} where there is no GPU for `webgpu`. */
 export async function openDevice({ kind, ...options }: DeviceOptions): Promise<Device> {
   switch (kind) {
+    case "auto":
+      return (await import("./auto-device.ts")).openAutoDevice(options);
     case "reference":
       return (await import("./reference/device.ts")).openReferenceDevice(options);
     case "wasm":

@@ -36,6 +36,8 @@ function environment(full: boolean): NodeJS.ProcessEnv {
     ...process.env,
     PATH: `${join(root, "node_modules/.bin")}${delimiter}${process.env.PATH ?? ""}`,
     CI: "1",
+    // Tests expect the CPU device's bits, also on a machine with a GPU.
+    QUIRE_DEVICE: process.env.QUIRE_DEVICE ?? "wasm",
     WRANGLER_SEND_METRICS: "false",
     WRANGLER_SEND_ERROR_REPORTS: "false",
     ...(full ? { QUIRE_TEST_FULL: "1" } : {}),

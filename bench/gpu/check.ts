@@ -2,12 +2,12 @@
 import { registerHooks } from "node:module";
 import { parseChoice, parseInteger } from "../../cli/flags.ts";
 import { UsageError } from "../../cli/usage-error.ts";
+import { checkDevice } from "../../kernels/device-check.ts";
 import { openReferenceDevice } from "../../kernels/reference/device.ts";
 import { openWebGpuDevice } from "../../kernels/webgpu/open-webgpu.ts";
 import type { ConformancePart } from "../../test/kernels/conformance.ts";
 import { type BenchContext, defineBench } from "../bench.ts";
 import { seedFlag } from "../make-shape/make-shape.ts";
-import { checkCorrectness } from "./correctness.ts";
 import { openGpu } from "./open-gpu.ts";
 
 const flags = {
@@ -56,7 +56,8 @@ export const gpuCheckBench = defineBench({
     const { adapter } = first;
     context.print(`${adapter.description}; ${adapter.features.join(", ")}`);
     const reference = openReferenceDevice();
-    const correctness = values.ops === "true" ? await checkCorrectness(first, reference, values.seed) : [];
+    const correctness =
+      values.ops === "true" ? await checkDevice(first, reference, { seed: values.seed, extent: "all" }) : [];
     await Promise.all([first.close(), reference.close()]);
     for (const { name, error } of correctness.filter((row) => !row.ok)) context.print(`WRONG ${name}: off by ${error}`);
     const right = correctness.filter((row) => row.ok).length;

@@ -42,7 +42,7 @@ describe("quire", () => {
     [["start", "--port", "--data", "x"], {}, "--port needs a value"],
     [["start", "--port", "65536"], {}, '--port: must be a whole number from 0 to 65535, not "65536"'],
     [["start"], { QUIRE_PORT: "http" }, 'QUIRE_PORT: must be a whole number from 0 to 65535, not "http"'],
-    [["serve", "--device", "abacus"], {}, '--device: must be one of wasm, webgpu, reference, not "abacus"'],
+    [["serve", "--device", "abacus"], {}, '--device: must be one of auto, wasm, webgpu, reference, not "abacus"'],
     [["start", "--pool-bytes=lots"], {}, '--pool-bytes: must be a size such as 512M or 2G, not "lots"'],
     [["start", "--model", "weights/none"], {}, "model folder weights/none is not there; name one with --model"],
     [["start", "--model", "protocol"], {}, "model folder protocol has no config.json"],
