@@ -8,8 +8,9 @@ import { BLOCK_TOKENS, type KvGeometry, type StoredEncoding, storedBlockBytes } 
 
 type Shape = Pick<KvGeometry, "kvHeadCount" | "headDim" | "encoding">;
 
+const CODES = 16;
 /** Steps of an int4 vector above its least code. */
-const STEPS = 15;
+const STEPS = CODES - 1;
 /** The widest step: 254 / 15, rounded up. */
 const STEP_MAX = 17;
 
@@ -145,23 +146,34 @@ function gridOf(
   assert(false, "block encoding: a block that was not sealed for int4");
 }
 
-function unpackVectors(packed: Uint8Array, bytes: Uint8Array, part: Part, { kvHeadCount, headDim }: Shape): void {
+/** By tables of what each of a vector's 16 codes stands for: this is between a resumed turn and its first token. */
+function unpackVectors(packed: Uint8Array, bytes: Uint8Array, part: Part, { headDim }: Shape): void {
   const codes = new Int8Array(bytes.buffer, bytes.byteOffset + part.poolCodesAt);
-  const zeros = new Int8Array(packed.buffer, packed.byteOffset + part.zerosAt, part.vectorCount);
-  const steps = packed.subarray(part.stepsAt, part.stepsAt + part.vectorCount);
-  for (let head = 0; head < kvHeadCount; head++) {
-    for (let token = 0; token < BLOCK_TOKENS; token++) {
-      const row = (head * BLOCK_TOKENS + token) * headDim;
-      for (let channel = 0; channel < headDim; channel++) {
-        const at = row + channel;
-        const vector = part.isKeys ? head * headDim + channel : head * BLOCK_TOKENS + token;
-        const byte = packed[part.codesAt + (at >> 1)] as number;
-        const code = at & 1 ? byte >> 4 : byte & 15;
-        const value = (zeros[vector] as number) + (steps[vector] as number) * code;
-        codes[at] = Math.min(value, 127);
-      }
+  const values = valuesOf(packed, part);
+  const rowCount = part.isKeys ? (part.vectorCount / headDim) * BLOCK_TOKENS : part.vectorCount;
+  for (let row = 0; row < rowCount; row++) {
+    const first = row * headDim;
+    // The table of the row's first channel, and how far that of the next one is from it.
+    let table = CODES * (part.isKeys ? Math.floor(row / BLOCK_TOKENS) * headDim : row);
+    const next = part.isKeys ? CODES : 0;
+    for (let at = first; at < first + headDim; at += 2) {
+      const pair = packed[part.codesAt + (at >> 1)] as number;
+      codes[at] = values[table + (pair & 15)] as number;
+      codes[at + 1] = values[table + next + (pair >> 4)] as number;
+      table += 2 * next;
     }
   }
+}
+
+/** `[vector][16]` */
+function valuesOf(packed: Uint8Array, part: Part): Int8Array {
+  const values = new Int8Array(part.vectorCount * CODES);
+  for (let vector = 0; vector < part.vectorCount; vector++) {
+    const zero = ((packed[part.zerosAt + vector] as number) << 24) >> 24;
+    const step = packed[part.stepsAt + vector] as number;
+    for (let code = 0; code < CODES; code++) values[vector * CODES + code] = Math.min(127, zero + step * code);
+  }
+  return values;
 }
 
 /** Bits of a binary16 value from those of the same value in f32. */
