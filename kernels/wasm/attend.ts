@@ -1,11 +1,11 @@
 /** Attention on the host's side: cuts the step into tiles, once for all layers, and decides what one task does. */
 import { BLOCK_TOKENS, PAGE_TOKENS, SPLIT_TOKENS } from "../contract.ts";
 import { openHeadAt, openSlotValuesAt } from "../layout.ts";
-import type { LayerRole } from "../page-range.ts";
+import { type LayerRole, takesUnevenly } from "../page-range.ts";
 import type { Arena } from "./heap.ts";
 import type { Machine } from "./machine.ts";
 import { OP } from "./ops.ts";
-import { type GroupSelection, roleOf, type StepGroups } from "./selection-batch.ts";
+import { type GroupSelection, rangeIn, roleOf, type StepGroups } from "./selection-batch.ts";
 
 /** The layer, and f32 `[rows, headCount, headDim]` as addresses. */
 export interface AttendArgs {
@@ -20,8 +20,10 @@ export interface AttendTiles {
   count: number;
   /** Queries of the largest tile. */
   queryMax: number;
-  /** Splits of the longest tile where splits are tasks, else 0. */
+  /** Splits of the longest tile where a task takes a run of them, else 0. */
   splitMax: number;
+  /** Of a task. */
+  splitsPerTask: number;
   headsPerTask: number;
   /** Multiply-adds. */
   work: number;
@@ -53,12 +55,12 @@ const PARTIAL_BYTES_MAX = 32 * 1024 * 1024;
 /** Pieces of memory that a task asks for at once, assembly/attend.ts has the same. */
 const PIECES_BYTES = 256;
 
-/** Cuts the groups of a step into tiles, for layers of these roles; `arena` must live as long as the groups. */
+/** Cuts the groups of a step into tiles, for layers of these roles that take like `layer`; `arena` must live as long as the groups. */
 export function prepareTiles(
   machine: Machine,
   arena: Arena,
   step: StepGroups,
-  roles: readonly LayerRole[],
+  { roles, layer }: { roles: readonly LayerRole[]; layer: number },
 ): AttendTiles {
   const { kvHeadCount, headDim } = step.pool.spec;
   const group = step.headCount / kvHeadCount;
@@ -74,10 +76,11 @@ export function prepareTiles(
   // Chosen pages lie apart, so nothing is gained by taking KV heads together, and each KV head has as many as the next one.
   const isSparse = isFew && tiles.every((tile) => tile.isSparse);
   const isByHead = isSparse && tiles.length * kvHeadCount >= threads;
+  const runs = isByHead ? runsOfBusiest(step, tiles, layer, threads) : splitMax;
   const isCut =
-    !isByHead &&
+    runs > 1 &&
     splitMax > 1 &&
-    tiles.length * (isFew ? 1 : kvHeadCount) < tasksWanted &&
+    (isByHead || tiles.length * (isFew ? 1 : kvHeadCount) < tasksWanted) &&
     partialBytes.reduce((sum, bytes) => sum + bytes, 0) <= PARTIAL_BYTES_MAX;
   const at = arena.take(tiles.length * TILE_BYTES);
   tiles.forEach((tile, index) => {
@@ -91,7 +94,7 @@ export function prepareTiles(
   const tokens = tiles.reduce((sum, tile) => sum + tile.rowCount * attendedTokens(tile), 0);
   return {
     ...{ at, count: tiles.length, queryMax, splitMax: isCut ? splitMax : 0 },
-    ...{ headsPerTask, isAhead },
+    ...{ splitsPerTask: Math.ceil(splitMax / Math.max(1, runs)), headsPerTask, isAhead },
     work: tokens * step.headCount * headDim * 2,
   };
 }
@@ -100,7 +103,7 @@ export function prepareTiles(
 export function attend(machine: Machine, step: StepGroups, tiles: AttendTiles, args: AttendArgs): void {
   if (tiles.count === 0) return;
   const { kvHeadCount, headDim, encoding } = step.pool.spec;
-  const { splitMax, queryMax, headsPerTask, work, isAhead } = tiles;
+  const { splitMax, splitsPerTask, queryMax, headsPerTask, work, isAhead } = tiles;
   // Per query: itself, two outputs, two states, the scores of a block, two factors, and codes of 16 bits padded to eights.
   const queryBytes = (headDim * 3 + 4 + BLOCK_TOKENS + 2) * 4 + Math.ceil(headDim / 8) * 16;
   machine.threads.ensureScratch(PIECES_BYTES + headsPerTask * (16 + queryMax * queryBytes));
@@ -111,14 +114,38 @@ export function attend(machine: Machine, step: StepGroups, tiles: AttendTiles, a
       ...[tiles.at, kvHeadCount, step.headCount / kvHeadCount, headDim, args.q, args.out, 0, blocksAt, blockBytes],
       ...[encoding === "int8" ? 1 : 0, layout.keyScalesAt, layout.valuesAt, layout.valueScalesAt, openAt],
       ...[openSlotBytes, keysOffset, openSlotValuesAt(spec) * 4 + keysOffset, splitMax, queryMax, headsPerTask],
-      ...[args.layer, isAhead ? 1 : 0],
+      ...[args.layer, isAhead ? 1 : 0, splitsPerTask],
     ],
     floats: [[6, 1 / Math.sqrt(headDim)]] as [number, number][],
   };
-  const taskCount = tiles.count * Math.ceil(kvHeadCount / headsPerTask) * Math.max(1, splitMax);
+  const runCount = Math.max(1, Math.ceil(splitMax / splitsPerTask));
+  const taskCount = tiles.count * Math.ceil(kvHeadCount / headsPerTask) * runCount;
   machine.threads.queue(OP.attend, { taskCount, work, ...launchArgs });
   if (splitMax > 0)
     machine.threads.queue(OP.attendMerge, { taskCount: tiles.count * kvHeadCount, work: 0, ...launchArgs });
+}
+
+/**
+ * Into how many runs of splits the busiest KV head of chosen pages is to be cut, so that threads share a layer in which few heads choose; 1 where
+ * whole heads do.
+ */
+function runsOfBusiest({ pool }: StepGroups, tiles: readonly Tile[], layer: number, threads: number): number {
+  if (threads === 1 || !tiles.some(({ selection }) => takesUnevenly(selection.slice.plan))) return 1;
+  const pages = tiles.flatMap(({ selection }) =>
+    Array.from({ length: pool.spec.kvHeadCount }, (_, kvHead) => {
+      const { sinkEnd, takePages, pageEnd, recentStart } = rangeIn(
+        selection,
+        { kvHeadFirst: selection.choices.length === 1 ? 0 : kvHead },
+        layer,
+        pool,
+      );
+      return sinkEnd + takePages + pageEnd - recentStart;
+    }),
+  );
+  const share = pages.reduce((sum, count) => sum + count, 0) / threads;
+  const busiest = Math.max(...pages);
+  if (busiest === Math.min(...pages) || busiest * 2 <= share) return 1;
+  return Math.ceil((busiest * TASKS_PER_THREAD_MIN) / share);
 }
 
 /** Keys and values of a sealed block in one KV head. */

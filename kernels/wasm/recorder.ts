@@ -278,7 +278,7 @@ export class WasmRecorder implements StepRecorder {
     if (entry === undefined) {
       const { step } = known;
       const roles = this.#slices.map(({ plan }) => layerRole(plan, layer));
-      const tiles = prepareTiles(this.#machine, arena, step, roles);
+      const tiles = prepareTiles(this.#machine, arena, step, { roles, layer });
       entry = { batch: prepareLayers(this.#machine, arena, step, { roles, layer }), tiles };
       known.batches.set(key, entry);
     }

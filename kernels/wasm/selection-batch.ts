@@ -170,7 +170,7 @@ function isResident(slice: StepSlice, layerCount: number): boolean {
 /** What a choice may take in a layer. */
 export function rangeIn(
   selection: GroupSelection,
-  { kvHeadFirst }: PageChoice,
+  { kvHeadFirst }: Pick<PageChoice, "kvHeadFirst">,
   layer: number,
   { spec }: WasmPool,
 ): PageRange {

@@ -2,8 +2,8 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { fileURLToPath } from "node:url";
 import { Worker } from "node:worker_threads";
-import { describe, expect, it } from "vitest";
-import type { Device } from "../../kernels/contract.ts";
+import { describe, expect, it, vi } from "vitest";
+import type { Device, SelectionPlan } from "../../kernels/contract.ts";
 import { Arena, WasmHeap } from "../../kernels/wasm/heap.ts";
 import type { Machine } from "../../kernels/wasm/machine.ts";
 import { WasmBuffer } from "../../kernels/wasm/memory.ts";
@@ -161,6 +161,53 @@ describe("wasm results do not depend on the thread count", () => {
       other.forEach((bytes, part) => {
         expectSameBits(bytes, first![part]!, `${index + 2} threads, part ${part}`);
       });
+    }
+  });
+});
+
+describe("wasm threads share a layer in which few KV heads choose", () => {
+  markExercised("device", "wasm, heads cut into runs");
+  const plan: SelectionPlan = {
+    ...{ kind: "pages", budgetPages: 40, sinkPages: 1, recentPages: 2, scope: "kv-head", combine: "max" },
+    scorer: { summary: "min-max", radiusWeight: 1 },
+    // The second layer's heads are alike.
+    retrievalHeads: [true, false, true, false, false, false, false, false],
+  };
+
+  it.each(["f32", "int8"] as const)(`%s, to the bit as by whole heads (seed ${SEED})`, async (encoding) => {
+    const queue = vi.spyOn(ThreadPool.prototype, "queue");
+    const shape: StageShape = {
+      layerCount: 2,
+      headCount: 8,
+      kvHeadCount: 4,
+      headDim: 12,
+      encoding,
+      summaryKinds: ["min-max"],
+    };
+    const sequence = makeSequence(shape, 2700, SEED);
+    const absent = [{ block: 9 }, { block: 30, layer: 0 }];
+    const results = [];
+    for (const threads of [1, 2, 3]) {
+      const device = await openWasmDevice({ threads, sharedWorkMin: 0 });
+      const stage = new Stage(device, shape, { blockCapacity: 43 });
+      await stage.fill(sequence, 2699);
+      queue.mockClear();
+      const { out, readback } = await stage.run([{ sequence, position: 2699, rowCount: 1, plan, absent }]);
+      const taskCounts = queue.mock.calls.flatMap(([op, { taskCount }]) => (op === OP.attend ? [taskCount] : []));
+      results.push({ out: out[0]!, misses: readback.misses, taskCounts });
+      await device.close();
+    }
+    queue.mockRestore();
+    const [whole, ...cut] = results as [(typeof results)[0], ...typeof results];
+    // Six splits: the first layer's heads have 40, 3, 40 and 3 pages, cut for two threads into runs of two splits, for three of one.
+    expect(results.map(({ taskCounts }) => taskCounts)).toEqual([
+      [4, 4],
+      [4 * 3, 4],
+      [4 * 6, 4],
+    ]);
+    for (const { out, misses } of cut) {
+      expect(misses).toEqual(whole.misses);
+      for (const layer of [0, 1]) expectSameBits(out[layer]!, whole.out[layer]!, `layer ${layer}`);
     }
   });
 });

@@ -28,7 +28,8 @@ const PIECE_COUNT: usize = 16;
 
 // args: 0 tiles, 1 KV head count, 2 heads per KV head, 3 headDim, 4 q, 5 out, 6 scale, 7 blocks, 8 block bytes, 9 int8?, offsets in a
 // block: 10 key scales, 11 values, 12 value scales; 13 open slots, 14 slot bytes, offsets in a slot: 15 keys of the layer, 16 values;
-// 17 largest split count (0: a task does all splits), 18 queries of the largest tile, 19 KV heads of a task, 20 layer, 21 ask for the next block?
+// 17 largest split count (0: a task does all splits), 18 queries of the largest tile, 19 KV heads of a task, 20 layer, 21 ask for the next block?,
+// 22 splits of a task
 
 // The scratch of a task in one KV head: whether the split has a token, the queries, state per query {max, sum} of the split and of all
 // splits, scores, outputs of both; over int8 blocks also the factor of each query, that of its weights, and its codes.
@@ -89,23 +90,27 @@ function queryCodesAt(scratch: usize): usize {
   return weightFactorsAt(scratch) + <usize>arg(18) * 4;
 }
 
-/** Task = (tile * tasks of a tile + first KV head / KV heads of a task) [* largest split count + split]. */
+/** Task = (tile * tasks of a tile + first KV head / KV heads of a task) [* runs of splits + run]. */
 export function attendTask(task: i32, thread: i32): void {
-  const splitMax = arg(17);
-  const unit = splitMax == 0 ? task : task / splitMax;
+  const isCut = arg(17) != 0;
+  const runCount = isCut ? (arg(17) + arg(22) - 1) / arg(22) : 1;
+  const unit = task / runCount;
   const headTasks = (arg(1) + arg(19) - 1) / arg(19);
   const tile = argAt(0) + <usize>(unit / headTasks) * TILE_BYTES;
   const first = (unit % headTasks) * arg(19);
   const end = min(arg(1), first + arg(19));
-  const splitCount = load<i32>(tile, 36);
+  const firstSplit = (task % runCount) * arg(22);
+  const endSplit = min(load<i32>(tile, 36), firstSplit + arg(22));
   const scratch = scratchOf(thread);
-  if (splitMax != 0 && task % splitMax >= splitCount) return;
+  if (isCut && firstSplit >= endSplit) return;
   store<i32>(scratch, 0);
   for (let kvHead = first; kvHead < end; kvHead++) loadQueries(tile, kvHead, headScratch(scratch, kvHead - first));
-  if (splitMax == 0) return attendAllSplits(tile, first, end, scratch);
-  attendSplit(tile, first, end, task % splitMax, scratch);
-  for (let kvHead = first; kvHead < end; kvHead++) {
-    storePartial(partialAt(tile, kvHead, task % splitMax), tile, headScratch(scratch, kvHead - first));
+  if (!isCut) return attendAllSplits(tile, first, end, scratch);
+  for (let split = firstSplit; split < endSplit; split++) {
+    attendSplit(tile, first, end, split, endSplit, scratch);
+    for (let kvHead = first; kvHead < end; kvHead++) {
+      storePartial(partialAt(tile, kvHead, split), tile, headScratch(scratch, kvHead - first));
+    }
   }
 }
 
@@ -121,8 +126,9 @@ function attendAllSplits(tile: usize, first: i32, end: i32, scratch: usize): voi
     const at = headScratch(scratch, index);
     clearState(finalStateAt(at), finalOutputAt(at), queryCount);
   }
-  for (let split = 0; split < load<i32>(tile, 36); split++) {
-    attendSplit(tile, first, end, split, scratch);
+  const splitCount = load<i32>(tile, 36);
+  for (let split = 0; split < splitCount; split++) {
+    attendSplit(tile, first, end, split, splitCount, scratch);
     for (let index = 0; index < end - first; index++) {
       const at = headScratch(scratch, index);
       if (load<i32>(at) == 0) continue;
@@ -232,8 +238,8 @@ function finish(tile: usize, kvHead: i32, state: usize, output: usize): void {
   }
 }
 
-/** Attends to one split; the first word of a head's scratch says whether any of it is selected and resident. */
-function attendSplit(tile: usize, first: i32, headEnd: i32, split: i32, scratch: usize): void {
+/** Attends to one split of those before `splitEnd`; the first word of a head's scratch says whether any of it is selected and resident. */
+function attendSplit(tile: usize, first: i32, headEnd: i32, split: i32, splitEnd: i32, scratch: usize): void {
   const position = load<i32>(tile, 8);
   const ownBlock = position >> 6;
   const ids = blockIdsOf(tile);
@@ -249,7 +255,7 @@ function attendSplit(tile: usize, first: i32, headEnd: i32, split: i32, scratch:
     if (id < 0) continue;
     const from = argAt(7) + <usize>id * argAt(8);
     const tokens: u64 = tokenMasks == 0 ? <u64>-1 : load<u64>(tokenMasks + ((<usize>block) << 3));
-    if (isSparse && block >= load<i32>(scratch)) fetchAhead(tile, first, headEnd, block, arg(17) == 0 ? ownBlock : end, scratch);
+    if (isSparse && block >= load<i32>(scratch)) fetchAhead(tile, first, headEnd, block, min(ownBlock, splitEnd * 8), scratch);
     if (arg(21) != 0 && !isSparse) fetchNext(tile, first, headEnd, block + 1, scratch);
     for (let kvHead = first; kvHead < headEnd; kvHead++) {
       const pages = pageMasks == 0 ? 15 : pagesOf(tile, kvHead, block);

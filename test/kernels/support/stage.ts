@@ -86,7 +86,7 @@ interface Place {
   blockCapacity: number;
 }
 
-const ROPE_POSITIONS = 1100;
+const ROPE_POSITIONS = 2800;
 
 /** A pool on a device, and where each sequence lives in it (ids in random order, as after a long run). */
 export class Stage {
