@@ -1,6 +1,5 @@
 /** Flags of the comparison with peers. */
 import { parseBudget, parseInteger, parseSelectionFlag, parseText } from "../../cli/flags.ts";
-import { PROFILED_SELECTION } from "../../models/selection/calibration.ts";
 import { contextsFlag, modelFlags } from "../decode/flags.ts";
 
 /** Where the peers are, and what is compared. */
@@ -25,7 +24,7 @@ export const peersFlags = {
   beside: {
     help: "a selection that is measured beside it, with ratios of its own; of heads(SHARE), heads drawn by the seed retrieve",
     placeholder: "SELECTION",
-    fallback: PROFILED_SELECTION,
+    fallback: "quest+layer-budgets(12)+heads(0.125)",
     parse: parseSelectionFlag,
   },
   budget: { help: "the budget of either in tokens", placeholder: "TOKENS", fallback: "2048", parse: parseBudget },

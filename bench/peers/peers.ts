@@ -157,7 +157,10 @@ function report({ values, threads, context, rows }: Pick<Round, "values" | "cont
   );
   for (const line of [...table, ""]) context.print(line);
   printRatios(context, `ratio to the fastest peer, ${values.policy}`, compared);
-  if (values.beside !== values.policy) printRatios(context, `the same, ${values.beside}`, beside);
+  if (values.beside !== values.policy) {
+    context.print(`beside it, ${values.beside}:`);
+    printRatios(context, "ratio to the fastest peer", beside);
+  }
   const load = rows.loadAverages.map((each) => each.toFixed(1)).join(", ");
   context.print(`load average after each round: ${load} (${threads} of it are the run's own)`);
   return {
