@@ -35,6 +35,7 @@ export function startEngine(options: EngineProcessOptions): Child {
     logPath: options.logPath,
     onWarning: options.onWarning,
     // Beside warnings: what is to be known before the engine answers.
-    isWarning: (line) => /"level":"(warn|error)"|^(\w*Error|Uncaught)\b|^quire: (device|loading|compiling) /.test(line),
+    isWarning: (line) =>
+      /"level":"(warn|error)"|^(\w*Error|Uncaught)\b|^quire: (device|loading|compiling|compiled) /.test(line),
   });
 }

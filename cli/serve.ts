@@ -8,6 +8,7 @@ import { loadReport } from "./load-report.ts";
 import { openModelFolder } from "./model-folder.ts";
 import { findPort } from "./ports.ts";
 import { listenForStop } from "./stop-request.ts";
+import { warmUpReport } from "./warm-up-report.ts";
 
 const serveFlags = {
   port: {
@@ -111,6 +112,10 @@ function openServer(
       process.exit(deviceLostExitCode);
     },
     onDeviceChoice: (line) => void process.stderr.write(`quire: ${line}\n`),
+    onKernelsCompiled: warmUpReport(
+      (line) => process.stderr.write(line),
+      () => performance.now(),
+    ),
     onLoadProgress: loadReport(
       (line) => process.stderr.write(line),
       () => performance.now(),

@@ -28,6 +28,7 @@ import { engineHttpServer } from "./http/http-server.ts";
 import { startRegistration } from "./http/registration.ts";
 import { type OpenedEngine, openEngine } from "./open.ts";
 import { ENGINE_DEFAULTS, type EngineLog, type EngineSettings, systemClock } from "./settings.ts";
+import { type WarmUpProgress, warmUp } from "./warm-up.ts";
 
 /** Settings of an engine process; `quire serve` has a flag for most of them. */
 export interface EngineServerOptions {
@@ -70,9 +71,17 @@ export interface EngineServerOptions {
   onRelease?: (() => void) | undefined;
   /** Called once, when the device is gone: the process is to end at once, and the edge goes on elsewhere. Default: turns fail. */
   onDeviceLost?: EngineParts["onDeviceLost"];
+  /** Called while a GPU compiles its kernels; never on a CPU. */
+  onKernelsCompiled?: ((compiled: KernelsCompiled) => void) | undefined;
   /** Called often while weights are loaded. */
   onLoadProgress?: ((progress: LoadProgress) => void) | undefined;
   log: EngineLog;
+}
+
+/** How far a GPU is with its kernels, and the milliseconds it took so far. */
+export interface KernelsCompiled extends WarmUpProgress {
+  kernelCount: number;
+  ms: number;
 }
 
 /** A listening engine. */
@@ -189,6 +198,7 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
       sampledMax,
     });
     await device.allocated?.();
+    await compileKernels(device, runner, options);
     const { layerCount, kvHeadCount } = runner.config;
     const measured = { fingerprint: runner.fingerprint, log: options.log };
     const calibration = await readCalibration(options.modelFolder, { ...measured, kinds: summaryKinds });
@@ -202,6 +212,23 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
     await store.close();
     throw error;
   }
+}
+
+/** Before the first turn needs them; a CPU's are compiled when its module is loaded. */
+async function compileKernels(
+  device: Device & { kernelCount?: number },
+  runner: ModelRunner,
+  { onKernelsCompiled, log }: EngineServerOptions,
+): Promise<void> {
+  if (device.kind !== "webgpu") return;
+  const startMs = systemClock.nowMs();
+  const compiled = (progress: WarmUpProgress): KernelsCompiled => {
+    return { ...progress, kernelCount: device.kernelCount ?? 0, ms: systemClock.nowMs() - startMs };
+  };
+  await warmUp(runner, (progress) => {
+    onKernelsCompiled?.(compiled(progress));
+    if (progress.stepsDone === progress.stepCount) log("kernels_compiled", { ...compiled(progress) });
+  });
 }
 
 async function serve(options: EngineServerOptions, parts: Parts): Promise<EngineServer> {

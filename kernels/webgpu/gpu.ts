@@ -162,6 +162,11 @@ export class Gpu {
     return copy;
   }
 
+  /** Kernels compiled so far. */
+  get pipelineCount(): number {
+    return this.#pipelines.size;
+  }
+
   close(): void {
     this.#closed = true;
     this.device.destroy();

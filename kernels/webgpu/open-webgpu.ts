@@ -180,6 +180,11 @@ export class WebGpuDevice implements Device {
     await this.#gpu.allocated();
   }
 
+  /** Kernels compiled so far; each is when a step first needs it. */
+  get kernelCount(): number {
+    return this.#gpu.pipelineCount;
+  }
+
   begin(slices: readonly StepSlice[]): StepRecorder {
     this.#assertUsable();
     assert(this.#running === undefined, "one step at a time: the last one was not submitted");
