@@ -1,7 +1,7 @@
 /** The folder of a disk cache: files that only grow, may vanish at any time, and belong to nobody. Several processes may share it. */
 import { mkdir, open, readdir, stat, unlink, utimes } from "node:fs/promises";
 import { join, resolve } from "node:path";
-import { toStoreError } from "./fs-store.ts";
+import { ignoreAbsent, toStoreError } from "./fs-store.ts";
 
 const FILE_PATTERN = /^[0-9a-f]{64}\.qc$/;
 
@@ -91,9 +91,4 @@ class FolderFiles implements CacheFiles {
   async remove(name: string): Promise<void> {
     await unlink(join(this.#folder, name)).catch(ignoreAbsent);
   }
-}
-
-function ignoreAbsent(error: unknown): undefined {
-  if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
-  throw error;
 }

@@ -285,7 +285,8 @@ async function statOrAbsent(path: string): Promise<Stats | undefined> {
   return stat(path).catch(ignoreAbsent);
 }
 
-function ignoreAbsent(error: unknown): undefined {
+/** For calls to which a file that is not there is no error. @throws what else went wrong */
+export function ignoreAbsent(error: unknown): undefined {
   if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
   throw error;
 }

@@ -2,12 +2,13 @@ import { mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promise
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, it, onTestFinished } from "vitest";
-import { type EngineServerOptions, startEngineServer } from "../../engine/server.ts";
+import { startEngineServer } from "../../engine/server.ts";
 import { systemClock } from "../../engine/settings.ts";
 import { openCacheFolder } from "../../storage/cache-files.ts";
 import { DiskCache } from "../../storage/disk-cache.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
 import { openForTest, randomIds, TestSession, untilIdle } from "./harness.ts";
+import { HOUSE_0_SERVER } from "./house-server.ts";
 
 const PROMPTS = [randomIds(1, 700), randomIds(2, 30), randomIds(3, 30), randomIds(4, 30)];
 const SELECTION = { policy: "quest", budgetTokens: 128, exact: true } as const;
@@ -58,27 +59,11 @@ describe("an engine with a disk cache", () => {
 });
 
 describe("an engine process with --disk-cache", () => {
-  const options: EngineServerOptions = {
-    host: "127.0.0.1",
-    port: 0,
-    modelFolder: "weights/house-0",
-    storeUrl: "memory:",
-    env: {},
-    device: "wasm",
-    threads: 1,
-    weightEncoding: "int8",
-    kvEncoding: "int8",
-    summaryKinds: ["min-max"],
-    poolBytes: 16 * 2 ** 20,
-    contextTokensMax: 2048,
-    log: () => {},
-  };
-
   it("makes the folder and tells of it; one that cannot be used is refused at the start", async () => {
     const parent = await mkdtemp(join(tmpdir(), "quire-engine-cache-"));
     onTestFinished(() => rm(parent, { recursive: true }));
     const folder = join(parent, "a", "b");
-    const server = await startEngineServer({ ...options, diskCache: { folder, bytesMax: 2 ** 30 } });
+    const server = await startEngineServer({ ...HOUSE_0_SERVER, diskCache: { folder, bytesMax: 2 ** 30 } });
     expect((await stat(folder)).isDirectory()).toBe(true);
     expect(server.description).toContain("memory behind a disk cache");
     const metrics = await (await fetch(`${server.url}/metrics`)).text();
@@ -86,7 +71,7 @@ describe("an engine process with --disk-cache", () => {
     await server.stop(0);
     const file = join(parent, "file");
     await writeFile(file, "");
-    const refused = startEngineServer({ ...options, diskCache: { folder: file, bytesMax: 2 ** 30 } });
+    const refused = startEngineServer({ ...HOUSE_0_SERVER, diskCache: { folder: file, bytesMax: 2 ** 30 } });
     await expect(refused).rejects.toThrow(/cannot use the folder .*file as a disk cache/);
   });
 });

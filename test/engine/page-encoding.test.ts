@@ -2,27 +2,12 @@ import { describe, expect, it } from "vitest";
 import { type EngineServerOptions, startEngineServer } from "../../engine/server.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
 import { openForTest, randomIds, TestSession, untilIdle } from "./harness.ts";
-
-const SERVER: EngineServerOptions = {
-  host: "127.0.0.1",
-  port: 0,
-  modelFolder: "weights/house-0",
-  storeUrl: "memory:",
-  env: {},
-  device: "wasm",
-  threads: 1,
-  weightEncoding: "int8",
-  kvEncoding: "int8",
-  summaryKinds: ["min-max"],
-  poolBytes: 16 * 2 ** 20,
-  contextTokensMax: 2048,
-  log: () => {},
-};
+import { HOUSE_0_SERVER } from "./house-server.ts";
 
 describe("encodings of stored pages", () => {
   it("are a part of what names them, beside the device's own numerics", async () => {
     const sessionKey = async (options: Partial<EngineServerOptions>): Promise<string> => {
-      const server = await startEngineServer({ ...SERVER, ...options });
+      const server = await startEngineServer({ ...HOUSE_0_SERVER, ...options });
       await server.stop(0);
       return server.opened.keys.of("ab").session("s");
     };
@@ -45,7 +30,7 @@ describe("encodings of stored pages", () => {
       ["int8", "f32", "int8 or int4"],
       ["f32", "int4", "f32 or f16"],
     ] as const) {
-      const started = startEngineServer({ ...SERVER, kvEncoding, pageEncoding });
+      const started = startEngineServer({ ...HOUSE_0_SERVER, kvEncoding, pageEncoding });
       await expect(started).rejects.toMatchObject({
         ...{ code: "invalid_request", param: "pageEncoding" },
         message: `pages of an ${kvEncoding} pool are stored as ${choices}, not ${pageEncoding}`,
