@@ -14,6 +14,8 @@ export interface Candidate {
   budgetTokens: number;
   /** A baseline is worked out on the host, layer by layer, from a dense run: it has no plan and generates nothing. */
   plan: SelectionPlan | "oracle" | "random";
+  /** Rows of a prompt that share a choice; absent: a page. */
+  groupTokens?: number;
 }
 
 /**
@@ -29,7 +31,10 @@ export function candidatesOf(
   return budgets.flatMap((budgetTokens): Candidate[] => [
     { name: ORACLE, budgetTokens, plan: "oracle" },
     { name: RANDOM, budgetTokens, plan: "random" },
-    ...selective.map((name) => ({ name, budgetTokens, plan: policyNamed(resolve(name)).plan(budgetTokens) })),
+    ...selective.map((name) => {
+      const { plan, groupTokens } = policyNamed(resolve(name));
+      return { name, budgetTokens, plan: plan(budgetTokens), groupTokens };
+    }),
   ]);
 }
 

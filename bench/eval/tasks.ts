@@ -2,6 +2,7 @@
 import type { SelectionPlan } from "../../kernels/contract.ts";
 import { askDocument, type Reply } from "../recall/ask.ts";
 import { casesOf, passageOf, type RecallCase, type RecallDocument } from "../recall/cases.ts";
+import type { TurnPlan } from "../recall/sequence.ts";
 import type { Candidate } from "./grid.ts";
 import type { EvalSubject } from "./subject.ts";
 
@@ -36,7 +37,7 @@ export async function measureDocument(
   const selections = candidates.filter(
     (each): each is Candidate & { plan: SelectionPlan } => typeof each.plan === "object",
   );
-  const plans: SelectionPlan[] = [{ kind: "dense" }, ...selections.map(({ plan }) => plan)];
+  const plans: TurnPlan[] = [{ plan: { kind: "dense" } }, ...selections];
   const answers = await askDocument(subject, { document, passage, plans, signal });
   const bytes = ({ traffic }: Reply): number => traffic.kvBytes + traffic.metadataBytes;
   return casesOf(document).map((question, at) => {

@@ -1,9 +1,9 @@
 /** Asks a model about a document: the passage is read densely, once; each plan then reads each question and answers it. */
-import { BLOCK_TOKENS, type SelectionPlan, type SliceTraffic } from "../../kernels/contract.ts";
+import { BLOCK_TOKENS, type SliceTraffic } from "../../kernels/contract.ts";
 import type { ModelRunner } from "../../models/contract.ts";
 import type { ChatMessage, ChatTemplate, Tokenizer } from "../../tokenizer/contract.ts";
 import { casesOf, isRight, type RecallCase, type RecallDocument, userMessage } from "./cases.ts";
-import type { Sequence } from "./sequence.ts";
+import type { Sequence, TurnPlan } from "./sequence.ts";
 
 /** Longest reply; a longer one is cut. */
 export const REPLY_TOKENS_MAX = 64;
@@ -30,7 +30,7 @@ export interface Reply {
 /** Of each question one reply per plan, all from the same KV of the passage. */
 export async function askDocument(
   subject: Subject,
-  options: { document: RecallDocument; passage: string; plans: readonly SelectionPlan[]; signal: AbortSignal },
+  options: { document: RecallDocument; passage: string; plans: readonly TurnPlan[]; signal: AbortSignal },
 ): Promise<Reply[][]> {
   const { document, passage, plans, signal } = options;
   const { sequence } = subject;
@@ -46,7 +46,7 @@ export async function askDocument(
     const own: Reply[] = [];
     for (const plan of plans) {
       sequence.rewind(kept.length);
-      const text = await converse(subject, { question, passage, plan, rest, signal });
+      const text = await converse(subject, { question, passage, ...plan, rest, signal });
       own.push({ isRight: isRight(text, question.turns.at(-1)?.expect ?? []), text, traffic: sequence.traffic });
     }
     replies.push(own);
@@ -86,23 +86,22 @@ export function splitPrompt(
 /** The reply to the last turn, from where the sequence is; earlier replies are the model's own. */
 export async function converse(
   subject: Subject,
-  options: {
+  options: TurnPlan & {
     question: RecallCase;
     passage: string;
-    plan: SelectionPlan;
     rest: readonly number[];
     signal: AbortSignal;
   },
 ): Promise<string> {
-  const { question, passage, plan, signal } = options;
+  const { question, passage, signal, rest, ...how } = options;
   const { sequence, tokenizer, template, runner } = subject;
   const endIds = runner.config.eosTokenIds;
   const messages: ChatMessage[] = [];
-  let prompt = options.rest;
+  let prompt = rest;
   let reply = "";
   for (let turn = 0; turn < question.turns.length; turn++) {
     messages.push(userMessage(question, turn, passage));
-    const ids = await sequence.answer(prompt, { plan, tokensMax: REPLY_TOKENS_MAX, endIds, signal });
+    const ids = await sequence.answer(prompt, { ...how, tokensMax: REPLY_TOKENS_MAX, endIds, signal });
     const ended = endIds.includes(ids.at(-1) as number);
     reply = tokenizer.decode(ended ? ids.slice(0, -1) : ids);
     if (turn === question.turns.length - 1) break;

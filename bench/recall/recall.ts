@@ -112,7 +112,9 @@ async function askAll(
     values.policy.map((policy) => [policy, { cases: 0, right: 0, pagesSelected: 0, pagesInContext: 0 }]),
   );
   try {
-    const plans = values.policy.map((policy) => policyNamed(policy).plan(values.budget));
+    const plans = values.policy.map(policyNamed).map(({ plan, groupTokens }) => {
+      return { plan: plan(values.budget), groupTokens };
+    });
     for (const [index, document] of asked.entries()) {
       const questions = await askDocument(subject, { document, passage: passages[index] as string, plans, signal });
       for (const [at, { isRight, traffic }] of questions.flatMap((replies) => [...replies.entries()])) {

@@ -1,5 +1,6 @@
 /** One sequence on a model runner, without an engine: text is read, questions run under a plan, and the text is kept for the next plan. */
 import { setImmediate } from "node:timers/promises";
+import { groupStarts } from "../../engine/kv/provenance.ts";
 import {
   BLOCK_TOKENS,
   type SampleRow,
@@ -29,6 +30,18 @@ const GREEDY: Omit<SampleRow, "row" | "position"> = {
   seed: 0,
 };
 
+/** How a turn is read and answered. */
+export interface TurnPlan {
+  plan: SelectionPlan;
+  /** Rows of its prompt that share a choice, as in an engine; absent: a page. */
+  groupTokens?: number;
+}
+
+interface StepPlan extends Required<TurnPlan> {
+  isSampled: boolean;
+  run: ReturnType<RunChoices["fieldsAt"]>;
+}
+
 /** Pool counts for one {@link Sequence} of `contextTokens`, in steps of up to `rowsMax` rows. */
 export function poolCounts(options: { layerCount: number; contextTokens: number; rowsMax: number }) {
   const blocks = Math.ceil(options.contextTokens / BLOCK_TOKENS);
@@ -50,7 +63,6 @@ export class Sequence {
   readonly #blockIds: Int32Array;
   readonly #summarySlots: Int32Array;
   #length = 0;
-  #turnStart = 0;
   readonly #runs = new RunChoices();
   #traffic: SliceTraffic = emptyTraffic();
 
@@ -81,7 +93,6 @@ export class Sequence {
   adopt(tokenCount: number): void {
     assert(tokenCount % BLOCK_TOKENS === 0 && tokenCount <= this.capacityTokens, "whole blocks are taken over");
     this.#length = tokenCount;
-    this.#turnStart = tokenCount;
     this.#runs.clear();
     this.#traffic = emptyTraffic();
   }
@@ -96,18 +107,16 @@ export class Sequence {
 
   /** Reads a text densely; nothing is sampled. */
   async read(ids: readonly number[], signal: AbortSignal): Promise<void> {
-    this.#turnStart = this.#length;
-    await this.#append(ids, { kind: "dense" }, signal, false);
+    await this.#append(ids, { plan: { kind: "dense" }, groupTokens: GROUP_TOKENS, isSampled: false }, signal);
   }
 
-  /** Reads the rest of a turn's prompt and answers it, all under `plan`; the reply's ids, its end token included if it came. */
+  /** Reads the rest of a turn's prompt and answers it, all under one plan; the reply's ids, its end token included if it came. */
   async answer(
     ids: readonly number[],
-    options: { plan: SelectionPlan; tokensMax: number; endIds: readonly number[]; signal: AbortSignal },
+    options: TurnPlan & { tokensMax: number; endIds: readonly number[]; signal: AbortSignal },
   ): Promise<number[]> {
-    const { plan, tokensMax, endIds, signal } = options;
-    this.#turnStart = this.#length;
-    const reply = [await this.#append(ids, plan, signal, true)];
+    const { plan, groupTokens = GROUP_TOKENS, tokensMax, endIds, signal } = options;
+    const reply = [await this.#append(ids, { plan, groupTokens, isSampled: true }, signal)];
     while (reply.length < tokensMax && !endIds.includes(reply.at(-1) as number)) {
       // Steps of a CPU device never leave the microtask queue: without this a Ctrl-C would not be heard before the end.
       await setImmediate();
@@ -120,15 +129,15 @@ export class Sequence {
   /** One step over one token under `plan`; its logits are sampled greedily and given to the runner's observer. */
   async advance(id: number, plan: SelectionPlan): Promise<number> {
     const position = this.#length;
-    return this.#step([id], plan, { sampled: true, run: this.#runs.fieldsAt(position, plan) });
+    const run = this.#runs.fieldsAt(position, plan);
+    return this.#step([id], { plan, groupTokens: GROUP_TOKENS, isSampled: true, run });
   }
 
   /** Describes rows of this sequence for the device: those that come next, or ones whose KV is there already. */
-  slice(position: number, rowCount: number, plan: SelectionPlan): StepSlice {
+  slice(position: number, rowCount: number, plan: SelectionPlan, groupTokens = GROUP_TOKENS): StepSlice {
     const firstBlock = Math.floor(position / BLOCK_TOKENS);
     const lastBlock = Math.floor((position + rowCount - 1) / BLOCK_TOKENS);
     const slotCount = openSlotCount(this.#runner.rowsMax);
-    const rows = Array.from({ length: rowCount }, (_, row) => row);
     return {
       position,
       rowCount,
@@ -136,13 +145,13 @@ export class Sequence {
       blockCapacity: this.#blockCapacity,
       summarySlots: this.#summarySlots,
       openSlots: Int32Array.from({ length: lastBlock - firstBlock + 1 }, (_, i) => (firstBlock + i) % slotCount),
-      groupStarts: Int32Array.from(rows.filter((row) => row === 0 || this.#isGroupStart(position + row))),
+      groupStarts: groupStarts(position, position + rowCount, groupTokens),
       plan,
     };
   }
 
-  /** Steps over `ids`; the greedy token behind the last, or -1 if it is not `sampled`. */
-  async #append(ids: readonly number[], plan: SelectionPlan, signal: AbortSignal, sampled: boolean): Promise<number> {
+  /** Steps over `ids`; the greedy token behind the last, or -1 if it is not sampled. */
+  async #append(ids: readonly number[], how: Omit<StepPlan, "run">, signal: AbortSignal): Promise<number> {
     const { rowsMax } = this.#runner;
     this.#runs.clear();
     let token = -1;
@@ -151,24 +160,20 @@ export class Sequence {
       signal.throwIfAborted();
       const chunk = ids.slice(start, start + rowsMax);
       const isLast = start + rowsMax >= ids.length;
-      token = await this.#step(chunk, plan, { sampled: sampled && isLast, run: {} });
+      token = await this.#step(chunk, { ...how, isSampled: how.isSampled && isLast, run: {} });
     }
     return token;
   }
 
-  async #step(
-    ids: readonly number[],
-    plan: SelectionPlan,
-    { sampled, run }: { sampled: boolean; run: ReturnType<RunChoices["fieldsAt"]> },
-  ): Promise<number> {
+  async #step(ids: readonly number[], { plan, groupTokens, isSampled, run }: StepPlan): Promise<number> {
     const position = this.#length;
     const rowCount = ids.length;
     const [result] = await this.#runner.step([
       {
-        slice: { ...this.slice(position, rowCount, plan), ...run },
+        slice: { ...this.slice(position, rowCount, plan, groupTokens), ...run },
         tokens: Uint32Array.from(ids),
         exact: true,
-        ...(sampled ? { sample: { ...GREEDY, position: position + rowCount } } : {}),
+        ...(isSampled ? { sample: { ...GREEDY, position: position + rowCount } } : {}),
       },
     ]);
     assert(result !== undefined && result.misses.length === 0, "every block of the sequence is resident");
@@ -176,10 +181,6 @@ export class Sequence {
     this.#runs.keep(position, result.choice);
     addTraffic(this.#traffic, result.traffic);
     return result.sample?.tokenId ?? -1;
-  }
-
-  #isGroupStart(position: number): boolean {
-    return (position - this.#turnStart) % GROUP_TOKENS === 0;
   }
 }
 

@@ -63,7 +63,7 @@ describe("questions about one document", { timeout: 60_000 }, () => {
   let document: RecallDocument;
   let passage: string;
   const lengthTokens = 1_024;
-  const plans = [{ kind: "dense" } as const, policyNamed("quest").plan(256)];
+  const plans = [{ plan: { kind: "dense" } as const }, { plan: policyNamed("quest").plan(256) }];
 
   beforeAll(async () => {
     const settings = { device: "wasm", threads: 1, weights: "int8", kv: "int8" } as const;
@@ -102,6 +102,15 @@ describe("questions about one document", { timeout: 60_000 }, () => {
       expect(dense?.isRight).toBe(true);
       expect(quest?.traffic.kvBytes).toBeLessThan(0.5 * (dense?.traffic.kvBytes ?? 0));
     }
+  });
+
+  it("are read in groups as an engine would: borders are places in the text, sixteen rows or what group() says", () => {
+    const starts = (groupTokens?: number) =>
+      [...subject.sequence.slice(70, 80, policyNamed("quest").plan(256), groupTokens).groupStarts].map(
+        (row) => 70 + row,
+      );
+    expect(starts()).toEqual([70, 80, 96, 112, 128, 144]);
+    expect(starts(64)).toEqual([70, 128]);
   });
 
   it("leave room for the longest of the conversations", () => {

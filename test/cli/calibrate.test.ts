@@ -6,7 +6,7 @@ import { calibrateCommand } from "../../cli/calibrate.ts";
 import { main } from "../../cli/main.ts";
 import { profileHeadsCommand } from "../../cli/profile-heads.ts";
 import { readCalibration } from "../../engine/calibration.ts";
-import { PROFILED_SELECTION, UNCALIBRATED_SELECTION } from "../../models/selection/calibration.ts";
+import { UNCALIBRATED_SELECTION } from "../../models/selection/calibration.ts";
 import { captured } from "./captured.ts";
 import { withTempFolder } from "./run-quire.ts";
 
@@ -60,7 +60,7 @@ describe("quire calibrate", () => {
     });
   }, 120_000);
 
-  it("promises answers on a profiled model, by questions, in the place of the next token", async () => {
+  it("promises answers, by questions, in the place of the next token", async () => {
     await withTempFolder(async (folder) => {
       const model = join(folder, "house");
       await cp("weights/house", model, {
@@ -68,13 +68,14 @@ describe("quire calibrate", () => {
         filter: (path) => !/train|documents|cases|selection/.test(path),
       });
       const few = ["--contexts", "512", "--budgets", "128", "--documents", "1", "--tokens", "2", "--threads", "1"];
+      const selection = ["--selection", "quest+layer-budgets(4)+heads(0.125)"];
       const asked = ["--answers-lost-max", "100", "--cases", "4", "--kinds", "single"];
-      const out = await captured(process.stdout, () => calibrateCommand.run([model, ...few, ...asked]));
+      const out = await captured(process.stdout, () => calibrateCommand.run([model, ...few, ...selection, ...asked]));
       expect(out).toContain("lost %");
       const written = JSON.parse(await readFile(join(model, "selection.json"), "utf8"));
       // One head of eight, the second layer's first.
       expect(written).toMatchObject({
-        selection: PROFILED_SELECTION.replace("0.125", "x20"),
+        selection: "quest+layer-budgets(4)+heads(x20)",
         promise: { answersLostMax: 1 },
       });
       expect(written.promise).not.toHaveProperty("divergenceMax");

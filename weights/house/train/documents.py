@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Makes documents for evaluation: many facts of a kind stand in one passage, and each is asked for, so that a passage is read once for many questions.
 
-Usage: documents.py FOLDER CASES.jsonl.gz OUT.jsonl.gz [--questions 1000] [--first 0] [--fresh]   (FOLDER as for cases.py)
+Usage: documents.py FOLDER CASES.jsonl.gz OUT.jsonl.gz [--questions 1000] [--first 0] [--phrasings fresh]   (FOLDER as for cases.py)
 
---first: another number makes other documents. --fresh: in the phrasings of fresh_phrasings.py, which neither training nor any choice of a
-selection has seen. Sentences are those of CASES, in the same folder as OUT: line 1 is `{"sentencesOf": name}`. Every further line is a document:
+--first: another number makes other documents. --phrasings: those of the evaluation (held), of the looks at a training run (dev), or of
+fresh_phrasings.py (fresh), which neither training nor any choice of a selection has seen. Sentences are those of CASES, in the same folder as OUT: line 1 is `{"sentencesOf": name}`. Every further line is a document:
 as a case of cases.py, with `questions`, each a list of turns, in the place of `turns`. The last turn of a question counts.
 """
 import argparse
@@ -20,7 +20,6 @@ from books import Books
 from fresh_phrasings import use_fresh_phrasings
 from prompts import read_cases
 
-SPLIT = "held"
 FACTS_PER_DOCUMENT = 16
 # What the house model cannot do is asked less often: enough to say so.
 QUESTIONS_MAX = {"multi-value": 200, "quote": 200}
@@ -103,16 +102,16 @@ def conversation(random, kind, questions, index):
     if kind != "second-turn":
         return [as_turn(questions[index])]
     others = [i for i in random.permutation(len(questions)) if i != index][:2]
-    said, reply = words.draw(random, words.TALK[SPLIT])
+    said, reply = words.draw(random, words.TALK["held"])
     turns = [as_turn(questions[i]) for i in (*others, index)]
     turns.insert(1, {"ask": said, "answer": reply, "expect": []})
     return turns
 
 
-def make_document(seed, kind, books, decode, sentence_count):
+def make_document(seed, kind, books, decode, sentence_count, split):
     # The last number keeps documents apart from cases of the same seed.
     random = np.random.default_rng([seed, cases.KINDS.index(kind), 1])
-    names = topics.Names(random, SPLIT)
+    names = topics.Names(random, split)
     pairs = [[decode(ids) for ids in books.sentence_pair(random)] for _ in range(6)]
     topic = TOPICS[kind](random, names, pairs)
     # Facts of a topic come in any order, of a chain too; table rows are one text.
@@ -120,7 +119,7 @@ def make_document(seed, kind, books, decode, sentence_count):
     items = [topic.items[i] for i in random.permutation(len(topic.items))]
     return {
         "kind": kind,
-        "intro": words.draw(random, words.INTROS[SPLIT]),
+        "intro": words.draw(random, words.INTROS["held"]),
         "start": int(random.integers(0, sentence_count)),
         "items": [{"at": round(float(at), 4), "text": item} for at, item in zip(places, items)],
         "questions": [conversation(random, kind, topic.questions, index) for index in range(len(topic.questions))],
@@ -143,10 +142,11 @@ def main():
     parser.add_argument("out")
     parser.add_argument("--questions", type=int, default=1000, help="of each kind, at least")
     parser.add_argument("--first", type=int, default=0, help="seed of the first document")
-    parser.add_argument("--fresh", action="store_true", help="in the fresh phrasings")
+    parser.add_argument("--phrasings", choices=("held", "dev", "fresh"), default="held")
     args = parser.parse_args()
-    if args.fresh:
+    if args.phrasings == "fresh":
         use_fresh_phrasings()
+    split = "dev" if args.phrasings == "dev" else "held"
     tokenizer = Tokenizer.from_file(os.path.join(args.folder, "tokenizer.json"))
     books = Books(np.load(os.path.join(args.folder, "held.npy")), tokenizer)
 
@@ -156,7 +156,7 @@ def main():
     sentences, _ = read_cases(args.cases)
     lines = [{"sentencesOf": os.path.basename(args.cases)}]
     for kind in cases.KINDS:
-        lines += make_documents(kind, args.first, args.questions, books, decode, len(sentences))
+        lines += make_documents(kind, args.first, args.questions, books, decode, len(sentences), split)
     cases.write_lines(args.out, lines)
     print(f"{len(lines) - 1} documents, {os.path.getsize(args.out)} bytes")
 
