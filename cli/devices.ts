@@ -1,6 +1,7 @@
 /** `quire devices`: what can compute on this machine. */
 import { availableParallelism, cpus } from "node:os";
 import { type AdapterReport, adapterReport, NoAdapterError, requestAdapter } from "../kernels/webgpu/adapter.ts";
+import { poolPartsMax } from "../kernels/webgpu/pool.ts";
 import type { Command } from "./command.ts";
 import { UsageError } from "./usage-error.ts";
 
@@ -38,11 +39,13 @@ function describe(cpu: { model: string; threads: number }, gpu: GpuReport): stri
   if ("reason" in gpu) return [...lines, `webgpu    ${gpu.reason}`].join("\n");
   const features = gpu.features.length === 0 ? "none of the optional ones" : gpu.features.join(", ");
   const mebibytes = (bytes: number): string => `${Math.floor(bytes / 2 ** 20)} MiB`;
+  const poolBytes = poolPartsMax(gpu) * Math.min(gpu.bindingBytesMax, gpu.bufferBytesMax);
   const note = gpu.isSoftware ? " (software: for tests, slower than the CPU device)" : "";
   return [
     ...lines,
     `webgpu    ${gpu.description}${note}`,
     `          features: ${features}`,
     `          buffers of ${mebibytes(gpu.bufferBytesMax)}, bound ${mebibytes(gpu.bindingBytesMax)} at once, ${gpu.storageBuffersMax} per kernel`,
+    `          pages in up to ${mebibytes(poolBytes)}, whatever its memory (quire inspect MODEL --device webgpu: tokens)`,
   ].join("\n");
 }

@@ -1,14 +1,18 @@
 /** `quire inspect MODEL`: what a model is, what a token of its context costs, and which context fits into which memory. */
 import { resolve } from "node:path";
+import { BLOCK_TOKENS, type KvEncoding } from "../kernels/contract.ts";
 import { HEAP_BYTES_MAX } from "../kernels/wasm/heap.ts";
+import { adapterReport, requestAdapter } from "../kernels/webgpu/adapter.ts";
+import { poolBlocksMax } from "../kernels/webgpu/pool.ts";
+import type { ModelConfig } from "../models/contract.ts";
 import { architectureNotes, type ModelCosts, modelCosts } from "../models/describe-model.ts";
 import { locateModel, openModelFiles } from "../models/model-files.ts";
-import { parameterCount } from "../models/plan-memory.ts";
+import { parameterCount, poolUnitBytes } from "../models/plan-memory.ts";
 import { kvGeometry } from "../storage/geometry.ts";
 import { segmentBytes } from "../storage/segment.ts";
 import type { Command } from "./command.ts";
 import { engineFlags } from "./engine-flags.ts";
-import { describeFlags, type FlagValues, parseBytes, parseFlags } from "./flags.ts";
+import { describeFlags, type FlagValues, parseBytes, parseChoice, parseFlags } from "./flags.ts";
 import { UsageError } from "./usage-error.ts";
 
 const inspectFlags = {
@@ -16,6 +20,12 @@ const inspectFlags = {
   kv: engineFlags.kv,
   summaries: engineFlags.summaries,
   "host-pool-mib": engineFlags["host-pool-mib"],
+  device: {
+    help: "webgpu: also the tokens that a pool on this machine's GPU may hold",
+    placeholder: "KIND",
+    fallback: "wasm",
+    parse: parseChoice(["wasm", "webgpu"]),
+  },
   memory: {
     help: "a memory size to fit the longest context into; without it a few usual ones",
     placeholder: "BYTES",
@@ -67,11 +77,23 @@ async function inspect(path: string, values: InspectValues) {
     segmentBytes: segmentBytes(kvGeometry({ layerCount, kvHeadCount, headDim, ...kv })),
     /** The longest context on the CPU device, however much memory the machine has. */
     cpuContextTokensMax: modelCosts({ ...settings, memoryBytes: [HEAP_BYTES_MAX] }).fits[0]!.contextTokensMax,
+    /** Only with `--device webgpu`: what the pool of this machine's GPU may hold, whatever memory it has. */
+    gpu: values.device === "webgpu" ? await gpuPool(config, values.kv) : undefined,
     hostPoolBytes,
     /** Tokens that left the page pool and are still found in host memory, of all conversations together. */
     hostPoolTokens: Math.floor(hostPoolBytes / (costs.kvTokenBytes + costs.summaryTokenBytes)),
     ...costs,
   };
+}
+
+/** @throws {NoAdapterError} one line, where there is no GPU. */
+async function gpuPool(config: ModelConfig, encoding: KvEncoding) {
+  const { description, storageBuffersMax, bindingBytesMax, bufferBytesMax } = adapterReport(await requestAdapter());
+  const { blockBytes } = poolUnitBytes(config, encoding, []);
+  const limits = { storageBuffersMax, bindingBytesMax: Math.min(bindingBytesMax, bufferBytesMax) };
+  const blockCount = poolBlocksMax(limits, blockBytes);
+  const poolTokensMax = Math.floor(blockCount / config.layerCount) * BLOCK_TOKENS;
+  return { description, blockBytesMax: blockCount * blockBytes, poolTokensMax };
 }
 
 type Report = Awaited<ReturnType<typeof inspect>>;
@@ -101,10 +123,15 @@ function describe(report: Report): string {
       `${report.hostPoolTokens} tokens behind the pool in ${size(report.hostPoolBytes)} (--host-pool-mib)`,
     ],
     ["a segment", `${size(report.segmentBytes)} in the store for 256 tokens`],
+    ...(report.gpu === undefined ? [] : [["this GPU", describeGpu(report.gpu)] satisfies [string, string]]),
   ];
   const width = Math.max(...rows.map(([name]) => name.length)) + 2;
   const facts = rows.map(([name, text]) => name.padEnd(width) + text).join("\n");
   return `${facts}\n\nmemory for one sequence, all of it resident\n${contexts(report)}\n\nlongest context\n${fits(report)}\n`;
+}
+
+function describeGpu({ description, blockBytesMax, poolTokensMax }: NonNullable<Report["gpu"]>): string {
+  return `${description}: its buffers hold at most ${poolTokensMax} tokens of all conversations together (${size(blockBytesMax)})`;
 }
 
 function contexts({ contexts: rows }: ModelCosts): string {

@@ -3,7 +3,7 @@
 import { randomBytes } from "node:crypto";
 import type { AddressInfo } from "node:net";
 import { basename, resolve } from "node:path";
-import type { Device, KvEncoding, MatrixEncoding, SummaryKind } from "../kernels/contract.ts";
+import type { Device, KvEncoding, KvPoolSpec, MatrixEncoding, SummaryKind } from "../kernels/contract.ts";
 import { openDevice } from "../kernels/open.ts";
 import type { ModelRunner } from "../models/contract.ts";
 import type { LoadProgress } from "../models/llama-weights.ts";
@@ -135,6 +135,11 @@ function poolForm({ kvEncoding, pageEncoding = kvEncoding }: EngineServerOptions
   throw new QuireError("invalid_request", message, { param: "pageEncoding" });
 }
 
+/** A device that knows, before a model is loaded, which pools it cannot have. */
+interface PoolLimited extends Device {
+  assertPoolFits?(spec: KvPoolSpec): void;
+}
+
 interface Parts {
   device: Device;
   /** The device's, and what sealed pages are rounded to: KV of one rounding never passes for KV of another. */
@@ -188,6 +193,12 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
       openSlotCount: plan.openSlotCount,
       summarySlotCount: plan.summarySlotCount,
     };
+    (device as PoolLimited).assertPoolFits?.({
+      ...kv,
+      layerCount: config.layerCount,
+      kvHeadCount: config.kvHeadCount,
+      headDim: config.headDim,
+    });
     const runner = await openModel({
       folder: options.modelFolder,
       device,

@@ -12,6 +12,7 @@ import type {
   StepRecorder,
   StepSlice,
 } from "../contract.ts";
+import { blockLayout } from "../layout.ts";
 import { assertPackedRange } from "../validate.ts";
 import { wholeMatrix } from "../whole-matrix.ts";
 import { type AdapterReport, adapterReport, openAdapter, requestAdapter } from "./adapter.ts";
@@ -21,12 +22,9 @@ import { type KernelFeature, matrixShapes, parseFeatures, type SettledLane, sett
 import { Gpu } from "./gpu.ts";
 import type { Kernel } from "./kernel.ts";
 import { WebGpuMatrix } from "./packed-matrix.ts";
-import { WebGpuPool } from "./pool.ts";
+import { assertHolds, type PoolLimits, WebGpuPool } from "./pool.ts";
 import { WebGpuRecorder } from "./recorder.ts";
 
-/** Storage buffers of attention beside the parts of a pool. */
-const ATTEND_BUFFERS = 5;
-const POOL_PARTS_MAX = 8;
 /** Writes wait in staging memory of the driver until something is submitted; a model's weights must not all wait there. */
 const UNSUBMITTED_BYTES_MAX = 64 * 2 ** 20;
 
@@ -167,12 +165,20 @@ export class WebGpuDevice implements Device {
 
   kvPool(spec: KvPoolSpec): KvPool {
     this.#assertUsable();
-    const buffersMax = this.#gpu.device.limits.maxStorageBuffersPerShaderStage;
     return new WebGpuPool(this.#gpu, spec, {
-      partsMax: Math.min(POOL_PARTS_MAX, buffersMax - ATTEND_BUFFERS),
-      bindingBytesMax: this.#bindingBytesMax,
+      ...this.#poolLimits,
       write: (buffer, byteOffset, data) => this.#write(buffer, byteOffset, data),
     });
+  }
+
+  /** Before anything is loaded for it. @throws {QuireError} as {@link kvPool} does. */
+  assertPoolFits(spec: KvPoolSpec): void {
+    assertHolds(spec, this.#poolLimits, blockLayout(spec).bytes);
+  }
+
+  get #poolLimits(): PoolLimits {
+    const { maxStorageBuffersPerShaderStage } = this.#gpu.device.limits;
+    return { storageBuffersMax: maxStorageBuffersPerShaderStage, bindingBytesMax: this.#bindingBytesMax };
   }
 
   async allocated(): Promise<void> {

@@ -5,6 +5,7 @@
  * `[slot][kvHead]{ codes, scales }` as the contract has them.
  */
 import { assert } from "../../protocol/assert.ts";
+import { QuireError } from "../../protocol/errors.ts";
 import { COARSE_KINDS } from "../coarse.ts";
 import { BLOCK_TOKENS, type KvPool, type KvPoolSpec, type SummaryKind } from "../contract.ts";
 import {
@@ -20,6 +21,28 @@ import {
 } from "../layout.ts";
 import { blockCentre } from "../summary-codec.ts";
 import type { Gpu } from "./gpu.ts";
+
+/** What limits a pool on a GPU. */
+export interface PoolLimits {
+  /** Storage buffers that one kernel may have. */
+  storageBuffersMax: number;
+  /** Bytes of the largest buffer that can be bound whole. */
+  bindingBytesMax: number;
+}
+
+/** Storage buffers of attention beside the parts of a pool. */
+const ATTEND_BUFFERS = 5;
+const PARTS_MAX = 8;
+
+/** Buffers over which the blocks of a pool may spread: attention has all of them bound at once. */
+export function poolPartsMax({ storageBuffersMax }: Pick<PoolLimits, "storageBuffersMax">): number {
+  return Math.max(0, Math.min(PARTS_MAX, storageBuffersMax - ATTEND_BUFFERS));
+}
+
+/** Blocks of `blockBytes` that a pool may have, however much memory the GPU has. */
+export function poolBlocksMax(limits: PoolLimits, blockBytes: number): number {
+  return poolPartsMax(limits) * Math.floor(limits.bindingBytesMax / blockBytes);
+}
 
 /** Copies bytes into a buffer, ordered with the ops of a running step. */
 export type WriteBytes = (buffer: GPUBuffer, byteOffset: number, data: Uint8Array) => void;
@@ -41,12 +64,8 @@ export class WebGpuPool implements KvPool {
   readonly #gpu: Gpu;
   readonly #write: WriteBytes;
 
-  /** `partsMax` buffers of at most `bindingBytesMax` hold the blocks. */
-  constructor(
-    gpu: Gpu,
-    spec: KvPoolSpec,
-    { partsMax, bindingBytesMax, write }: { partsMax: number; bindingBytesMax: number; write: WriteBytes },
-  ) {
+  /** @throws {QuireError} invalid_request for more blocks than {@link poolBlocksMax}. */
+  constructor(gpu: Gpu, spec: KvPoolSpec, { write, ...limits }: PoolLimits & { write: WriteBytes }) {
     assertPoolSpec(spec);
     this.spec = { ...spec, summaryKinds: [...spec.summaryKinds] };
     this.blockBytes = blockLayout(spec).bytes;
@@ -54,12 +73,9 @@ export class WebGpuPool implements KvPool {
     this.summaryBytes = summaryBytes(spec);
     this.#gpu = gpu;
     this.#write = write;
-    const most = Math.floor(bindingBytesMax / this.blockBytes);
+    assertHolds(spec, limits, this.blockBytes);
+    const most = Math.floor(limits.bindingBytesMax / this.blockBytes);
     const partCount = Math.max(1, Math.ceil(spec.blockCount / Math.max(1, most)));
-    assert(
-      most > 0 && partCount <= partsMax,
-      `blockCount ${spec.blockCount}: this adapter holds at most ${most * partsMax} blocks of ${this.blockBytes} bytes`,
-    );
     this.blocksPerPart = partCount === 1 ? Math.max(1, spec.blockCount) : most;
     this.blockParts = Array.from({ length: partCount }, (_, part) => {
       const count = Math.min(this.blocksPerPart, spec.blockCount - part * this.blocksPerPart);
@@ -203,6 +219,23 @@ export class WebGpuPool implements KvPool {
       at += bytes;
     }
   }
+}
+
+/** @throws {QuireError} `invalid_request`, param `pool_bytes`, naming the blocks and tokens that a pool may have. */
+export function assertHolds(
+  { blockCount, layerCount }: Pick<KvPoolSpec, "blockCount" | "layerCount">,
+  limits: PoolLimits,
+  blockBytes: number,
+): void {
+  const most = poolBlocksMax(limits, blockBytes);
+  if (blockCount <= most) return;
+  const tokens = Math.floor(most / layerCount) * BLOCK_TOKENS;
+  throw new QuireError(
+    "invalid_request",
+    `blockCount ${blockCount}: this adapter holds at most ${most} blocks of ${blockBytes} bytes, ${tokens} tokens ` +
+      `(${poolPartsMax(limits)} buffers of ${Math.floor(limits.bindingBytesMax / 2 ** 20)} MiB); give the pool less memory`,
+    { param: "pool_bytes" },
+  );
 }
 
 /** The bytes of a block's centre in one KV head, whose summaries are `bytes`. */
