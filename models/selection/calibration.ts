@@ -18,12 +18,6 @@ export const CALIBRATION_FILE = "selection.json";
  */
 export const UNCALIBRATED_SELECTION: SelectionConfiguration = "quest+radius(0.5)+combine(sum)";
 
-/**
- * What `quire calibrate` measures on a model whose heads are profiled: the few that copy choose pages as Quest does, and get twelve times as many, which
- * those that stream leave unread.
- */
-export const PROFILED_SELECTION: SelectionConfiguration = "quest+layer-budgets(12)+heads(0.125)";
-
 /** A budget that is enough at a context. */
 export interface CalibratedBudget {
   contextTokens: number;
