@@ -29,11 +29,11 @@ export const engineFlags = {
     parse: parseInteger({ min: 1, max: 256 }),
   },
   weights: {
-    help: "weights in memory: int8, int4 (embeddings int8), bf16 or f32",
+    help: "weights in memory: int8, int4 (embeddings int8), bf16, f16 or f32",
     placeholder: "ENCODING",
     env: "QUIRE_WEIGHTS",
     fallback: "int8",
-    parse: parseChoice(["int8", "int4", "bf16", "f32"]),
+    parse: parseChoice(["int8", "int4", "bf16", "f16", "f32"]),
   },
   kv: {
     help: "KV pages in memory: int8 or f32",

@@ -27,7 +27,7 @@ export const NOT_RESIDENT = -1;
 /** What computes: the scalar oracle, the CPU, or a GPU. */
 export type DeviceKind = "reference" | "wasm" | "webgpu";
 /** How weight matrices lie in memory. */
-export type MatrixEncoding = "f32" | "bf16" | "int8" | "int4";
+export type MatrixEncoding = "f32" | "bf16" | "f16" | "int8" | "int4";
 /** How sealed blocks lie in the pool; the open block is f32 always. */
 export type KvEncoding = "f32" | "int8";
 /** What sealed blocks are rounded to beyond their encoding, so that fewer bits can hold them: f32 to `f16`, int8 to `int4`. */
@@ -47,7 +47,8 @@ export interface DeviceBuffer {
 }
 
 /**
- * A weight matrix `[outWidth, inWidth]`, packed as the device likes. `bf16`: weights rounded to nearest even, products as in f32.
+ * A weight matrix `[outWidth, inWidth]`, packed as the device likes. `bf16`, `f16`: weights rounded to nearest even (f16: a finite one to at
+ * most 65504), products as in f32.
  * `int8`, `int4`: rows are cut into blocks of 32 inputs (the last may be shorter), each with one f32 scale and codes rounded to nearest
  * even. int8: scale = max|w|/127, codes -127..127. int4: scale = m/-8 with m the weight of largest magnitude (the first of equals), codes
  * -8..7. Inputs are quantized per row and block of 32 as int8 as they enter; a product is sum over blocks, ascending, of

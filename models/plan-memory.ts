@@ -50,6 +50,8 @@ export function tableEncoding(encoding: MatrixEncoding): MatrixEncoding {
 const ROW_BYTES: Readonly<Record<MatrixEncoding, (inWidth: number) => number>> = {
   f32: (inWidth) => inWidth * 4,
   bf16: (inWidth) => inWidth * 2,
+  // On a GPU half of it; the CPU device keeps them as f32.
+  f16: (inWidth) => inWidth * 4,
   int8: (inWidth) => inWidth + Math.ceil(inWidth / 32) * 4,
   int4: (inWidth) => Math.ceil(inWidth / 32) * 20,
 };

@@ -3,6 +3,7 @@ import { engineFlags } from "../../cli/engine-flags.ts";
 import { parseInteger, parseText } from "../../cli/flags.ts";
 import { openModelFolder } from "../../cli/model-folder.ts";
 import { UsageError } from "../../cli/usage-error.ts";
+import type { MatrixEncoding } from "../../kernels/contract.ts";
 import { openDevice } from "../../kernels/open.ts";
 import type { ModelConfig } from "../../models/contract.ts";
 import { readModelConfig } from "../../models/model-files.ts";
@@ -114,7 +115,7 @@ async function logProbabilities(options: {
   folder: string;
   config: ModelConfig;
   encoding: StoredEncoding;
-  weights: "f32" | "bf16" | "int8" | "int4";
+  weights: MatrixEncoding;
   threads: number | undefined;
   documents: readonly (readonly number[])[];
   tokens: number;

@@ -31,10 +31,11 @@ fn main(@builtin(global_invocation_id) id: vec3u, @builtin(num_workgroups) group
 `,
 };
 
-/** Which bits of a word are random, and what the others are. f32 and bf16: either sign, 1/128 to 1/64. */
+/** Which bits of a word are random, and what the others are. f32, bf16 and f16: either sign, 1/128 to 1/64. */
 const WORDS: Readonly<Record<MatrixEncoding, { keep: number; base: number }>> = {
   f32: { keep: 0x807f_ffff, base: 0x3c00_0000 },
   bf16: { keep: 0x807f_807f, base: 0x3c00_3c00 },
+  f16: { keep: 0x83ff_83ff, base: 0x2000_2000 },
   int8: { keep: 0xffff_ffff, base: 0 },
   int4: { keep: 0xffff_ffff, base: 0 },
 };

@@ -7,7 +7,13 @@ import type { KernelCase } from "./kernel-case.ts";
 
 const COPIES_MAX = 96;
 /** Bytes of a weight: of int8 and int4 a code, and a f32 scale for 32 of them. */
-const WEIGHT_BYTES: Readonly<Record<MatrixEncoding, number>> = { f32: 4, bf16: 2, int8: 36 / 32, int4: 20 / 32 };
+const WEIGHT_BYTES: Readonly<Record<MatrixEncoding, number>> = {
+  f32: 4,
+  bf16: 2,
+  f16: 2,
+  int8: 36 / 32,
+  int4: 20 / 32,
+};
 
 /** What cases are made of. */
 export interface CaseInput {

@@ -14,7 +14,7 @@ import {
   summaryScalesAt,
 } from "../layout.ts";
 import { assertMatrixRows } from "../validate.ts";
-import { quantizeRows, quantizeRowsInt4, roundToBf16, SCALE_GROUP } from "./quantize-rows.ts";
+import { quantizeRows, quantizeRowsInt4, roundToBf16, roundToF16, SCALE_GROUP } from "./quantize-rows.ts";
 
 /** A buffer: its bytes, and the same memory as f32 elements. Filled with NaN at first. */
 export class ReferenceBuffer implements DeviceBuffer {
@@ -34,9 +34,9 @@ export class ReferenceBuffer implements DeviceBuffer {
   }
 }
 
-const ENCODINGS: readonly MatrixEncoding[] = ["f32", "bf16", "int8", "int4"];
+const ENCODINGS: readonly MatrixEncoding[] = ["f32", "bf16", "f16", "int8", "int4"];
 
-/** Row-major weights: `floats` for f32 and bf16, else `codes` `[outWidth, inWidth]` and `scales` `[outWidth, ceil(inWidth / 32)]`. */
+/** Row-major weights: `floats` for f32, bf16 and f16, else `codes` `[outWidth, inWidth]` and `scales` `[outWidth, ceil(inWidth / 32)]`. */
 export class ReferenceMatrix implements Matrix {
   readonly label: string;
   readonly outWidth: number;
@@ -57,7 +57,7 @@ export class ReferenceMatrix implements Matrix {
       assert(Number.isInteger(width) && width > 0, `matrix ${label}: widths must be positive integers`);
     }
     assert(ENCODINGS.includes(encoding), `unknown matrix encoding ${String(encoding)}`);
-    const isFloat = encoding === "f32" || encoding === "bf16";
+    const isFloat = encoding === "f32" || encoding === "bf16" || encoding === "f16";
     this.isFloat = isFloat;
     this.label = label;
     this.outWidth = outWidth;
@@ -78,7 +78,8 @@ export class ReferenceMatrix implements Matrix {
   writeRows(firstRow: number, data: Float32Array): void {
     const rows = assertMatrixRows(this, firstRow, data);
     if (this.isFloat) {
-      this.floats.set(this.encoding === "f32" ? data : roundToBf16(data), firstRow * this.inWidth);
+      const rounded = this.encoding === "bf16" ? roundToBf16(data) : this.encoding === "f16" ? roundToF16(data) : data;
+      this.floats.set(rounded, firstRow * this.inWidth);
       return;
     }
     const quantize = this.encoding === "int8" ? quantizeRows : quantizeRowsInt4;

@@ -4,6 +4,10 @@ import { int8Code, int8Scale, roundHalfEven } from "../block-codec.ts";
 /** Elements that share a scale; the last group of a row may be shorter. */
 export const SCALE_GROUP = 32;
 
+/** The largest finite f16, and the f32 bits of the least normal one, 2^-14. */
+const F16_MAX = 65_504;
+const F16_NORMAL_BITS = 0x3880_0000;
+
 /** Quantized rows: an element is `f32(code * scale)` of its group. */
 export interface Int8Rows {
   /** `[rows, width]` */
@@ -78,4 +82,29 @@ export function roundToBf16(data: Float32Array): Float32Array {
     words[at] = rounded & 0xffff_0000;
   }
   return new Float32Array(words.buffer);
+}
+
+/** f32 values rounded to f16 (nearest even); a finite one to at most 65504, NaN stays NaN. */
+export function roundToF16(data: Float32Array): Float32Array {
+  return data.map((value) => {
+    const magnitude = Math.abs(value);
+    if (!(magnitude < F16_MAX)) return magnitude < Number.POSITIVE_INFINITY ? Math.sign(value) * F16_MAX : value;
+    // Adding and taking away 2^(e + 13) rounds to 2^(e - 10), where 2^e is the value's power of two, -14 at least: f32 additions do the rest.
+    const words = new Uint32Array(Float32Array.of(magnitude).buffer);
+    words[0] = (Math.max(words[0] as number, F16_NORMAL_BITS) & 0x7f80_0000) + (13 << 23);
+    const large = new Float32Array(words.buffer)[0] as number;
+    return Math.sign(value) * (Math.fround(magnitude + large) - large);
+  });
+}
+
+/** The bits of values that are f16. */
+export function f16Bits(data: Float32Array): Uint16Array {
+  const bits = new Uint32Array(data.buffer, data.byteOffset, data.length);
+  return Uint16Array.from(bits, (word, at) => {
+    const sign = (word >>> 16) & 0x8000;
+    const magnitude = word & 0x7fff_ffff;
+    if (magnitude >= 0x7f80_0000) return sign | 0x7c00 | (magnitude > 0x7f80_0000 ? 0x200 : 0);
+    if (magnitude >= F16_NORMAL_BITS) return sign | ((magnitude - F16_NORMAL_BITS + (1 << 23)) >>> 13);
+    return sign | (Math.abs(data[at] as number) * 2 ** 24);
+  });
 }

@@ -1,5 +1,6 @@
 /** Everything but attention: matrices, embeddings and row-wise ops. Shapes are checked by the recorder; addresses are of the heap. */
 import { assert } from "../../protocol/assert.ts";
+import { roundToF16 } from "../reference/quantize-rows.ts";
 import { assertMatrixRows } from "../validate.ts";
 import type { Machine } from "./machine.ts";
 import type { WasmMatrix } from "./memory.ts";
@@ -18,9 +19,21 @@ export const PRODUCTS_MAX = 8;
 /** Parts per thread: a late thread costs a part of the op, not the op. */
 const PARTS_PER_THREAD = 4;
 
-const PACK_OP = { f32: OP.packF32, bf16: OP.packBf16, int8: OP.packInt8, int4: OP.packInt4 } as const;
-const EMBED_OP = { f32: OP.embedF32, bf16: OP.embedBf16, int8: OP.embedInt8, int4: OP.embedInt4 } as const;
-const MATMUL_OP = { f32: OP.matmulF32, bf16: OP.matmulBf16, int8: OP.matmulInt8, int4: OP.matmulInt4 } as const;
+const PACK_OP = { f32: OP.packF32, bf16: OP.packBf16, f16: OP.packF32, int8: OP.packInt8, int4: OP.packInt4 } as const;
+const EMBED_OP = {
+  f32: OP.embedF32,
+  bf16: OP.embedBf16,
+  f16: OP.embedF32,
+  int8: OP.embedInt8,
+  int4: OP.embedInt4,
+} as const;
+const MATMUL_OP = {
+  f32: OP.matmulF32,
+  bf16: OP.matmulBf16,
+  f16: OP.matmulF32,
+  int8: OP.matmulInt8,
+  int4: OP.matmulInt4,
+} as const;
 
 /** Packs rows from `firstRow` on; see `Device.writeRows`. */
 export function packRows(machine: Machine, matrix: WasmMatrix, firstRow: number, data: Float32Array): void {
@@ -31,7 +44,8 @@ export function packRows(machine: Machine, matrix: WasmMatrix, firstRow: number,
   const stage = machine.opArena.take(Math.min(stageRows, rowCount) * inWidth * 4);
   for (let row = 0; row < rowCount; row += stageRows) {
     const rows = Math.min(stageRows, rowCount - row);
-    machine.heap.floats.set(data.subarray(row * inWidth, (row + rows) * inWidth), stage / 4);
+    const part = data.subarray(row * inWidth, (row + rows) * inWidth);
+    machine.heap.floats.set(matrix.encoding === "f16" ? roundToF16(part) : part, stage / 4);
     const taskCount = Math.min(Math.ceil(rows / 8), machine.threads.threads * PARTS_PER_THREAD);
     machine.threads.run(PACK_OP[matrix.encoding], {
       taskCount,

@@ -52,6 +52,7 @@ export class WasmBuffer implements DeviceBuffer {
 const PANEL_BYTES: Readonly<Record<MatrixEncoding, (inWidth: number) => number>> = {
   f32: (inWidth) => inWidth * 32,
   bf16: (inWidth) => inWidth * 16,
+  f16: (inWidth) => inWidth * 32, // As f32: WebAssembly has no f16.
   int8: (inWidth) => Math.ceil(inWidth / 32) * 288,
   int4: (inWidth) => Math.ceil(inWidth / 32) * 160,
 };

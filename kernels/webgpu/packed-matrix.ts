@@ -4,13 +4,20 @@
  * `steps = ceil(blocks / 8)`, lane l has blocks l * steps + s for s = 0 .. steps - 1. 8 rows make a group; for every group and step the 64
  * (row, lane) pairs lie beside each other, so that 64 threads read without a gap:
  *
- * f32: vec4f [group][step][8][64]; bf16: vec4u [group][step][4][64]; int8: vec4u [group][step][2][64]; int4: vec4u [group][step][64];
+ * f32: vec4f [group][step][8][64]; bf16, f16: vec4u [group][step][4][64]; int8: vec4u [group][step][2][64]; int4: vec4u [group][step][64];
  * scales of int8 and int4: f32 [group][step][64]. int4: byte b of word w holds input 4 w + b in its low half, as code + 8, and input
  * 16 + 4 w + b in its high half. Padding is 0.
  */
 import { assert } from "../../protocol/assert.ts";
 import { MATRIX_ROW_GROUP, type Matrix, type MatrixEncoding } from "../contract.ts";
-import { quantizeRows, quantizeRowsInt4, roundToBf16, SCALE_GROUP } from "../reference/quantize-rows.ts";
+import {
+  f16Bits,
+  quantizeRows,
+  quantizeRowsInt4,
+  roundToBf16,
+  roundToF16,
+  SCALE_GROUP,
+} from "../reference/quantize-rows.ts";
 import { assertMatrixRows } from "../validate.ts";
 import type { Gpu } from "./gpu.ts";
 
@@ -18,7 +25,7 @@ const LANES = 8;
 const PLACES = LANES * MATRIX_ROW_GROUP;
 
 /** Bytes of one (row, lane, step). */
-const BLOCK_BYTES: Record<MatrixEncoding, number> = { f32: 128, bf16: 64, int8: 32, int4: 16 };
+const BLOCK_BYTES: Record<MatrixEncoding, number> = { f32: 128, bf16: 64, f16: 64, int8: 32, int4: 16 };
 
 /** Rows of a matrix in buffers of their own, because a binding is limited. */
 export interface MatrixPart {
@@ -137,7 +144,8 @@ export class WebGpuMatrix implements Matrix {
     const places = Math.ceil(rows / MATRIX_ROW_GROUP) * this.steps * PLACES;
     const weights = new Uint8Array(places * BLOCK_BYTES[this.encoding]);
     if (!this.hasScales) {
-      this.#packFloats(this.encoding === "bf16" ? roundToBf16(data) : data, rows, weights);
+      if (this.encoding === "f32") this.#packFloats(data, rows, weights);
+      else this.#packHalves(this.encoding === "bf16" ? bf16Bits(data) : f16Bits(roundToF16(data)), rows, weights);
       return { weights };
     }
     const { codes, scales } = (this.encoding === "int8" ? quantizeRows : quantizeRowsInt4)(data, rows, this.inWidth);
@@ -167,17 +175,23 @@ export class WebGpuMatrix implements Matrix {
   }
 
   #packFloats(data: Float32Array, rows: number, weights: Uint8Array): void {
-    const isHalf = this.encoding === "bf16";
     const floats = new Float32Array(weights.buffer);
-    const halves = new Uint16Array(weights.buffer);
-    const bits = new Uint32Array(data.buffer, data.byteOffset, data.length);
     for (let row = 0; row < rows; row++) {
       for (let k = 0; k < this.inWidth; k++) {
-        const block = Math.floor(k / SCALE_GROUP);
         const i = k % SCALE_GROUP;
-        const at = row * this.inWidth + k;
-        if (isHalf) halves[this.#vector(row, block, i >> 3, 4) * 8 + (i & 7)] = (bits[at] as number) >>> 16;
-        else floats[this.#vector(row, block, i >> 2, 8) * 4 + (i & 3)] = data[at] as number;
+        const vector = this.#vector(row, Math.floor(k / SCALE_GROUP), i >> 2, 8);
+        floats[vector * 4 + (i & 3)] = data[row * this.inWidth + k] as number;
+      }
+    }
+  }
+
+  #packHalves(bits: Uint16Array, rows: number, weights: Uint8Array): void {
+    const halves = new Uint16Array(weights.buffer);
+    for (let row = 0; row < rows; row++) {
+      for (let k = 0; k < this.inWidth; k++) {
+        const i = k % SCALE_GROUP;
+        const vector = this.#vector(row, Math.floor(k / SCALE_GROUP), i >> 3, 4);
+        halves[vector * 8 + (i & 7)] = bits[row * this.inWidth + k] as number;
       }
     }
   }
@@ -202,4 +216,9 @@ export class WebGpuMatrix implements Matrix {
       }
     }
   }
+}
+
+/** The upper halves of values rounded to bf16. */
+function bf16Bits(data: Float32Array): Uint16Array {
+  return Uint16Array.from(new Uint32Array(roundToBf16(data).buffer), (word) => word >>> 16);
 }

@@ -182,7 +182,7 @@ async function stepIn(lane: Lane): Promise<StepValues> {
   const [width, outWidth] = [300, 40];
   const x = upload(device, "x", random.normals(3 * width));
   const norm = upload(device, "norm", random.normals(width));
-  const matrices = (["f32", "int4"] as const).map((encoding) =>
+  const matrices = (["f32", "f16", "int4"] as const).map((encoding) =>
     device.matrix(encoding, encoding, { outWidth, inWidth: width }, random.normals(outWidth * width)),
   );
   const logits = upload(device, "logits", random.normals(2 * 1000, 3));

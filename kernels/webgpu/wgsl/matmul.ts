@@ -3,11 +3,12 @@
  * l * steps to (l + 1) * steps - 1, see packed-matrix.ts), a lane adds its blocks in ascending order with one fused multiply-add each, and
  * the lanes are added in ascending order. So a row's result does not depend on which of the two kernels computes it.
  *
- * f32 and bf16: a lane has four sums, of the inputs that are 0, 1, 2 and 3 modulo 4, added as (0 + 1) + (2 + 3).
+ * f32, bf16 and f16: a lane has four sums, of the inputs that are 0, 1, 2 and 3 modulo 4, added as (0 + 1) + (2 + 3).
  * int8 and int4: the products of a block are exact integers; the block adds `f32(dot) * (scaleW * scaleX)`.
  */
 import type { MatrixEncoding } from "../../contract.ts";
-import { type Binding, type Kernel, read, write } from "../kernel.ts";
+import { type Binding, type Kernel, type Lane, read, write } from "../kernel.ts";
+import { halfPair } from "./half.ts";
 import { laneParam, laneWidth, shuffles } from "./reduce.ts";
 
 /** Rows of the input that one work group of the small kernel takes. */
@@ -32,17 +33,21 @@ function isInteger(encoding: MatrixEncoding): boolean {
 /** Bindings of every product. */
 export function matmulBindings(encoding: MatrixEncoding): Record<string, Binding> {
   if (encoding === "f32") return { weights: read("vec4f"), x: read("vec4f"), out: write("f32") };
-  if (encoding === "bf16") return { weights: read("vec4u"), x: read("vec4f"), out: write("f32") };
+  if (encoding === "bf16" || encoding === "f16") return { weights: read("vec4u"), x: read("vec4f"), out: write("f32") };
   const scales = { weight_scales: read("f32"), x_scales: read("vec2u") };
   return { weights: read("vec4u"), x: read("vec4u"), out: write("f32"), ...scales };
 }
 
-/** Two f32 of one word of bf16, and eight of four words. */
-const BF16 = /* wgsl */ `
+/** The eight weights of four words of bf16 or f16, as f32. */
+function halves(encoding: MatrixEncoding, lane: Lane): string {
+  if (encoding !== "bf16" && encoding !== "f16") return "";
+  return /* wgsl */ `
+${halfPair(lane)}
 fn bf16_pair(word: u32) -> vec2f { return vec2f(bitcast<f32>(word << 16u), bitcast<f32>(word & 0xffff0000u)); }
-fn bf16_low(words: vec4u) -> vec4f { return vec4f(bf16_pair(words.x), bf16_pair(words.y)); }
-fn bf16_high(words: vec4u) -> vec4f { return vec4f(bf16_pair(words.z), bf16_pair(words.w)); }
+fn low_half(words: vec4u) -> vec4f { return vec4f(${encoding === "bf16" ? "bf16_pair(words.x), bf16_pair(words.y)" : "half_pair(words.x), half_pair(words.y)"}); }
+fn high_half(words: vec4u) -> vec4f { return vec4f(${encoding === "bf16" ? "bf16_pair(words.z), bf16_pair(words.w)" : "half_pair(words.z), half_pair(words.w)"}); }
 `;
+}
 
 /** `store(row, column, value)`: into `out`, or added to it. */
 export const STORE = /* wgsl */ `
@@ -52,8 +57,8 @@ fn store(row: u32, column: u32, value: f32) {
 }
 `;
 
-/** What one thread of the small kernel does with its block in step `s`. */
-const GEMV_STEP: Record<MatrixEncoding, string> = {
+/** What one thread of the small kernel does with its block in step `s`; f16 as bf16. */
+const GEMV_STEP: Record<Exclude<MatrixEncoding, "f16">, string> = {
   f32: /* wgsl */ `
     let at = (wg.x * p.steps + s) * 512u + lid;
     for (var i = 0u; i < 8u; i++) {
@@ -67,8 +72,8 @@ const GEMV_STEP: Record<MatrixEncoding, string> = {
       for (var j = 0u; j < ${GEMV_ROWS}u; j++) {
         if (j < count) {
           let x_at = (first + j) * blocks * 8u + block * 8u + i * 2u;
-          acc[j] = fma(bf16_low(words), x[x_at], acc[j]);
-          acc[j] = fma(bf16_high(words), x[x_at + 1u], acc[j]);
+          acc[j] = fma(low_half(words), x[x_at], acc[j]);
+          acc[j] = fma(high_half(words), x[x_at + 1u], acc[j]);
         }
       }
     }`,
@@ -135,7 +140,7 @@ export function gemv(encoding: MatrixEncoding): Kernel {
     params: matmulParams,
     bindings: matmulBindings(encoding),
     code: (lane) => /* wgsl */ `
-${encoding === "bf16" ? BF16 : ""}${integer ? DOT16 : ""}${STORE}
+${halves(encoding, lane)}${integer ? DOT16 : ""}${STORE}
 ${laneWidth(lane)}${shuffles(lane, 64)}
 var<workgroup> lanes: array<f32, ${GEMV_ROWS * 64}>;
 @compute @workgroup_size(64)
@@ -146,7 +151,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
   var acc: array<${integer ? "f32" : "vec4f"}, ${GEMV_ROWS}>;
   for (var s = 0u; s < p.steps; s++) {
     let block = (lid & 7u) * p.steps + s;
-${GEMV_STEP[encoding]}
+${GEMV_STEP[encoding === "f16" ? "bf16" : encoding]}
   }
 ${lane.subgroups === "none" ? "" : GEMV_SHUFFLE(laneSum)}
   for (var j = 0u; j < ${GEMV_ROWS}u; j++) { lanes[j * 64u + lid] = ${laneSum}; }
@@ -162,8 +167,8 @@ ${lane.subgroups === "none" ? "" : GEMV_SHUFFLE(laneSum)}
   };
 }
 
-/** How the large kernel brings block `lane * steps + s` of 32 rows of the matrix into its tile. */
-const GEMM_LOAD: Record<MatrixEncoding, string> = {
+/** How the large kernel brings block `lane * steps + s` of 32 rows of the matrix into its tile; f16 as bf16. */
+const GEMM_LOAD: Record<Exclude<MatrixEncoding, "f16">, string> = {
   f32: /* wgsl */ `
       for (var n = lid; n < 256u; n += 64u) {
         let row = n >> 3u;
@@ -176,7 +181,7 @@ const GEMM_LOAD: Record<MatrixEncoding, string> = {
         let row = n >> 3u;
         let i = n & 7u;
         let words = weights[((group_first + min(row >> 3u, group_last)) * p.steps + s) * 256u + (i >> 1u) * 64u + (row & 7u) * 8u + lane];
-        w_tile[row * 9u + i] = select(bf16_low(words), bf16_high(words), (i & 1u) == 1u);
+        w_tile[row * 9u + i] = select(low_half(words), high_half(words), (i & 1u) == 1u);
         x_tile[row * 9u + i] = x[min(first + row, p.rows - 1u) * blocks * 8u + block * 8u + i];
       }`,
   int8: /* wgsl */ `
@@ -223,7 +228,7 @@ function gemmIntegerStep(encoding: MatrixEncoding): string {
 
 /**
  * Product for many rows: one work group has GEMM_TILE rows of the matrix and as many of the input, a thread four of each; a block of 32
- * inputs at a time goes through work group memory (3 KiB, f32 and bf16 9 KiB).
+ * inputs at a time goes through work group memory (3 KiB, f32 and halves 9 KiB).
  *
  * Bindings as {@link gemv}. Grid [ceil(partWidth / GEMM_TILE), ceil(rows / GEMM_TILE)].
  */
@@ -235,8 +240,8 @@ export function gemm(encoding: MatrixEncoding): Kernel {
     name: `gemm_${encoding}`,
     params: matmulParams,
     bindings: matmulBindings(encoding),
-    code: /* wgsl */ `
-${encoding === "bf16" ? BF16 : ""}${integer ? DOT16 : ""}${STORE}
+    code: (lane) => /* wgsl */ `
+${halves(encoding, lane)}${integer ? DOT16 : ""}${STORE}
 var<workgroup> w_tile: ${tile};
 var<workgroup> x_tile: ${tile};
 @compute @workgroup_size(64)
@@ -253,7 +258,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
     for (var n = 0u; n < 16u; n++) { acc[n] = ${zero}; }
     for (var s = 0u; s < p.steps; s++) {
       let block = lane * p.steps + s;
-${GEMM_LOAD[encoding]}
+${GEMM_LOAD[encoding === "f16" ? "bf16" : encoding]}
       workgroupBarrier();
 ${integer ? gemmIntegerStep(encoding) : GEMM_FLOAT_STEP}
       workgroupBarrier();

@@ -2,12 +2,14 @@
 import type { MatrixEncoding } from "../../contract.ts";
 import { type Binding, type Kernel, read, write } from "../kernel.ts";
 import { SIGNED_BYTES } from "./exact-math.ts";
+import { halfPair } from "./half.ts";
 import { laneParam, laneWidth, sumOf } from "./reduce.ts";
 
 /** Where channel `k` of a packed row lies: `at` is (row group * steps + step), `place` the thread of that row and lane. */
 const DECODE: Record<MatrixEncoding, string> = {
   f32: "bitcast<f32>(weights[(at * 512u + (i / 4u) * 64u + place) * 4u + i % 4u])",
   bf16: "bitcast<f32>((weights[(at * 256u + (i / 8u) * 64u + place) * 4u + (i % 8u) / 2u] << select(16u, 0u, (i & 1u) == 1u)) & 0xffff0000u)",
+  f16: "half_pair(weights[(at * 256u + (i / 8u) * 64u + place) * 4u + (i % 8u) / 2u])[i & 1u]",
   int8: "weight_scales[at * 64u + place] * signed_bytes(weights[(at * 128u + (i / 16u) * 64u + place) * 4u + (i % 16u) / 4u])[i % 4u]",
   int4: "weight_scales[at * 64u + place] * f32(i32((weights[(at * 64u + place) * 4u + (i % 16u) / 4u] >> ((i % 4u) * 8u + (i / 16u) * 4u)) & 15u) - 8)",
 };
@@ -24,8 +26,9 @@ export function embed(encoding: MatrixEncoding): Kernel {
     name: `embed_${encoding}`,
     params: { width: "u32", steps: "u32", tokens_at: "u32", row_first: "u32", row_count: "u32" },
     bindings: { weights: read("u32"), ...scales, tables: read("u32"), out: write("f32") },
-    code: /* wgsl */ `
+    code: (lane) => /* wgsl */ `
 ${SIGNED_BYTES}
+${halfPair(lane)}
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3u) {
   let k = id.x;

@@ -35,7 +35,7 @@ function describeRowInvariance(lane: Lane): void {
     const device = lane.device();
     const random = new Random(SEED);
     const weights = random.normals(outWidth * inWidth);
-    const products = (["f32", "bf16", "int8", "int4"] as const).map((encoding) => {
+    const products = (["f32", "bf16", "f16", "int8", "int4"] as const).map((encoding) => {
       const matrix = device.matrix("weights", encoding, { outWidth, inWidth }, weights);
       const op: Op = (recorder, args) => recorder.matmul({ ...args, matrix });
       return { name: `matmul ${encoding}`, width: outWidth, op };

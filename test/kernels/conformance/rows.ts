@@ -7,7 +7,7 @@ import { poisoned, results, upload } from "../support/floats.ts";
 import type { Lane } from "../support/lane.ts";
 import { Random, SEED } from "../support/random.ts";
 
-const ENCODINGS = ["f32", "bf16", "int8", "int4"] as const satisfies MatrixEncoding[];
+const ENCODINGS = ["f32", "bf16", "f16", "int8", "int4"] as const satisfies MatrixEncoding[];
 
 /** Runs one op on one device with fresh, poisoned output. */
 async function run(
@@ -91,10 +91,31 @@ function bf16(value: number): number {
   return nearer < 0 || (nearer === 0 && upper % 2 === 0) ? down : up;
 }
 
+/** Of all f16, smallest first, the nearest; of two, the one whose pattern is even. */
+function f16(value: number): number {
+  const magnitude = Math.abs(value);
+  if (magnitude > 65504) return Math.sign(value) * 65504;
+  let [below, upper] = [-1, F16_VALUES.length - 1];
+  while (upper - below > 1) {
+    const middle = (below + upper) >> 1;
+    if (F16_VALUES[middle]! >= magnitude) upper = middle;
+    else below = middle;
+  }
+  const [up, down] = [F16_VALUES[upper]!, F16_VALUES[Math.max(0, upper - 1)]!];
+  const nearer = magnitude - down - (up - magnitude);
+  const isDown = nearer < 0 || (nearer === 0 && upper % 2 === 1);
+  return Math.sign(value) * (isDown ? down : up);
+}
+
+const F16_VALUES = Float64Array.from({ length: 0x7c00 }, (_, bits) =>
+  bits < 1024 ? bits * 2 ** -24 : (1024 + (bits % 1024)) * 2 ** (Math.floor(bits / 1024) - 25),
+);
+
 function decodedRow(data: Float32Array, row: number, width: number, encoding: MatrixEncoding): Float32Array {
   const values = data.slice(row * width, (row + 1) * width);
   if (encoding === "f32") return values;
   if (encoding === "bf16") return values.map(bf16);
+  if (encoding === "f16") return values.map(f16);
   const { codes, scales } = quantizedRow(values, encoding);
   return Float32Array.from(codes, (code, index) => code * scales[Math.floor(index / 32)]!);
 }
@@ -156,7 +177,7 @@ function describeMatmul(lane: Lane): void {
         });
       };
       const { product, magnitudes } = plainProduct(x, weights, { rows, inWidth, outWidth, encoding });
-      const isFloat = encoding === "f32" || encoding === "bf16";
+      const isFloat = encoding !== "int8" && encoding !== "int4";
       const relative = isFloat ? lane.tolerances.matmul : lane.tolerances.matmulInt8;
       const bound = { relative, scale: magnitudes };
       const actual = await multiply(lane.device(), false);
@@ -232,7 +253,7 @@ interface ProductShape {
 function plainProduct(x: Float32Array, weights: Float32Array, { rows, inWidth, outWidth, encoding }: ProductShape) {
   const decode = (data: Float32Array, count: number, encoding: MatrixEncoding): Float32Array[] =>
     Array.from({ length: count }, (_, row) => decodedRow(data, row, inWidth, encoding));
-  const isFloat = encoding === "f32" || encoding === "bf16";
+  const isFloat = encoding !== "int8" && encoding !== "int4";
   const inputs = decode(x, rows, isFloat ? "f32" : "int8");
   const outputs = decode(weights, outWidth, encoding);
   const product = inputs.flatMap((a) => outputs.map((b) => a.reduce((sum, value, k) => sum + value * b[k]!, 0)));

@@ -14,7 +14,7 @@ import * as rowOps from "../../../kernels/webgpu/wgsl/row-ops.ts";
 import { ADJUST_LOGITS, CHOOSE_TOKEN, LOGPROBS, TRUNCATE } from "../../../kernels/webgpu/wgsl/sample.ts";
 import { QUANTIZE_QUERIES, SCORE_BLOCKS, scorePages, scoreTokens } from "../../../kernels/webgpu/wgsl/score.ts";
 
-const MATRICES = ["f32", "bf16", "int8", "int4"] as const;
+const MATRICES = ["f32", "bf16", "f16", "int8", "int4"] as const;
 const KV = ["f32", "int8"] as const;
 const HEADS = [64, 80, 96, 128] as const;
 
