@@ -33,9 +33,10 @@ const WANTED: readonly GPUFeatureName[] = ["timestamp-query", "shader-f16", "sub
 
 /**
  * What Dawn is told. Its timestamps are whole multiples of 65.5 us otherwise, against spying by web pages, so that no kernel could be timed;
- * and only with unsafe APIs allowed does it list experimental features such as subgroup matrices.
+ * and only with unsafe APIs allowed does it list experimental features such as subgroup matrices. On NVIDIA it hides f16, because of conformance tests
+ * that failed there; features.ts checks what our kernels do with it.
  */
-const DAWN_ENABLED = ["allow_unsafe_apis"];
+const DAWN_ENABLED = ["allow_unsafe_apis", "vulkan_enable_f16_on_nvidia"];
 const DAWN_DISABLED = ["timestamp_quantization"];
 
 /** Keeps what Dawn's `create` returned: when it is collected, the process aborts. */
