@@ -49,10 +49,14 @@ interface EdgeSettings {
 const REQUEST_MS_MAX = 1.5;
 const TOKEN_MS_MAX = 0.7;
 
+/** Turns of a session before another one is begun. */
+const SESSION_TURNS = 20;
+
 /** What workerd itself takes: an object that was there, and one that was not. */
 const floorKinds = ["floor: an object", "floor: a new object"] as const;
 /** A session that is new is a new object. */
-const kinds = ["direct", ...floorKinds, "later turn", "new session", "resumable"] as const;
+const edgeKinds = ["later turn", "later turn, resumable", "new session", "new session, resumable"] as const;
+const kinds = ["direct", ...floorKinds, ...edgeKinds] as const;
 type Kind = (typeof kinds)[number];
 
 /** Both edges: the whole one, and the one that does nothing. */
@@ -90,7 +94,7 @@ export const edgeBench = defineBench({
   summary:
     "Turns through the whole edge (key, limits, session log, routing, signature, SSE) to an engine that costs nothing, and straight to that engine:\n" +
     "the difference is what the edge adds. The floor is a Worker and one object that pass bytes on and do nothing; a new session is a new object,\n" +
-    "whose storage workerd makes first, and a resumable turn here is in a new session. What the edge does between an engine's admission and its first\n" +
+    "whose storage workerd makes first. A later turn comes within a second of the one before it. What the edge does between an engine's admission and its first\n" +
     "token costs nobody anything where that takes a moment (--first).\n" +
     " One connection, one turn at a time, kinds in turns. A busy machine only ever makes it slower: there the\n" +
     `fastest tenth (p10) tells more than the median. Bars at the median: ${REQUEST_MS_MAX} ms a request, ${TOKEN_MS_MAX} ms a token.`,
@@ -141,8 +145,7 @@ async function measure({ stack, floor }: Edges, values: EdgeSettings, context: B
 
 /** What is said: a later turn goes on with a session that is begun anew every so often, so that it stays short. */
 class Talk {
-  #turnCount = 0;
-  #session = "";
+  readonly #sessions = new Map<Kind, { id: string; turnCount: number }>();
 
   request({ stack, floor }: Edges, kind: Kind, tokenCount: number): Omit<TurnOptions, "agent"> & { url: string } {
     const encoder = new TextEncoder();
@@ -153,10 +156,9 @@ class Talk {
       const url = isFloor(kind) ? floorUrl : `${stack.engineUrl}/v1/generate`;
       return { url, headers: {}, body: encoder.encode("x"), mark, tokenCount };
     }
-    if (kind === "later turn" && this.#turnCount++ % 20 === 0) this.#session = randomUUID();
     const quire = {
-      session_id: kind === "later turn" ? this.#session : randomUUID(),
-      ...(kind === "resumable" ? { resumable: true } : {}),
+      session_id: kind.startsWith("later") ? this.#sessionOf(kind) : randomUUID(),
+      ...(kind.endsWith("resumable") ? { resumable: true } : {}),
     };
     const messages = [{ role: "user", content: "What is the code of Badoru, and what is the code of Kelino?" }];
     const body = encoder.encode(
@@ -165,6 +167,14 @@ class Talk {
     const headers = { authorization: `Bearer ${stack.apiKey}`, "content-type": "application/json" };
     const mark = Buffer.from('"content":"a"');
     return { url: `${stack.edgeUrl}/v1/chat/completions`, headers, body, mark, tokenCount };
+  }
+
+  #sessionOf(kind: Kind): string {
+    const known = this.#sessions.get(kind);
+    const isFresh = known !== undefined && known.turnCount < SESSION_TURNS;
+    const { id, turnCount } = isFresh ? known : { id: randomUUID(), turnCount: 0 };
+    this.#sessions.set(kind, { id, turnCount: turnCount + 1 });
+    return id;
   }
 }
 

@@ -1,6 +1,5 @@
 /** Resident memory of the processes of a run, sampled while it lasts, and whether it is flat. */
 import { readFile } from "node:fs/promises";
-import { quantile } from "../quantile.ts";
 
 /** A process that is measured. */
 export interface ProcessAtWork {
@@ -16,7 +15,10 @@ export interface MemoryTrend {
   fromS: number;
   toS: number;
   peakBytes: number;
-  /** Medians of the first and the last third of its life behind the warm-up, and last over first less 1. Absent: it did not live that long. */
+  /**
+   * The lowest of the first and the last third of its life behind the warm-up, and last over first less 1: a heap grows until it is collected, and a
+   * median tells where in that a third lies. Absent: it did not live that long.
+   */
   firstThirdBytes?: number;
   lastThirdBytes?: number;
   growth?: number;
@@ -73,7 +75,7 @@ function growthOf(points: Series["points"], windowS: number): Partial<MemoryTren
   const isWhole = points[0]!.atS <= startS && points.at(-1)!.atS >= windowS - third / 2;
   const [first, last] = [within(startS, startS + third), within(windowS - third, windowS)];
   if (!isWhole || Math.min(first.length, last.length) < THIRD_SAMPLES_MIN) return {};
-  const [firstThirdBytes, lastThirdBytes] = [quantile(first, 0.5), quantile(last, 0.5)];
+  const [firstThirdBytes, lastThirdBytes] = [Math.min(...first), Math.min(...last)];
   return { firstThirdBytes, lastThirdBytes, growth: Math.round((lastThirdBytes / firstThirdBytes - 1) * 1e4) / 1e4 };
 }
 

@@ -267,7 +267,9 @@ function restLines(totals: LoadTotals): string[] {
     ...(enginesAtRest.length === 0
       ? []
       : [`at rest: ${leakedCount(totals)} leaked blocks and slots in ${enginesAtRest.length} engines`]),
-    ...(trends.length === 0 ? [] : [`memory, first to last third behind the warm-up: ${trends.join(", ")}`]),
+    ...(trends.length === 0
+      ? []
+      : [`memory, lowest of the first and the last third behind the warm-up: ${trends.join(", ")}`]),
   ];
 }
 

@@ -20,7 +20,8 @@ describe("npm run bench -- edge", () => {
           added: { kind: string; requestMs: { p50: number }; tokenMs: { p50: number } }[];
         };
         const floor = ["floor: an object", "floor: a new object"];
-        expect(rows.map(({ kind }) => kind)).toEqual(["direct", ...floor, "later turn", "new session", "resumable"]);
+        const edge = ["later turn", "later turn, resumable", "new session", "new session, resumable"];
+        expect(rows.map(({ kind }) => kind)).toEqual(["direct", ...floor, ...edge]);
         for (const { firstMs, tokenMs } of rows) {
           expect(firstMs.p50).toBeGreaterThan(0);
           expect(tokenMs.p50).toBeGreaterThan(0);
