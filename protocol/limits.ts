@@ -18,6 +18,11 @@ export const LIMITS = {
   logitBiasCountMax: 1024,
   /** A selection configuration such as `quest+scope(layer)`; it is part of what names stored bytes. */
   selectionCharsMax: 640,
+  /** `budget_tokens` of a selection: sinks, the block being written (4 pages) and at least three chosen pages; and more than any context. */
+  budgetTokensMin: 128,
+  budgetTokensMax: 1 << 20,
+  /** And of whole pages. */
+  budgetTokensStep: 16,
   /** `max_tokens` when the request names none (bounded by what the context leaves). */
   completionTokensDefault: 1024,
   sessionIdBytesMax: 128,
@@ -130,6 +135,8 @@ export const LIMITS = {
   /** What a tenant has used is written at most once in this time. */
   budgetSaveMs: 1_000,
   limiterMsMax: 1_000,
+  /** A place that was reserved for a session's next turn is given back when none has come; more than `placementMsMax`, in which it is taken. */
+  placeReservedMsMax: 2_000,
   /** How old the limiter's last word on a key may be, for a turn to go on while it is asked again. */
   placeCreditMsMax: 60_000,
   /** Signed requests between edge and engines: how far clocks may differ, and how many nonces one peer remembers. */

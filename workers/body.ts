@@ -37,10 +37,11 @@ export async function readBytes(request: Request, limits: BodyLimits = {}): Prom
   // A declared length is only a chance to refuse early: bodies in chunks have none, and one that lies is counted.
   if (Number(request.headers.get("content-length") ?? 0) > bytesMax) throw tooLarge(bytesMax);
   if (request.body === null) return new Uint8Array(0);
-  const chunks: Uint8Array[] = [];
+  const chunks: Uint8Array<ArrayBuffer>[] = [];
   let byteCount = 0;
-  const reader: ReadableStreamDefaultReader<Uint8Array> = request.body.getReader();
+  const reader: ReadableStreamDefaultReader<Uint8Array<ArrayBuffer>> = request.body.getReader();
   const endMs = Date.now() + msMax;
+  const declared = Number(request.headers.get("content-length") ?? Number.NaN);
   try {
     for (;;) {
       const { done, value } = await readWithin(reader, Math.min(idleMsMax, endMs - Date.now()));
@@ -48,6 +49,8 @@ export async function readBytes(request: Request, limits: BodyLimits = {}): Prom
       byteCount += value.byteLength;
       if (byteCount > bytesMax) throw tooLarge(bytesMax);
       chunks.push(value);
+      // All that was promised is there: its end is not worth another turn of the event loop.
+      if (byteCount === declared) return concat(chunks, byteCount);
     }
   } catch (thrown) {
     // Not awaited: a client that says nothing may not answer to this, either.
@@ -77,9 +80,9 @@ export function parseJsonObject(bytes: Uint8Array): Record<string, unknown> {
 }
 
 async function readWithin(
-  reader: ReadableStreamDefaultReader<Uint8Array>,
+  reader: ReadableStreamDefaultReader<Uint8Array<ArrayBuffer>>,
   msMax: number,
-): Promise<ReadableStreamReadResult<Uint8Array>> {
+): Promise<ReadableStreamReadResult<Uint8Array<ArrayBuffer>>> {
   const late = Promise.withResolvers<never>();
   const timer = setTimeout(() => {
     late.reject(new QuireError("request_timeout", "The body of your request came too slowly."));
@@ -95,7 +98,9 @@ function tooLarge(bytesMax: number): QuireError {
   return new QuireError("request_too_large", `The request body is over the limit of ${bytesMax} bytes.`);
 }
 
-function concat(chunks: readonly Uint8Array[], byteCount: number): Uint8Array<ArrayBuffer> {
+function concat(chunks: readonly Uint8Array<ArrayBuffer>[], byteCount: number): Uint8Array<ArrayBuffer> {
+  const [first] = chunks;
+  if (first && chunks.length === 1) return first;
   const bytes = new Uint8Array(byteCount);
   let offset = 0;
   for (const chunk of chunks) {

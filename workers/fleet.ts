@@ -8,6 +8,7 @@ import type { Env } from "./env.ts";
 import { callWakeHook, Waker } from "./fleet/wake.ts";
 import { FleetTable, type PickedEngine, type PickRequest } from "./fleet-table.ts";
 import { logError } from "./log.ts";
+import { emptyCounts, type RoutingCounts, type RoutingOutcome } from "./routing-counts.ts";
 
 /** A model that can be asked for now. */
 export interface LiveModel {
@@ -33,6 +34,7 @@ export class Fleet extends DurableObject<Env> {
   readonly #table = new FleetTable();
   readonly #replays = new ReplayGuard();
   readonly #waker = openWaker(this.env);
+  readonly #routings = emptyCounts();
 
   /** False for a signed request that was here before. */
   async admitNonce(nonce: string, expiresMs: number): Promise<boolean> {
@@ -91,6 +93,16 @@ export class Fleet extends DurableObject<Env> {
   /** A turn went to an engine without asking: it counts there like any other. */
   async assign(engineId: string, missingTokens: number): Promise<void> {
     this.#table.assign(engineId, missingTokens);
+  }
+
+  /** What became of a prompt with `model: "auto"`. */
+  async countRouting(outcome: RoutingOutcome): Promise<void> {
+    this.#routings[outcome] += 1;
+  }
+
+  /** Since this object started. */
+  async routingCounts(): Promise<RoutingCounts> {
+    return this.#routings;
   }
 
   /** An engine to ask about a session, no turn: the one that served it, or any of its model. */

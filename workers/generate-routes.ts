@@ -36,6 +36,11 @@ export async function chatCompletions(request: Request, env: Env, requestId: str
         requestId,
         namesSelection: namesSelection(body),
         health: isolateRouterHealth,
+        // Nobody waits for this.
+        count: (outcome) =>
+          void fleetOf(env, tenant.namespace)
+            .countRouting(outcome)
+            .catch(() => undefined),
         resolve: (name) => resolveModel(env, tenant.namespace, name),
       });
       const chain = await chainHashes(chainStart(model), chat.messages);
@@ -91,7 +96,7 @@ async function answerTurn(turn: TurnToAnswer): Promise<Response> {
   });
   const answer = { feed, choiceCount: options.choiceCount, resumable, signal: request.signal };
   // What a session cannot settle any more, its place included, is settled here.
-  const onBroken = () => void settlePlace(env, { namespace, leaseId: place.leaseId }, 0);
+  const onBroken = () => settlePlace(env, { namespace, leaseId: place.leaseId }, 0);
   const out = response.stream ? streamAnswer(answer, onBroken) : await jsonAnswer(answer);
   if (feed.sessionId !== undefined) out.headers.set(SESSION_HEADER, feed.sessionId);
   return out;

@@ -23,11 +23,11 @@ export interface Answer {
  * An SSE response: headers at once, then what the session says, as it is. A turn that breaks off there (its object is gone) ends in one error
  * event; a client that can come back is better off with a connection that breaks off, too. A failed write (the client is gone) ends the
  * turn, if it is not resumable.
- * @param onBroken called when the turn broke off and will not go on
+ * @param onBroken called when the turn broke off and will not go on; the response ends behind it
  */
 export function streamAnswer(
   { feed, resumable, signal }: Pick<Answer, "feed" | "resumable" | "signal">,
-  onBroken?: () => void,
+  onBroken?: () => Promise<unknown>,
 ): Response {
   const { readable, writable } = new IdentityTransformStream();
   const passed = feed.stream.pipeTo(writable, { preventAbort: true, signal });
@@ -37,7 +37,11 @@ export function streamAnswer(
 
 async function endBroken(
   writable: WritableStream<Uint8Array>,
-  { thrown, resumable, onBroken }: { thrown: unknown; resumable: boolean; onBroken: (() => void) | undefined },
+  {
+    thrown,
+    resumable,
+    onBroken,
+  }: { thrown: unknown; resumable: boolean; onBroken: (() => Promise<unknown>) | undefined },
 ): Promise<void> {
   const writer = writable.getWriter();
   try {
@@ -48,7 +52,8 @@ async function endBroken(
     const cause = new QuireError("engine_failed", "The connection to the session was lost.", { cause: thrown });
     // Behind an empty line: the last event may be cut.
     await writer.write(new TextEncoder().encode(`\n\n${sseData(errorBody(cause))}`));
-    onBroken?.();
+    // Before the end: with it the invocation ends, and whatever it has begun.
+    await onBroken?.();
     await writer.close();
   } catch {
     // It is the client that is gone.

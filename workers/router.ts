@@ -1,11 +1,13 @@
 /** Every route of the edge, and what all answers have in common: request id, CORS, OpenAI-shaped errors. */
 import { type IRequest, Router } from "itty-router";
 import { errorBody, QuireError, toQuireError } from "../protocol/errors.ts";
+import { LIMITS } from "../protocol/limits.ts";
 import { authenticate } from "./auth/authenticate.ts";
 import { assertSigned, authenticateEngine, refused } from "./auth/engine.ts";
 import { createKey, expireKey, getKey, listKeys, revokeKey } from "./auth/key-routes.ts";
 import { parseJsonObject, readBytes } from "./body.ts";
 import { corsHeaders, preflight } from "./cors.ts";
+import { within } from "./deadline.ts";
 import type { Env } from "./env.ts";
 import { fleetOf, fleetShards } from "./fleet.ts";
 import { chatCompletions, completions } from "./generate-routes.ts";
@@ -15,6 +17,7 @@ import { modelBody } from "./openai-shapes.ts";
 import { playground } from "./playground.ts";
 import { AUTO_MODEL } from "./prompt-router/auto-model.ts";
 import { REQUEST_ID_HEADER, requestIdOf } from "./request-id.ts";
+import { metricsText } from "./routing-counts.ts";
 import { deleteSession, forkSession, getSession, resumeStream, stopStream } from "./session-routes.ts";
 
 const HEARTBEAT_BYTES_MAX = 16 * 1024;
@@ -56,6 +59,7 @@ const ROUTES: readonly [string, Readonly<Record<string, Handler>>][] = [
   ],
   ["/v1/keys/:id/expire", { POST: (request, env) => expireKey(request, env, param(request, "id")) }],
   ["/v1/engines/heartbeat", { POST: heartbeat }],
+  ["/metrics", { GET: metrics }],
 ];
 
 /** The Worker's fetch handler. Never rejects: whatever goes wrong is an OpenAI error body. */
@@ -128,6 +132,13 @@ async function getModel(request: IRequest, env: Env): Promise<Response> {
   throw new QuireError("model_not_found", `The model '${id}' does not exist or you do not have access to it.`, {
     param: "model",
   });
+}
+
+/** The edge's own counters, for who may see every tenant's keys. */
+async function metrics(request: Request, env: Env): Promise<Response> {
+  await authenticate(request, env, "keys");
+  const counts = await within(LIMITS.statusMsMax, Promise.all(fleetShards(env).map((shard) => shard.routingCounts())));
+  return new Response(metricsText(counts), { headers: { "content-type": "text/plain; version=0.0.4" } });
 }
 
 async function heartbeat(request: Request, env: Env): Promise<Response> {

@@ -1,13 +1,14 @@
 /** The Worker's end of a turn: finding its session, starting it, and reading its events. */
 
 import { QuireError } from "../protocol/errors.ts";
-import { encodeFrame, FrameDecoder } from "../protocol/frames.ts";
+import { FrameDecoder } from "../protocol/frames.ts";
 import { LIMITS } from "../protocol/limits.ts";
 import { within } from "./deadline.ts";
 import type { Env } from "./env.ts";
 import type { Place } from "./limits/place.ts";
 import { newSessionId } from "./session-id.ts";
 import type { SessionLog } from "./session-log/session-log.ts";
+import { openTurn } from "./session-log/turn-wire.ts";
 import { indexOf, passingSession, sessionOf } from "./stubs.ts";
 import {
   type AnswerForm,
@@ -48,7 +49,7 @@ export interface TurnRequest {
 export async function startTurn(env: Env, request: TurnRequest): Promise<StartedTurn> {
   const { options, sessionId, place, ...rest } = request;
   const { namespace } = request;
-  const job: TurnJob = { ...options, ...rest, leaseId: place.leaseId };
+  const job: TurnJob = { ...options, ...rest };
   const { input } = options;
   const runIn = async (session: NonNullable<TurnJob["session"]>) =>
     started(await ask(sessionOf(env, namespace, session.id), { ...job, session }, place), session.id);
@@ -70,8 +71,10 @@ export async function startTurn(env: Env, request: TurnRequest): Promise<Started
 /** Gives a session a turn, and with it the question for its place, until one has asked. */
 async function ask(session: DurableObjectStub<SessionLog>, job: TurnJob, place: Place): Promise<TurnAnswer> {
   const asked = place.admission ? undefined : place.handOver();
-  const answer = await session.turn(encodeFrame({ ...job, place: asked }));
-  if (answer.status !== "refused") place.answered(answer.admission);
+  const answer = await openTurn(session, { ...job, leaseId: place.leaseId, place: asked });
+  // A turn that failed is told why, whatever the limiter said.
+  if (answer.status === "refused") place.answered(undefined, answer.leaseId);
+  else place.answered(answer.admission, answer.leaseId);
   return answer;
 }
 

@@ -121,12 +121,16 @@ export interface SessionInfo {
 }
 
 /** First answer of a SessionLog: known before any response header is sent. */
-export type TurnAnswer =
+export type TurnAnswer = (
   | { status: "refused"; error: WireError }
-  /** The limiter's answer comes with each where the session asked for the turn's place. */
-  | { status: "limited"; admission: Admission }
-  | { status: "moved"; admission?: Admission | undefined }
-  | ({ status: "streaming"; admission?: Admission | undefined } & TurnFeed);
+  | { status: "limited" | "moved" }
+  | ({ status: "streaming" } & TurnFeed)
+) & {
+  /** The limiter's answer, where the session asked for the turn's place or had one reserved. */
+  admission?: Admission | undefined;
+  /** Of the place that it had reserved: that is the turn's. */
+  leaseId?: string | undefined;
+};
 
 /** A turn's events on their way, in the form that was asked for. */
 export interface TurnFeed {

@@ -116,13 +116,16 @@ export function readSelection(quire: Fields | undefined, defaults: SelectionRequ
   quire.refuseOthers();
   if (!selection) return defaults;
   const policy = parseRequestedSelection(selection.string("policy") ?? defaults.policy);
-  const budgetTokens = selection.number("budget_tokens", { min: 16, max: 1 << 20, integer: true });
+  const { budgetTokensMin, budgetTokensMax, budgetTokensStep } = LIMITS;
+  // Dense attention takes no notice of it.
+  const min = policy === "dense" ? budgetTokensStep : budgetTokensMin;
+  const budgetTokens = selection.number("budget_tokens", { min, max: budgetTokensMax, integer: true });
   const exact = selection.boolean("exact") ?? defaults.exact;
   selection.refuseOthers();
-  if (budgetTokens !== undefined && budgetTokens % 16 !== 0) {
+  if (budgetTokens !== undefined && budgetTokens % budgetTokensStep !== 0) {
     throw invalid(
       "quire.selection.budget_tokens",
-      `Invalid 'quire.selection.budget_tokens': expected a multiple of 16, but got ${budgetTokens} instead.`,
+      `Invalid 'quire.selection.budget_tokens': expected a multiple of ${budgetTokensStep}, but got ${budgetTokens} instead.`,
     );
   }
   return { policy, budgetTokens: budgetTokens ?? budgetOf(policy, defaults), exact };

@@ -10,9 +10,10 @@ import type { SelectionPlan, SummaryKind } from "../../kernels/contract.ts";
 import { PAGE_TOKENS } from "../../kernels/contract.ts";
 import { QuireError } from "../../protocol/errors.ts";
 import type { SelectionConfiguration } from "../../protocol/generate.ts";
+import { LIMITS } from "../../protocol/limits.ts";
 
 /** Smallest budget: sinks, the block being written (4 pages) and at least three chosen pages. */
-export const BUDGET_TOKENS_MIN = 128;
+export const BUDGET_TOKENS_MIN: number = LIMITS.budgetTokensMin;
 
 /** Rows of one query group in prefill; a group ends at a page border or with its span, and decode rows are groups of one. */
 export const GROUP_TOKENS = 16;

@@ -1,10 +1,11 @@
 /** A turn that goes on while its place is asked for, and one that goes where the last one was. */
 import { runInDurableObject } from "cloudflare:test";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
+import { LIMITS } from "../../protocol/limits.ts";
 import { namespaceOf } from "../../workers/auth/namespace.ts";
-import { PlaceCredit } from "../../workers/limits/place.ts";
+import { NextPlace, nextRequest, PlaceCredit } from "../../workers/limits/place.ts";
 import { type Limits, TenantBudget } from "../../workers/limits/tenant-budget.ts";
-import { limiterOf, type TenantLimiter } from "../../workers/limits/tenant-limiter.ts";
+import { limiterOf, TenantLimiter } from "../../workers/limits/tenant-limiter.ts";
 import { Placement } from "../../workers/session-log/placement.ts";
 import { edge, env, FakeEngine, KEY_A, makeWorld, register, says, until } from "./world.ts";
 
@@ -115,6 +116,110 @@ describe("a tenant with credit", () => {
     expect(counted).toBeLessThanOrEqual(6);
     expect(counted).toBeGreaterThan(6 - drained - 1);
     expect((await used()).turns).toBe(0);
+  });
+});
+
+describe("a place for a turn that may come", () => {
+  const limits: Limits = { requestsPerMinute: 100, tokensPerMinute: 1_000, turnsConcurrent: 16 };
+  const request = (leaseId: string, tokensEstimated = 100) => ({ leaseId, tokensEstimated, limits });
+
+  it("counts like any other from the moment it is reserved, so that limits hold, but is nobody's use", () => {
+    const budget = new TenantBudget();
+    expect(budget.reserve(request("next"), 0)).toMatchObject({
+      refusedBy: undefined,
+      requests: { remaining: 99 },
+      tokens: { remaining: 900 },
+      turns: { remaining: 15 },
+    });
+    expect(budget.used).toEqual({ requests: 0, tokens: 0, turns: 0 });
+    const taken = Array.from({ length: 16 }, (_, at) => budget.admit(request(`turn-${at}`, 1), 0).refusedBy);
+    expect(taken).toEqual([...Array(15).fill(undefined), "turns"]);
+  });
+
+  it("is its turn's once that says so, and else given back in time with all that was counted", () => {
+    const [used, unused] = [new TenantBudget(), new TenantBudget()];
+    for (const budget of [used, unused]) budget.reserve(request("next"), 0);
+    used.hold("next", LIMITS.placeReservedMsMax - 1);
+    expect(used.used).toEqual({ requests: 1, tokens: 100, turns: 1 });
+    const lateMs = LIMITS.placeReservedMsMax;
+    // Nothing that was reserved has drained twice.
+    expect(unused.admit(request("other", 10), lateMs)).toMatchObject({
+      requests: { remaining: 99 },
+      turns: { remaining: 15 },
+    });
+    expect(unused.used).toEqual({ requests: 1, tokens: 10, turns: 1 });
+    used.settle("next", 40);
+    expect(used.used).toMatchObject({ tokens: 40, turns: 0 });
+    unused.settle("next", 40);
+    expect(unused.used).toMatchObject({ tokens: 10, turns: 1 });
+  });
+
+  it("is refused where less than half of anything would be left, and beyond an eighth of the places", () => {
+    const counted = (use: (budget: TenantBudget) => void, tokens = 100) => {
+      const budget = new TenantBudget();
+      use(budget);
+      const before = budget.state;
+      const isReserved = budget.reserve(request("next", tokens), 0) !== undefined;
+      if (!isReserved) expect(budget.state).toEqual(before);
+      return isReserved;
+    };
+    const turns = (count: number) => (budget: TenantBudget) => {
+      for (let at = 0; at < count; at++) budget.admit(request(`turn-${at}`, 0), 0);
+    };
+    const reserved = (count: number) => (budget: TenantBudget) => {
+      for (let at = 0; at < count; at++) budget.reserve(request(`next-${at}`, 0), 0);
+    };
+    expect([0, 7, 8].map((count) => counted(turns(count)))).toEqual([true, true, false]);
+    expect([1, 2].map((count) => counted(reserved(count)))).toEqual([true, false]);
+    expect([500, 501].map((tokens) => counted(() => undefined, tokens))).toEqual([true, false]);
+    const few = { ...limits, turnsConcurrent: 7 };
+    expect(new TenantBudget().reserve({ ...request("next"), limits: few }, 0)).toBeUndefined();
+  });
+
+  it("is for one turn that asks for no more under the same limits, for a second", () => {
+    let nowMs = 0;
+    const admission = new TenantBudget().admit(request("x"), 0);
+    const takes = (asked: ReturnType<typeof request>, afterMs = 0) => {
+      const next = new NextPlace(() => nowMs);
+      next.keep({ request: request("next"), admission });
+      nowMs += afterMs;
+      const first = next.take(asked)?.request.leaseId;
+      expect(next.take(asked)).toBeUndefined();
+      return first;
+    };
+    expect(takes(request("asked", 100))).toBe("next");
+    expect(takes(request("asked", 101))).toBeUndefined();
+    expect(takes({ ...request("asked"), limits: { ...limits, turnsConcurrent: 17 } })).toBeUndefined();
+    expect(takes(request("asked"), LIMITS.placementMsMax - 1)).toBe("next");
+    expect(takes(request("asked"), LIMITS.placementMsMax)).toBeUndefined();
+    expect(nextRequest(request("asked"))).toMatchObject({ tokensEstimated: 200, limits });
+  });
+
+  it("is taken by a session whose turns follow upon each other: the limiter is asked no more, and counts each turn", {
+    timeout: 60_000,
+  }, async () => {
+    const { chat, model } = await makeWorld();
+    const limiter = limiterOf(env, await namespaceOf("eight-turns", "salt for tests"));
+    const key = { key: "key-of-eight-turns" };
+    const session = { quire: { session_id: `${model}-quick` } };
+    const asked = vi.spyOn(TenantLimiter.prototype, "admit");
+    const used = () => runInDurableObject(limiter, (instance: TenantLimiter) => instance.used);
+    let turnCount = 0;
+    // At most so many: a machine that takes a second between two turns makes none of them quick.
+    while (turnCount === asked.mock.calls.length && turnCount < 200) {
+      const answer = await chat("hi", session, key);
+      expect(answer.status).toBe(200);
+      expect(answer.headers.get("x-ratelimit-remaining-requests")).not.toBeNull();
+      await answer.text();
+      turnCount += 1;
+    }
+    expect(asked.mock.calls).toHaveLength(turnCount - 1);
+    asked.mockRestore();
+    expect(await used()).toMatchObject({ turns: 0 });
+    const { requests } = await used();
+    // Drains by ten a minute.
+    expect(requests).toBeLessThanOrEqual(turnCount);
+    expect(requests).toBeGreaterThan(turnCount - 1);
   });
 });
 

@@ -5,8 +5,9 @@ import { chooseModel } from "../../workers/prompt-router/choose-model.ts";
 import type { PromptRouterService } from "../../workers/prompt-router/contract.ts";
 import { FEATURE_COUNT, promptFeatures } from "../../workers/prompt-router/features.ts";
 import { handle } from "../../workers/router.ts";
+import { metricsText, ROUTING_OUTCOMES, type RoutingOutcome } from "../../workers/routing-counts.ts";
 import type { ChatRequest } from "../../workers/validate-chat.ts";
-import { env, KEY_A, makeWorld, register, says } from "./world.ts";
+import { env, KEY_A, makeWorld, register, says, until } from "./world.ts";
 
 const SECRET = "The pin of Zuzobe is 4965";
 const messages = [{ role: "user" as const, content: `${SECRET}. What is the pin of Zuzobe?` }];
@@ -28,7 +29,10 @@ function chatOf(more: { model?: string; sessionId?: string } = {}): ChatRequest 
 
 /** What the choice is made with: models other than `known` are not there. */
 function contextOf(router: PromptRouterService, known: readonly string[] = ["default", "house"]) {
+  const counted: RoutingOutcome[] = [];
   return {
+    counted,
+    count: (outcome: RoutingOutcome) => void counted.push(outcome),
     env: { ...env, PROMPT_ROUTER: router },
     namespace: `n-${crypto.randomUUID()}`,
     requestId: "r-1",
@@ -129,7 +133,9 @@ describe("a router that does not choose", () => {
     async (_, answer) => {
       const log = vi.spyOn(console, "error").mockImplementation(() => undefined);
       const { router } = fakeRouter(() => answer);
-      expect(await chooseModel(chatOf(), contextOf(router))).toEqual({ model: "default", selection: defaults });
+      const context = contextOf(router);
+      expect(await chooseModel(chatOf(), context)).toEqual({ model: "default", selection: defaults });
+      expect(context.counted).toEqual(["failed"]);
       expect(log).toHaveBeenCalledTimes(1);
       const line = String(log.mock.calls[0]?.[0]);
       expect(JSON.parse(line)).toMatchObject({ level: "error", requestId: "r-1", code: "internal" });
@@ -149,15 +155,16 @@ describe("a router that does not choose", () => {
   it("never answers: it is not waited for", async () => {
     vi.spyOn(console, "error").mockImplementation(() => undefined);
     const { router } = fakeRouter(() => new Promise(() => undefined));
-    expect(await chooseModel(chatOf(), contextOf(router))).toEqual({ model: "default", selection: defaults });
+    const context = contextOf(router);
+    expect(await chooseModel(chatOf(), context)).toEqual({ model: "default", selection: defaults });
+    expect(context.counted).toEqual(["late"]);
   });
 
   it("chooses a model that is not there: neither its model nor its budget counts", async () => {
     const { router } = fakeRouter(() => ({ model: "house", policy: "quest", budgetTokens: 256 }));
-    expect(await chooseModel(chatOf(), contextOf(router, ["default"]))).toEqual({
-      model: "default",
-      selection: defaults,
-    });
+    const context = contextOf(router, ["default"]);
+    expect(await chooseModel(chatOf(), context)).toEqual({ model: "default", selection: defaults });
+    expect(context.counted).toEqual(["unserved"]);
   });
 
   it("is left alone after some failures in a row, for a while", async () => {
@@ -166,9 +173,12 @@ describe("a router that does not choose", () => {
     const health = new RouterHealth(() => nowMs);
     let answer: unknown;
     const { router, asked } = fakeRouter(() => answer);
-    const ask = () => routePrompt(router, messages, { requestId: "r-1", health });
+    const counted: RoutingOutcome[] = [];
+    const count = (outcome: RoutingOutcome) => void counted.push(outcome);
+    const ask = () => routePrompt(router, messages, { requestId: "r-1", health, count });
     for (let request = 0; request < 10; request++) expect(await ask()).toBeUndefined();
     expect(asked).toHaveLength(LIMITS.promptRouterFailureCountMax);
+    expect(counted).toEqual(Array.from({ length: 10 }, (_, at) => (at < asked.length ? "failed" : "resting")));
     nowMs += LIMITS.promptRouterRestMs;
     answer = { model: "house", policy: "quest", budgetTokens: 256 };
     expect(await ask()).toEqual({ model: "house", selection: { policy: "quest", budgetTokens: 256 } });
@@ -180,6 +190,42 @@ describe("a router that does not choose", () => {
     answer = undefined;
     for (let request = 0; request < LIMITS.promptRouterFailureCountMax - 1; request++) await ask();
     expect(health.isResting).toBe(false);
+  });
+});
+
+describe("what became of prompts", () => {
+  const read = async (key: string) => {
+    const headers = { authorization: `Bearer ${key}` };
+    return handle(new Request("http://edge.test/metrics", { headers }), env);
+  };
+  const numbersOf = (text: string) =>
+    Object.fromEntries(
+      [...text.matchAll(/prompts_total\{outcome="(\w+)"\} (\d+)/g)].map(([, name, n]) => [name, Number(n)]),
+    );
+
+  it("is counted, and read with an operator's key", async () => {
+    const world = await makeWorld();
+    await register(world.engine, world.model);
+    const before = numbersOf(await (await read("key-of-operator")).text());
+    expect(Object.keys(before)).toEqual([...ROUTING_OUTCOMES]);
+    const { router } = fakeRouter(() => ({ model: world.model, policy: "quest", budgetTokens: 256 }));
+    await world.engine.script(...says("It is 4965."));
+    await (await postAuto(router, { messages })).text();
+    await until(async () => {
+      const now = numbersOf(await (await read("key-of-operator")).text());
+      return now.chosen === (before.chosen ?? 0) + 1 && now.failed === before.failed;
+    });
+    expect((await read(KEY_A)).status).toBe(403);
+    expect((await handle(new Request("http://edge.test/metrics"), env)).status).toBe(401);
+  });
+
+  it("is the sum over all Fleet objects", () => {
+    const text = metricsText([
+      { chosen: 1, unserved: 0, late: 2, failed: 0, resting: 0 },
+      { chosen: 3, unserved: 1, late: 0, failed: 0, resting: 0 },
+    ]);
+    expect(numbersOf(text)).toEqual({ chosen: 4, unserved: 1, late: 2, failed: 0, resting: 0 });
+    expect(text).toContain("# TYPE quire_prompt_router_prompts_total counter\n");
   });
 });
 

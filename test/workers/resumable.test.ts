@@ -1,9 +1,10 @@
-import { evictDurableObject } from "cloudflare:test";
+import { evictDurableObject, runInDurableObject } from "cloudflare:test";
 import { describe, expect, inject, it } from "vitest";
 import { FRAMES } from "../../workers/session-log/event-coding.ts";
 import { eventBytes, ReplayBuffer } from "../../workers/session-log/replay-buffer.ts";
+import { Replays } from "../../workers/session-log/replays.ts";
 import { TurnStream } from "../../workers/session-log/turn-stream.ts";
-import type { TurnEvent } from "../../workers/turn-job.ts";
+import type { TurnEvent, TurnJob } from "../../workers/turn-job.ts";
 import type { Step } from "./fake-engine/script.ts";
 import {
   ASSISTANT,
@@ -300,6 +301,48 @@ describe("TurnStream without a listener", () => {
     for (let index = 0; index < 8; index++) stream.send(event(megabyte));
     await until(() => stream.gone.aborted, 2_000);
     await stream.close();
+  });
+});
+
+describe("Replays", () => {
+  const job = (resumable: boolean) =>
+    ({ session: { id: "s", implicit: false }, resumable, head: {} }) as unknown as TurnJob;
+  const isRead = /^(get|list)$/;
+
+  it("write nothing while a turn runs, and forget an earlier one when it has ended", async () => {
+    const stub = env.SESSION_LOG.get(env.SESSION_LOG.newUniqueId());
+    await runInDurableObject(stub, (_, state) => {
+      const touched: string[] = [];
+      const kv = new Proxy(state.storage.kv, {
+        get: (target, name: "get" | "put" | "delete" | "list") => {
+          touched.push(name);
+          return target[name].bind(target);
+        },
+      });
+      const open = () => new Replays({ kv } as unknown as DurableObjectStorage, () => 0);
+      const replays = open();
+      const first = new TurnStream({ resumable: true });
+      replays.begin(first, job(true), "n");
+      replays.end(first);
+      void first.close();
+      expect(open().resume({ from: 0, form: "frames" })?.streamId).toBe(first.id);
+      const second = new TurnStream({ resumable: false });
+      touched.length = 0;
+      replays.begin(second, job(false), "n");
+      expect(touched).toEqual([]);
+      // It is the second that runs, whatever lies there.
+      expect(replays.resume({ from: 0, form: "frames" })).toBeUndefined();
+      replays.end(second);
+      expect(touched.some((name) => !isRead.test(name))).toBe(true);
+      void second.close();
+      expect(open().resume({ from: 0, form: "frames" })).toBeUndefined();
+      const third = new TurnStream({ resumable: false });
+      touched.length = 0;
+      replays.begin(third, job(false), "n");
+      replays.end(third);
+      void third.close();
+      expect(touched).toEqual([]);
+    });
   });
 });
 

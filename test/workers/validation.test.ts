@@ -90,6 +90,16 @@ const CHAT_REFUSALS: [string, object, string][] = [
   ["an unknown policy", { quire: { selection: { policy: "magic" } } }, "quire.selection.policy"],
   ["a budget of broken pages", { quire: { selection: { budget_tokens: 100 } } }, "quire.selection.budget_tokens"],
   ["a budget too small", { quire: { selection: { budget_tokens: 8 } } }, "quire.selection.budget_tokens"],
+  [
+    "a budget below any policy",
+    { quire: { selection: { policy: "quest", budget_tokens: 112 } } },
+    "quire.selection.budget_tokens",
+  ],
+  [
+    "a budget beyond any context",
+    { quire: { selection: { budget_tokens: 1 << 21 } } },
+    "quire.selection.budget_tokens",
+  ],
   ["exactness in words", { quire: { selection: { exact: "very" } } }, "quire.selection.exact"],
   ["an unknown field of selection", { quire: { selection: { x: 1 } } }, "quire.selection.x"],
 ];

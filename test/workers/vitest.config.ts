@@ -30,6 +30,10 @@ export default defineConfig({
               tenant: "two-turns",
               limits: { requests_per_minute: 600, turns_concurrent: 2 },
             },
+            [keyHash("key-of-eight-turns")]: {
+              tenant: "eight-turns",
+              limits: { requests_per_minute: 10, turns_concurrent: 8 },
+            },
             [keyHash("key-that-ended")]: { tenant: "a", expires_s: 1_700_000_000 },
           }),
           // An engine that a test takes away does not come back.

@@ -7,7 +7,6 @@ import { Waker } from "../../workers/fleet/wake.ts";
 import { holdMsMax } from "../../workers/fleet.ts";
 import { FleetTable, type PickedEngine } from "../../workers/fleet-table.ts";
 import { pickEngine } from "../../workers/session-log/pick-engine.ts";
-import { Placement } from "../../workers/session-log/placement.ts";
 import { env, FakeEngine, heartbeatOf, until } from "./world.ts";
 
 function openWaker(answer: (model: string) => Promise<void> = async () => undefined) {
@@ -103,7 +102,6 @@ describe("pickEngine", () => {
       namespace: "0123456789abcdef",
       request: { model: "m", excludeIds: lost ? ["gone"] : [] },
       hasBegun: lost?.hasBegun ?? false,
-      placement: new Placement(() => 0),
       gone: gone.signal,
       onHeld: () => held.push(Date.now() - start),
     });

@@ -51,7 +51,8 @@ export async function inPlace<Body>(
   } catch (thrown) {
     isolateCredit.forget(tenant);
     // A request that comes to nothing counts like any other.
-    if (isTaken || place?.isAsked) await settlePlace(env, { namespace: tenant.namespace, leaseId: asked.leaseId }, 0);
+    const { leaseId } = place ?? asked;
+    if (isTaken || place?.isAsked) await settlePlace(env, { namespace: tenant.namespace, leaseId }, 0);
     else await countRequest(caller);
     throw thrown;
   }
@@ -86,11 +87,20 @@ export async function holdPlace(env: Env, { namespace, leaseId }: PlaceName): Pr
   await held.catch(() => undefined);
 }
 
-/** The turn of a place is over. Waits until that is known, at most `LIMITS.limiterMsMax`; never rejects. */
-export async function settlePlace(env: Env, { namespace, leaseId }: PlaceName, tokens: number): Promise<void> {
-  if (leaseId === undefined) return;
-  const settled = limiterOf(env, namespace).settle(leaseId, tokens);
-  await within(LIMITS.limiterMsMax, settled).catch(() => undefined);
+/**
+ * The turn of a place is over. Waits until that is known, at most `LIMITS.limiterMsMax`; never rejects.
+ * @param next of a turn that may come soon
+ * @returns the answer for the next turn's place, where it was reserved
+ */
+export async function settlePlace(
+  env: Env,
+  { namespace, leaseId }: PlaceName,
+  tokens: number,
+  next?: PlaceRequest,
+): Promise<Admission | undefined> {
+  if (leaseId === undefined) return undefined;
+  const settled = limiterOf(env, namespace).settle(leaseId, tokens, next);
+  return within(LIMITS.limiterMsMax, settled).catch(() => undefined);
 }
 
 /** @returns the limiter's answer. @throws {QuireError} `rate_limit_exceeded` where that is no. */

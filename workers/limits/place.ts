@@ -3,14 +3,14 @@ import { LIMITS } from "../../protocol/limits.ts";
 import type { Tenant } from "../auth/authenticate.ts";
 import { RecentMap, type RecentMapOptions } from "../recent-map.ts";
 import { rateRefusal } from "./rate-headers.ts";
-import type { Admission, AdmissionRequest } from "./tenant-budget.ts";
+import { type Admission, type AdmissionRequest, hasPlenty, type Limits } from "./tenant-budget.ts";
 
 /** What is asked for a turn's place. */
 export type PlaceRequest = AdmissionRequest & { leaseId: string };
 
 /** A place that is taken, or one that the turn's session asks for while it works on the prompt. */
 export class Place {
-  readonly #request: PlaceRequest;
+  #request: PlaceRequest;
   readonly #isTaken: boolean;
   #isSessions = false;
   #admission: Admission | undefined;
@@ -43,11 +43,77 @@ export class Place {
     return this.#admission;
   }
 
-  /** Takes what the session was answered. @throws {QuireError} `rate_limit_exceeded` for a turn that was not let in. */
-  answered(admission: Admission | undefined): void {
+  /**
+   * Takes what the session was answered.
+   * @param leaseId of the place that the session had reserved, where it did
+   * @throws {QuireError} `rate_limit_exceeded` for a turn that was not let in.
+   */
+  answered(admission: Admission | undefined, leaseId?: string): void {
+    if (leaseId !== undefined) this.#request = { ...this.#request, leaseId };
     if (!admission) return;
     this.#admission = admission;
     if (admission.refusedBy !== undefined) throw rateRefusal(admission, this.#request.limits);
+  }
+}
+
+/** A place that waits for its turn. */
+export interface ReservedPlace {
+  request: PlaceRequest;
+  admission: Admission;
+}
+
+/**
+ * The place of a session's next turn, reserved by the limiter when the last one ended: that turn then waits for no answer, and is counted all
+ * the same. Reserved only for a turn that may well come within `LIMITS.placementMsMax`, as the last one did.
+ */
+export class NextPlace {
+  readonly #now: () => number;
+  #kept: (ReservedPlace & { keptMs: number }) | undefined;
+
+  constructor(now: () => number) {
+    this.#now = now;
+  }
+
+  keep(place: ReservedPlace): void {
+    this.#kept = { ...place, keptMs: this.#now() };
+  }
+
+  /** The place for a turn that asks for no more, under the same limits, and forgets it; one that does not fit is given back by the limiter in time. */
+  take(asked: PlaceRequest): ReservedPlace | undefined {
+    const kept = this.#kept;
+    this.#kept = undefined;
+    if (!kept || this.#now() - kept.keptMs >= LIMITS.placementMsMax) return undefined;
+    const { request } = kept;
+    return asked.tokensEstimated <= request.tokensEstimated && isSame(asked.limits, request.limits) ? kept : undefined;
+  }
+}
+
+/** What the next turn of a session asks for: probably no more than twice of what this one did. */
+export function nextRequest({ tokensEstimated, limits }: PlaceRequest): PlaceRequest {
+  return { leaseId: crypto.randomUUID(), tokensEstimated: 2 * tokensEstimated, limits };
+}
+
+function isSame(a: Limits, b: Limits): boolean {
+  return (
+    a.requestsPerMinute === b.requestsPerMinute &&
+    a.tokensPerMinute === b.tokensPerMinute &&
+    a.turnsConcurrent === b.turnsConcurrent
+  );
+}
+
+/** The question for a place, asked at most once, and as late as may be: beside work that others do. */
+export class AskedPlace {
+  readonly #question: () => Promise<Admission | undefined> | undefined;
+  #asking: Promise<Admission | undefined> | undefined;
+
+  constructor(question: () => Promise<Admission | undefined> | undefined) {
+    this.#question = question;
+  }
+
+  /** The limiter's answer; undefined where it gave none or there was nothing to ask. */
+  ask(): Promise<Admission | undefined> {
+    this.#asking ??= this.#question() ?? Promise.resolve(undefined);
+    return this.#asking;
   }
 }
 
@@ -66,8 +132,7 @@ export class PlaceCredit {
   allows(tenant: Pick<Tenant, "namespace" | "key">, tokensEstimated: number): boolean {
     const last = this.#last.get(nameOf(tenant));
     if (!last) return false;
-    const { requests, tokens, turns } = last;
-    return [requests, tokens, turns].every(hasHalf) && tokens.remaining >= 2 * tokensEstimated;
+    return hasPlenty(last) && last.tokens.remaining >= 2 * tokensEstimated;
   }
 
   note(tenant: Pick<Tenant, "namespace" | "key">, admission: Admission): void {
@@ -77,10 +142,6 @@ export class PlaceCredit {
   forget(tenant: Pick<Tenant, "namespace" | "key">): void {
     this.#last.delete(nameOf(tenant));
   }
-}
-
-function hasHalf({ limit, remaining }: { limit: number; remaining: number }): boolean {
-  return 2 * remaining >= limit;
 }
 
 /** Two keys of a tenant may have different limits. */

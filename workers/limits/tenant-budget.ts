@@ -47,8 +47,12 @@ export interface BudgetState {
 interface Lease {
   tokensEstimated: number;
   expiresMs: number;
-  held: boolean;
+  /** A reserved place is counted like any other, and all of it is given back when no turn comes. */
+  state: "reserved" | "taken" | "held";
 }
+
+/** Of all places, the share that may be reserved for turns that have not come. */
+const RESERVED_SHARE_MAX = 1 / 8;
 
 const MINUTE_MS = 60_000;
 const TURN_RETRY_MS = 1_000;
@@ -76,9 +80,14 @@ export class TenantBudget {
     return { requestsUsed: this.#requestsUsed, tokensUsed: this.#tokensUsed, atMs: this.#atMs };
   }
 
-  /** Places that are taken. */
-  get turnCount(): number {
-    return this.#leases.size;
+  /** What turns have of it that have come; reservations aside. */
+  get used(): { requests: number; tokens: number; turns: number } {
+    const reserved = [...this.#leases.values()].filter(({ state }) => state === "reserved");
+    return {
+      requests: this.#requestsUsed - reserved.length,
+      tokens: reserved.reduce((sum, { tokensEstimated }) => sum - tokensEstimated, this.#tokensUsed),
+      turns: this.#leases.size - reserved.length,
+    };
   }
 
   /** Lets a request in, or says which limit does not. */
@@ -99,15 +108,35 @@ export class TenantBudget {
     this.#requestsUsed += 1;
     this.#tokensUsed += tokens;
     if (leaseId !== undefined) {
-      this.#leases.set(leaseId, { tokensEstimated: tokens, expiresMs: nowMs + LIMITS.leaseUnheldMsMax, held: false });
+      const expiresMs = nowMs + LIMITS.leaseUnheldMsMax;
+      this.#leases.set(leaseId, { tokensEstimated: tokens, expiresMs, state: "taken" });
     }
     return this.#answer(limits, { refusedBy: undefined, retryAfterMs: 0 });
+  }
+
+  /**
+   * Takes a place for a turn that may come within `LIMITS.placeReservedMsMax`, where that leaves plenty of everything.
+   * @returns undefined when it does not: nothing is reserved
+   */
+  reserve(request: AdmissionRequest & { leaseId: string }, nowMs: number): Admission | undefined {
+    const { leaseId, limits } = request;
+    this.#expire(nowMs);
+    const reservedCount = [...this.#leases.values()].filter(({ state }) => state === "reserved").length;
+    if (reservedCount + 1 > limits.turnsConcurrent * RESERVED_SHARE_MAX) return undefined;
+    const admission = this.admit(request, nowMs);
+    const lease = this.#leases.get(leaseId);
+    if (admission.refusedBy !== undefined || !lease) return undefined;
+    const reserved: Lease = { ...lease, state: "reserved", expiresMs: nowMs + LIMITS.placeReservedMsMax };
+    this.#leases.set(leaseId, reserved);
+    if (hasPlenty(admission)) return admission;
+    this.#giveBack(leaseId, reserved);
+    return undefined;
   }
 
   /** The turn of a place has begun: the place is its own until the turn ends, or can no longer be running. */
   hold(leaseId: string, nowMs: number): void {
     const lease = this.#leases.get(leaseId);
-    if (lease) this.#leases.set(leaseId, { ...lease, held: true, expiresMs: nowMs + LIMITS.leaseHeldMsMax });
+    if (lease) this.#leases.set(leaseId, { ...lease, state: "held", expiresMs: nowMs + LIMITS.leaseHeldMsMax });
   }
 
   /** The turn of a place is over and used so many tokens; a place that is not known is over already. */
@@ -131,10 +160,14 @@ export class TenantBudget {
   /** A place that no turn took is given back with its tokens: its client left, or its answer was there already. */
   #expire(nowMs: number): void {
     for (const [id, lease] of this.#leases) {
-      if (lease.expiresMs > nowMs) continue;
-      this.#leases.delete(id);
-      if (!lease.held) this.#tokensUsed = Math.max(0, this.#tokensUsed - lease.tokensEstimated);
+      if (lease.expiresMs <= nowMs) this.#giveBack(id, lease);
     }
+  }
+
+  #giveBack(id: string, { state, tokensEstimated }: Lease): void {
+    this.#leases.delete(id);
+    if (state !== "held") this.#tokensUsed = Math.max(0, this.#tokensUsed - tokensEstimated);
+    if (state === "reserved") this.#requestsUsed = Math.max(0, this.#requestsUsed - 1);
   }
 
   #answer(limits: Limits, outcome: Pick<Admission, "refusedBy" | "retryAfterMs">): Admission {
@@ -150,6 +183,11 @@ export class TenantBudget {
       turns: { limit: limits.turnsConcurrent, remaining: limits.turnsConcurrent - this.#leases.size },
     };
   }
+}
+
+/** Whether at least half of everything is left. */
+export function hasPlenty({ requests, tokens, turns }: Admission): boolean {
+  return [requests, tokens, turns].every(({ limit, remaining }) => 2 * remaining >= limit);
 }
 
 function drainMs(amount: number, perMinute: number): number {

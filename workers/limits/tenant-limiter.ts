@@ -2,6 +2,7 @@
 import { DurableObject } from "cloudflare:workers";
 import { LIMITS } from "../../protocol/limits.ts";
 import type { Env } from "../env.ts";
+import type { PlaceRequest } from "./place.ts";
 import { type Admission, type AdmissionRequest, type BudgetState, TenantBudget } from "./tenant-budget.ts";
 
 const STATE_KEY = "budget";
@@ -30,22 +31,23 @@ export class TenantLimiter extends DurableObject<Env> {
     this.#budget.hold(leaseId, Date.now());
   }
 
-  /** See {@link TenantBudget.settle}. */
-  async settle(leaseId: string, tokens: number): Promise<void> {
+  /** See {@link TenantBudget.settle}, and of the place of the turn that may come next {@link TenantBudget.reserve}. */
+  async settle(leaseId: string, tokens: number, next?: PlaceRequest): Promise<Admission | undefined> {
     this.#budget.settle(leaseId, tokens);
     this.#save();
+    return next && this.#budget.reserve(next, Date.now());
   }
 
   /** What is in use now, for tests and operators. */
   get used(): { requests: number; tokens: number; turns: number } {
-    const { requestsUsed, tokensUsed } = this.#budget.state;
-    return { requests: requestsUsed, tokens: tokensUsed, turns: this.#budget.turnCount };
+    return this.#budget.used;
   }
 
   #save(): void {
     this.#saving ??= setTimeout(() => {
       this.#saving = undefined;
-      this.ctx.storage.kv.put(STATE_KEY, this.#budget.state);
+      // Unconfirmed: an object's answers wait for writes otherwise. A storage that fails takes the object with it.
+      this.ctx.storage.put(STATE_KEY, this.#budget.state, { allowUnconfirmed: true }).catch(() => undefined);
     }, LIMITS.budgetSaveMs);
   }
 }

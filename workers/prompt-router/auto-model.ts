@@ -3,21 +3,19 @@
  * goes on as if nobody had been asked. Nothing of a prompt is kept or logged here.
  */
 import { assert } from "../../protocol/assert.ts";
-import { QuireError } from "../../protocol/errors.ts";
+import { QuireError, toQuireError } from "../../protocol/errors.ts";
 import { AUTO_SELECTION, type SelectionRequest } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { parseRequestedSelection } from "../../protocol/selection.ts";
 import type { ChatMessage } from "../../tokenizer/contract.ts";
 import { within } from "../deadline.ts";
 import { logError } from "../log.ts";
+import type { RoutingOutcome } from "../routing-counts.ts";
 import type { PromptRouterService } from "./contract.ts";
 import { promptFeatures } from "./features.ts";
 
 /** The name that a request gives in the place of a model's. */
 export const AUTO_MODEL = "auto";
-
-const BUDGET_TOKENS_MIN = 128;
-const BUDGET_TOKENS_MAX = 1 << 20;
 
 /** What was chosen for a prompt. */
 export interface RoutedPrompt {
@@ -61,9 +59,12 @@ export const isolateRouterHealth = new RouterHealth(() => Date.now());
 export async function routePrompt(
   router: PromptRouterService,
   messages: readonly ChatMessage[],
-  { requestId, health }: { requestId: string; health: RouterHealth },
+  { requestId, health, count }: { requestId: string; health: RouterHealth; count: (outcome: RoutingOutcome) => void },
 ): Promise<RoutedPrompt | undefined> {
-  if (health.isResting) return undefined;
+  if (health.isResting) {
+    count("resting");
+    return undefined;
+  }
   try {
     const answer: unknown = await within(LIMITS.promptRouterMsMax, router.choose(promptFeatures(messages)));
     const routed = readAnswer(answer);
@@ -71,6 +72,7 @@ export async function routePrompt(
     return routed;
   } catch (thrown) {
     health.failed();
+    count(toQuireError(thrown).code === "deadline_exceeded" ? "late" : "failed");
     logError(requestId, new QuireError("internal", "The prompt router did not choose.", { cause: thrown }));
     return undefined;
   }
@@ -84,10 +86,11 @@ function readAnswer(answer: unknown): RoutedPrompt {
   assert(typeof policy === "string", "a choice names a policy");
   const parsed = parseRequestedSelection(policy);
   assert(parsed !== AUTO_SELECTION, "a choice leaves nothing open");
+  const { budgetTokensMin, budgetTokensMax, budgetTokensStep } = LIMITS;
   assert(
-    typeof budgetTokens === "number" && Number.isSafeInteger(budgetTokens) && budgetTokens % 16 === 0,
+    typeof budgetTokens === "number" && Number.isSafeInteger(budgetTokens) && budgetTokens % budgetTokensStep === 0,
     "a choice has a budget of whole pages",
   );
-  assert(budgetTokens >= BUDGET_TOKENS_MIN && budgetTokens <= BUDGET_TOKENS_MAX, "a choice's budget is within limits");
+  assert(budgetTokens >= budgetTokensMin && budgetTokens <= budgetTokensMax, "a choice's budget is within limits");
   return { model, selection: { policy: parsed, budgetTokens } };
 }

@@ -3,6 +3,7 @@ import type { SelectionRequest } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { within } from "../deadline.ts";
 import type { Env } from "../env.ts";
+import type { RoutingOutcome } from "../routing-counts.ts";
 import { sessionOf } from "../stubs.ts";
 import type { ChatRequest } from "../validate-chat.ts";
 import { AUTO_MODEL, type RouterHealth, routePrompt } from "./auto-model.ts";
@@ -18,6 +19,8 @@ export interface ChoiceContext {
   /** The request says itself how to select: then only the model is chosen. */
   namesSelection: boolean;
   health: RouterHealth;
+  /** Told what became of each prompt that the router was there for (`GET /metrics`). */
+  count(outcome: RoutingOutcome): void;
   /** The id of a named model; rejects for one that is not there. */
   resolve(name: string | undefined): Promise<string>;
 }
@@ -38,6 +41,7 @@ export async function chooseModel(
   if (chat.sessionId !== undefined) return unrouted(await modelOfSession(context, chat.sessionId));
   const routed = await routePrompt(env.PROMPT_ROUTER, chat.messages, context);
   const model = routed && (await resolve(routed.model).catch(() => undefined));
+  if (routed !== undefined) context.count(model === undefined ? "unserved" : "chosen");
   // A budget that was learnt from one model says nothing about another.
   if (model === undefined || routed === undefined) return unrouted(DEFAULT_MODEL);
   return { model, selection: context.namesSelection ? selection : { ...selection, ...routed.selection } };

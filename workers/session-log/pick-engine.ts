@@ -1,10 +1,9 @@
-/** The engine for a turn: the one that had the session a moment ago, or what the fleet says; waits for one that is being started. */
+/** The engine for a turn, as the fleet says; waits for one that is being started. */
 import { LIMITS } from "../../protocol/limits.ts";
 import { within } from "../deadline.ts";
 import type { Env } from "../env.ts";
 import { fleetOf, holdMsMax } from "../fleet.ts";
 import type { PickedEngine, PickRequest } from "../fleet-table.ts";
-import type { Placement } from "./placement.ts";
 
 /** Who asks for what, and how long. */
 export interface EngineWanted {
@@ -13,7 +12,6 @@ export interface EngineWanted {
   request: PickRequest;
   /** The turn was at an engine: its client has its headers. */
   hasBegun: boolean;
-  placement: Placement;
   /** Aborted: nobody needs it any more. */
   gone: AbortSignal;
   /** Called when the wait has taken `LIMITS.holdHeadersMs`. */
@@ -39,18 +37,10 @@ export async function pickEngine({
   namespace,
   request,
   hasBegun,
-  placement,
   gone,
   onHeld,
 }: EngineWanted): Promise<PickedEngine | undefined> {
   const fleet = fleetOf(env, namespace);
-  const known = request.excludeIds.length === 0 ? placement.take() : undefined;
-  if (known) {
-    const { tokenCount = 0, loggedTokens = 0 } = request.prompt ?? {};
-    // Nobody waits for this.
-    fleet.assign(known.engineId, Math.max(1, tokenCount - loggedTokens)).catch(() => undefined);
-    return { ...known, isRemembered: true };
-  }
   const startMs = Date.now();
   const lostHoldMs = request.excludeIds.length > 0 ? Math.min(lostMsMax(hasBegun), holdMsMax(env)) : 0;
   for (;;) {

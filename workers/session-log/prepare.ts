@@ -132,9 +132,8 @@ async function prepareChat(
   const encode = (text: string) => assets.tokenizer.encode(text, { special: true });
   const { keep, appended } = planTurn({ log, checkpoints, oldText, newText, encode });
   const tokens = concat(log.subarray(0, keep), appended);
-  const textHash = await hashText(newText);
-  memory.keep(textHash, newText);
-  const border = { tokenEnd: tokens.length, textEnd: newText.length, textHash };
+  // Its hash is the log's affair, when the turn is written (`turn-commit.ts`).
+  const border = { tokenEnd: tokens.length, textEnd: newText.length };
   const newMessages = added.map((message, index): StoredMessage => {
     const chain = addedChain[index] ?? "";
     return { ...plainMessage(message), chain, reply: false, ...(index === added.length - 1 && border) };

@@ -18,8 +18,10 @@ export class Replays {
   readonly #storage: DurableObjectStorage;
   readonly #now: () => number;
   #kept: KeptTurn | undefined;
-  /** Whether a turn lies in the storage; undefined before that was looked at. */
-  #isStored: boolean | undefined;
+  /** Whether a turn may lie in the storage: nobody else writes there. */
+  #mayBeStored = true;
+  /** What lies there is of an earlier turn. It goes when the one that runs has ended: the first token of that waits for no disk. */
+  #isStale = false;
 
   constructor(storage: DurableObjectStorage, now: () => number) {
     this.#storage = storage;
@@ -28,21 +30,29 @@ export class Replays {
 
   /** Takes a turn that begins; its stream is followed by whoever asks. A turn that is not resumable leaves nothing to ask for. */
   begin(stream: TurnStream, job: TurnJob, numericsId: string): void {
-    // Asked once: nobody else writes. A turn without a session has no storage.
-    if (job.session && this.#isStored !== false) dropReplay(this.#storage);
-    this.#isStored = job.session ? false : this.#isStored;
+    // A turn without a session has no storage.
+    this.#isStale = job.session !== undefined && this.#mayBeStored;
     const { head, idempotencyKey } = job;
     this.#kept = stream.resumable ? { stream, idempotencyKey, head, numericsId, endedMs: undefined } : undefined;
   }
 
-  /** The turn has said everything: from now on it can be asked for during `LIMITS.replayKeepMs`, also after the object's death. */
+  /**
+   * The turn has said everything: a resumable one can be asked for from now on during `LIMITS.replayKeepMs`, also after the object's death. What
+   * was kept of an earlier turn is gone.
+   */
   end(stream: TurnStream): void {
     const kept = this.#kept;
-    if (!kept || kept.stream !== stream) return;
-    kept.endedMs = this.#now();
-    this.#isStored = true;
-    const { stream: _, ...facts } = kept;
-    keepReplay(this.#storage, { ...facts, streamId: stream.id, endedMs: kept.endedMs, ...stream.held });
+    const isStale = this.#isStale;
+    this.#isStale = false;
+    if (kept?.stream === stream) {
+      kept.endedMs = this.#now();
+      this.#mayBeStored = true;
+      const { stream: _, ...facts } = kept;
+      keepReplay(this.#storage, { ...facts, streamId: stream.id, endedMs: kept.endedMs, ...stream.held });
+    } else if (isStale) {
+      dropReplay(this.#storage);
+      this.#mayBeStored = false;
+    }
   }
 
   /** Nothing can be asked for any more. */
@@ -52,7 +62,7 @@ export class Replays {
 
   /** The rest of the turn that is asked for; undefined when it is not the last one, is too old, or does not hold that event any more. */
   resume({ from, form, ...name }: ResumeRequest): TurnFeed | undefined {
-    this.#kept ??= this.#load();
+    if (!this.#isStale) this.#kept ??= this.#load();
     const kept = this.#kept;
     if (!kept || !isNamed(name, kept.stream.id, kept.idempotencyKey)) return undefined;
     if (kept.endedMs !== undefined && this.#now() - kept.endedMs > LIMITS.replayKeepMs) return undefined;

@@ -1,28 +1,17 @@
 /** Durable Object, one per session (and one, short-lived and without storage, per request that has none). */
-import { DurableObject } from "cloudflare:workers";
 import { assert } from "../../protocol/assert.ts";
 import { QuireError } from "../../protocol/errors.ts";
-import type { SessionStatus } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { within } from "../deadline.ts";
-import type { Env } from "../env.ts";
 import { fleetOf } from "../fleet.ts";
 import { askPlace, holdPlace, settlePlace } from "../limits/admission.ts";
+import { AskedPlace, NextPlace, nextRequest } from "../limits/place.ts";
 import { logError } from "../log.ts";
 import { isolateAssets, type ModelAssets } from "../model-assets.ts";
-import { indexOf, sessionOf } from "../stubs.ts";
-import type {
-  ForkPoint,
-  ResumeRequest,
-  SessionInfo,
-  TurnAnswer,
-  TurnEvent,
-  TurnFeed,
-  TurnJob,
-  TurnName,
-} from "../turn-job.ts";
-import { exportLog, imageTokens, type LogImage } from "./log-image.ts";
-import { type LogCommit, LogStore, type SessionMeta } from "./log-store.ts";
+import { indexOf } from "../stubs.ts";
+import type { ResumeRequest, TurnAnswer, TurnEvent, TurnFeed, TurnJob, TurnName } from "../turn-job.ts";
+import { LogObject } from "./log-object.ts";
+import type { LogCommit } from "./log-store.ts";
 import { pickEngine } from "./pick-engine.ts";
 import { Placement } from "./placement.ts";
 import { type PreparedTurn, prepareTurn, SessionMoved } from "./prepare.ts";
@@ -31,25 +20,27 @@ import { followTurn, isNamed, Replays } from "./replays.ts";
 import { PromptRouter } from "./routed-prompt.ts";
 import { type LostTurn, RunningStore } from "./running-store.ts";
 import { cutSpans } from "./spans.ts";
-import { deleteStored, type StoredSession, storedStatus } from "./stored-session.ts";
 import { spentTokens, usageOf, wireError } from "./turn-accounts.ts";
 import { buildCommit, indexRows } from "./turn-commit.ts";
 import { type ChoiceResult, TurnRunner } from "./turn-runner.ts";
 import { TurnStream } from "./turn-stream.ts";
-import { unpackValue } from "./wire.ts";
+import { answerTurn } from "./turn-wire.ts";
+
+/** When others hear of a turn that went on without asking them: most first tokens are out by then, and load and places are known anew each second. */
+const SOON_MS = 20;
 
 /**
  * Owns the exact token log of one conversation, the fetch to the engine, and the stream of the running turn. The log changes only when
  * a turn ends, in one transaction, before its terminal event: a turn that fails, or an object that dies, leaves it as it was. A resumable
  * turn whose object died is taken up by the next one, when its client or the alarm asks for it.
  */
-export class SessionLog extends DurableObject<Env> {
+export class SessionLog extends LogObject {
   readonly #replays = new Replays(this.ctx.storage, () => Date.now());
   readonly #router = new PromptRouter();
   readonly #memory = new RenderMemory();
   readonly #lost = new RunningStore(this.ctx.storage, () => Date.now());
   readonly #placement = new Placement(() => Date.now());
-  #store: LogStore | undefined;
+  readonly #nextPlace = new NextPlace(() => Date.now());
   #turnEndedMs: number | undefined;
   #busy = false;
   /** The turn that runs: its stream, its end, and what is to be done while it runs. */
@@ -64,65 +55,93 @@ export class SessionLog extends DurableObject<Env> {
   /** Whether this object has looked for a turn that an earlier one left. */
   #hasLooked = false;
 
+  protected override get isBusy(): boolean {
+    return this.#busy;
+  }
+
+  /** Runs one turn for the Worker: see {@link openTurn}, whose end of the wire this is. */
+  override fetch(request: Request): Promise<Response> {
+    return answerTurn(request, (job) => this.#turn(job));
+  }
+
   /**
-   * Runs one turn. Resolves once an engine has admitted it (or nobody will); what follows is in the stream of frames
+   * Resolves once an engine has admitted the turn (or nobody will) and the limiter has let it in; what follows is in the stream of frames
    * (`TurnEvent`). A reader that goes away aborts the engine's work, unless the turn is resumable; what it was given by then stays in
    * the log.
-   * @param packed a {@link TurnJob} as one frame
    */
-  async turn(packed: Uint8Array): Promise<TurnAnswer> {
-    const job = unpackValue<TurnJob>(packed);
+  async #turn(asked: TurnJob): Promise<TurnAnswer> {
+    const reserved = asked.place && this.#nextPlace.take(asked.place);
+    const leaseId = reserved?.request.leaseId;
+    const job = leaseId === undefined ? asked : { ...asked, leaseId };
     const { idempotencyKey, form } = job;
     if (job.session) this.#takeUpLost();
     const again = idempotencyKey === undefined ? undefined : this.#replays.resume({ idempotencyKey, form, from: 0 });
-    if (this.#busy && !again && job.session?.implicit) return { status: "moved" };
-    // The limiter answers while the turn is prepared and its engine called.
-    const asking = job.place ? askPlace(this.env, job.namespace, job.place) : undefined;
-    if (again) {
-      const admission = await asking;
-      if (admission?.refusedBy !== undefined) return { status: "limited", admission };
+    if (this.#busy && !again && job.session?.implicit)
+      return { status: "moved", admission: reserved?.admission, leaseId };
+    const place = new AskedPlace(async () => {
+      return reserved?.admission ?? (job.place && askPlace(this.env, job.namespace, job.place));
+    });
+    const opened = again ? this.#openAgain(job, again) : await this.#openTurn(job, place, reserved !== undefined);
+    const admission = await place.ask();
+    if (admission?.refusedBy !== undefined) {
+      await opened.takeBack();
+      return { status: "limited", admission };
+    }
+    return { ...(await opened.letOut()), admission, leaseId };
+  }
+
+  /** A turn that was asked for before, under the same name. */
+  #openAgain(job: TurnJob, feed: TurnFeed): OpenedTurn {
+    const letOut = async (): Promise<TurnAnswer> => {
       // The turn has a place already.
       await settlePlace(this.env, job, 0);
-      return { status: "streaming", admission, ...again };
-    }
+      return { status: "streaming", ...feed };
+    };
+    return { letOut, takeBack: async () => undefined };
+  }
+
+  /** Gets a turn to an engine. Of one that does not get there nothing is left. Never rejects. */
+  async #openTurn(job: TurnJob, place: AskedPlace, isReserved: boolean): Promise<OpenedTurn> {
     if (this.#busy) {
-      const admission = await asking;
-      if (admission?.refusedBy !== undefined) return { status: "limited", admission };
       const busy = new QuireError("session_busy", "This session is working on another turn.", { retryAfterMs: 1_000 });
-      return { status: "refused", error: wireError(busy) };
+      return saysOnly({ status: "refused", error: wireError(busy) });
     }
     this.#busy = true;
     const stream = new TurnStream({ resumable: job.resumable });
-    this.#running = { stream, idempotencyKey, timers: [] };
+    this.#running = { stream, idempotencyKey: job.idempotencyKey, timers: [] };
+    // A place that nobody holds is given back in time: turns that are over sooner need not hold theirs.
+    this.#later(isReserved ? SOON_MS : LIMITS.leaseUnheldMsMax / 3, () => void holdPlace(this.env, job));
     const held = Promise.withResolvers<undefined>();
-    const starting = this.#start(job, { stream, done: [], onHeld: () => held.resolve(undefined) });
+    const starting = this.#start(job, { stream, done: [], onHeld: () => held.resolve(undefined), place });
     try {
       const turn = await Promise.race([starting, held.promise]);
-      const admission = await asking;
-      if (admission?.refusedBy !== undefined) {
+      const takeBack = async () => {
         stream.stop();
         void starting.then(({ runner }) => runner.dispose()).catch(() => undefined);
         await this.#leave(job, stream);
-        return { status: "limited", admission };
-      }
-      // An engine is still on its way: nobody knows its numerics yet.
-      const numericsId = turn?.numericsId ?? "starting";
-      this.#replays.begin(stream, job, numericsId);
-      this.#noteLater(job, { streamId: stream.id, numericsId });
-      this.#holdLater(job);
-      // Not awaited: the object outlives the request, and the stream carries whatever happens. Begun before anybody follows the stream, so that
-      // a first token that is there leaves in one piece with what goes before it.
-      this.#running.over = this.#finish(job, turn ?? starting, stream);
-      const feed = followTurn({ stream, head: job.head, numericsId }, { from: 0, form });
-      assert(feed !== undefined, "a new stream is held from its start");
-      return { status: "streaming", admission, ...feed };
+      };
+      return { letOut: async () => this.#letOut(job, stream, turn ?? starting), takeBack };
     } catch (thrown) {
       await this.#leave(job, stream);
-      const admission = await asking;
-      if (admission?.refusedBy !== undefined) return { status: "limited", admission };
-      if (thrown instanceof SessionMoved) return { status: "moved", admission };
-      return { status: "refused", error: wireError(thrown) };
+      return saysOnly(
+        thrown instanceof SessionMoved ? { status: "moved" } : { status: "refused", error: wireError(thrown) },
+      );
     }
+  }
+
+  /** @param turn a promise while its engine is still on its way */
+  #letOut(job: TurnJob, stream: TurnStream, turn: RunningTurn | Promise<RunningTurn>): TurnAnswer {
+    // Nobody knows the numerics of an engine that is being started.
+    const numericsId = turn instanceof Promise ? "starting" : (turn.numericsId ?? "starting");
+    this.#replays.begin(stream, job, numericsId);
+    this.#noteLater(job, { streamId: stream.id, numericsId });
+    assert(this.#running?.stream === stream, "the turn runs");
+    // Not awaited: the object outlives the request, and the stream carries whatever happens. Begun before anybody follows the stream, so that
+    // a first token that is there leaves in one piece with what goes before it.
+    this.#running.over = this.#finish(job, turn, stream);
+    const feed = followTurn({ stream, head: job.head, numericsId }, { from: 0, form: job.form });
+    assert(feed !== undefined, "a new stream is held from its start");
+    return { status: "streaming", ...feed };
   }
 
   /**
@@ -147,51 +166,6 @@ export class SessionLog extends DurableObject<Env> {
     return true;
   }
 
-  /** Undefined for a session that does not exist. */
-  async info(): Promise<SessionInfo | undefined> {
-    const store = this.#open();
-    const meta = store.meta();
-    if (!meta) return undefined;
-    return {
-      id: meta.id,
-      model: meta.model,
-      createdS: meta.createdS,
-      tokens: store.tokenCount(),
-      turns: meta.turnCount,
-      parentId: meta.parentId,
-      messages: store.outline(),
-    };
-  }
-
-  /**
-   * How much of the session is durable, as the engine that served it last knows, or else another one of its model; pending also while
-   * a turn runs. Undefined for a session that does not exist, and when no engine says so within `LIMITS.statusMsMax`.
-   */
-  async stored(): Promise<SessionStatus | undefined> {
-    const meta = this.#open().meta();
-    if (!meta) return undefined;
-    const asked = this.#storedSession(meta).then((session) => session && storedStatus(session));
-    const status = await within(LIMITS.statusMsMax, asked).catch(() => undefined);
-    return status && { ...status, pending: status.pending || this.#busy };
-  }
-
-  /** The log as one frame ({@link LogImage}), up to a message or whole; undefined when it does not exist or has changed. */
-  async image(point?: ForkPoint): Promise<Uint8Array | undefined> {
-    return exportLog(this.#open(), point);
-  }
-
-  /**
-   * Becomes a fork of another session of the same tenant, with its whole log.
-   * @returns false when there is no such session
-   */
-  async adopt(options: { id: string; parentId: string; namespace: string }): Promise<boolean> {
-    const parent = sessionOf(this.env, options.namespace, options.parentId);
-    const packed = await parent.image();
-    if (!packed) return false;
-    await this.#import(unpackValue<LogImage>(packed), { ...options, named: true });
-    return true;
-  }
-
   /**
    * Deletes the session and its index entries, and through an engine what is stored of it. Where no engine answers, that goes
    * when the page store collects what nobody used.
@@ -200,12 +174,12 @@ export class SessionLog extends DurableObject<Env> {
   async remove(): Promise<boolean | "busy"> {
     this.#takeUpLost();
     if (this.#busy) return "busy";
-    const meta = this.#open().meta();
+    const meta = this.open().meta();
     if (!meta) return false;
     await indexOf(this.env, meta.namespace).forget(meta.id);
     this.#replays.clear();
-    await this.#wipe();
-    await this.#deleteStored(meta).catch((thrown: unknown) => logError(`delete ${meta.id}`, thrown));
+    await this.wipe();
+    await this.deleteStored(meta).catch((thrown: unknown) => logError(`delete ${meta.id}`, thrown));
     return true;
   }
 
@@ -213,7 +187,7 @@ export class SessionLog extends DurableObject<Env> {
   override async alarm(): Promise<void> {
     this.#takeUpLost();
     if (!this.#busy) {
-      if (!(await this.remove())) await this.#wipe();
+      if (!(await this.remove())) await this.wipe();
       return;
     }
     await this.ctx.storage.setAlarm(Date.now() + LIMITS.runningAlarmMs);
@@ -233,13 +207,13 @@ export class SessionLog extends DurableObject<Env> {
     this.#running = { stream, idempotencyKey: job.idempotencyKey, timers: [] };
     this.#replays.begin(stream, job, numericsId);
     const starting = this.#mayTakeUp(lost)
-      ? this.#start(job, { stream, done: ids, onHeld: () => undefined })
+      ? this.#start(job, { stream, done: ids, onHeld: () => undefined, place: undefined })
       : Promise.reject(new QuireError("engine_failed", "The turn was lost."));
     this.#running.over = this.#finish(job, starting, stream);
   }
 
   #mayTakeUp({ attempt, startedMs, turnCount }: LostTurn): boolean {
-    const isThere = (this.#open().meta()?.turnCount ?? 0) === turnCount;
+    const isThere = (this.open().meta()?.turnCount ?? 0) === turnCount;
     return isThere && attempt <= LIMITS.runningAttemptCountMax && Date.now() - startedMs < LIMITS.turnMsMax;
   }
 
@@ -251,15 +225,19 @@ export class SessionLog extends DurableObject<Env> {
     if (!job.resumable || !job.session || job.choiceCount > 1 || job.topLogprobs !== undefined) return;
     const startedMs = Date.now();
     this.#later(LIMITS.runningNoteMs, () => {
-      this.#lost.begin({ job, ...facts, startedMs, turnCount: this.#open().meta()?.turnCount ?? 0 });
+      this.#lost.begin({ job, ...facts, startedMs, turnCount: this.open().meta()?.turnCount ?? 0 });
       const alarmMs = Date.now() + LIMITS.runningAlarmMs;
       this.ctx.storage.setAlarm(alarmMs, { allowUnconfirmed: true }).catch(() => undefined);
     });
   }
 
-  /** A place that nobody holds is given back after `LIMITS.leaseUnheldMsMax`: turns that are over sooner need not hold theirs. */
-  #holdLater(job: TurnJob): void {
-    this.#later(LIMITS.leaseUnheldMsMax / 3, () => void holdPlace(this.env, job));
+  /** A turn that went to an engine without asking counts there like any other; nobody waits for it, its first token least of all. */
+  #assignLater(job: TurnJob, engineId: string, newTokens: number): void {
+    this.#later(SOON_MS, () => {
+      fleetOf(this.env, job.namespace)
+        .assign(engineId, Math.max(1, newTokens))
+        .catch(() => undefined);
+    });
   }
 
   /** Ends a turn that nobody was told of. */
@@ -281,11 +259,11 @@ export class SessionLog extends DurableObject<Env> {
     this.#busy = false;
   }
 
-  async #start(job: TurnJob, { stream, done, onHeld }: TurnStart): Promise<RunningTurn> {
+  async #start(job: TurnJob, { stream, done, onHeld, place }: TurnStart): Promise<RunningTurn> {
     const assets = await isolateAssets.get(this.env.PAGES, job.model);
-    const store = job.session ? this.#open() : undefined;
+    const store = job.session ? this.open() : undefined;
     const fork = job.session?.forkFrom;
-    if (job.session && fork && !store?.meta()) await this.#adoptPrefix(job.session.id, job.namespace, fork);
+    if (job.session && fork && !store?.meta()) await this.adoptPrefix(job.session.id, job.namespace, fork);
     const prepared = await prepareTurn(job, store, assets, this.#memory);
     const meta = store?.meta();
     // A prompt that is all log (a turn asked for again) still has a last token to run.
@@ -293,7 +271,7 @@ export class SessionLog extends DurableObject<Env> {
     const spans = cutSpans(prepared.spans, turnStart);
     const { tokens } = prepared;
     const turnAgeMs = this.#turnEndedMs === undefined ? undefined : Date.now() - this.#turnEndedMs;
-    const prompt = this.#router.describe({ namespace: job.namespace, tokens, turnStart, spans, turnAgeMs });
+    const { namespace, model } = job;
     const runner = new TurnRunner({
       job,
       tokens: prepared.tokens,
@@ -302,24 +280,39 @@ export class SessionLog extends DurableObject<Env> {
       parentId: meta?.parentId,
       assets,
       stickyEngineId: meta?.engineId,
-      pick: ({ hasBegun, ...wanted }) => {
-        const request = { model: job.model, ...wanted, prompt };
-        const known = { request, hasBegun, placement: this.#placement, gone: stream.gone, onHeld };
-        return pickEngine({ env: this.env, namespace: job.namespace, ...known });
+      pick: async ({ hasBegun, ...wanted }) => {
+        const known = wanted.excludeIds.length === 0 ? this.#placement.take() : undefined;
+        if (known) {
+          this.#assignLater(job, known.engineId, tokens.length - turnStart);
+          return { ...known, isRemembered: true };
+        }
+        const prompt = this.#router.describe({ namespace, tokens, turnStart, spans, turnAgeMs });
+        const picking = pickEngine({
+          ...{ env: this.env, namespace, hasBegun, gone: stream.gone, onHeld },
+          request: { model, ...wanted, prompt },
+        });
+        void place?.ask();
+        return picking;
       },
       isAlive: async (engineId) => {
         const found = fleetOf(this.env, job.namespace).find({ model: job.model, engineId });
         return (await within(LIMITS.engineHeartbeatMs, found))?.engineId === engineId;
       },
       engineKey: this.env.QUIRE_ENGINE_KEY,
-      fetch: (input, init) => fetch(input, init),
+      fetch: (input, init) => {
+        const sent = fetch(input, init);
+        // Behind the call: the limiter answers while the engine works.
+        void place?.ask();
+        return sent;
+      },
       stream,
       done,
       onProgress: (ids) => this.#lost.progress(ids),
     });
     try {
       const numericsId = await runner.start();
-      return { runner, prepared, assets, numericsId, spans };
+      const isQuick = turnAgeMs !== undefined && turnAgeMs < LIMITS.placementMsMax;
+      return { runner, prepared, assets, numericsId, spans, isQuick };
     } catch (thrown) {
       runner.dispose();
       throw thrown;
@@ -362,13 +355,20 @@ export class SessionLog extends DurableObject<Env> {
     // A client that was told the end may begin its next turn.
     await Promise.all([
       commit && this.#enter(job, commit),
-      settlePlace(this.env, job, spentTokens(turn.prepared, results)),
+      this.#settlePlace(job, turn, spentTokens(turn.prepared, results)),
     ]);
     if (isGone) {
       return [{ type: "error", error: { code: "cancelled", message: "The turn was ended: nobody listened to it." } }];
     }
     const finishes = results.map(({ reason }, choice): TurnEvent => ({ type: "finish", choice, reason }));
     return [...finishes, { type: "usage", usage: usageOf(job, turn, results) }, { type: "end" }];
+  }
+
+  /** A session whose turns follow upon each other is given the next one's place along. */
+  async #settlePlace(job: TurnJob, { isQuick }: RunningTurn, tokens: number): Promise<void> {
+    const next = isQuick && job.place ? nextRequest(job.place) : undefined;
+    const admission = await settlePlace(this.env, job, tokens, next);
+    if (next && admission) this.#nextPlace.keep({ request: next, admission });
   }
 
   /** Writes the turn. */
@@ -379,7 +379,7 @@ export class SessionLog extends DurableObject<Env> {
     choice: ChoiceResult,
   ): Promise<LogCommit> {
     const { prepared, assets, spans, runner } = turn;
-    const store = this.#open();
+    const store = this.open();
     const commit = await buildCommit({
       job,
       session,
@@ -408,71 +408,17 @@ export class SessionLog extends DurableObject<Env> {
     await within(LIMITS.indexMsMax, entered).catch((cause: unknown) => logError(job.requestId, cause));
   }
 
-  /** Starts as a copy of another session's beginning; when that is not to be had, as an empty session. */
-  async #adoptPrefix(id: string, namespace: string, fork: ForkPoint): Promise<void> {
-    const packed = await sessionOf(this.env, namespace, fork.sessionId).image(fork);
-    if (!packed) return;
-    await this.#import(unpackValue<LogImage>(packed), { id, parentId: fork.sessionId, namespace, named: false });
-  }
-
-  async #import(
-    image: LogImage,
-    options: { id: string; parentId: string; namespace: string; named: boolean },
-  ): Promise<void> {
-    const { id, parentId, namespace, named } = options;
-    const meta: SessionMeta = {
-      ...image.meta,
-      id,
-      parentId,
-      namespace,
-      named,
-      createdS: Math.floor(Date.now() / 1000),
-    };
-    this.#open().commit({
-      meta,
-      keepTokens: 0,
-      appendTokens: imageTokens(image),
-      keepMessages: 0,
-      appendMessages: image.messages,
-      spans: image.spans,
-    });
-    await this.ctx.storage.setAlarm(Date.now() + LIMITS.sessionIdleMsMax);
-  }
-
   /** After a turn that failed: the log is as it was, and a session that only this turn would have made is not there. */
   async #giveUp(job: TurnJob): Promise<void> {
     if (job.session?.implicit && job.session.expectChain === undefined) {
-      await this.#wipe();
+      await this.wipe();
       return;
     }
     if (!this.#lost.isNoted) return;
     this.#lost.clear();
     // What is left of a session that has no turn is the error, for a client that comes back.
-    const keepMs = this.#open().meta() ? LIMITS.sessionIdleMsMax : LIMITS.replayKeepMs;
+    const keepMs = this.open().meta() ? LIMITS.sessionIdleMsMax : LIMITS.replayKeepMs;
     await this.ctx.storage.setAlarm(Date.now() + keepMs);
-  }
-
-  async #deleteStored(meta: SessionMeta): Promise<void> {
-    const session = await this.#storedSession(meta);
-    if (session) await deleteStored(session);
-  }
-
-  async #storedSession({ model, engineId, namespace, id }: SessionMeta): Promise<StoredSession | undefined> {
-    const engine = await fleetOf(this.env, namespace).find({ model, engineId });
-    const engineKey = this.env.QUIRE_ENGINE_KEY;
-    return engine && { engine, engineKey, namespace, sessionId: id, fetch: (input, init) => fetch(input, init) };
-  }
-
-  async #wipe(): Promise<void> {
-    this.#store = undefined;
-    await this.ctx.storage.deleteAlarm();
-    await this.ctx.storage.deleteAll();
-  }
-
-  /** Opened on first use: an object without a session writes nothing. */
-  #open(): LogStore {
-    this.#store ??= new LogStore(this.ctx.storage);
-    return this.#store;
   }
 }
 
@@ -483,6 +429,20 @@ interface TurnStart {
   done: readonly number[];
   /** Called when the turn has waited for an engine for `LIMITS.holdHeadersMs` and waits on. */
   onHeld: () => void;
+  /** Asked for once somebody else is at work; undefined for a turn that has its place. */
+  place: AskedPlace | undefined;
+}
+
+/** A turn that is at an engine, or that nobody will run. */
+interface OpenedTurn {
+  /** What the Worker hears once the limiter has let it in. */
+  letOut(): Promise<TurnAnswer>;
+  /** Leaves nothing of it. */
+  takeBack(): Promise<void>;
+}
+
+function saysOnly(answer: TurnAnswer): OpenedTurn {
+  return { letOut: async () => answer, takeBack: async () => undefined };
 }
 
 interface RunningTurn {
@@ -493,4 +453,6 @@ interface RunningTurn {
   numericsId: string | undefined;
   /** Spans in front of the turn. */
   spans: ReturnType<typeof cutSpans>;
+  /** It followed upon the one before at once. */
+  isQuick: boolean;
 }

@@ -52,7 +52,7 @@ export async function buildCommit(turn: FinishedTurn): Promise<LogCommit> {
     keepTokens: prepared.keepTokens,
     appendTokens,
     keepMessages: prepared.keepMessages,
-    appendMessages: isChat ? [...prepared.newMessages, await replyMessage(turn)] : [],
+    appendMessages: isChat ? [...(await promptMessages(turn)), await replyMessage(turn)] : [],
     spans: joinSpans(turn.spans, turn.newSpans, prepared.keepTokens + appendTokens.length),
   };
 }
@@ -64,6 +64,14 @@ export function indexRows(commit: LogCommit): IndexRow[] {
     const messageCount = commit.keepMessages + index + 1;
     return tokenEnd === undefined ? [] : [{ chain, sessionId, named, messageCount, tokenCount: tokenEnd }];
   });
+}
+
+/** The new messages in front of the reply; the last one's border is the prompt's end. */
+async function promptMessages({ prepared, memory }: FinishedTurn): Promise<StoredMessage[]> {
+  const { newMessages, promptText } = prepared;
+  const textHash = await hashText(promptText);
+  memory.keep(textHash, promptText);
+  return newMessages.map((message) => (message.textEnd === undefined ? message : { ...message, textHash }));
 }
 
 async function replyMessage(turn: FinishedTurn): Promise<StoredMessage> {

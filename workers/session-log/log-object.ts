@@ -1,0 +1,122 @@
+/** The log of one conversation at rest: what can be asked of it, and how it is copied and deleted. Turns are `session-log.ts`. */
+import { DurableObject } from "cloudflare:workers";
+import type { SessionStatus } from "../../protocol/generate.ts";
+import { LIMITS } from "../../protocol/limits.ts";
+import { within } from "../deadline.ts";
+import type { Env } from "../env.ts";
+import { fleetOf } from "../fleet.ts";
+import { sessionOf } from "../stubs.ts";
+import type { ForkPoint, SessionInfo } from "../turn-job.ts";
+import { exportLog, imageTokens, type LogImage } from "./log-image.ts";
+import { LogStore, type SessionMeta } from "./log-store.ts";
+import { deleteStored, type StoredSession, storedStatus } from "./stored-session.ts";
+import { unpackValue } from "./wire.ts";
+
+/** A Durable Object that holds one log, or none. */
+export abstract class LogObject extends DurableObject<Env> {
+  #store: LogStore | undefined;
+
+  /** A turn runs. */
+  protected abstract get isBusy(): boolean;
+
+  /** Undefined for a session that does not exist. */
+  async info(): Promise<SessionInfo | undefined> {
+    const store = this.open();
+    const meta = store.meta();
+    if (!meta) return undefined;
+    return {
+      id: meta.id,
+      model: meta.model,
+      createdS: meta.createdS,
+      tokens: store.tokenCount(),
+      turns: meta.turnCount,
+      parentId: meta.parentId,
+      messages: store.outline(),
+    };
+  }
+
+  /**
+   * How much of the session is durable, as the engine that served it last knows, or else another one of its model; pending also while
+   * a turn runs. Undefined for a session that does not exist, and when no engine says so within `LIMITS.statusMsMax`.
+   */
+  async stored(): Promise<SessionStatus | undefined> {
+    const meta = this.open().meta();
+    if (!meta) return undefined;
+    const asked = this.#storedSession(meta).then((session) => session && storedStatus(session));
+    const status = await within(LIMITS.statusMsMax, asked).catch(() => undefined);
+    return status && { ...status, pending: status.pending || this.isBusy };
+  }
+
+  /** The log as one frame ({@link LogImage}), up to a message or whole; undefined when it does not exist or has changed. */
+  async image(point?: ForkPoint): Promise<Uint8Array | undefined> {
+    return exportLog(this.open(), point);
+  }
+
+  /**
+   * Becomes a fork of another session of the same tenant, with its whole log.
+   * @returns false when there is no such session
+   */
+  async adopt(options: { id: string; parentId: string; namespace: string }): Promise<boolean> {
+    const parent = sessionOf(this.env, options.namespace, options.parentId);
+    const packed = await parent.image();
+    if (!packed) return false;
+    await this.#import(unpackValue<LogImage>(packed), { ...options, named: true });
+    return true;
+  }
+
+  /** Starts as a copy of another session's beginning; when that is not to be had, as an empty session. */
+  protected async adoptPrefix(id: string, namespace: string, fork: ForkPoint): Promise<void> {
+    const packed = await sessionOf(this.env, namespace, fork.sessionId).image(fork);
+    if (!packed) return;
+    await this.#import(unpackValue<LogImage>(packed), { id, parentId: fork.sessionId, namespace, named: false });
+  }
+
+  async #import(
+    image: LogImage,
+    options: { id: string; parentId: string; namespace: string; named: boolean },
+  ): Promise<void> {
+    const { id, parentId, namespace, named } = options;
+    const meta: SessionMeta = {
+      ...image.meta,
+      id,
+      parentId,
+      namespace,
+      named,
+      createdS: Math.floor(Date.now() / 1000),
+    };
+    this.open().commit({
+      meta,
+      keepTokens: 0,
+      appendTokens: imageTokens(image),
+      keepMessages: 0,
+      appendMessages: image.messages,
+      spans: image.spans,
+    });
+    await this.ctx.storage.setAlarm(Date.now() + LIMITS.sessionIdleMsMax);
+  }
+
+  /** Deletes through an engine what is stored of the session, where one answers. */
+  protected async deleteStored(meta: SessionMeta): Promise<void> {
+    const session = await this.#storedSession(meta);
+    if (session) await deleteStored(session);
+  }
+
+  async #storedSession({ model, engineId, namespace, id }: SessionMeta): Promise<StoredSession | undefined> {
+    const engine = await fleetOf(this.env, namespace).find({ model, engineId });
+    const engineKey = this.env.QUIRE_ENGINE_KEY;
+    return engine && { engine, engineKey, namespace, sessionId: id, fetch: (input, init) => fetch(input, init) };
+  }
+
+  /** Leaves nothing of the session in the object. */
+  protected async wipe(): Promise<void> {
+    this.#store = undefined;
+    await this.ctx.storage.deleteAlarm();
+    await this.ctx.storage.deleteAll();
+  }
+
+  /** Opened on first use: an object without a session writes nothing. */
+  protected open(): LogStore {
+    this.#store ??= new LogStore(this.ctx.storage);
+    return this.#store;
+  }
+}
