@@ -1,5 +1,6 @@
 /** `quire inspect MODEL`: what a model is, what a token of its context costs, and which context fits into which memory. */
 import { resolve } from "node:path";
+import { poolForm } from "../engine/pool-form.ts";
 import { BLOCK_TOKENS, type KvEncoding } from "../kernels/contract.ts";
 import { HEAP_BYTES_MAX } from "../kernels/wasm/heap.ts";
 import { adapterReport, requestAdapter } from "../kernels/webgpu/adapter.ts";
@@ -18,6 +19,7 @@ import { UsageError } from "./usage-error.ts";
 const inspectFlags = {
   weights: engineFlags.weights,
   kv: engineFlags.kv,
+  "page-encoding": engineFlags["page-encoding"],
   summaries: engineFlags.summaries,
   "host-pool-mib": engineFlags["host-pool-mib"],
   device: {
@@ -61,10 +63,13 @@ async function inspect(path: string, values: InspectValues) {
   const { layerCount, kvHeadCount, headDim } = config;
   const summaryKinds = values.summaries;
   const memoryBytes = values.memory === undefined ? usualMemoryBytes : [values.memory];
-  const kv = { encoding: values.kv, summaryKinds };
   const settings = { config, weights: values.weights, kv: values.kv, summaryKinds };
   const costs = modelCosts({ ...settings, memoryBytes });
   const hostPoolBytes = values["host-pool-mib"] * 2 ** 20;
+  const { encoding, rounding } = poolForm(values.kv, values["page-encoding"]);
+  const pages = rounding ?? encoding;
+  const geometry = kvGeometry({ layerCount, kvHeadCount, headDim, summaryKinds, encoding: pages });
+  const storedTokenBytes = (layerCount * geometry.blockBytes) / BLOCK_TOKENS;
   return {
     model: resolve(path),
     format,
@@ -74,14 +79,15 @@ async function inspect(path: string, values: InspectValues) {
     weights: values.weights,
     kv: values.kv,
     summaryKinds,
-    segmentBytes: segmentBytes(kvGeometry({ layerCount, kvHeadCount, headDim, ...kv })),
+    pages,
+    segmentBytes: segmentBytes(geometry),
     /** The longest context on the CPU device, however much memory the machine has. */
     cpuContextTokensMax: modelCosts({ ...settings, memoryBytes: [HEAP_BYTES_MAX] }).fits[0]!.contextTokensMax,
     /** Only with `--device webgpu`: what the pool of this machine's GPU may hold, whatever memory it has. */
     gpu: values.device === "webgpu" ? await gpuPool(config, values.kv) : undefined,
     hostPoolBytes,
     /** Tokens that left the page pool and are still found in host memory, of all conversations together. */
-    hostPoolTokens: Math.floor(hostPoolBytes / (costs.kvTokenBytes + costs.summaryTokenBytes)),
+    hostPoolTokens: Math.floor(hostPoolBytes / (storedTokenBytes + costs.summaryTokenBytes)),
     ...costs,
   };
 }
@@ -122,7 +128,7 @@ function describe(report: Report): string {
       "host memory",
       `${report.hostPoolTokens} tokens behind the pool in ${size(report.hostPoolBytes)} (--host-pool-mib)`,
     ],
-    ["a segment", `${size(report.segmentBytes)} in the store for 256 tokens`],
+    ["a segment", `${size(report.segmentBytes)} in the store for 256 tokens (${report.pages})`],
     ...(report.gpu === undefined ? [] : [["this GPU", describeGpu(report.gpu)] satisfies [string, string]]),
   ];
   const width = Math.max(...rows.map(([name]) => name.length)) + 2;

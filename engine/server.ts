@@ -14,7 +14,6 @@ import { QuireError } from "../protocol/errors.ts";
 import type { EngineHeartbeat, SessionStatus } from "../protocol/generate.ts";
 import { LIMITS } from "../protocol/limits.ts";
 import { signingKeys } from "../protocol/signature.ts";
-import { type PoolForm, poolFormOf } from "../storage/block-encoding.ts";
 import type { PageStore } from "../storage/contract.ts";
 import type { DiskCache } from "../storage/disk-cache.ts";
 import { deleteSession } from "../storage/gc.ts";
@@ -27,6 +26,7 @@ import { assertFits } from "./fit-device.ts";
 import { engineHttpServer } from "./http/http-server.ts";
 import { startRegistration } from "./http/registration.ts";
 import { type OpenedEngine, openEngine } from "./open.ts";
+import { poolForm } from "./pool-form.ts";
 import { ENGINE_DEFAULTS, type EngineLog, type EngineSettings, systemClock } from "./settings.ts";
 import { type WarmUpProgress, warmUp } from "./warm-up.ts";
 
@@ -126,14 +126,6 @@ function assertKept({ engineKey, edgeUrl, host }: EngineServerOptions): void {
   if (isLoopback && edgeUrl === undefined) return;
   throw new QuireError("invalid_request", `the engine needs a key ${why}: QUIRE_ENGINE_KEY`, { param: "engineKey" });
 }
-/** @throws {QuireError} for pages that cannot be stored so: what is in the pool has other bits. */
-function poolForm({ kvEncoding, pageEncoding = kvEncoding }: EngineServerOptions): PoolForm {
-  const form = poolFormOf(pageEncoding);
-  if (form.encoding === kvEncoding) return form;
-  const choices = kvEncoding === "int8" ? "int8 or int4" : "f32 or f16";
-  const message = `pages of an ${kvEncoding} pool are stored as ${choices}, not ${pageEncoding}`;
-  throw new QuireError("invalid_request", message, { param: "pageEncoding" });
-}
 
 /** A device that knows, before a model is loaded, which pools it cannot have. */
 interface PoolLimited extends Device {
@@ -157,7 +149,7 @@ async function openPages({ storeUrl, env, diskCache }: EngineServerOptions) {
 }
 
 async function openParts(options: EngineServerOptions): Promise<Parts> {
-  const form = poolForm(options);
+  const form = poolForm(options.kvEncoding, options.pageEncoding);
   const config = await readModelConfig(options.modelFolder);
   const { kvEncoding: encoding, summaryKinds, poolBytes } = options;
   const rowsMax = options.settings?.stepRowsMax ?? ENGINE_DEFAULTS.stepRowsMax;

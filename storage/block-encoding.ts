@@ -67,6 +67,11 @@ const POOL_FORMS: Record<StoredEncoding, PoolForm> = {
   int4: { encoding: "int8", rounding: "int4" },
 };
 
+/** The encodings in which a pool's blocks may be stored: its own first. */
+export function storedFormsOf(encoding: PoolForm["encoding"]): readonly [StoredEncoding, StoredEncoding] {
+  return encoding === "int8" ? ["int8", "int4"] : ["f32", "f16"];
+}
+
 /** See {@link PoolForm}. */
 export function poolFormOf(encoding: StoredEncoding): PoolForm {
   return POOL_FORMS[encoding];

@@ -24,6 +24,19 @@ describe("quire inspect", () => {
     expect(report.fits).toEqual([{ memoryBytes: 2 ** 26, contextTokensMax: 32768 }]);
   });
 
+  it("counts pages in the store and in host memory as --page-encoding has them", async () => {
+    const { stdout } = await runQuire(["inspect", "weights/house-0", "--json", "--page-encoding=int4"]);
+    const report = JSON.parse(stdout);
+    expect(report).toMatchObject({ kv: "int8", pages: "int4", kvTokenBytes: 4 * 2 * (32 + 32 + 2 + 4) });
+    const storedTokenBytes = 4 * 2 * (32 + 3 + 6);
+    expect(report.hostPoolTokens).toBe(Math.floor((256 * 2 ** 20) / (storedTokenBytes + 72)));
+    expect(report.segmentBytes - 256 * storedTokenBytes).toBeGreaterThan(0);
+    expect(report.segmentBytes - 256 * storedTokenBytes).toBeLessThan(1024);
+    const refused = await runQuire(["inspect", "weights/house-0", "--kv=f32", "--page-encoding=int4"]);
+    expect(refused.code).not.toBe(0);
+    expect(refused.stderr).toContain("pages of an f32 pool are stored as f32 or f16, not int4");
+  });
+
   it("says it in words, also of a GGUF file", async () => {
     const { code, stdout } = await runQuire(["inspect", "--kv", "f32", "test/models/vectors/fixtures/qwen2-f16.gguf"]);
     expect(code).toBe(0);
