@@ -98,7 +98,7 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
     fillBytesPerS: settings.fillBytesPerS,
     onFailure,
   });
-  const supply = new SummarySupply({ store, pool, fetcher, gate: reads, geometry, clock, log, getMsMax });
+  const supply = new SummarySupply({ store, ahead, pool, fetcher, gate: reads, geometry, clock, log, getMsMax });
   const persister = new Persister({
     store,
     pool,
@@ -113,6 +113,7 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
     putMsMax: settings.storePutMsMax,
     writeBehindBytesMax: settings.writeBehindBytesMax,
     manifestCommitMs: settings.manifestCommitMs,
+    summaryRunTokens: settings.summaryRunTokens,
     onCommitted: (requestId, what) => engine.traces.committed(requestId, what, clock.nowMs()),
   });
   const attacher = new Attacher({
@@ -130,6 +131,7 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
     log,
     getMsMax: settings.storeGetMsMax,
     missWaitMs: settings.missWaitMs,
+    summaryRunTokens: settings.summaryRunTokens,
     resume: settings.resume,
     speeds(attendedTokens) {
       const { cost } = engine.status;

@@ -45,6 +45,8 @@ export interface EngineSettings {
   contextTokensMax: number;
   /** Tokens of one segment; a multiple of 64. */
   segmentTokens: number;
+  /** Summaries of so many tokens become one object; a multiple of `segmentTokens`. Engines that share sessions agree on it, or find each other's summaries later. */
+  summaryRunTokens: number;
   /** What `auto` stands for on this model; undefined: nobody has measured it. */
   calibration?: Calibration;
   /** Which KV heads of this model retrieve; undefined: nobody has measured it. */
@@ -86,6 +88,7 @@ export const ENGINE_DEFAULTS: Omit<EngineSettings, "engineId" | "modelId" | "con
   interTokenGrowthMax: 1.5,
   interTokenMsMin: 12,
   segmentTokens: 256,
+  summaryRunTokens: 4096,
   resume: "lazy",
   fillBytesPerS: 64 * 1024 * 1024,
   missWaitMs: 500,

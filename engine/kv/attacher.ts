@@ -45,6 +45,8 @@ export interface AttacherOptions {
   log: EngineLog;
   getMsMax: number;
   missWaitMs: number;
+  /** Tokens of a whole run of summaries, which is one object. */
+  summaryRunTokens: number;
   /** For requests that do not say how their session comes back. */
   resume: ResumeMode;
   /** What store and prompt rows have been measured to take. */
@@ -112,7 +114,9 @@ export class Attacher {
   async #fromStore(sequence: Sequence, sessionId: string): Promise<void> {
     const { log } = this.#options;
     try {
-      const manifest = await this.#manifest(sequence, sessionId);
+      const reading = this.#manifest(sequence, sessionId);
+      this.#beginSummaries(sequence);
+      const manifest = await reading;
       if (!manifest) return;
       const matching = matchingSegments(sequence, manifest);
       const mode = this.#chooseResume(sequence, manifest);
@@ -127,6 +131,25 @@ export class Attacher {
     } catch (error) {
       log("attach.miss", { requestId: sequence.request.requestId, error: String(error) });
     }
+  }
+
+  /**
+   * Begins to read the summaries that the log says a manifest will name, behind the manifest and not a round trip later: those of whole runs, but the newest, which may not
+   * have been compacted. Where the log was never stored they are absent, and that is all.
+   */
+  #beginSummaries(sequence: Sequence): void {
+    const { ahead, geometry, keys, resume, summaryRunTokens } = this.#options;
+    const { namespace, request } = sequence;
+    const mode = request.resume ?? resume;
+    if (mode !== "lazy" && mode !== "full") return;
+    const kind = kindsByUse(sequence, geometry)[0] as SummaryObjectKind;
+    const objectKeys: string[] = [];
+    for (let end = summaryRunTokens; end + summaryRunTokens <= request.turnStart; end += summaryRunTokens) {
+      if (!hasGap(sequence, end - summaryRunTokens, end)) continue;
+      const chain = sequence.chain(end / BLOCK_TOKENS - 1);
+      objectKeys.push(keys.of(namespace).summary(kind, chain, summaryRunTokens));
+    }
+    if (objectKeys.length > 0) sequence.readAhead.push(ahead.beginWhole(objectKeys));
   }
 
   #chooseResume(sequence: Sequence, manifest: Manifest): ResumeUsage["mode"] {

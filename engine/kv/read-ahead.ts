@@ -18,9 +18,9 @@ export interface ReadAheadOptions {
 }
 
 /**
- * Range reads that are begun before their checksums are known: where the blocks of a first burst lie follows from the manifest, and they
- * need not wait a round trip for the summaries that verify them. Whoever asks for exactly such a range gets the read that is under way;
- * nothing is verified or kept here.
+ * Reads that are begun before what verifies them is known: where the blocks of a first burst lie follows from the manifest, and they
+ * need not wait a round trip for the summaries; and summaries, whose names follow from the log, need not wait for the manifest. Whoever asks for exactly such a range or
+ * object gets the read that is under way; nothing is verified or kept here.
  */
 export class ReadAhead implements Pick<PageStore, "get"> {
   readonly #options: ReadAheadOptions;
@@ -30,9 +30,34 @@ export class ReadAhead implements Pick<PageStore, "get"> {
     this.#options = options;
   }
 
-  /** Ranges that nobody has asked for yet. */
+  /** Ranges and objects that nobody has asked for yet. */
   get pendingCount(): number {
     return this.#begun.size;
+  }
+
+  /**
+   * Begins to read whole objects whose names are guessed, before anything says that they exist; to be asked for with {@link takeWhole}. The returned function forgets
+   * what nobody has asked for by then and tells how many bytes of it have come.
+   */
+  beginWhole(objectKeys: readonly string[]): () => number {
+    const { store, gate, clock, getMsMax } = this.#options;
+    const own = new Map<string, { bytes: number; read: Promise<StoreObject | undefined> }>();
+    for (const objectKey of objectKeys) {
+      if (this.#begun.has(objectKey)) continue;
+      const read = gate.run("demand", () => store.get(objectKey, { signal: clock.deadline(getMsMax) }));
+      const begun = { bytes: 0, read };
+      read.then((object) => (begun.bytes = object?.bytes.byteLength ?? 0)).catch(() => {});
+      this.#begun.set(objectKey, read);
+      own.set(objectKey, begun);
+    }
+    return () => this.#forget(own);
+  }
+
+  /** An object that was begun, once. Undefined, at once or later: it was not, or it is not there, or could not be had; then whoever needs it reads it. */
+  takeWhole(objectKey: string): Promise<StoreObject | undefined> | undefined {
+    const begun = this.#begun.get(objectKey);
+    this.#begun.delete(objectKey);
+    return begun?.catch(() => undefined);
   }
 
   /** Begins to read; the returned function forgets what nobody has asked for by then and tells how many bytes that was. */
@@ -51,15 +76,17 @@ export class ReadAhead implements Pick<PageStore, "get"> {
       this.#begun.set(name, read);
       own.set(name, { bytes, read });
     }
-    return () => {
-      let unused = 0;
-      for (const [name, { bytes, read }] of own) {
-        if (this.#begun.get(name) !== read) continue;
-        this.#begun.delete(name);
-        unused += bytes;
-      }
-      return unused;
-    };
+    return () => this.#forget(own);
+  }
+
+  #forget(own: ReadonlyMap<string, { bytes: number; read: Promise<StoreObject | undefined> }>): number {
+    let unused = 0;
+    for (const [name, { bytes, read }] of own) {
+      if (this.#begun.get(name) !== read) continue;
+      this.#begun.delete(name);
+      unused += bytes;
+    }
+    return unused;
   }
 
   /** Whether a read of exactly this range is under way or waits for its place: whoever asks for it needs no place of its own. */

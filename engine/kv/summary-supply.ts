@@ -14,11 +14,14 @@ import type { Clock, EngineLog } from "../settings.ts";
 import type { LogicalBlock } from "./block-cache.ts";
 import { allLayers, type BlockFetcher, indexInSegment } from "./block-fetcher.ts";
 import type { Gate } from "./gate.ts";
+import type { ReadAhead } from "./read-ahead.ts";
 import { readLayers, rebuildSummary } from "./rebuild-summary.ts";
 
 /** What a supply works with. */
 export interface SummarySupplyOptions {
   store: PageStore;
+  /** Where reads of summaries may be under way already. */
+  ahead: Pick<ReadAhead, "takeWhole">;
   pool: KvPool;
   fetcher: BlockFetcher;
   gate: Gate;
@@ -38,11 +41,14 @@ export class SummarySupply {
 
   /** Reads and verifies one summary object. @throws {Error} when it is absent, late or damaged. */
   async read(sequence: Sequence, ref: SummaryRef): Promise<SummaryObject> {
-    const { store, gate, geometry, clock, getMsMax } = this.#options;
+    const { store, ahead, gate, geometry, clock, getMsMax } = this.#options;
     const counted = countedReads(store, sequence);
-    const object = await gate.run("demand", () =>
-      counted.get(ref.objectKey, { signal: AbortSignal.any([sequence.abort.signal, clock.deadline(getMsMax)]) }),
-    );
+    const signal = () => AbortSignal.any([sequence.abort.signal, clock.deadline(getMsMax)]);
+    // One that is not under way is asked for at once, before what is wanted less.
+    const taken = ahead.takeWhole(ref.objectKey);
+    const begun = taken && (await taken);
+    if (begun) countFetch(sequence, { bytes: begun.bytes.byteLength, blocks: 0 });
+    const object = begun ?? (await gate.run("demand", () => counted.get(ref.objectKey, { signal: signal() })));
     if (!object) throw new Error("a summary object is not in the store");
     const { sha256, kind, fromToken, tokenCount } = ref;
     return decodeSummaryObject(object.bytes, { sha256, geometry, kind, fromToken, tokenCount });

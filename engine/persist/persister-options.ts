@@ -22,6 +22,8 @@ export interface PersisterOptions {
   putMsMax: number;
   writeBehindBytesMax: number;
   manifestCommitMs: number;
+  /** Summaries of so many tokens are one object, once they are whole: a multiple of a segment's tokens. */
+  summaryRunTokens: number;
   /** Told of every turn whose manifest is in the store. */
   onCommitted?(requestId: string, what: { tokens: number; generation: number }): void;
 }

@@ -1,7 +1,7 @@
 /**
- * Puts summary objects, each kind by itself. Segments that were sealed since the last commit share one object, which never crosses a border of 4,096 tokens; once such a
+ * Puts summary objects, each kind by itself. Segments that were sealed since the last commit share one object, which never crosses a border of `summaryRunTokens`; once such a
  * run is whole it is compacted to a single object, so that a long session is scored after few reads. Objects are named by the
- * chain at their end, so sessions that share a prefix share them; one that reaches beyond a session's own segments is not used by it.
+ * chain at their end (so whoever has the log knows the names of whole runs), so sessions that share a prefix share them; one that reaches beyond a session's own segments is not used by it.
  */
 import { assert } from "../../protocol/assert.ts";
 import { StoreError } from "../../storage/contract.ts";
@@ -21,8 +21,6 @@ import { rebuildSummary } from "../kv/rebuild-summary.ts";
 import type { StoredSegment } from "../kv/stored-segment.ts";
 import type { PersisterOptions } from "./persister-options.ts";
 import { retried } from "./retry.ts";
-
-const COMPACT_TOKENS = 4096;
 
 /**
  * Makes sure that the summaries of all segments are stored; returns objects that cover exactly them, kind by kind, in order.
@@ -87,14 +85,15 @@ class SummaryWriter {
 
   /** Replaces several objects of one whole aligned run by one; what cannot be compacted now stays as it is. */
   async compacted(refs: readonly SummaryRef[]): Promise<SummaryRef[]> {
+    const { summaryRunTokens } = this.#options;
     const result: SummaryRef[] = [];
     let group: SummaryRef[] = [];
     for (const ref of refs) {
       group.push(ref);
       const first = group[0] as SummaryRef;
       const end = ref.fromToken + ref.tokenCount;
-      if (end % COMPACT_TOKENS !== 0) continue;
-      const whole = end - first.fromToken === COMPACT_TOKENS && group.length > 1;
+      if (end % summaryRunTokens !== 0) continue;
+      const whole = end - first.fromToken === summaryRunTokens && group.length > 1;
       result.push(...(whole ? await this.#compact(group) : group));
       group = [];
     }
@@ -119,7 +118,10 @@ class SummaryWriter {
 
   #uncovered(index: number): StoredSegment[] {
     let end = index + 1;
-    while (end < this.#segments.length && (this.#segments[end] as StoredSegment).fromToken % COMPACT_TOKENS !== 0) {
+    while (
+      end < this.#segments.length &&
+      (this.#segments[end] as StoredSegment).fromToken % this.#options.summaryRunTokens !== 0
+    ) {
       if (this.#fitting(end)) break;
       end += 1;
     }

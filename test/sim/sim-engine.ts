@@ -99,7 +99,7 @@ export class SimEngine {
         modelId: "tiny",
         contextTokensMax: SIM_CONFIG.contextTokensMax,
         stepRowsMax: ROWS_MAX,
-        segmentTokens: 64,
+        ...{ segmentTokens: 64, summaryRunTokens: 128 },
         manifestCommitMs: 20,
         ...place.settings,
       },

@@ -52,6 +52,106 @@ describe("read-ahead", () => {
   });
 });
 
+describe("whole objects that are read ahead", () => {
+  const open = async (answers: Record<string, Uint8Array | Error | undefined>) => {
+    const store = new MemoryStore();
+    let gets = 0;
+    store.get = async (key) => {
+      gets += 1;
+      const answer = answers[key];
+      if (answer instanceof Error) throw answer;
+      return answer && { bytes: answer.slice(), etag: "e", objectBytes: answer.byteLength };
+    };
+    const ahead = new ReadAhead({ store, gate: new Gate(4), clock: systemClock, getMsMax: 1000 });
+    return { ahead, gets: () => gets };
+  };
+
+  it("are given once; one that is absent or failed is as if it had not been begun", async () => {
+    const { ahead, gets } = await open({ here: noise(1, 100), fails: new Error("down") });
+    const forget = ahead.beginWhole(["here", "absent", "fails"]);
+    expect(ahead.beginWhole(["here"])()).toBe(0);
+    expect(gets()).toBe(3);
+    expect((await ahead.takeWhole("here"))?.bytes).toEqual(noise(1, 100));
+    for (const key of ["here", "absent", "fails", "never"]) expect(await ahead.takeWhole(key)).toBeUndefined();
+    expect([gets(), forget(), ahead.pendingCount]).toEqual([3, 0, 0]);
+  });
+
+  it("are forgotten with the bytes that came in vain", async () => {
+    const { ahead } = await open({ a: noise(1, 100), b: noise(2, 30), fails: new Error("down") });
+    const forget = ahead.beginWhole(["a", "b", "absent", "fails"]);
+    await ahead.takeWhole("b");
+    await new Promise((resolve) => setImmediate(resolve));
+    expect([forget(), forget(), ahead.pendingCount]).toEqual([100, 0, 0]);
+  });
+});
+
+describe("summaries of whole runs", () => {
+  const RUN_TOKENS = 128;
+  const settings = { summaryRunTokens: RUN_TOKENS };
+
+  /** A session of 900 tokens in a store, and a fresh engine over it. */
+  async function stored() {
+    const store = new MemoryStore();
+    const session = new TestSession("s", { policy: "quest", budgetTokens: 128, exact: true });
+    const writer = await openForTest({ store, settings }, untilIdle);
+    await session.turn(writer, randomIds(1, 900));
+    await untilIdle(writer);
+    await writer.persister.flush();
+    const expected = await session.fork("resident").turn(writer, randomIds(2, 40), { topLogprobs: 0, maxTokens: 1 });
+    return { store, session, expected };
+  }
+
+  it("are asked for behind the manifest, before it has come, and once", async () => {
+    const { store, session, expected } = await stored();
+    const asked: string[] = [];
+    const askedFirst: string[] = [];
+    const enough = Promise.withResolvers<void>();
+    const get = store.get.bind(store);
+    store.get = async (key, options) => {
+      if (!options?.range) asked.push(key);
+      else if (askedFirst.length === 0) askedFirst.push(...asked);
+      if (asked.filter((name) => name.includes("/sum-min-max/")).length === 6) enough.resolve();
+      // The manifest comes only once six of the seven whole runs have been asked for.
+      if (key.includes("/session/")) await enough.promise;
+      return await get(key, options);
+    };
+    const fresh = await openForTest({ store, settings }, untilIdle);
+    const found = await session.turn(fresh, randomIds(2, 40), { topLogprobs: 0, maxTokens: 1 });
+    expect(found.logprobs).toEqual(expected.logprobs);
+    expect(found.usage.recomputedTokens).toBe(0);
+    expect(asked[0]).toContain("/session/");
+    expect(new Set(asked).size).toBe(asked.length);
+    // All of them before the first block.
+    expect(askedFirst.filter((name) => name.includes("/sum-"))).toEqual(asked.filter((name) => name.includes("/sum-")));
+    // Of the other kind, which nobody scores, none.
+    expect(asked.filter((name) => name.includes("/sum-mean"))).toEqual([]);
+  });
+
+  it("are read again where they were not there yet, and looked for in vain where the log was never stored", async () => {
+    const { store, session, expected } = await stored();
+    const get = store.get.bind(store);
+    let hasManifest = false;
+    store.get = async (key, options) => {
+      if (key.includes("/sum-") && !hasManifest) return undefined;
+      // What was asked for behind the manifest is answered before it.
+      if (key.includes("/session/")) await new Promise<void>((resolve) => setImmediate(resolve));
+      hasManifest ||= key.includes("/session/");
+      return await get(key, options);
+    };
+    const fresh = await openForTest({ store, settings: { ...settings, absentMs: 0 } }, untilIdle);
+    const found = await session.turn(fresh, randomIds(2, 40), { topLogprobs: 0, maxTokens: 1 });
+    expect(found.logprobs).toEqual(expected.logprobs);
+    expect([hasManifest, found.usage.recomputedTokens]).toEqual([true, 0]);
+    store.get = async () => undefined;
+    const alone = await openForTest({ store, settings }, untilIdle);
+    const other = session.fork("never stored");
+    other.ids.length -= 41;
+    other.spans = other.spans.slice(0, -1);
+    const computed = await other.turn(alone, randomIds(2, 40), { topLogprobs: 0, maxTokens: 1 });
+    expect(computed.usage.cachedTokens).toBe(0);
+  });
+});
+
 describe("the first burst", () => {
   it("is under way before the summaries have come, and nothing of it is read twice", async () => {
     const store = new MemoryStore();

@@ -76,6 +76,7 @@ export class CommitWorld {
       putMsMax: 1000,
       writeBehindBytesMax: 1 << 30,
       manifestCommitMs,
+      summaryRunTokens: 4096,
     };
     this.queue = new CommitQueue(this.options);
   }
