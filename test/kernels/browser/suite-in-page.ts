@@ -67,6 +67,11 @@ export function afterAll(hook: Hook): void {
 /** The suite's only use of it marks tests for the summary of `npm test`, which a page has not. */
 export function beforeEach(_hook: unknown): void {}
 
+/** Tests that were described. */
+export function testCount(scope = root): number {
+  return scope.children.reduce((sum, child) => sum + ("children" in child ? testCount(child) : 1), 0);
+}
+
 /** Runs all that was described, as long as `hasTime` says so; `onTest` hears of every test as it ends. */
 export async function runSuite(onTest: (outcome: TestOutcome) => void, hasTime = (): boolean => true): Promise<void> {
   await runScope(root, "", { onTest, hasTime });
