@@ -22,7 +22,7 @@ describe("blocks that a pool may have", () => {
     expect(poolPartsMax({ storageBuffersMax })).toBe(parts);
   });
 
-  it("of an 8B model in int8: eight sequences of 32K fit into what NVIDIA binds, eight of 128K do not", () => {
+  it("of an 8B model in int8: eight sequences of 32K fit into 8 bindings of 4 GiB, eight of 128K do not", () => {
     // 32 layers, 8 heads of 128: keys and values with their scales.
     const blockBytes = 2 * 8 * 64 * 128 + 8 * 128 * 4 + 8 * 64 * 4;
     const blocks = poolBlocksMax({ storageBuffersMax: 16, bindingBytesMax: 2 ** 32 - 4 }, blockBytes);
