@@ -36,7 +36,7 @@ export const evalFlags = {
     placeholder: "FILE",
     parse: parseText,
   },
-  cases: countFlag("questions of each kind and length that every selection answers; 0 for none", "48"),
+  cases: countFlag("questions of each kind and length that every selection answers; 0 for none", "32"),
   kinds: {
     help: "kinds of questions; without it all that the file has (house-0 was trained for code only)",
     placeholder: "K,K,...",
