@@ -28,12 +28,15 @@ export async function runStage(
     env,
     signal,
     program = MAIN,
+    after = onTimer,
   }: {
     folder: string;
     env: NodeJS.ProcessEnv;
     signal: AbortSignal;
     /** For tests: what runs in the place of `bench/main.ts`. */
     program?: string;
+    /** For tests: calls `fire` after so many milliseconds, unless what it returns is called before. */
+    after?: (ms: number, fire: () => void) => () => void;
   },
 ): Promise<StageOutcome> {
   const jsonPath = join(folder, `${name}.json`);
@@ -60,13 +63,13 @@ export async function runStage(
     // One that hangs in its driver does not end even so: the run goes on without it.
     setTimeout(() => ended.resolve(null), KILL_MS_MAX).unref();
   };
-  const timer = setTimeout(() => {
+  const forget = after(limitS * 1000, () => {
     isLate = true;
     kill();
-  }, limitS * 1000);
+  });
   signal.addEventListener("abort", kill, { once: true });
   const code = await ended.promise;
-  clearTimeout(timer);
+  forget();
   signal.removeEventListener("abort", kill);
   const result = await readJson(jsonPath);
   const status = isLate ? "timeout" : code === 0 ? "done" : "failed";
@@ -77,6 +80,11 @@ export async function runStage(
     ...(result === undefined ? {} : { result }),
     tail,
   };
+}
+
+function onTimer(ms: number, fire: () => void): () => void {
+  const timer = setTimeout(fire, ms);
+  return () => clearTimeout(timer);
 }
 
 /** undefined where the stage has written nothing, or only half of it. */

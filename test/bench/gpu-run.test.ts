@@ -1,4 +1,5 @@
 /** The parts of the GPU run that need no GPU: finding Vulkan, guarding stages, judging figures. */
+import { existsSync, statSync } from "node:fs";
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
@@ -59,13 +60,19 @@ describe("finding Vulkan", () => {
 
 describe("a stage of the GPU run", () => {
   /** Runs a program of these lines in the place of the benchmark; `path` is its JSON file. */
-  function run(lines: string, limitS = 20) {
+  function run(lines: string, { isLateOnceWritten = false } = {}) {
     return withTempFolder(async (folder) => {
       const program = join(folder, "stage.mjs");
       const head = `import { writeFileSync } from "node:fs";\nconst path = process.argv.at(-1).slice("--json=".length);\n`;
       await writeFile(program, head + lines);
-      const place = { folder, env: process.env, signal: new AbortController().signal, program };
-      return runStage({ name: "one", args: ["x"], limitS }, place);
+      // No timer: the limit is reached when the program has written, or never.
+      const after = (_ms: number, fire: () => void): (() => void) => {
+        const path = join(folder, "one.json");
+        const poll = setInterval(() => isLateOnceWritten && existsSync(path) && statSync(path).size > 0 && fire(), 20);
+        return () => clearInterval(poll);
+      };
+      const place = { folder, env: process.env, signal: new AbortController().signal, program, after };
+      return runStage({ name: "one", args: ["x"], limitS: 1 }, place);
     });
   }
 
@@ -81,7 +88,9 @@ describe("a stage of the GPU run", () => {
   });
 
   it("that hangs is killed at its limit and keeps what it had written", async () => {
-    const outcome = await run(`writeFileSync(path, '{"rows":[2]}'); setInterval(() => {}, 1000);`, 2);
+    const outcome = await run(`writeFileSync(path, '{"rows":[2]}'); setInterval(() => {}, 1000);`, {
+      isLateOnceWritten: true,
+    });
     expect(outcome).toMatchObject({ status: "timeout", result: { rows: [2] } });
   });
 
