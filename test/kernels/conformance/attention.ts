@@ -16,6 +16,8 @@ const HEADS = [
   { headDim: 20, kvHeadCount: 1, headCount: 3 },
   { headDim: 32, kvHeadCount: 2, headCount: 2 },
   { headDim: 64, kvHeadCount: 1, headCount: 4 },
+  { headDim: 80, kvHeadCount: 1, headCount: 2 },
+  { headDim: 96, kvHeadCount: 1, headCount: 3 },
   { headDim: 128, kvHeadCount: 2, headCount: 6 },
 ];
 
