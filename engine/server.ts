@@ -166,31 +166,31 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
   const plan = planPool({ ...asked, poolBytes, runningMax: settings.runningMax });
   settings.runningMax = plan.runningMax;
   const { store, cache: diskCache } = await openPages(options);
+  // Every running sequence has a row that is sampled; guesses of speculation have what is beside them.
+  const sampledMax = settings.runningMax + LIMITS.draftTokensMax;
+  const kv = {
+    ...form,
+    summaryKinds,
+    blockCount: plan.blockCount,
+    openSlotCount: plan.openSlotCount,
+    summarySlotCount: plan.summarySlotCount,
+  };
+  const { layerCount, kvHeadCount, headDim } = config;
+  const assertSuits = (device: Device & PoolLimited) => {
+    const load = { config, weightEncoding: options.weightEncoding, rowsMax, sampledMax };
+    const pool = { poolBytes: plan.bytes, poolBytesMin: smallestPoolBytes(asked) };
+    assertFits({ ...load, ...pool }, device.report.memoryBytesMax);
+    device.assertPoolFits?.({ ...kv, layerCount, kvHeadCount, headDim });
+  };
   const device = await openDevice({
     kind: options.device,
+    assertSuits,
     ...(options.threads === undefined ? {} : { threads: options.threads }),
     ...(options.memoryBytesMax === undefined ? {} : { memoryBytesMax: options.memoryBytesMax }),
     ...(options.onDeviceChoice === undefined ? {} : { onChoice: options.onDeviceChoice }),
   });
   try {
-    // Every running sequence has a row that is sampled; guesses of speculation have what is beside them.
-    const sampledMax = settings.runningMax + LIMITS.draftTokensMax;
-    const load = { config, weightEncoding: options.weightEncoding, rowsMax, sampledMax };
-    const pool = { poolBytes: plan.bytes, poolBytesMin: smallestPoolBytes(asked) };
-    assertFits({ ...load, ...pool }, device.report.memoryBytesMax);
-    const kv = {
-      ...form,
-      summaryKinds,
-      blockCount: plan.blockCount,
-      openSlotCount: plan.openSlotCount,
-      summarySlotCount: plan.summarySlotCount,
-    };
-    (device as PoolLimited).assertPoolFits?.({
-      ...kv,
-      layerCount: config.layerCount,
-      kvHeadCount: config.kvHeadCount,
-      headDim: config.headDim,
-    });
+    assertSuits(device);
     const runner = await openModel({
       folder: options.modelFolder,
       device,
@@ -202,7 +202,6 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
     });
     await device.allocated?.();
     await compileKernels(device, runner, options);
-    const { layerCount, kvHeadCount } = runner.config;
     const measured = { fingerprint: runner.fingerprint, log: options.log };
     const calibration = await readCalibration(options.modelFolder, { ...measured, kinds: summaryKinds });
     const heads = await readHeadProfile(options.modelFolder, { ...measured, layerCount, kvHeadCount });

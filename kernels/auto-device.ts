@@ -17,6 +17,8 @@ export interface DeviceFinder {
   findAdapter(): Promise<GPUAdapter>;
   openGpu(adapter: GPUAdapter): Promise<Device>;
   openCpu(): Promise<Device>;
+  /** @throws {Error} where a GPU cannot hold what it is opened for. */
+  assertSuits(device: Device): void;
   /** What the device computes wrongly; undefined: nothing. */
   check(device: Device): Promise<string | undefined>;
 }
@@ -36,7 +38,13 @@ export async function chooseDevice(finder: DeviceFinder): Promise<ChosenDevice> 
 }
 
 /** A GPU to be trusted, or why there is none. */
-async function findGpu({ mayHaveGpu, findAdapter, openGpu, check }: DeviceFinder): Promise<Device | string> {
+async function findGpu({
+  mayHaveGpu,
+  findAdapter,
+  openGpu,
+  assertSuits,
+  check,
+}: DeviceFinder): Promise<Device | string> {
   if (!mayHaveGpu()) return "this machine has no GPU";
   let device: Device | undefined;
   try {
@@ -44,6 +52,7 @@ async function findGpu({ mayHaveGpu, findAdapter, openGpu, check }: DeviceFinder
     const { isSoftware, description } = adapterReport(adapter);
     if (isSoftware) return `the only GPU is software (${description})`;
     device = await openGpu(adapter);
+    assertSuits(device);
     const wrong = await check(device);
     if (wrong === undefined) return device;
     await device.close();
@@ -59,13 +68,18 @@ const CHECK_SEED = 1;
 const GPU_NODES = ["/dev/dri", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd"];
 
 /** Opens the device that {@link chooseDevice} takes on this machine. */
-export async function openAutoDevice({ onChoice, ...options }: Omit<DeviceOptions, "kind">): Promise<Device> {
+export async function openAutoDevice({
+  onChoice,
+  assertSuits = () => {},
+  ...options
+}: Omit<DeviceOptions, "kind">): Promise<Device> {
   const { memoryBytesMax } = options;
   const { device, line } = await chooseDevice({
     mayHaveGpu,
     findAdapter: requestAdapter,
     openGpu: (adapter) => openWebGpuDevice({ adapter, ...(memoryBytesMax === undefined ? {} : { memoryBytesMax }) }),
     openCpu: () => openWasmDevice(options),
+    assertSuits,
     check: failedOps,
   });
   onChoice?.(line);

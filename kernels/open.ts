@@ -12,6 +12,8 @@ export interface DeviceOptions {
   memoryBytesMax?: number;
   /** Hears which device `auto` took and why, in one line. */
   onChoice?: (line: string) => void;
+  /** Throws where a device cannot hold what it is opened for. `auto` then takes the CPU; no other kind asks. */
+  assertSuits?: (device: Device) => void;
 }
 
 /** Opens a device; the caller closes it. @throws {QuireError} where there is no GPU for `webgpu`. */

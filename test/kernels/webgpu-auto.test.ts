@@ -31,6 +31,7 @@ async function choose(finder: Partial<DeviceFinder>): Promise<{ kind: string; li
     findAdapter: async () => adapter({ vendor: "nvidia", description: "H200" }),
     openGpu: async () => device("webgpu", closed),
     openCpu: async () => device("wasm", closed),
+    assertSuits: () => {},
     check: async () => undefined,
     ...finder,
   });
@@ -84,6 +85,19 @@ describe("the device that auto takes", () => {
     });
     const broken = await choose({ check: () => Promise.reject(new Error("hung")) });
     expect(broken).toMatchObject({ kind: "wasm", closed: ["webgpu"], line: expect.stringContaining("hung") });
+  });
+
+  it("is the CPU beside a GPU that cannot hold what it is opened for, which is closed before it is checked", async () => {
+    let checks = 0;
+    const chosen = await choose({
+      assertSuits({ kind }) {
+        if (kind === "webgpu") throw new Error("900.0 MiB of int8 weights do not fit");
+      },
+      check: async () => void checks++,
+    });
+    const line = "device wasm: the wasm device; no GPU can be used: 900.0 MiB of int8 weights do not fit";
+    expect(chosen).toEqual({ kind: "wasm", line, closed: ["webgpu"] });
+    expect(checks).toBe(0);
   });
 
   it("is the CPU without a look where nothing speaks of a GPU", async () => {
