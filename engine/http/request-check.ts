@@ -227,7 +227,7 @@ function checkSelection(value: unknown): SelectionRequest {
     fields.budgetTokens,
     "quire.selection.budget_tokens",
     name === "dense" || (name === AUTO_SELECTION && fields.budgetTokens === 0) ? 0 : BUDGET_TOKENS_MIN,
-    1 << 24,
+    LIMITS.budgetTokensMax,
   );
   const exact = fields.exact;
   if (typeof exact !== "boolean") refuse("quire.selection.exact", "must be true or false");
