@@ -1,4 +1,5 @@
 /** The whole edge in a bare workerd, which has no bucket: the model's words come from a text binding (`npm run bench -- edge`). */
+import { env as bindings } from "cloudflare:workers";
 import type { Env } from "../../workers/env.ts";
 import { handle } from "../../workers/router.ts";
 import { SessionLog as EdgeSessionLog } from "../../workers/session-log/session-log.ts";
@@ -11,10 +12,13 @@ export { TenantIndex } from "../../workers/tenant-index.ts";
 /** JSON: the texts of `models/<id>/...` by name. */
 type BenchEnv = Env & { MODEL_FILES: string };
 
-/** The session log with files in the place of the bucket; both are read once per isolate. */
+/** Read once per isolate, as a bucket's binding would be shared: a copy per session was most of what the edge held. */
+const bucket = bucketOf((bindings as BenchEnv).MODEL_FILES);
+
+/** The session log with files in the place of the bucket. */
 export class SessionLog extends EdgeSessionLog {
   constructor(state: DurableObjectState, env: BenchEnv) {
-    super(state, { ...env, PAGES: bucketOf(env.MODEL_FILES) });
+    super(state, { ...env, PAGES: bucket });
   }
 }
 
