@@ -14,11 +14,11 @@ import {
 import { layerRole } from "../page-range.ts";
 import { assertSlices, assertSlicesFit, sealedByStep } from "../validate.ts";
 import { memoryOf, ownBuffer, ownMatrix, ownPool } from "./buffers.ts";
-import { type Arena, CommandList, type Grid, type KernelTime, type StepBuffers } from "./command-list.ts";
+import { CommandList, type KernelTime, type StepBuffers } from "./command-list.ts";
 import type { Gpu } from "./gpu.ts";
 import type { Kernel, Lane } from "./kernel.ts";
-import type { WebGpuMatrix } from "./packed-matrix.ts";
 import type { WebGpuPool } from "./pool.ts";
+import { type Dispatch, ProductInputs } from "./product-inputs.ts";
 import { readSamples, type SamplePlace, sampleBatch } from "./sampling.ts";
 import { recordAttend, recordSelect } from "./selection.ts";
 import { StepLayout } from "./step-layout.ts";
@@ -28,8 +28,17 @@ import { writeCentres } from "./wgsl/centres.ts";
 import { GEMM_TILE, GEMV_ROWS, gemm, gemv } from "./wgsl/matmul.ts";
 import { gemmByMatrices, MATRIX_COLUMNS, MATRIX_ROWS } from "./wgsl/matmul-matrix.ts";
 import { summarizePageKeys } from "./wgsl/page-keys.ts";
-import { PAD_ROWS, QUANTIZE_ROWS } from "./wgsl/quantize-rows.ts";
-import { COPY, COPY_WITHIN, COPY4, embed, GATHER_ROWS, RMS_NORM, SILU_MUL, SILU_MUL_IN_PLACE } from "./wgsl/row-ops.ts";
+import { rmsNorm } from "./wgsl/rms-norm.ts";
+import {
+  COPY,
+  COPY_WITHIN,
+  COPY4,
+  embed,
+  GATHER_ROWS,
+  SILU_MUL,
+  SILU_MUL_IN_PLACE,
+  SILU_MUL_QUANTIZE,
+} from "./wgsl/row-ops.ts";
 import { ADJUST_LOGITS, CHOOSE_TOKEN, LOGPROBS, TRUNCATE } from "./wgsl/sample.ts";
 import { Addresses, Words } from "./words.ts";
 
@@ -57,14 +66,13 @@ export class WebGpuRecorder implements StepRecorder {
   readonly #slices: readonly StepSlice[];
   readonly #rowCount: number;
   readonly #list: CommandList;
+  readonly #inputs: ProductInputs;
   readonly #tables = new Words();
   readonly #outcome = new Addresses();
   readonly #report: StepReport;
   readonly #samples: SamplePlace[] = [];
   readonly #layouts = new Map<WebGpuPool, StepLayout>();
   #selected: { layout: StepLayout; layer: number } | undefined;
-  /** The rows that lie quantized, or padded, in the input arenas. */
-  #entered: { x: GPUBuffer; rows: number; width: number; isInteger: boolean } | undefined;
   #scratchWords = 0;
   #ended = false;
 
@@ -74,18 +82,20 @@ export class WebGpuRecorder implements StepRecorder {
     this.#slices = slices;
     this.#rowCount = slices.reduce((rows, slice) => rows + slice.rowCount, 0);
     this.#list = new CommandList(parts.gpu, parts.buffers);
+    this.#inputs = new ProductInputs(this.#list, parts.buffers);
     this.#report = new StepReport(slices);
   }
 
   /** Whether an upload has to wait for ops recorded before. Of a submitted step it need not: the queue keeps the order. */
   get hasCommands(): boolean {
-    return !this.#ended && !this.#list.isEmpty;
+    return !this.#ended && (this.#inputs.isWaiting || !this.#list.isEmpty);
   }
 
   /** Copies bytes into a buffer between the ops. */
   upload(to: GPUBuffer, byteOffset: number, data: Uint8Array): void {
+    this.#inputs.flush();
     this.#list.upload(to, byteOffset, data);
-    this.#entered = undefined;
+    this.#inputs.written();
   }
 
   embed({ out, table, tokens }: Args<"embed">): void {
@@ -100,7 +110,7 @@ export class WebGpuRecorder implements StepRecorder {
       const params = { width: matrix.inWidth, steps: matrix.steps, tokens_at: tokensAt, row_first: firstRow };
       const buffers = [weights, ...(scales === undefined ? [] : [scales]), this.#parts.buffers.tables, to];
       const grid = [Math.ceil(matrix.inWidth / 64), tokens.length] as const;
-      this.#run(embed(matrix.encoding), { ...params, row_count: rowCount }, buffers, grid, to);
+      this.#run({ kernel: embed(matrix.encoding), params: { ...params, row_count: rowCount }, buffers, grid }, to);
     }
   }
 
@@ -108,15 +118,19 @@ export class WebGpuRecorder implements StepRecorder {
     this.#assertOpen();
     assertDistinct(out, x);
     const to = memoryOf(out, rows * width);
-    this.#run(RMS_NORM, { width, eps }, [memoryOf(x, rows * width), memoryOf(weight, width), to], [rows], to);
+    const buffers = [memoryOf(x, rows * width), memoryOf(weight, width), to];
+    const norm = (blocks: number): Dispatch => {
+      return { kernel: rmsNorm(width, blocks > 0), params: { width, blocks, eps }, buffers, grid: [rows] };
+    };
+    this.#inputs.wait({ out: to, rows, width, alone: norm(0), quantizing: norm });
   }
 
   matmul({ out, x, matrix, rows, accumulate = false }: Args<"matmul">): void {
-    this.#assertOpen();
+    assert(!this.#ended, "the step was submitted");
     assertDistinct(out, x);
     const own = ownMatrix(matrix);
     const to = memoryOf(out, rows * own.outWidth);
-    const inputs = this.#enter(own, memoryOf(x, rows * own.inWidth), rows);
+    const inputs = this.#inputs.enter(own, memoryOf(x, rows * own.inWidth), rows);
     const { kernel, columns, rowsPerGroup } = productKernel(own.encoding, rows, this.#parts.gpu.lane);
     for (const { firstRow, rowCount, weights, scales } of own.parts) {
       const params = {
@@ -125,7 +139,7 @@ export class WebGpuRecorder implements StepRecorder {
       };
       const buffers = [weights, inputs.rows, to, ...(scales === undefined ? [] : [scales, inputs.scales])];
       const grid = [Math.ceil(rowCount / columns), Math.ceil(rows / rowsPerGroup)] as const;
-      this.#run(kernel, params, buffers, grid, to);
+      this.#run({ kernel, params, buffers, grid }, to);
     }
   }
 
@@ -134,8 +148,18 @@ export class WebGpuRecorder implements StepRecorder {
     assertDistinct(out, up);
     const count = rows * width;
     const [to, from, other] = [memoryOf(out, count), memoryOf(gate, count), memoryOf(up, count)];
-    const kernel = to === from ? SILU_MUL_IN_PLACE : SILU_MUL;
-    this.#elementwise(kernel, { count }, to === from ? [other, to] : [from, other, to], to);
+    if (to !== from) {
+      this.#run({ ...elementwise(SILU_MUL, { count }), buffers: [from, other, to] }, to);
+      return;
+    }
+    const buffers = [other, to];
+    this.#inputs.wait({
+      ...{ out: to, rows, width },
+      alone: { ...elementwise(SILU_MUL_IN_PLACE, { count }), buffers },
+      quantizing: (blocks) => {
+        return { kernel: SILU_MUL_QUANTIZE, params: { width, blocks }, buffers, grid: [Math.ceil(blocks / 8), rows] };
+      },
+    });
   }
 
   copyRows({ out, x, outRow, xRow, rows, width }: Args<"copyRows">): void {
@@ -149,7 +173,7 @@ export class WebGpuRecorder implements StepRecorder {
     const unit = isWide ? 4 : 1;
     const params = { count: count / unit, from_at: fromAt / unit, to_at: toAt / unit };
     const kernel = to === from ? COPY_WITHIN : isWide ? COPY4 : COPY;
-    this.#elementwise(kernel, params, to === from ? [to] : [from, to], to);
+    this.#run({ ...elementwise(kernel, params), buffers: to === from ? [to] : [from, to] }, to);
   }
 
   gatherRows({ out, x, indices, width }: Args<"gatherRows">): void {
@@ -162,7 +186,7 @@ export class WebGpuRecorder implements StepRecorder {
     }
     const params = { width, indices_at: this.#tables.push(indices) };
     const grid = [Math.ceil(width / 64), indices.length] as const;
-    this.#run(GATHER_ROWS, params, [from.memory, this.#parts.buffers.tables, to], grid, to);
+    this.#run({ kernel: GATHER_ROWS, params, buffers: [from.memory, this.#parts.buffers.tables, to], grid }, to);
   }
 
   append({ pool, layer, headCount, q, k, v, rope }: Args<"append">): void {
@@ -181,7 +205,8 @@ export class WebGpuRecorder implements StepRecorder {
     const half = headDim / 2;
     const grid = [Math.ceil(((headCount + kvHeadCount) * half) / 64), this.#rowCount] as const;
     const params = { head_count: headCount, kv_head_count: kvHeadCount, half, rows_at: layout.rowsAt };
-    this.#run(APPEND, params, [...buffers, this.#parts.buffers.tables, open], grid, to);
+    const all = [...buffers, this.#parts.buffers.tables, open];
+    this.#run({ kernel: APPEND, params, buffers: all, grid }, to);
     this.#sealBlocks(own, layer, open);
   }
 
@@ -209,7 +234,7 @@ export class WebGpuRecorder implements StepRecorder {
     this.#report.noteAttend(layout, layer);
     const source = { list: this.#list, buffers: this.#parts.buffers, layout, layer, q: memoryOf(q, elements) };
     recordAttend(source, to);
-    this.#written(to);
+    this.#inputs.written(to);
   }
 
   sample({ logits, width, rows }: Args<"sample">): void {
@@ -253,30 +278,6 @@ export class WebGpuRecorder implements StepRecorder {
     }
   }
 
-  /** The rows of a product's input as its kernels read them: quantized, padded, or as they are. Done once for products that follow each other. */
-  #enter(matrix: WebGpuMatrix, x: GPUBuffer, rows: number): { rows: GPUBuffer | Arena; scales: Arena } {
-    const { inputs, inputScales } = this.#parts.buffers;
-    const width = matrix.inWidth;
-    const isInteger = matrix.hasScales;
-    if (!isInteger && width === matrix.paddedWidth) return { rows: x, scales: inputScales };
-    const known = this.#entered;
-    const isKnown = known?.x === x && known.rows === rows && known.width === width && known.isInteger === isInteger;
-    if (isKnown) return { rows: inputs, scales: inputScales };
-    if (isInteger) {
-      const blocks = matrix.paddedWidth / 32;
-      inputs.need(rows * matrix.paddedWidth);
-      inputScales.need(rows * blocks * 8);
-      const grid = [Math.ceil(blocks / 64), rows] as const;
-      this.#list.dispatch(QUANTIZE_ROWS, { width, blocks }, [x, inputs, inputScales], grid);
-    } else {
-      inputs.need(rows * matrix.paddedWidth * 4);
-      const grid = [Math.ceil(matrix.paddedWidth / 64), rows] as const;
-      this.#list.dispatch(PAD_ROWS, { width, padded_width: matrix.paddedWidth }, [x, inputs], grid);
-    }
-    this.#entered = { x, rows, width, isInteger };
-    return { rows: inputs, scales: inputScales };
-  }
-
   #sealBlocks(pool: WebGpuPool, layer: number, open: GPUBuffer): void {
     const { tables } = this.#parts.buffers;
     const { kvHeadCount, headDim, encoding, summaryKinds } = pool.spec;
@@ -310,31 +311,9 @@ export class WebGpuRecorder implements StepRecorder {
     });
   }
 
-  #elementwise(
-    kernel: Kernel,
-    params: Readonly<Record<string, number>> & { count: number },
-    buffers: readonly GPUBuffer[],
-    written: GPUBuffer,
-  ): void {
-    const perRow = Math.min(ROW_THREADS, Math.ceil(params.count / 64) * 64);
-    const grid = [perRow / 64, params.count === 0 ? 0 : Math.ceil(params.count / perRow)] as const;
-    this.#run(kernel, { ...params, row_threads: perRow }, buffers, grid, written);
-  }
-
-  #run(
-    kernel: Kernel,
-    params: Readonly<Record<string, number>>,
-    buffers: readonly (GPUBuffer | Arena)[],
-    grid: Grid,
-    written: GPUBuffer,
-  ): void {
+  #run({ kernel, params, buffers, grid }: Dispatch, written: GPUBuffer): void {
     this.#list.dispatch(kernel, params, buffers, grid);
-    this.#written(written);
-  }
-
-  /** What was made of this buffer's rows is true no more. */
-  #written(buffer: GPUBuffer): void {
-    if (this.#entered?.x === buffer) this.#entered = undefined;
+    this.#inputs.written(written);
   }
 
   #layoutFor(pool: Args<"append">["pool"], layer: number, headCount: number): StepLayout {
@@ -356,9 +335,21 @@ export class WebGpuRecorder implements StepRecorder {
     return layout;
   }
 
+  /** Of every op but products: what waits for one runs before it. */
   #assertOpen(): void {
     assert(!this.#ended, "the step was submitted");
+    this.#inputs.flush();
   }
+}
+
+/** An elementwise kernel over `count` elements. */
+function elementwise(
+  kernel: Kernel,
+  params: Readonly<Record<string, number>> & { count: number },
+): Omit<Dispatch, "buffers"> {
+  const perRow = Math.min(ROW_THREADS, Math.ceil(params.count / 64) * 64);
+  const grid = [perRow / 64, params.count === 0 ? 0 : Math.ceil(params.count / perRow)] as const;
+  return { kernel, params: { ...params, row_threads: perRow }, grid };
 }
 
 /** The kernel of a product, and the rows of the matrix and of the input that a work group takes. All give the same bits. */

@@ -1,9 +1,9 @@
-/** Ops of single rows: embedding, norm, activation, copies. */
+/** Ops of single rows: embedding, activation, copies. */
 import type { MatrixEncoding } from "../../contract.ts";
 import { type Binding, type Kernel, read, write } from "../kernel.ts";
 import { SIGNED_BYTES } from "./exact-math.ts";
 import { halfPair } from "./half.ts";
-import { laneParam, laneWidth, sumOf } from "./reduce.ts";
+import { QUANTIZED, quantizeFours } from "./quantize-rows.ts";
 
 /** Where channel `k` of a packed row lies: `at` is (row group * steps + step), `place` the thread of that row and lane. */
 const DECODE: Record<MatrixEncoding, string> = {
@@ -44,31 +44,7 @@ fn main(@builtin(global_invocation_id) id: vec3u) {
   };
 }
 
-/**
- * `out = x / sqrt(mean(x^2) + eps) * weight`. Thread t adds the squares of channels t, t + 64, ...; the 64 sums are added by the tree of
- * reduce.ts, so it depends on the width only. A row of zeros gives zeros.
- *
- * x, out f32 [rows, width], weight f32 [width]. Grid [rows]. Reference: rms-norm.ts.
- */
-export const RMS_NORM: Kernel = {
-  name: "rms_norm",
-  params: { width: "u32", eps: "f32" },
-  bindings: { x: read("f32"), weight: read("f32"), out: write("f32") },
-  code: (lane) => /* wgsl */ `
-${laneWidth(lane)}${sumOf(lane, 64)}
-@compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32${laneParam(lane)}) {
-  let start = wg.x * p.width;
-  var mine = 0.0;
-  for (var k = lid; k < p.width; k += 64u) {
-    let value = x[start + k];
-    mine = fma(value, value, mine);
-  }
-  let root = sqrt(sum_of(mine, lid, lane_width) / f32(p.width) + p.eps);
-  for (var k = lid; k < p.width; k += 64u) { out[start + k] = x[start + k] / root * weight[k]; }
-}
-`,
-};
+const SILU = (gate: string, up: string): string => `${gate} / (1.0 + exp(-${gate})) * ${up}`;
 
 function silu(name: string, bindings: Record<string, Binding>, gate: string): Kernel {
   return {
@@ -80,8 +56,7 @@ function silu(name: string, bindings: Record<string, Binding>, gate: string): Ke
 fn main(@builtin(global_invocation_id) id: vec3u) {
   let i = id.y * p.row_threads + id.x;
   if (i >= p.count) { return; }
-  let g = ${gate}[i];
-  out[i] = g / (1.0 + exp(-g)) * up[i];
+  out[i] = ${SILU(`${gate}[i]`, "up[i]")};
 }
 `,
   };
@@ -91,6 +66,32 @@ fn main(@builtin(global_invocation_id) id: vec3u) {
 export const SILU_MUL = silu("silu_mul", { gate: read("f32"), up: read("f32"), out: write("f32") }, "gate");
 /** The same where `out` is `gate`. */
 export const SILU_MUL_IN_PLACE = silu("silu_mul_in_place", { up: read("f32"), out: write("f32") }, "out");
+
+/**
+ * The same, with `out` as quantize-rows.ts wants it for the product behind. gate f32 [rows, width] in place. Grid [ceil(blocks / 8), rows].
+ */
+export const SILU_MUL_QUANTIZE: Kernel = {
+  name: "silu_mul_quantize",
+  params: { width: "u32", blocks: "u32" },
+  bindings: { up: read("f32"), out: write("f32"), ...QUANTIZED },
+  code: /* wgsl */ `
+${quantizeFours(64)}
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
+  let block = wg.x * 8u + lid / 8u;
+  var four = vec4f(0.0);
+  for (var i = 0u; i < 4u; i++) {
+    let k = wg.x * 256u + lid * 4u + i;
+    if (k < p.width) {
+      let at = wg.y * p.width + k;
+      four[i] = ${SILU("out[at]", "up[at]")};
+      out[at] = four[i];
+    }
+  }
+  quantize_four(four, wg.y * p.blocks + block, block < p.blocks, lid);
+}
+`,
+};
 
 function copy(name: string, bindings: Record<string, Binding>, from: string): Kernel {
   return {

@@ -10,6 +10,7 @@ import { gemmByMatrices } from "../../../kernels/webgpu/wgsl/matmul-matrix.ts";
 import { summarizePageKeys } from "../../../kernels/webgpu/wgsl/page-keys.ts";
 import { PAD_ROWS, QUANTIZE_ROWS } from "../../../kernels/webgpu/wgsl/quantize-rows.ts";
 import { COMBINE, SCORE_STATS, TOP_K, TOP_MASS } from "../../../kernels/webgpu/wgsl/rank.ts";
+import { rmsNorm } from "../../../kernels/webgpu/wgsl/rms-norm.ts";
 import * as rowOps from "../../../kernels/webgpu/wgsl/row-ops.ts";
 import { ADJUST_LOGITS, CHOOSE_TOKEN, LOGPROBS, TRUNCATE } from "../../../kernels/webgpu/wgsl/sample.ts";
 import { QUANTIZE_QUERIES, SCORE_BLOCKS, scorePages, scoreTokens } from "../../../kernels/webgpu/wgsl/score.ts";
@@ -27,10 +28,18 @@ const MATRIX_SHAPES = [
 
 /** Names are unique. */
 export const ALL_KERNELS: readonly Kernel[] = [
-  ...[rowOps.RMS_NORM, rowOps.SILU_MUL, rowOps.SILU_MUL_IN_PLACE, rowOps.COPY, rowOps.COPY4, rowOps.COPY_WITHIN],
+  ...[
+    rowOps.SILU_MUL,
+    rowOps.SILU_MUL_IN_PLACE,
+    rowOps.SILU_MUL_QUANTIZE,
+    rowOps.COPY,
+    rowOps.COPY4,
+    rowOps.COPY_WITHIN,
+  ],
   ...[rowOps.GATHER_ROWS, QUANTIZE_ROWS, PAD_ROWS, APPEND, QUANTIZE_QUERIES, SCORE_BLOCKS, LIST_PAGES, WRITE_MASKS],
   ...[SCORE_STATS, COMBINE, TOP_K, TOP_MASS, ADJUST_LOGITS, TRUNCATE, CHOOSE_TOKEN, LOGPROBS],
   ...[laneCheck(64), laneCheck(256), HALVES],
+  ...[64, 4096].flatMap((width) => [rmsNorm(width, false), rmsNorm(width, true)]),
   ...MATRICES.flatMap((encoding) => [gemv(encoding), gemm(encoding), rowOps.embed(encoding)]),
   ...MATRIX_SHAPES.flatMap((shape) => [gemmByMatrices("int8", shape), gemmByMatrices("int4", shape)]),
   ...(["min-max", "representatives", "sign-bits"] as const).map(scorePages),

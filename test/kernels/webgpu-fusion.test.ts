@@ -1,0 +1,196 @@
+/** Ops that the GPU device runs together with the quantization of what they make: the same bits, fewer dispatches, and nothing forgotten. */
+import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
+import type { DeviceBuffer, StepRecorder } from "../../kernels/contract.ts";
+import { openAdapter, requestAdapter } from "../../kernels/webgpu/adapter.ts";
+import { CommandList, type KernelTime, StepBuffers } from "../../kernels/webgpu/command-list.ts";
+import { Gpu } from "../../kernels/webgpu/gpu.ts";
+import { type Kernel, read, write } from "../../kernels/webgpu/kernel.ts";
+import { openWebGpuDevice, type WebGpuDevice } from "../../kernels/webgpu/open-webgpu.ts";
+import { EXACT_DIVIDE } from "../../kernels/webgpu/wgsl/exact-math.ts";
+import { adapterForTests } from "../support/software-gpu.ts";
+import { expectSameBits } from "./support/compare.ts";
+import { bytesOf, poisoned, results, upload } from "./support/floats.ts";
+import { Random, SEED } from "./support/random.ts";
+
+vi.setConfig({ testTimeout: 120_000 });
+const hasAdapter = (await adapterForTests()) !== undefined;
+const OUT_WIDTH = 24;
+
+/** Ops that may wait for the product behind them; `made` begins as `x`. */
+const OPS = {
+  rmsNorm: { alone: (width: number) => `rms_norm_${width <= 256 ? 64 : 256}` },
+  siluMul: { alone: () => "silu_mul_in_place" },
+};
+const FUSED = {
+  rmsNorm: (width: number) => `${OPS.rmsNorm.alone(width)}_quantize`,
+  siluMul: () => "silu_mul_quantize",
+};
+
+describe.skipIf(!hasAdapter)(`ops in front of a product (seed ${SEED})`, () => {
+  let device: WebGpuDevice;
+  beforeAll(async () => {
+    device = await openWebGpuDevice();
+  });
+  afterAll(() => device.close());
+
+  async function namesOf(record: (recorder: StepRecorder) => void): Promise<string[]> {
+    const times: KernelTime[] = [];
+    device.time(times);
+    const recorder = device.begin([]);
+    record(recorder);
+    await recorder.submit();
+    device.time(undefined);
+    return times.map(({ name }) => name);
+  }
+
+  /** Buffers and ops of one case. */
+  function stage(op: keyof typeof OPS, encoding: "int8" | "int4" | "f32", { rows, width }: (typeof SHAPES)[number]) {
+    const random = new Random(SEED + width);
+    const x = upload(device, "x", random.normals(rows * width, 3));
+    const other = upload(device, "weight or up", random.normals(op === "rmsNorm" ? width : rows * width));
+    const made = poisoned(device, "made", rows * width);
+    const out = poisoned(device, "product", rows * OUT_WIDTH);
+    const matrix = device.matrix(
+      "m",
+      encoding,
+      { outWidth: OUT_WIDTH, inWidth: width },
+      random.normals(OUT_WIDTH * width),
+    );
+    const make = (recorder: StepRecorder) => {
+      if (op === "rmsNorm") recorder.rmsNorm({ out: made, x, weight: other, rows, width, eps: 1e-5 });
+      else recorder.siluMul({ out: made, gate: made, up: other, rows, width });
+    };
+    /** Sets what siluMul changes in place. */
+    const begin = (recorder: StepRecorder) => {
+      if (op === "siluMul") recorder.copyRows({ out: made, outRow: 0, x, xRow: 0, rows, width });
+    };
+    const multiply = (recorder: StepRecorder, to: DeviceBuffer = out) =>
+      recorder.matmul({ out: to, x: made, matrix, rows });
+    return { x, other, made, out, matrix, make, begin, multiply };
+  }
+
+  const SHAPES = [
+    { rows: 1, width: 33 },
+    { rows: 3, width: 256 },
+    { rows: 2, width: 1100 },
+  ];
+  const CASES = (["rmsNorm", "siluMul"] as const).flatMap((op) =>
+    (["int8", "int4"] as const).flatMap((encoding) => SHAPES.map((shape) => ({ op, encoding, ...shape }))),
+  );
+
+  it.each(CASES)(
+    "$op, $rows rows of $width, $encoding: one dispatch with the bits of two",
+    async ({ op, encoding, ...shape }) => {
+      const { begin, make, multiply, made, out } = stage(op, encoding, shape);
+      const apart = await namesOf((recorder) => {
+        begin(recorder);
+        make(recorder);
+      });
+      expect(apart.at(-1)).toBe(OPS[op].alone(shape.width));
+      const values = await results(device, made);
+      expect(await namesOf(multiply)).toEqual(["quantize_rows", `gemv_${encoding}`]);
+      const product = await results(device, out);
+      expect(product.some((value) => value !== 0)).toBe(true);
+      device.write(out, 0, bytesOf(new Float32Array(product.length).fill(Number.NaN)));
+      const together = await namesOf((recorder) => {
+        begin(recorder);
+        make(recorder);
+        multiply(recorder);
+        multiply(recorder);
+      });
+      expect(together.slice(-3)).toEqual([FUSED[op](shape.width), `gemv_${encoding}`, `gemv_${encoding}`]);
+      expectSameBits(await results(device, made), values, "what the op made");
+      expectSameBits(await results(device, out), product, "the product");
+    },
+  );
+
+  it("an op whose result goes elsewhere runs by itself, before what reads or writes its buffers", async () => {
+    const shape = { rows: 2, width: 64 };
+    const { other, made, out, make, multiply } = stage("rmsNorm", "int8", shape);
+    const copy = poisoned(device, "copy", 2 * 64);
+    const names = await namesOf((recorder) => {
+      make(recorder);
+      // Goes between the ops: the norm has read the weight that was there.
+      device.write(other, 0, bytesOf(new Float32Array(64)));
+      multiply(recorder);
+      make(recorder);
+      recorder.copyRows({ out: copy, outRow: 0, x: made, xRow: 0, rows: 2, width: 64 });
+      make(recorder);
+      recorder.rmsNorm({ out: copy, x: made, weight: other, rows: 2, width: 64, eps: 1 });
+    });
+    const norm = "rms_norm_64";
+    expect(names).toEqual([norm, "quantize_rows", "gemv_int8", norm, "copy4", norm, norm]);
+    expect((await results(device, out)).some((value) => value !== 0)).toBe(true);
+    expect((await results(device, copy)).every((value) => value === 0)).toBe(true);
+  });
+
+  it("a product of floats, or of fewer rows, has its input made by itself", async () => {
+    const floats = stage("rmsNorm", "f32", { rows: 2, width: 256 });
+    const names = await namesOf((recorder) => {
+      floats.make(recorder);
+      floats.multiply(recorder);
+    });
+    expect(names).toEqual(["rms_norm_64", "gemv_f32"]);
+    const codes = stage("rmsNorm", "int8", { rows: 2, width: 64 });
+    const fewer = await namesOf((recorder) => {
+      codes.make(recorder);
+      recorder.matmul({ out: codes.out, x: codes.made, matrix: codes.matrix, rows: 1 });
+    });
+    expect(fewer).toEqual(["rms_norm_64", "quantize_rows", "gemv_int8"]);
+  });
+
+  it.each([
+    ["as it divides", "1.0"],
+    ["2.5 units of the last place too high", "1.0000003"],
+    ["too low", "0.9999997"],
+  ])("codes are the nearest integers of exact quotients, halves to even: a GPU %s", async (_, error) => {
+    const count = 1 << 16;
+    const random = new Random(SEED);
+    const scales = Float32Array.from({ length: count }, () =>
+      Math.fround((1 + random.next()) * 2 ** (random.integer(120) - 60)),
+    );
+    // Every third lies on the middle between two codes as nearly as f32 can say.
+    const x = scales.map((scale, at) => {
+      if (at % 3 === 0) return scale * (random.integer(256) - 128 + 0.5);
+      return scale * (random.next() * 260 - 130);
+    });
+    x.set([0, 5, -5, 1e-44]);
+    scales.set([1, 0, 0, 1]);
+    const expected = Int32Array.from(x, (value, at) => codeOf(value, scales[at]!));
+    const gpu = new Gpu(await openAdapter(await requestAdapter()));
+    const buffers = [x, scales].map((values) => {
+      const buffer = gpu.storage("values", values.byteLength);
+      gpu.device.queue.writeBuffer(buffer, 0, values);
+      return buffer;
+    });
+    const out = gpu.storage("codes", count * 4);
+    const list = new CommandList(gpu, new StepBuffers());
+    list.dispatch(codesOf(error), {}, [...buffers, out], [count / 64]);
+    await list.submit(new Uint8Array(4), 0);
+    const codes = new Int32Array((await gpu.read(out, 0, count * 4)).buffer);
+    gpu.close();
+    expectSameBits(codes, expected);
+  });
+});
+
+/** `out[i] = int8_code(x[i], scales[i])`. */
+const codesOf = (error: string): Kernel => ({
+  name: "test_codes",
+  params: {},
+  bindings: { x: read("f32"), scales: read("f32"), out: write("i32") },
+  code: /* wgsl */ `
+${EXACT_DIVIDE.replace("x / scale", `x / scale * ${error}`)}
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3u) { out[id.x] = int8_code(x[id.x], scales[id.x]); }
+`,
+});
+
+/** The quotient rounded to f32, then to the nearest integer, halves to even. */
+function codeOf(value: number, scale: number): number {
+  if (scale === 0) return 0;
+  const quotient = Math.fround(value / scale);
+  const low = Math.floor(quotient);
+  const rest = quotient - low;
+  const nearest = rest > 0.5 || (rest === 0.5 && low % 2 !== 0) ? low + 1 : low;
+  return Math.max(-127, Math.min(127, nearest)) + 0;
+}
