@@ -39,9 +39,22 @@ function runOn(node) {
   child.on("exit", (code, signal) => process.exit(code ?? 128 + (constants.signals[signal] ?? 0)));
 }
 
+/**
+ * An engine that was started by hand, without its flags: this process becomes one that has them. Not where a parent listens (it starts engines with their
+ * flags, and a new program would not hear of its end), nor on Windows, which cannot: V8's defaults are as right, and take more memory.
+ */
+function startEngineWithFlags(flags) {
+  if (flags.every((flag) => process.execArgv.includes(flag)) || process.connected) return;
+  if (process.execve === undefined || process.platform === "win32") return;
+  const args = [process.execPath, ...flags, ...process.execArgv, fileURLToPath(import.meta.url)];
+  process.execve(process.execPath, [...args, ...process.argv.slice(2)], process.env);
+}
+
 if (Number(process.versions.node.split(".")[0]) >= nodeMajorMin) {
   // A reader that has seen enough (`| head`) is no failure of ours; 141 is how a shell says so.
   process.stdout.on("error", (error) => process.exit(error.code === "EPIPE" ? 141 : 1));
+  if (process.argv[2] === "serve")
+    startEngineWithFlags((await import("../cli/engine-node-flags.ts")).ENGINE_NODE_FLAGS);
   const { main } = await import("../cli/main.ts");
   process.exit(await main(process.argv.slice(2)));
 } else {

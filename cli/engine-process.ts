@@ -2,6 +2,7 @@
 import { fileURLToPath } from "node:url";
 import { type Child, startChild } from "./child-process.ts";
 import type { Secrets } from "./data-folder.ts";
+import { ENGINE_NODE_FLAGS } from "./engine-node-flags.ts";
 
 const program = fileURLToPath(new URL("../bin/quire.mjs", import.meta.url));
 
@@ -29,7 +30,10 @@ export function startEngine(options: EngineProcessOptions): Child {
   return startChild({
     name: "engine",
     program: process.execPath,
-    args: [program, "serve", "--port", String(port), "--edge", edgeUrl, "--store", storeAddress, ...options.flags],
+    args: [
+      ...[...ENGINE_NODE_FLAGS, program, "serve", "--port", String(port), "--edge", edgeUrl, "--store", storeAddress],
+      ...options.flags,
+    ],
     cwd: process.cwd(),
     env: { ...env, ...storeEnvironment(secrets), QUIRE_ENGINE_KEY: secrets.engineKey },
     logPath: options.logPath,

@@ -1,6 +1,7 @@
 /** An engine of a benchmark's own: `quire serve` as a user starts it, on a free port. */
 import { fileURLToPath } from "node:url";
 import { type Child, startChild } from "../../cli/child-process.ts";
+import { ENGINE_NODE_FLAGS } from "../../cli/engine-node-flags.ts";
 import { UsageError } from "../../cli/usage-error.ts";
 import type { BenchContext } from "../bench.ts";
 
@@ -32,7 +33,7 @@ export async function startEngineProcess(options: EngineProcessOptions): Promise
   const child = startChild({
     name: "the engine",
     program: process.execPath,
-    args: [`${repositoryRoot}/bin/quire.mjs`, "serve", "--port=0", "--host=127.0.0.1", ...args],
+    args: [...ENGINE_NODE_FLAGS, `${repositoryRoot}/bin/quire.mjs`, "serve", "--port=0", "--host=127.0.0.1", ...args],
     cwd: repositoryRoot,
     env: { ...context.env, QUIRE_ENGINE_KEY: engineKey },
     logPath,

@@ -1,6 +1,7 @@
 /** How long an engine's process takes from its start until it takes requests. */
 import { spawn } from "node:child_process";
 import { fileURLToPath } from "node:url";
+import { ENGINE_NODE_FLAGS } from "../../cli/engine-node-flags.ts";
 
 const READY_MS_MAX = 60_000;
 const QUIRE = fileURLToPath(new URL("../../bin/quire.mjs", import.meta.url));
@@ -16,7 +17,8 @@ export async function engineReadyMs(modelFolder: string): Promise<number> {
 
 async function startOnce(modelFolder: string): Promise<number> {
   const startMs = performance.now();
-  const args = [QUIRE, "serve", `--model=${modelFolder}`, "--port=0", "--host=127.0.0.1", "--store=memory:"];
+  const flags = [`--model=${modelFolder}`, "--port=0", "--host=127.0.0.1", "--store=memory:"];
+  const args = [...ENGINE_NODE_FLAGS, QUIRE, "serve", ...flags];
   const child = spawn(process.execPath, args, { stdio: ["ignore", "pipe", "ignore"] });
   const ended = new Promise<void>((resolve) => child.once("close", () => resolve()));
   try {

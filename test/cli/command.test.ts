@@ -3,6 +3,7 @@ import { readFileSync } from "node:fs";
 import { createServer, type Server } from "node:net";
 import { delimiter, join } from "node:path";
 import { afterEach, describe, expect, it, vi } from "vitest";
+import { ENGINE_NODE_FLAGS } from "../../cli/engine-node-flags.ts";
 import { main } from "../../cli/main.ts";
 import { repositoryRoot } from "../style/source-tree.ts";
 import { quirePath, runProgram, runQuire, withTempFolder } from "./run-quire.ts";
@@ -94,6 +95,24 @@ describe("the Node it runs on", () => {
     const refused = await runProgram(process.execPath, [...asOldNode, "sing"]);
     expect(refused).toMatchObject({ code: 1, stderr: 'quire: unknown command "sing"\n' });
   });
+
+  const toldStart = `data:text/javascript,${encodeURIComponent("console.error(process.pid, ...process.execArgv.slice(0, -2));")}`;
+  const asTold = ["--import", toldStart, quirePath];
+
+  it.skipIf(process.platform === "win32")(
+    "becomes one with an engine's flags for `quire serve`, once, and in place",
+    async () => {
+      const flags = ENGINE_NODE_FLAGS.join(" ");
+      const [before, after, ...more] = (
+        await runProgram(process.execPath, [...asTold, "serve", "--help"])
+      ).stderr.split("\n");
+      expect([after, ...more]).toEqual([`${before?.trim()} ${flags}`, ""]);
+      const given = await runProgram(process.execPath, [...ENGINE_NODE_FLAGS, ...asTold, "serve", "--help"]);
+      expect(given.stderr).toMatch(new RegExp(`^\\d+ ${flags}\n$`));
+      const other = await runProgram(process.execPath, [...asTold, "--version"]);
+      expect(other).toMatchObject({ stdout: `${version}\n`, stderr: expect.stringMatching(/^\d+\n$/) });
+    },
+  );
 
   const oldNode = findOldNode();
   it.skipIf(oldNode === undefined)("works from a really older Node (skipped where the host has none)", async () => {
