@@ -8,6 +8,8 @@ export interface WorkerdParts {
   classes: readonly string[];
   /** Other Workers, by the binding that reaches them: files of the folder that are their modules, the entry first. */
   workers?: Readonly<Record<string, readonly string[]>>;
+  /** What V8's heap may come to before the process ends; default: what V8 takes for a machine of this size, which is gigabytes. */
+  heapMiBMax?: number;
 }
 
 const COMPATIBILITY_DATE = "2026-10-01";
@@ -16,7 +18,7 @@ const MODULE_KINDS: Readonly<Record<string, string>> = { js: "esModule", wasm: "
 const bindingName = (className: string): string => className.replaceAll(/(?<=[a-z])[A-Z]/g, "_$&").toUpperCase();
 
 /** One socket on a free port of 127.0.0.1; `worker.js` and a folder `disk` lie beside it. */
-export function workerdConfig({ texts, classes, workers = {} }: WorkerdParts): string {
+export function workerdConfig({ texts, classes, workers = {}, heapMiBMax }: WorkerdParts): string {
   const bindings = Object.entries(texts).map(([name, text]) => {
     const value = typeof text === "string" ? JSON.stringify(text) : `embed ${JSON.stringify(text.file)}`;
     return `(name = "${name}", text = ${value})`;
@@ -35,6 +37,7 @@ export function workerdConfig({ texts, classes, workers = {} }: WorkerdParts): s
   const given = [...bindings, ...namespaces, ...others.map(({ binding }) => binding)];
   return `using Workerd = import "/workerd/workerd.capnp";
 const config :Workerd.Config = (
+  v8Flags = [${heapMiBMax === undefined ? "" : `"--max-heap-size=${heapMiBMax}"`}],
   services = [
     (name = "main", worker = (
       modules = [(name = "worker.js", esModule = embed "worker.js")],

@@ -37,6 +37,12 @@ const model = "house-0";
 const tokenId = 97;
 const modelFiles = ["tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"];
 
+/**
+ * Memory of an isolate on the platform. A bare workerd has no such bound: its V8 collects when it likes, and resident memory tells of that and not of what
+ * the edge holds. Whatever needs more than this ends the run.
+ */
+const ISOLATE_MIB_MAX = 128;
+
 /** Configuration of the whole edge in a bare workerd; its texts lie beside it (`keys.json`, `engine-key`, `limits.json`, `model.json`). */
 export const edgeConfig = workerdConfig({
   texts: {
@@ -47,6 +53,7 @@ export const edgeConfig = workerdConfig({
     MODEL_FILES: { file: "model.json" },
   },
   classes: ["SessionLog", "Fleet", "TenantIndex", "KeyRing", "TenantLimiter"],
+  heapMiBMax: ISOLATE_MIB_MAX,
 });
 
 /** Starts both and waits until the edge knows the engine. @throws {Error} when it does not; nothing is left then. */
