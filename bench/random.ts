@@ -37,6 +37,16 @@ export function drawOne<T>(random: Random, items: readonly T[]): T {
   return items[Math.floor(random() * items.length)] as T;
 }
 
+/** The items in an order drawn with `random`; the list stays as it is (Fisher and Yates). */
+export function shuffled<T>(random: Random, items: readonly T[]): T[] {
+  const order = [...items];
+  for (let end = order.length - 1; end > 0; end--) {
+    const other = drawInteger(random, { min: 0, max: end });
+    [order[end], order[other]] = [order[other] as T, order[end] as T];
+  }
+  return order;
+}
+
 /** An exponential value of the given mean: waits between events of a Poisson process. */
 export function drawExponential(random: Random, mean: number): number {
   return -Math.log1p(-random()) * mean;

@@ -12,7 +12,7 @@ import { type Caller, inPlace, settlePlace } from "./limits/admission.ts";
 import type { Place } from "./limits/place.ts";
 import { isolateRouterHealth } from "./prompt-router/auto-model.ts";
 import { chooseModel } from "./prompt-router/choose-model.ts";
-import { jsonAnswer, streamAnswer } from "./respond.ts";
+import { jsonAnswer, sseAnswer, streamAnswer } from "./respond.ts";
 import { selectionDefaults } from "./selection-defaults.ts";
 import { readIdempotencyKey, SESSION_HEADER } from "./session-id.ts";
 import { startTurn } from "./turn-events.ts";
@@ -82,7 +82,8 @@ async function answerTurn(turn: TurnToAnswer): Promise<Response> {
   const id = `${kind === "chat" ? "chatcmpl" : "cmpl"}-${crypto.randomUUID()}`;
   const head = { kind, id, createdS: Math.floor(Date.now() / 1000), model, includeUsage };
   const idempotencyKey = resumable ? readIdempotencyKey(request.headers) : undefined;
-  const feed = await startTurn(env, {
+  const context = { env, signal: request.signal };
+  const feed = await startTurn(context, {
     requestId,
     model,
     namespace,
@@ -97,7 +98,8 @@ async function answerTurn(turn: TurnToAnswer): Promise<Response> {
   const answer = { feed, choiceCount: options.choiceCount, resumable, signal: request.signal };
   // What a session cannot settle any more, its place included, is settled here.
   const onBroken = () => settlePlace(env, { namespace, leaseId: place.leaseId }, 0);
-  const out = response.stream ? streamAnswer(answer, onBroken) : await jsonAnswer(answer);
+  const streamed = () => (feed.isHere ? sseAnswer(feed.stream) : streamAnswer(answer, onBroken));
+  const out = response.stream ? streamed() : await jsonAnswer(answer);
   if (feed.sessionId !== undefined) out.headers.set(SESSION_HEADER, feed.sessionId);
   return out;
 }

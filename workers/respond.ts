@@ -19,6 +19,11 @@ export interface Answer {
   signal: AbortSignal;
 }
 
+/** An SSE response of a stream that ends as it should, whatever happens. */
+export function sseAnswer(stream: ReadableStream<Uint8Array>): Response {
+  return new Response(stream, { headers: SSE_HEADERS });
+}
+
 /**
  * An SSE response: headers at once, then what the session says, as it is. A turn that breaks off there (its object is gone) ends in one error
  * event; a client that can come back is better off with a connection that breaks off, too. A failed write (the client is gone) ends the

@@ -8,11 +8,6 @@ export function sessionOf(env: Env, namespace: string, sessionId: string): Durab
   return env.SESSION_LOG.get(env.SESSION_LOG.idFromName(`${namespace}/${sessionId}`));
 }
 
-/** An object for one request without a session; it stores nothing. */
-export function passingSession(env: Env): DurableObjectStub<SessionLog> {
-  return env.SESSION_LOG.get(env.SESSION_LOG.newUniqueId());
-}
-
 /** The transcripts of a tenant. */
 export function indexOf(env: Env, namespace: string): DurableObjectStub<TenantIndex> {
   return env.TENANT_INDEX.get(env.TENANT_INDEX.idFromName(namespace));

@@ -4,6 +4,7 @@ import { readFileSync } from "node:fs";
 import { parseInteger } from "../../cli/flags.ts";
 import { type BenchContext, type BenchResult, defineBench } from "../bench.ts";
 import { quantile } from "../quantile.ts";
+import { seededRandom, shuffled } from "../random.ts";
 import { type Column, renderTable } from "../table.ts";
 import type { BareWorkerd } from "../workerd.ts";
 import { type EdgeStack, openEdgeStack } from "./edge-stack.ts";
@@ -49,13 +50,22 @@ interface EdgeSettings {
 const REQUEST_MS_MAX = 1.5;
 const TOKEN_MS_MAX = 0.7;
 
+/** Of the order in which kinds take their turns: what a kind finds in the machine's caches depends on who was before it. */
+const ORDER_SEED = 1;
+
+/** What the engine says, again and again. */
+const REPLY_TOKEN = "a";
+
 /** Turns of a session before another one is begun. */
 const SESSION_TURNS = 20;
 
 /** What workerd itself takes: an object that was there, and one that was not. */
 const floorKinds = ["floor: an object", "floor: a new object"] as const;
-/** A session that is new is a new object. */
-const edgeKinds = ["later turn", "later turn, resumable", "new session", "new session, resumable"] as const;
+/** What any OpenAI client sends: a transcript, and no name of a session. */
+const chatKinds = ["chat, first message", "chat, next message"] as const;
+/** In a session that the client names. One that is new is a new object. */
+const sessionKinds = ["later turn", "later turn, resumable", "new session", "new session, resumable"] as const;
+const edgeKinds = [...chatKinds, ...sessionKinds] as const;
 const kinds = ["direct", ...floorKinds, ...edgeKinds] as const;
 type Kind = (typeof kinds)[number];
 
@@ -96,7 +106,7 @@ export const edgeBench = defineBench({
     "the difference is what the edge adds. The floor is a Worker and one object that pass bytes on and do nothing; a new session is a new object,\n" +
     "whose storage workerd makes first. A later turn comes within a second of the one before it. What the edge does between an engine's admission and its first\n" +
     "token costs nobody anything where that takes a moment (--first).\n" +
-    " One connection, one turn at a time, kinds in turns. A busy machine only ever makes it slower: there the\n" +
+    " One connection, one turn at a time, kinds in an order drawn for each round. A busy machine only ever makes it slower: there the\n" +
     `fastest tenth (p10) tells more than the median. Bars at the median: ${REQUEST_MS_MAX} ms a request, ${TOKEN_MS_MAX} ms a token.`,
   flags,
   async run(values, context) {
@@ -116,9 +126,10 @@ async function measure({ stack, floor }: Edges, values: EdgeSettings, context: B
   const agents = new Map(kinds.map((kind) => [kind, openConnection()]));
   const samples = new Map(kinds.map((kind): [Kind, Samples] => [kind, { first: [], token: [], cpuMs: 0 }]));
   const talk = new Talk();
+  const random = seededRandom(ORDER_SEED);
   // The first tenth warms connections, compilers and objects up.
   for (let round = -Math.ceil(values.turns / 10); round < values.turns && !context.signal.aborted; round++) {
-    for (const kind of kinds) {
+    for (const kind of shuffled(random, kinds)) {
       const agent = agents.get(kind) ?? openConnection();
       const { url, ...options } = talk.request({ stack, floor }, kind, values.tokens);
       const { pid } = isFloor(kind) ? floor : { pid: stack.workerdPid };
@@ -146,6 +157,7 @@ async function measure({ stack, floor }: Edges, values: EdgeSettings, context: B
 /** What is said: a later turn goes on with a session that is begun anew every so often, so that it stays short. */
 class Talk {
   readonly #sessions = new Map<Kind, { id: string; turnCount: number }>();
+  #transcript: { role: string; content: string }[] = [];
 
   request({ stack, floor }: Edges, kind: Kind, tokenCount: number): Omit<TurnOptions, "agent"> & { url: string } {
     const encoder = new TextEncoder();
@@ -156,17 +168,32 @@ class Talk {
       const url = isFloor(kind) ? floorUrl : `${stack.engineUrl}/v1/generate`;
       return { url, headers: {}, body: encoder.encode("x"), mark, tokenCount };
     }
-    const quire = {
+    const message = { role: "user", content: "What is the code of Badoru, and what is the code of Kelino?" };
+    const asked = chatKinds.some((each) => each === kind)
+      ? { messages: this.#chat(kind, message, tokenCount) }
+      : { messages: [message], quire: this.#quireOf(kind) };
+    const body = encoder.encode(JSON.stringify({ model: stack.model, stream: true, max_tokens: tokenCount, ...asked }));
+    const headers = { authorization: `Bearer ${stack.apiKey}`, "content-type": "application/json" };
+    const mark = Buffer.from(`"content":"${REPLY_TOKEN}"`);
+    return { url: `${stack.edgeUrl}/v1/chat/completions`, headers, body, mark, tokenCount };
+  }
+
+  #quireOf(kind: Kind): object {
+    return {
       session_id: kind.startsWith("later") ? this.#sessionOf(kind) : randomUUID(),
       ...(kind.endsWith("resumable") ? { resumable: true } : {}),
     };
-    const messages = [{ role: "user", content: "What is the code of Badoru, and what is the code of Kelino?" }];
-    const body = encoder.encode(
-      JSON.stringify({ model: stack.model, messages, stream: true, max_tokens: tokenCount, quire }),
-    );
-    const headers = { authorization: `Bearer ${stack.apiKey}`, "content-type": "application/json" };
-    const mark = Buffer.from('"content":"a"');
-    return { url: `${stack.edgeUrl}/v1/chat/completions`, headers, body, mark, tokenCount };
+  }
+
+  /** A transcript that nobody has sent, or the last one with its reply and another message. */
+  #chat(kind: Kind, message: { role: string; content: string }, tokenCount: number): object[] {
+    if (kind === "chat, first message") return [{ ...message, content: `${message.content} ${randomUUID()}` }];
+    const reply = { role: "assistant", content: REPLY_TOKEN.repeat(tokenCount) };
+    const isFresh = this.#transcript.length > 0 && this.#transcript.length < 2 * SESSION_TURNS;
+    this.#transcript = isFresh
+      ? [...this.#transcript, reply, message]
+      : [{ ...message, content: `${message.content} ${randomUUID()}` }];
+    return this.#transcript;
   }
 
   #sessionOf(kind: Kind): string {

@@ -12,13 +12,13 @@ export { TenantIndex } from "../../workers/tenant-index.ts";
 /** JSON: the texts of `models/<id>/...` by name. */
 type BenchEnv = Env & { MODEL_FILES: string };
 
-/** Read once per isolate, as a bucket's binding would be shared: a copy per session was most of what the edge held. */
-const bucket = bucketOf((bindings as BenchEnv).MODEL_FILES);
+/** Files in the place of the bucket, read once per isolate as a binding would be shared: a copy per session was most of what the edge held. */
+const edgeEnv: Env = { ...(bindings as BenchEnv), PAGES: bucketOf((bindings as BenchEnv).MODEL_FILES) };
 
-/** The session log with files in the place of the bucket. */
+/** The session log with that bucket. */
 export class SessionLog extends EdgeSessionLog {
-  constructor(state: DurableObjectState, env: BenchEnv) {
-    super(state, { ...env, PAGES: bucket });
+  constructor(state: DurableObjectState) {
+    super(state, edgeEnv);
   }
 }
 
@@ -32,4 +32,4 @@ function bucketOf(json: string): R2Bucket {
 }
 
 /** The Worker. */
-export default { fetch: (request, env) => handle(request, env) } satisfies ExportedHandler<Env>;
+export default { fetch: (request) => handle(request, edgeEnv) } satisfies ExportedHandler<Env>;

@@ -4,7 +4,7 @@ import type { Span } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { namespaceOf } from "../../workers/auth/namespace.ts";
 import { LogStore, type SessionMeta, type StoredMessage } from "../../workers/session-log/log-store.ts";
-import { indexOf, passingSession, sessionOf } from "../../workers/stubs.ts";
+import { indexOf, sessionOf } from "../../workers/stubs.ts";
 import { edge, env, KEY_A, makeWorld } from "./world.ts";
 
 const META: SessionMeta = {
@@ -30,7 +30,7 @@ describe("LogStore", () => {
   it("is what a plain list would be, through cuts and appends across rows", { timeout: 120_000 }, async () => {
     const seed = 20261122;
     const random = randomOf(seed);
-    await runInDurableObject(passingSession(env), async (_: object, state) => {
+    await runInDurableObject(env.SESSION_LOG.get(env.SESSION_LOG.newUniqueId()), async (_: object, state) => {
       let tokens: number[] = [];
       let messages: StoredMessage[] = [];
       const store = new LogStore(state.storage);

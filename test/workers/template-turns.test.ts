@@ -117,8 +117,8 @@ async function runSession(
     const old = store.meta();
     const log = old === undefined ? new Uint32Array(0) : store.tokens();
     // An object that has just started remembers nothing, and plans the same.
-    const afresh = await prepareTurn(job, store, assets);
-    const prepared = await prepareTurn(job, store, assets, memory);
+    const afresh = await prepareTurn(job, store.known(), assets);
+    const prepared = await prepareTurn(job, store.known(), assets, memory);
     expect(prepared).toEqual(afresh);
 
     const whole = promptOf(assets, transcript);

@@ -36,6 +36,12 @@ export interface StoredMessage extends ChatMessage {
   textHash?: string | undefined;
 }
 
+/** A session and its log, as a turn finds them. */
+export interface KnownLog {
+  meta: SessionMeta;
+  log: WholeLog;
+}
+
 /** One change of the log: all of it is written, or nothing. */
 export interface LogCommit {
   meta: SessionMeta;
@@ -80,6 +86,12 @@ export class LogStore {
   meta(): SessionMeta | undefined {
     if (this.#meta === undefined) this.#meta = this.#readMeta() ?? null;
     return this.#meta ?? undefined;
+  }
+
+  /** The session and its whole log, which is not to be changed; undefined for a session without a finished turn. */
+  known(): KnownLog | undefined {
+    const meta = this.meta();
+    return meta && { meta, log: this.whole() };
   }
 
   tokenCount(): number {

@@ -1,4 +1,4 @@
-/** From a job and the log to the ids of a prompt. Reads the store, writes nothing. */
+/** From a job and the log to the ids of a prompt. Writes nothing. */
 
 import { hex, sha256 } from "../../protocol/digest.ts";
 import { QuireError } from "../../protocol/errors.ts";
@@ -9,7 +9,7 @@ import { chainHashes, chainStart } from "../chain.ts";
 import type { ModelAssets } from "../model-assets.ts";
 import type { TurnInput, TurnJob } from "../turn-job.ts";
 import { emptyLog } from "./log-memory.ts";
-import type { LogStore, StoredMessage } from "./log-store.ts";
+import type { KnownLog, StoredMessage } from "./log-store.ts";
 import { RenderMemory } from "./render-memory.ts";
 import { cutSpans } from "./spans.ts";
 import { type Checkpoint, planTurn } from "./turn-plan.ts";
@@ -46,13 +46,12 @@ export class SessionMoved extends Error {
  */
 export async function prepareTurn(
   job: TurnJob,
-  store: LogStore | undefined,
+  known: KnownLog | undefined,
   assets: ModelAssets,
   memory: RenderMemory = new RenderMemory(),
 ): Promise<PreparedTurn> {
   checkVocabulary(job, assets);
-  const meta = store?.meta();
-  const known = meta ? store : undefined;
+  const meta = known?.meta;
   const kind = job.input.kind === "chat" ? "chat" : "raw";
   if (meta && meta.model !== job.model) {
     throw new QuireError("invalid_request", `This session belongs to the model '${meta.model}'.`, { param: "model" });
@@ -61,7 +60,7 @@ export async function prepareTurn(
     const owner = meta.kind === "chat" ? "chat completions" : "completions";
     throw new QuireError("invalid_request", `This session belongs to ${owner}.`, { param: "quire.session_id" });
   }
-  const { tokens: log, spans, messages: stored } = known?.whole() ?? emptyLog();
+  const { tokens: log, spans, messages: stored } = known?.log ?? emptyLog();
   const prepared =
     job.input.kind === "chat"
       ? await prepareChat(job, job.input, { named: meta?.named === true, stored, log, memory }, assets)

@@ -1,0 +1,345 @@
+/** One turn from its job to its last events, wherever it runs: in its session's object, or in the Worker that its client is connected to. */
+import type { Span } from "../../protocol/generate.ts";
+import { LIMITS } from "../../protocol/limits.ts";
+import { within } from "../deadline.ts";
+import type { Env } from "../env.ts";
+import { fleetOf } from "../fleet.ts";
+import { askPlace, holdPlace, settlePlace } from "../limits/admission.ts";
+import { AskedPlace, nextRequest } from "../limits/place.ts";
+import { logError } from "../log.ts";
+import { isolateAssets, type ModelAssets } from "../model-assets.ts";
+import { indexOf } from "../stubs.ts";
+import type { TurnAnswer, TurnEvent, TurnJob } from "../turn-job.ts";
+import type { KnownLog, LogCommit } from "./log-store.ts";
+import type { NextTurn, TurnMemory } from "./next-turn.ts";
+import { pickEngine } from "./pick-engine.ts";
+import { type PreparedTurn, prepareTurn, SessionMoved } from "./prepare.ts";
+import { followTurn } from "./replays.ts";
+import { cutSpans } from "./spans.ts";
+import { spentTokens, usageOf, wireError } from "./turn-accounts.ts";
+import { buildCommit, indexRows } from "./turn-commit.ts";
+import { type ChoiceResult, type EngineForTurn, TurnRunner } from "./turn-runner.ts";
+import type { TurnStream } from "./turn-stream.ts";
+
+/** When others hear of a turn that went on without asking them: most first tokens are out by then, and load and places are known anew each second. */
+export const SOON_MS = 20;
+
+/** Where a turn runs, and the log of its session there. */
+export interface TurnHost {
+  /** The log; undefined where the session has none yet. Not asked for a turn without a session. */
+  read(): Promise<KnownLog | undefined>;
+  /** Writes the turn, all of it or nothing. @throws when the log is not as it was read */
+  commit(commit: LogCommit): Promise<void>;
+  /** The turn comes to nothing: leaves no trace of it. */
+  giveUp(): Promise<void>;
+  /** Ids of the first choice so far. */
+  progress(ids: readonly number[]): void;
+  /** The turn is let out: clients may follow it. */
+  begun(numericsId: string): void;
+  /** Everything is said, or was taken back. */
+  ended(isSaid: boolean): void;
+}
+
+/** What a turn is run with. */
+export interface CourseOptions {
+  env: Env;
+  job: TurnJob;
+  stream: TurnStream;
+  host: TurnHost;
+  memory: TurnMemory;
+  /** Asked for once somebody else is at work; undefined for a turn that has its place. */
+  place: AskedPlace | undefined;
+  /** Its place was reserved when the last turn ended. */
+  isReserved: boolean;
+  /** Ids of its reply that were generated before its object was lost. */
+  done: readonly number[];
+}
+
+/** A turn that is at an engine, or that nobody will run. */
+export interface OpenedTurn {
+  /** What the Worker hears once the limiter has let it in. */
+  letOut(): Promise<TurnAnswer>;
+  /** Leaves nothing of it. */
+  takeBack(): Promise<void>;
+}
+
+/** A turn of which there is nothing but what is said to it. */
+export function saysOnly(answer: TurnAnswer): OpenedTurn {
+  return { letOut: async () => answer, takeBack: async () => undefined };
+}
+
+/** A turn that is let in, or will be. */
+export interface Entry {
+  /** With the place that was reserved, where there is one. */
+  job: TurnJob;
+  place: AskedPlace;
+  isReserved: boolean;
+}
+
+/**
+ * Opens a turn, and lets it out when the limiter has let it in.
+ * @param next may have a place for it
+ */
+export async function enterTurn(
+  asked: TurnJob,
+  { env, next }: { env: Env; next: NextTurn },
+  open: (entry: Entry) => Promise<OpenedTurn>,
+): Promise<TurnAnswer> {
+  const reserved = asked.place && next.place.take(asked.place);
+  const leaseId = reserved?.request.leaseId;
+  const job = leaseId === undefined ? asked : { ...asked, leaseId };
+  const place = new AskedPlace(async () => {
+    return reserved?.admission ?? (job.place && askPlace(env, job.namespace, job.place));
+  });
+  const opened = await open({ job, place, isReserved: reserved !== undefined });
+  const admission = await place.ask();
+  if (admission?.refusedBy !== undefined) {
+    await opened.takeBack();
+    return { status: "limited", admission };
+  }
+  return { ...(await opened.letOut()), admission, leaseId };
+}
+
+interface RunningTurn {
+  runner: TurnRunner;
+  known: KnownLog | undefined;
+  prepared: PreparedTurn;
+  assets: ModelAssets;
+  /** Undefined for a reply that was complete when its object was lost. */
+  numericsId: string | undefined;
+  /** Spans in front of the turn. */
+  spans: Span[];
+  /** It followed upon the one before at once. */
+  isQuick: boolean;
+}
+
+/** Runs once: {@link open}, or {@link takeUp} for a turn whose clients were told of it already. */
+export class TurnCourse {
+  readonly #options: CourseOptions;
+  readonly #timers: ReturnType<typeof setTimeout>[] = [];
+  #over: Promise<void> | undefined;
+
+  constructor(options: CourseOptions) {
+    this.#options = options;
+  }
+
+  /** Settles when the turn is over; undefined before it was let out. Never rejects. */
+  get over(): Promise<void> | undefined {
+    return this.#over;
+  }
+
+  /** Calls `act` if the turn still runs then. */
+  later(ms: number, act: () => void): void {
+    this.#timers.push(setTimeout(act, ms));
+  }
+
+  /** Gets the turn to an engine, or lets it wait for one. Of a turn that does not get there nothing is left. Never rejects. */
+  async open(): Promise<OpenedTurn> {
+    const { env, job, stream, isReserved } = this.#options;
+    // A place that nobody holds is given back in time: turns that are over sooner need not hold theirs.
+    this.later(isReserved ? SOON_MS : LIMITS.leaseUnheldMsMax / 3, () => void holdPlace(env, job));
+    const held = Promise.withResolvers<undefined>();
+    const starting = this.#start(() => held.resolve(undefined));
+    try {
+      const turn = await Promise.race([starting, held.promise]);
+      const takeBack = async () => {
+        stream.stop();
+        void starting.then(({ runner }) => runner.dispose()).catch(() => undefined);
+        await this.#leave();
+      };
+      return { letOut: async () => this.#letOut(turn ?? starting), takeBack };
+    } catch (thrown) {
+      await this.#leave();
+      return saysOnly(
+        thrown instanceof SessionMoved ? { status: "moved" } : { status: "refused", error: wireError(thrown) },
+      );
+    }
+  }
+
+  /** Goes on with a turn that was let out by an object that is lost. @param refusal why it cannot */
+  takeUp(refusal: Error | undefined): void {
+    this.#over = this.#finish(refusal ? Promise.reject(refusal) : this.#start(() => undefined));
+  }
+
+  /** @param turn a promise while its engine is still on its way */
+  #letOut(turn: RunningTurn | Promise<RunningTurn>): TurnAnswer {
+    const { job, stream, host } = this.#options;
+    // Nobody knows the numerics of an engine that is being started.
+    const numericsId = turn instanceof Promise ? "starting" : (turn.numericsId ?? "starting");
+    host.begun(numericsId);
+    // Not awaited: the stream carries whatever happens. Begun before anybody follows the stream, so that a first token that is there leaves
+    // in one piece with what goes before it.
+    this.#over = this.#finish(turn);
+    const feed = followTurn({ stream, head: job.head, numericsId }, { from: 0, form: job.form });
+    if (!feed) throw new Error("a new stream is held from its start");
+    return { status: "streaming", ...feed };
+  }
+
+  /** Ends a turn that nobody was told of. */
+  async #leave(): Promise<void> {
+    const { host, stream } = this.#options;
+    await host.giveUp();
+    this.#rest(false);
+    await stream.close();
+  }
+
+  #rest(isSaid: boolean): void {
+    for (const timer of this.#timers) clearTimeout(timer);
+    this.#options.host.ended(isSaid);
+  }
+
+  async #start(onHeld: () => void): Promise<RunningTurn> {
+    const { env, job, host, memory, stream, done, place } = this.#options;
+    const assets = await isolateAssets.get(env.PAGES, job.model);
+    const known = job.session && (await host.read());
+    const prepared = await prepareTurn(job, known, assets, memory.render);
+    // A prompt that is all log (a turn asked for again) still has a last token to run.
+    const turnStart = Math.min(prepared.keepTokens, prepared.tokens.length - 1);
+    const spans = cutSpans(prepared.spans, turnStart);
+    const { turnAgeMs } = memory.next;
+    const runner = new TurnRunner({
+      job,
+      tokens: prepared.tokens,
+      turnStart,
+      spans,
+      parentId: known?.meta.parentId,
+      assets,
+      stickyEngineId: known?.meta.engineId,
+      pick: (wanted) => this.#pick(wanted, { prepared, turnStart, spans, turnAgeMs, onHeld }),
+      isAlive: async (engineId) => {
+        const found = fleetOf(env, job.namespace).find({ model: job.model, engineId });
+        return (await within(LIMITS.engineHeartbeatMs, found))?.engineId === engineId;
+      },
+      engineKey: env.QUIRE_ENGINE_KEY,
+      fetch: (input, init) => {
+        const sent = fetch(input, init);
+        // Behind the call: the limiter answers while the engine works.
+        void place?.ask();
+        return sent;
+      },
+      stream,
+      done,
+      onProgress: (ids) => host.progress(ids),
+    });
+    try {
+      const numericsId = await runner.start();
+      const isQuick = turnAgeMs !== undefined && turnAgeMs < LIMITS.placementMsMax;
+      return { runner, known, prepared, assets, numericsId, spans, isQuick };
+    } catch (thrown) {
+      runner.dispose();
+      throw thrown;
+    }
+  }
+
+  async #pick({ hasBegun, ...wanted }: EngineForTurn, prompt: PromptAtHand) {
+    const { env, job, memory, stream, place } = this.#options;
+    const { namespace, model } = job;
+    const { prepared, turnStart, spans, turnAgeMs, onHeld } = prompt;
+    const { tokens } = prepared;
+    const known = wanted.excludeIds.length === 0 ? memory.next.engine.take() : undefined;
+    if (known) {
+      this.#assignLater(known.engineId, tokens.length - turnStart);
+      return { ...known, isRemembered: true };
+    }
+    const described = memory.router.describe({ namespace, tokens, turnStart, spans, turnAgeMs });
+    const picking = pickEngine({
+      ...{ env, namespace, hasBegun, gone: stream.gone, onHeld },
+      request: { model, ...wanted, prompt: described },
+    });
+    void place?.ask();
+    return picking;
+  }
+
+  /** A turn that went to an engine without asking counts there like any other; nobody waits for it, its first token least of all. */
+  #assignLater(engineId: string, newTokens: number): void {
+    const { env, job } = this.#options;
+    this.later(SOON_MS, () => {
+      fleetOf(env, job.namespace)
+        .assign(engineId, Math.max(1, newTokens))
+        .catch(() => undefined);
+    });
+  }
+
+  /** Runs the turn to its end, writes the log, and only then says so. Never rejects. */
+  async #finish(turn: RunningTurn | Promise<RunningTurn>): Promise<void> {
+    const { env, job, stream, host, memory } = this.#options;
+    const settled = turn instanceof Promise ? turn.then((started) => this.#settle(started)) : this.#settle(turn);
+    const last = await settled.catch(async (thrown: unknown): Promise<TurnEvent[]> => {
+      await host.giveUp().catch((cause: unknown) => logError(job.requestId, cause));
+      logError(job.requestId, thrown);
+      await settlePlace(env, job, 0);
+      return [{ type: "error", error: wireError(thrown) }];
+    });
+    for (const event of last) stream.send(event);
+    memory.next.noteEnd();
+    this.#rest(true);
+    await stream.close();
+  }
+
+  /** @returns the last events of a turn that is in the log. @throws what ended a turn that is not */
+  async #settle(turn: RunningTurn): Promise<TurnEvent[]> {
+    const { job, stream, host, memory } = this.#options;
+    const results = await turn.runner.run();
+    const [first] = results;
+    const isGone = stream.gone.aborted;
+    const isEmpty = isGone && first?.reply.kept().ids.length === 0;
+    if (isEmpty) await host.giveUp();
+    if (turn.runner.engine && !isGone) memory.next.engine.keep(turn.runner.engine);
+    const commit = job.session && first && !isEmpty ? await this.#commit(job.session, turn, first) : undefined;
+    // A client that was told the end may begin its next turn.
+    await Promise.all([commit && this.#enter(commit), this.#settlePlace(turn, spentTokens(turn.prepared, results))]);
+    if (isGone) {
+      return [{ type: "error", error: { code: "cancelled", message: "The turn was ended: nobody listened to it." } }];
+    }
+    const finishes = results.map(({ reason }, choice): TurnEvent => ({ type: "finish", choice, reason }));
+    return [...finishes, { type: "usage", usage: usageOf(job, turn, results) }, { type: "end" }];
+  }
+
+  /** Turns that follow upon each other are given the next one's place along. */
+  async #settlePlace({ isQuick }: RunningTurn, tokens: number): Promise<void> {
+    const { env, job, memory } = this.#options;
+    const next = isQuick && job.place ? nextRequest(job.place) : undefined;
+    const admission = await settlePlace(env, job, tokens, next);
+    if (next && admission) memory.next.place.keep({ request: next, admission });
+  }
+
+  /** Writes the turn. */
+  async #commit(session: NonNullable<TurnJob["session"]>, turn: RunningTurn, choice: ChoiceResult): Promise<LogCommit> {
+    const { job, host, memory } = this.#options;
+    const { prepared, assets, spans, runner, known } = turn;
+    const commit = await buildCommit({
+      job,
+      session,
+      prepared,
+      assets,
+      kept: choice.reply.kept(),
+      spans,
+      newSpans: choice.spans,
+      engineId: runner.engine?.engineId,
+      old: known?.meta,
+      nowMs: Date.now(),
+      memory: memory.render,
+    });
+    await host.commit(commit);
+    return commit;
+  }
+
+  /** Without the index a turn is only slower, so this may fail. */
+  async #enter(commit: LogCommit): Promise<void> {
+    const { env, job } = this.#options;
+    const rows = indexRows(commit);
+    if (rows.length === 0) return;
+    const entered = indexOf(env, job.namespace).put(rows);
+    await within(LIMITS.indexMsMax, entered).catch((cause: unknown) => logError(job.requestId, cause));
+  }
+}
+
+/** What an engine is picked for. */
+interface PromptAtHand {
+  prepared: PreparedTurn;
+  turnStart: number;
+  spans: Span[];
+  turnAgeMs: number | undefined;
+  /** Called when the turn has waited for an engine for `LIMITS.holdHeadersMs` and waits on. */
+  onHeld: () => void;
+}
