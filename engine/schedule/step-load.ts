@@ -1,7 +1,5 @@
 /** What rows of a sequence add to a step, in the numbers that its time follows. */
 import { PAGE_TOKENS } from "../../kernels/contract.ts";
-import { parseHow } from "../kv/provenance.ts";
-import { runTokens } from "../sequence/runs.ts";
 import type { Sequence } from "../sequence/sequence.ts";
 import type { StepLoad } from "./cost-model.ts";
 
@@ -10,10 +8,10 @@ import type { StepLoad } from "./cost-model.ts";
  * context, or the budget and a summary (two vectors) per page, which rows of a run share.
  */
 export function attendedFrom(sequence: Sequence, position: number): (position: number) => number {
-  const how = parseHow(sequence.spans.at(position).how);
-  if (how === undefined) return (at) => at + 1;
-  const { budgetTokens } = how;
-  const summaryTokens = 2 / PAGE_TOKENS / runTokens(how);
+  const way = sequence.wayAt(position);
+  if (way === undefined) return (at) => at + 1;
+  const { budgetTokens, runTokens } = way;
+  const summaryTokens = 2 / PAGE_TOKENS / runTokens;
   return (at) => (at < budgetTokens ? at + 1 : budgetTokens + at * summaryTokens);
 }
 

@@ -5,7 +5,6 @@
  */
 import { PAGE_TOKENS } from "../../kernels/contract.ts";
 import type { LogicalBlock } from "../kv/block-cache.ts";
-import { parseHow } from "../kv/provenance.ts";
 import type { PlannedSlice } from "../sequence/planned-slice.ts";
 import { firstRow } from "../sequence/runs.ts";
 import type { Sequence } from "../sequence/sequence.ts";
@@ -149,7 +148,7 @@ export class StepPlanner {
     const rows = budget.rowsFor(sequence, position);
     let part = this.#part(sequence, rows);
     // A query group is never cut, so the first prompt's is taken whole.
-    const groupRows = Math.max(PAGE_TOKENS, parseHow(sequence.spans.at(position).how)?.groupTokens ?? 1);
+    const groupRows = Math.max(PAGE_TOKENS, sequence.wayAt(position)?.groupTokens ?? 1);
     if (!part && budget.isFirst && rows < groupRows) part = this.#part(sequence, Math.min(groupRows, budget.rowsLeft));
     if (!part) return;
     parts.push(part);

@@ -5,7 +5,6 @@
  */
 import { BLOCK_TOKENS } from "../../kernels/contract.ts";
 import { LIMITS } from "../../protocol/limits.ts";
-import { parseHow } from "../kv/provenance.ts";
 import type { CostModel } from "../schedule/cost-model.ts";
 import { MatchIndex } from "./match-index.ts";
 import { draftEnd } from "./runs.ts";
@@ -59,7 +58,7 @@ export class Drafter {
     const sequence = this.#sequence;
     const { tokenCount, ids } = sequence;
     const position = tokenCount - 1;
-    const how = parseHow(sequence.spans.at(position).how);
+    const how = sequence.wayAt(position);
     const budgetEnd = how !== undefined && position < how.budgetTokens ? how.budgetTokens : Number.POSITIVE_INFINITY;
     const blockEnd = (Math.floor(position / BLOCK_TOKENS) + 1) * BLOCK_TOKENS - 1;
     const runsEnd = draftEnd(sequence, position);

@@ -4,8 +4,6 @@
  * sequence was resumed, or guessed too far) has its run computed again from the first row: the same rows give the same bytes.
  */
 import type { SequenceResult } from "../../models/contract.ts";
-import { policyNamed } from "../../models/selection/registry.ts";
-import { type How, parseHow } from "../kv/provenance.ts";
 import type { PlannedSlice } from "./planned-slice.ts";
 import type { Sequence } from "./sequence.ts";
 
@@ -27,13 +25,6 @@ export interface PendingChoice {
   isWhole: boolean;
 }
 
-/** Rows that share a choice where tokens are computed in this way; 1 where each row, or each page of a prompt, has its own. */
-export function runTokens(how: How | undefined): number {
-  if (how === undefined || how.groupTokens > 1) return 1;
-  const plan = policyNamed(how.policy).plan(how.budgetTokens);
-  return plan.kind === "pages" ? (plan.rowsPerChoice ?? 1) : 1;
-}
-
 /** The row that chooses for `position`, which is selected under a policy with runs. */
 export function runStart(sequence: Sequence, position: number, run: number): number {
   return Math.max(sequence.spans.stretch(position).start, position - (position % run));
@@ -43,16 +34,15 @@ export function runStart(sequence: Sequence, position: number, run: number): num
 export function firstRow(sequence: Sequence): number | undefined {
   const position = sequence.nextPosition;
   if (position === undefined) return undefined;
-  const how = parseHow(sequence.spans.at(position).how);
-  const run = runTokens(how);
-  if (how === undefined || run === 1 || position < how.budgetTokens) return position;
-  const start = runStart(sequence, position, run);
+  const way = sequence.wayAt(position);
+  if (way === undefined || way.runTokens === 1 || position < way.budgetTokens) return position;
+  const start = runStart(sequence, position, way.runTokens);
   return start === position || sequence.choice?.position === start ? position : start;
 }
 
 /** Most guesses behind the row at `position`: of the run that follows its own the choice comes back, of later ones it would be lost. */
 export function draftEnd(sequence: Sequence, position: number): number {
-  const run = runTokens(parseHow(sequence.spans.at(position).how));
+  const { runTokens: run } = sequence.wayAt(position) ?? { runTokens: 1 };
   return run === 1 ? Number.POSITIVE_INFINITY : (Math.floor(position / run) + 2) * run;
 }
 

@@ -21,6 +21,7 @@ import type { BlockCache, LogicalBlock } from "../kv/block-cache.ts";
 import { CHAIN_ROOT, extendChain } from "../kv/chain.ts";
 import type { OpenBlock, OpenBlocks } from "../kv/open-blocks.ts";
 import { DENSE, formatHow, SpanList } from "../kv/provenance.ts";
+import { type Way, Ways } from "../kv/way.ts";
 import type { ReserveMode } from "../settings.ts";
 import { BlockHeat } from "./block-heat.ts";
 import type { PlannedSlice } from "./planned-slice.ts";
@@ -93,6 +94,7 @@ export class Sequence {
   /** Where the reply begins: at `promptEnd`, or before it when an engine that was lost had begun it. */
   readonly replyStart: number;
   readonly spans: SpanList;
+  readonly #ways = new Ways();
   /** Sealed blocks by index; undefined: a gap. */
   readonly blocks: (LogicalBlock | undefined)[] = [];
   /** Partly filled blocks by index. */
@@ -231,6 +233,11 @@ export class Sequence {
   chainAt(tokenCount: number): string {
     const whole = Math.floor(tokenCount / BLOCK_TOKENS);
     return tokenCount % BLOCK_TOKENS === 0 ? this.chain(whole - 1) : this.#extend(whole * BLOCK_TOKENS, tokenCount);
+  }
+
+  /** How the token at a position is computed; undefined for dense. */
+  wayAt(position: number): Way | undefined {
+    return this.#ways.of(this.spans.at(position).how);
   }
 
   blockKey(index: number): string {

@@ -9,13 +9,12 @@ import {
   type StepSlice,
   type SummaryKind,
 } from "../../kernels/contract.ts";
-import { policyNamed } from "../../models/selection/registry.ts";
 import { assert } from "../../protocol/assert.ts";
 import type { BlockCache, LogicalBlock } from "../kv/block-cache.ts";
 import type { OpenBlocks } from "../kv/open-blocks.ts";
-import { groupStarts, parseHow } from "../kv/provenance.ts";
+import { groupStarts } from "../kv/provenance.ts";
 import type { PlannedSlice } from "./planned-slice.ts";
-import { firstRow, keepChoice, type PendingChoice, runStart, runTokens } from "./runs.ts";
+import { firstRow, keepChoice, type PendingChoice, runStart } from "./runs.ts";
 import type { Sequence } from "./sequence.ts";
 
 const NO_DRAFT = new Uint32Array(0);
@@ -46,9 +45,9 @@ export function nextRows(
 ): RowRange | undefined {
   const from = firstRow(sequence);
   if (from === undefined || rowsMax < 1) return undefined;
-  const how = parseHow(sequence.spans.at(from).how);
+  const how = sequence.wayAt(from);
   const selected = how !== undefined && from >= how.budgetTokens;
-  const run = selected ? runTokens(how) : 1;
+  const run = selected ? how.runTokens : 1;
   const inRuns = run > 1;
   const span = inRuns ? sequence.spans.stretch(from) : sequence.spans.at(from);
   const groupTokens = inRuns ? run : (how?.groupTokens ?? 1);
@@ -60,7 +59,7 @@ export function nextRows(
   return {
     from,
     to,
-    plan: selected ? policyNamed(how.policy).plan(how.budgetTokens) : { kind: "dense" },
+    plan: selected ? how.plan : { kind: "dense" },
     groupTokens: selected ? groupTokens : BLOCK_TOKENS,
     inRuns,
     replay: from < sequence.request.turnStart,

@@ -2,6 +2,7 @@
 import { assert } from "../../protocol/assert.ts";
 import { roundToF16 } from "../reference/quantize-rows.ts";
 import { assertMatrixRows } from "../validate.ts";
+import type { Arena } from "./heap.ts";
 import type { Machine } from "./machine.ts";
 import type { WasmMatrix } from "./memory.ts";
 import { OP } from "./ops.ts";
@@ -68,15 +69,20 @@ export function embed(machine: Machine, outAt: number, table: WasmMatrix, tokens
   });
 }
 
-/** out[i] = x[indices[i]], rows of `width` elements. */
-export function gatherRows(machine: Machine, outAt: number, xAt: number, indices: Uint32Array, width: number): void {
-  machine.opArena.clear();
-  const indicesAt = takeWords(machine, indices);
+/** out[i] = x[indices[i]], rows of `width` elements; the indices are written to `arena`, which lasts for the step, so nothing that waits need run for them. */
+export function gatherRows(
+  machine: Machine,
+  arena: Arena,
+  at: { out: number; x: number },
+  { indices, width }: { indices: Uint32Array; width: number },
+): void {
+  const indicesAt = arena.take(indices.length * 4);
+  machine.heap.words.set(indices, indicesAt / 4);
   const taskCount = rowParts(machine, indices.length);
   machine.threads.queue(OP.gatherRows, {
     taskCount,
     work: indices.length * width,
-    args: [outAt, xAt, indicesAt, indices.length, width, taskCount],
+    args: [at.out, at.x, indicesAt, indices.length, width, taskCount],
   });
 }
 
@@ -132,12 +138,16 @@ export function matmuls(machine: Machine, x: number, rows: number, products: rea
   threads.queue(MATMUL_OP[encoding], { taskCount: parts * panelParts, work: rows * outWidth * inWidth, args });
 }
 
-/** The index of the largest of `count` values at `valuesAt`, the lower of equals; NaN counts as -Infinity. */
-export function argmax(machine: Machine, valuesAt: number, count: number): number {
+/** Of each row of `count` values the index of the largest, the lower of equals; NaN counts as -Infinity. Everything that waits has run then. */
+export function argmaxRows(machine: Machine, rowsAt: readonly number[], count: number): number[] {
   machine.opArena.clear();
-  const out = machine.opArena.take(4);
-  machine.threads.run(OP.argmax, { taskCount: 1, work: count, args: [valuesAt, count, out] });
-  return (machine.heap.words[out / 4] as number) >>> 0;
+  const outs = rowsAt.map((valuesAt) => {
+    const out = machine.opArena.take(4);
+    machine.threads.queue(OP.argmax, { taskCount: 1, work: count, args: [valuesAt, count, out] });
+    return out;
+  });
+  machine.threads.finish();
+  return outs.map((out) => (machine.heap.words[out / 4] as number) >>> 0);
 }
 
 function quantizedInputs(machine: Machine, x: number, inWidth: number, rows: number): number {

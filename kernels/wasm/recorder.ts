@@ -6,6 +6,7 @@ import type {
   DeviceBuffer,
   KvPool,
   Sample,
+  SampleRow,
   SelectionView,
   SliceTraffic,
   StepReadback,
@@ -19,7 +20,7 @@ import { assertSlices, assertSlicesFit } from "../validate.ts";
 import { append, writeRowTable } from "./append.ts";
 import { type AttendTiles, attend, prepareTiles } from "./attend.ts";
 import type { Arena } from "./heap.ts";
-import { argmax, embed, gatherRows, matmuls, PRODUCTS_MAX, type Product, rmsNorm, siluMul } from "./linear-ops.ts";
+import { argmaxRows, embed, gatherRows, matmuls, PRODUCTS_MAX, type Product, rmsNorm, siluMul } from "./linear-ops.ts";
 import type { Machine } from "./machine.ts";
 import { floatsAt, ownBuffer, ownMatrix, ownPool, type WasmPool } from "./memory.ts";
 import { countLayer, recountLayer, type SelectCounters, select, viewsOf } from "./select.ts";
@@ -145,7 +146,7 @@ export class WasmRecorder implements StepRecorder {
     for (const index of indices) assert(index < rowCount, `row ${index} is outside the buffer`);
     const outAt = this.#floats(out, indices.length * width);
     const xAt = this.#floats(x, 0);
-    this.#run(() => gatherRows(this.#machine, outAt, xAt, indices, width));
+    this.#run(() => gatherRows(this.#machine, this.#arenas.step, { out: outAt, x: xAt }, { indices, width }));
   }
 
   append({ pool, layer, headCount, q, k, v, rope }: Args<"append">): void {
@@ -202,14 +203,20 @@ export class WasmRecorder implements StepRecorder {
   }
 
   sample({ logits, width, rows }: Args<"sample">): void {
-    for (const row of rows) {
-      const at = this.#floats(logits, (row.row + 1) * width) / 4 + row.row * width;
-      this.#run(() => {
-        this.#machine.threads.finish();
-        if (isPlainArgmax(row)) this.#samples.push({ tokenId: argmax(this.#machine, at * 4, width) });
-        else this.#samples.push(sampleRow(this.#machine.heap.floats.subarray(at, at + width), row));
-      });
-    }
+    const at = rows.map(({ row }) => this.#floats(logits, (row + 1) * width) + row * width * 4);
+    this.#run(() => {
+      const largest = argmaxRows(
+        this.#machine,
+        at.filter((_, index) => isPlainArgmax(rows[index] as SampleRow)),
+        width,
+      );
+      let next = 0;
+      for (const [index, row] of rows.entries()) {
+        const from = (at[index] as number) / 4;
+        if (isPlainArgmax(row)) this.#samples.push({ tokenId: largest[next++] as number });
+        else this.#samples.push(sampleRow(this.#machine.heap.floats.subarray(from, from + width), row));
+      }
+    });
   }
 
   hasMissed(sliceIndex: number): boolean {

@@ -120,7 +120,7 @@ describe("guesses", () => {
       const sequence = {
         ...{ ids: Uint32Array.from(tokens), tokenCount: tokens.length, generatedCount: 1, blocks: [] },
         request: { maxTokens },
-        spans: { at: () => ({ how: "dense" }) },
+        wayAt: () => undefined,
       };
       const drafter = new Drafter(sequence as never, new DraftHistory());
       for (let i = 0; i < 8; i++) drafter.judged(1, 1);
