@@ -3,7 +3,7 @@
  * wakes it. A request's life: `submit` -> queued -> attaching (KV from cache and store) -> running (prefill and decode in one batch,
  * suspended while selected blocks are fetched) -> settling (tail and manifest) -> ended.
  */
-import type { Miss, Sample } from "../kernels/contract.ts";
+import type { Sample } from "../kernels/contract.ts";
 import { DeviceLostError } from "../kernels/device-lost.ts";
 import type { SequenceResult, SequenceStep } from "../models/contract.ts";
 import { assert } from "../protocol/assert.ts";
@@ -12,7 +12,6 @@ import type { GenerateRequest } from "../protocol/generate.ts";
 import { breatheAfter } from "./breathing.ts";
 import { type EngineParts, type EngineStatus, memoryStatus } from "./engine-parts.ts";
 import { replayableSpans, resolveSelection } from "./http/request-check.ts";
-import type { BlockLayer } from "./kv/block-fetcher.ts";
 import { parkTail } from "./kv/tail-parking.ts";
 import { EngineMetrics } from "./metrics/engine-metrics.ts";
 import { type EngineObserver, Observers } from "./observer.ts";
@@ -32,7 +31,8 @@ import { collectChoice } from "./sequence/runs.ts";
 import { sampleParams, samplesOf, takeSample } from "./sequence/sampling.ts";
 import { Sequence, type SequenceSink, startBlocksOf } from "./sequence/sequence.ts";
 import { commitSlice, discardSlice, fillTables, planSlice, rowNeeds } from "./sequence/slice-planner.ts";
-import { countChoices, countMisses, countTraffic } from "./sequence/traffic.ts";
+import { batchesOf, lacksSummaries, summaryLayerEnd } from "./sequence/summary-layers.ts";
+import { countChoices, countMisses, countTraffic, missedBlocks } from "./sequence/traffic.ts";
 import { RequestLog } from "./trace/request-log.ts";
 import { TraceBook } from "./trace/trace-book.ts";
 
@@ -262,10 +262,14 @@ export class Engine {
   async #step(): Promise<boolean> {
     const suspended = [...this.#active].find((sequence) => sequence.phase === "running" && sequence.suspended);
     const resumed = suspended !== undefined && (await this.#resume(suspended));
-    const { clock } = this.#parts;
     this.#preemption.secure();
-    const parts = this.#planner.plan(this.#active, clock.nowMs());
-    if (parts.length === 0) return resumed;
+    const parts = this.#planner.plan(this.#active, this.#parts.clock.nowMs());
+    for (const batch of batchesOf(parts)) await this.#runBatch(batch);
+    return resumed || parts.length > 0;
+  }
+
+  async #runBatch(parts: readonly PlannedPart[]): Promise<void> {
+    const { clock } = this.#parts;
     const startMs = clock.nowMs();
     const results = await this.#runStep(
       parts.map(({ sequence, slice }) => ({ sequence, slice, step: this.#sequenceStep(sequence, slice) })),
@@ -278,7 +282,6 @@ export class Engine {
         this.#fail(sequence, error);
       }
     }
-    return true;
   }
 
   /** A step's time teaches what steps cost, and is shared out among those who were in it. */
@@ -319,9 +322,9 @@ export class Engine {
     const { draft } = planned;
     const last = planned.to - draft.length === sequence.tokenCount && sequence.finishReason === undefined;
     const patient = !sequence.started && this.#parts.clock.nowMs() < sequence.missWaitUntilMs;
+    const layerEnd = summaryLayerEnd(sequence, planned);
     return {
-      slice: planned.slice,
-      tokens: planned.tokens,
+      ...{ slice: planned.slice, tokens: planned.tokens, layerEnd },
       exact: planned.exact || patient || sequence.finishReason !== undefined,
       ...(last ? { sample: sampleParams(sequence, draft.length) } : {}),
       ...(draft.length > 0 ? { draftSamples: Array.from(draft, (_, ahead) => sampleParams(sequence, ahead)) } : {}),
@@ -331,13 +334,18 @@ export class Engine {
   async #resume(sequence: Sequence): Promise<boolean> {
     const suspended = sequence.suspended;
     assert(suspended, "a suspended sequence has a suspended step");
+    const { planned, checkpoint } = suspended;
+    if (lacksSummaries(sequence, suspended)) {
+      this.#dropSuspended(sequence);
+      return false;
+    }
     sequence.suspended = undefined;
-    fillTables(sequence, suspended.planned);
-    const step = { ...this.#sequenceStep(sequence, suspended.planned), resumeFrom: suspended.checkpoint };
+    fillTables(sequence, planned);
+    const step = { ...this.#sequenceStep(sequence, planned), resumeFrom: checkpoint };
     // Where blocks are on their way, each layer sees those that have come before it.
     const pauses = step.exact && this.#parts.fetcher.inFlightCount > 0;
-    const [result] = await this.#runStep([{ sequence, slice: suspended.planned, step: { ...step, pauses } }]);
-    this.#finishSlice(sequence, suspended.planned, result as SequenceResult);
+    const [result] = await this.#runStep([{ sequence, slice: planned, step: { ...step, pauses } }]);
+    this.#finishSlice(sequence, planned, result as SequenceResult);
     return true;
   }
 
@@ -353,22 +361,22 @@ export class Engine {
   #finishSlice(sequence: Sequence, planned: PlannedSlice, result: SequenceResult): void {
     const { cache, opens, persister } = this.#parts;
     countTraffic(sequence.usage, result.traffic);
-    const missed = this.#missedBlocks(sequence, result.misses);
+    const { wanted, passedBy } = missedBlocks(sequence, result);
+    planned.passedBy.push(...passedBy);
     countChoices(sequence, result);
     collectChoice(planned, result);
     if (result.checkpoint) {
-      this.#residency.suspend(sequence, planned, result.checkpoint, missed);
+      this.#residency.suspend(sequence, planned, result.checkpoint, wanted);
       return;
     }
     sequence.heat.tick();
-    if (missed.length > 0) {
+    if (planned.passedBy.length > 0) {
       sequence.markApproximate(planned.from, planned.to);
-      countMisses(sequence.usage, missed.length);
-      void this.#residency.fetch(sequence, missed, "fill");
+      countMisses(sequence.usage, planned.passedBy.length);
+      void this.#residency.fetch(sequence, planned.passedBy, "fill");
     }
     const samples = this.#speculation.accept(sequence, planned, samplesOf(result));
-    const replayed = Math.min(planned.to, sequence.request.turnStart) - planned.from;
-    if (replayed > 0) sequence.usage.recomputedTokens += replayed;
+    sequence.usage.recomputedTokens += Math.max(0, Math.min(planned.to, sequence.request.turnStart) - planned.from);
     const sealed = commitSlice(sequence, planned, { cache, opens });
     persister.sealed(sequence, sealed);
     for (const sample of samples) this.#accept(sequence, sample);
@@ -387,13 +395,6 @@ export class Engine {
     this.#observer.token(sequence, nowMs, previousMs);
     if (sequence.finishReason !== undefined) this.#conclude(sequence);
     else if (sequence.generatedCount === 1) void this.#residency.fillRest(sequence);
-  }
-
-  #missedBlocks(sequence: Sequence, misses: readonly Miss[]): BlockLayer[] {
-    return misses.flatMap(({ block: index, layer }) => {
-      const block = sequence.blocks[index];
-      return block ? [{ block, layer }] : [];
-    });
   }
 
   /**

@@ -98,7 +98,10 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
     fillBytesPerS: settings.fillBytesPerS,
     onFailure,
   });
-  const supply = new SummarySupply({ store, ahead, pool, fetcher, gate: reads, geometry, clock, log, getMsMax });
+  const supply = new SummarySupply({
+    ...{ store, ahead, pool, fetcher, gate: reads, geometry, clock, log, getMsMax },
+    storeSpeed: () => store.times.speed,
+  });
   const persister = new Persister({
     store,
     pool,

@@ -91,7 +91,7 @@ export const ENGINE_DEFAULTS: Omit<EngineSettings, "engineId" | "modelId" | "con
   summaryRunTokens: 4096,
   resume: "lazy",
   fillBytesPerS: 64 * 1024 * 1024,
-  missWaitMs: 500,
+  missWaitMs: 300,
   hostPoolBytes: 256 * 1024 * 1024,
   reserve: "prompt",
   storeGetMsMax: LIMITS.storeGetMsMax,

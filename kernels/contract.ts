@@ -122,8 +122,8 @@ export interface KvPool {
   writeBlock(blockId: number, bytes: Uint8Array): void;
   /** @throws {AssertionError} (as `writeSummary`) when the pool does not keep that kind. */
   readSummary(slot: number, kind: SummaryKind): Promise<Uint8Array<ArrayBuffer>>;
-  /** Leaves the slot's other kinds as they were. */
-  writeSummary(slot: number, kind: SummaryKind, bytes: Uint8Array): void;
+  /** Leaves the slot's other kinds as they were; with a `layer`, whose share of the slot `bytes` then are, its other layers too. */
+  writeSummary(slot: number, kind: SummaryKind, bytes: Uint8Array, layer?: number): void;
   /** The first `tokenCount` tokens: K f32 `[layer][kvHead][tokenCount][headDim]`, then V. */
   readOpen(slot: number, tokenCount: number): Promise<Uint8Array<ArrayBuffer>>;
   writeOpen(slot: number, tokenCount: number, bytes: Uint8Array): void;

@@ -73,6 +73,20 @@ export function summaryHeadAt(spec: Omit<SummaryShape, "layerCount">, layer: num
   return (layer * spec.kvHeadCount + kvHead) * summaryHeadBytes(spec.headDim);
 }
 
+/**
+ * The layers that `bytes` are the summaries of: one, or all where none is named.
+ * @throws {AssertionError} for a length that is not theirs, and a layer that is none.
+ */
+export function summaryLayers(spec: SummaryShape, bytes: Uint8Array, layer?: number): { from: number; to: number } {
+  const { layerCount } = spec;
+  const isLayer = layer === undefined || (Number.isInteger(layer) && layer >= 0 && layer < layerCount);
+  assert(isLayer, `there is no layer ${layer}`);
+  const [from, to] = layer === undefined ? [0, layerCount] : [layer, layer + 1];
+  const expected = summaryHeadAt(spec, to - from, 0);
+  assert(bytes.length === expected, `a summary has ${expected} bytes, not ${bytes.length}`);
+  return { from, to };
+}
+
 /** The index of a kind in `summaryKinds`. @throws {AssertionError} when the pool keeps no summaries of that kind. */
 export function summaryKindIndex(spec: Pick<KvPoolSpec, "summaryKinds">, kind: SummaryKind): number {
   const index = spec.summaryKinds.indexOf(kind);

@@ -17,6 +17,8 @@ export interface KeptSequence {
   exact: boolean;
   /** It is alone, and pauses between layers. */
   pauses?: boolean;
+  /** It is alone, and ends before this layer. */
+  layerEnd?: number | undefined;
 }
 
 interface Kept {
@@ -85,14 +87,15 @@ export class CheckpointKeeper {
   }
 
   /**
-   * Whether the step ends before this layer, whose input `x` holds, to go on with what has come meanwhile: it asked for that, and the layer may
-   * miss a block. Only where it is known that nothing was missed so far, and not between a layer and one that takes over its choice.
+   * Whether the step ends before this layer, whose input `x` holds, to go on with what has come meanwhile: it must not go further, or it asked for that, the layer may
+   * miss a block, and it is known that nothing was missed so far. Not between a layer and one that takes over its choice.
    */
   pauses(recorder: StepRecorder, layer: number, x: DeviceBuffer): boolean {
     const [only] = this.#sequences;
-    if (only?.pauses !== true || this.#mayMiss[0]?.[layer] !== true || startLayer(only.slice, layer) !== layer)
-      return false;
-    if (recorder.hasMissed(0) !== false) return false;
+    if (only === undefined || startLayer(only.slice, layer) !== layer) return false;
+    const mustEnd = only.layerEnd !== undefined && layer >= only.layerEnd;
+    const mayPause = only.pauses === true && this.#mayMiss[0]?.[layer] === true;
+    if (!mustEnd && !(mayPause && recorder.hasMissed(0) === false)) return false;
     const rows = only.slice.rowCount;
     const buffer = this.#device.buffer(`checkpoint.${layer}`, rows * this.#width * 4);
     this.#paused = { layer, buffer };

@@ -71,6 +71,11 @@ export interface SequenceStep {
    * call sees what has come meanwhile.
    */
   pauses?: boolean;
+  /**
+   * Alone in its batch, at least 1: the step ends before this layer, or the first behind it that makes a choice of its own, for what that is made by is not there
+   * yet. A step that goes on from a layer goes on from one before it. One that is not exact has attended around what it says it missed before that.
+   */
+  layerEnd?: number | undefined;
   /** Goes on from a layer; such a step must be alone in its batch. The runner releases it, unless the step is a guess. */
   resumeFrom?: Checkpoint;
   /**
@@ -88,7 +93,7 @@ export interface SequenceResult {
   /** Blocks that were selected and not resident. Exact: those of the first layer that missed, and as hints those of later layers that ran. */
   misses: Miss[];
   /**
-   * The step paused, and nothing was missed: call again with `resumeFrom`. Or exact and something missed: the result is void; fetch the misses of the first layer that missed and call again with `resumeFrom`. The
+   * The step paused, or came to its `layerEnd`, and missed nothing from there on: call again with `resumeFrom`. Or exact and something missed: the result is void; fetch the misses of the first layer that missed and call again with `resumeFrom`. The
    * checkpoint is of that layer, or of the one whose choice it takes over.
    * KV appended at deeper layers is rewritten by that call.
    */

@@ -173,7 +173,8 @@ export class LlamaRunner implements ModelRunner {
     assert(sequences.length > 0, "a step needs a sequence");
     let rowCount = 0;
     let sampledCount = 0;
-    for (const { slice, tokens, sample, draftSamples = [], resumeFrom, guessLayer, exact, pauses } of sequences) {
+    for (const one of sequences) {
+      const { slice, tokens, sample, draftSamples = [], resumeFrom, guessLayer, exact, pauses, layerEnd } = one;
       rowCount += slice.rowCount;
       if (sample !== undefined) sampledCount += 1 + draftSamples.length;
       assert(draftSamples.length < slice.rowCount, "a row is sampled once");
@@ -187,6 +188,10 @@ export class LlamaRunner implements ModelRunner {
         `position ${slice.position + slice.rowCount - 1} is beyond the model's context`,
       );
       assert(!pauses || (sequences.length === 1 && exact), "a step that pauses is exact, and alone in its batch");
+      if (layerEnd !== undefined) {
+        assert(sequences.length === 1, "a step that ends at a layer is alone in its batch");
+        assert(layerEnd > (resumeFrom?.layer ?? 0), "a step ends behind the layer that it begins with");
+      }
       const isGuess = guessLayer !== undefined;
       assert(
         !isGuess || (resumeFrom !== undefined && !exact && sample === undefined),
@@ -202,9 +207,10 @@ export class LlamaRunner implements ModelRunner {
   }
 }
 
-/** Whether a step that ended early may go on in place: it is alone, and what it chose does not depend on what was there. */
+/** Whether a step that ended early may go on in place: it is alone, nothing was attended around, and what it chose does not depend on what was there. */
 function mayHold(sequences: readonly SequenceStep[]): boolean {
-  return sequences.length === 1 && sequences[0]!.slice.plan.kind !== "tokens";
+  const [first] = sequences;
+  return sequences.length === 1 && first!.exact && first!.slice.plan.kind !== "tokens";
 }
 
 function results(

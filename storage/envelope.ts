@@ -9,7 +9,8 @@ import { bytesEqual, toHex, viewOf } from "./bytes.ts";
 import { sha256 } from "./checksum.ts";
 import { FormatError, refuseUnless } from "./format-error.ts";
 
-const BODY_OFFSET = 16;
+/** Where the body begins. */
+export const BODY_OFFSET = 16;
 const DIGEST_BYTES = 32;
 
 /** First bytes of a segment, which is no envelope: its blocks have checksums of their own. */
@@ -68,6 +69,28 @@ export function envelopeDigest(bytes: Uint8Array): string {
  *   intact object whose digest is not `expectedDigest`.
  */
 export function openEnvelope(kind: EnvelopeKind, bytes: Uint8Array, expectedDigest?: string): Uint8Array {
+  const view = checkMagic(kind, bytes);
+  const bodyBytes = view.getUint32(12, true);
+  refuseUnless(bytes.byteLength === BODY_OFFSET + bodyBytes + DIGEST_BYTES, `${kind.magic}: length does not match`);
+  const digestOffset = BODY_OFFSET + bodyBytes;
+  const intact = bytesEqual(sha256(bytes.subarray(0, digestOffset)), bytes.subarray(digestOffset));
+  refuseUnless(intact, `${kind.magic}: digest does not match`);
+  checkVersion(kind, view);
+  if (expectedDigest !== undefined && envelopeDigest(bytes) !== expectedDigest) {
+    throw new FormatError("mismatch", `${kind.magic}: not the object that was named`);
+  }
+  return bytes.subarray(BODY_OFFSET, digestOffset);
+}
+
+/**
+ * Magic and version of an object of which only the beginning was read; whoever reads so verifies what it uses.
+ * @throws {FormatError} `corrupt`, or `unsupported_version`, which here may be said of damage, too.
+ */
+export function openHead(kind: EnvelopeKind, bytes: Uint8Array): void {
+  checkVersion(kind, checkMagic(kind, bytes));
+}
+
+function checkMagic(kind: EnvelopeKind, bytes: Uint8Array): DataView {
   refuseUnless(bytes.byteLength >= BODY_OFFSET + DIGEST_BYTES, `${kind.magic}: too short`);
   if (toLatin1(bytes.subarray(0, 4)) === ENCRYPTED_MAGIC)
     throw new FormatError(
@@ -75,22 +98,16 @@ export function openEnvelope(kind: EnvelopeKind, bytes: Uint8Array, expectedDige
       `${kind.magic}: encrypted, and there is no key here (QUIRE_STORE_KEYS)`,
     );
   refuseUnless(toLatin1(bytes.subarray(0, 8)) === kind.magic, `${kind.magic}: no such magic`);
-  const view = viewOf(bytes);
-  const bodyBytes = view.getUint32(12, true);
-  refuseUnless(bytes.byteLength === BODY_OFFSET + bodyBytes + DIGEST_BYTES, `${kind.magic}: length does not match`);
-  const digestOffset = BODY_OFFSET + bodyBytes;
-  const intact = bytesEqual(sha256(bytes.subarray(0, digestOffset)), bytes.subarray(digestOffset));
-  refuseUnless(intact, `${kind.magic}: digest does not match`);
+  return viewOf(bytes);
+}
+
+function checkVersion(kind: EnvelopeKind, view: DataView): void {
   const version = view.getUint32(8, true);
   refuseUnless(version >= 1, `${kind.magic}: version 0`);
   const oldest = kind.oldestVersion ?? kind.version;
   if (version > kind.version || version < oldest) {
     throw new FormatError("unsupported_version", `${kind.magic}: version ${version}, not ${oldest} to ${kind.version}`);
   }
-  if (expectedDigest !== undefined && envelopeDigest(bytes) !== expectedDigest) {
-    throw new FormatError("mismatch", `${kind.magic}: not the object that was named`);
-  }
-  return bytes.subarray(BODY_OFFSET, digestOffset);
 }
 
 /** False for an envelope of whatever kind that is damaged; true for what is none. */

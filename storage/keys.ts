@@ -2,7 +2,7 @@
  * Every key of the page store:
  *
  *   kv/<namespace>/<fingerprint16>.<numericsId>.<layout>/seg/<chain>
- *                                                       /sum-<kind>/<chain>-<tokenCount>
+ *                                                       /sum-<kind>/<chain>-<tokenCount>-layers
  *                                                       /tail/<sessionKey>/<chain>-<generation>
  *                                                       /session/<sessionKey>
  *
@@ -21,6 +21,7 @@ export const LAYOUT_VERSION = 2;
 /** Everything stored lies under this prefix. */
 export const ROOT_PREFIX = "kv/";
 
+const LAYERS_SUFFIX = "-layers";
 const NAMESPACE_PATTERN = /^[0-9a-f]{1,64}$/;
 const FINGERPRINT_PATTERN = /^[0-9a-f]{16,64}$/;
 const NUMERICS_PATTERN = /^[A-Za-z0-9._-]{1,96}$/;
@@ -36,14 +37,22 @@ export interface KeySpace {
   geometry: KvGeometry;
 }
 
+/** How a summary object lies: layer by layer, or slot by slot as those of versions 2 and 3. */
+export type SummaryForm = "layers" | "slots";
+
+/** How the summary object of this key lies, if its writer named it rightly. */
+export function summaryFormOf(objectKey: string): SummaryForm {
+  return objectKey.endsWith(LAYERS_SUFFIX) ? "layers" : "slots";
+}
+
 /** Makes the keys of one namespace, model, numerics and layout. Chains are 64 hex digits. */
 export interface ObjectKeys {
   readonly namespace: string;
   /** Ends with `/`. All the keys below begin with it. */
   readonly prefix: string;
   segment(chain: string): string;
-  /** `chain` at the end of the run, `tokenCount` its length. */
-  summary(kind: SummaryObjectKind, chain: string, tokenCount: number): string;
+  /** `chain` at the end of the run, `tokenCount` its length. `slots`: as objects were named that do not lie layer by layer. */
+  summary(kind: SummaryObjectKind, chain: string, tokenCount: number, form?: SummaryForm): string;
   tail(sessionId: string, chain: string, generation: number): string;
   /** Every tail of a session begins with this. */
   tailPrefix(sessionId: string): string;
@@ -75,7 +84,8 @@ export function objectKeys(space: KeySpace): ObjectKeys {
     namespace: space.namespace,
     prefix,
     segment: (chain) => `${prefix}seg/${checkedChain(chain)}`,
-    summary: (kind, chain, tokenCount) => `${prefix}sum-${kind}/${checkedChain(chain)}-${checkedCount(tokenCount)}`,
+    summary: (kind, chain, tokenCount, form = "layers") =>
+      `${prefix}sum-${kind}/${checkedChain(chain)}-${checkedCount(tokenCount)}${form === "layers" ? LAYERS_SUFFIX : ""}`,
     tail: (sessionId, chain, generation) =>
       `${tailPrefix(sessionId)}${checkedChain(chain)}-${checkedCount(generation)}`,
     tailPrefix,

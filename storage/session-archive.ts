@@ -5,7 +5,7 @@
  */
 import type { PageStore } from "./contract.ts";
 import { FormatError, refuseUnless } from "./format-error.ts";
-import { type ObjectKeys, objectKeys } from "./keys.ts";
+import { type ObjectKeys, objectKeys, summaryFormOf } from "./keys.ts";
 import { commitManifest, decodeManifest, encodeManifest, type Manifest } from "./manifest.ts";
 import { decodeSegment } from "./segment.ts";
 import { decodeSummaryObject } from "./summary-object.ts";
@@ -136,7 +136,8 @@ function newKeyOf(
   const segment = manifest.segments.find(({ objectKey }) => objectKey === file.oldKey);
   const run = manifest.summaries.find(({ objectKey }) => objectKey === file.oldKey);
   const last = run && manifest.segments[(run.fromToken + run.tokenCount) / manifest.geometry.segmentTokens - 1];
-  const expected = segment ? keys.segment(segment.chain) : last && keys.summary(run.kind, last.chain, run.tokenCount);
+  const summary = () => last && keys.summary(run.kind, last.chain, run.tokenCount, summaryFormOf(file.name));
+  const expected = segment ? keys.segment(segment.chain) : summary();
   if (expected?.endsWith(`/${file.name}`) !== true)
     throw new FormatError("mismatch", `archive: ${file.name} is not named by its content`);
   return expected;

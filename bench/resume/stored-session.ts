@@ -5,13 +5,12 @@ import { SessionKeys } from "../../engine/persist/session-keys.ts";
 import { BLOCK_TOKENS, type SummaryKind } from "../../kernels/contract.ts";
 import { assert } from "../../protocol/assert.ts";
 import type { PageStore } from "../../storage/contract.ts";
-import { envelopeDigest } from "../../storage/envelope.ts";
 import { type KvGeometry, kvGeometry } from "../../storage/geometry.ts";
 import { LAYOUT_VERSION } from "../../storage/keys.ts";
 import { commitManifest, type Manifest, type SummaryRef } from "../../storage/manifest.ts";
 import { manifestVersionOf } from "../../storage/manifest-check.ts";
 import { decodeSegmentHeader, encodeSegment } from "../../storage/segment.ts";
-import { encodeSummaryObject, type SegmentSummary } from "../../storage/summary-object.ts";
+import { encodeSummaryObject, type SegmentSummary, summaryDigest } from "../../storage/summary-object.ts";
 import type { BenchModel } from "../decode/bench-model.ts";
 
 /** As engines compact them. */
@@ -61,7 +60,7 @@ export async function storeFilledSession(options: StoredSessionOptions): Promise
       const tokenCount = run.length * SEGMENT_TOKENS;
       const objectKey = keys.summary(kind, run.at(-1)?.chain as string, tokenCount);
       await store.put(objectKey, bytes);
-      const sha256 = envelopeDigest(bytes);
+      const sha256 = summaryDigest(bytes);
       summaries.push({ kind, objectKey, objectBytes: bytes.byteLength, sha256, fromToken, tokenCount });
     }
   }

@@ -10,23 +10,22 @@ import { LIMITS } from "../../protocol/limits.ts";
 import type { PageStore } from "../../storage/contract.ts";
 import { type KvGeometry, type SummaryObjectKind, sameGeometry, summaryObjectKinds } from "../../storage/geometry.ts";
 import { loadManifest, type Manifest, type SummaryRef, type WholeRef } from "../../storage/manifest.ts";
-import { type SegmentSummary, type SummaryObject, summarySlot } from "../../storage/summary-object.ts";
 import { decodeTail, type Tail } from "../../storage/tail.ts";
 import type { SessionKeys } from "../persist/session-keys.ts";
 import type { Sequence } from "../sequence/sequence.ts";
 import { nextRows } from "../sequence/slice-planner.ts";
 import { countedReads, countFetch } from "../sequence/traffic.ts";
 import type { Clock, EngineLog } from "../settings.ts";
-import type { BlockCache, LogicalBlock } from "./block-cache.ts";
+import { type BlockCache, isScoredBy, type LogicalBlock } from "./block-cache.ts";
 import { allLayers, type BlockFetcher, type FetchTotals } from "./block-fetcher.ts";
 import { type BurstItem, burstOf, burstRanges } from "./first-burst.ts";
 import type { Gate } from "./gate.ts";
 import { agreement, type OpenBlock, type OpenBlocks } from "./open-blocks.ts";
 import { DENSE, SpanList } from "./provenance.ts";
-import type { ReadAhead } from "./read-ahead.ts";
+import type { RangeRef, ReadAhead } from "./read-ahead.ts";
 import { chooseResume, type ResumeCost, type ResumeSpeeds } from "./resume-choice.ts";
 import type { StoredSegment } from "./stored-segment.ts";
-import type { SummarySupply } from "./summary-supply.ts";
+import type { SummaryRun, SummarySupply } from "./summary-supply.ts";
 import { claimTail } from "./tail-parking.ts";
 
 /** What an attacher works with; all of it stays the engine's. */
@@ -138,18 +137,19 @@ export class Attacher {
    * have been compacted. Where the log was never stored they are absent, and that is all.
    */
   #beginSummaries(sequence: Sequence): void {
-    const { ahead, geometry, keys, resume, summaryRunTokens } = this.#options;
+    const { ahead, geometry, keys, resume, summaryRunTokens, supply } = this.#options;
     const { namespace, request } = sequence;
     const mode = request.resume ?? resume;
     if (mode !== "lazy" && mode !== "full") return;
     const kind = kindsByUse(sequence, geometry)[0] as SummaryObjectKind;
-    const objectKeys: string[] = [];
+    const heads: RangeRef[] = [];
     for (let end = summaryRunTokens; end + summaryRunTokens <= request.turnStart; end += summaryRunTokens) {
       if (!hasGap(sequence, end - summaryRunTokens, end)) continue;
       const chain = sequence.chain(end / BLOCK_TOKENS - 1);
-      objectKeys.push(keys.of(namespace).summary(kind, chain, summaryRunTokens));
+      const objectKey = keys.of(namespace).summary(kind, chain, summaryRunTokens);
+      heads.push(supply.headOf({ objectKey, kind, tokenCount: summaryRunTokens }));
     }
-    if (objectKeys.length > 0) sequence.readAhead.push(ahead.beginWhole(objectKeys));
+    if (heads.length > 0) sequence.readAhead.push(ahead.beginHeads(heads));
   }
 
   #chooseResume(sequence: Sequence, manifest: Manifest): ResumeUsage["mode"] {
@@ -208,7 +208,7 @@ export class Attacher {
   async #summaryObject(sequence: Sequence, ref: SummaryRef, trusted: Manifest): Promise<boolean> {
     const { log, supply } = this.#options;
     try {
-      this.#admitSegments(sequence, await supply.read(sequence, ref), trusted);
+      this.#admitSegments(sequence, await supply.open(sequence, ref), trusted);
       return true;
     } catch (error) {
       const { requestId } = sequence.request;
@@ -217,9 +217,10 @@ export class Attacher {
     }
   }
 
-  #admitSegments(sequence: Sequence, object: SummaryObject, trusted: Manifest): void {
-    const first = object.fromToken / this.#options.geometry.segmentTokens;
-    for (const [offset, summary] of object.segments.entries()) {
+  #admitSegments(sequence: Sequence, run: SummaryRun, trusted: Manifest): void {
+    const { segmentTokens } = this.#options.geometry;
+    const first = run.fromToken / segmentTokens;
+    for (const [offset, summary] of run.segments.entries()) {
       const segment = trusted.segments[first + offset];
       if (segment?.chain !== summary.chain) continue;
       const stored: StoredSegment = {
@@ -230,17 +231,15 @@ export class Attacher {
         damaged: false,
         written: Promise.resolve(true),
       };
-      this.#admitBlocks(sequence, stored, { kind: object.kind, summary });
+      const give = (block: LogicalBlock, index: number) =>
+        run.give(block, (offset * segmentTokens) / BLOCK_TOKENS + index);
+      this.#admitBlocks(sequence, stored, { kind: run.kind, give });
     }
   }
 
   /** Store-backed blocks: summaries on the device, bytes still in the store. One that is there already gets the kind that it lacks. */
-  #admitBlocks(
-    sequence: Sequence,
-    stored: StoredSegment,
-    { kind, summary }: { kind: SummaryObjectKind; summary: SegmentSummary },
-  ): void {
-    const { cache, opens, pool, geometry } = this.#options;
+  #admitBlocks(sequence: Sequence, stored: StoredSegment, { kind, give }: Pick<SummaryRun, "kind" | "give">): void {
+    const { cache, opens } = this.#options;
     const first = stored.fromToken / BLOCK_TOKENS;
     const limit = sequence.promptEnd - 1;
     for (let offset = 0; offset < stored.tokenCount / BLOCK_TOKENS; offset++) {
@@ -250,10 +249,7 @@ export class Attacher {
       const known = cache.acquire(key);
       const block = known ?? cache.create(index);
       if (!known) block.stored = stored;
-      if (kind !== "none" && !block.summaries.has(kind)) {
-        pool.writeSummary(block.summarySlot, kind, summarySlot(geometry, summary, offset));
-        block.summaries.add(kind);
-      }
+      if (kind !== "none" && !isScoredBy(block, kind)) give(block, offset);
       sequence.blocks[index] = known ?? cache.publish(block, key);
       sequence.dropOpen(index, opens);
     }
@@ -331,11 +327,13 @@ export class Attacher {
    * that needs another waits for it), and of each layer the blocks that the last turn's queries chose most. A session that comes back as a whole: everything.
    */
   async #firstBurst(sequence: Sequence): Promise<void> {
-    const { fetcher, geometry } = this.#options;
+    const { fetcher, geometry, supply } = this.#options;
     const rows = nextRows(sequence, LIMITS.stepRowsMax);
     if (sequence.usage.resume?.mode === "full" && !sequence.abortRequested) {
       const blocks = sequence.blocks.filter((block) => block !== undefined);
+      const summaries = supply.bringLayer(sequence, geometry.layerCount - 1);
       countFetch(sequence, await fetcher.fetch(allLayers(blocks), "demand"));
+      await summaries;
     } else if (rows && rows.plan.kind !== "dense" && !sequence.abortRequested) {
       const wants = ({ index, layer }: BurstItem) => sequence.blocks[index]?.deviceBlocks[layer] === NOT_RESIDENT;
       const burst = burstOf(sequence, { from: rows.from, blockEnd: sequence.blocks.length, geometry, wants });
@@ -344,6 +342,7 @@ export class Attacher {
       const first = fetcher.fetch(layersOf(burst.forced.filter(({ layer }) => layer === 0)), "demand");
       const forced = fetcher.fetch(layersOf(burst.forced.filter(({ layer }) => layer > 0)), "demand");
       void this.#endBurst(sequence, [forced, fetcher.fetch(layersOf(burst.hot), "fill")]);
+      supply.readOn(sequence);
       countFetch(sequence, await first);
       return;
     }

@@ -8,6 +8,7 @@ import { type KvPool, NOT_RESIDENT, type SummaryKind } from "../../kernels/contr
 import { assert } from "../../protocol/assert.ts";
 import type { FreeList } from "./free-list.ts";
 import type { HostCopy, HostPool } from "./host-pool.ts";
+import type { LayeredSummaries } from "./layered-summaries.ts";
 import type { StoredSegment } from "./stored-segment.ts";
 
 /** Of so many blocks that were released longest ago, the one of least priority and heat leaves the device. */
@@ -24,6 +25,8 @@ export class LogicalBlock {
   summarySlot: number = NOT_RESIDENT;
   /** Kinds that its summary slot holds; it is never scored by another. */
   summaries: Set<SummaryKind> = new Set();
+  /** What comes into its summary slot layer by layer: the first layer is there. */
+  incoming: LayeredSummaries | undefined;
   residentLayerCount = 0;
   refCount = 1;
   /** References of sequences that are suspended: they need its bytes somewhere, not on the device. */
@@ -335,7 +338,13 @@ export class BlockCache {
     if (block.summarySlot !== NOT_RESIDENT) this.#summarySlots.give(block.summarySlot);
     block.summarySlot = NOT_RESIDENT;
     block.summaries = new Set();
+    block.incoming = undefined;
   }
+}
+
+/** A block's summary slot holds this kind, or the first layers of it, and the others are on their way. */
+export function isScoredBy({ summaries, incoming }: LogicalBlock, kind: SummaryKind): boolean {
+  return summaries.has(kind) || incoming?.kind === kind;
 }
 
 function moveSummaries(from: LogicalBlock, to: LogicalBlock): void {
@@ -343,6 +352,7 @@ function moveSummaries(from: LogicalBlock, to: LogicalBlock): void {
   to.summaries = from.summaries;
   from.summarySlot = NOT_RESIDENT;
   from.summaries = new Set();
+  from.incoming = undefined;
 }
 
 /** Slots are swapped where the new one holds more. Between steps; a suspended one fills its tables again. */
@@ -354,6 +364,8 @@ function donateSummaries(from: LogicalBlock, to: LogicalBlock): void {
   to.summaries = from.summaries;
   from.summarySlot = summarySlot;
   from.summaries = summaries;
+  from.incoming = undefined;
+  to.incoming = undefined;
 }
 
 function donateLayers(from: LogicalBlock, to: LogicalBlock): void {

@@ -19,8 +19,8 @@ export interface ReadAheadOptions {
 
 /**
  * Reads that are begun before what verifies them is known: where the blocks of a first burst lie follows from the manifest, and they
- * need not wait a round trip for the summaries; and summaries, whose names follow from the log, need not wait for the manifest. Whoever asks for exactly such a range or
- * object gets the read that is under way; nothing is verified or kept here.
+ * need not wait a round trip for the summaries; and summaries, whose names follow from the log, need not wait for the manifest. Whoever asks for exactly such a range
+ * gets the read that is under way; nothing is verified or kept here.
  */
 export class ReadAhead implements Pick<PageStore, "get"> {
   readonly #options: ReadAheadOptions;
@@ -30,33 +30,36 @@ export class ReadAhead implements Pick<PageStore, "get"> {
     this.#options = options;
   }
 
-  /** Ranges and objects that nobody has asked for yet. */
+  /** Ranges that nobody has asked for yet. */
   get pendingCount(): number {
     return this.#begun.size;
   }
 
   /**
-   * Begins to read whole objects whose names are guessed, before anything says that they exist; to be asked for with {@link takeWhole}. The returned function forgets
-   * what nobody has asked for by then and tells how many bytes of it have come.
+   * Begins to read the heads of objects whose names are guessed, before anything says that they exist; to be asked for with {@link takeHead}. The returned function
+   * forgets what nobody has asked for by then and tells how many bytes of it have come.
    */
-  beginWhole(objectKeys: readonly string[]): () => number {
+  beginHeads(heads: readonly RangeRef[]): () => number {
     const { store, gate, clock, getMsMax } = this.#options;
     const own = new Map<string, { bytes: number; read: Promise<StoreObject | undefined> }>();
-    for (const objectKey of objectKeys) {
-      if (this.#begun.has(objectKey)) continue;
-      const read = gate.run("demand", () => store.get(objectKey, { signal: clock.deadline(getMsMax) }));
+    for (const { objectKey, offset, bytes } of heads) {
+      const name = nameOf(objectKey, { offset, bytes });
+      if (this.#begun.has(name)) continue;
+      const range = { offset, bytes };
+      const read = gate.run("demand", () => store.get(objectKey, { range, signal: clock.deadline(getMsMax) }));
       const begun = { bytes: 0, read };
       read.then((object) => (begun.bytes = object?.bytes.byteLength ?? 0)).catch(() => {});
-      this.#begun.set(objectKey, read);
-      own.set(objectKey, begun);
+      this.#begun.set(name, read);
+      own.set(name, begun);
     }
     return () => this.#forget(own);
   }
 
-  /** An object that was begun, once. Undefined, at once or later: it was not, or it is not there, or could not be had; then whoever needs it reads it. */
-  takeWhole(objectKey: string): Promise<StoreObject | undefined> | undefined {
-    const begun = this.#begun.get(objectKey);
-    this.#begun.delete(objectKey);
+  /** A head that was begun, once. Undefined, at once or later: it was not, or it is not there, or could not be had; then whoever needs it reads it. */
+  takeHead({ objectKey, offset, bytes }: RangeRef): Promise<StoreObject | undefined> | undefined {
+    const name = nameOf(objectKey, { offset, bytes });
+    const begun = this.#begun.get(name);
+    this.#begun.delete(name);
     return begun?.catch(() => undefined);
   }
 

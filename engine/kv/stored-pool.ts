@@ -16,7 +16,7 @@ export function storedPool(pool: KvPool, geometry: KvGeometry): KvPool {
     readBlock: async (blockId) => packBlock(geometry, await pool.readBlock(blockId)),
     writeBlock: (blockId, bytes) => pool.writeBlock(blockId, unpackBlock(geometry, bytes)),
     readSummary: (slot, kind) => pool.readSummary(slot, kind),
-    writeSummary: (slot, kind, bytes) => pool.writeSummary(slot, kind, bytes),
+    writeSummary: (slot, kind, bytes, layer) => pool.writeSummary(slot, kind, bytes, layer),
     readOpen: (slot, tokenCount) => pool.readOpen(slot, tokenCount),
     writeOpen: (slot, tokenCount, bytes) => pool.writeOpen(slot, tokenCount, bytes),
   };

@@ -1,27 +1,40 @@
 /**
- * Summaries for blocks that lack a kind: a resumed session reads only the kind that its turn scores, and another turn, or the replay of a
+ * Summaries of stored blocks. Of a session that is resumed, by the object: layer by layer, so that computing begins when those of the first layer are there. And for blocks that lack a kind: a resumed session reads only the kind that its turn scores, and another turn, or the replay of a
  * lost span, may score another. They come from the object of that kind, else from the block's own bytes; a block that gets them from
  * neither must not be scored, and is computed again.
  */
-import { type KvPool, NOT_RESIDENT, type SummaryKind } from "../../kernels/contract.ts";
+import { BLOCK_TOKENS, type KvPool, NOT_RESIDENT, type SummaryKind } from "../../kernels/contract.ts";
 import { type PageStore, StoreError } from "../../storage/contract.ts";
-import type { KvGeometry } from "../../storage/geometry.ts";
+import { FormatError } from "../../storage/format-error.ts";
+import type { KvGeometry, SummaryObjectKind } from "../../storage/geometry.ts";
+import { summaryFormOf } from "../../storage/keys.ts";
 import type { SummaryRef } from "../../storage/manifest.ts";
-import { decodeSummaryObject, type SummaryObject, summarySlot } from "../../storage/summary-object.ts";
+import type { StoreSpeed } from "../../storage/read-times.ts";
+import {
+  decodeSummaryHead,
+  decodeSummaryObject,
+  type SegmentChecks,
+  type SegmentSummary,
+  type SummaryObject,
+  summaryRange,
+  summarySlot,
+} from "../../storage/summary-object.ts";
 import type { Sequence } from "../sequence/sequence.ts";
+import { incomingSummaries } from "../sequence/summary-layers.ts";
 import { countedReads, countFetch } from "../sequence/traffic.ts";
 import type { Clock, EngineLog } from "../settings.ts";
 import type { LogicalBlock } from "./block-cache.ts";
 import { allLayers, type BlockFetcher, indexInSegment } from "./block-fetcher.ts";
 import type { Gate } from "./gate.ts";
-import type { ReadAhead } from "./read-ahead.ts";
+import { LayeredSummaries } from "./layered-summaries.ts";
+import type { RangeRef, ReadAhead } from "./read-ahead.ts";
 import { readLayers, rebuildSummary } from "./rebuild-summary.ts";
 
 /** What a supply works with. */
 export interface SummarySupplyOptions {
   store: PageStore;
   /** Where reads of summaries may be under way already. */
-  ahead: Pick<ReadAhead, "takeWhole">;
+  ahead: Pick<ReadAhead, "takeHead">;
   pool: KvPool;
   fetcher: BlockFetcher;
   gate: Gate;
@@ -29,7 +42,23 @@ export interface SummarySupplyOptions {
   clock: Clock;
   log: EngineLog;
   getMsMax: number;
+  /** What the store has been measured to take; undefined: not known yet. */
+  storeSpeed(): StoreSpeed | undefined;
 }
+
+/** Summaries of a run of segments, as they are found in the store. */
+export interface SummaryRun {
+  kind: SummaryObjectKind;
+  fromToken: number;
+  segments: readonly SegmentChecks[];
+  /** Gives a block, the `index`-th of the run, its summaries; nothing of kind `none`. At once, for all blocks that are to have any. */
+  give(block: LogicalBlock, index: number): void;
+}
+
+/** Asked for at once while nothing is known of the store; else what fits into its latency, in which nothing else would come. */
+const AHEAD_BYTES_DEFAULT = 4 * 1024 * 1024;
+/** So many times that in default mode: when its waiting is over, nothing is to keep it any more. */
+const AHEAD_OF_DEFAULT = 2;
 
 /** Reads and rebuilds summaries for all sequences of an engine. */
 export class SummarySupply {
@@ -39,16 +68,109 @@ export class SummarySupply {
     this.#options = options;
   }
 
-  /** Reads and verifies one summary object. @throws {Error} when it is absent, late or damaged. */
-  async read(sequence: Sequence, ref: SummaryRef): Promise<SummaryObject> {
-    const { store, ahead, gate, geometry, clock, getMsMax } = this.#options;
-    const counted = countedReads(store, sequence);
-    const signal = () => AbortSignal.any([sequence.abort.signal, clock.deadline(getMsMax)]);
+  /** Where the beginning of an object lies that is read layer by layer: its head and the first layer. */
+  headOf({ objectKey, kind, tokenCount }: Pick<SummaryRef, "objectKey" | "kind" | "tokenCount">): RangeRef {
+    const { geometry } = this.#options;
+    const shape = { geometry, kind, segmentCount: tokenCount / geometry.segmentTokens };
+    return { objectKey, ...summaryRange(shape, { fromLayer: -1, toLayer: kind === "none" ? 0 : 1 }) };
+  }
+
+  /**
+   * Reads and verifies the summaries of an object, or those of the first layer, behind which the others come as they are wanted ({@link readOn}, {@link bringLayer}).
+   * @throws {Error} when it is absent, late or damaged.
+   */
+  async open(sequence: Sequence, ref: SummaryRef): Promise<SummaryRun> {
+    if (summaryFormOf(ref.objectKey) === "slots") return this.#wholeRun(await this.#read(sequence, ref));
+    try {
+      return await this.#openLayers(sequence, ref);
+    } catch (error) {
+      // Perhaps of another version than its name says: as a whole it is judged surely.
+      if (!(error instanceof FormatError)) throw error;
+      return this.#wholeRun(await this.#read(sequence, ref));
+    }
+  }
+
+  async #openLayers(sequence: Sequence, ref: SummaryRef): Promise<SummaryRun> {
+    const { ahead, pool, geometry, clock, getMsMax } = this.#options;
+    const { sha256, kind, fromToken, tokenCount } = ref;
+    const range = this.headOf(ref);
     // One that is not under way is asked for at once, before what is wanted less.
-    const taken = ahead.takeWhole(ref.objectKey);
+    const taken = ahead.takeHead(range);
     const begun = taken && (await taken);
     if (begun) countFetch(sequence, { bytes: begun.bytes.byteLength, blocks: 0 });
-    const object = begun ?? (await gate.run("demand", () => counted.get(ref.objectKey, { signal: signal() })));
+    const signal = () => AbortSignal.any([sequence.abort.signal, clock.deadline(getMsMax)]);
+    const bytes = begun?.bytes ?? (await this.#get(sequence, range, signal));
+    const head = decodeSummaryHead(bytes, { sha256, geometry, kind, fromToken, tokenCount });
+    if (kind === "none") return { ...head, give() {} };
+    const shape = { geometry, kind, segmentCount: head.segments.length };
+    const layers = new LayeredSummaries({
+      ...{ pool, head, first: bytes.subarray(summaryRange(shape, { fromLayer: -1, toLayer: 0 }).bytes) },
+      read: (fromLayer, toLayer) => {
+        const place = { objectKey: ref.objectKey, ...summaryRange(shape, { fromLayer, toLayer }) };
+        // For whoever holds the blocks: they are read also when the sequence that began is gone.
+        return this.#get(sequence, place, () => clock.deadline(getMsMax));
+      },
+      onLost: (blocks, error) => this.#lost(sequence, ref, blocks, error),
+    });
+    return { ...head, give: (block, index) => layers.give(block, index) };
+  }
+
+  #wholeRun({ kind, fromToken, segments }: SummaryObject): SummaryRun {
+    const { geometry } = this.#options;
+    const perSegment = geometry.segmentTokens / BLOCK_TOKENS;
+    const slot = (index: number) =>
+      summarySlot(geometry, segments[Math.floor(index / perSegment)] as SegmentSummary, index % perSegment);
+    const give = (block: LogicalBlock, index: number) => {
+      if (kind !== "none") this.#write(block, kind, slot(index));
+    };
+    return { kind, fromToken, segments, give };
+  }
+
+  /**
+   * Has the summaries of the next layers read, as many as come while the store answers a question for blocks: to be called when a sequence goes on computing.
+   * Nothing while some are on their way: what is asked for next would wait for them.
+   */
+  readOn(sequence: Sequence): void {
+    const runs = incomingSummaries(sequence);
+    if (runs.length === 0 || runs.some(({ layersAsked, layersThere }) => layersAsked > layersThere)) return;
+    const next = Math.min(...runs.map(({ layersAsked }) => layersAsked));
+    for (const run of runs) void run.want(next + this.#layersAhead(sequence, runs) - 1);
+  }
+
+  /** Resolves when a sequence's blocks have the summaries of this layer, or lack them for good. Those behind it are asked for as well. Never rejects. */
+  async bringLayer(sequence: Sequence, layer: number): Promise<void> {
+    const runs = incomingSummaries(sequence);
+    const there = runs.map((run) => run.want(layer));
+    for (const run of runs) void run.want(layer + this.#layersAhead(sequence, runs));
+    await Promise.all(there);
+  }
+
+  #layersAhead({ selection }: Sequence, runs: readonly LayeredSummaries[]): number {
+    const speed = this.#options.storeSpeed();
+    const bytes = speed === undefined ? AHEAD_BYTES_DEFAULT : speed.latencyMs * speed.bytesPerMs;
+    const layers = Math.max(1, Math.floor(bytes / runs.reduce((sum, { layerBytes }) => sum + layerBytes, 0)));
+    return selection.exact ? layers : AHEAD_OF_DEFAULT * layers;
+  }
+
+  async #get(
+    sequence: Sequence,
+    { objectKey, offset, bytes }: RangeRef,
+    signal: () => AbortSignal,
+  ): Promise<Uint8Array> {
+    const { store, gate } = this.#options;
+    const counted = countedReads(store, sequence);
+    const range = { offset, bytes };
+    const object = await gate.run("demand", () => counted.get(objectKey, { range, signal: signal() }));
+    if (!object) throw new Error("a summary object is not in the store");
+    return object.bytes;
+  }
+
+  /** A whole object. */
+  async #read(sequence: Sequence, ref: SummaryRef): Promise<SummaryObject> {
+    const { store, gate, geometry, clock, getMsMax } = this.#options;
+    const counted = countedReads(store, sequence);
+    const signal = () => AbortSignal.any([sequence.abort.signal, clock.deadline(getMsMax)]);
+    const object = await gate.run("demand", () => counted.get(ref.objectKey, { signal: signal() }));
     if (!object) throw new Error("a summary object is not in the store");
     const { sha256, kind, fromToken, tokenCount } = ref;
     return decodeSummaryObject(object.bytes, { sha256, geometry, kind, fromToken, tokenCount });
@@ -71,9 +193,9 @@ export class SummarySupply {
   }
 
   async #fromStore(sequence: Sequence, ref: SummaryRef, blocks: readonly LogicalBlock[]): Promise<void> {
-    const { geometry, log } = this.#options;
+    const { geometry } = this.#options;
     try {
-      const { segments } = await this.read(sequence, ref);
+      const { segments } = await this.#read(sequence, ref);
       for (const block of blocks) {
         const segment = block.stored && segments.find(({ chain }) => chain === block.stored?.chain);
         if (!segment) continue;
@@ -81,11 +203,15 @@ export class SummarySupply {
         this.#write(block, ref.kind as SummaryKind, summarySlot(geometry, segment, offset));
       }
     } catch (error) {
-      // The next commit puts the segments again, with summaries of their own.
-      if (!(error instanceof StoreError)) for (const { stored } of blocks) if (stored) stored.damaged = true;
-      const { requestId } = sequence.request;
-      log("attach.summary-lost", { requestId, objectKey: ref.objectKey, error: String(error) });
+      this.#lost(sequence, ref, blocks, error);
     }
+  }
+
+  /** The next commit puts the segments again, with summaries of their own. */
+  #lost(sequence: Sequence, { objectKey }: SummaryRef, blocks: readonly LogicalBlock[], error: unknown): void {
+    if (!(error instanceof StoreError)) for (const { stored } of blocks) if (stored) stored.damaged = true;
+    const { requestId } = sequence.request;
+    this.#options.log("attach.summary-lost", { requestId, objectKey, error: String(error) });
   }
 
   async #fromBlocks(sequence: Sequence, kind: SummaryKind, blocks: readonly LogicalBlock[]): Promise<void> {

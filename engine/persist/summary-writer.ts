@@ -5,7 +5,6 @@
  */
 import { assert } from "../../protocol/assert.ts";
 import { StoreError } from "../../storage/contract.ts";
-import { envelopeDigest } from "../../storage/envelope.ts";
 import { BLOCK_TOKENS, type SummaryObjectKind, summaryObjectKinds } from "../../storage/geometry.ts";
 import type { ObjectKeys } from "../../storage/keys.ts";
 import type { SummaryRef } from "../../storage/manifest.ts";
@@ -16,6 +15,7 @@ import {
   encodeSummaryObject,
   type SegmentSummary,
   type SummaryObject,
+  summaryDigest,
 } from "../../storage/summary-object.ts";
 import { rebuildSummary } from "../kv/rebuild-summary.ts";
 import type { StoredSegment } from "../kv/stored-segment.ts";
@@ -229,7 +229,7 @@ class SummaryWriter {
     const { fromToken, kind } = object;
     const objectKey = this.#keys.summary(kind, object.segments.at(-1)?.chain as string, tokenCount);
     await retried(this.#options, (signal) => store.put(objectKey, bytes, { signal }));
-    return { kind, objectKey, objectBytes: bytes.byteLength, sha256: envelopeDigest(bytes), fromToken, tokenCount };
+    return { kind, objectKey, objectBytes: bytes.byteLength, sha256: summaryDigest(bytes), fromToken, tokenCount };
   }
 
   #countOf(ref: SummaryRef): number {

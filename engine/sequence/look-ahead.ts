@@ -11,6 +11,7 @@ import type { Clock } from "../settings.ts";
 import type { Residency } from "./residency.ts";
 import type { Sequence, SuspendedStep } from "./sequence.ts";
 import { fillTables } from "./slice-planner.ts";
+import { summaryLayerEnd } from "./summary-layers.ts";
 
 /**
  * Layers of one guess: at most so many, since each is guessed from the guesses before it; and at least so many. A step that nobody guessed for goes on in place
@@ -117,7 +118,8 @@ function lastToGuess(sequence: Sequence, suspended: SuspendedStep, layersMax: nu
   const { planned, guessedLayer } = suspended;
   const { plan, blockIds, blockCapacity } = planned.slice;
   const samples = planned.to - planned.draft.length === sequence.tokenCount && sequence.finishReason === undefined;
-  const choosingEnd = blockIds.length / blockCapacity - (samples ? 0 : 1);
+  const layerEnd = summaryLayerEnd(sequence, planned) ?? Number.POSITIVE_INFINITY;
+  const choosingEnd = Math.min(layerEnd, blockIds.length / blockCapacity - (samples ? 0 : 1));
   let last: number | undefined;
   for (let layer = guessedLayer + 1; layer < Math.min(choosingEnd, guessedLayer + 1 + layersMax); layer++)
     if (choosingLayer(plan, layer) === layer) last = layer;

@@ -1,5 +1,6 @@
 import type { StepSlice } from "../../kernels/contract.ts";
 import type { LogicalBlock } from "../kv/block-cache.ts";
+import type { BlockLayer } from "../kv/block-fetcher.ts";
 import type { PendingChoice } from "./runs.ts";
 
 /** Rows `[from, to)` of a sequence, with the memory they are written to. */
@@ -17,6 +18,8 @@ export interface PlannedSlice {
   borrowed: Set<number>;
   /** Where rows behind the slice will share its last choice. */
   pending: PendingChoice | undefined;
+  /** What it attended around so far: a step that ends before its last layer goes on with these. */
+  passedBy: BlockLayer[];
   /** A miss may be attended around (default mode, new tokens); otherwise it voids the step. */
   exact: boolean;
 }

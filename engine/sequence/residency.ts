@@ -10,6 +10,7 @@ import type { Clock } from "../settings.ts";
 import type { PlannedSlice } from "./planned-slice.ts";
 import type { Sequence } from "./sequence.ts";
 import { type RowRange, scoredKind } from "./slice-planner.ts";
+import { summaryLayerEnd } from "./summary-layers.ts";
 import { countFetch } from "./traffic.ts";
 
 /** Segments of a sequence that are filled at once. */
@@ -44,7 +45,11 @@ export class Residency {
     // The checkpoint may be of an earlier layer, whose choice this one takes over.
     const missedLayer = Math.min(...layers);
     sequence.suspended = { planned, checkpoint, guessedLayer: Math.max(...layers) };
-    if (missed.length === 0) return;
+    if (missed.length === 0) {
+      this.#options.supply.readOn(sequence);
+      this.#waitForLayer(sequence, planned, checkpoint.layer);
+      return;
+    }
     this.wait(
       sequence,
       missed.filter(({ layer }) => layer === missedLayer),
@@ -54,6 +59,15 @@ export class Residency {
       missed.filter(({ layer }) => layer > missedLayer),
       "fill",
     );
+  }
+
+  /** A step that paused goes on when the summaries of its next layer are there, or known to be lost. */
+  #waitForLayer(sequence: Sequence, planned: PlannedSlice, layer: number): void {
+    const { clock, observer, supply } = this.#options;
+    const layerEnd = summaryLayerEnd(sequence, planned);
+    if (layerEnd === undefined || layer < layerEnd) return;
+    observer.missed(sequence, 0, clock.nowMs(), layer);
+    this.#waitFor(sequence, supply.bringLayer(sequence, layer));
   }
 
   /** The sequence goes on when these are on the device or known to be lost. */
@@ -90,12 +104,13 @@ export class Residency {
 
   /** `then` is called if the sequence still waits: its blocks are nobody else's to use until then. */
   #waitFor(sequence: Sequence, what: Promise<void>, then?: () => void): void {
-    const { clock, observer, wake } = this.#options;
+    const { clock, observer, supply, wake } = this.#options;
     sequence.phase = "waiting";
     void what.then(() => {
       if (sequence.phase === "waiting") {
         then?.();
         sequence.phase = "running";
+        supply.readOn(sequence);
       }
       observer.resumed(sequence, clock.nowMs());
       wake();

@@ -10,7 +10,7 @@ import {
   type SummaryKind,
 } from "../../kernels/contract.ts";
 import { assert } from "../../protocol/assert.ts";
-import type { BlockCache, LogicalBlock } from "../kv/block-cache.ts";
+import { type BlockCache, isScoredBy, type LogicalBlock } from "../kv/block-cache.ts";
 import type { OpenBlocks } from "../kv/open-blocks.ts";
 import { groupStarts } from "../kv/provenance.ts";
 import type { PlannedSlice } from "./planned-slice.ts";
@@ -145,6 +145,7 @@ export function planSlice(sequence: Sequence, rows: RowRange, memory: PlanMemory
     slots,
     borrowed,
     pending,
+    passedBy: [],
     exact: sequence.selection.exact || rows.replay || rows.plan.kind === "dense",
   };
   fillTables(sequence, planned);
@@ -180,7 +181,7 @@ export function fillTables(sequence: Sequence, planned: PlannedSlice): void {
   const kind = scoredKind(planned.slice.plan);
   for (let index = 0; index < blockCapacity; index++) {
     const block = sequence.blocks[index] ?? planned.sealing.get(index);
-    const scorable = block !== undefined && (kind === undefined || block.summaries.has(kind));
+    const scorable = block !== undefined && (kind === undefined || isScoredBy(block, kind));
     summarySlots[index] = scorable ? block.summarySlot : NOT_RESIDENT;
     for (let layer = 0; layer < layerCount; layer++) {
       blockIds[layer * blockCapacity + index] = block?.deviceBlocks[layer] ?? NOT_RESIDENT;
@@ -224,12 +225,12 @@ export function scoredKind(plan: SelectionPlan): SummaryKind | undefined {
 
 /**
  * Blocks before the rows that are not ready for them: for a dense plan those that are not on the device in every layer, for one that
- * scores pages those that lack its kind of summary.
+ * scores pages those that lack its kind of summary, of which not even the first layer is there.
  */
-export function rowNeeds(sequence: Sequence, rows: RowRange): LogicalBlock[] {
+export function rowNeeds(sequence: Sequence, rows: Pick<RowRange, "plan" | "to">): LogicalBlock[] {
   const kind = scoredKind(rows.plan);
   const isReady = (block: LogicalBlock): boolean => {
-    if (kind !== undefined) return block.summaries.has(kind);
+    if (kind !== undefined) return isScoredBy(block, kind);
     return rows.plan.kind !== "dense" || block.resident;
   };
   const before = sequence.blocks.slice(0, Math.ceil(rows.to / BLOCK_TOKENS));

@@ -3,7 +3,7 @@ import { PAGES_PER_BLOCK, type SliceTraffic } from "../../kernels/contract.ts";
 import type { SequenceResult } from "../../models/contract.ts";
 import type { EngineUsage } from "../../protocol/generate.ts";
 import type { PageStore } from "../../storage/contract.ts";
-import type { FetchTotals } from "../kv/block-fetcher.ts";
+import type { BlockLayer, FetchTotals } from "../kv/block-fetcher.ts";
 import type { Sequence } from "./sequence.ts";
 
 /** What a step's attention read. */
@@ -18,6 +18,21 @@ export function countTraffic(usage: EngineUsage, traffic: SliceTraffic): void {
 /** Which blocks a step's queries chose. One that is void goes on from its checkpoint's layer, and reports later layers then. */
 export function countChoices({ heat, started }: Sequence, { chosenBlocks, checkpoint }: SequenceResult): void {
   if (chosenBlocks) heat.observe(chosenBlocks, { layerEnd: checkpoint?.layer, isPrompt: !started });
+}
+
+/**
+ * The blocks that a step found missing: those that it must have to go on from its checkpoint, and those before that, or of a step that is over, that it has attended around.
+ */
+export function missedBlocks(
+  { blocks }: Sequence,
+  { misses, checkpoint }: SequenceResult,
+): { wanted: BlockLayer[]; passedBy: BlockLayer[] } {
+  const all = misses.flatMap(({ block: index, layer }): BlockLayer[] => {
+    const block = blocks[index];
+    return block ? [{ block, layer }] : [];
+  });
+  const isPassed = ({ layer }: BlockLayer) => checkpoint === undefined || layer < checkpoint.layer;
+  return { wanted: all.filter((one) => !isPassed(one)), passedBy: all.filter(isPassed) };
 }
 
 /** Blocks that were selected, not resident and not waited for. */

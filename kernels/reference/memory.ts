@@ -11,6 +11,7 @@ import {
   summaryBytes,
   summaryHeadAt,
   summaryKindIndex,
+  summaryLayers,
   summaryScalesAt,
 } from "../layout.ts";
 import { assertMatrixRows } from "../validate.ts";
@@ -161,9 +162,9 @@ export class ReferencePool implements KvPool {
     return this.#summary(slot, kind).slice();
   }
 
-  writeSummary(slot: number, kind: SummaryKind, bytes: Uint8Array): void {
-    assert(bytes.length === this.summaryBytes, `a summary has ${this.summaryBytes} bytes, not ${bytes.length}`);
-    this.#summary(slot, kind).set(bytes);
+  writeSummary(slot: number, kind: SummaryKind, bytes: Uint8Array, layer?: number): void {
+    const { from } = summaryLayers(this.spec, bytes, layer);
+    this.#summary(slot, kind).set(bytes, summaryHeadAt(this.spec, from, 0));
   }
 
   async readOpen(slot: number, tokenCount: number): Promise<Uint8Array<ArrayBuffer>> {

@@ -21,6 +21,7 @@ import {
   summaryBytes,
   summaryHeadBytes,
   summaryKindIndex,
+  summaryLayers,
 } from "../layout.ts";
 import { assertPackedRange } from "../validate.ts";
 import type { WasmHeap } from "./heap.ts";
@@ -153,16 +154,19 @@ export class WasmPool implements KvPool {
     return out;
   }
 
-  writeSummary(slot: number, kind: SummaryKind, bytes: Uint8Array): void {
-    assert(bytes.length === this.summaryBytes, `a summary has ${this.summaryBytes} bytes, not ${bytes.length}`);
-    this.#eachSummaryHead(slot, kind, (head, at) => head.set(bytes.subarray(at, at + head.length)));
-    const { headDim, layerCount, kvHeadCount } = this.spec;
+  writeSummary(slot: number, kind: SummaryKind, bytes: Uint8Array, layer?: number): void {
+    const { from, to } = summaryLayers(this.spec, bytes, layer);
+    const { headDim, kvHeadCount } = this.spec;
+    const heads = { first: from * kvHeadCount, end: to * kvHeadCount };
+    this.#eachSummaryHead(slot, kind, (head, at) => head.set(bytes.subarray(at, at + head.length)), heads);
     const index = summaryKindIndex(this.spec, kind);
     const centresAt = this.centresAt[index] as number;
     if (centresAt === 0) return;
-    this.#host.writeCentres(layerCount * kvHeadCount, [
-      ...[(this.summariesAt[index] as number) + slot * summaryHeadBytes(headDim), this.summaryHeadStride],
-      ...[centresAt + slot * blockCentreBytes(headDim), this.centreHeadStride, headDim],
+    const summariesAt = (this.summariesAt[index] as number) + slot * summaryHeadBytes(headDim);
+    this.#host.writeCentres(heads.end - heads.first, [
+      ...[summariesAt + heads.first * this.summaryHeadStride, this.summaryHeadStride],
+      ...[centresAt + slot * blockCentreBytes(headDim) + heads.first * this.centreHeadStride, this.centreHeadStride],
+      headDim,
     ]);
   }
 
@@ -190,14 +194,15 @@ export class WasmPool implements KvPool {
     slot: number,
     kind: SummaryKind,
     visit: (head: Uint8Array<SharedArrayBuffer>, at: number) => void,
+    { first, end } = { first: 0, end: this.spec.layerCount * this.spec.kvHeadCount },
   ): void {
     assertIndex(slot, this.spec.summarySlotCount, "summary slot");
     this.#host.settle();
     const headBytes = summaryHeadBytes(this.spec.headDim);
-    const first = (this.summariesAt[summaryKindIndex(this.spec, kind)] as number) + slot * headBytes;
-    for (let head = 0; head < this.spec.layerCount * this.spec.kvHeadCount; head++) {
-      const at = first + head * this.summaryHeadStride;
-      visit(this.heap.bytes.subarray(at, at + headBytes), head * headBytes);
+    const slotAt = (this.summariesAt[summaryKindIndex(this.spec, kind)] as number) + slot * headBytes;
+    for (let head = first; head < end; head++) {
+      const at = slotAt + head * this.summaryHeadStride;
+      visit(this.heap.bytes.subarray(at, at + headBytes), (head - first) * headBytes);
     }
   }
 

@@ -17,6 +17,7 @@ import {
   summaryHeadAt,
   summaryHeadBytes,
   summaryKindIndex,
+  summaryLayers,
   summaryScalesAt,
 } from "../layout.ts";
 import { blockCentre } from "../summary-codec.ts";
@@ -131,16 +132,16 @@ export class WebGpuPool implements KvPool {
     );
   }
 
-  writeSummary(slot: number, kind: SummaryKind, bytes: Uint8Array): void {
-    assert(bytes.length === this.summaryBytes, `a summary has ${this.summaryBytes} bytes, not ${bytes.length}`);
-    this.#writeRuns(this.#summaryRuns(slot, kind), bytes);
-    const { layerCount, kvHeadCount, headDim } = this.spec;
-    for (let layer = 0; layer < layerCount; layer++) {
+  writeSummary(slot: number, kind: SummaryKind, bytes: Uint8Array, only?: number): void {
+    const { from, to } = summaryLayers(this.spec, bytes, only);
+    this.#writeRuns(this.#summaryRuns(slot, kind).slice(from, to), bytes);
+    const { kvHeadCount, headDim } = this.spec;
+    for (let layer = from; layer < to; layer++) {
       const buffer = this.centres(kind, layer);
       if (buffer === undefined) return;
       const centres = join(
         Array.from({ length: kvHeadCount }, (_, kvHead) => {
-          const at = summaryHeadAt(this.spec, layer, kvHead);
+          const at = summaryHeadAt(this.spec, layer - from, kvHead);
           return centreOf(bytes.slice(at, at + summaryHeadBytes(headDim)), headDim);
         }),
       );

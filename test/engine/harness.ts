@@ -35,6 +35,8 @@ export interface TestEngineOptions {
   /** How pages are stored; the pool is what that asks for. Default int8. */
   pages?: StoredEncoding;
   summaryKinds?: readonly SummaryKind[];
+  /** Default 2. */
+  layerCount?: number;
   blockCount?: number;
   openSlotCount?: number;
   rowsMax?: number;
@@ -48,10 +50,11 @@ export interface TestEngineOptions {
 export async function openTestEngine(options: TestEngineOptions): Promise<TestEngine> {
   const device = await openDevice({ kind: "reference" });
   const rowsMax = options.rowsMax ?? 256;
-  const blockCount = options.blockCount ?? 2 * 64;
+  const config = { ...TINY_CONFIG, layerCount: options.layerCount ?? TINY_CONFIG.layerCount };
+  const blockCount = options.blockCount ?? config.layerCount * 64;
   const runner = await openRunner({
-    config: TINY_CONFIG,
-    source: new TinyWeights(),
+    config,
+    source: new TinyWeights(config),
     device,
     encoding: "f32",
     kv: {

@@ -1,10 +1,14 @@
 /** Objects that are intact but not the ones that were meant: every one must be a miss, and the answer stays what it was, to the last bit. */
 import { beforeEach, describe, expect, it } from "vitest";
 import type { GenerateRequest, SelectionRequest } from "../../protocol/generate.ts";
-import { envelopeDigest } from "../../storage/envelope.ts";
 import { decodeManifest, encodeManifest, type Manifest } from "../../storage/manifest.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
-import { decodeSummaryObject, encodeSummaryObject, type SummaryObject } from "../../storage/summary-object.ts";
+import {
+  decodeSummaryObject,
+  encodeSummaryObject,
+  type SummaryObject,
+  summaryDigest,
+} from "../../storage/summary-object.ts";
 import { decodeTail, encodeTail } from "../../storage/tail.ts";
 import { openForTest, randomIds, type TestEngine, TestSession, type TurnResult, untilIdle } from "./harness.ts";
 
@@ -58,7 +62,7 @@ async function replaceSummary(change: (object: SummaryObject) => void, name: boo
   const bytes = encodeSummaryObject(object);
   await store.put(ref.objectKey, bytes);
   if (!name) return;
-  manifest.summaries[0] = { ...ref, sha256: envelopeDigest(bytes) };
+  manifest.summaries[0] = { ...ref, sha256: summaryDigest(bytes) };
   await store.put(manifestKey, encodeManifest(manifest));
 }
 

@@ -208,6 +208,54 @@ describe.each([false, true])("on the wasm device, misses deferred to the readbac
     expect(watched.live.size).toBe(liveBefore);
   });
 
+  it.each(["quest", "quest+share(2)"])(
+    "%s: ends before the layers whose summaries are not there, and goes on",
+    async (name) => {
+      const { runner, conversations } = await open(policyNamed(name).plan(128), 2);
+      const [whole, held] = conversations as [Conversation, Conversation];
+      const [expected] = await runner.step([next(whole, NEXT.chunk)]);
+      const step = next(held, NEXT.chunk);
+      const liveBefore = watched.live.size;
+      const [first] = await runner.step([{ ...step, layerEnd: 1 }]);
+      // A layer that takes over a choice needs no summaries of its own.
+      const stop = name === "quest" ? 1 : 2;
+      expect(first).toMatchObject({ misses: [], checkpoint: { layer: stop, rowCount: NEXT.chunk.length } });
+      expect(first!.sample).toBeUndefined();
+      const [second] = await runner.step([{ ...step, layerEnd: stop + 1, resumeFrom: first!.checkpoint! }]);
+      const [last] =
+        second!.checkpoint === undefined ? [second] : await runner.step([{ ...step, resumeFrom: second!.checkpoint }]);
+      expect(second!.checkpoint?.layer).toBe(name === "quest" ? 2 : undefined);
+      expect(last!.sample).toEqual(expected!.sample);
+      expect(watched.live.size).toBe(liveBefore);
+    },
+  );
+
+  it("attends around what is missing before the layer where it ends, where it is not exact", async () => {
+    const { runner, conversations } = await open(policyNamed("quest").plan(128), 2);
+    const [whole, holed] = conversations as [Conversation, Conversation];
+    for (const conversation of [whole, holed])
+      for (const layer of [1, 3]) await conversation.evict(layer, [1, 2, 3, 4]);
+    const [expected] = await runner.step([{ ...next(whole, NEXT.chunk), exact: false }]);
+    expect(new Set(expected!.misses.map(({ layer }) => layer))).toEqual(new Set([1, 3]));
+    const liveBefore = watched.live.size;
+    const step = { ...next(holed, NEXT.chunk), exact: false };
+    const [first] = await runner.step([{ ...step, layerEnd: 2 }]);
+    expect(first!.checkpoint?.layer).toBe(2);
+    const [last] = await runner.step([{ ...step, resumeFrom: first!.checkpoint! }]);
+    expect(last!.checkpoint).toBeUndefined();
+    expect([...first!.misses, ...last!.misses]).toEqual(expected!.misses);
+    expect(last!.sample).toEqual(expected!.sample);
+    expect(watched.live.size).toBe(liveBefore);
+  });
+
+  it("refuses to end before the layer that a step goes on with, and in a batch", async () => {
+    const { runner, conversations } = await open(policyNamed("quest").plan(128), 2);
+    const [one, other] = conversations as [Conversation, Conversation];
+    const step = next(one, NEXT.chunk);
+    await expect(runner.step([{ ...step, layerEnd: 0 }])).rejects.toThrow("behind the layer");
+    await expect(runner.step([{ ...step, layerEnd: 1 }, next(other, NEXT.chunk)])).rejects.toThrow("alone");
+  });
+
   describe.each(["quest", "mean-deviation+scope(layer)", "quest+share(2)", "dense"])("%s", (name) => {
     const plan = name === "dense" ? DENSE : policyNamed(name).plan(128);
     const sum = (results: SequenceResult[]) =>

@@ -7,7 +7,7 @@ import { decodeManifest } from "../../storage/manifest.ts";
 import { manifestProblem } from "../../storage/manifest-check.ts";
 import { decodeSegment, encodeSegment } from "../../storage/segment.ts";
 import { decodeSessionRecord } from "../../storage/session-record.ts";
-import { decodeSummaryObject, summarySlot } from "../../storage/summary-object.ts";
+import { decodeSummaryHead, decodeSummaryObject, summaryDigest, summarySlot } from "../../storage/summary-object.ts";
 import { decodeTail } from "../../storage/tail.ts";
 import { BOTH, F16, goldenObjects, goldenPath, INT4 } from "./golden.ts";
 import { codeOf } from "./hostile.ts";
@@ -36,20 +36,37 @@ describe("golden files", () => {
     }
   });
 
-  it.each(["summaries", "summaries-none"])("%s: reader, document and file agree", (name) => {
-    const kind = name === "summaries" ? "mean-deviation" : "none";
-    const ours = decodeSummaryObject(golden(name), { kind, fromToken: 128, tokenCount: 256 });
-    const theirs = independent.decodeSummaries(golden(name));
-    expect(theirs.geometry).toEqual(ours.geometry);
-    expect([theirs.fromToken, theirs.kind]).toEqual([128, kind]);
-    expect(theirs.segments).toHaveLength(2);
-    for (const [i, segment] of theirs.segments.entries()) {
-      const own = ours.segments[i];
-      if (own === undefined) throw new Error("a segment is missing");
-      expect(segment.chain).toBe(own.chain);
-      expect(segment.checksums).toEqual([...own.checksums]);
-      const slots = kind === "none" ? ["", ""] : [0, 1].map((index) => plain(summarySlot(SMALL, own, index)));
-      expect(segment.slots.map(plain)).toEqual(slots);
+  it.each(["summaries", "summaries-none", "summaries-version-2", "summaries-none-version-2"])(
+    "%s: reader, document and file agree",
+    (name) => {
+      const kind = name.includes("none") ? "none" : "mean-deviation";
+      const ours = decodeSummaryObject(golden(name), { kind, fromToken: 128, tokenCount: 256 });
+      const theirs = independent.decodeSummaries(golden(name));
+      expect(theirs.geometry).toEqual(ours.geometry);
+      expect(theirs.digest).toBe(summaryDigest(golden(name)));
+      expect([theirs.fromToken, theirs.kind]).toEqual([128, kind]);
+      expect(theirs.segments).toHaveLength(2);
+      for (const [i, segment] of theirs.segments.entries()) {
+        const own = ours.segments[i];
+        if (own === undefined) throw new Error("a segment is missing");
+        expect(segment.chain).toBe(own.chain);
+        expect(segment.checksums).toEqual([...own.checksums]);
+        const slots = kind === "none" ? ["", ""] : [0, 1].map((index) => plain(summarySlot(SMALL, own, index)));
+        expect(segment.slots.map(plain)).toEqual(slots);
+        const written = slotNoise(128 + 128 * i, "mean-deviation", 2 * SMALL.summaryBytes);
+        if (kind !== "none") expect(slots.join("")).toBe(plain(written));
+      }
+    },
+  );
+
+  it("summaries of earlier versions read as the same, and lie elsewhere", () => {
+    for (const [older, newer, version] of [
+      ["summaries-version-2", "summaries", 2],
+      ["summaries-version-3", "summaries-int4", 3],
+    ] as const) {
+      expect(Buffer.from(golden(older)).readUInt32LE(8)).toBe(version);
+      expect(decodeSummaryObject(golden(older))).toEqual(decodeSummaryObject(golden(newer)));
+      expect(codeOf(golden(older), (bytes) => decodeSummaryHead(bytes))).toBe("unsupported_version");
     }
   });
 
@@ -81,12 +98,12 @@ describe("golden files", () => {
     const versionOf = (name: string) => Buffer.from(golden(name)).readUInt32LE(8);
     for (const [name, later] of [
       ["segment", 2],
-      ["summaries", 3],
       ["tail", 3],
       ["manifest", 3],
     ] as const)
       expect([versionOf(name), versionOf(`${name}-int4`)], name).toEqual([later - 1, later]);
     expect(versionOf("segment-f16")).toBe(2);
+    for (const name of ["summaries", "summaries-none", "summaries-int4"]) expect(versionOf(name)).toBe(4);
     for (const [name, geometry] of [
       ["segment-int4", INT4],
       ["segment-f16", F16],

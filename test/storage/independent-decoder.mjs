@@ -91,26 +91,45 @@ export function decodeSegment(bytes) {
 function bodyOf(bytes, magic) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   check(ascii(view, 0, 8) === magic, `${magic} magic`);
-  check(u32(view, 8) === 2 || u32(view, 8) === 3, `${magic} version`);
+  const version = u32(view, 8);
+  check(version === 2 || version === 3 || (version === 4 && magic === "QUIRESUM"), `${magic} version`);
   const n = u32(view, 12);
   check(bytes.byteLength === 16 + n + 32, `${magic} length`);
   const digest = createHash("sha256")
     .update(bytes.subarray(0, 16 + n))
     .digest("hex");
   check(digest === hex(view, 16 + n, 32), `${magic} digest`);
-  return { body: bytes.subarray(16, 16 + n), digest };
+  return { body: bytes.subarray(16, 16 + n), digest, version };
+}
+
+/** Of a summary object of version 4: the head against its digest at body offset d, each layer's section against its CRC-32. */
+function checkHead(bytes, view, { d, L, sectionBytes }) {
+  const digest = createHash("sha256")
+    .update(bytes.subarray(0, 16 + d))
+    .digest("hex");
+  check(digest === hex(view, d, 32), "summaries head digest");
+  for (let layer = 0; layer < L; layer++) {
+    const at = 16 + d + 32 + layer * sectionBytes;
+    check(
+      crc(bytes.subarray(at, at + sectionBytes)) === u32(view, d - 4 * L + 4 * layer),
+      "summaries section checksum",
+    );
+  }
 }
 
 /** A summary object: `{digest, geometry, fromToken, kind, segments: {chain, checksums, slots: [block]}[]}`. Throws on damage. */
 export function decodeSummaries(bytes) {
-  const { body, digest } = bodyOf(bytes, "QUIRESUM");
+  const { body, digest, version } = bodyOf(bytes, "QUIRESUM");
   const view = new DataView(body.buffer, body.byteOffset, body.byteLength);
   const geometry = geometryAt(view, 0);
   const count = u32(view, 40);
   const kind = KINDS[u32(view, 44)];
   const slotBytes = kind === "none" ? 0 : geometry.summaryBytes;
   const perLayer = geometry.segmentTokens / 64;
-  const tableCount = geometry.layerCount * perLayer;
+  const L = geometry.layerCount;
+  const tableCount = L * perLayer;
+  const d = 48 + 32 * count + 4 * count * tableCount + 4 * L;
+  if (version === 4) checkHead(bytes, view, { d, L, sectionBytes: (count * perLayer * slotBytes) / L });
   const segments = [];
   for (let s = 0; s < count; s++) {
     const checksums = [];
@@ -118,12 +137,19 @@ export function decodeSummaries(bytes) {
     const slots = [];
     for (let b = 0; b < perLayer; b++) {
       const offset = 48 + 32 * count + 4 * count * tableCount + (s * perLayer + b) * slotBytes;
-      slots.push(body.subarray(offset, offset + slotBytes));
+      const share = slotBytes / L;
+      const ofLayer = (_, layer) => {
+        const at = d + 32 + ((layer * count + s) * perLayer + b) * share;
+        return body.subarray(at, at + share);
+      };
+      if (version === 4) slots.push(Buffer.concat(Array.from({ length: L }, ofLayer)));
+      else slots.push(body.subarray(offset, offset + slotBytes));
     }
     segments.push({ chain: hex(view, 48 + 32 * s, 32), checksums, slots });
   }
-  check(body.byteLength === 48 + count * (32 + 4 * tableCount + perLayer * slotBytes), "summaries length");
-  return { digest, geometry, fromToken: u32(view, 36), kind, segments };
+  const headBytes = version === 4 ? d + 32 : 48 + count * (32 + 4 * tableCount);
+  check(body.byteLength === headBytes + count * perLayer * slotBytes, "summaries length");
+  return { digest: version === 4 ? hex(view, d, 32) : digest, geometry, fromToken: u32(view, 36), kind, segments };
 }
 
 /** A tail: `{digest, geometry, fromToken, generation, chain, ids, blocks: [block][layer], slots: {[kind]: [block]}, open}`. Throws on damage. */

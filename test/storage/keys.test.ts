@@ -4,7 +4,7 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { AssertionError } from "../../protocol/assert.ts";
 import { isStoreKey } from "../../storage/key-rules.ts";
-import { namespacePrefix, objectKeys, parseObjectKey } from "../../storage/keys.ts";
+import { namespacePrefix, objectKeys, parseObjectKey, summaryFormOf } from "../../storage/keys.ts";
 import { chainOf, SMALL, sampleKeys, TINY } from "./samples.ts";
 
 describe("object keys", () => {
@@ -17,7 +17,10 @@ describe("object keys", () => {
     const chain = chainOf(1);
     expect(keys.prefix).toMatch(/^kv\/ab01\/0123456789abcdef\.wasm-1-fused\.2-[0-9a-f]{12}\/$/);
     expect(keys.segment(chain)).toBe(`${keys.prefix}seg/${chain}`);
-    expect(keys.summary("min-max", chain, 4096)).toBe(`${keys.prefix}sum-min-max/${chain}-4096`);
+    expect(keys.summary("min-max", chain, 4096)).toBe(`${keys.prefix}sum-min-max/${chain}-4096-layers`);
+    expect(keys.summary("min-max", chain, 4096, "slots")).toBe(`${keys.prefix}sum-min-max/${chain}-4096`);
+    for (const form of ["layers", "slots"] as const)
+      expect(summaryFormOf(keys.summary("none", chain, 64, form))).toBe(form);
     expect(keys.tail("séance", chain, 7)).toBe(`${keys.prefix}tail/${sessionKey}/${chain}-7`);
     expect(keys.session("séance")).toBe(`${keys.prefix}session/${sessionKey}`);
     expect(keys.tail("séance", chain, 7).startsWith(keys.tailPrefix("séance"))).toBe(true);

@@ -14,7 +14,7 @@ import { objectKeys } from "../../storage/keys.ts";
 import type { Manifest } from "../../storage/manifest.ts";
 import { manifestVersionOf } from "../../storage/manifest-check.ts";
 import { encodeSegment, segmentBytes } from "../../storage/segment.ts";
-import { encodeSummaryObject, type SegmentSummary } from "../../storage/summary-object.ts";
+import { encodeSummaryObject, type SegmentSummary, summaryDigest } from "../../storage/summary-object.ts";
 import { encodeTail } from "../../storage/tail.ts";
 import { noise } from "./random.ts";
 
@@ -139,7 +139,8 @@ export function sampleSession(
   });
   const whole = (objectKey: string, bytes: Uint8Array, fromToken: number, count: number) => {
     objects.set(objectKey, bytes);
-    return { objectKey, objectBytes: bytes.byteLength, sha256: envelopeDigest(bytes), fromToken, tokenCount: count };
+    const sha256 = objectKey.includes("/sum-") ? summaryDigest(bytes) : envelopeDigest(bytes);
+    return { objectKey, objectBytes: bytes.byteLength, sha256, fromToken, tokenCount: count };
   };
   const summaries = (segmentCount === 0 ? [] : summaryObjectKinds(geometry)).map((kind) => {
     const objectKey = keys.summary(kind, chainOf(sealedTokens), sealedTokens);

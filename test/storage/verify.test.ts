@@ -1,11 +1,10 @@
 import { describe, expect, it } from "vitest";
 import type { PageStore } from "../../storage/contract.ts";
-import { envelopeDigest } from "../../storage/envelope.ts";
 import { collectGarbage } from "../../storage/gc.ts";
 import { commitManifest, encodeManifest, loadManifest, type Manifest } from "../../storage/manifest.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
 import { decodeSegmentHeader } from "../../storage/segment.ts";
-import { encodeSummaryObject } from "../../storage/summary-object.ts";
+import { encodeSummaryObject, summaryDigest } from "../../storage/summary-object.ts";
 import { Verifier } from "../../storage/verify.ts";
 import { faultyStore } from "./faulty-store.ts";
 import { repairEnvelope } from "./hostile.ts";
@@ -92,7 +91,7 @@ describe("verify", () => {
     const [first, ...rest] = manifest.summaries;
     await store.put(first!.objectKey, bytes);
     const etag = (await store.get(key))!.etag;
-    const summaries = [{ ...first!, sha256: envelopeDigest(bytes) }, ...rest];
+    const summaries = [{ ...first!, sha256: summaryDigest(bytes) }, ...rest];
     await commitManifest(store, key, { ...manifest, summaries }, etag);
     const { problems } = await verify(store, key);
     expect(problems).toEqual([{ objectKey: first!.objectKey, what: "has other checksums than its segment" }]);

@@ -1,10 +1,9 @@
 /** A session in a store all of whose parts agree with each other, as an engine leaves one. */
 import type { PageStore } from "../../storage/contract.ts";
-import { envelopeDigest } from "../../storage/envelope.ts";
 import { kvGeometry } from "../../storage/geometry.ts";
 import { commitManifest, type Manifest } from "../../storage/manifest.ts";
 import { decodeSegmentHeader } from "../../storage/segment.ts";
-import { encodeSummaryObject } from "../../storage/summary-object.ts";
+import { encodeSummaryObject, summaryDigest } from "../../storage/summary-object.ts";
 import { chainOf, SMALL_SHAPE, sampleKeys, sampleSegment, sampleSession, slotNoise } from "./samples.ts";
 
 /** Both kinds of summaries. */
@@ -31,7 +30,7 @@ export async function storeWholeSession(
       const bytes = encodeSummaryObject({ geometry: WHOLE_GEOMETRY, kind, fromToken, segments });
       const objectKey = keys.summary(kind, chainOf(fromToken + 128 * count), 128 * count);
       await store.put(objectKey, bytes);
-      const sha256 = envelopeDigest(bytes);
+      const sha256 = summaryDigest(bytes);
       const tokenCount = 128 * count;
       manifest.summaries.push({ kind, objectKey, objectBytes: bytes.byteLength, sha256, fromToken, tokenCount });
     }

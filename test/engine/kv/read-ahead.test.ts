@@ -52,36 +52,39 @@ describe("read-ahead", () => {
   });
 });
 
-describe("whole objects that are read ahead", () => {
+describe("heads of objects that are read ahead", () => {
   const open = async (answers: Record<string, Uint8Array | Error | undefined>) => {
     const store = new MemoryStore();
     let gets = 0;
-    store.get = async (key) => {
+    store.get = async (key, options) => {
       gets += 1;
       const answer = answers[key];
       if (answer instanceof Error) throw answer;
-      return answer && { bytes: answer.slice(), etag: "e", objectBytes: answer.byteLength };
+      const { offset, bytes } = options!.range!;
+      return answer && { bytes: answer.slice(offset, offset + bytes), etag: "e", objectBytes: answer.byteLength };
     };
     const ahead = new ReadAhead({ store, gate: new Gate(4), clock: systemClock, getMsMax: 1000 });
     return { ahead, gets: () => gets };
   };
+  const head = (objectKey: string, bytes = 50) => ({ objectKey, offset: 0, bytes });
 
   it("are given once; one that is absent or failed is as if it had not been begun", async () => {
     const { ahead, gets } = await open({ here: noise(1, 100), fails: new Error("down") });
-    const forget = ahead.beginWhole(["here", "absent", "fails"]);
-    expect(ahead.beginWhole(["here"])()).toBe(0);
+    const forget = ahead.beginHeads([head("here"), head("absent"), head("fails")]);
+    expect(ahead.beginHeads([head("here")])()).toBe(0);
     expect(gets()).toBe(3);
-    expect((await ahead.takeWhole("here"))?.bytes).toEqual(noise(1, 100));
-    for (const key of ["here", "absent", "fails", "never"]) expect(await ahead.takeWhole(key)).toBeUndefined();
+    expect(await ahead.takeHead(head("here", 60))).toBeUndefined();
+    expect((await ahead.takeHead(head("here")))?.bytes).toEqual(noise(1, 100).slice(0, 50));
+    for (const key of ["here", "absent", "fails", "never"]) expect(await ahead.takeHead(head(key))).toBeUndefined();
     expect([gets(), forget(), ahead.pendingCount]).toEqual([3, 0, 0]);
   });
 
   it("are forgotten with the bytes that came in vain", async () => {
     const { ahead } = await open({ a: noise(1, 100), b: noise(2, 30), fails: new Error("down") });
-    const forget = ahead.beginWhole(["a", "b", "absent", "fails"]);
-    await ahead.takeWhole("b");
+    const forget = ahead.beginHeads([head("a"), head("b"), head("absent"), head("fails")]);
+    await ahead.takeHead(head("b"));
     await new Promise((resolve) => setImmediate(resolve));
-    expect([forget(), forget(), ahead.pendingCount]).toEqual([100, 0, 0]);
+    expect([forget(), forget(), ahead.pendingCount]).toEqual([50, 0, 0]);
   });
 });
 
@@ -108,8 +111,9 @@ describe("summaries of whole runs", () => {
     const enough = Promise.withResolvers<void>();
     const get = store.get.bind(store);
     store.get = async (key, options) => {
-      if (!options?.range) asked.push(key);
-      else if (askedFirst.length === 0) askedFirst.push(...asked);
+      // Of summaries the heads: what is behind them is asked for later.
+      if (!options?.range || (key.includes("/sum-") && options.range.offset === 0)) asked.push(key);
+      else if (key.includes("/seg/") && askedFirst.length === 0) askedFirst.push(...asked);
       if (asked.filter((name) => name.includes("/sum-min-max/")).length === 6) enough.resolve();
       // The manifest comes only once six of the seven whole runs have been asked for.
       if (key.includes("/session/")) await enough.promise;
@@ -170,7 +174,7 @@ describe("the first burst", () => {
     const get = store.get.bind(store);
     store.get = async (key, options) => {
       if (options?.range) asked.push(`${key}@${options.range.offset}+${options.range.bytes}`);
-      if (asked.length >= 4) burst.resolve();
+      if (asked.filter((name) => name.includes("/seg/")).length >= 4) burst.resolve();
       // Summaries come only once the burst has been asked for.
       if (key.includes("/sum-")) await burst.promise;
       return await get(key, options);

@@ -154,7 +154,7 @@ it("a compaction that fails leaves the objects as they are", async () => {
   const whole = await world.turn("a", 4096, { known: half.segments });
   const put = store.put.bind(store);
   store.put = async (key, ...rest) => {
-    if (key.endsWith("-4096")) throw new Error("no room");
+    if (key.endsWith("-4096-layers")) throw new Error("no room");
     return await put(key, ...rest);
   };
   const refs = await writeSummaries(world.options, world.keys, whole.segments);

@@ -71,9 +71,32 @@ export function describePool(lane: Lane): void {
       expect(() => pool.writeBlock(-1, new Uint8Array(pool.blockBytes))).toThrow();
       expect(() => pool.writeSummary(0, "min-max", new Uint8Array(pool.summaryBytes + 4))).toThrow();
       expect(() => pool.writeSummary(3, "min-max", new Uint8Array(pool.summaryBytes))).toThrow();
+      const ofLayer = new Uint8Array(pool.summaryBytes / spec.layerCount);
+      expect(() => pool.writeSummary(0, "min-max", ofLayer)).toThrow();
+      expect(() => pool.writeSummary(0, "min-max", new Uint8Array(pool.summaryBytes), 0)).toThrow();
+      expect(() => pool.writeSummary(0, "min-max", ofLayer, spec.layerCount)).toThrow();
+      expect(() => pool.writeSummary(0, "min-max", ofLayer, -1)).toThrow();
       expect(() => pool.writeOpen(0, 2, new Uint8Array(pool.openSlotBytes))).toThrow();
       expect(() => pool.writeOpen(0, 65, new Uint8Array(0))).toThrow();
       expect(() => pool.writeOpen(2, 0, new Uint8Array(0))).toThrow();
+    });
+
+    it("takes summaries layer by layer, and leaves the other layers", async () => {
+      const random = new Random(SEED);
+      const pool = lane.device().kvPool(spec);
+      for (const kind of spec.summaryKinds) {
+        const [before, after] = [random.bytes(pool.summaryBytes), random.bytes(pool.summaryBytes)];
+        const share = pool.summaryBytes / spec.layerCount;
+        pool.writeSummary(1, kind, before);
+        pool.writeSummary(1, kind, after.subarray(share, 2 * share), 1);
+        const expected = before.slice();
+        expected.set(after.subarray(share, 2 * share), share);
+        expectSameBits(await pool.readSummary(1, kind), expected, "one layer");
+        pool.writeSummary(1, kind, after.subarray(0, share), 0);
+        for (let layer = 2; layer < spec.layerCount; layer++)
+          pool.writeSummary(1, kind, after.subarray(layer * share, (layer + 1) * share), layer);
+        expectSameBits(await pool.readSummary(1, kind), after, "all layers");
+      }
     });
 
     it("refuses a kind of summary that it does not keep", async () => {
@@ -101,7 +124,13 @@ export function describePool(lane: Lane): void {
         }
         for (const kind of shape.summaryKinds) {
           const summary = await home.pool.readSummary(from.summarySlots[block]!, kind);
-          away.pool.writeSummary(to.summarySlots[block]!, kind, summary);
+          const share = summary.length / shape.layerCount;
+          if (block % 2 === 0) away.pool.writeSummary(to.summarySlots[block]!, kind, summary);
+          else
+            for (const layer of [1, 0]) {
+              const ofLayer = summary.subarray(layer * share, (layer + 1) * share);
+              away.pool.writeSummary(to.summarySlots[block]!, kind, ofLayer, layer);
+            }
         }
       }
       away.pool.writeOpen(to.openSlots[6]!, 16, await home.pool.readOpen(from.openSlots[6]!, 16));

@@ -1,0 +1,132 @@
+/**
+ * Summaries of one object that come in layer by layer, for the blocks of its run of segments: a step may begin when the first layer is there, and ends before
+ * the first that is not (`layerEnd`). A block has the kind once its last layer has come; until then it names these (`LogicalBlock.incoming`).
+ */
+import type { KvPool, SummaryKind } from "../../kernels/contract.ts";
+import { assert } from "../../protocol/assert.ts";
+import { isSectionIntact, layerSummary, type SummaryHead } from "../../storage/summary-object.ts";
+import type { LogicalBlock } from "./block-cache.ts";
+
+/** What they are made of. */
+export interface LayeredSummariesOptions {
+  pool: KvPool;
+  head: SummaryHead;
+  /** The section of layer 0. */
+  first: Uint8Array;
+  /** Reads the sections of layers `[from, to)`. */
+  read(from: number, to: number): Promise<Uint8Array>;
+  /** Told once why the rest does not come, and which blocks lack it. */
+  onLost(blocks: readonly LogicalBlock[], error: unknown): void;
+}
+
+/** A block, the slot that it had when it was given these, and which of the run's blocks it is. */
+interface Holder {
+  block: LogicalBlock;
+  slot: number;
+  index: number;
+}
+
+/** Pull only: what nobody wants is not read. */
+export class LayeredSummaries {
+  readonly #options: LayeredSummariesOptions;
+  readonly #holders: Holder[] = [];
+  readonly #asks: { to: number; over: Promise<void> }[] = [];
+  #there = 1;
+  #isLost = false;
+
+  /** @throws {Error} when the first section is not the one of the head. */
+  constructor(options: LayeredSummariesOptions) {
+    assert(options.head.kind !== "none", "there are summaries to come");
+    this.#options = options;
+    this.#verify(0, options.first);
+  }
+
+  get kind(): SummaryKind {
+    return this.#options.head.kind as SummaryKind;
+  }
+
+  /** Layers `[0, n)` are there. */
+  get layersThere(): number {
+    return this.#there;
+  }
+
+  /** Layers `[0, n)` are there or on their way. */
+  get layersAsked(): number {
+    return this.#asks.at(-1)?.to ?? 1;
+  }
+
+  /** Bytes of one layer of all blocks. */
+  get layerBytes(): number {
+    return this.#options.first.byteLength;
+  }
+
+  get #layerCount(): number {
+    return this.#options.head.geometry.layerCount;
+  }
+
+  /** Gives a block, the `index`-th of the run, what is there, and what comes. Before anything beyond layer 0 was wanted. */
+  give(block: LogicalBlock, index: number): void {
+    assert(this.layersAsked === 1, "blocks hold summaries before these are read");
+    const { pool, head, first } = this.#options;
+    pool.writeSummary(block.summarySlot, this.kind, layerSummary(head.geometry, first, index), 0);
+    if (this.#layerCount === 1) block.summaries.add(this.kind);
+    else {
+      block.incoming = this;
+      this.#holders.push({ block, slot: block.summarySlot, index });
+    }
+  }
+
+  /** Has layers up to and with this one read, where that was not begun; resolves when they are there, or will not come. */
+  async want(layer: number): Promise<void> {
+    const to = Math.min(layer + 1, this.#layerCount);
+    const from = this.layersAsked;
+    if (to > from && !this.#isLost) {
+      const before = this.#asks.at(-1)?.over;
+      this.#asks.push({ to, over: this.#take(from, this.#options.read(from, to), before) });
+    }
+    await this.#asks.find((ask) => ask.to >= to)?.over;
+  }
+
+  /** In order, whatever comes first: a block has a layer only with those before it. Never rejects. */
+  async #take(from: number, reading: Promise<Uint8Array>, before: Promise<void> | undefined): Promise<void> {
+    try {
+      const [bytes] = await Promise.all([reading, before]);
+      if (this.#isLost) return;
+      for (let at = 0; at < bytes.byteLength; at += this.layerBytes)
+        this.#verify(from + at / this.layerBytes, bytes.subarray(at, at + this.layerBytes));
+      for (let at = 0; at < bytes.byteLength; at += this.layerBytes)
+        this.#write(from + at / this.layerBytes, bytes.subarray(at, at + this.layerBytes));
+    } catch (error) {
+      if (!this.#isLost) this.#lose(error);
+    }
+  }
+
+  #verify(layer: number, section: Uint8Array): void {
+    if (!isSectionIntact(this.#options.head, layer, section))
+      throw new Error(`summaries of layer ${layer} do not match their checksum`);
+  }
+
+  #write(layer: number, section: Uint8Array): void {
+    const { pool, head } = this.#options;
+    for (const { slot, index } of this.#waiting())
+      pool.writeSummary(slot, this.kind, layerSummary(head.geometry, section, index), layer);
+    this.#there = layer + 1;
+    if (this.#there < this.#layerCount) return;
+    for (const { block } of this.#waiting()) {
+      block.summaries.add(this.kind);
+      block.incoming = undefined;
+    }
+  }
+
+  /** Whoever held a block may have let go meanwhile, or another has given it summaries: then its slot is not these's to write. */
+  #waiting(): Holder[] {
+    return this.#holders.filter(({ block, slot }) => block.incoming === this && block.summarySlot === slot);
+  }
+
+  #lose(error: unknown): void {
+    this.#isLost = true;
+    const blocks = this.#waiting().map(({ block }) => block);
+    for (const block of blocks) block.incoming = undefined;
+    this.#options.onLost(blocks, error);
+  }
+}

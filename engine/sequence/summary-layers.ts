@@ -1,0 +1,43 @@
+/** Up to which layer a sequence's blocks can be scored, while their summaries come in layer by layer. */
+import { BLOCK_TOKENS } from "../../kernels/contract.ts";
+import type { LayeredSummaries } from "../kv/layered-summaries.ts";
+import type { PlannedPart } from "../schedule/step-planner.ts";
+import type { PlannedSlice } from "./planned-slice.ts";
+import type { Sequence, SuspendedStep } from "./sequence.ts";
+import { rowNeeds, scoredKind } from "./slice-planner.ts";
+
+/** First layer whose summaries some block before a slice's rows lacks as yet; undefined: they have those of all layers, or are not scored. */
+export function summaryLayerEnd(
+  sequence: Sequence,
+  { slice, to }: Pick<PlannedSlice, "slice" | "to">,
+): number | undefined {
+  const kind = scoredKind(slice.plan);
+  if (kind === undefined) return undefined;
+  let end: number | undefined;
+  for (const block of sequence.blocks.slice(0, Math.ceil(to / BLOCK_TOKENS))) {
+    if (block?.incoming?.kind === kind) end = Math.min(end ?? Number.POSITIVE_INFINITY, block.incoming.layersThere);
+  }
+  return end;
+}
+
+/** A suspended step cannot go on: what was on its way to its blocks did not come. */
+export function lacksSummaries(sequence: Sequence, { planned, checkpoint }: SuspendedStep): boolean {
+  const { slice, to } = planned;
+  if (scoredKind(slice.plan) === undefined) return false;
+  const layerEnd = summaryLayerEnd(sequence, planned) ?? Number.POSITIVE_INFINITY;
+  return rowNeeds(sequence, { plan: slice.plan, to }).length > 0 || checkpoint.layer >= layerEnd;
+}
+
+/** What is on its way to a sequence's blocks. */
+export function incomingSummaries(sequence: Sequence): LayeredSummaries[] {
+  const all = new Set<LayeredSummaries>();
+  for (const block of sequence.blocks) if (block?.incoming) all.add(block.incoming);
+  return [...all];
+}
+
+/** Parts of a step that may run together: one whose blocks have not all of their summaries ends early, and is alone. */
+export function batchesOf(parts: readonly PlannedPart[]): (readonly PlannedPart[])[] {
+  const alone = parts.filter(({ sequence, slice }) => summaryLayerEnd(sequence, slice) !== undefined);
+  const together = parts.filter((part) => !alone.includes(part));
+  return [together, ...alone.map((part) => [part])].filter(({ length }) => length > 0);
+}
