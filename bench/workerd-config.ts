@@ -8,7 +8,10 @@ export interface WorkerdParts {
   classes: readonly string[];
   /** Other Workers, by the binding that reaches them: files of the folder that are their modules, the entry first. */
   workers?: Readonly<Record<string, readonly string[]>>;
-  /** What V8's heap may come to before the process ends; default: what V8 takes for a machine of this size, which is gigabytes. */
+  /**
+   * What V8's heap may come to before the process ends, its young generation an eighth of it from the start; default: what V8 takes for a machine of this size,
+   * which is gigabytes, in steps.
+   */
   heapMiBMax?: number;
 }
 
@@ -37,7 +40,7 @@ export function workerdConfig({ texts, classes, workers = {}, heapMiBMax }: Work
   const given = [...bindings, ...namespaces, ...others.map(({ binding }) => binding)];
   return `using Workerd = import "/workerd/workerd.capnp";
 const config :Workerd.Config = (
-  v8Flags = [${heapMiBMax === undefined ? "" : `"--max-heap-size=${heapMiBMax}"`}],
+  v8Flags = [${heapMiBMax === undefined ? "" : heapFlags(heapMiBMax)}],
   services = [
     (name = "main", worker = (
       modules = [(name = "worker.js", esModule = embed "worker.js")],
@@ -54,4 +57,12 @@ const config :Workerd.Config = (
   sockets = [(name = "http", address = "127.0.0.1:0", http = (), service = "main")],
 );
 `;
+}
+
+function heapFlags(heapMiBMax: number): string {
+  const halfMiB = heapMiBMax / 16;
+  const flags = { "max-heap-size": heapMiBMax, "min-semi-space-size": halfMiB, "max-semi-space-size": halfMiB };
+  return Object.entries(flags)
+    .map(([name, value]) => `"--${name}=${value}"`)
+    .join(", ");
 }
