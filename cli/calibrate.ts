@@ -17,7 +17,7 @@ import { pathBeside } from "../engine/calibration.ts";
 import { CALIBRATION_FILE, type Calibration, UNCALIBRATED_SELECTION } from "../models/selection/calibration.ts";
 import type { SelectionConfiguration } from "../protocol/generate.ts";
 import type { Command } from "./command.ts";
-import { describeFlags, type FlagValues, parseFlags, parseSelectionFlag } from "./flags.ts";
+import { describeFlags, type FlagValues, parseFlags, parseNumber, parseSelectionFlag } from "./flags.ts";
 import { listenForStop } from "./stop-request.ts";
 import { UsageError } from "./usage-error.ts";
 
@@ -131,12 +131,4 @@ function summary({ selection, denseBelowTokens, budgets: chosen }: Calibration):
     return "auto: dense at every context; nothing that was measured keeps the promise and pays";
   const steps = chosen.map(({ contextTokens, budgetTokens }) => `${budgetTokens} up to ${contextTokens}`).join(", ");
   return `auto: dense below ${denseBelowTokens} tokens; from there ${selection}, budget ${steps}, beyond in proportion`;
-}
-
-function parseNumber({ max }: { max: number }): (text: string) => number {
-  return (text) => {
-    const value = /^\d+(\.\d+)?(e-\d+)?$/.test(text) ? Number(text) : Number.NaN;
-    if (value > 0 && value <= max) return value;
-    throw new UsageError(`must be a number above 0, at most ${max}`);
-  };
 }

@@ -97,6 +97,15 @@ export function parseInteger(range: { min: number; max: number }): (text: string
 /** A TCP port; 0 takes one that is free. */
 export const parsePort = parseInteger({ min: 0, max: 65_535 });
 
+/** A number above 0, in decimals or with an exponent. @throws {UsageError} */
+export function parseNumber({ max }: { max: number }): (text: string) => number {
+  return (text) => {
+    const value = /^\d+(\.\d+)?(e-\d+)?$/.test(text) ? Number(text) : Number.NaN;
+    if (value > 0 && value <= max) return value;
+    throw new UsageError(`must be a number above 0, at most ${max}`);
+  };
+}
+
 /** Tokens in whole pages of 16. */
 export function parseBudget(text: string): number {
   const value = parseInteger({ min: 16, max: 1_048_576 })(text);

@@ -180,6 +180,8 @@ export interface LayerRule {
  * `layerShares`: of layer l, K is floor(K * layerShares[l]) instead, at most all candidates; the last entry stands for the layers behind it, too. Infinity:
  * all candidates, with a scorer or without. Where a layer takes over a choice, the entry of the layer that chose counts.
  * `retrievalHeads` `[layerCount][kvHeadCount]`, in scope `kv-head`, where every layer chooses: the others take no candidate (K = 0). Entries behind the last head are not read.
+ * `headShares`, in scope `kv-head`, where every layer chooses: of KV head h of layer l, K is floor(K * headShares[l * kvHeadCount + h]) instead, at most all
+ * candidates; the last entry stands for the heads behind it, too. Not beside `layerShares` or `retrievalHeads`.
  * `coarseFactor` F (a whole number, at least 2; summaries with a centre only), where pages are scored: blocks are scored first. Of the blocks all of whose
  * pages are candidates the best n = ceil(F * max(budgetPages, K) / 4) stay, ties to the lower block, NaN below every other; where there are no more
  * than n of them nothing changes. Pages of the others are passed over: the rest of the candidates are scored and combined as if there were no more.
@@ -206,6 +208,7 @@ export type SelectionPlan =
       coarseFactor?: number;
       layerShares?: readonly number[];
       retrievalHeads?: readonly boolean[];
+      headShares?: readonly number[];
     })
   | (LayerRule & {
       kind: "tokens";

@@ -139,20 +139,22 @@ export interface ChoiceAt {
 
 /** Whether layers or KV heads may take differently under a plan. */
 export function takesUnevenly(plan: SelectionPlan): plan is Extract<SelectionPlan, { kind: "pages" }> {
-  return plan.kind === "pages" && (plan.layerShares !== undefined || plan.retrievalHeads !== undefined);
+  if (plan.kind !== "pages") return false;
+  return (plan.layerShares ?? plan.retrievalHeads ?? plan.headShares) !== undefined;
 }
 
-/** A group's range as one choice of a layer sees it: with what `layerShares` and `retrievalHeads` leave it to take. */
+/** A group's range as one choice of a layer sees it: with what `layerShares`, `retrievalHeads` and `headShares` leave it to take. */
 export function choiceRange(plan: SelectionPlan, range: PageRange, at: ChoiceAt): PageRange {
   if (!takesUnevenly(plan)) return range;
-  const share = shareOf(plan, at.layer);
+  const share = shareOf(plan, at);
   const wanted = share === Number.POSITIVE_INFINITY ? share : Math.floor(range.takePages * share);
   const isRetrieving = plan.retrievalHeads?.[at.layer * at.kvHeadCount + at.kvHead] ?? true;
   return { ...range, takePages: isRetrieving ? Math.min(wanted, range.candidateCount) : 0 };
 }
 
-function shareOf(plan: Extract<SelectingPlan, { kind: "pages" }>, layer: number): number {
-  const { layerShares } = plan;
+function shareOf(plan: Extract<SelectingPlan, { kind: "pages" }>, { layer, kvHead, kvHeadCount }: ChoiceAt): number {
+  const { layerShares, headShares } = plan;
+  if (headShares !== undefined) return headShares[Math.min(layer * kvHeadCount + kvHead, headShares.length - 1)] ?? 1;
   return layerShares?.[Math.min(choosingLayer(plan, layer) ?? layer, layerShares.length - 1)] ?? 1;
 }
 
@@ -160,8 +162,11 @@ function shareOf(plan: Extract<SelectingPlan, { kind: "pages" }>, layer: number)
 export function layerKey(plan: SelectionPlan, layer: number, kvHeadCount: number): string {
   const role = layerRole(plan, layer);
   if (plan.kind !== "pages" || role === "everything") return role;
-  const heads = plan.retrievalHeads?.slice(layer * kvHeadCount, (layer + 1) * kvHeadCount) ?? [];
-  return `${role} ${shareOf(plan, layer)} ${heads.map(Number).join("")}`;
+  const shares = Array.from({ length: kvHeadCount }, (_, kvHead) => {
+    const isRetrieving = plan.retrievalHeads?.[layer * kvHeadCount + kvHead] ?? true;
+    return isRetrieving ? shareOf(plan, { layer, kvHead, kvHeadCount }) : 0;
+  });
+  return `${role} ${shares.join()}`;
 }
 
 /**

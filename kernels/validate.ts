@@ -114,10 +114,19 @@ function assertPlan(plan: SelectionPlan, fail: (message: string) => string): voi
 
 /** Where layers or KV heads take unevenly. */
 function assertUneven(plan: Extract<SelectionPlan, { kind: "pages" }>, fail: (message: string) => string): void {
-  const { layerShares = [1], retrievalHeads, scope, layersPerChoice = 1 } = plan;
-  assert(layerShares.length > 0 && layerShares.every((share) => share >= 0), fail("layerShares must be numbers >= 0"));
+  const { layerShares, retrievalHeads, headShares, scope, layersPerChoice = 1 } = plan;
+  for (const [name, shares] of Object.entries({ layerShares, headShares })) {
+    const areShares = shares === undefined || (shares.length > 0 && shares.every((share) => share >= 0));
+    assert(areShares, fail(`${name} must be numbers >= 0`));
+  }
+  const byHead = headShares ?? retrievalHeads;
   const isByHead = scope === "kv-head" && layersPerChoice === 1;
-  assert(retrievalHeads === undefined || isByHead, fail("retrievalHeads need a choice per KV head in every layer"));
+  assert(
+    byHead === undefined || isByHead,
+    fail("retrievalHeads and headShares need a choice per KV head in every layer"),
+  );
+  const isAlone = headShares === undefined || (retrievalHeads ?? layerShares) === undefined;
+  assert(isAlone, fail("headShares stand alone, without retrievalHeads and layerShares"));
 }
 
 /**

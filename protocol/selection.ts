@@ -148,6 +148,12 @@ export const MODIFIERS = {
     policies: PAGED,
     help: "of each layer, by what its chosen pages are multiplied: 2,1,0.5 (the last for all layers behind it)",
   },
+  "head-budgets": {
+    argument: "SHARES",
+    rule: { each: { min: 0, max: 64 }, countMax: 128 },
+    policies: PAGED,
+    help: "of each KV head, layer by layer, by what its chosen pages are multiplied: 1,4,6,0 (the last for all heads behind it)",
+  },
   heads: {
     argument: "SHARE",
     rule: { min: 0, max: 1, orHeads: true },

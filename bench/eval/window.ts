@@ -136,15 +136,10 @@ function compareText(read: TextRead, dense: readonly Float32Array[], ids: readon
   const rows = read.logits.map((logits, row) => {
     const [ours, theirs] = [logSoftmax(logits), logSoftmax(dense[row] as Float32Array)];
     const next = ids[row + 1] as number;
-    let divergence = 0;
-    for (let id = 0; id < theirs.length; id++) {
-      const logp = theirs[id] as number;
-      divergence += Math.exp(logp) * (logp - (ours[id] as number));
-    }
     return {
       loss: -(ours[next] as number),
       denseLoss: -(theirs[next] as number),
-      divergence: Math.max(0, divergence),
+      divergence: divergenceOf(theirs, ours),
       agrees: best(ours) === best(theirs),
     };
   });
@@ -156,6 +151,16 @@ function compareText(read: TextRead, dense: readonly Float32Array[], ids: readon
     kvBytes: read.traffic.kvBytes / rows.length,
     metadataBytes: read.traffic.metadataBytes / rows.length,
   };
+}
+
+/** KL(theirs, ours) of log probabilities, in nats; rounding never makes it negative. */
+export function divergenceOf(theirs: Float64Array, ours: Float64Array): number {
+  let divergence = 0;
+  for (let id = 0; id < theirs.length; id++) {
+    const logp = theirs[id] as number;
+    divergence += Math.exp(logp) * (logp - (ours[id] as number));
+  }
+  return Math.max(0, divergence);
 }
 
 /** Log probabilities of raw logits. */

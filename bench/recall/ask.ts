@@ -35,14 +35,12 @@ export async function askDocument(
   const { document, passage, plans, signal } = options;
   const { sequence } = subject;
   const questions = casesOf(document);
-  const prompts = questions.map((question) => splitPrompt(subject, question, passage));
-  const kept = sharedBlocks(prompts.map((prompt) => prompt.kept));
+  const { kept, rests } = splitDocument(subject, document, passage);
   sequence.rewind(0);
   await sequence.read(kept, signal);
   const replies: Reply[][] = [];
   for (const [index, question] of questions.entries()) {
-    const prompt = prompts[index] as SplitPrompt;
-    const rest = [...prompt.kept.slice(kept.length), ...prompt.rest];
+    const rest = rests[index] as readonly number[];
     const own: Reply[] = [];
     for (const plan of plans) {
       sequence.rewind(kept.length);
@@ -52,6 +50,17 @@ export async function askDocument(
     replies.push(own);
   }
   return replies;
+}
+
+/** The prompts of the first turns of all of a document's questions: whole blocks that they begin with, and what each has behind them. */
+export function splitDocument(
+  subject: Pick<Subject, "tokenizer" | "template">,
+  document: RecallDocument,
+  passage: string,
+): { kept: number[]; rests: number[][] } {
+  const prompts = casesOf(document).map((question) => splitPrompt(subject, question, passage));
+  const kept = sharedBlocks(prompts.map((prompt) => prompt.kept));
+  return { kept, rests: prompts.map((prompt) => [...prompt.kept.slice(kept.length), ...prompt.rest]) };
 }
 
 /** Whole blocks that several prompts begin with. */

@@ -59,6 +59,10 @@ const EFFECTS: Readonly<Record<ModifierName, ModifierEffect>> = {
     version: 1,
     apply: (plan, value) => ({ ...paged(plan), layerShares: String(value).split(",").map(Number) }),
   },
+  "head-budgets": {
+    version: 1,
+    apply: (plan, value) => ({ ...paged(plan), headShares: String(value).split(",").map(Number) }),
+  },
   heads: {
     version: 1,
     apply: (plan, value) => {
@@ -81,10 +85,7 @@ export function modifyPlan(plan: SelectionPlan, modifiers: readonly Modifier[]):
   if (plan.kind === "dense") return plan;
   const modified = modifiers.reduce<SelectingPlan>((sofar, { name, value }) => EFFECTS[name].apply(sofar, value), plan);
   const { sinkPages, recentPages, budgetPages, scorer } = modified;
-  const isUnlike = modified.kind === "pages" && modified.retrievalHeads !== undefined;
-  if (isUnlike && (modified.scope === "layer" || (modified.layersPerChoice ?? 1) > 1)) {
-    throw selectionRefusal("heads need a choice per KV head in every layer: no scope(layer), no share");
-  }
+  refuseUnlikeHeads(modified);
   const spare = scorer === undefined ? 0 : 1;
   if (recentPages >= 1 && sinkPages + recentPages + spare <= budgetPages) return modified;
   const taken = `${sinkPages * PAGE_TOKENS} first and ${Math.max(1, recentPages) * PAGE_TOKENS} last tokens`;
@@ -93,6 +94,17 @@ export function modifyPlan(plan: SelectionPlan, modifiers: readonly Modifier[]):
     `budget_tokens ${budgetPages * PAGE_TOKENS} is too small for a selection that always attends to ${taken}.`,
     { param: "quire.selection.budget_tokens" },
   );
+}
+
+function refuseUnlikeHeads(plan: SelectingPlan): void {
+  if (plan.kind !== "pages") return;
+  const { retrievalHeads, headShares, layerShares, scope, layersPerChoice = 1 } = plan;
+  if ((headShares ?? retrievalHeads) !== undefined && (scope === "layer" || layersPerChoice > 1)) {
+    throw selectionRefusal("heads need a choice per KV head in every layer: no scope(layer), no share");
+  }
+  if (headShares !== undefined && (retrievalHeads ?? layerShares) !== undefined) {
+    throw selectionRefusal("head-budgets says all of heads and layers: no heads, no layer-budgets beside it");
+  }
 }
 
 /** Of every KV head, layer by layer, whether it retrieves; up to three beyond the last that the model has. */

@@ -43,9 +43,33 @@ describe("quire profile-heads", () => {
     });
   }, 120_000);
 
+  it("by damage: heads that see everything lose nothing, heads that stream do, and what is proposed keeps to the bytes", async () => {
+    await withTempFolder(async (folder) => {
+      const model = join(folder, "house-0");
+      await cp("weights/house-0", model, { recursive: true });
+      const few = ["--context", "512", "--kinds", "code", "--cases", "2", "--budget", "128", "--threads", "1"];
+      const damage = ["--by", "damage", "--bytes-max", "0.5", ...few];
+      let out = "";
+      await captured(process.stderr, async () => {
+        out = await captured(process.stdout, () => profileHeadsCommand.run([model, ...damage]));
+      });
+      const [, shares, percent] = /quest\+head-budgets\(([\d.,]+)\) with 128 tokens reads ([\d.]+) %/.exec(out) ?? [];
+      expect(shares?.split(",")).toHaveLength(8);
+      expect(Number(percent)).toBeLessThanOrEqual(50);
+      expect(Number(percent)).toBeGreaterThan(20);
+      const { scores, measured } = JSON.parse(await readFile(join(model, "heads.json"), "utf8"));
+      expect(measured).toMatchObject({ by: "damage", selection: "quest", budgetTokens: 128, cases: 2 });
+      for (const score of scores.flat()) expect(score).toBeGreaterThan(0);
+      // It answers by copying: one head at least is missed more than the idlest by far.
+      expect(Math.max(...scores.flat())).toBeGreaterThan(100 * Math.min(...scores.flat()));
+    });
+  }, 120_000);
+
   it.each([
     [[], "profile-heads needs a model folder"],
     [["weights/house-0", "--tokens", "100"], "--tokens: must be a multiple of 64"],
+    [["weights/house-0", "--by", "guess"], "--by: "],
+    [["weights/house-0", "--bytes-max", "2"], "--bytes-max: must be a number above 0, at most 1"],
     [["/nowhere"], "/nowhere: is not there"],
   ])("refuses %j in one line", async (args, message) => {
     let code = 0;

@@ -57,7 +57,7 @@ describe("the configuration language", () => {
     ["Quest", `"Quest" at position 0`],
     [
       "quest+",
-      `the end at position 6 of "quest+": expected a modifier of quest: radius, combine, scope, top-p, coarse, sink, recent, first-turn, group, dense-layers, share, reuse, layer-budgets, heads`,
+      `the end at position 6 of "quest+": expected a modifier of quest: radius, combine, scope, top-p, coarse, sink, recent, first-turn, group, dense-layers, share, reuse, layer-budgets, head-budgets, heads`,
     ],
     ["quest+candidates(2)", `"candidates" at position 6`],
     [

@@ -31,6 +31,11 @@ const UNEVEN: { name: string; plan: SelectionPlan }[] = [
     name: "some heads and shares and a share of the weight",
     plan: { ...SMALL, ...BY_VOTE, massShare: 0.5, retrievalHeads: HEADS, layerShares: [2, 1, 1] },
   },
+  { name: "heads with shares of their own", plan: { ...SMALL, ...BY_VOTE, headShares: [0.5, 2, 0, 1.3, 0.2] } },
+  {
+    name: "one head sees sinks and recent pages, the others everything",
+    plan: { ...SMALL, scope: "kv-head", combine: "max", headShares: [ALL, ALL, 0, ALL] },
+  },
 ];
 
 /** Every uneven plan on long contexts, in chunks, in runs, with gaps and in company. */
@@ -102,6 +107,18 @@ export function describeUneven(lane: Lane): void {
       expect(some.metadataBytes).toBe(3 * 23 * 2 * (8 + 4));
       expect(all.metadataBytes).toBe(2 * some.metadataBytes);
       expect(some.kvBytes).toBeLessThan(all.kvBytes);
+    });
+
+    it("heads take what their shares say, the last share stands for the rest", async () => {
+      const sequence = makeSequence(shape, 420, SEED);
+      const twin = new Twin(lane, shape, { blockCapacity: 7 });
+      await twin.fill(sequence, 400);
+      const part = { sequence, position: 400, rowCount: 1 };
+      const plan = { ...SMALL, ...BY_BEST, headShares: [0.5, 2, 0] };
+      const { traffic } = (await twin.run([{ ...part, plan }])).readback;
+      // 3 forced pages a head; 9 are left of the budget: 4, 18 and, four times, none of them.
+      expect(traffic[0]!.pagesSelected).toBe(6 * 3 + 4 + 18);
+      expect(traffic[0]!.metadataBytes).toBe(2 * 23 * 2 * (8 + 4));
     });
   });
 }

@@ -239,6 +239,10 @@ export function plainRange(
 function plainTake(plan: SelectionPlan, budget: number, head: { layer: number; index: number }): number {
   if (plan.kind !== "pages") return budget;
   if (plan.retrievalHeads?.[head.index] === false) return 0;
+  if (plan.headShares !== undefined) {
+    const own = head.index < plan.headShares.length ? plan.headShares[head.index]! : plan.headShares.at(-1)!;
+    return own === 1 / 0 ? 1 / 0 : Math.floor(budget * own);
+  }
   const { layerShares = [1], denseLayers = 0, layersPerChoice = 1 } = plan;
   const chooser = denseLayers + Math.floor((head.layer - denseLayers) / layersPerChoice) * layersPerChoice;
   const share = chooser < layerShares.length ? layerShares[chooser]! : layerShares.at(-1)!;

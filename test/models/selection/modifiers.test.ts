@@ -54,6 +54,10 @@ describe("modifiers", () => {
     });
   });
 
+  it("give KV heads their own shares of what is chosen", () => {
+    expect(plan("quest+head-budgets(2,0,0.5)")).toEqual({ ...plan("quest"), headShares: [2, 0, 0.5] });
+  });
+
   it("are refused where heads could not differ, and where nothing says which ones", () => {
     const refused = { code: "invalid_request", param: "quire.selection.policy" };
     for (const text of [
@@ -61,6 +65,9 @@ describe("modifiers", () => {
       "quest+share(2)+heads(x9)",
       "infllm+heads(x9)",
       "quest+heads(0.5)",
+      "quest+scope(layer)+head-budgets(1,2)",
+      "quest+head-budgets(1,2)+heads(x9)",
+      "quest+layer-budgets(2)+head-budgets(1,2)",
     ]) {
       expect(() => plan(text), text).toThrow(expect.objectContaining(refused));
     }
