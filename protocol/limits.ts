@@ -32,6 +32,10 @@ export const LIMITS = {
   logRowIdsMax: 65_536,
   /** A log that a session keeps in memory between two turns. */
   logMemoryBytesMax: 256 * 1024,
+  /** What an isolate keeps of sessions whose turns ran in it, logs and rendered texts together. */
+  sessionMemoryBytesMax: 16 * 1024 * 1024,
+  /** A log that goes to the Worker in which its next turn runs; turns of a longer one run in the session's object. */
+  logImageBytesMax: 16 * 1024 * 1024,
   /** Rendered text that a session keeps in memory between two turns. */
   renderMemoryCharsMax: 256 * 1024,
   /** Requests waiting in one engine before it answers 429. */

@@ -6,9 +6,9 @@ import { LIMITS } from "../protocol/limits.ts";
 import { within } from "./deadline.ts";
 import type { Place } from "./limits/place.ts";
 import { newSessionId } from "./session-id.ts";
-import type { SessionLog } from "./session-log/session-log.ts";
 import { openTurn } from "./session-log/turn-wire.ts";
 import { indexOf, sessionOf } from "./stubs.ts";
+import type { IndexRow } from "./tenant-index.ts";
 import {
   type AnswerForm,
   type AnswerHead,
@@ -20,7 +20,8 @@ import {
   type TurnJob,
   type TurnOptions,
 } from "./turn-job.ts";
-import { runInWorker, type WorkerTurnContext } from "./worker-turn.ts";
+import { isolateSessions } from "./worker-turn/known-sessions.ts";
+import { runInWorker, type WorkerTurnContext } from "./worker-turn/run-in-worker.ts";
 
 /** A turn that an engine has admitted. */
 export interface StartedTurn extends TurnFeed {
@@ -45,55 +46,80 @@ export interface TurnRequest {
 
 /**
  * Starts a turn in its session: the one it names, or the one whose log its transcript continues, or a fork of that, or a new one.
- * Raw text without a session is not logged. What nobody else can know of runs here, the rest in its session's object.
+ * Raw text without a session is not logged. The turn runs in this Worker, unless it must outlive it.
  * @throws {QuireError} what the client has to hear instead of a stream.
  */
 export async function startTurn(context: WorkerTurnContext, request: TurnRequest): Promise<StartedTurn> {
   const { options, sessionId, place, ...rest } = request;
-  const { env } = context;
   const { namespace } = request;
-  const job: TurnJob = { ...options, ...rest };
   const { input } = options;
-  const runIn = async (session: NonNullable<TurnJob["session"]>) =>
-    started(await askSession(sessionOf(env, namespace, session.id), { ...job, session }, place), session.id, false);
-  const runHere = async (asked: TurnJob) =>
-    started(await ask(asked, place, (placed) => runInWorker(placed, context)), asked.session?.id, true);
-  if (sessionId !== undefined) return runIn({ id: sessionId, implicit: false });
-  if (input.kind !== "chat") return runHere(job);
+  const turn = new PlacedTurn(context, { ...options, ...rest }, place);
+  if (sessionId !== undefined) return turn.run({ id: sessionId, implicit: false });
+  if (input.kind !== "chat") return turn.run(undefined);
+  const near = isolateSessions.find(namespace, input.chain);
+  const goneOn = near && (await turn.goOn(near));
+  if (goneOn) return goneOn;
   // Without the index a turn is only slower: it must not fail or wait for it.
-  const known = await within(LIMITS.indexMsMax, indexOf(env, namespace).resolve(input.chain)).catch(() => undefined);
-  if (!known) {
-    const session = { id: newSessionId(), implicit: true };
-    return job.resumable ? runIn(session) : runHere({ ...job, session });
-  }
+  const asked = indexOf(context.env, namespace).resolve(input.chain);
+  const known = await within(LIMITS.indexMsMax, asked).catch(() => undefined);
+  if (!known) return turn.run({ id: newSessionId(), implicit: true }, { isNew: true });
   const { chain, messageCount, named } = known;
-  if (!named && messageCount < input.messages.length) {
-    const session = { id: known.sessionId, implicit: true, expectChain: chain };
-    const answer = await askSession(sessionOf(env, namespace, session.id), { ...job, session }, place);
-    if (answer.status !== "moved") return started(answer, session.id, false);
-  }
+  const continued = !named && messageCount < input.messages.length && (await turn.goOn(known));
+  if (continued) return continued;
   const forkFrom: ForkPoint = { sessionId: known.sessionId, messageCount, chain };
-  return runIn({ id: newSessionId(), implicit: true, forkFrom });
+  return turn.run({ id: newSessionId(), implicit: true, forkFrom });
 }
 
-function askSession(session: DurableObjectStub<SessionLog>, job: TurnJob, place: Place): Promise<TurnAnswer> {
-  return ask(job, place, (asked) => openTurn(session, asked));
-}
+type Session = NonNullable<TurnJob["session"]>;
 
-/** Gives a turn to whom runs it, and with it the question for its place, until one has asked. */
-async function ask(job: TurnJob, place: Place, run: (asked: TurnJob) => Promise<TurnAnswer>): Promise<TurnAnswer> {
-  const asked = place.admission ? undefined : place.handOver();
-  const answer = await run({ ...job, leaseId: place.leaseId, place: asked });
-  // A turn that failed is told why, whatever the limiter said.
-  if (answer.status === "refused") place.answered(undefined, answer.leaseId);
-  else place.answered(answer.admission, answer.leaseId);
-  return answer;
-}
+/** A turn that looks for the session that takes it. */
+class PlacedTurn {
+  readonly #context: WorkerTurnContext;
+  readonly #job: TurnJob;
+  readonly #place: Place;
 
-function started(answer: TurnAnswer, sessionId: string | undefined, isHere: boolean): StartedTurn {
-  if (answer.status === "streaming") return { ...answer, sessionId, isHere };
-  if (answer.status === "refused") throw readError(answer.error);
-  throw new QuireError("session_busy", "This session is working on another turn.", { retryAfterMs: 1_000 });
+  constructor(context: WorkerTurnContext, job: TurnJob, place: Place) {
+    this.#context = context;
+    this.#job = job;
+    this.#place = place;
+  }
+
+  /** Goes on with the session of a transcript; undefined when that has moved on since. */
+  goOn({ sessionId, chain }: IndexRow): Promise<StartedTurn | undefined> {
+    return this.#try({ id: sessionId, implicit: true, expectChain: chain }, false);
+  }
+
+  /** @throws {QuireError} for a turn that its session does not take */
+  async run(session: Session | undefined, { isNew = false } = {}): Promise<StartedTurn> {
+    const started = await this.#try(session, isNew);
+    if (started) return started;
+    throw new QuireError("session_busy", "This session is working on another turn.", { retryAfterMs: 1_000 });
+  }
+
+  async #try(session: Session | undefined, isNew: boolean): Promise<StartedTurn | undefined> {
+    const job = session ? { ...this.#job, session } : this.#job;
+    let isHere = !job.resumable && session?.forkFrom === undefined;
+    let answer = isHere ? await this.#ask(job, (asked) => runInWorker(asked, this.#context, { isNew })) : undefined;
+    if (session && (answer === undefined || answer.status === "long")) {
+      isHere = false;
+      const stub = sessionOf(this.#context.env, job.namespace, session.id);
+      answer = await this.#ask(job, (asked) => openTurn(stub, asked));
+    }
+    if (answer?.status === "streaming") return { ...answer, sessionId: session?.id, isHere };
+    if (answer?.status === "refused") throw readError(answer.error);
+    return undefined;
+  }
+
+  /** Gives the turn to whom runs it, and with it the question for its place, until one has asked. */
+  async #ask(job: TurnJob, run: (asked: TurnJob) => Promise<TurnAnswer>): Promise<TurnAnswer> {
+    const place = this.#place;
+    const asked = place.admission ? undefined : place.handOver();
+    const answer = await run({ ...job, leaseId: place.leaseId, place: asked });
+    // A turn that failed is told why, whatever the limiter said.
+    if (answer.status === "refused") place.answered(undefined, answer.leaseId);
+    else place.answered(answer.admission, answer.leaseId);
+    return answer;
+  }
 }
 
 /**

@@ -123,7 +123,8 @@ export interface SessionInfo {
 /** First answer of a SessionLog: known before any response header is sent. */
 export type TurnAnswer = (
   | { status: "refused"; error: WireError }
-  | { status: "limited" | "moved" }
+  /** "long": the session's log is too long to leave its object, where the turn has to run. */
+  | { status: "limited" | "moved" | "long" }
   | ({ status: "streaming" } & TurnFeed)
 ) & {
   /** The limiter's answer, where the session asked for the turn's place or had one reserved. */

@@ -3,7 +3,7 @@ import { describe, expect, it } from "vitest";
 import type { EngineHeartbeat } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { namespaceOf } from "../../workers/auth/namespace.ts";
-import { sessionOf } from "../../workers/stubs.ts";
+import { isolateSessions } from "../../workers/worker-turn/known-sessions.ts";
 import type { Step } from "./fake-engine/script.ts";
 import {
   ASSISTANT,
@@ -307,8 +307,8 @@ describe("the fleet", () => {
     const ask = async (content: string, queuedCount: number) => {
       await register(engine, model, { queuedCount, runningCount: 3 });
       await register(other, model);
-      // What the session remembers would do for a moment.
-      await evictDurableObject(sessionOf(env, await namespaceOf("a", env.QUIRE_TENANT_SALT), session.quire.session_id));
+      // What is remembered of the session would do for a moment.
+      isolateSessions.take(await namespaceOf("a", env.QUIRE_TENANT_SALT), session.quire.session_id);
       const response = await edge("/v1/chat/completions", {
         method: "POST",
         headers: { authorization: `Bearer ${KEY_A}` },

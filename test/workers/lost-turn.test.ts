@@ -1,4 +1,4 @@
-/** The session's object is lost while a turn runs: a resumable turn goes on in the next one, any other ends in an error. */
+/** The session's object is lost while a turn runs: a resumable turn goes on in the next one, any other in its Worker. */
 import { runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
 import { describe, expect, inject, it } from "vitest";
 import { LIMITS } from "../../protocol/limits.ts";
@@ -182,7 +182,7 @@ describe("a resumable turn whose object is lost", () => {
 });
 
 describe("a turn that is not resumable", () => {
-  it("ends in an error, frees its engine and its place, and leaves the log as it was", async () => {
+  it("goes on without its object, is written, and its place is free", async () => {
     const talk = await newTalk();
     const { world, session } = talk;
     const { namespace } = (await world.engine.lastCall()).request;
@@ -190,11 +190,31 @@ describe("a turn that is not resumable", () => {
     // Turns of other tests that were lost in their first moment keep their places for a while.
     const otherCount = await turnCount();
     const events = await readAndLose(talk, await start(talk, {}), (all) => all.length >= 10);
+    expect(events.at(-1)).toMatchObject({ isError: false, isEnd: true });
+    expect(textOf(events)).toBe(TEXT);
+    await until(async () => (await turnCount()) === otherCount);
+    expect((await world.chat("ho", { quire: { session_id: session } })).status).toBe(200);
+    const log = [BOS, USER, ...ids("hi"), ASSISTANT, ...ids(TEXT), END];
+    expect((await world.engine.lastCall()).request.tokens).toEqual([...log, USER, ...ids("ho"), ASSISTANT]);
+  });
+});
+
+describe("a turn that runs in its session's object and is not resumable", () => {
+  it("ends in an error, frees its engine and its place, and leaves nothing", async () => {
+    const world = await makeWorld();
+    await (await world.chat("hi")).text();
+    const { namespace } = (await world.engine.lastCall()).request;
+    const turnCount = () => runInDurableObject(limiterOf(env, namespace), (limiter) => limiter.used.turns);
+    const otherCount = await turnCount();
+    await world.engine.script(...replies);
+    // The same again is a fork, which begins with another session's log.
+    const response = await world.chat("hi", { stream: true });
+    const session = response.headers.get("x-quire-session") ?? "";
+    const stub = () => env.SESSION_LOG.get(env.SESSION_LOG.idFromName(`${namespace}/${session}`));
+    const events = await readAndLose({ world, session, stub }, response, (all) => all.length >= 10);
     expect(events.at(-1)).toMatchObject({ isError: true, isEnd: false });
     expect(events.filter(({ isError }) => isError)).toHaveLength(1);
     await until(async () => (await world.engine.lastCall()).abortedMs !== undefined);
     await until(async () => (await turnCount()) === otherCount);
-    expect((await world.chat("ho", { quire: { session_id: session } })).status).toBe(200);
-    expect((await world.engine.lastCall()).request.tokens).toEqual([BOS, USER, ...ids("ho"), ASSISTANT]);
   });
 });

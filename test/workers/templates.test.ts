@@ -3,6 +3,7 @@ import { describe, expect, it } from "vitest";
 import tokenizerConfig from "../../weights/house-0/tokenizer_config.json?raw";
 import { namespaceOf } from "../../workers/auth/namespace.ts";
 import { sessionOf } from "../../workers/stubs.ts";
+import { isolateSessions } from "../../workers/worker-turn/known-sessions.ts";
 import { MERGED, mergedTokenizerJson } from "./merged-words.ts";
 import { ASSISTANT, BOS, END, env, ids, makeWorld, says, textOf, USER } from "./world.ts";
 
@@ -82,12 +83,14 @@ describe("a log under a template", () => {
     const session = newSession();
     await engine.script(...says("abc"));
     await (await chat("q", session)).text();
-    const stub = sessionOf(env, await namespaceOf("a", env.QUIRE_TENANT_SALT), session.quire.session_id);
+    const namespace = await namespaceOf("a", env.QUIRE_TENANT_SALT);
+    const stub = sessionOf(env, namespace, session.quire.session_id);
     await runInDurableObject(stub, (_: object, state) => {
       state.storage.sql.exec("UPDATE messages SET text_hash = 'of another template'");
     });
-    // Another template comes with another deployment, which starts every object anew.
+    // Another template comes with another deployment, which starts every object and every isolate anew.
     await evictDurableObject(stub);
+    isolateSessions.take(namespace, session.quire.session_id);
     await (await chat("r", session)).text();
     const { request } = await engine.lastCall();
     const common = [BOS, USER, 113, ASSISTANT];

@@ -1,9 +1,12 @@
-/** First turns of conversations that name no session: they run in the Worker, and their session's object hears of them afterwards. */
+/** Turns that run in the Worker: what they begin with is a guess, and what their session's object says is so. */
 import { runInDurableObject } from "cloudflare:test";
 import { describe, expect, it, vi } from "vitest";
+import { LIMITS } from "../../protocol/limits.ts";
 import { Fleet } from "../../workers/fleet.ts";
 import { SessionLog } from "../../workers/session-log/session-log.ts";
 import { sessionOf } from "../../workers/stubs.ts";
+import { TenantIndex } from "../../workers/tenant-index.ts";
+import { isolateSessions, KnownSessions, unknownSession } from "../../workers/worker-turn/known-sessions.ts";
 import type { Step } from "./fake-engine/script.ts";
 import {
   ASSISTANT,
@@ -161,15 +164,159 @@ describe("its session's object", () => {
 
   it("is free again when the Worker that holds it is gone", async () => {
     const stub = sessionOf(env, `n-${crypto.randomUUID()}`, "s");
-    const hold = await stub.hold("a");
-    expect(hold).toBeDefined();
-    expect(await stub.hold("b")).toBeUndefined();
+    const held = await stub.hold("a", undefined);
+    if (held === "busy" || held === "long") throw new Error(held);
+    expect(await stub.hold("b", undefined)).toBe("busy");
     // The platform disposes of what a Worker had when it ends.
-    hold?.[Symbol.dispose]();
+    held[Symbol.dispose]();
     await until(async () => {
-      const other = await stub.hold("b");
-      other?.[Symbol.dispose]();
-      return other !== undefined;
+      const other = await stub.hold("b", undefined);
+      if (typeof other !== "string") other[Symbol.dispose]();
+      return other !== "busy";
     });
+  });
+});
+
+const named = () => ({ quire: { session_id: `here-${crypto.randomUUID()}` } });
+
+/** A session after one turn, as this isolate knows it, and how to make that known again when it is so no more. */
+async function afterOneTurn(session: object) {
+  const world = await makeWorld();
+  const put = vi.spyOn(isolateSessions, "put");
+  await world.engine.script(...says("one"));
+  const response = await world.chat("hi", session);
+  await response.text();
+  const [known, commit] = put.mock.calls.at(-1) ?? [];
+  put.mockRestore();
+  if (!known || !commit) throw new Error("nothing is known of the session");
+  const { id, namespace } = commit.meta;
+  return { world, id, namespace, forgetLater: () => isolateSessions.put(known, commit) };
+}
+
+const firstTurn = [...PROMPT, ...ids("one"), END];
+
+describe("a later turn", () => {
+  it("goes to the engine with what is known here, and the object is asked beside it, once", async () => {
+    const session = named();
+    const { world } = await afterOneTurn(session);
+    const [held, ran] = [vi.spyOn(SessionLog.prototype, "hold"), vi.spyOn(SessionLog.prototype, "fetch")];
+    await (await world.chat("ho", session)).text();
+    expect((await world.engine.lastCall()).request.tokens).toEqual([...firstTurn, USER, ...ids("ho"), ASSISTANT]);
+    expect(held).toHaveBeenCalledTimes(1);
+    expect(await held.mock.results[0]?.value).toMatchObject({ isKnown: true });
+    expect(ran).not.toHaveBeenCalled();
+    vi.restoreAllMocks();
+  });
+
+  it("that began with a log which has changed since shows nothing of it, and goes on from the right one", async () => {
+    const session = named();
+    const { world, namespace, id, forgetLater } = await afterOneTurn(session);
+    await world.engine.script(...says("two"));
+    await (await world.chat("ho", session)).text();
+    isolateSessions.take(namespace, id);
+    forgetLater();
+    await world.engine.script({ do: "admit" }, { do: "tokens", ids: ids("wrong") }, { do: "hang" });
+    await world.engine.script(...says("right"));
+    const text = await (await world.chat("and", { stream: true, ...session })).text();
+    expect(text).toContain("right");
+    expect(text).not.toContain("wrong");
+    const [wrong, right] = (await world.engine.calls()).slice(2);
+    expect(wrong?.request.tokens).toEqual([...firstTurn, USER, ...ids("and"), ASSISTANT]);
+    const log = [...firstTurn, USER, ...ids("ho"), ASSISTANT, ...ids("two"), END];
+    expect(right?.request.tokens).toEqual([...log, USER, ...ids("and"), ASSISTANT]);
+    await until(async () => {
+      const { abortedMs, cancelledMs } = (await world.engine.calls())[2] ?? {};
+      return abortedMs !== undefined || cancelledMs !== undefined;
+    });
+  });
+
+  it("of a session that was deleted meanwhile begins it anew", async () => {
+    const session = named();
+    const { world, id } = await afterOneTurn(session);
+    expect((await edge(`/v1/sessions/${id}`, { method: "DELETE", headers })).status).toBe(200);
+    await (await world.chat("ho", session)).text();
+    expect((await world.engine.lastCall()).request.tokens).toEqual([BOS, USER, ...ids("ho"), ASSISTANT]);
+    expect(await (await describeSession(id)).json()).toMatchObject({ turns: 1 });
+  });
+
+  it("is refused while a turn of another Worker has the session, and none of its words come out", async () => {
+    const session = named();
+    const { world, namespace, id } = await afterOneTurn(session);
+    const held = await sessionOf(env, namespace, id).hold("another", undefined);
+    if (typeof held === "string") throw new Error(held);
+    const response = await world.chat("ho", session);
+    expect(response.status).toBe(409);
+    expect(await response.json()).toMatchObject({ error: { code: "session_busy" } });
+    held[Symbol.dispose]();
+    await until(async () => (await world.chat("ho", session)).status === 200);
+    expect((await world.engine.lastCall()).request.tokens).toEqual([...firstTurn, USER, ...ids("ho"), ASSISTANT]);
+  });
+
+  it("runs in the object where the log is too long to leave it", async () => {
+    const session = named();
+    const { world } = await afterOneTurn(session);
+    vi.spyOn(SessionLog.prototype, "hold").mockResolvedValueOnce("long");
+    const ran = vi.spyOn(SessionLog.prototype, "fetch");
+    expect((await world.chat("ho", session)).status).toBe(200);
+    expect(ran).toHaveBeenCalledTimes(1);
+    vi.restoreAllMocks();
+    expect((await world.engine.lastCall()).request.tokens).toEqual([...firstTurn, USER, ...ids("ho"), ASSISTANT]);
+  });
+
+  it("of a transcript that is known here asks no index, also where the log was another's meanwhile", async () => {
+    const { world, id, namespace, forgetLater } = await afterOneTurn({});
+    const talk = [
+      { role: "user", content: "hi" },
+      { role: "assistant", content: "one" },
+      { role: "user", content: "ho" },
+    ];
+    const asked = vi.spyOn(TenantIndex.prototype, "resolve");
+    await world.engine.script(...says("two"));
+    const second = await world.chat(talk);
+    expect(second.headers.get("x-quire-session")).toBe(id);
+    await second.text();
+    isolateSessions.take(namespace, id);
+    forgetLater();
+    const third = await world.chat([...talk, { role: "assistant", content: "two" }, { role: "user", content: "and" }]);
+    expect(third.headers.get("x-quire-session")).toBe(id);
+    await third.text();
+    expect(asked).not.toHaveBeenCalled();
+    asked.mockRestore();
+    const log = [...firstTurn, USER, ...ids("ho"), ASSISTANT, ...ids("two"), END];
+    expect((await world.engine.lastCall()).request.tokens).toEqual([...log, USER, ...ids("and"), ASSISTANT]);
+  });
+});
+
+describe("what is known of sessions", () => {
+  const metaOf = (id: string) => ({
+    id,
+    namespace: "n",
+    model: "m",
+    kind: "raw" as const,
+    named: true,
+    createdS: 0,
+    turnCount: 1,
+    version: id,
+  });
+  const turnOf = (id: string, tokenCount: number) => ({
+    meta: metaOf(id),
+    ...{ keepTokens: 0, appendTokens: new Uint32Array(tokenCount), keepMessages: 0, appendMessages: [], spans: [] },
+  });
+
+  it("is bounded: who ended a turn longest ago goes first, and a log that is too long is not kept", () => {
+    const sessions = new KnownSessions({ bytesMax: 100_000, transcriptCountMax: 4 });
+    for (const id of ["a", "b", "c"])
+      sessions.put(
+        unknownSession(() => 0),
+        turnOf(id, 10_000),
+      );
+    expect(["a", "b", "c"].map((id) => sessions.take("n", id)?.meta?.id)).toEqual([undefined, "b", "c"]);
+    expect(sessions.take("n", "b")).toBeUndefined();
+    sessions.put(
+      unknownSession(() => 0),
+      turnOf("long", LIMITS.logMemoryBytesMax),
+    );
+    expect(sessions.take("n", "long")).toBeUndefined();
+    expect(sessions.take("m", "b")).toBeUndefined();
   });
 });

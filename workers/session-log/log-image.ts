@@ -1,10 +1,11 @@
-/** A log on its way from one session to a fork of it. */
+/** A log on its way from one session to a fork of it or to a Worker, and what a Worker adds to it on its way back. */
 import { encodeFrame } from "../../protocol/frames.ts";
 import type { Span } from "../../protocol/generate.ts";
 import { bytesToIds, idsToBytes } from "../../protocol/ids.ts";
 import type { ForkPoint } from "../turn-job.ts";
-import type { LogStore, SessionMeta, StoredMessage } from "./log-store.ts";
+import type { KnownLog, LogCommit, LogStore, SessionMeta, StoredMessage } from "./log-store.ts";
 import { cutSpans } from "./spans.ts";
+import { unpackValue } from "./wire.ts";
 
 /** What a fork starts with. */
 export interface LogImage {
@@ -47,4 +48,22 @@ export function exportLog(store: LogStore, point: ForkPoint | undefined): Uint8A
     spans: cutSpans(store.spans(), end),
   };
   return encodeFrame(image);
+}
+
+/** A whole log as its session holds it, from an image of it. */
+export function knownLog(packed: Uint8Array): KnownLog {
+  const image = unpackValue<LogImage>(packed);
+  const { meta, messages, spans } = image;
+  return { meta, log: { tokens: new Uint32Array(imageTokens(image)), messages, spans } };
+}
+
+/** A change of a log as one frame. */
+export function packCommit({ appendTokens, ...rest }: LogCommit): Uint8Array {
+  return encodeFrame({ ...rest, tokenBytes: idsToBytes(Uint32Array.from(appendTokens)) });
+}
+
+/** What {@link packCommit} packed. */
+export function unpackCommit(packed: Uint8Array): LogCommit {
+  const { tokenBytes, ...rest } = unpackValue<Omit<LogCommit, "appendTokens"> & { tokenBytes: Uint8Array }>(packed);
+  return { ...rest, appendTokens: bytesToIds(tokenBytes) };
 }

@@ -21,14 +21,23 @@ const MESSAGE_BYTES = 512;
 /** Keeps one log of at most `LIMITS.logMemoryBytesMax`; a longer one is read again, which costs little beside computing with it. */
 export class LogMemory {
   #log: WholeLog | undefined;
+  #bytes = 0;
 
   /** Undefined when it is not kept. */
   get log(): WholeLog | undefined {
     return this.#log;
   }
 
+  /** Of what is kept. */
+  get bytes(): number {
+    return this.#bytes;
+  }
+
   keep(log: WholeLog): void {
-    this.#log = bytesOf(log) <= LIMITS.logMemoryBytesMax ? log : undefined;
+    const bytes = bytesOf(log);
+    const isKept = bytes <= LIMITS.logMemoryBytesMax;
+    this.#log = isKept ? log : undefined;
+    this.#bytes = isKept ? bytes : 0;
   }
 
   /** Follows a change that was written. */

@@ -21,6 +21,13 @@ export interface SessionMeta {
   parentId?: string | undefined;
   /** The engine that served the last turn. */
   engineId?: string | undefined;
+  /** Another one after each turn; absent in logs that were written before there were any. */
+  version?: string | undefined;
+}
+
+/** Names what a log holds: undefined for one that has not begun, empty where it has no name. */
+export function versionOf(meta: SessionMeta | undefined): string | undefined {
+  return meta && (meta.version ?? "");
 }
 
 /** A message of the log. */

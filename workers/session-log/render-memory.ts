@@ -13,6 +13,11 @@ export class RenderMemory {
     this.#text = isKept ? text : "";
   }
 
+  /** Of what is kept. */
+  get bytes(): number {
+    return 2 * this.#text.length;
+  }
+
   /** The text of that hash, where it is the last one. */
   find(hash: string): string | undefined {
     return this.#hash !== "" && this.#hash === hash ? this.#text : undefined;

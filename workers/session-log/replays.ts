@@ -55,6 +55,14 @@ export class Replays {
     }
   }
 
+  /** A turn that cannot be asked for again, since it ran elsewhere, has taken the place of the last one. */
+  supersede(): void {
+    this.#kept = undefined;
+    if (!this.#mayBeStored) return;
+    dropReplay(this.#storage);
+    this.#mayBeStored = false;
+  }
+
   /** Nothing can be asked for any more. */
   clear(): void {
     this.#kept = undefined;

@@ -5,13 +5,22 @@ import { settlePlace } from "../limits/admission.ts";
 import { logError } from "../log.ts";
 import { indexOf } from "../stubs.ts";
 import type { ResumeRequest, TurnAnswer, TurnFeed, TurnJob, TurnName } from "../turn-job.ts";
+import { exportLog, unpackCommit } from "./log-image.ts";
 import { LogObject } from "./log-object.ts";
-import type { LogCommit } from "./log-store.ts";
+import { type LogCommit, versionOf } from "./log-store.ts";
 import { NextTurn, newMemory } from "./next-turn.ts";
 import { isNamed, Replays } from "./replays.ts";
 import { type LostTurn, RunningStore } from "./running-store.ts";
-import { wireError } from "./turn-accounts.ts";
-import { type Entry, enterTurn, type OpenedTurn, saysOnly, TurnCourse, type TurnHost } from "./turn-course.ts";
+import {
+  busyAnswer,
+  type CourseOptions,
+  type Entry,
+  enterTurn,
+  type OpenedTurn,
+  saysOnly,
+  TurnCourse,
+  type TurnHost,
+} from "./turn-course.ts";
 import { TurnHold } from "./turn-hold.ts";
 import { TurnStream } from "./turn-stream.ts";
 import { answerTurn } from "./turn-wire.ts";
@@ -25,6 +34,15 @@ interface Running {
   stop(): void;
   /** Undefined for one that runs elsewhere. */
   course?: TurnCourse;
+}
+
+/** A session that is held for a turn. */
+export interface HeldSession {
+  hold: TurnHold;
+  /** The log is the one that the Worker knows. */
+  isKnown: boolean;
+  /** Otherwise the log ({@link LogImage}); undefined where there is none. */
+  image?: Uint8Array | undefined;
 }
 
 /**
@@ -75,19 +93,15 @@ export class SessionLog extends LogObject {
   }
 
   async #open({ job, place, isReserved }: Entry): Promise<OpenedTurn> {
-    if (this.#running) {
-      if (job.session?.implicit) return saysOnly({ status: "moved" });
-      const busy = new QuireError("session_busy", "This session is working on another turn.", { retryAfterMs: 1_000 });
-      return saysOnly({ status: "refused", error: wireError(busy) });
-    }
+    if (this.#running) return saysOnly(busyAnswer(job));
     const stream = new TurnStream({ resumable: job.resumable });
-    return this.#course(job, stream, { place, isReserved, done: [] }).open();
+    return this.#course(job, stream, { beside: () => void place.ask(), isReserved, done: [] }).open();
   }
 
   #course(
     job: TurnJob,
     stream: TurnStream,
-    options: { place: Entry["place"] | undefined; isReserved: boolean; done: readonly number[] },
+    options: Pick<CourseOptions, "beside" | "isReserved" | "done">,
   ): TurnCourse {
     const { env } = this;
     const course: TurnCourse = new TurnCourse({
@@ -151,27 +165,42 @@ export class SessionLog extends LogObject {
   }
 
   /**
-   * Keeps the session for a turn that runs in a Worker, until what is returned is disposed of, which happens also when that Worker is gone.
-   * @returns undefined when another turn has it
+   * Keeps the session for a turn that runs in a Worker, until that is written, {@link release} is called, or what is returned is disposed of, which
+   * happens also when that Worker is gone.
+   * @param version of the log as that Worker knows it (`versionOf`); another one is answered with the log
+   * @returns "busy" when another turn has it; "long" for a log that is too long to leave: its turns run here
    */
-  async hold(turnId: string): Promise<TurnHold | undefined> {
+  async hold(turnId: string, version: string | undefined): Promise<HeldSession | "busy" | "long"> {
     this.#takeUpLost();
-    if (this.#running) return undefined;
+    if (this.#running) return "busy";
+    const now = versionOf(this.open().meta());
+    const isKnown = now === version && now !== "";
+    const image = isKnown ? undefined : exportLog(this.open(), undefined);
+    if (image && image.byteLength > LIMITS.logImageBytesMax) return "long";
     const hold = new TurnHold(() => this.#release(turnId));
     this.#running = { id: turnId, idempotencyKey: undefined, stop: () => hold.stop() };
-    return hold;
+    return { hold, isKnown, image };
   }
 
   /**
-   * Writes the first turn of a session, which ran in a Worker, held or not.
-   * @returns false when the session is another turn's
+   * Writes a turn that ran in a Worker, also when the session was not held for it or is not any more.
+   * @param version of the log that it goes on from
+   * @param commit as `packCommit` makes it
+   * @returns false when the log has changed, or the session is another turn's
    */
-  async begin(turnId: string, commit: LogCommit): Promise<boolean> {
+  async write(turnId: string, version: string | undefined, commit: Uint8Array): Promise<boolean> {
     this.#takeUpLost();
-    if ((this.#running && this.#running.id !== turnId) || this.open().meta()) return false;
-    await this.#write(commit);
+    if (this.#running && this.#running.id !== turnId) return false;
+    if (versionOf(this.open().meta()) !== version) return false;
+    this.#replays.supersede();
+    await this.#write(unpackCommit(commit));
     this.#release(turnId);
     return true;
+  }
+
+  /** The turn for which the session is held came to nothing. */
+  async release(turnId: string): Promise<void> {
+    this.#release(turnId);
   }
 
   #release(turnId: string): void {
@@ -215,7 +244,7 @@ export class SessionLog extends LogObject {
     if (!lost) return;
     const { job, streamId, numericsId, ids } = lost;
     const stream = new TurnStream({ resumable: true, revived: true, streamId });
-    const course = this.#course(job, stream, { place: undefined, isReserved: false, done: ids });
+    const course = this.#course(job, stream, { beside: () => undefined, isReserved: false, done: ids });
     this.#replays.begin(stream, job, numericsId);
     course.takeUp(this.#mayTakeUp(lost) ? undefined : new QuireError("engine_failed", "The turn was lost."));
   }

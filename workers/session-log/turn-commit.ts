@@ -46,6 +46,7 @@ export async function buildCommit(turn: FinishedTurn): Promise<LogCommit> {
     turnCount: (old?.turnCount ?? 0) + 1,
     parentId: old?.parentId,
     engineId: turn.engineId,
+    version: crypto.randomUUID(),
   };
   return {
     meta,

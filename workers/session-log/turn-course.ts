@@ -1,4 +1,5 @@
 /** One turn from its job to its last events, wherever it runs: in its session's object, or in the Worker that its client is connected to. */
+import { QuireError } from "../../protocol/errors.ts";
 import type { Span } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { within } from "../deadline.ts";
@@ -47,8 +48,8 @@ export interface CourseOptions {
   stream: TurnStream;
   host: TurnHost;
   memory: TurnMemory;
-  /** Asked for once somebody else is at work; undefined for a turn that has its place. */
-  place: AskedPlace | undefined;
+  /** Called, more than once, when somebody else is at work: what is asked then is answered beside it. */
+  beside(): void;
   /** Its place was reserved when the last turn ended. */
   isReserved: boolean;
   /** Ids of its reply that were generated before its object was lost. */
@@ -66,6 +67,13 @@ export interface OpenedTurn {
 /** A turn of which there is nothing but what is said to it. */
 export function saysOnly(answer: TurnAnswer): OpenedTurn {
   return { letOut: async () => answer, takeBack: async () => undefined };
+}
+
+/** What a turn is told whose session works on another one. */
+export function busyAnswer({ session }: TurnJob): TurnAnswer {
+  if (session?.implicit) return { status: "moved" };
+  const busy = new QuireError("session_busy", "This session is working on another turn.", { retryAfterMs: 1_000 });
+  return { status: "refused", error: wireError(busy) };
 }
 
 /** A turn that is let in, or will be. */
@@ -189,7 +197,7 @@ export class TurnCourse {
   }
 
   async #start(onHeld: () => void): Promise<RunningTurn> {
-    const { env, job, host, memory, stream, done, place } = this.#options;
+    const { env, job, host, memory, stream, done, beside } = this.#options;
     const assets = await isolateAssets.get(env.PAGES, job.model);
     const known = job.session && (await host.read());
     const prepared = await prepareTurn(job, known, assets, memory.render);
@@ -213,8 +221,7 @@ export class TurnCourse {
       engineKey: env.QUIRE_ENGINE_KEY,
       fetch: (input, init) => {
         const sent = fetch(input, init);
-        // Behind the call: the limiter answers while the engine works.
-        void place?.ask();
+        beside();
         return sent;
       },
       stream,
@@ -232,7 +239,7 @@ export class TurnCourse {
   }
 
   async #pick({ hasBegun, ...wanted }: EngineForTurn, prompt: PromptAtHand) {
-    const { env, job, memory, stream, place } = this.#options;
+    const { env, job, memory, stream, beside } = this.#options;
     const { namespace, model } = job;
     const { prepared, turnStart, spans, turnAgeMs, onHeld } = prompt;
     const { tokens } = prepared;
@@ -246,7 +253,7 @@ export class TurnCourse {
       ...{ env, namespace, hasBegun, gone: stream.gone, onHeld },
       request: { model, ...wanted, prompt: described },
     });
-    void place?.ask();
+    beside();
     return picking;
   }
 

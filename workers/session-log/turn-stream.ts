@@ -5,6 +5,11 @@ import type { EventCoding } from "./event-coding.ts";
 import { type NumberedEvent, ReplayBuffer } from "./replay-buffer.ts";
 import { TurnListener } from "./turn-listener.ts";
 
+/** A new stream's name. */
+export function newStreamId(): string {
+  return crypto.randomUUID().replaceAll("-", "").slice(0, 20);
+}
+
 /**
  * One producer. Events wait in memory while listeners are slow, up to `LIMITS.turnBufferBytesMax`; {@link ready} is how the producer waits
  * with them. While nothing is said a heartbeat goes out every `LIMITS.heartbeatMs`: a failed write, of whatever, is how the end of a
@@ -37,7 +42,7 @@ export class TurnStream {
     absenceMsMax?: number;
     revived?: boolean;
   }) {
-    this.id = options.streamId ?? crypto.randomUUID().replaceAll("-", "").slice(0, 20);
+    this.id = options.streamId ?? newStreamId();
     this.resumable = options.resumable;
     this.revived = options.revived ?? false;
     this.#absenceMsMax = options.absenceMsMax ?? LIMITS.resumableMsMax;
