@@ -94,6 +94,10 @@ export const benches: Readonly<Record<string, BenchEntry>> = {
     summary: "seeded random weights of a shape, as a HF folder and as GGUF, for comparisons with peers",
     load: async () => (await import("./make-shape/make-shape.ts")).makeShapeBench,
   },
+  "gpu-host": {
+    summary: "dispatches and host milliseconds of a decode step on the GPU device, with no GPU behind it",
+    load: async () => (await import("./gpu/host-time.ts")).gpuHostBench,
+  },
   "gpu-check": {
     summary: "the GPU device: some ops against the reference, then the conformance suite as far as time goes",
     load: async () => (await import("./gpu/check.ts")).gpuCheckBench,

@@ -1,8 +1,9 @@
 /// <reference types="@webgpu/types" />
 /** The commands of one step, kept on the host until `submit` encodes them: one encoder, one submission, one readback. */
 import { assert } from "../../protocol/assert.ts";
-import { type Gpu, USAGE } from "./gpu.ts";
+import { type Gpu, type Pipeline, USAGE } from "./gpu.ts";
 import { type Kernel, PARAMS_STRIDE, writeParams } from "./kernel.ts";
+import { Words } from "./words.ts";
 
 /** Memory whose size is known only when a step is complete. Its content does not outlive the step. */
 export class Arena {
@@ -34,9 +35,16 @@ export class Arena {
 /** Work groups in x, y and z. */
 export type Grid = readonly [x: number, y?: number, z?: number];
 
-type Command =
-  | { kind: "dispatch"; kernel: Kernel; paramsAt: number; buffers: readonly (GPUBuffer | Arena)[]; grid: Grid }
-  | { kind: "upload"; to: GPUBuffer; offset: number; from: number; bytes: number };
+interface DispatchCommand {
+  kind: "dispatch";
+  name: string;
+  pipeline: Pipeline;
+  paramsAt: number;
+  buffers: readonly (GPUBuffer | Arena)[];
+  grid: Grid;
+}
+
+type Command = DispatchCommand | { kind: "upload"; to: GPUBuffer; offset: number; from: number; bytes: number };
 
 const GRID_MAX = 65_535;
 const BYTES_MIN = 1 << 16;
@@ -44,6 +52,8 @@ const BYTES_MIN = 1 << 16;
 /** A growing run of bytes. */
 class Bytes {
   data = new Uint8Array(BYTES_MIN);
+  words = new Uint32Array(this.data.buffer);
+  floats = new Float32Array(this.data.buffer);
   length = 0;
 
   /** Reserves `bytes` and returns where they are. */
@@ -51,12 +61,23 @@ class Bytes {
     const at = this.length;
     this.length += bytes;
     if (this.length > this.data.length) {
-      const grown = new Uint8Array(Math.max(this.length, this.data.length * 2));
+      const grown = new Uint8Array(Math.max(Math.ceil(this.length / 4) * 4, this.data.length * 2));
       grown.set(this.data);
       this.data = grown;
+      this.words = new Uint32Array(grown.buffer);
+      this.floats = new Float32Array(grown.buffer);
     }
     return at;
   }
+}
+
+/** Buffers of one dispatch, and their bind group; good while no buffer has been destroyed since. */
+interface Bound {
+  pipeline: Pipeline;
+  uniforms: GPUBuffer;
+  buffers: readonly (GPUBuffer | Arena)[];
+  group: GPUBindGroup;
+  destroyedCount: number;
 }
 
 /** Buffers of the host's side that are kept from step to step. */
@@ -70,7 +91,11 @@ export class StepBuffers {
   readonly inputs = new Arena("inputs");
   /** Their scales and sums. */
   readonly inputScales = new Arena("input scales");
+  /** What `tables` will hold. */
+  readonly words = new Words();
   readonly params = new Bytes();
+  /** What the last step bound, dispatch by dispatch: mostly the next one binds the same. */
+  readonly bound: Bound[] = [];
   readonly uploads = new Bytes();
   /** Told of the nanoseconds that the GPU takes from the first command of a step to the last; its dispatches stay together. */
   onSpan: ((ns: number) => void) | undefined;
@@ -126,6 +151,7 @@ export class CommandList {
   constructor(gpu: Gpu, buffers: StepBuffers) {
     this.#gpu = gpu;
     this.#buffers = buffers;
+    buffers.words.clear();
     buffers.params.length = 0;
     buffers.uploads.length = 0;
     for (const arena of buffers.arenas) arena.bytes = 0;
@@ -144,8 +170,9 @@ export class CommandList {
   ): void {
     const [x, y = 1, z = 1] = grid;
     if (x === 0 || y === 0 || z === 0) return;
+    const pipeline = this.#gpu.pipelineOf(kernel);
     // A step has hundreds of dispatches: messages are made only when they are needed.
-    if (buffers.length !== Object.keys(kernel.bindings).length) {
+    if (buffers.length !== pipeline.bindingCount) {
       assert(false, `kernel ${kernel.name}: wrong number of buffers`);
     }
     if (Math.max(x, y, z) > GRID_MAX) {
@@ -156,9 +183,8 @@ export class CommandList {
     }
     const { params: bytes } = this.#buffers;
     const paramsAt = bytes.take(PARAMS_STRIDE);
-    bytes.data.fill(0, paramsAt, paramsAt + PARAMS_STRIDE);
-    writeParams(kernel, params, new DataView(bytes.data.buffer), paramsAt);
-    this.#commands.push({ kind: "dispatch", kernel, paramsAt, buffers, grid });
+    writeParams(pipeline.fields, params, bytes, paramsAt / 4);
+    this.#commands.push({ kind: "dispatch", name: kernel.name, pipeline, paramsAt, buffers, grid });
   }
 
   /** Copies `data` (not kept; whole words) into a buffer, after the commands before and ahead of those that follow. */
@@ -178,6 +204,8 @@ export class CommandList {
     const { outcome, uploads } = this.#buffers;
     this.#buffers.tables.need(tables.length);
     outcome.need(outcomeBytes);
+    // All that the step needs is known: arenas grow now, before anything is bound.
+    for (const arena of this.#buffers.arenas) if (arena.bytes > 0) arena.buffer(this.#gpu);
     device.queue.writeBuffer(this.#buffers.tables.buffer(this.#gpu), 0, tables);
     if (uploads.length > 0) {
       device.queue.writeBuffer(this.#buffers.staging(this.#gpu, uploads.length), 0, uploads.data, 0, uploads.length);
@@ -223,7 +251,7 @@ export class CommandList {
       device.queue.submit([encoder.finish()]);
       await device.queue.onSubmittedWorkDone();
       const ns = Math.round((performance.now() - startMs) * 1e6);
-      if (command.kind === "dispatch") timed.push({ name: command.kernel.name, ns });
+      if (command.kind === "dispatch") timed.push({ name: command.name, ns });
     }
   }
 
@@ -233,6 +261,9 @@ export class CommandList {
     this.#gpu.device.queue.writeBuffer(uniforms, 0, params.data, 0, params.length);
     const staging = uploads.length === 0 ? undefined : this.#buffers.staging(this.#gpu, uploads.length);
     let pass: GPUComputePassEncoder | undefined;
+    let set: Pipeline | undefined;
+    let place = 0;
+    const offsets = [0];
     for (const command of commands) {
       if (command.kind === "upload") {
         pass?.end();
@@ -242,18 +273,41 @@ export class CommandList {
       }
       if (timer !== undefined) pass?.end();
       if (pass === undefined || timer !== undefined) {
-        pass = encoder.beginComputePass(
-          timer === undefined ? {} : { timestampWrites: timer.next(command.kernel.name) },
-        );
+        pass = encoder.beginComputePass(timer === undefined ? {} : { timestampWrites: timer.next(command.name) });
+        set = undefined;
       }
-      const buffers = command.buffers.map((buffer) => (buffer instanceof Arena ? buffer.buffer(this.#gpu) : buffer));
-      const { pipeline, group } = this.#gpu.bind(command.kernel, uniforms, buffers);
-      pass.setPipeline(pipeline);
-      pass.setBindGroup(0, group, [command.paramsAt]);
+      if (set !== command.pipeline) pass.setPipeline(command.pipeline.pipeline);
+      set = command.pipeline;
+      offsets[0] = command.paramsAt;
+      pass.setBindGroup(0, this.#groupOf(command, place++, uniforms), offsets);
       pass.dispatchWorkgroups(command.grid[0], command.grid[1] ?? 1, command.grid[2] ?? 1);
     }
     pass?.end();
   }
+
+  /** The bind group of a dispatch: that of the same place in the last step, if it was the same. */
+  #groupOf({ pipeline, buffers }: DispatchCommand, place: number, uniforms: GPUBuffer): GPUBindGroup {
+    const { bound } = this.#buffers;
+    const last = bound[place];
+    if (
+      last !== undefined &&
+      last.pipeline === pipeline &&
+      last.uniforms === uniforms &&
+      last.destroyedCount === this.#gpu.destroyedCount &&
+      isSame(last.buffers, buffers)
+    ) {
+      return last.group;
+    }
+    const memories = buffers.map((buffer) => (buffer instanceof Arena ? buffer.buffer(this.#gpu) : buffer));
+    const group = this.#gpu.bind(pipeline, uniforms, memories);
+    bound[place] = { pipeline, uniforms, buffers, group, destroyedCount: this.#gpu.destroyedCount };
+    return group;
+  }
+}
+
+function isSame(a: readonly unknown[], b: readonly unknown[]): boolean {
+  for (let index = 0; index < a.length; index++) if (a[index] !== b[index]) return false;
+  return a.length === b.length;
 }
 
 /** Timestamps around every dispatch. */

@@ -3,7 +3,15 @@
 import { assert } from "../../protocol/assert.ts";
 import { QuireError } from "../../protocol/errors.ts";
 import { DeviceLostError } from "../device-lost.ts";
-import { type Kernel, type Lane, PARAMS_STRIDE, PLAIN_LANE, shaderSource } from "./kernel.ts";
+import {
+  type Kernel,
+  type Lane,
+  PARAMS_STRIDE,
+  type ParamFields,
+  PLAIN_LANE,
+  paramFields,
+  shaderSource,
+} from "./kernel.ts";
 
 /** WebGPU's flags, which are globals in a browser only. */
 export const USAGE = { mapRead: 1, copySrc: 4, copyDst: 8, uniform: 64, storage: 128, queryResolve: 512 } as const;
@@ -13,22 +21,19 @@ const LOST_MS_MAX = 100;
 const STAGE_COMPUTE = 4;
 const MAP_READ = 1;
 
-interface Pipeline {
-  pipeline: GPUComputePipeline;
-  layout: GPUBindGroupLayout;
-  bindGroups: BindGroups;
+/** A kernel that is compiled. */
+export interface Pipeline {
+  readonly pipeline: GPUComputePipeline;
+  readonly fields: ParamFields;
+  readonly bindingCount: number;
+  readonly layout: GPUBindGroupLayout;
+  readonly bindGroups: BindGroups;
 }
 
 /** Bind groups by their buffers, one after the other: hundreds are looked up in a step, and no key has to be made for it. */
 interface BindGroups {
   group?: GPUBindGroup;
   next: Map<GPUBuffer, BindGroups>;
-}
-
-/** A pipeline with its buffers bound; `offset` of the parameters is given when it is set. */
-export interface Bound {
-  pipeline: GPUComputePipeline;
-  group: GPUBindGroup;
 }
 
 /** One opened GPU. */
@@ -40,6 +45,8 @@ export class Gpu {
   readonly #own = new WeakSet<GPUBuffer>();
   /** Answers that are still to come: whether memory that was asked for is there. */
   readonly #asked = new Set<Promise<void>>();
+  /** Counts buffers that were destroyed: what was bound before may be gone. */
+  #destroyed = 0;
   /** Memory that was not to be had: whatever fails after it is its consequence. */
   #shortage: string | undefined;
   #failure: string | undefined;
@@ -112,12 +119,17 @@ export class Gpu {
   destroy(buffer: GPUBuffer): void {
     this.#assertOwn(buffer);
     for (const { bindGroups } of this.#pipelines.values()) forget(bindGroups, buffer);
+    this.#destroyed += 1;
     buffer.destroy();
   }
 
-  /** A kernel with its parameters and buffers; both pipeline and bind group are made once. */
-  bind(kernel: Kernel, params: GPUBuffer, buffers: readonly GPUBuffer[]): Bound {
-    const pipeline = this.#pipelineOf(kernel);
+  /** Changes with every buffer that is destroyed. */
+  get destroyedCount(): number {
+    return this.#destroyed;
+  }
+
+  /** Parameters and buffers of a kernel, bound; a bind group is made once. The offset of the parameters is given when it is set. */
+  bind(pipeline: Pipeline, params: GPUBuffer, buffers: readonly GPUBuffer[]): GPUBindGroup {
     let place = nextOf(pipeline.bindGroups, params);
     for (const buffer of buffers) place = nextOf(place, buffer);
     if (place.group === undefined) {
@@ -126,7 +138,7 @@ export class Gpu {
       const uniform = { binding: 0, resource: { buffer: params, size: PARAMS_STRIDE } };
       place.group = this.device.createBindGroup({ layout: pipeline.layout, entries: [uniform, ...entries] });
     }
-    return { pipeline: pipeline.pipeline, group: place.group };
+    return place.group;
   }
 
   /** Reads a range, after everything submitted before. Any alignment. */
@@ -180,7 +192,8 @@ export class Gpu {
     assert(this.#own.has(buffer), "the buffer is of another GPU");
   }
 
-  #pipelineOf(kernel: Kernel): Pipeline {
+  /** The kernel compiled; once. */
+  pipelineOf(kernel: Kernel): Pipeline {
     const known = this.#pipelines.get(kernel.name);
     if (known !== undefined) return known;
     const code = shaderSource(kernel, this.lane);
@@ -200,7 +213,8 @@ export class Gpu {
       layout: this.device.createPipelineLayout({ bindGroupLayouts: [layout] }),
       compute: { module, entryPoint: "main" },
     });
-    const made = { pipeline, layout, bindGroups: { next: new Map() } };
+    const bindingCount = Object.keys(kernel.bindings).length;
+    const made = { pipeline, layout, bindingCount, fields: paramFields(kernel), bindGroups: { next: new Map() } };
     this.#pipelines.set(kernel.name, made);
     return made;
   }

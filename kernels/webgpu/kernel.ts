@@ -72,20 +72,30 @@ export function shaderSource({ params, bindings, code, extensions = [] }: Kernel
   return [...[...enabled].map((name) => `enable ${name};`), ...uniforms, ...buffers, text].join("\n");
 }
 
-/** Writes a dispatch's parameters at byte `at` of `view`; the zero behind them is left as it is. */
+/** A kernel's parameters in order, as they are written hundreds of times a step. */
+export type ParamFields = readonly { name: string; isFloat: boolean }[];
+
+/** @throws {AssertionError} for more than a dispatch has room for. */
+export function paramFields({ name, params }: Kernel): ParamFields {
+  const fields = Object.entries(params).map(([field, type]) => ({ name: field, isFloat: type === "f32" }));
+  assert((fields.length + 1) * 4 <= PARAMS_STRIDE, `kernel ${name} has too many parameters`);
+  return fields;
+}
+
+/** Writes a dispatch's parameters, and the zero behind them, from word `at` on; `words` and `floats` are views of one memory. */
 export function writeParams(
-  kernel: Kernel,
+  fields: ParamFields,
   values: Readonly<Record<string, number>>,
-  view: DataView,
+  { words, floats }: { words: Uint32Array; floats: Float32Array },
   at: number,
 ): void {
-  let offset = at;
-  for (const [name, type] of Object.entries(kernel.params)) {
+  let place = at;
+  for (const { name, isFloat } of fields) {
     const value = values[name];
-    assert(value !== undefined, `kernel ${kernel.name} needs the parameter ${name}`);
-    if (type === "f32") view.setFloat32(offset, value, true);
-    else view.setUint32(offset, value >>> 0, true);
-    offset += 4;
+    if (value === undefined) assert(false, `a dispatch lacks the parameter ${name}`);
+    if (isFloat) floats[place] = value;
+    else words[place] = value;
+    place += 1;
   }
-  assert(offset + 4 - at <= PARAMS_STRIDE, `kernel ${kernel.name} has too many parameters`);
+  words[place] = 0;
 }

@@ -40,12 +40,10 @@ import {
   SILU_MUL_QUANTIZE,
 } from "./wgsl/row-ops.ts";
 import { ADJUST_LOGITS, CHOOSE_TOKEN, LOGPROBS, TRUNCATE } from "./wgsl/sample.ts";
-import { Addresses, Words } from "./words.ts";
+import { Addresses, type Words } from "./words.ts";
 
 type Args<Op extends keyof StepRecorder> = Parameters<StepRecorder[Op]>[0];
 
-/** Up to so many rows of input a product goes row by row. */
-const GEMV_ROWS_MAX = 8;
 /** Largest head that the work group memory of append and attend holds; page scores go up to the contract's 512. */
 const HEAD_DIM_MAX = 256;
 /** Threads of one row of the grid of an elementwise kernel. */
@@ -67,7 +65,7 @@ export class WebGpuRecorder implements StepRecorder {
   readonly #rowCount: number;
   readonly #list: CommandList;
   readonly #inputs: ProductInputs;
-  readonly #tables = new Words();
+  readonly #tables: Words;
   readonly #outcome = new Addresses();
   readonly #report: StepReport;
   readonly #samples: SamplePlace[] = [];
@@ -82,6 +80,7 @@ export class WebGpuRecorder implements StepRecorder {
     this.#slices = slices;
     this.#rowCount = slices.reduce((rows, slice) => rows + slice.rowCount, 0);
     this.#list = new CommandList(parts.gpu, parts.buffers);
+    this.#tables = parts.buffers.words;
     this.#inputs = new ProductInputs(this.#list, parts.buffers);
     this.#report = new StepReport(slices);
   }
@@ -358,7 +357,8 @@ function productKernel(
   rows: number,
   { matrix }: Lane,
 ): { kernel: Kernel; columns: number; rowsPerGroup: number } {
-  if (rows <= GEMV_ROWS_MAX) return { kernel: gemv(encoding), columns: 8, rowsPerGroup: GEMV_ROWS };
+  const few = GEMV_ROWS.find((each) => rows <= each);
+  if (few !== undefined) return { kernel: gemv(encoding, few), columns: 8, rowsPerGroup: few };
   if (matrix !== undefined && (encoding === "int8" || encoding === "int4")) {
     return { kernel: gemmByMatrices(encoding, matrix), columns: MATRIX_COLUMNS, rowsPerGroup: MATRIX_ROWS };
   }

@@ -5,10 +5,12 @@ import type { SummaryKind } from "../contract.ts";
 import type { Arena, CommandList, StepBuffers } from "./command-list.ts";
 import type { Kernel } from "./kernel.ts";
 import type { Batch, StepLayout } from "./step-layout.ts";
-import { attend, mergeSplits, TILE_HEADS } from "./wgsl/attend.ts";
-import { LIST_PAGES, WRITE_MASKS } from "./wgsl/masks.ts";
+import { attend, TILE_HEADS } from "./wgsl/attend.ts";
+import { LIST_BLOCKS_OF_UNITS, LIST_PAGES } from "./wgsl/masks.ts";
+import { mergeSplits } from "./wgsl/merge-splits.ts";
 import { COMBINE, SCORE_STATS, TOP_K, TOP_MASS } from "./wgsl/rank.ts";
 import { QUANTIZE_QUERIES, SCORE_BLOCKS, scorePages, scoreTokens } from "./wgsl/score.ts";
+import { pagesOfGroup, scorePagesWide, scoresWide } from "./wgsl/score-pages.ts";
 
 /** Work groups from which on every tile walks its splits by itself. */
 const WALK_GROUPS_MIN = 2048;
@@ -25,7 +27,7 @@ export interface LayerStep {
   q: GPUBuffer;
 }
 
-/** Scores, ranks and masks: what {@link recordAttend} of the layer reads lies in scratch afterwards. */
+/** Scores, ranks and lists: what {@link recordAttend} of the layer reads lies in scratch afterwards. */
 export function recordSelect(step: LayerStep): void {
   const { list, layout, layer } = step;
   const { tables, scratch, outcome } = step.buffers;
@@ -33,17 +35,20 @@ export function recordSelect(step: LayerStep): void {
   const lists = layout.listsOf(layer);
   if (lists.units.count === 0) return;
   if (lists.batches.length > 0) {
-    const queries = layout.rowCount * layout.headCount;
-    const params = { queries, head_dim: headDim, codes_at: layout.codesAt, scales_at: layout.scalesAt };
-    list.dispatch(QUANTIZE_QUERIES, params, [step.q, scratch], [Math.ceil(queries / 64)]);
+    const params = { head_dim: headDim, codes_at: layout.codesAt, scales_at: layout.scalesAt };
+    list.dispatch(QUANTIZE_QUERIES, params, [step.q, scratch], [layout.headCount, layout.rowCount]);
   }
   for (const batch of lists.blockBatches) {
-    scoreBatch(step, batch, SCORE_BLOCKS, layout.pool.centres(batch.summary as SummaryKind, layer));
+    const centres = layout.pool.centres(batch.summary as SummaryKind, layer);
+    scoreBatch(step, batch, { kernel: SCORE_BLOCKS, perGroup: 64, source: centres });
     rankBatch(step, batch);
   }
   for (const batch of lists.batches) {
     const summary = batch.summary as SummaryKind;
-    scoreBatch(step, batch, scorePages(summary), layout.pool.summaries(summary, layer));
+    const scoring = scoresWide(summary, headDim)
+      ? { kernel: scorePagesWide(summary, headDim), perGroup: pagesOfGroup(headDim) }
+      : { kernel: scorePages(summary), perGroup: 64 };
+    scoreBatch(step, batch, { ...scoring, source: layout.pool.summaries(summary, layer) });
     rankBatch(step, batch);
   }
   const params = { layer, units_at: lists.listUnits.at };
@@ -52,17 +57,22 @@ export function recordSelect(step: LayerStep): void {
     scoreTokenBatch(step, batch);
     rankBatch(step, batch);
   }
-  const grid = [Math.ceil(layout.blocksMax / 64), lists.units.count] as const;
-  list.dispatch(WRITE_MASKS, { layer, units_at: lists.units.at }, [tables, scratch, outcome], grid);
+  list.dispatch(
+    LIST_BLOCKS_OF_UNITS,
+    { layer, units_at: lists.units.at },
+    [tables, scratch, outcome],
+    [lists.units.count],
+  );
 }
 
-/** Scores pages by `source`, their summaries, or blocks by their centres. */
-function scoreBatch(
-  { list, buffers, layout }: LayerStep,
-  batch: Batch,
-  kernel: Kernel,
-  source: GPUBuffer | undefined,
-): void {
+/** How candidates are scored: by pages' summaries or blocks' centres, `perGroup` in a work group. */
+interface Scoring {
+  kernel: Kernel;
+  perGroup: number;
+  source: GPUBuffer | undefined;
+}
+
+function scoreBatch({ list, buffers, layout }: LayerStep, batch: Batch, { kernel, perGroup, source }: Scoring): void {
   const { pool, headCount } = layout;
   const { kvHeadCount, headDim } = pool.spec;
   assert(source !== undefined, "what a batch scores by is in the pool");
@@ -70,7 +80,7 @@ function scoreBatch(
     ...{ head_count: headCount, kv_head_count: kvHeadCount, head_dim: headDim, units_at: batch.unitsAt },
     ...{ codes_at: layout.codesAt, scales_at: layout.scalesAt },
   };
-  const grid = [Math.ceil(batch.candidatesMax / 64), batch.chunksMax, batch.unitCount] as const;
+  const grid = [Math.ceil(batch.candidatesMax / perGroup), batch.chunksMax, batch.unitCount] as const;
   list.dispatch(kernel, params, [source, buffers.tables, buffers.scratch], grid);
 }
 
@@ -99,8 +109,8 @@ function rankBatch({ list, buffers, layout }: LayerStep, batch: Batch): void {
 export function recordAttend(step: LayerStep, out: GPUBuffer): void {
   const { list, layout, layer } = step;
   const { tables, scratch } = step.buffers;
-  const { pool, headCount, tileRows, splitCount } = layout;
-  const { tiles } = layout.listsOf(layer);
+  const { pool, headCount, tileRows } = layout;
+  const { tiles, splitCount } = layout.listsOf(layer);
   const { kvHeadCount, headDim, encoding } = pool.spec;
   const headChunks = Math.ceil(headCount / kvHeadCount / TILE_HEADS);
   const partialWords = layout.rowCount * headCount * splitCount * (headDim + 4);
@@ -117,6 +127,9 @@ export function recordAttend(step: LayerStep, out: GPUBuffer): void {
   const buffers = [step.q, out, open, tables, scratch, ...pool.blockParts];
   list.dispatch(kernel, params, buffers, [isSplit ? splitCount : 1, tiles.count, kvHeadCount * headChunks]);
   if (!isSplit) return;
-  const merge = { head_count: headCount, tiles_at: tiles.at, partials_at: layout.partialsAt, split_count: splitCount };
+  const merge = {
+    ...{ head_count: headCount, kv_head_count: kvHeadCount, tiles_at: tiles.at },
+    ...{ partials_at: layout.partialsAt, split_count: splitCount },
+  };
   list.dispatch(mergeSplits(headDim), merge, [scratch, tables, out], [tiles.count, tileRows, headCount]);
 }

@@ -4,7 +4,7 @@
  */
 
 import { choiceRow, choiceShape } from "../choice.ts";
-import { type CoarsePass, coarsePass } from "../coarse.ts";
+import { coarsePass } from "../coarse.ts";
 import { BLOCK_TOKENS, NOT_RESIDENT, PAGE_TOKENS, type StepSlice, type SummaryKind } from "../contract.ts";
 import {
   choiceRange,
@@ -22,10 +22,22 @@ import {
   takesUnevenly,
 } from "../page-range.ts";
 import type { WebGpuPool } from "./pool.ts";
-import { TILE_WORDS } from "./wgsl/attend.ts";
+import {
+  coversAll,
+  inLayer,
+  massShareOf,
+  type Ranked,
+  rankingOf,
+  rawWordsOf,
+  strideOf,
+  type Unit,
+  type UnitRecord,
+  type UnitTake,
+} from "./units.ts";
+import { LIST_BLOCKS, LIST_WORDS, SPLIT_BLOCKS, TILE_WORDS } from "./wgsl/attend.ts";
 import { COUNTERS } from "./wgsl/masks.ts";
 import { SCORE_HEADS } from "./wgsl/score.ts";
-import { NOWHERE, RANKING_FIELDS, UNIT_FIELDS } from "./wgsl/unit.ts";
+import { NOWHERE, UNIT_FIELDS } from "./wgsl/unit.ts";
 import { Addresses, floatBits, type Words } from "./words.ts";
 
 /** Raw scores that lie in scratch at a time, in words; a larger unit is a batch of its own. */
@@ -54,7 +66,9 @@ export interface Batch {
 /** Tables of the layers in which the same slices choose as much, take over a choice, or attend to everything. */
 export interface LayerLists {
   tiles: UnitTable;
-  /** All units that select, for the masks; those of token plans that list pages. */
+  /** Most splits of a tile. */
+  splitCount: number;
+  /** All units that select, for the lists of blocks; those of token plans that list pages. */
   units: UnitTable;
   listUnits: UnitTable;
   /** What ranks blocks before their pages. */
@@ -68,30 +82,6 @@ export interface UnitTable {
   at: number;
   count: number;
 }
-
-type UnitRecord = Record<(typeof UNIT_FIELDS)[number], number>;
-
-/** A unit and what its rankings need. */
-interface Unit {
-  sliceIndex: number;
-  record: UnitRecord;
-  plan: SelectingPlan;
-  /** What each layer lets it take, where these differ. */
-  takes: readonly UnitTake[];
-  keep: number;
-  pass: CoarsePass | undefined;
-  queryCount: number;
-  chunkCount: number;
-  scoresPages: boolean;
-  /** Most pages that the second stage of a token plan sees. */
-  listMax: number;
-}
-
-/** How many candidates a unit keeps in a layer, and whether it scores them, after which coarse pass. */
-type UnitTake = Pick<Unit, "keep" | "scoresPages" | "pass"> & Pick<UnitRecord, "keeps">;
-
-/** What a batch ranks. */
-type Ranked = "blocks" | "pages" | "tokens";
 
 /** Where a slice's own tables and bitmaps are. */
 interface SlicePlace {
@@ -137,10 +127,6 @@ export class StepLayout {
   readonly rowCount: number;
   /** Rows of a tile: 1 where every slice has one row. */
   readonly tileRows: number;
-  /** Splits of the longest context. */
-  readonly splitCount: number;
-  /** Blocks of the longest context. */
-  readonly blocksMax: number;
   readonly codesAt: number;
   readonly scalesAt: number;
   readonly partialsAt: number;
@@ -169,8 +155,6 @@ export class StepLayout {
     this.rowsAt = tables.push(slices.flatMap(rowRecords));
     const isDecode = slices.every(({ rowCount }) => rowCount === 1);
     this.tileRows = isDecode ? 1 : pool.spec.headDim > 128 ? 2 : 4;
-    this.blocksMax = slices.reduce((max, slice) => Math.max(max, lastBlock(slice) + 1), 0);
-    this.splitCount = Math.ceil(this.blocksMax / 8);
     for (const stepGroup of groupsOfStep(slices)) {
       const layout = { ...stepGroup, range: pageRange(stepGroup.slice.plan, stepGroup.group) };
       this.groups.push(layout);
@@ -195,9 +179,13 @@ export class StepLayout {
     const known = this.#lists.get(key);
     if (known !== undefined) return known;
     const roles = slices.map(({ plan }) => layerRole(plan, layer));
-    const tiles = this.#choices.flatMap(({ layout, units }) =>
-      this.#tilesOf(layout, roles[layout.sliceIndex] === "everything" ? [] : units),
-    );
+    let splitCount = 0;
+    const tiles = this.#choices.flatMap(({ layout, units: all }) => {
+      const isDense = roles[layout.sliceIndex] === "everything" || all.every((unit) => coversAll(inLayer(unit, layer)));
+      const units = isDense ? [] : all;
+      splitCount = Math.max(splitCount, splitsOf(layout, units));
+      return this.#tilesOf(layout, units);
+    });
     const selecting = this.#units
       .filter(({ sliceIndex }) => roles[sliceIndex] !== "everything")
       .map((unit) => inLayer(unit, layer));
@@ -214,6 +202,7 @@ export class StepLayout {
       );
     const lists = {
       tiles: { at: this.#parts.tables.push(tiles), count: tiles.length / TILE_WORDS },
+      splitCount,
       blockBatches: byKind(
         scored.filter(({ pass }) => pass !== undefined),
         "blocks",
@@ -268,16 +257,28 @@ export class StepLayout {
     if (slice.plan.kind === "dense" || range.everything) return [];
     const { kvHeadCount } = this.pool.spec;
     const plan = slice.plan;
-    if (selectsPerLayer(plan)) return [this.#unit(layout, plan, { kvFirst: 0, kvCount: kvHeadCount })];
-    return Array.from({ length: kvHeadCount }, (_, kvFirst) => this.#unit(layout, plan, { kvFirst, kvCount: 1 }));
+    const heads = selectsPerLayer(plan)
+      ? [{ kvFirst: 0, kvCount: kvHeadCount }]
+      : Array.from({ length: kvHeadCount }, (_, kvFirst) => ({ kvFirst, kvCount: 1 }));
+    const takes = heads.map(({ kvFirst }) => this.#takesOf(layout, plan, kvFirst));
+    const keepMax = Math.max(...takes.flat().map(({ keep }) => keep));
+    // The same for every head: their lists lie at even distances.
+    const blocksMax = Math.min(
+      Math.floor(layout.group.positionLast / BLOCK_TOKENS) + 1,
+      range.pageEnd - range.candidateCount + keepMax,
+    );
+    return heads.map((head, index) => this.#unit(layout, plan, { ...head, takes: takes[index]!, blocksMax }));
   }
 
-  #unit(layout: GroupLayout, plan: SelectingPlan, { kvFirst, kvCount }: { kvFirst: number; kvCount: number }): Unit {
+  #unit(
+    layout: GroupLayout,
+    plan: SelectingPlan,
+    { kvFirst, kvCount, takes, blocksMax }: Pick<Unit, "takes" | "blocksMax"> & { kvFirst: number; kvCount: number },
+  ): Unit {
     const { sliceIndex, group, firstRow, voterCount, range } = layout;
     const place = this.#places[sliceIndex] as SlicePlace;
     const headsPerKvHead = this.headCount / this.pool.spec.kvHeadCount;
     const block = Math.floor(group.positionLast / BLOCK_TOKENS);
-    const takes = this.#takesOf(layout, plan, kvFirst);
     const [first] = takes as [UnitTake];
     const record: UnitRecord = {
       ...{ first_row: firstRow, row_count: voterCount, kv_first: kvFirst, kv_count: kvCount },
@@ -286,7 +287,7 @@ export class StepLayout {
       ...{ block_ids_stride: place.blockIdsStride, counters_at: place.countersAt },
       ...{ misses_at: place.missesAt, misses_stride: place.bitmapStride },
       ...{ chosen_at: place.chosenAt, chosen_stride: place.bitmapStride },
-      masks_at: this.#scratch.take((block + 1) * 2),
+      blocks_at: this.#scratch.take(1 + blocksMax * LIST_WORDS),
       keeps: first.keeps,
       ...this.#placeGiven(layout, plan, kvFirst),
       ...{ report_at: NOWHERE, choice_stride: Math.ceil(block / 4) },
@@ -298,7 +299,7 @@ export class StepLayout {
       token_flags_at: NOWHERE,
     };
     return {
-      ...{ sliceIndex, record, plan, takes, keep: first.keep, pass: first.pass },
+      ...{ sliceIndex, record, plan, takes, keep: first.keep, keepsAll: first.keepsAll, pass: first.pass, blocksMax },
       // Of the layers that choose: those that do not score have no use for the room.
       scoresPages: takes.some(({ scoresPages }) => scoresPages),
       queryCount: voterCount * kvCount * headsPerKvHead,
@@ -313,9 +314,10 @@ export class StepLayout {
     return Array.from({ length: takesUnevenly(plan) ? layerCount : 1 }, (_, layer) => {
       const own = choiceRange(plan, range, { layer, kvHead, kvHeadCount });
       const keep = keepPages(plan, own);
+      const keepsAll = keep > 0 && !needsPageScores(plan, own);
       const scoresPages = given === undefined && needsPageScores(plan, own);
       const pass = scoresPages ? coarsePass(plan, own) : undefined;
-      return { keep, scoresPages, pass, keeps: given !== undefined ? 3 : scoresPages ? 2 : keep > 0 ? 1 : 0 };
+      return { keep, keepsAll, scoresPages, pass, keeps: given !== undefined ? 3 : scoresPages ? 2 : keep > 0 ? 1 : 0 };
     });
   }
 
@@ -406,8 +408,8 @@ export class StepLayout {
     const place = this.#places[sliceIndex] as SlicePlace;
     const first = units[0]?.record;
     const second = units[1]?.record;
-    const masksAt = first?.masks_at ?? NOWHERE;
-    const headMasks = first === undefined || second === undefined ? 0 : second.masks_at - first.masks_at;
+    const listAt = first?.blocks_at ?? NOWHERE;
+    const headLists = first === undefined || second === undefined ? 0 : second.blocks_at - first.blocks_at;
     const sliceBlock = Math.floor(slice.position / BLOCK_TOKENS);
     const words: number[] = [];
     for (let row = 0; row < group.rowCount; ) {
@@ -416,53 +418,17 @@ export class StepLayout {
       const count = Math.min(this.tileRows, group.rowCount - row, (block + 1) * BLOCK_TOKENS - position);
       const slot = slice.openSlots[block - sliceBlock] as number;
       words.push(firstRow + row, count, position, place.blockIdsAt, place.blockIdsStride);
-      words.push(masksAt, headMasks, slot, block + 1, 0);
+      words.push(listAt, headLists, slot, block + 1, 0);
       row += count;
     }
     return words;
   }
 }
 
-/** The unit as a layer that selects sees it. */
-function inLayer(unit: Unit, layer: number): Unit {
-  const { keep, scoresPages, pass, keeps } = unit.takes[layer] ?? (unit.takes[0] as UnitTake);
-  const { blockFirst, blockEnd } = pass ?? { blockFirst: 0, blockEnd: 0 };
-  const record = {
-    ...{ ...unit.record, keeps, block_first: blockFirst, block_count: blockEnd - blockFirst },
-    block_flags_at: pass === undefined ? NOWHERE : unit.record.block_flags_at,
-  };
-  return { ...unit, keep, scoresPages, pass, record };
-}
-
-function rankingOf(unit: Unit, ranked: Ranked, at: { raw: number; stats: number; keys: number }): number[] {
-  const { record, plan, pass } = unit;
-  const isPages = ranked === "pages";
-  const take = { blocks: pass?.keep ?? 0, pages: unit.keep, tokens: record.token_take }[ranked];
-  const flags = { blocks: record.block_flags_at, pages: record.flags_at, tokens: record.token_flags_at }[ranked];
-  const values: Record<(typeof RANKING_FIELDS)[number], number> = {
-    ...{ raw_at: at.raw, raw_stride: strideOf(unit, ranked), query_count: unit.queryCount },
-    ...(ranked === "tokens"
-      ? { size: 0, size_at: record.list_count_at }
-      : { size: strideOf(unit, ranked), size_at: NOWHERE }),
-    ...{ stats_at: at.stats, keys_at: at.keys, flags_at: flags, take, rule: pageCombine(plan) === "max" ? 0 : 1 },
-    mass_share: isPages ? floatBits(massShareOf(plan)) : 0,
-  };
-  return RANKING_FIELDS.map((field) => values[field]);
-}
-
-/** Raw scores of one query, in words. */
-function strideOf({ record }: Unit, ranked: Ranked): number {
-  return { blocks: record.block_count, pages: record.raw_stride, tokens: record.token_raw_stride }[ranked];
-}
-
-/** Raw scores, stats and keys of a unit's ranking. */
-function rawWordsOf(unit: Unit, ranked: Ranked): number {
-  return (unit.queryCount + 1) * strideOf(unit, ranked) + 2 * unit.queryCount;
-}
-
-/** 0: a plan without one. */
-function massShareOf(plan: SelectingPlan): number {
-  return plan.kind === "pages" ? (plan.massShare ?? 0) : 0;
+/** Most splits of a group's attention. */
+function splitsOf({ group }: GroupLayout, units: readonly Unit[]): number {
+  if (units.length === 0) return Math.ceil((Math.floor(group.positionLast / BLOCK_TOKENS) + 1) / SPLIT_BLOCKS);
+  return Math.ceil(Math.max(...units.map(({ blocksMax }) => blocksMax)) / LIST_BLOCKS);
 }
 
 function rowRecords(slice: StepSlice): number[] {

@@ -1,7 +1,12 @@
-/** A growing table of u32, uploaded once per step. */
+/** A growing table of u32, uploaded once per step and kept from step to step. */
 export class Words {
   #data = new Uint32Array(1024);
   #length = 0;
+
+  /** Begins anew; the memory stays. */
+  clear(): void {
+    this.#length = 0;
+  }
 
   /** Words so far: where the next one goes. */
   get length(): number {

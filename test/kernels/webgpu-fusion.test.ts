@@ -16,6 +16,8 @@ vi.setConfig({ testTimeout: 120_000 });
 const hasAdapter = (await adapterForTests()) !== undefined;
 const OUT_WIDTH = 24;
 
+const gemvOf = (encoding: string, rows: number): string => `gemv_${encoding}_${rows === 1 ? 1 : 4}`;
+
 /** Ops that may wait for the product behind them; `made` begins as `x`. */
 const OPS = {
   rmsNorm: { alone: (width: number) => `rms_norm_${width <= 256 ? 64 : 256}` },
@@ -88,7 +90,7 @@ describe.skipIf(!hasAdapter)(`ops in front of a product (seed ${SEED})`, () => {
       });
       expect(apart.at(-1)).toBe(OPS[op].alone(shape.width));
       const values = await results(device, made);
-      expect(await namesOf(multiply)).toEqual(["quantize_rows", `gemv_${encoding}`]);
+      expect(await namesOf(multiply)).toEqual(["quantize_rows", gemvOf(encoding, shape.rows)]);
       const product = await results(device, out);
       expect(product.some((value) => value !== 0)).toBe(true);
       device.write(out, 0, bytesOf(new Float32Array(product.length).fill(Number.NaN)));
@@ -98,7 +100,11 @@ describe.skipIf(!hasAdapter)(`ops in front of a product (seed ${SEED})`, () => {
         multiply(recorder);
         multiply(recorder);
       });
-      expect(together.slice(-3)).toEqual([FUSED[op](shape.width), `gemv_${encoding}`, `gemv_${encoding}`]);
+      expect(together.slice(-3)).toEqual([
+        FUSED[op](shape.width),
+        gemvOf(encoding, shape.rows),
+        gemvOf(encoding, shape.rows),
+      ]);
       expectSameBits(await results(device, made), values, "what the op made");
       expectSameBits(await results(device, out), product, "the product");
     },
@@ -119,7 +125,7 @@ describe.skipIf(!hasAdapter)(`ops in front of a product (seed ${SEED})`, () => {
       recorder.rmsNorm({ out: copy, x: made, weight: other, rows: 2, width: 64, eps: 1 });
     });
     const norm = "rms_norm_64";
-    expect(names).toEqual([norm, "quantize_rows", "gemv_int8", norm, "copy4", norm, norm]);
+    expect(names).toEqual([norm, "quantize_rows", "gemv_int8_4", norm, "copy4", norm, norm]);
     expect((await results(device, out)).some((value) => value !== 0)).toBe(true);
     expect((await results(device, copy)).every((value) => value === 0)).toBe(true);
   });
@@ -130,13 +136,13 @@ describe.skipIf(!hasAdapter)(`ops in front of a product (seed ${SEED})`, () => {
       floats.make(recorder);
       floats.multiply(recorder);
     });
-    expect(names).toEqual(["rms_norm_64", "gemv_f32"]);
+    expect(names).toEqual(["rms_norm_64", "gemv_f32_4"]);
     const codes = stage("rmsNorm", "int8", { rows: 2, width: 64 });
     const fewer = await namesOf((recorder) => {
       codes.make(recorder);
       recorder.matmul({ out: codes.out, x: codes.made, matrix: codes.matrix, rows: 1 });
     });
-    expect(fewer).toEqual(["rms_norm_64", "quantize_rows", "gemv_int8"]);
+    expect(fewer).toEqual(["rms_norm_64", "quantize_rows", "gemv_int8_1"]);
   });
 
   it.each([

@@ -1,5 +1,6 @@
 /** From flags to what attention reads, and what the step reports: masks, misses, chosen blocks, traffic. */
 import { type Kernel, read, write } from "../kernel.ts";
+import { LIST_WORDS } from "./attend.ts";
 import { laneParam, laneWidth, sumBefore } from "./reduce.ts";
 import { UNIT, UNIT_FIELDS } from "./unit.ts";
 
@@ -88,19 +89,24 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
 };
 
 /**
- * Masks of every block of a unit: bit t, token t is attended. Forced pages whole, candidates by the unit's flags, or token by token. Notes
- * what is wanted and not resident, which blocks hold a chosen candidate, and the choice where it is reported; counts attended sealed tokens and their blocks, and pages. One thread
- * a block: grid [ceil(most blocks / 64), units].
+ * The blocks that attention reads for a unit, ascending: forced pages whole, candidates by the unit's flags, or token by token. A block is listed where a
+ * token of it is attended and it is on the device, or still open: (block, mask of its tokens in two words, place in the pool). Notes what is wanted and
+ * not resident, which blocks hold a chosen candidate, and the choice where it is reported; counts attended sealed tokens and their blocks, and pages. One
+ * work group a unit, a thread a block, THREADS at a time: grid [units].
+ *
+ * tables: units, block ids; scratch: flags, lists; outcome: bitmaps and counters.
  */
-export const WRITE_MASKS: Kernel = {
-  name: "write_masks",
+export const LIST_BLOCKS_OF_UNITS: Kernel = {
+  name: "list_blocks",
   params: { layer: "u32", units_at: "u32" },
   bindings: { tables: read("u32"), scratch: write("u32"), outcome: write("atomic<u32>") },
-  code: /* wgsl */ `
+  code: (lane) => /* wgsl */ `
 ${UNIT}
 ${NOTE}
 ${IS_KEPT}
+${laneWidth(lane)}${sumBefore(lane, THREADS, "u32")}
 var<workgroup> sums: array<atomic<u32>, 3>;
+var<workgroup> listed: u32;
 fn candidate_mask(unit: Unit, candidate: u32) -> u32 {
   if (unit.list_at == 0xffffffffu) { return select(0u, 0xffffu, is_kept(unit, candidate)); }
   let place = scratch[unit.places_at + candidate];
@@ -111,44 +117,57 @@ fn candidate_mask(unit: Unit, candidate: u32) -> u32 {
   }
   return mask;
 }
-@compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
-  let unit = load_unit(p.units_at + wg.y * ${UNIT_FIELDS.length}u);
-  let block = wg.x * 64u + lid;
-  if (block <= unit.last_block) {
+@compute @workgroup_size(${THREADS})
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32${laneParam(lane)}) {
+  let unit = load_unit(p.units_at + wg.x * ${UNIT_FIELDS.length}u);
+  for (var first = 0u; first <= unit.last_block; first += ${THREADS}u) {
+    let block = first + lid;
     var words = vec2u(0u);
-    var pages = 0u;
-    var attended = 0u;
-    var is_chosen = false;
-    for (var i = 0u; i < 4u; i++) {
-      let page = block * 4u + i;
-      var mask = select(0u, 0xffffu, page < unit.page_end);
-      if (page >= unit.page_first && page < unit.page_first + unit.page_count) {
-        mask = candidate_mask(unit, page - unit.page_first);
-        is_chosen = is_chosen || mask != 0u;
+    var id = 0xffffffffu;
+    if (block <= unit.last_block) {
+      var pages = 0u;
+      var attended = 0u;
+      var is_chosen = false;
+      for (var i = 0u; i < 4u; i++) {
+        let page = block * 4u + i;
+        var mask = select(0u, 0xffffu, page < unit.page_end);
+        if (page >= unit.page_first && page < unit.page_first + unit.page_count) {
+          mask = candidate_mask(unit, page - unit.page_first);
+          is_chosen = is_chosen || mask != 0u;
+        }
+        pages += select(0u, 1u, mask != 0u);
+        attended |= select(0u, 1u << i, mask != 0u);
+        if (i < 2u) { words.x |= mask << (i * 16u); } else { words.y |= mask << (i * 16u - 32u); }
       }
-      pages += select(0u, 1u, mask != 0u);
-      attended |= select(0u, 1u << i, mask != 0u);
-      if (i < 2u) { words.x |= mask << (i * 16u); } else { words.y |= mask << (i * 16u - 32u); }
-    }
-    scratch[unit.masks_at + block * 2u] = words.x;
-    scratch[unit.masks_at + block * 2u + 1u] = words.y;
-    if (unit.report_at != 0xffffffffu && block < unit.last_block) {
-      atomicOr(&outcome[unit.report_at + p.layer * unit.choice_stride + block / 4u], attended << (block % 4u * 8u));
-    }
-    if (is_chosen) { note(unit.chosen_at, unit.chosen_stride, block); }
-    let is_wanted = (words.x | words.y) != 0u;
-    if (is_wanted && block < unit.last_block) {
-      if (tables[unit.block_ids_at + p.layer * unit.block_ids_stride + block] == 0xffffffffu) {
-        note(unit.misses_at, unit.misses_stride, block);
-      } else {
-        atomicAdd(&sums[0], countOneBits(words.x) + countOneBits(words.y));
-        atomicAdd(&sums[1], 1u);
+      if (block < unit.last_block) { id = tables[unit.block_ids_at + p.layer * unit.block_ids_stride + block]; }
+      if (unit.report_at != 0xffffffffu && block < unit.last_block) {
+        atomicOr(&outcome[unit.report_at + p.layer * unit.choice_stride + block / 4u], attended << (block % 4u * 8u));
       }
+      if (is_chosen) { note(unit.chosen_at, unit.chosen_stride, block); }
+      if ((words.x | words.y) != 0u && block < unit.last_block) {
+        if (id == 0xffffffffu) {
+          note(unit.misses_at, unit.misses_stride, block);
+        } else {
+          atomicAdd(&sums[0], countOneBits(words.x) + countOneBits(words.y));
+          atomicAdd(&sums[1], 1u);
+        }
+      }
+      atomicAdd(&sums[2], pages);
     }
-    atomicAdd(&sums[2], pages);
+    let is_listed = (words.x | words.y) != 0u && (id != 0xffffffffu || block == unit.last_block);
+    let before = workgroupUniformLoad(&listed);
+    let place = before + sum_before(select(0u, 1u, is_listed), lid, lane_width);
+    if (is_listed) {
+      let at = unit.blocks_at + 1u + place * ${LIST_WORDS}u;
+      scratch[at] = block;
+      scratch[at + 1u] = words.x;
+      scratch[at + 2u] = words.y;
+      scratch[at + 3u] = id;
+    }
+    if (lid == ${THREADS - 1}u) { listed = place + select(0u, 1u, is_listed); }
   }
   workgroupBarrier();
+  if (lid == 0u) { scratch[unit.blocks_at] = listed; }
   if (lid < 3u) {
     let sum = atomicLoad(&sums[lid]);
     if (sum != 0u) { atomicAdd(&outcome[unit.counters_at + lid], sum * unit.kv_count); }

@@ -11,8 +11,10 @@ import { type Binding, type Kernel, type Lane, read, write } from "../kernel.ts"
 import { halfPair } from "./half.ts";
 import { laneParam, laneWidth, shuffles } from "./reduce.ts";
 
-/** Rows of the input that one work group of the small kernel takes. */
-export const GEMV_ROWS = 4;
+/** Rows of the input that one work group of the small kernel takes: a kernel for each, and one for a product of as few. */
+export const GEMV_ROWS = [1, 4, 8] as const;
+/** One of {@link GEMV_ROWS}. */
+export type GemvRows = (typeof GEMV_ROWS)[number];
 /** Rows of the input, and of the matrix, that one work group of the large kernel takes. */
 export const GEMM_TILE = 32;
 
@@ -57,52 +59,94 @@ fn store(row: u32, column: u32, value: f32) {
 }
 `;
 
-/** What one thread of the small kernel does with its block in step `s`; f16 as bf16. */
-const GEMV_STEP: Record<Exclude<MatrixEncoding, "f16">, string> = {
-  f32: /* wgsl */ `
-    let at = (wg.x * p.steps + s) * 512u + lid;
-    for (var i = 0u; i < 8u; i++) {
-      let w = weights[at + i * 64u];
-      for (var j = 0u; j < ${GEMV_ROWS}u; j++) { if (j < count) { acc[j] = fma(w, x[(first + j) * blocks * 8u + block * 8u + i], acc[j]); } }
-    }`,
-  bf16: /* wgsl */ `
-    let at = (wg.x * p.steps + s) * 256u + lid;
-    for (var i = 0u; i < 4u; i++) {
-      let words = weights[at + i * 64u];
-      for (var j = 0u; j < ${GEMV_ROWS}u; j++) {
-        if (j < count) {
-          let x_at = (first + j) * blocks * 8u + block * 8u + i * 2u;
+/**
+ * What one thread of the small kernel does with its block in step `s` of some that it goes through at once, `ahead` at most: first it reads them all, because one read of
+ * 16 bytes a thread does not keep memory busy, then it adds them in order. f16 as bf16.
+ */
+interface GemvStep {
+  ahead: (rows: GemvRows) => number;
+  load: string;
+  add: string;
+}
+
+/** Where the input's row for sum j begins, in blocks; rows that are not there are computed and not stored. */
+const ROW_BLOCKS = "min(first + j, p.rows - 1u) * blocks + block";
+
+const GEMV_STEP: Record<Exclude<MatrixEncoding, "f16">, GemvStep> = {
+  f32: {
+    ahead: () => 1,
+    load: "",
+    add: /* wgsl */ `
+      let at = (wg.x * p.steps + s) * 512u + lid;
+      for (var i = 0u; i < 8u; i++) {
+        let w = weights[at + i * 64u];
+        for (var j = 0u; j < ROWS; j++) { acc[j] = fma(w, x[(${ROW_BLOCKS}) * 8u + i], acc[j]); }
+      }`,
+  },
+  bf16: {
+    ahead: () => 1,
+    load: "",
+    add: /* wgsl */ `
+      let at = (wg.x * p.steps + s) * 256u + lid;
+      for (var i = 0u; i < 4u; i++) {
+        let words = weights[at + i * 64u];
+        for (var j = 0u; j < ROWS; j++) {
+          let x_at = (${ROW_BLOCKS}) * 8u + i * 2u;
           acc[j] = fma(low_half(words), x[x_at], acc[j]);
           acc[j] = fma(high_half(words), x[x_at + 1u], acc[j]);
         }
-      }
-    }`,
-  int8: /* wgsl */ `
-    let at = (wg.x * p.steps + s) * 128u + lid;
-    let w0 = weights[at];
-    let w1 = weights[at + 64u];
-    let scale = weight_scales[(wg.x * p.steps + s) * 64u + lid];
-    for (var j = 0u; j < ${GEMV_ROWS}u; j++) {
-      if (j < count) {
-        let x_at = (first + j) * blocks + block;
-        let dot = dot16(w0, x[x_at * 2u]) + dot16(w1, x[x_at * 2u + 1u]);
-        acc[j] = fma(f32(dot), scale * bitcast<f32>(x_scales[x_at].x), acc[j]);
-      }
-    }`,
-  int4: /* wgsl */ `
-    let words = weights[(wg.x * p.steps + s) * 64u + lid];
-    let low = words & vec4u(0x0f0f0f0fu);
-    let high = (words >> vec4u(4u)) & vec4u(0x0f0f0f0fu);
-    let scale = weight_scales[(wg.x * p.steps + s) * 64u + lid];
-    for (var j = 0u; j < ${GEMV_ROWS}u; j++) {
-      if (j < count) {
-        let x_at = (first + j) * blocks + block;
+      }`,
+  },
+  int8: {
+    ahead: () => 4,
+    load: /* wgsl */ `
+    let low#n = weights[at#n * 2u - lid];
+    let high#n = weights[at#n * 2u - lid + 64u];
+    let scale#n = weight_scales[at#n];`,
+    add: /* wgsl */ `
+      for (var j = 0u; j < ROWS; j++) {
+        let x_at = ${ROW_BLOCKS};
+        let dot = dot16(low#n, x[x_at * 2u]) + dot16(high#n, x[x_at * 2u + 1u]);
+        acc[j] = fma(f32(dot), scale#n * bitcast<f32>(x_scales[x_at].x), acc[j]);
+      }`,
+  },
+  int4: {
+    ahead: (rows) => (rows === 1 ? 8 : 4),
+    load: /* wgsl */ `
+    let words#n = weights[at#n];
+    let scale#n = weight_scales[at#n];`,
+    add: /* wgsl */ `
+      let low = words#n & vec4u(0x0f0f0f0fu);
+      let high = (words#n >> vec4u(4u)) & vec4u(0x0f0f0f0fu);
+      for (var j = 0u; j < ROWS; j++) {
+        let x_at = ${ROW_BLOCKS};
         let x_scale = x_scales[x_at];
         let dot = dot16(low, x[x_at * 2u]) + dot16(high, x[x_at * 2u + 1u]) - 8 * bitcast<i32>(x_scale.y);
-        acc[j] = fma(f32(dot), scale * bitcast<f32>(x_scale.x), acc[j]);
-      }
-    }`,
+        acc[j] = fma(f32(dot), scale#n * bitcast<f32>(x_scale.x), acc[j]);
+      }`,
+  },
 };
+
+/** The loop over a thread's blocks. */
+function gemvLoop(encoding: MatrixEncoding, rows: GemvRows): string {
+  const { ahead, load, add } = GEMV_STEP[encoding === "f16" ? "bf16" : encoding];
+  const steps = Array.from({ length: ahead(rows) }, (_, n) => n);
+  const loads = steps.map((n) => {
+    const at = `    let at${n} = (wg.x * p.steps + min(from_s + ${n}u, p.steps - 1u)) * 64u + lid;`;
+    return load === "" ? "" : `${at}${load.replaceAll("#n", String(n))}`;
+  });
+  const adds = steps.map((n) => {
+    const text = add.replaceAll("#n", String(n));
+    return /* wgsl */ `    if (from_s + ${n}u < p.steps) {
+      let s = from_s + ${n}u;
+      let block = (lid & 7u) * p.steps + s;${text}
+    }`;
+  });
+  return /* wgsl */ `  for (var from_s = 0u; from_s < p.steps; from_s += ${steps.length}u) {
+${loads.join("\n")}
+${adds.join("\n")}
+  }`;
+}
 
 /** The lanes' sums without work group memory, where a subgroup has the eight lanes of a row. `laneSum`: of this thread, for row j of the input. */
 const GEMV_SHUFFLE = (laneSum: string): string => /* wgsl */ `
@@ -126,35 +170,33 @@ fn dot16(a: vec4u, b: vec4u) -> i32 {
 `;
 
 /**
- * Product for few rows: one work group has 8 rows of the matrix and GEMV_ROWS of the input; thread 8 r + l has lane l of row r, and the
+ * Product for few rows: one work group has 8 rows of the matrix and `rows` of the input; thread 8 r + l has lane l of row r, and the
  * 64 threads read the packed matrix without a gap.
  *
  * weights and weight_scales: packed-matrix.ts; x as quantize-rows.ts leaves it (f32: [rows, blocks * 32]); out f32 [rows, outWidth], columns
- * from out_first on. Grid [ceil(partWidth / 8), ceil(rows / GEMV_ROWS)]. 1 KiB of work group memory.
+ * from out_first on. Grid [ceil(partWidth / 8), ceil(rows of the input / rows)]. 256 * rows bytes of work group memory.
  */
-export function gemv(encoding: MatrixEncoding): Kernel {
+export function gemv(encoding: MatrixEncoding, rows: GemvRows): Kernel {
   const integer = isInteger(encoding);
   const laneSum = integer ? "acc[j]" : "(acc[j].x + acc[j].y) + (acc[j].z + acc[j].w)";
   return {
-    name: `gemv_${encoding}`,
+    name: `gemv_${encoding}_${rows}`,
     params: matmulParams,
     bindings: matmulBindings(encoding),
     code: (lane) => /* wgsl */ `
 ${halves(encoding, lane)}${integer ? DOT16 : ""}${STORE}
 ${laneWidth(lane)}${shuffles(lane, 64)}
-var<workgroup> lanes: array<f32, ${GEMV_ROWS * 64}>;
+const ROWS = ${rows}u;
+var<workgroup> lanes: array<f32, ${rows * 64}>;
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32${laneParam(lane)}) {
   let blocks = p.steps * 8u;
-  let first = wg.y * ${GEMV_ROWS}u;
-  let count = min(${GEMV_ROWS}u, p.rows - first);
-  var acc: array<${integer ? "f32" : "vec4f"}, ${GEMV_ROWS}>;
-  for (var s = 0u; s < p.steps; s++) {
-    let block = (lid & 7u) * p.steps + s;
-${GEMV_STEP[encoding === "f16" ? "bf16" : encoding]}
-  }
+  let first = wg.y * ROWS;
+  let count = min(ROWS, p.rows - first);
+  var acc: array<${integer ? "f32" : "vec4f"}, ROWS>;
+${gemvLoop(encoding, rows)}
 ${lane.subgroups === "none" ? "" : GEMV_SHUFFLE(laneSum)}
-  for (var j = 0u; j < ${GEMV_ROWS}u; j++) { lanes[j * 64u + lid] = ${laneSum}; }
+  for (var j = 0u; j < ROWS; j++) { lanes[j * 64u + lid] = ${laneSum}; }
   workgroupBarrier();
   let column = wg.x * 8u + (lid & 7u);
   let j = lid >> 3u;

@@ -100,7 +100,8 @@ ${RANKING}
 ${RANKING_SIZE}
 ${laneWidth(lane)}${sumBefore(lane, THREADS, "u32")}
 var<workgroup> counts: array<atomic<u32>, 256>;
-var<workgroup> found: vec2u;
+/** Digit, how many keys with it are still to take, and how many there are. */
+var<workgroup> found: vec3u;
 @compute @workgroup_size(${THREADS})
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32${laneParam(lane)}) {
   let ranking = load_ranking(p.rankings_at + wg.x * ${RANKING_FIELDS.length}u);
@@ -120,11 +121,19 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
     let digit = 255u - lid;
     let count = atomicLoad(&counts[digit]);
     let above = sum_before(count, lid, lane_width);
-    if ((above < left || lid == 0u) && (above + count >= left || digit == 0u)) { found = vec2u(digit, left - above); }
+    if ((above < left || lid == 0u) && (above + count >= left || digit == 0u)) { found = vec3u(digit, left - above, count); }
     workgroupBarrier();
     prefix = (prefix << 8u) | found.x;
     left = found.y;
     workgroupBarrier();
+  }
+  // Nearly always all keys that equal the last one are taken, and nobody need count them.
+  let last = workgroupUniformLoad(&found);
+  if (last.y == last.z) {
+    for (var i = lid; i < size; i += ${THREADS}u) {
+      scratch[ranking.flags_at + i] = select(0u, 1u, scratch[ranking.keys_at + i] >= prefix);
+    }
+    return;
   }
   let run = (size + ${THREADS - 1}u) / ${THREADS}u;
   let first = min(size, lid * run);

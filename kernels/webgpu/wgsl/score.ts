@@ -2,41 +2,56 @@
 import type { KvEncoding, SummaryKind } from "../../contract.ts";
 import { type Kernel, read, write } from "../kernel.ts";
 import { EXACT_DIVIDE, ROUNDED, SIGNED_BYTES } from "./exact-math.ts";
+import { laneParam, laneWidth, maxOf } from "./reduce.ts";
 import { UNIT, UNIT_FIELDS, UNSCORED } from "./unit.ts";
 
 /** Query heads of one KV head that a work group scores at once. */
 export const SCORE_HEADS = 4;
 
 /**
- * Queries as page scores take them: see `PageScorer`. One thread a query: grid [ceil(queries / 64)].
+ * Queries as page scores take them: see `PageScorer`. A code is 256 high + low + 128, high and low int8, so that integer dot products of bytes give the
+ * exact one. One work group a query: grid [headCount, rows].
  *
- * q f32 [queries, headDim]; scratch from codes_at: i32 [queries, headDim] codes, from scales_at: f32 [queries].
+ * q f32 [queries, headDim]; scratch from codes_at: of every query and four channels a word of highs, one of lows, and the same of the codes' absolute
+ * values; from scales_at: f32 [queries].
  */
 export const QUANTIZE_QUERIES: Kernel = {
   name: "quantize_queries",
-  params: { queries: "u32", head_dim: "u32", codes_at: "u32", scales_at: "u32" },
+  params: { head_dim: "u32", codes_at: "u32", scales_at: "u32" },
   bindings: { q: read("f32"), scratch: write("u32") },
-  code: /* wgsl */ `
+  code: (lane) => /* wgsl */ `
 ${EXACT_DIVIDE}
+${SIGNED_BYTES}
+${laneWidth(lane)}${maxOf(lane, 64, "f32")}
+fn store_codes(at: u32, codes: vec4i) {
+  scratch[at] = pack_bytes(codes >> vec4u(8u));
+  scratch[at + 1u] = pack_bytes((codes & vec4i(255)) - vec4i(128));
+}
 @compute @workgroup_size(64)
-fn main(@builtin(global_invocation_id) id: vec3u) {
-  if (id.x >= p.queries) { return; }
-  let first = id.x * p.head_dim;
-  var largest = 0.0;
-  for (var i = 0u; i < p.head_dim; i++) { largest = max(largest, abs(q[first + i])); }
-  let scale = divide(largest, 32767.0);
-  scratch[p.scales_at + id.x] = bitcast<u32>(scale);
-  for (var i = 0u; i < p.head_dim; i++) {
-    var code = 0;
-    if (scale != 0.0) { code = i32(clamp(round(divide(q[first + i], scale)), -32767.0, 32767.0)); }
-    scratch[p.codes_at + first + i] = bitcast<u32>(code);
+fn main(
+  @builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
+  @builtin(local_invocation_index) lid: u32${laneParam(lane)}
+) {
+  let query = wg.y * groups.x + wg.x;
+  let first = query * p.head_dim;
+  var mine = 0.0;
+  for (var i = lid; i < p.head_dim; i += 64u) { mine = max(mine, abs(q[first + i])); }
+  let scale = divide(max_of(mine, lid, lane_width), 32767.0);
+  if (lid == 0u) { scratch[p.scales_at + query] = bitcast<u32>(scale); }
+  for (var four = lid; four < p.head_dim / 4u; four += 64u) {
+    var codes = vec4i(0);
+    for (var i = 0u; i < 4u; i++) {
+      if (scale != 0.0) { codes[i] = i32(clamp(round(divide(q[first + four * 4u + i], scale)), -32767.0, 32767.0)); }
+    }
+    store_codes(p.codes_at + first + four * 4u, codes);
+    store_codes(p.codes_at + first + four * 4u + 2u, abs(codes));
   }
 }
 `,
 };
 
 /** A work group's queries: a row and up to SCORE_HEADS heads of one KV head. */
-const QUERIES_OF_GROUP = /* wgsl */ `
+export const QUERIES_OF_GROUP = /* wgsl */ `
 struct Queries { row: u32, kv_head: u32, head_first: u32, count: u32, query_first: u32 }
 fn queries_of(unit: Unit, chunk: u32) -> Queries {
   let group = p.head_count / p.kv_head_count;
@@ -68,9 +83,8 @@ function pageDots(second: "code" | "abs(code)"): string {
   let second_scale = bitcast<f32>(summaries[scales_at + 1u]);
   for (var j = 0u; j < queries.count; j++) {
     let query_scale = bitcast<f32>(scratch[p.scales_at + query + j]);
-    let first_part = rounded(rounded(query_scale * first_scale) * f32(first_dots[j]));
-    let reach = rounded(rounded(query_scale * second_scale) * bitcast<f32>(unit.radius_weight));
-    let score = first_part + rounded(reach * f32(second_dots[j]));
+    let weight = bitcast<f32>(unit.radius_weight);
+    let score = page_score(query_scale, vec2i(first_dots[j], second_dots[j]), vec2f(first_scale, second_scale), weight);
     scratch[raw_at + j * unit.raw_stride] = bitcast<u32>(score);
   }`;
 }
@@ -116,31 +130,50 @@ const SIGN_MATCHES = /* wgsl */ `
   }`;
 
 /** How a kind's summaries are scored; kinds of one form share a kernel. */
-function formOf(kind: SummaryKind): { form: string; score: string } {
-  if (kind === "sign-bits") return { form: "signs", score: SIGN_MATCHES };
-  if (kind === "representatives") return { form: "keys", score: pageDots("code") };
-  return { form: "bounds", score: pageDots("abs(code)") };
+export function formOf(kind: SummaryKind): keyof typeof SCORE_OF_FORM {
+  if (kind === "sign-bits") return "signs";
+  return kind === "representatives" ? "keys" : "bounds";
 }
 
-const SCORE_PARAMS: Kernel["params"] = {
+const SCORE_OF_FORM = { signs: SIGN_MATCHES, keys: pageDots("code"), bounds: pageDots("abs(code)") } as const;
+
+/** Parameters of what scores pages or blocks. */
+export const SCORE_PARAMS: Kernel["params"] = {
   ...{ head_count: "u32", kv_head_count: "u32", head_dim: "u32", units_at: "u32" },
   ...{ codes_at: "u32", scales_at: "u32" },
 };
 
 const CODES4 = /* wgsl */ `
 fn codes4(at: u32) -> vec4i {
-  return vec4i(vec4u(scratch[at], scratch[at + 1u], scratch[at + 2u], scratch[at + 3u]));
+  return signed_codes(scratch[at]) * 256 + signed_codes(scratch[at + 1u]) + vec4i(128);
+}`;
+
+/** Whether a coarse pass left a block out. */
+export const IS_PASSED_OVER = /* wgsl */ `
+fn is_passed_over(unit: Unit, block: u32) -> bool {
+  if (unit.block_flags_at == 0xffffffffu || block < unit.block_first || block >= unit.block_first + unit.block_count) {
+    return false;
+  }
+  return scratch[unit.block_flags_at + block - unit.block_first] == 0u;
+}`;
+
+/** `page_score(query_scale, dots, scales, weight)`: each operation rounded. */
+export const PAGE_SCORE = /* wgsl */ `
+fn page_score(query_scale: f32, dots: vec2i, scales: vec2f, weight: f32) -> f32 {
+  let first_part = rounded(rounded(query_scale * scales.x) * f32(dots.x));
+  let reach = rounded(rounded(query_scale * scales.y) * weight);
+  return first_part + rounded(reach * f32(dots.y));
 }`;
 
 /**
- * Raw scores of pages, to the bit of `PageScorer`: integers, then each operation rounded. Pages of blocks that did not stay get UNSCORED.
+ * Raw scores of pages of any head, and by sign bits; `scorePagesWide` is for heads of whole 16 channels. To the bit of `PageScorer`: integers, then each operation rounded. Pages of blocks that did not stay get UNSCORED.
  *
  * summaries u32, one kind of one layer (pool.ts); scratch: codes and scales of {@link QUANTIZE_QUERIES}, flags of blocks, raw f32
  * [query][raw_stride] of every unit, queries ascending by (row, head). One thread a page, for a row and SCORE_HEADS heads: grid
  * [ceil(pages / 64), chunks of queries, units]. Reference: score.ts.
  */
 export function scorePages(kind: SummaryKind): Kernel {
-  const { form, score } = formOf(kind);
+  const form = formOf(kind);
   return {
     name: `score_pages_${form}`,
     params: SCORE_PARAMS,
@@ -151,16 +184,12 @@ ${ROUNDED}
 ${UNIT}
 ${QUERIES_OF_GROUP}
 ${CODES4}
+${IS_PASSED_OVER}
+${PAGE_SCORE}
 fn byte_counts(word: u32) -> u32 {
   let pairs = word - ((word >> 1u) & 0x55555555u);
   let fours = (pairs & 0x33333333u) + ((pairs >> 2u) & 0x33333333u);
   return (fours + (fours >> 4u)) & 0x0f0f0f0fu;
-}
-fn is_passed_over(unit: Unit, block: u32) -> bool {
-  if (unit.block_flags_at == 0xffffffffu || block < unit.block_first || block >= unit.block_first + unit.block_count) {
-    return false;
-  }
-  return scratch[unit.block_flags_at + block - unit.block_first] == 0u;
 }
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
@@ -182,7 +211,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
   let page_at = head_at + page % 4u * fours * 2u;
   let scales_at = head_at + p.head_dim * 2u + page % 4u * 2u;
   let codes_at = p.codes_at + query * p.head_dim;
-${score}
+${SCORE_OF_FORM[form]}
 }
 `,
   };

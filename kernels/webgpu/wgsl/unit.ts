@@ -15,8 +15,8 @@ export const UNIT_FIELDS = [
   ...["summary_slots_at", "block_ids_at", "block_ids_stride"],
   /** outcome; bitmaps of layer l lie l * stride further. */
   ...["counters_at", "misses_at", "misses_stride", "chosen_at", "chosen_stride"],
-  /** scratch: [block][2] of each KV head's choice, see attend.ts. */
-  "masks_at",
+  /** scratch: what attention reads: how many blocks, then (block, mask, place) of each, see attend.ts. */
+  "blocks_at",
   /** 0: no candidate is kept, 1: all, 2: those whose flag is set, 3: those that the given choice has. */
   "keeps",
   /** A byte a block, bit i for its page i, in rows of choice_stride words, one per layer: tables, what is given; outcome, what is reported. */

@@ -20,6 +20,9 @@ const MATCHERS = {
     unless(actual.length === length, actual.length, "to be the length", length),
 } satisfies Record<string, Matcher>;
 
+/** Names of what `expect(...)` and `expect` itself can do here. */
+export const KNOWN = { matchers: [...Object.keys(MATCHERS), "toThrow"], statics: ["fail"] } as const;
+
 type Assertions = { [Name in keyof typeof MATCHERS | "toThrow"]: (...expected: unknown[]) => void };
 type Later = { [Name in keyof Assertions]: (...expected: unknown[]) => Promise<void> };
 

@@ -1,12 +1,13 @@
 /** Every kernel of the GPU device, in every form that the host asks for. */
 import type { Kernel } from "../../../kernels/webgpu/kernel.ts";
 import { APPEND, seal, summarize } from "../../../kernels/webgpu/wgsl/append.ts";
-import { attend, mergeSplits } from "../../../kernels/webgpu/wgsl/attend.ts";
+import { attend } from "../../../kernels/webgpu/wgsl/attend.ts";
 import { writeCentres } from "../../../kernels/webgpu/wgsl/centres.ts";
 import { HALVES, laneCheck } from "../../../kernels/webgpu/wgsl/checks.ts";
-import { LIST_PAGES, WRITE_MASKS } from "../../../kernels/webgpu/wgsl/masks.ts";
-import { gemm, gemv } from "../../../kernels/webgpu/wgsl/matmul.ts";
+import { LIST_BLOCKS_OF_UNITS, LIST_PAGES } from "../../../kernels/webgpu/wgsl/masks.ts";
+import { GEMV_ROWS, gemm, gemv } from "../../../kernels/webgpu/wgsl/matmul.ts";
 import { gemmByMatrices } from "../../../kernels/webgpu/wgsl/matmul-matrix.ts";
+import { mergeSplits } from "../../../kernels/webgpu/wgsl/merge-splits.ts";
 import { summarizePageKeys } from "../../../kernels/webgpu/wgsl/page-keys.ts";
 import { PAD_ROWS, QUANTIZE_ROWS } from "../../../kernels/webgpu/wgsl/quantize-rows.ts";
 import { COMBINE, SCORE_STATS, TOP_K, TOP_MASS } from "../../../kernels/webgpu/wgsl/rank.ts";
@@ -14,6 +15,7 @@ import { rmsNorm } from "../../../kernels/webgpu/wgsl/rms-norm.ts";
 import * as rowOps from "../../../kernels/webgpu/wgsl/row-ops.ts";
 import { ADJUST_LOGITS, CHOOSE_TOKEN, LOGPROBS, TRUNCATE } from "../../../kernels/webgpu/wgsl/sample.ts";
 import { QUANTIZE_QUERIES, SCORE_BLOCKS, scorePages, scoreTokens } from "../../../kernels/webgpu/wgsl/score.ts";
+import { scorePagesWide } from "../../../kernels/webgpu/wgsl/score-pages.ts";
 
 const MATRICES = ["f32", "bf16", "f16", "int8", "int4"] as const;
 const KV = ["f32", "int8"] as const;
@@ -36,13 +38,29 @@ export const ALL_KERNELS: readonly Kernel[] = [
     rowOps.COPY4,
     rowOps.COPY_WITHIN,
   ],
-  ...[rowOps.GATHER_ROWS, QUANTIZE_ROWS, PAD_ROWS, APPEND, QUANTIZE_QUERIES, SCORE_BLOCKS, LIST_PAGES, WRITE_MASKS],
+  ...[
+    rowOps.GATHER_ROWS,
+    QUANTIZE_ROWS,
+    PAD_ROWS,
+    APPEND,
+    QUANTIZE_QUERIES,
+    SCORE_BLOCKS,
+    LIST_PAGES,
+    LIST_BLOCKS_OF_UNITS,
+  ],
   ...[SCORE_STATS, COMBINE, TOP_K, TOP_MASS, ADJUST_LOGITS, TRUNCATE, CHOOSE_TOKEN, LOGPROBS],
   ...[laneCheck(64), laneCheck(256), HALVES],
   ...[64, 4096].flatMap((width) => [rmsNorm(width, false), rmsNorm(width, true)]),
-  ...MATRICES.flatMap((encoding) => [gemv(encoding), gemm(encoding), rowOps.embed(encoding)]),
+  ...MATRICES.flatMap((encoding) => [
+    ...GEMV_ROWS.map((rows) => gemv(encoding, rows)),
+    gemm(encoding),
+    rowOps.embed(encoding),
+  ]),
   ...MATRIX_SHAPES.flatMap((shape) => [gemmByMatrices("int8", shape), gemmByMatrices("int4", shape)]),
   ...(["min-max", "representatives", "sign-bits"] as const).map(scorePages),
+  ...[16, ...HEADS].flatMap((headDim) =>
+    (["min-max", "representatives"] as const).map((kind) => scorePagesWide(kind, headDim)),
+  ),
   ...KV.flatMap((encoding) => [1, 3].map((parts) => scoreTokens(encoding, parts))),
   ...HEADS.flatMap((headDim) => [
     ...[writeCentres(headDim), mergeSplits(headDim)],

@@ -1,0 +1,54 @@
+/** The second half of split attention. */
+import { type Kernel, read, write } from "../kernel.ts";
+import { NONE, TILE } from "./attend.ts";
+
+/** Splits whose results are on their way at once. */
+const AHEAD = 8;
+
+/**
+ * Merges the splits of every row of a tile, ascending; empty ones change nothing. Results of AHEAD splits are read before the first of them is merged.
+ *
+ * scratch: what `attend` left; tables: tiles; out vec4f [rows, headCount, headDim / 4]. One work group a (tile, row, head): grid
+ * [tiles, rows of a tile, headCount].
+ */
+export function mergeSplits(headDim: number): Kernel {
+  const each = (text: (n: number) => string): string => Array.from({ length: AHEAD }, (_, n) => text(n)).join("\n");
+  return {
+    name: `merge_splits_${headDim}`,
+    params: { head_count: "u32", kv_head_count: "u32", tiles_at: "u32", partials_at: "u32", split_count: "u32" },
+    bindings: { scratch: read("u32"), tables: read("u32"), out: write("vec4f") },
+    code: () => /* wgsl */ `
+const HEAD_DIM = ${headDim}u;
+const FOURS = ${headDim / 4}u;
+${TILE}
+struct Merged { sum: f32, largest: f32, output: vec4f }
+fn merged(all: Merged, largest: f32, sum: f32, output: vec4f) -> Merged {
+  if (sum <= 0.0) { return all; }
+  let now = max(all.largest, largest);
+  let keep = exp(all.largest - now);
+  let add = exp(largest - now);
+  return Merged(fma(all.sum, keep, sum * add), now, fma(all.output, vec4f(keep), output * add));
+}
+@compute @workgroup_size(${Math.max(4, headDim / 4)})
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
+  let tile = load_tile(wg.x);
+  if (wg.y >= tile.row_count || lid >= FOURS) { return; }
+  let per_split = split_blocks(tile);
+  let splits = (blocks_of(tile, wg.z / (p.head_count / p.kv_head_count)) + per_split - 1u) / per_split;
+  let query = (tile.first_row + wg.y) * p.head_count + wg.z;
+  var all = Merged(0.0, ${NONE}, vec4f(0.0));
+  for (var first = 0u; first < splits; first += ${AHEAD}u) {
+${each(
+  (n) => `    let at${n} = p.partials_at + (query * p.split_count + min(first + ${n}u, splits - 1u)) * (HEAD_DIM + 4u);
+    let max${n} = bitcast<f32>(scratch[at${n}]);
+    let sum${n} = bitcast<f32>(scratch[at${n} + 1u]);
+    let from${n} = at${n} + 4u + lid * 4u;
+    let output${n} = bitcast<vec4f>(vec4u(scratch[from${n}], scratch[from${n} + 1u], scratch[from${n} + 2u], scratch[from${n} + 3u]));`,
+)}
+${each((n) => `    all = merged(all, max${n}, select(0.0, sum${n}, first + ${n}u < splits), output${n});`)}
+  }
+  out[query * FOURS + lid] = select(vec4f(0.0), all.output / all.sum, all.sum > 0.0);
+}
+`,
+  };
+}

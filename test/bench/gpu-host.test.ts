@@ -1,0 +1,63 @@
+/** The host's part of a step on the GPU device, without a GPU: how many dispatches a step has, and that attention gets work for what was chosen only. */
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { describe, expect, it, vi } from "vitest";
+import { type HostRow, openNullDevice } from "../../bench/gpu/host-time.ts";
+import type { SelectionPlan, StepSlice } from "../../kernels/contract.ts";
+import { ownPool } from "../../kernels/webgpu/buffers.ts";
+import { StepLayout } from "../../kernels/webgpu/step-layout.ts";
+import { Addresses, Words } from "../../kernels/webgpu/words.ts";
+import { policyNamed } from "../../models/selection/registry.ts";
+import { withTempFolder } from "../cli/run-quire.ts";
+import { runBench } from "./run-bench.ts";
+
+vi.setConfig({ testTimeout: 120_000 });
+const device = await openNullDevice().catch((error: unknown) => {
+  if (process.env.CI !== undefined) throw error;
+  return undefined;
+});
+
+/** Of one inner layer: norm, three products, append, attention and its merge, input and product, norm, two products, silu, product. */
+const DENSE_LAYER = 14;
+/** Queries, scores, one key a page, the best, the list of blocks. */
+const SELECT = 5;
+
+describe.skipIf(device === undefined)("a step of the GPU device on the host", () => {
+  it("gpu-host counts as many dispatches more per layer as a layer has", async () => {
+    const rowsOf = (layers: number) =>
+      withTempFolder(async (folder) => {
+        const path = join(folder, "result.json");
+        const { code } = await runBench(["gpu-host", `--layers=${layers}`, "--steps=2", `--json=${path}`]);
+        expect(code).toBe(0);
+        return (JSON.parse(await readFile(path, "utf8")) as { rows: HostRow[] }).rows;
+      });
+    const [two, three] = [await rowsOf(2), await rowsOf(3)];
+    expect(two.map(({ batch, policy }) => `${batch} ${policy}`)).toEqual(["8 dense", "8 quest", "1 dense", "1 quest"]);
+    for (const [index, { policy, dispatches, msPerStep }] of two.entries()) {
+      const layer = DENSE_LAYER + (policy === "quest" ? SELECT : 0);
+      expect(three[index]!.dispatches - dispatches, policy).toBe(layer);
+      expect(msPerStep.p50).toBeGreaterThan(0);
+    }
+  });
+
+  it("attention over 128 chosen pages has splits for 128 pages and not for a context of 131,000 tokens", () => {
+    const blockCount = 2048;
+    const position = 131_008;
+    const spec = { layerCount: 1, kvHeadCount: 8, headDim: 16, encoding: "int8", summaryKinds: ["min-max"] } as const;
+    const pool = ownPool(device!.kvPool({ ...spec, blockCount, openSlotCount: 1, summarySlotCount: blockCount }));
+    const splitsOf = (plan: SelectionPlan) => {
+      const blockIds = Int32Array.from({ length: blockCount }, (_, block) => block);
+      const slice: StepSlice = {
+        ...{ position, rowCount: 1, blockIds, blockCapacity: blockCount, summarySlots: blockIds },
+        ...{ openSlots: Int32Array.of(0), groupStarts: Int32Array.of(0), plan },
+      };
+      const parts = { pool, headCount: 32, slices: [slice], tables: new Words(), outcome: new Addresses() };
+      return new StepLayout(parts).listsOf(0).splitCount;
+    };
+    // 2,048 blocks, eight to a split.
+    expect(splitsOf({ kind: "dense" })).toBe(256);
+    // Never more blocks than 128 pages, four to a split.
+    expect(splitsOf(policyNamed("quest").plan(2048))).toBe(32);
+    expect(splitsOf(policyNamed("quest").plan(131_072))).toBe(256);
+  });
+});
