@@ -9,13 +9,16 @@ const SERIES_MAX = 64;
 
 type Labels = Readonly<Record<string, string>>;
 
+const NO_LABELS: Labels = {};
+
 /** A count that only grows. */
 export class Counter {
   readonly #values = new Map<string, number>();
 
-  add(amount: number, labels: Labels = {}): void {
+  add(amount: number, labels: Labels = NO_LABELS): void {
     assert(amount >= 0, "a counter only grows");
-    let key = labelText(labels);
+    // Every token is counted: no text is made for it.
+    let key = labels === NO_LABELS ? "" : labelText(labels);
     if (!this.#values.has(key) && this.#values.size >= SERIES_MAX)
       key = labelText(Object.fromEntries(Object.keys(labels).map((name) => [name, "other"])));
     this.#values.set(key, (this.#values.get(key) ?? 0) + amount);

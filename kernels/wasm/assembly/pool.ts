@@ -2,8 +2,11 @@
 import { ARGS, FAILED, FINISHED, GENERATION, MAIN_SLEEPS, OP, REMAINING, SLEEPERS, STOPPED, TASK_COUNT } from "./control";
 import { runTask } from "./tasks";
 
-/** Looks before the main thread sleeps: the last task of an op is short. */
-const MAIN_SPIN_COUNT: i32 = 20000;
+/**
+ * Looks before the main thread sleeps, some 0.2 ms: longer than the last task of an op of a decode step. Of 16 sequences a task of attention takes 35 us, one
+ * of the head 25; with 20,000 looks the main thread slept 2.5 times a step, and was woken too late each time.
+ */
+const MAIN_SPIN_COUNT: i32 = 200000;
 /**
  * Looks before a worker sleeps, some 0.1 ms: longer than the ops that the host runs alone between two that are shared, because waking takes
  * as long as a matrix. With 4,000 a decode step of bench-213m took 12.3 ms on two threads, with 100,000 10.3.
