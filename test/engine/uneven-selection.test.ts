@@ -25,12 +25,12 @@ async function open(store: MemoryStore, heads?: HeadProfile): Promise<TestEngine
 }
 const selectionOf = (policy: string) => ({ policy: policy as SelectionConfiguration, budgetTokens: 128, exact: true });
 
-/** What two turns must give, by the twin. */
-async function expectedReplies() {
+/** What two turns under a selection of named heads must give, by the twin. */
+async function expectedReplies(named: string) {
   const { runner } = await open(new MemoryStore());
   const twin = new TranscriptTwin(runner, { index: 0, contextTokensMax: 640 });
   const { sampling } = request({ tokens: idsToBytes([1]) });
-  const how = (groupTokens: number) => `${NAMED}.1:128@${groupTokens}`;
+  const how = (groupTokens: number) => `${named}.1:128@${groupTokens}`;
   const ask = { replyHow: how(1), tokensMax: FIELDS.maxTokens, sampling };
   let ids = [...PROMPTS[0]];
   let spans = [{ end: ids.length, how: "dense" }];
@@ -41,31 +41,36 @@ async function expectedReplies() {
   return [first, await twin.reply({ ...ask, ids, spans })] as const;
 }
 
-it("a share is named by the profile, and an engine without one resumes and computes again by the name", {
-  timeout: 120_000,
-}, async () => {
-  const [first, second] = await expectedReplies();
-  const store = new MemoryStore();
-  const profiled = await open(store, HEADS);
-  const session = new TestSession("s", selectionOf("quest+layer-budgets(2,0.5)+heads(0.5)"));
-  const opened = await session.turn(profiled, PROMPTS[0], FIELDS);
-  expect([opened.ids, opened.logprobs]).toEqual([first.ids, first.logprobs]);
-  expect(opened.usage.policy).toBe(NAMED);
-  expect(opened.spans.at(-1)?.how).toBe(`${NAMED}.1:128@1`);
-  await untilIdle(profiled);
-  await profiled.persister.flush();
+it.each([
+  ["a share is named by the profile", "quest+layer-budgets(2,0.5)+heads(0.5)", NAMED],
+  ["budgets of heads name them", "quest+head-budgets(2,0,0.5)", "quest+head-budgets(2,0,0.5)"],
+])(
+  "%s, and an engine without one resumes and computes again by the name",
+  { timeout: 120_000 },
+  async (_, asked, named) => {
+    const [first, second] = await expectedReplies(named);
+    const store = new MemoryStore();
+    const profiled = await open(store, HEADS);
+    const session = new TestSession("s", selectionOf(asked));
+    const opened = await session.turn(profiled, PROMPTS[0], FIELDS);
+    expect([opened.ids, opened.logprobs]).toEqual([first.ids, first.logprobs]);
+    expect(opened.usage.policy).toBe(named);
+    expect(opened.spans.at(-1)?.how).toBe(`${named}.1:128@1`);
+    await untilIdle(profiled);
+    await profiled.persister.flush();
 
-  const [resumed, replayed] = [session.fork("s"), session.fork("s")];
-  const fromStore = await resumed.turn(await open(store), PROMPTS[1], { ...FIELDS, selection: selectionOf(NAMED) });
-  expect([fromStore.ids, fromStore.logprobs]).toEqual([second.ids, second.logprobs]);
-  expect(fromStore.usage.source.store).toBeGreaterThan(300 - 64);
-  const fromLog = await replayed.turn(await open(new MemoryStore()), PROMPTS[1], {
-    ...FIELDS,
-    selection: selectionOf(NAMED),
-  });
-  expect([fromLog.ids, fromLog.logprobs]).toEqual([second.ids, second.logprobs]);
-  expect(fromLog.usage.recomputedTokens).toBeGreaterThan(300);
-});
+    const [resumed, replayed] = [session.fork("s"), session.fork("s")];
+    const fromStore = await resumed.turn(await open(store), PROMPTS[1], { ...FIELDS, selection: selectionOf(named) });
+    expect([fromStore.ids, fromStore.logprobs]).toEqual([second.ids, second.logprobs]);
+    expect(fromStore.usage.source.store).toBeGreaterThan(300 - 64);
+    const fromLog = await replayed.turn(await open(new MemoryStore()), PROMPTS[1], {
+      ...FIELDS,
+      selection: selectionOf(named),
+    });
+    expect([fromLog.ids, fromLog.logprobs]).toEqual([second.ids, second.logprobs]);
+    expect(fromLog.usage.recomputedTokens).toBeGreaterThan(300);
+  },
+);
 
 it("a share of nobody knows what is refused in a line, and so are heads of another model", async () => {
   const engine = await open(new MemoryStore());

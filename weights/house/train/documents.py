@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Makes documents for evaluation: many facts of a kind stand in one passage, and each is asked for, so that a passage is read once for many questions.
 
-Usage: documents.py FOLDER CASES.jsonl.gz OUT.jsonl.gz [--questions 1000] [--first 0] [--phrasings fresh]   (FOLDER as for cases.py)
+Usage: documents.py FOLDER CASES.jsonl.gz OUT.jsonl.gz [--questions 1000] [--first 0] [--phrasings late]   (FOLDER as for cases.py)
 
 --first: another number makes other documents. --phrasings: those of the evaluation (held), of the looks at a training run (dev), or of
-fresh_phrasings.py (fresh), which neither training nor any choice of a selection has seen. Sentences are those of CASES, in the same folder as OUT: line 1 is `{"sentencesOf": name}`. Every further line is a document:
+fresh_phrasings.py (fresh) or late_phrasings.py (late), which training has not seen. Sentences are those of CASES, in the same folder as OUT: line 1 is `{"sentencesOf": name}`. Every further line is a document:
 as a case of cases.py, with `questions`, each a list of turns, in the place of `turns`. The last turn of a question counts.
 """
 import argparse
@@ -18,6 +18,7 @@ import topics
 import words
 from books import Books
 from fresh_phrasings import use_fresh_phrasings
+from late_phrasings import use_late_phrasings
 from prompts import read_cases
 
 FACTS_PER_DOCUMENT = 16
@@ -142,10 +143,12 @@ def main():
     parser.add_argument("out")
     parser.add_argument("--questions", type=int, default=1000, help="of each kind, at least")
     parser.add_argument("--first", type=int, default=0, help="seed of the first document")
-    parser.add_argument("--phrasings", choices=("held", "dev", "fresh"), default="held")
+    parser.add_argument("--phrasings", choices=("held", "dev", "fresh", "late"), default="held")
     args = parser.parse_args()
     if args.phrasings == "fresh":
         use_fresh_phrasings()
+    if args.phrasings == "late":
+        use_late_phrasings()
     split = "dev" if args.phrasings == "dev" else "held"
     tokenizer = Tokenizer.from_file(os.path.join(args.folder, "tokenizer.json"))
     books = Books(np.load(os.path.join(args.folder, "held.npy")), tokenizer)
