@@ -1,11 +1,14 @@
 /** Selection on a trained model: nothing changes below the budget, and above it the right pages are found. */
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import type { Device, SliceTraffic } from "../../../kernels/contract.ts";
 import { openDevice } from "../../../kernels/open.ts";
 import { POLICY_NAMES, policyNamed } from "../../../models/selection/registry.ts";
 import type { SelectionPolicyName } from "../../../protocol/generate.ts";
 import { Conversation } from "../conversation.ts";
 import { HOUSE_END, type HouseCase, houseCases, openHouse, promptIds, textOf } from "../house.ts";
+
+// Passages of thousands of tokens, which a busy machine reads many times slower than a quiet one.
+vi.setConfig({ testTimeout: 240_000, hookTimeout: 240_000 });
 
 const SELECTIVE = POLICY_NAMES.filter((name) => name !== "dense");
 const FINDING: readonly SelectionPolicyName[] = ["quest", "mean-deviation", "tokenselect"];
