@@ -47,6 +47,8 @@ export const LIMITS = {
   waitMsMax: 300_000,
   /** Tokens that are guessed and checked in one step of a sequence (speculation). */
   draftTokensMax: 16,
+  /** Sessions whose last commit an engine remembers (0.7 KB each); a forgotten one is read again from the store. */
+  commitStatesMax: 2_048,
   /** Traces that an engine remembers, and events of one. */
   traceCountMax: 256,
   traceEventCountMax: 512,

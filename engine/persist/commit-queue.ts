@@ -4,6 +4,7 @@
  */
 
 import type { Span } from "../../protocol/generate.ts";
+import { LIMITS } from "../../protocol/limits.ts";
 import { StoreError } from "../../storage/contract.ts";
 import { envelopeDigest } from "../../storage/envelope.ts";
 import { FormatError } from "../../storage/format-error.ts";
@@ -72,8 +73,6 @@ interface SessionState {
   running: Promise<void> | undefined;
 }
 
-/** Commit states are kept for this many sessions; a forgotten one is read again from the store. */
-const SESSION_STATE_MAX = 10_000;
 const CONFLICT_TRIES_MAX = 4;
 
 /** All commits of an engine. Never throws at its callers: what cannot be committed is logged, and stays recomputable. */
@@ -265,7 +264,7 @@ export class CommitQueue {
       running: undefined,
     };
     this.#sessions.set(sessionKey, state);
-    if (this.#sessions.size > SESSION_STATE_MAX) {
+    if (this.#sessions.size > LIMITS.commitStatesMax) {
       for (const [key, old] of this.#sessions) {
         if (old.running === undefined) {
           this.#sessions.delete(key);
