@@ -22,6 +22,7 @@ import { type KernelFeature, matrixShapes, parseFeatures, type SettledLane, sett
 import { Gpu } from "./gpu.ts";
 import type { Kernel } from "./kernel.ts";
 import { WebGpuMatrix } from "./packed-matrix.ts";
+import { Packer } from "./packer.ts";
 import { assertHolds, type PoolLimits, WebGpuPool } from "./pool.ts";
 import { WebGpuRecorder } from "./recorder.ts";
 
@@ -73,6 +74,7 @@ export class WebGpuDevice implements Device {
   readonly #bindingBytesMax: number;
   readonly #buffers = new StepBuffers();
   readonly #doomed: GPUBuffer[] = [];
+  readonly #packer: Packer;
   #running: WebGpuRecorder | undefined;
   #timed: KernelTime[] | undefined;
   #closed = false;
@@ -81,6 +83,7 @@ export class WebGpuDevice implements Device {
   constructor(gpu: Gpu, adapter: AdapterReport, options: WebGpuDeviceOptions & { settled: SettledLane }) {
     const { memoryBytesMax = 2 ** 40, bindingBytesMax, settled } = options;
     this.#gpu = gpu;
+    this.#packer = new Packer(gpu);
     this.adapter = adapter;
     this.features = settled.used;
     const { maxStorageBufferBindingSize, maxBufferSize } = gpu.device.limits;
@@ -136,9 +139,9 @@ export class WebGpuDevice implements Device {
 
   writeRows(matrix: Matrix, firstRow: number, data: Float32Array): void {
     this.#assertUsable();
-    ownMatrix(matrix).packRows(firstRow, data, ({ buffer, byteOffset }, bytes) =>
-      this.#write(buffer, byteOffset, bytes),
-    );
+    const own = ownMatrix(matrix);
+    if (own.hasScales) this.#packer.pack(own, firstRow, data as Float32Array<ArrayBuffer>);
+    else own.packRows(firstRow, data, ({ buffer, byteOffset }, bytes) => this.#write(buffer, byteOffset, bytes));
   }
 
   async readPacked(matrix: Matrix, byteOffset: number, bytes: number): Promise<Uint8Array<ArrayBuffer>> {

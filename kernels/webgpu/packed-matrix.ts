@@ -10,14 +10,7 @@
  */
 import { assert } from "../../protocol/assert.ts";
 import { MATRIX_ROW_GROUP, type Matrix, type MatrixEncoding } from "../contract.ts";
-import {
-  f16Bits,
-  quantizeRows,
-  quantizeRowsInt4,
-  roundToBf16,
-  roundToF16,
-  SCALE_GROUP,
-} from "../reference/quantize-rows.ts";
+import { f16Bits, roundToBf16, roundToF16, SCALE_GROUP } from "../reference/quantize-rows.ts";
 import { assertMatrixRows } from "../validate.ts";
 import type { Gpu } from "./gpu.ts";
 
@@ -119,7 +112,7 @@ export class WebGpuMatrix implements Matrix {
     return runs;
   }
 
-  /** Packs rows; calls `put` with each buffer's bytes. See `Device.writeRows`. */
+  /** Packs rows of floats; calls `put` with each buffer's bytes. See `Device.writeRows`; int8 and int4 are packed by packer.ts. */
   packRows(firstRow: number, data: Float32Array, put: (run: PackedRun, bytes: Uint8Array) => void): void {
     const rows = assertMatrixRows(this, firstRow, data);
     for (const part of this.parts) {
@@ -127,12 +120,10 @@ export class WebGpuMatrix implements Matrix {
       const end = Math.min(firstRow + rows, part.firstRow + part.rowCount);
       if (start >= end) continue;
       const piece = data.subarray((start - firstRow) * this.inWidth, (end - firstRow) * this.inWidth);
-      const { weights, scales } = this.#pack(piece, end - start);
+      const weights = this.#pack(piece, end - start);
       const group = (start - part.firstRow) / MATRIX_ROW_GROUP;
       const byteOffset = group * this.#groupBytes();
       put({ buffer: part.weights, byteOffset, bytes: weights.length }, weights);
-      if (scales === undefined || part.scales === undefined) continue;
-      put({ buffer: part.scales, byteOffset: group * this.steps * PLACES * 4, bytes: scales.length }, scales);
     }
   }
 
@@ -140,28 +131,15 @@ export class WebGpuMatrix implements Matrix {
     return this.steps * PLACES * BLOCK_BYTES[this.encoding];
   }
 
-  #pack(data: Float32Array, rows: number): { weights: Uint8Array; scales?: Uint8Array } {
+  #pack(data: Float32Array, rows: number): Uint8Array {
     const places = Math.ceil(rows / MATRIX_ROW_GROUP) * this.steps * PLACES;
     const weights = new Uint8Array(places * BLOCK_BYTES[this.encoding]);
-    if (!this.hasScales) {
-      if (this.encoding === "f32") this.#packFloats(data, rows, weights);
-      else this.#packHalves(this.encoding === "bf16" ? bf16Bits(data) : f16Bits(roundToF16(data)), rows, weights);
-      return { weights };
-    }
-    const { codes, scales } = (this.encoding === "int8" ? quantizeRows : quantizeRowsInt4)(data, rows, this.inWidth);
-    const packedScales = new Float32Array(places);
-    const blocks = Math.ceil(this.inWidth / SCALE_GROUP);
-    for (let row = 0; row < rows; row++) {
-      for (let block = 0; block < blocks; block++) {
-        packedScales[this.#place(row, block)] = scales[row * blocks + block] as number;
-      }
-    }
-    if (this.encoding === "int8") this.#packInt8(codes, rows, weights);
-    else this.#packInt4(codes, rows, weights);
-    return { weights, scales: new Uint8Array(packedScales.buffer) };
+    if (this.encoding === "f32") this.#packFloats(data, rows, weights);
+    else this.#packHalves(this.encoding === "bf16" ? bf16Bits(data) : f16Bits(roundToF16(data)), rows, weights);
+    return weights;
   }
 
-  /** Index of a block among scales. */
+  /** Index of a block of a (row, lane, step). */
   #place(row: number, block: number): number {
     const group = Math.floor(row / MATRIX_ROW_GROUP);
     const place = (row % MATRIX_ROW_GROUP) * LANES + Math.floor(block / this.steps);
@@ -192,27 +170,6 @@ export class WebGpuMatrix implements Matrix {
         const i = k % SCALE_GROUP;
         const vector = this.#vector(row, Math.floor(k / SCALE_GROUP), i >> 3, 4);
         halves[vector * 8 + (i & 7)] = bits[row * this.inWidth + k] as number;
-      }
-    }
-  }
-
-  #packInt8(codes: Int8Array, rows: number, weights: Uint8Array): void {
-    for (let row = 0; row < rows; row++) {
-      for (let k = 0; k < this.inWidth; k++) {
-        const i = k % SCALE_GROUP;
-        const vector = this.#vector(row, Math.floor(k / SCALE_GROUP), i >> 4, 2);
-        weights[vector * 16 + (i & 15)] = codes[row * this.inWidth + k] as number;
-      }
-    }
-  }
-
-  #packInt4(codes: Int8Array, rows: number, weights: Uint8Array): void {
-    for (let row = 0; row < rows; row++) {
-      for (let k = 0; k < this.inWidth; k++) {
-        const i = k % SCALE_GROUP;
-        const at = this.#vector(row, Math.floor(k / SCALE_GROUP), 0, 1) * 16 + (i & 15);
-        const code = (codes[row * this.inWidth + k] as number) + 8;
-        weights[at] = (weights[at] as number) | (code << (i >> 4 === 0 ? 0 : 4));
       }
     }
   }

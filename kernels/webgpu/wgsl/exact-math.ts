@@ -6,7 +6,7 @@
 /**
  * `divide(a, b)`: a / b rounded to nearest even, for finite a and normal b > 0; results below the normal range become 0. By integers: the
  * mantissas' quotient has 24 bits, seven at a time.
- * `int8_code(x, scale)`: -127..127, halves to even, 0 where the scale is 0. The GPU's own quotient decides where it lies off the middle between two
+ * `nearest(x, scale)`: the integer nearest to x / scale, halves to even, 0 where the scale (not negative) is 0; `int8_code`: -127..127. The GPU's own quotient decides where it lies off the middle between two
  * integers by more than it can be wrong (2.5 units of the last place of at most 1000: 2e-4).
  */
 export const EXACT_DIVIDE = /* wgsl */ `
@@ -42,16 +42,15 @@ fn divide(a: f32, b: f32) -> f32 {
   if (exponent <= 0) { return 0.0; }
   return bitcast<f32>(sign | ((u32(exponent) << 23u) + (quotient - 0x800000u)));
 }
-fn int8_code(x: f32, scale: f32) -> i32 {
-  if (scale == 0.0) { return 0; }
+fn nearest(x: f32, scale: f32) -> f32 {
+  if (scale == 0.0) { return 0.0; }
   let quick = x / scale;
   let size = abs(quick);
   let exponent = (bitcast<u32>(scale) >> 23u) & 0xffu;
-  if (exponent - 3u < 248u && size < 1000.0 && abs(fract(size) - 0.5) > 0.001) {
-    return i32(clamp(round(quick), -127.0, 127.0));
-  }
-  return i32(clamp(round(divide(x, scale)), -127.0, 127.0));
+  if (exponent - 3u < 248u && size < 1000.0 && abs(fract(size) - 0.5) > 0.001) { return round(quick); }
+  return round(divide(x, scale));
 }
+fn int8_code(x: f32, scale: f32) -> i32 { return i32(clamp(nearest(x, scale), -127.0, 127.0)); }
 `;
 
 /** `rounded(x)`: x, but the compiler cannot see through it, so that a product is rounded before it is added. */

@@ -8,6 +8,7 @@ import { LIST_BLOCKS_OF_UNITS, LIST_PAGES } from "../../../kernels/webgpu/wgsl/m
 import { GEMV_ROWS, gemm, gemv } from "../../../kernels/webgpu/wgsl/matmul.ts";
 import { gemmByMatrices } from "../../../kernels/webgpu/wgsl/matmul-matrix.ts";
 import { mergeSplits } from "../../../kernels/webgpu/wgsl/merge-splits.ts";
+import { packRows } from "../../../kernels/webgpu/wgsl/pack-rows.ts";
 import { summarizePageKeys } from "../../../kernels/webgpu/wgsl/page-keys.ts";
 import { PAD_ROWS, QUANTIZE_ROWS } from "../../../kernels/webgpu/wgsl/quantize-rows.ts";
 import { COMBINE, SCORE_STATS, TOP_K, TOP_MASS } from "../../../kernels/webgpu/wgsl/rank.ts";
@@ -49,6 +50,7 @@ export const ALL_KERNELS: readonly Kernel[] = [
     LIST_BLOCKS_OF_UNITS,
   ],
   ...[SCORE_STATS, COMBINE, TOP_K, TOP_MASS, ADJUST_LOGITS, TRUNCATE, CHOOSE_TOKEN, LOGPROBS],
+  ...[packRows("int8"), packRows("int4")],
   ...[laneCheck(64), laneCheck(256), HALVES],
   ...[64, 4096].flatMap((width) => [rmsNorm(width, false), rmsNorm(width, true)]),
   ...MATRICES.flatMap((encoding) => [
