@@ -11,6 +11,7 @@ import { EXACT_DIVIDE } from "../../kernels/webgpu/wgsl/exact-math.ts";
 import { adapterForTests } from "../support/software-gpu.ts";
 import { plainRow } from "./conformance/sampling.ts";
 import { expectSameBits } from "./support/compare.ts";
+import { counted, noCalls } from "./support/counted-adapter.ts";
 import { bytesOf, floatsOf, poisoned, results, upload } from "./support/floats.ts";
 import { Random, SEED } from "./support/random.ts";
 import { makeSequence, Stage, type StageShape } from "./support/stage.ts";
@@ -189,7 +190,7 @@ function describeSampling(): void {
 function describeSubmissions(): void {
   it("a step is one submission, and its readback is small", async () => {
     const adapter = await requestAdapter();
-    const calls = { submit: 0, map: 0, mappedBytes: 0 };
+    const calls = noCalls();
     const device = await openWebGpuDevice({ adapter: counted(adapter, calls) });
     const shape: StageShape = {
       ...{ layerCount: 2, headCount: 4, kvHeadCount: 2, headDim: 8, encoding: "int8", summaryKinds: ["min-max"] },
@@ -204,9 +205,7 @@ function describeSubmissions(): void {
     const q = upload(device, "q", sequence.layers[0]!.q);
     const [k, v] = (["k", "v"] as const).map((name) => upload(device, name, sequence.layers[0]![name]));
     const out = device.buffer("out", 4 * 8 * 4);
-    calls.submit = 0;
-    calls.map = 0;
-    calls.mappedBytes = 0;
+    Object.assign(calls, noCalls());
     const recorder = device.begin([stage.sliceOf({ sequence, position: 399, rowCount: 1, plan })]);
     for (const layer of [0, 1]) {
       const common = { pool: stage.pool, layer, headCount: 4, q };
@@ -223,38 +222,6 @@ function describeSubmissions(): void {
     expect(traffic[0]!.pagesSelected).toBe(9 * 2 * 2);
     await device.close();
   });
-}
-
-interface Calls {
-  submit: number;
-  map: number;
-  mappedBytes: number;
-}
-
-/** An adapter whose device counts submissions and mappings. */
-function counted(adapter: GPUAdapter, calls: Calls): GPUAdapter {
-  const request = adapter.requestDevice.bind(adapter);
-  adapter.requestDevice = async (descriptor) => {
-    const device = await request(descriptor);
-    const submit = device.queue.submit.bind(device.queue);
-    device.queue.submit = (buffers) => {
-      calls.submit++;
-      return submit(buffers);
-    };
-    const create = device.createBuffer.bind(device);
-    device.createBuffer = (wanted) => {
-      const buffer = create(wanted);
-      const map = buffer.mapAsync.bind(buffer);
-      buffer.mapAsync = (mode, offset, size) => {
-        calls.map++;
-        calls.mappedBytes += size ?? buffer.size;
-        return map(mode, offset, size);
-      };
-      return buffer;
-    };
-    return device;
-  };
-  return adapter;
 }
 
 /** An adapter whose device says that it has no memory for some buffers. */

@@ -1,4 +1,3 @@
-/// <reference types="@webgpu/types" />
 /**
  * Blocks that are not on the GPU: what a step chose and missed comes back with its token, what is fetched goes up beside the next step, and a step that
  * waited for it has the bits of one that missed nothing. By counts of what the host asks of the GPU.
@@ -10,6 +9,7 @@ import { openWebGpuDevice } from "../../kernels/webgpu/open-webgpu.ts";
 import { adapterForTests } from "../support/software-gpu.ts";
 import { plainRow } from "./conformance/sampling.ts";
 import { expectSameBits } from "./support/compare.ts";
+import { counted, noCalls } from "./support/counted-adapter.ts";
 import { poisoned, results, upload } from "./support/floats.ts";
 import { Random, SEED } from "./support/random.ts";
 import { makeSequence, type Part, type Sequence, Stage, type StageShape } from "./support/stage.ts";
@@ -26,15 +26,9 @@ const PLAN: SelectionPlan = {
 };
 const POSITION = 560;
 
-/** What the host asks of the GPU. */
-interface Calls {
-  submits: number;
-  maps: number;
-}
-
 describe.skipIf(!hasAdapter)(`offload on the GPU device (seed ${SEED})`, () => {
   it("misses come back with the token, blocks go up beside the next step, and the exact step then misses nothing", async () => {
-    const calls: Calls = { submits: 0, maps: 0 };
+    const calls = noCalls();
     const device = await openWebGpuDevice({ adapter: counted(await requestAdapter(), calls) });
     const [sequence, other] = [makeSequence(SHAPE, 600, SEED), makeSequence(SHAPE, 600, SEED + 1)];
     const spare = makeSequence(SHAPE, 600, SEED + 2);
@@ -56,7 +50,7 @@ describe.skipIf(!hasAdapter)(`offload on the GPU device (seed ${SEED})`, () => {
         return to;
       });
       recorder.sample({ logits, width: 100, rows: [plainRow(0, {})] });
-      Object.assign(calls, { submits: 0, maps: 0 });
+      Object.assign(calls, noCalls());
       return { out, done: recorder.submit() };
     };
     const valuesOf = (buffers: readonly DeviceBuffer[]) => Promise.all(buffers.map((each) => results(device, each)));
@@ -78,7 +72,7 @@ describe.skipIf(!hasAdapter)(`offload on the GPU device (seed ${SEED})`, () => {
     const stored = await Promise.all(gone.map((block) => stage.pool.readBlock(blockIds[blockCapacity + block]!)));
     const missing = begin({ ...part(sequence), absent: gone.map((block) => ({ block, layer: 1 })) });
     const told = await missing.done;
-    expect(calls, "one submission and one readback, with misses and token").toEqual({ submits: 1, maps: 1 });
+    expect(calls, "one submission and one readback, with misses and token").toMatchObject({ submit: 1, map: 1 });
     expect(told.samples).toEqual(samples);
     expect(told.misses).toEqual(gone.map((block) => ({ sliceIndex: 0, layer: 1, block })));
     const holed = await valuesOf(missing.out);
@@ -92,39 +86,14 @@ describe.skipIf(!hasAdapter)(`offload on the GPU device (seed ${SEED})`, () => {
       stage.pool.writeBlock(free[at]!, stored[at]!);
       blockIds[blockCapacity + block] = free[at]!;
     });
-    expect(calls.submits, "uploads wait for the next submission").toBe(1);
+    expect(calls.submit, "uploads wait for the next submission").toBe(1);
     await between.done;
     (await valuesOf(between.out)).forEach((values, layer) => void expectSameBits(values, expectedOther[layer]!));
 
     const again = begin(part(sequence));
     expect((await again.done).misses).toEqual([]);
-    expect(calls, "uploads and the step in one submission").toEqual({ submits: 1, maps: 1 });
+    expect(calls, "uploads and the step in one submission").toMatchObject({ submit: 1, map: 1 });
     (await valuesOf(again.out)).forEach((values, layer) => void expectSameBits(values, expected[layer]!, "exact"));
     await device.close();
   });
 });
-
-/** An adapter whose device counts submissions and readbacks. */
-function counted(adapter: GPUAdapter, calls: Calls): GPUAdapter {
-  const request = adapter.requestDevice.bind(adapter);
-  adapter.requestDevice = async (descriptor) => {
-    const device = await request(descriptor);
-    const submit = device.queue.submit.bind(device.queue);
-    device.queue.submit = (buffers) => {
-      calls.submits++;
-      return submit(buffers);
-    };
-    const create = device.createBuffer.bind(device);
-    device.createBuffer = (descriptor) => {
-      const buffer = create(descriptor);
-      const map = buffer.mapAsync.bind(buffer);
-      buffer.mapAsync = (...args) => {
-        calls.maps++;
-        return map(...args);
-      };
-      return buffer;
-    };
-    return device;
-  };
-  return adapter;
-}

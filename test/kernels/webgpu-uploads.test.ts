@@ -1,10 +1,10 @@
-/// <reference types="@webgpu/types" />
 /** What is written to the GPU device while a step runs: it gets there behind the step, without a submission of its own, and stalls nothing. */
 import { describe, expect, it, vi } from "vitest";
 import type { KvPoolSpec } from "../../kernels/contract.ts";
 import { requestAdapter } from "../../kernels/webgpu/adapter.ts";
 import { openWebGpuDevice } from "../../kernels/webgpu/open-webgpu.ts";
 import { adapterForTests } from "../support/software-gpu.ts";
+import { counted, noCalls } from "./support/counted-adapter.ts";
 import { poisoned, results, upload } from "./support/floats.ts";
 
 vi.setConfig({ testTimeout: 120_000 });
@@ -18,7 +18,7 @@ const SPEC: KvPoolSpec = {
 
 describe.skipIf(!hasAdapter)("uploads to the GPU device", () => {
   it("of many blocks during a step reach the pool, after what the step reads, with the next submission", async () => {
-    const calls = { submit: 0 };
+    const calls = noCalls();
     const device = await openWebGpuDevice({ adapter: counted(await requestAdapter(), calls) });
     const pool = device.kvPool(SPEC);
     const [x, out] = [upload(device, "x", Float32Array.of(1, 2)), poisoned(device, "out", 2)];
@@ -48,7 +48,7 @@ describe.skipIf(!hasAdapter)("uploads to the GPU device", () => {
   });
 
   it("wait for a submission only up to 64 MiB", async () => {
-    const calls = { submit: 0 };
+    const calls = noCalls();
     const device = await openWebGpuDevice({ adapter: counted(await requestAdapter(), calls) });
     const mebibyte = new Uint8Array(2 ** 20);
     const buffer = device.buffer("memory", mebibyte.length);
@@ -64,19 +64,4 @@ describe.skipIf(!hasAdapter)("uploads to the GPU device", () => {
 /** Bytes that say which block they are. */
 function bytesOf(length: number, id: number): Uint8Array<ArrayBuffer> {
   return Uint8Array.from({ length }, (_, at) => (at * 7 + id * 31) & 127);
-}
-
-/** An adapter whose device counts submissions. */
-function counted(adapter: GPUAdapter, calls: { submit: number }): GPUAdapter {
-  const request = adapter.requestDevice.bind(adapter);
-  adapter.requestDevice = async (descriptor) => {
-    const device = await request(descriptor);
-    const submit = device.queue.submit.bind(device.queue);
-    device.queue.submit = (buffers) => {
-      calls.submit++;
-      return submit(buffers);
-    };
-    return device;
-  };
-  return adapter;
 }
