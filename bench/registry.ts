@@ -54,6 +54,10 @@ export const benches: Readonly<Record<string, BenchEntry>> = {
       "the first token of a turn on an engine that has just started: recomputed, restored as a whole, by selection",
     load: async () => (await import("./resume/resume.ts")).resumeBench,
   },
+  "resume-answers": {
+    summary: "answers of a second turn on an engine that resumes lazily against one that has everything",
+    load: async () => (await import("./resume/second-turn.ts")).secondTurnBench,
+  },
   speculation: {
     summary: "tokens per second with and without guessed tokens; the text must be the same",
     load: async () => (await import("./schedule/speculation.ts")).speculationBench,

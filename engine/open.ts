@@ -100,6 +100,7 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
   });
   const supply = new SummarySupply({
     ...{ store, ahead, pool, fetcher, gate: reads, geometry, clock, log, getMsMax },
+    firstBytesMax: settings.summaryFirstBytesMax,
     storeSpeed: () => store.times.speed,
   });
   const persister = new Persister({

@@ -47,6 +47,8 @@ export interface EngineSettings {
   segmentTokens: number;
   /** Summaries of so many tokens become one object; a multiple of `segmentTokens`. Engines that share sessions agree on it, or find each other's summaries later. */
   summaryRunTokens: number;
+  /** Of a summary object, the first layers are read at once: one at least, and as many as fit into so many bytes. */
+  summaryFirstBytesMax: number;
   /** What `auto` stands for on this model; undefined: nobody has measured it. */
   calibration?: Calibration;
   /** Which KV heads of this model retrieve; undefined: nobody has measured it. */
@@ -89,6 +91,7 @@ export const ENGINE_DEFAULTS: Omit<EngineSettings, "engineId" | "modelId" | "con
   interTokenMsMin: 12,
   segmentTokens: 256,
   summaryRunTokens: 4096,
+  summaryFirstBytesMax: 1024 * 1024,
   resume: "lazy",
   fillBytesPerS: 64 * 1024 * 1024,
   missWaitMs: 300,

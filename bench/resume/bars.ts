@@ -13,6 +13,9 @@ export interface BarRow {
   holds: boolean;
 }
 
+/** The figure of default mode's pages. */
+export const PAGES_THERE = "selected pages that are there at the first token";
+
 /** What is measured beside the turns; undefined: it was left out. */
 export interface OtherFigures {
   /** Stored bytes of a token against its K and V in f16. */
@@ -35,13 +38,7 @@ export function barRows(rows: readonly ResumeRow[], other: OtherFigures): BarRow
     ["full restore / lazy, exact", per(full?.ttftMs, lazy?.ttftMs), 2, "x", true],
     ["full restore / lazy, default mode", per(full?.ttftMs, lazyDefault?.ttftMs), 3.5, "x", true],
     ["read before the first token, of the session, exact", lazy?.bytesShare, 0.2, "%"],
-    [
-      "selected pages that are there at the first token",
-      missed === undefined ? undefined : 1 - missed,
-      0.95,
-      "%",
-      true,
-    ],
+    [PAGES_THERE, missed === undefined ? undefined : 1 - missed, 0.95, "%", true],
     ["decode speed, lazy / resident", per(resident?.msPerToken, lazy?.msPerToken), 0.7, "x", true],
     ["decode speed, default mode / resident", per(resident?.msPerToken, lazyDefault?.msPerToken), 0.7, "x", true],
     ["stored bytes of a token / K and V in f16", other.storedShare, 0.58, "x"],

@@ -1,18 +1,24 @@
 /** `npm run bench -- resume`: the first token of a turn on an engine that has just started, over a store far away. */
 import { parseInteger, parseSelectionFlag, parseText } from "../../cli/flags.ts";
 import { UsageError } from "../../cli/usage-error.ts";
+import type { SummaryKind } from "../../kernels/contract.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
 import { type BenchContext, defineBench } from "../bench.ts";
 import { type BenchModel, openBenchModel } from "../decode/bench-model.ts";
 import { contextsFlag, modelFlags, parseList } from "../decode/flags.ts";
 import { type Column, renderTable } from "../table.ts";
-import { type BarRow, barColumns, barRows, type OtherFigures } from "./bars.ts";
-import { type Content, contentOf, fillContext } from "./content.ts";
+import { type BarRow, barColumns, barRows, type OtherFigures, PAGES_THERE } from "./bars.ts";
+import { type Content, type ContentOptions, contentOf, fillContext } from "./content.ts";
 import { engineReadyMs } from "./engine-ready.ts";
 import { type BenchMode, type ResumeCase, type ResumeRow, Resumer, resumeRow, sessionBytes } from "./measure-resume.ts";
 import { storeFilledSession } from "./stored-session.ts";
 import { measureWriting } from "./writing.ts";
+
+/** The model that ships, where it is asked beside another one. */
+const HOUSE = { folder: "weights/house", contextTokens: 16_384, budgetTokens: 1024 } as const;
+/** Of a model of another size the bars of milliseconds and bytes say nothing. */
+const isOfHouse = ({ figure }: BarRow): boolean => figure === PAGES_THERE || figure.startsWith("decode speed");
 
 const modes = ["recompute", "full", "lazy", "lazy-default", "resident"] as const;
 
@@ -42,6 +48,11 @@ const flags = {
     placeholder: "KIND",
     fallback: "drift",
     parse: parseKeys,
+  },
+  "house-text": {
+    help: `a text that the house model reads (${HOUSE.contextTokens} tokens, budget ${HOUSE.budgetTokens}): which selected pages are there in default mode, where choices are a trained model's`,
+    placeholder: "PATH",
+    parse: parseText,
   },
   contexts: contextsFlag("2048,8192,32768"),
   modes: {
@@ -105,49 +116,81 @@ export const resumeBench = defineBench({
     "Prints each mode, and at the longest context every figure that a resume is judged by, beside its bar.",
   flags,
   async run(values, context) {
-    const { contexts, prompt, tokens, rtt, mbps, seed, stall } = values;
+    const { contexts, prompt, tokens, rtt, mbps, stall } = values;
     if (contexts.some((count) => count === 0 || count % 256 !== 0))
       throw new UsageError("--contexts: must be multiples of 256 (whole segments)");
     if (values.text !== undefined && values.model === undefined)
       throw new UsageError("--text: needs a --model that reads it");
     const { summary } = policyNamed(values.policy);
     if (summary === undefined) throw new UsageError("--policy: must be one that scores pages");
-    const longest = Math.max(...contexts);
-    const content = await contentOf(values, longest + 2 * (prompt + tokens));
-    const model = await openBenchModel({
-      ...{ shape: values.shape, model: values.model, seed, threads: values.threads },
-      ...{ contextTokens: longest + 2 * (prompt + tokens), summaryKinds: [summary], kvEncoding: "int8" },
-    });
     const selection = { policy: values.policy, budgetTokens: values.budget };
     const settings = { modes: values.modes, selection, prompt, tokens, rtt, mbps };
-    const rows: ResumeRow[] = [];
-    let storedShare = Number.NaN;
-    try {
-      for (const count of contexts) {
-        if (context.signal.aborted) break;
-        const measured = await measureContext(model, content, count, settings, context);
-        rows.push(...measured.rows);
-        storedShare = measured.storedShare;
-      }
-      const other = await otherFigures(model, { storedShare, seed, stall, tokens }, context);
-      const bars = barRows(
-        rows.filter((row) => row.context === contexts.at(-1)),
-        other,
-      );
-      const device = model.device.report.description;
-      const link = `${rtt} ms and ${mbps} megabytes a second to the store`;
-      context.print(`${values.model ?? values.shape}, ${device}, ${values.policy} ${values.budget}, ${link}`);
-      context.print(content.description);
-      for (const line of resumeTable(rows)) context.print(line);
-      context.print("");
-      for (const line of barTable(bars)) context.print(line);
-      const ok = rows.every(({ identical }) => identical !== false);
-      return { ok, data: { settings: values, device, rows, bars } };
-    } finally {
-      await model.close();
-    }
+    const { "house-text": houseText, ...others } = values;
+    const first = await measureModel({ ...others, contexts, settings, stall, summary, figures: () => true }, context);
+    const ofHouse = { contexts: [HOUSE.contextTokens], stall: 0, summary, figures: isOfHouse };
+    const house =
+      houseText === undefined
+        ? { rows: [], bars: [] }
+        : await measureModel(
+            {
+              ...{ ...others, ...ofHouse, model: HOUSE.folder, text: houseText },
+              settings: { ...settings, selection: { ...selection, budgetTokens: HOUSE.budgetTokens } },
+            },
+            context,
+          );
+    const bars = [...first.bars, ...house.bars.map((bar) => ({ ...bar, figure: `${bar.figure}, house model` }))];
+    context.print("");
+    for (const line of barTable(bars)) context.print(line);
+    const ok = [...first.rows, ...house.rows].every(({ identical }) => identical !== false);
+    return { ok, data: { settings: values, device: first.device, rows: first.rows, houseRows: house.rows, bars } };
   },
 });
+
+/** What is measured of one model. */
+interface ModelValues extends ContentOptions {
+  threads: number | undefined;
+  contexts: readonly number[];
+  settings: Settings;
+  stall: number;
+  summary: SummaryKind;
+  /** Which of the figures that a resume is judged by are this model's. */
+  figures(bar: BarRow): boolean;
+}
+
+/** Every context of a model, printed as a table, and the bars of the last one. */
+async function measureModel(
+  values: ModelValues,
+  context: BenchContext,
+): Promise<{ rows: ResumeRow[]; bars: BarRow[]; device: string }> {
+  const { contexts, settings, seed, stall, summary } = values;
+  const { prompt, tokens, rtt, mbps, selection } = settings;
+  const longest = Math.max(...contexts) + 2 * (prompt + tokens);
+  const content = await contentOf(values, longest);
+  const model = await openBenchModel({
+    ...{ shape: values.shape, model: values.model, seed, threads: values.threads },
+    ...{ contextTokens: longest, summaryKinds: [summary], kvEncoding: "int8" },
+  });
+  const rows: ResumeRow[] = [];
+  let storedShare = Number.NaN;
+  try {
+    for (const count of contexts) {
+      if (context.signal.aborted) break;
+      const measured = await measureContext(model, content, count, settings, context);
+      rows.push(...measured.rows);
+      storedShare = measured.storedShare;
+    }
+    const other = await otherFigures(model, { storedShare, seed, stall, tokens }, context);
+    const ofLast = rows.filter((row) => row.context === contexts.at(-1));
+    const device = model.device.report.description;
+    const link = `${rtt} ms and ${mbps} megabytes a second to the store`;
+    context.print(`${values.model ?? values.shape}, ${device}, ${selection.policy} ${selection.budgetTokens}, ${link}`);
+    context.print(content.description);
+    for (const line of resumeTable(rows)) context.print(line);
+    return { rows, bars: barRows(ofLast, other).filter(values.figures), device };
+  } finally {
+    await model.close();
+  }
+}
 
 /** Lines of the table of some rows. */
 export function resumeTable(rows: readonly ResumeRow[]): string[] {

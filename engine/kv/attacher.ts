@@ -342,7 +342,6 @@ export class Attacher {
       const first = fetcher.fetch(layersOf(burst.forced.filter(({ layer }) => layer === 0)), "demand");
       const forced = fetcher.fetch(layersOf(burst.forced.filter(({ layer }) => layer > 0)), "demand");
       void this.#endBurst(sequence, [forced, fetcher.fetch(layersOf(burst.hot), "fill")]);
-      supply.readOn(sequence);
       countFetch(sequence, await first);
       return;
     }

@@ -4,14 +4,14 @@
  */
 import type { KvPool, SummaryKind } from "../../kernels/contract.ts";
 import { assert } from "../../protocol/assert.ts";
-import { isSectionIntact, layerSummary, type SummaryHead } from "../../storage/summary-object.ts";
+import { isSectionIntact, layerSummary, type SummaryHead, summaryRange } from "../../storage/summary-object.ts";
 import type { LogicalBlock } from "./block-cache.ts";
 
 /** What they are made of. */
 export interface LayeredSummariesOptions {
   pool: KvPool;
   head: SummaryHead;
-  /** The section of layer 0. */
+  /** The sections of the first layers, one at least. */
   first: Uint8Array;
   /** Reads the sections of layers `[from, to)`. */
   read(from: number, to: number): Promise<Uint8Array>;
@@ -31,14 +31,22 @@ export class LayeredSummaries {
   readonly #options: LayeredSummariesOptions;
   readonly #holders: Holder[] = [];
   readonly #asks: { to: number; over: Promise<void> }[] = [];
-  #there = 1;
+  readonly #firstLayers: number;
+  #there: number;
   #isLost = false;
+  /** Bytes of one layer of all blocks. */
+  readonly layerBytes: number;
 
-  /** @throws {Error} when the first section is not the one of the head. */
+  /** @throws {Error} when the first sections are not those of the head. */
   constructor(options: LayeredSummariesOptions) {
-    assert(options.head.kind !== "none", "there are summaries to come");
+    const { head, first } = options;
+    assert(head.kind !== "none", "there are summaries to come");
     this.#options = options;
-    this.#verify(0, options.first);
+    const shape = { ...head, segmentCount: head.segments.length };
+    this.layerBytes = summaryRange(shape, { fromLayer: 0, toLayer: 1 }).bytes;
+    this.#firstLayers = Math.max(1, Math.ceil(first.byteLength / this.layerBytes));
+    this.#there = this.#firstLayers;
+    for (let layer = 0; layer < this.#firstLayers; layer++) this.#verify(layer, this.#section(first, layer));
   }
 
   get kind(): SummaryKind {
@@ -52,24 +60,22 @@ export class LayeredSummaries {
 
   /** Layers `[0, n)` are there or on their way. */
   get layersAsked(): number {
-    return this.#asks.at(-1)?.to ?? 1;
-  }
-
-  /** Bytes of one layer of all blocks. */
-  get layerBytes(): number {
-    return this.#options.first.byteLength;
+    return this.#asks.at(-1)?.to ?? this.#firstLayers;
   }
 
   get #layerCount(): number {
     return this.#options.head.geometry.layerCount;
   }
 
-  /** Gives a block, the `index`-th of the run, what is there, and what comes. Before anything beyond layer 0 was wanted. */
+  /** Gives a block, the `index`-th of the run, what is there, and what comes. Before anything more was wanted. */
   give(block: LogicalBlock, index: number): void {
-    assert(this.layersAsked === 1, "blocks hold summaries before these are read");
+    assert(this.#asks.length === 0, "blocks hold summaries before more of these are read");
     const { pool, head, first } = this.#options;
-    pool.writeSummary(block.summarySlot, this.kind, layerSummary(head.geometry, first, index), 0);
-    if (this.#layerCount === 1) block.summaries.add(this.kind);
+    for (let layer = 0; layer < this.#firstLayers; layer++) {
+      const bytes = layerSummary(head.geometry, this.#section(first, layer), index);
+      pool.writeSummary(block.summarySlot, this.kind, bytes, layer);
+    }
+    if (this.#firstLayers === this.#layerCount) block.summaries.add(this.kind);
     else {
       block.incoming = this;
       this.#holders.push({ block, slot: block.summarySlot, index });
@@ -92,13 +98,16 @@ export class LayeredSummaries {
     try {
       const [bytes] = await Promise.all([reading, before]);
       if (this.#isLost) return;
-      for (let at = 0; at < bytes.byteLength; at += this.layerBytes)
-        this.#verify(from + at / this.layerBytes, bytes.subarray(at, at + this.layerBytes));
-      for (let at = 0; at < bytes.byteLength; at += this.layerBytes)
-        this.#write(from + at / this.layerBytes, bytes.subarray(at, at + this.layerBytes));
+      const count = Math.ceil(bytes.byteLength / this.layerBytes);
+      for (let layer = 0; layer < count; layer++) this.#verify(from + layer, this.#section(bytes, layer));
+      for (let layer = 0; layer < count; layer++) this.#write(from + layer, this.#section(bytes, layer));
     } catch (error) {
       if (!this.#isLost) this.#lose(error);
     }
+  }
+
+  #section(bytes: Uint8Array, index: number): Uint8Array {
+    return bytes.subarray(index * this.layerBytes, (index + 1) * this.layerBytes);
   }
 
   #verify(layer: number, section: Uint8Array): void {

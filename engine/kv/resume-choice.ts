@@ -1,11 +1,11 @@
 /**
  * How a session's KV comes back, and what each way is expected to take, by what store and model have been measured to do:
  *
- *   lazy      = (ROUND_TRIPS + layers / 2) * latency + (summaries + share * blocks) / bandwidth,  share = min(1, SPREAD * budget / context)
+ *   lazy      = (ROUND_TRIPS + layers / 2) * latency + (summaries / layers + share * blocks) / bandwidth,  share = min(1, SPREAD * budget / context)
  *   full      = ROUND_TRIPS * latency + (summaries + blocks) / bandwidth
  *   recompute = tokens * milliseconds of a prompt row
  *
- * Lazy waits for selected blocks layer by layer, about every second one finds all it wants; the queries of a prompt choose apart, so they read
+ * Lazy waits for selected blocks layer by layer, about every second one finds all it wants; of summaries it waits for the first layer's; the queries of a prompt choose apart, so they read
  * more than one budget. Without a measurement a way is not predicted, and not chosen.
  */
 import type { ResumeMode, ResumeUsage } from "../../protocol/generate.ts";
@@ -48,7 +48,8 @@ export function predictResume(cost: ResumeCost, { store, rowMs }: ResumeSpeeds):
   const share = Math.min(1, (SPREAD * budgetTokens) / contextTokens);
   predicted.full = ROUND_TRIPS * store.latencyMs + (summaryBytes + blockBytes) / store.bytesPerMs;
   predicted.lazy =
-    (ROUND_TRIPS + layerCount / 2) * store.latencyMs + (summaryBytes + share * blockBytes) / store.bytesPerMs;
+    (ROUND_TRIPS + layerCount / 2) * store.latencyMs +
+    (summaryBytes / layerCount + share * blockBytes) / store.bytesPerMs;
   return predicted;
 }
 

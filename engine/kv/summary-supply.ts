@@ -42,6 +42,8 @@ export interface SummarySupplyOptions {
   clock: Clock;
   log: EngineLog;
   getMsMax: number;
+  /** What is read with a head: one layer at least, and as many as fit into so many bytes. */
+  firstBytesMax: number;
   /** What the store has been measured to take; undefined: not known yet. */
   storeSpeed(): StoreSpeed | undefined;
 }
@@ -58,7 +60,7 @@ export interface SummaryRun {
 /** Asked for at once while nothing is known of the store; else what fits into its latency, in which nothing else would come. */
 const AHEAD_BYTES_DEFAULT = 4 * 1024 * 1024;
 /** So many times that in default mode: when its waiting is over, nothing is to keep it any more. */
-const AHEAD_OF_DEFAULT = 2;
+const AHEAD_OF_DEFAULT = 3;
 
 /** Reads and rebuilds summaries for all sequences of an engine. */
 export class SummarySupply {
@@ -68,11 +70,13 @@ export class SummarySupply {
     this.#options = options;
   }
 
-  /** Where the beginning of an object lies that is read layer by layer: its head and the first layer. */
+  /** Where the beginning of an object lies that is read layer by layer: its head and the first layers, which come while the manifest and the tail are awaited. */
   headOf({ objectKey, kind, tokenCount }: Pick<SummaryRef, "objectKey" | "kind" | "tokenCount">): RangeRef {
-    const { geometry } = this.#options;
+    const { geometry, firstBytesMax } = this.#options;
     const shape = { geometry, kind, segmentCount: tokenCount / geometry.segmentTokens };
-    return { objectKey, ...summaryRange(shape, { fromLayer: -1, toLayer: kind === "none" ? 0 : 1 }) };
+    const { bytes } = summaryRange(shape, { fromLayer: 0, toLayer: 1 });
+    const layers = Math.min(geometry.layerCount, Math.max(1, Math.floor(firstBytesMax / Math.max(1, bytes))));
+    return { objectKey, ...summaryRange(shape, { fromLayer: -1, toLayer: layers }) };
   }
 
   /**
@@ -127,14 +131,16 @@ export class SummarySupply {
   }
 
   /**
-   * Has the summaries of the next layers read, as many as come while the store answers a question for blocks: to be called when a sequence goes on computing.
-   * Nothing while some are on their way: what is asked for next would wait for them.
+   * Has the summaries of the next layers read, as many as come while the store answers a question for blocks: to be called behind such a question, so that they come
+   * while the layer is computed that asked it. Nothing while more are on their way: those of the last time may have come and not been taken in yet.
    */
   readOn(sequence: Sequence): void {
     const runs = incomingSummaries(sequence);
-    if (runs.length === 0 || runs.some(({ layersAsked, layersThere }) => layersAsked > layersThere)) return;
+    if (runs.length === 0) return;
+    const layers = this.#layersAhead(sequence, runs);
+    if (runs.some(({ layersAsked, layersThere }) => layersAsked - layersThere > layers)) return;
     const next = Math.min(...runs.map(({ layersAsked }) => layersAsked));
-    for (const run of runs) void run.want(next + this.#layersAhead(sequence, runs) - 1);
+    for (const run of runs) void run.want(next + layers - 1);
   }
 
   /** Resolves when a sequence's blocks have the summaries of this layer, or lack them for good. Those behind it are asked for as well. Never rejects. */

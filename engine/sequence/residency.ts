@@ -72,10 +72,11 @@ export class Residency {
 
   /** The sequence goes on when these are on the device or known to be lost. */
   wait(sequence: Sequence, wanted: readonly BlockLayer[]): void {
-    const { clock, observer } = this.#options;
+    const { clock, observer, supply } = this.#options;
     const layers = new Set(wanted.map(({ layer }) => layer));
     observer.missed(sequence, wanted.length, clock.nowMs(), layers.size === 1 ? wanted[0]?.layer : undefined);
     this.#waitFor(sequence, this.fetch(sequence, wanted, "demand"));
+    supply.readOn(sequence);
   }
 
   /** A suspended sequence goes on when what of it is in host memory is on the device again. */
@@ -104,13 +105,12 @@ export class Residency {
 
   /** `then` is called if the sequence still waits: its blocks are nobody else's to use until then. */
   #waitFor(sequence: Sequence, what: Promise<void>, then?: () => void): void {
-    const { clock, observer, supply, wake } = this.#options;
+    const { clock, observer, wake } = this.#options;
     sequence.phase = "waiting";
     void what.then(() => {
       if (sequence.phase === "waiting") {
         then?.();
         sequence.phase = "running";
-        supply.readOn(sequence);
       }
       observer.resumed(sequence, clock.nowMs());
       wake();

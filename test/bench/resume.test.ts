@@ -88,3 +88,24 @@ describe("a delayed store", () => {
     expect((await inner.list("")).keys).toHaveLength(1);
   });
 });
+
+describe("bench resume-answers", () => {
+  it("asks second questions of an engine that has everything and of one that has nothing", () =>
+    withTempFolder(async (folder) => {
+      const path = join(folder, "answers.json");
+      const what = ["--cases=2", "--tokens=2048", "--budget=512", "--rtt=2", "--threads=1", `--json=${path}`];
+      const run = await runBench(["resume-answers", ...what]);
+      const result = JSON.parse(await readFile(path, "utf8"));
+      const { rows } = result as {
+        rows: { residentRight: boolean; lazyRight: boolean; pagesBeforeFirstToken: number }[];
+      };
+      expect(rows).toHaveLength(2);
+      // The resumed turns did read pages from the store, and an answer of this model to a question of its kind is right.
+      for (const { pagesBeforeFirstToken } of rows) expect(pagesBeforeFirstToken).toBeGreaterThan(0);
+      expect(rows.some(({ residentRight }) => residentRight)).toBe(true);
+      const right = (of: "residentRight" | "lazyRight") => 50 * rows.filter((row) => row[of]).length;
+      expect(result.points).toBe(right("lazyRight") - right("residentRight"));
+      expect(run.code).toBe(Math.abs(result.points) <= 1 ? 0 : 1);
+      expect(run.out).toContain("points apart");
+    }));
+});

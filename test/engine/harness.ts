@@ -74,6 +74,8 @@ export async function openTestEngine(options: TestEngineOptions): Promise<TestEn
     contextTokensMax: TINY_CONFIG.contextTokensMax,
     stepRowsMax: rowsMax,
     segmentTokens: 64,
+    // Summaries come in layer by layer, small as they are.
+    summaryFirstBytesMax: 1,
     manifestCommitMs: 0,
     ...options.settings,
   };

@@ -106,26 +106,36 @@ describe("summaries that come in layer by layer", () => {
     expect(fresh.logged).toEqual([]);
   });
 
-  it("read no byte twice, and not more than the objects have", async () => {
-    const { store, session } = await stored();
-    const asked: string[] = [];
-    const get = store.get.bind(store);
-    let bytes = 0;
-    store.get = async (key, options) => {
-      const object = await get(key, options);
-      if (key.includes("/sum-")) {
-        asked.push(`${key}@${options?.range?.offset}`);
-        bytes += object?.bytes.byteLength ?? 0;
-      }
-      return object;
-    };
-    await session.turn(await open(store), PROMPT, ONE);
-    expect(new Set(asked).size).toBe(asked.length);
-    const { keys } = await store.list("kv/");
-    const stored256 = keys.filter(({ key }) => key.includes("/sum-min-max/"));
-    // All but the envelope's digest, which nobody needs who reads by layers.
-    expect(bytes).toBe(stored256.reduce((sum, object) => sum + object.bytes - 32, 0));
+  it("are read with the head where they are few bytes", async () => {
+    const { store, session, expected } = await stored();
+    const found = await session.turn(await open(store, { summaryFirstBytesMax: 1024 * 1024 }), PROMPT, ONE);
+    expect(found.logprobs).toEqual(expected.logprobs);
+    expect([found.usage.recomputedTokens, store.laterReads]).toEqual([0, 0]);
   });
+
+  it.each([1, 5000])(
+    "read no byte twice, and not more than the objects have (%i bytes with a head)",
+    async (bytesMax) => {
+      const { store, session } = await stored();
+      const asked: string[] = [];
+      const get = store.get.bind(store);
+      let bytes = 0;
+      store.get = async (key, options) => {
+        const object = await get(key, options);
+        if (key.includes("/sum-")) {
+          asked.push(`${key}@${options?.range?.offset}`);
+          bytes += object?.bytes.byteLength ?? 0;
+        }
+        return object;
+      };
+      await session.turn(await open(store, { summaryFirstBytesMax: bytesMax }), PROMPT, ONE);
+      expect(new Set(asked).size).toBe(asked.length);
+      const { keys } = await store.list("kv/");
+      const stored256 = keys.filter(({ key }) => key.includes("/sum-min-max/"));
+      // All but the envelope's digest, which nobody needs who reads by layers.
+      expect(bytes).toBe(stored256.reduce((sum, object) => sum + object.bytes - 32, 0));
+    },
+  );
 
   const BEFALLS: Record<string, (read: () => Promise<StoreObject | undefined>) => Promise<StoreObject | undefined>> = {
     "a bit flips": async (read) => {

@@ -113,6 +113,30 @@ describe("layered summaries", () => {
     expect(lost).toEqual([]);
   });
 
+  it("may begin with several layers, or all of them", () => {
+    for (const first of [2, LAYERS]) {
+      const written: string[] = [];
+      const pool = {
+        writeSummary: (slot: number, _kind: SummaryKind, bytes: Uint8Array, layer?: number) =>
+          void written.push(`${slot} ${layer} ${bytes.byteLength === SHARE}`),
+      } as unknown as KvPool;
+      const cache = new BlockCache({
+        layerCount: LAYERS,
+        deviceBlocks: new FreeList(0),
+        summarySlots: new FreeList(8),
+      });
+      const head = decodeSummaryHead(OBJECT);
+      const read = async (from: number, to: number) => section(from, to);
+      const layered = new LayeredSummaries({ pool, head, first: section(0, first), read, onLost() {} });
+      const block = cache.create(0);
+      layered.give(block, 1);
+      expect(written).toEqual(Array.from({ length: first }, (_, layer) => `${block.summarySlot} ${layer} true`));
+      expect([layered.layersThere, layered.layersAsked, layered.layerBytes]).toEqual([first, first, 4 * SHARE]);
+      expect(block.summaries.has(KIND)).toBe(first === LAYERS);
+      expect(isScoredBy(block, KIND)).toBe(true);
+    }
+  });
+
   it("are made of a first layer that is the head's", () => {
     const { layered } = setUp();
     expect(layered.kind).toBe(KIND);

@@ -14,7 +14,7 @@ describe("how a session comes back", () => {
     expect(predicted.recompute).toBeCloseTo(32_768 * 1.5);
     expect(predicted.full).toBeCloseTo(3 * 30 + 592_000_000 / 200_000);
     const share = (5 * 2_048) / 32_832;
-    expect(predicted.lazy).toBeCloseTo((3 + 8) * 30 + (35_000_000 + share * 557_000_000) / 200_000);
+    expect(predicted.lazy).toBeCloseTo((3 + 8) * 30 + (35_000_000 / 16 + share * 557_000_000) / 200_000);
   });
 
   it.each([
