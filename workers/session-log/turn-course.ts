@@ -221,7 +221,8 @@ export class TurnCourse {
       engineKey: env.QUIRE_ENGINE_KEY,
       fetch: (input, init) => {
         const sent = fetch(input, init);
-        beside();
+        // When the request has left: what is done in this turn of the event loop is done before that.
+        setTimeout(beside, 0);
         return sent;
       },
       stream,
