@@ -17,6 +17,8 @@ export interface WarmUpProgress {
 const POSITION = 10 * BLOCK_TOKENS;
 /** More rows than are decoded one by one; the last of them fills a block. */
 const CHUNK_ROWS = 16;
+/** A GPU has kernels of their own for products of a few rows, up to 4 and up to 8: those of sequences that decode together. */
+const FEW_ROWS = [2, 5];
 
 /**
  * Runs every step once, before anything else uses the runner. `onStep` hears of each as it ends.
@@ -30,15 +32,20 @@ export async function warmUp(runner: ModelRunner, onStep: (progress: WarmUpProgr
   }
 }
 
-/** A chunk and a decoded token, attending to all and by one policy for each kind of summaries that the pool keeps. */
-function warmUpSteps({ config, pool, rowsMax }: ModelRunner): SequenceStep[] {
+/** A chunk and a decoded token, attending to all and by one policy for each kind of summaries that the pool keeps; and a few rows. */
+function warmUpSteps({ config, pool, rowsMax, sampledMax }: ModelRunner): SequenceStep[] {
   const position = Math.min(POSITION, Math.floor((config.contextTokensMax - 1) / BLOCK_TOKENS) * BLOCK_TOKENS);
   const rows = Math.min(CHUNK_ROWS, rowsMax, position);
-  return plansOf(pool.spec).flatMap((plan): SequenceStep[] => {
+  const few = FEW_ROWS.filter((rowCount) => rowCount <= Math.min(rows, sampledMax)).map((rowCount): SequenceStep => {
+    const step = stepAt(pool.spec, { kind: "dense" }, { position: position - rows, rowCount });
+    return { ...step, sample: DRAWN, draftSamples: Array<typeof DRAWN>(rowCount - 1).fill(DRAWN) };
+  });
+  const ofPlans = plansOf(pool.spec).flatMap((plan): SequenceStep[] => {
     const chunk = stepAt(pool.spec, plan, { position: position - rows, rowCount: rows });
     const token = stepAt(pool.spec, plan, { position, rowCount: 1 });
     return [...(rows > 0 ? [chunk] : []), { ...token, sample: DRAWN }];
   });
+  return [...ofPlans, ...few];
 }
 
 function plansOf({ summaryKinds }: KvPoolSpec): SelectionPlan[] {

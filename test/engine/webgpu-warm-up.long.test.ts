@@ -25,7 +25,7 @@ describe.skipIf(!hasAdapter)("warming up a GPU", () => {
     const config = shapeConfig("tiny");
     const { layerCount, kvHeadCount, headDim } = config;
     const runner = new LlamaRunner({
-      ...{ device, config, fingerprint: "noise", rowsMax: 64, sampledMax: 1 },
+      ...{ device, config, fingerprint: "noise", rowsMax: 64, sampledMax: 8 },
       weights: await noiseWeights({ device, seed: 1 }, config, "int8"),
       pool: device.kvPool({
         ...{ layerCount, kvHeadCount, headDim, encoding: "int8", summaryKinds: ["min-max"] },
@@ -48,6 +48,7 @@ describe.skipIf(!hasAdapter)("warming up a GPU", () => {
     const quest = policyNamed("quest").plan(128);
     await step({ kind: "dense" }, 0, 64);
     await step({ kind: "dense" }, 64, 1);
+    for (const rowCount of [3, 8]) await step({ kind: "dense" }, 64, rowCount);
     await step(quest, 576, 16);
     await step(quest, 600, 1);
     expect(device.kernelCount).toBe(before);
