@@ -31,20 +31,6 @@ export const MUTANTS: readonly Mutant[] = [
     replace: "refuseUnless(intact || !intact,",
   },
   {
-    name: "summary-digest",
-    what: "the beginning of a summary object is not held against its digest",
-    file: "storage/summary-object.ts",
-    find: 'refuseUnless(intact, "summaries: digest of the head does not match");',
-    replace: "",
-  },
-  {
-    name: "summary-layer",
-    what: "a layer of summaries is not held against its checksum",
-    file: "engine/kv/layered-summaries.ts",
-    find: "if (!isSectionIntact(this.#options.head, layer, section))",
-    replace: "if (layer < 0)",
-  },
-  {
     name: "segment-chain",
     what: "a manifest's segments are taken for the log's whatever tokens they were computed from",
     file: "engine/kv/attacher.ts",
