@@ -58,6 +58,10 @@ export const benches: Readonly<Record<string, BenchEntry>> = {
     summary: "answers of a second turn on an engine that resumes lazily against one that has everything",
     load: async () => (await import("./resume/second-turn.ts")).secondTurnBench,
   },
+  "tight-pool": {
+    summary: "decode in a pool that is smaller than the context: speed, bytes moved, memory of the process",
+    load: async () => (await import("./tight/tight-pool.ts")).tightPoolBench,
+  },
   speculation: {
     summary: "tokens per second with and without guessed tokens; the text must be the same",
     load: async () => (await import("./schedule/speculation.ts")).speculationBench,

@@ -52,6 +52,8 @@ export interface EngineStatus {
   /** Device blocks, open slots held by sequences: 0 when idle, else something leaked. */
   heldBlockCount: number;
   heldSlotCount: number;
+  /** Layers of blocks that have left the device while sequences held them, whose context is larger than the pool. */
+  leftLayerCount: number;
   /** Host memory that holds blocks which left the device. */
   hostPool: { bytes: number; bytesMax: number; counts: Readonly<HostPoolCounts> };
   draining: boolean;
@@ -66,6 +68,7 @@ export function memoryStatus({ cache, host, opens, runner }: EngineParts) {
     blockCount: cache.capacity,
     heldBlockCount: runner.pool.spec.blockCount - cache.freeDeviceBlockCount - cache.idleDeviceBlockCount,
     heldSlotCount: opens.takenCount,
+    leftLayerCount: cache.leftLayerCount,
     hostPool: { bytes: host.bytes, bytesMax: host.bytesMax, counts: host.counts },
   };
 }

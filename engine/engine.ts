@@ -31,8 +31,9 @@ import { collectChoice } from "./sequence/runs.ts";
 import { sampleParams, samplesOf, takeSample } from "./sequence/sampling.ts";
 import { Sequence, type SequenceSink, startBlocksOf } from "./sequence/sequence.ts";
 import { commitSlice, discardSlice, fillTables, planSlice, rowNeeds } from "./sequence/slice-planner.ts";
-import { batchesOf, lacksSummaries, summaryLayerEnd } from "./sequence/summary-layers.ts";
+import { batchesOf, lacksSummaries, stillReady, summaryLayerEnd } from "./sequence/summary-layers.ts";
 import { countChoices, countMisses, countTraffic, missedBlocks } from "./sequence/traffic.ts";
+import { confine, noteAttended } from "./sequence/working-set.ts";
 import { RequestLog } from "./trace/request-log.ts";
 import { TraceBook } from "./trace/trace-book.ts";
 
@@ -94,7 +95,8 @@ export class Engine {
       fail: (sequence, error) => this.#fail(sequence, error),
     });
     this.#lookAhead = new LookAhead({
-      ...{ runner: parts.runner, clock, residency: this.#residency, latencyMs: parts.storeLatencyMs },
+      ...{ clock, residency: this.#residency, latencyMs: parts.storeLatencyMs },
+      runner: { step: (steps) => cache.during(() => parts.runner.step(steps)) },
       onGuess: (sequence, layer, blocks) => this.traces.guessed(sequence, clock.nowMs(), { layer, blocks }),
     });
     this.#planner = this.#openPlanner();
@@ -147,12 +149,7 @@ export class Engine {
     const checked = { ...request, spans: replayableSpans(request.spans, spec) };
     const { layerCount } = runner.config;
     const sequence = new Sequence({ request: checked, selection, sink, layerCount, nowMs, reserve: settings.reserve });
-    if (sequence.blocksMax > cache.capacity) {
-      throw new QuireError(
-        "context_length_exceeded",
-        `The request may grow to ${sequence.blocksMax * 64} tokens; the KV pool holds ${cache.capacity * 64}.`,
-      );
-    }
+    confine(sequence, spec, cache);
     this.#admission.check(sequence, waitMs, nowMs);
     this.#tenants.enter(sequence.namespace, nowMs);
     this.#queue.add(sequence);
@@ -268,13 +265,14 @@ export class Engine {
     return resumed || parts.length > 0;
   }
 
-  async #runBatch(parts: readonly PlannedPart[]): Promise<void> {
-    const { clock } = this.#parts;
-    const startMs = clock.nowMs();
+  async #runBatch(planned: readonly PlannedPart[]): Promise<void> {
+    const parts = stillReady(planned, (slice) => discardSlice(slice, this.#parts));
+    if (parts.length === 0) return;
+    const startMs = this.#parts.clock.nowMs();
     const results = await this.#runStep(
       parts.map(({ sequence, slice }) => ({ sequence, slice, step: this.#sequenceStep(sequence, slice) })),
     );
-    this.#account(parts, results, clock.nowMs() - startMs);
+    this.#account(parts, results, startMs);
     for (const [index, { sequence, slice }] of parts.entries()) {
       try {
         this.#finishSlice(sequence, slice, results[index] as SequenceResult);
@@ -285,10 +283,10 @@ export class Engine {
   }
 
   /** A step's time teaches what steps cost, and is shared out among those who were in it. */
-  #account(parts: readonly PlannedPart[], results: readonly SequenceResult[], ms: number): void {
+  #account(parts: readonly PlannedPart[], results: readonly SequenceResult[], startMs: number): void {
     const endMs = this.#parts.clock.nowMs();
-    const load = parts.map((part) => part.load).reduce(addLoads);
-    this.#observer.stepped(parts, { startMs: endMs - ms, endMs, predictedMs: this.#cost.predictMs(load) });
+    const [ms, load] = [endMs - startMs, parts.map((part) => part.load).reduce(addLoads)];
+    this.#observer.stepped(parts, { startMs, endMs, predictedMs: this.#cost.predictMs(load) });
     this.#tenants.chargeStep(parts, ms, this.#cost);
     // A step that was void ended early: its time says nothing of its rows.
     if (results.every((result) => result.checkpoint === undefined)) this.#cost.observe(load, ms);
@@ -365,6 +363,7 @@ export class Engine {
     planned.passedBy.push(...passedBy);
     countChoices(sequence, result);
     collectChoice(planned, result);
+    noteAttended(sequence, planned, { result, missed: wanted }, cache);
     if (result.checkpoint) {
       this.#residency.suspend(sequence, planned, result.checkpoint, wanted);
       return;
@@ -417,6 +416,7 @@ export class Engine {
     this.#parts.runner.discard(sequence.suspended.checkpoint);
     discardSlice(sequence.suspended.planned, this.#parts);
     sequence.suspended = undefined;
+    sequence.unpin(this.#parts.cache);
   }
 
   #cancel(sequence: Sequence): void {

@@ -9,7 +9,7 @@ import type { ModelRunner } from "../models/contract.ts";
 import type { LoadProgress } from "../models/llama-weights.ts";
 import { readModelConfig } from "../models/model-files.ts";
 import { openModel } from "../models/open.ts";
-import { defaultContextTokens, planPool, smallestPoolBytes } from "../models/plan-memory.ts";
+import { defaultContextTokens, planPool, smallestConfinedPoolBytes, smallestPoolBytes } from "../models/plan-memory.ts";
 import { QuireError } from "../protocol/errors.ts";
 import type { EngineHeartbeat, SessionStatus } from "../protocol/generate.ts";
 import { LIMITS } from "../protocol/limits.ts";
@@ -162,7 +162,8 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
     contextTokensMax,
     ...options.settings,
   };
-  const asked = { config, encoding, summaryKinds, contextTokens: contextTokensMax, rowsMax };
+  const hostBytes = settings.hostPoolBytes;
+  const asked = { config, encoding, summaryKinds, contextTokens: contextTokensMax, rowsMax, hostBytes };
   const plan = planPool({ ...asked, poolBytes, runningMax: settings.runningMax });
   settings.runningMax = plan.runningMax;
   const { store, cache: diskCache } = await openPages(options);
@@ -178,7 +179,8 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
   const { layerCount, kvHeadCount, headDim } = config;
   const assertSuits = (device: Device & PoolLimited) => {
     const load = { config, weightEncoding: options.weightEncoding, rowsMax, sampledMax };
-    const pool = { poolBytes: plan.bytes, poolBytesMin: smallestPoolBytes(asked) };
+    const smallest = plan.tokenCapacity < contextTokensMax ? smallestConfinedPoolBytes : smallestPoolBytes;
+    const pool = { poolBytes: plan.bytes, poolBytesMin: smallest(asked) };
     assertFits({ ...load, ...pool }, device.report.memoryBytesMax);
     device.assertPoolFits?.({ ...kv, layerCount, kvHeadCount, headDim });
   };

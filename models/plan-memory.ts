@@ -101,8 +101,10 @@ export interface PoolRequest {
   poolBytes: number;
   /** Sequences that run together. */
   runningMax: number;
-  /** The longest context that one sequence must be able to reach, all of it resident. */
+  /** The longest context that one sequence must be able to reach. */
   contextTokens: number;
+  /** Host memory for what of such a context the pool has no room for; absent: all of it must be resident. */
+  hostBytes?: number;
   /** Largest total row count of a step (default: the limit). */
   rowsMax?: number;
 }
@@ -127,6 +129,8 @@ const OPEN_SHARE_MAX = 0.5;
  * Divides `poolBytes`. A sequence keeps one open slot, and a step of `rowsMax` rows over n sequences touches at most
  * `rowsMax/64 + 2n` logical blocks. Summary slots exceed the logical blocks by one whole context (at most by as many again),
  * because a resumed sequence holds the summaries of blocks that are not resident.
+ *
+ * A pool that cannot hold one whole context does where host memory can: then it holds a layer of it at least, and what a step seals in every layer.
  * @throws {QuireError} `invalid_request` when one sequence of `contextTokens` does not fit; the message says what would be needed.
  */
 export function planPool(request: PoolRequest): PoolPlan {
@@ -135,7 +139,8 @@ export function planPool(request: PoolRequest): PoolPlan {
   const contextBlocks = Math.ceil(contextTokens / BLOCK_TOKENS);
   const layerBlockBytes = config.layerCount * unit.blockBytes;
   const openSlots = (runningMax: number) => openSlotsOf(runningMax, request.rowsMax);
-  const oneContextBytes = contextBytes(request);
+  const isResident = smallestPoolBytes(request) <= poolBytes;
+  const oneContextBytes = isResident ? contextBytes(request) : confinedBytes(request);
   const fits = (runningMax: number) => {
     const openBytes = openSlots(runningMax) * unit.openSlotBytes;
     const crowded = runningMax > 1 && openBytes > poolBytes * OPEN_SHARE_MAX;
@@ -148,7 +153,7 @@ export function planPool(request: PoolRequest): PoolPlan {
     throw new QuireError(
       "invalid_request",
       `a KV pool of ${mebibytes(poolBytes)} cannot hold one sequence of ${contextTokens} tokens: ` +
-        `${mebibytes(neededBytes)} are needed (give the pool more memory or lower the context).`,
+        `${mebibytes(neededBytes)} are needed${confinedAdvice(request)} (give the pool more memory or lower the context).`,
       { param: "pool_bytes" },
     );
   }
@@ -183,6 +188,12 @@ export function defaultContextTokens(request: Omit<PoolRequest, "contextTokens" 
   return Math.min(config.contextTokensMax, Math.max(1, blocks) * BLOCK_TOKENS);
 }
 
+/** Bytes of the smallest pool that does for one sequence of `contextTokens` whose blocks are in host memory. */
+export function smallestConfinedPoolBytes(request: Omit<PoolRequest, "poolBytes" | "runningMax">): number {
+  const unit = poolUnitBytes(request.config, request.encoding, request.summaryKinds);
+  return leastConfinedBytes(request) + openSlotsOf(1, request.rowsMax) * unit.openSlotBytes;
+}
+
 /** Bytes of the smallest pool that holds one sequence of `contextTokens`, all of it resident. */
 export function smallestPoolBytes(request: Omit<PoolRequest, "poolBytes" | "runningMax">): number {
   const unit = poolUnitBytes(request.config, request.encoding, request.summaryKinds);
@@ -198,6 +209,39 @@ function contextBytes({
   const unit = poolUnitBytes(config, encoding, summaryKinds);
   const blocks = Math.ceil(contextTokens / BLOCK_TOKENS);
   return blocks * (config.layerCount * unit.blockBytes + 2 * unit.summarySlotBytes);
+}
+
+/** Summaries of a whole context; of its blocks a layer, and one more in all layers, which a step seals. */
+function leastConfinedBytes({
+  config,
+  encoding,
+  summaryKinds,
+  contextTokens,
+}: Omit<PoolRequest, "poolBytes" | "runningMax">): number {
+  const unit = poolUnitBytes(config, encoding, summaryKinds);
+  const contextBlocks = Math.ceil(contextTokens / BLOCK_TOKENS);
+  const logicalBlocks = Math.ceil(contextBlocks / config.layerCount) + 1;
+  return (
+    logicalBlocks * (config.layerCount * unit.blockBytes + unit.summarySlotBytes) +
+    contextBlocks * unit.summarySlotBytes
+  );
+}
+
+/** Infinite without host memory for all that such a sequence may compute. */
+function confinedBytes(request: PoolRequest): number {
+  return (request.hostBytes ?? 0) < hostBytesOf(request) ? Number.POSITIVE_INFINITY : leastConfinedBytes(request);
+}
+
+/** K and V of a whole context. */
+function hostBytesOf({ config, encoding, summaryKinds, contextTokens }: PoolRequest): number {
+  const { blockBytes } = poolUnitBytes(config, encoding, summaryKinds);
+  return Math.ceil(contextTokens / BLOCK_TOKENS) * config.layerCount * blockBytes;
+}
+
+function confinedAdvice(request: PoolRequest): string {
+  if (request.hostBytes === undefined) return "";
+  const host = mebibytes(hostBytesOf(request));
+  return `, or ${mebibytes(smallestConfinedPoolBytes(request))} and ${host} of host memory`;
 }
 
 function openSlotsOf(runningMax: number, rowsMax: number = LIMITS.stepRowsMax): number {

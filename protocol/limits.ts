@@ -56,6 +56,8 @@ export const LIMITS = {
   engineRunningMax: 32,
   /** Rows (tokens) of one engine step. */
   stepRowsMax: 512,
+  /** Of a sequence whose context is larger than the pool: one block is sealed at a time. */
+  looseRowsMax: 64,
   /** No engine step is planned to take longer. */
   stepMsMax: 250,
   /** Tokens are coalesced this long before they are sent to the edge. */

@@ -50,6 +50,8 @@ export interface BenchModelOptions {
   summaryKinds: readonly SummaryKind[];
   /** Longest context that will be reached. */
   contextTokens: number;
+  /** Tokens whose blocks the pool holds, where that is to be less (its summaries are of all). */
+  poolTokens?: number | undefined;
   memoryBytesMax?: number | undefined;
 }
 
@@ -91,11 +93,12 @@ export async function openBenchModel(options: BenchModelOptions): Promise<BenchM
   const device = await openBenchDevice(options);
   try {
     const blockCapacity = Math.ceil(options.contextTokens / BLOCK_TOKENS) + 1;
+    const poolBlocks = options.poolTokens === undefined ? blockCapacity : Math.ceil(options.poolTokens / BLOCK_TOKENS);
     assertContextFits(config, options, device.report.memoryBytesMax);
     const kv = {
       encoding: kvEncoding,
       summaryKinds: [...summaryKinds],
-      blockCount: batch * blockCapacity * config.layerCount,
+      blockCount: batch * poolBlocks * config.layerCount,
       openSlotCount: OPEN_SLOTS * batch,
       summarySlotCount: batch * blockCapacity,
     };

@@ -1,5 +1,5 @@
 /** `npm run bench -- resume`: the first token of a turn on an engine that has just started, over a store far away. */
-import { parseInteger, parseSelectionFlag, parseText } from "../../cli/flags.ts";
+import { parseText } from "../../cli/flags.ts";
 import { UsageError } from "../../cli/usage-error.ts";
 import type { SummaryKind } from "../../kernels/contract.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
@@ -13,6 +13,7 @@ import { type Content, type ContentOptions, contentOf, fillContext } from "./con
 import { engineReadyMs } from "./engine-ready.ts";
 import { type BenchMode, type ResumeCase, type ResumeRow, Resumer, resumeRow, sessionBytes } from "./measure-resume.ts";
 import { storeFilledSession } from "./stored-session.ts";
+import { countFlag, turnFlags } from "./turn-flags.ts";
 import { measureWriting } from "./writing.ts";
 
 /** The model that ships, where it is asked beside another one. */
@@ -32,9 +33,6 @@ function parseKeys(text: string): "random" | "drift" {
   if (text === "random" || text === "drift") return text;
   throw new UsageError("must be random or drift");
 }
-
-const integer = (help: string, fallback: string, range: { min: number; max: number }) =>
-  ({ help, placeholder: "COUNT", fallback, parse: parseInteger(range) }) as const;
 
 const flags = {
   ...modelFlags,
@@ -61,24 +59,22 @@ const flags = {
     fallback: "full,lazy,lazy-default,resident",
     parse: parseList(parseMode),
   },
-  policy: {
-    help: "selection of the turn",
-    placeholder: "NAME",
-    fallback: "quest+scope(layer)+group(64)",
-    parse: parseSelectionFlag,
-  },
-  budget: integer("tokens that a step attends to", "2048", { min: 128, max: 65_536 }),
-  prompt: integer("tokens of the turn, and of the one before it", "64", { min: 1, max: 4_096 }),
-  tokens: integer("tokens of the reply", "64", { min: 1, max: 4_096 }),
-  rtt: integer("milliseconds that a call of the store takes", "30", { min: 0, max: 10_000 }),
-  mbps: integer("megabytes a second from the store, all calls together (not megabits)", "200", {
+  ...turnFlags,
+  prompt: countFlag("tokens of the turn, and of the one before it", "64", { min: 1, max: 4_096 }),
+  tokens: countFlag("tokens of the reply", "64", { min: 1, max: 4_096 }),
+  rtt: countFlag("milliseconds that a call of the store takes", "30", { min: 0, max: 10_000 }),
+  mbps: countFlag("megabytes a second from the store, all calls together (not megabits)", "200", {
     min: 1,
     max: 1_000_000,
   }),
-  stall: integer("milliseconds for which a store answers nothing (0: no figures of writing and of starting)", "30000", {
-    min: 0,
-    max: 600_000,
-  }),
+  stall: countFlag(
+    "milliseconds for which a store answers nothing (0: no figures of writing and of starting)",
+    "30000",
+    {
+      min: 0,
+      max: 600_000,
+    },
+  ),
 } as const;
 
 const columns: readonly Column<ResumeRow>[] = [

@@ -77,7 +77,7 @@ export class Attacher {
       if (block?.resident) onDevice.add(block);
       else if (block?.isHere) inHost.add(block);
     }
-    await fetcher.promote(sequence.blocks.filter((block) => block !== undefined));
+    if (!sequence.workingSet) await fetcher.promote(sequence.blocks.filter((block) => block !== undefined));
     const { session, turnStart } = sequence.request;
     if (session && turnStart > 0 && (sequence.nextPosition ?? turnStart) < turnStart) {
       for (const sessionId of [session.id, session.parentId]) {
@@ -105,7 +105,7 @@ export class Attacher {
     const limit = sequence.promptEnd - 1;
     const keys: string[] = [];
     while ((keys.length + 1) * BLOCK_TOKENS <= limit) keys.push(sequence.blockKey(keys.length));
-    for (const block of cache.acquireAll(keys)) sequence.blocks[block.index] = block;
+    for (const block of cache.acquireAll(keys)) sequence.hold(cache, block);
     const index = Math.floor((sequence.nextPosition ?? 0) / BLOCK_TOKENS);
     claimTail(sequence, opens, { index, limit: limit - index * BLOCK_TOKENS });
   }
@@ -230,6 +230,7 @@ export class Attacher {
         slots: new Map(),
         damaged: false,
         written: Promise.resolve(true),
+        isWritten: true,
       };
       const give = (block: LogicalBlock, index: number) =>
         run.give(block, (offset * segmentTokens) / BLOCK_TOKENS + index);
@@ -250,7 +251,7 @@ export class Attacher {
       const block = known ?? cache.create(index);
       if (!known) block.stored = stored;
       if (kind !== "none" && !isScoredBy(block, kind)) give(block, offset);
-      sequence.blocks[index] = known ?? cache.publish(block, key);
+      sequence.hold(cache, known ?? cache.publish(block, key));
       sequence.dropOpen(index, opens);
     }
   }
@@ -267,7 +268,7 @@ export class Attacher {
     try {
       const object = await this.#whole(sequence, ref);
       const expected = { sha256: ref.sha256, geometry, fromToken: ref.fromToken, tokenCount: ref.tokenCount };
-      this.#admitTail(sequence, decodeTail(object, expected), new SpanList(manifest.spans));
+      await this.#admitTail(sequence, decodeTail(object, expected), new SpanList(manifest.spans));
     } catch (error) {
       log("attach.tail-lost", {
         requestId: sequence.request.requestId,
@@ -278,7 +279,7 @@ export class Attacher {
   }
 
   /** As much of a tail as has the sequence's tokens, attended in the same way. */
-  #admitTail(sequence: Sequence, tail: Tail, spans: SpanList): void {
+  async #admitTail(sequence: Sequence, tail: Tail, spans: SpanList): Promise<void> {
     if (sequence.abortRequested) return;
     const limit = sequence.promptEnd - 1;
     for (let offset = 0; offset * BLOCK_TOKENS < tail.ids.length; offset++) {
@@ -293,16 +294,18 @@ export class Attacher {
       const tokenCount = agreement(stored, ids, own, limit - from);
       if (offset < tail.blockCount) {
         if (tokenCount < BLOCK_TOKENS) return;
-        if (!sequence.blocks[index]) this.#admitTailBlock(sequence, tail, offset);
+        if (!sequence.blocks[index]) await this.#admitTailBlock(sequence, tail, offset);
       } else if (tokenCount > (sequence.opens.get(index)?.tokenCount ?? 0) && !sequence.blocks[index]) {
         this.#admitOpen(sequence, tail, { index, tokenCount });
       }
     }
   }
 
-  #admitTailBlock(sequence: Sequence, tail: Tail, offset: number): void {
+  async #admitTailBlock(sequence: Sequence, tail: Tail, offset: number): Promise<void> {
     const { cache, opens, pool, geometry } = this.#options;
     const index = tail.fromToken / BLOCK_TOKENS + offset;
+    for (let room = cache.roomFor(geometry.layerCount); room; room = cache.roomFor(geometry.layerCount)) await room;
+    if (sequence.abortRequested || sequence.blocks[index]) return;
     const block = cache.create(index);
     cache.allocateAll(block);
     for (const [layer, id] of block.deviceBlocks.entries()) pool.writeBlock(id, tail.block(offset, layer));
@@ -310,7 +313,7 @@ export class Attacher {
       pool.writeSummary(block.summarySlot, kind, tail.summary(offset, kind));
       block.summaries.add(kind);
     }
-    sequence.blocks[index] = cache.publish(block, sequence.blockKey(index));
+    sequence.hold(cache, cache.publish(block, sequence.blockKey(index)));
     sequence.dropOpen(index, opens);
   }
 
@@ -329,7 +332,7 @@ export class Attacher {
   async #firstBurst(sequence: Sequence): Promise<void> {
     const { fetcher, geometry, supply } = this.#options;
     const rows = nextRows(sequence, LIMITS.stepRowsMax);
-    if (sequence.usage.resume?.mode === "full" && !sequence.abortRequested) {
+    if (sequence.usage.resume?.mode === "full" && !sequence.workingSet && !sequence.abortRequested) {
       const blocks = sequence.blocks.filter((block) => block !== undefined);
       const summaries = supply.bringLayer(sequence, geometry.layerCount - 1);
       countFetch(sequence, await fetcher.fetch(allLayers(blocks), "demand"));

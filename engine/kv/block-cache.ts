@@ -1,14 +1,16 @@
 /**
  * Logical blocks, where they are and who owns them: the one residency map. A logical block is 64 sealed tokens of all layers: a device
- * block per layer (or none yet), a summary slot, a copy in host memory, and where its bytes are stored. Sequences hold references; a
- * published block is found by its chain by any sequence of the same namespace; one without references stays until its room is needed, and
+ * block per layer (or none yet), a summary slot, a copy in host memory, and where its bytes are stored. Sequences hold references (loosely, if
+ * their context is larger than the pool: loose-layers.ts); a published block is found by its chain by any sequence of the same namespace; one without references stays until its room is needed, and
  * then goes to the host pool, where it is still found.
  */
 import { type KvPool, NOT_RESIDENT, type SummaryKind } from "../../kernels/contract.ts";
 import { assert } from "../../protocol/assert.ts";
+import { donateLayers, donateSummaries, moveSummaries } from "./block-gifts.ts";
 import type { FreeList } from "./free-list.ts";
 import type { HostCopy, HostPool } from "./host-pool.ts";
 import type { LayeredSummaries } from "./layered-summaries.ts";
+import { LooseLayers, type Reservation } from "./loose-layers.ts";
 import type { StoredSegment } from "./stored-segment.ts";
 
 /** Of so many blocks that were released longest ago, the one of least priority and heat leaves the device. */
@@ -29,6 +31,8 @@ export class LogicalBlock {
   incoming: LayeredSummaries | undefined;
   residentLayerCount = 0;
   refCount = 1;
+  /** Of these, references of sequences whose context is larger than the pool: its layers may leave the device one by one. */
+  looseCount = 0;
   /** References of sequences that are suspended: they need its bytes somewhere, not on the device. */
   parkCount = 0;
   published = false;
@@ -58,6 +62,22 @@ export class LogicalBlock {
     if (!host?.isReady) return false;
     return this.deviceBlocks.every((id, layer) => id !== NOT_RESIDENT || host.layers[layer] !== undefined);
   }
+
+  /** All of its bytes can be had from the store. */
+  get isStored(): boolean {
+    return this.stored?.isWritten === true;
+  }
+
+  /** Only sequences hold it that ask for what they need of it whenever they need it. */
+  get isLoose(): boolean {
+    return this.looseCount > 0 && this.looseCount === this.refCount;
+  }
+
+  /** Every layer can be had from somewhere. */
+  get isWhole(): boolean {
+    if (this.resident || this.isStored) return true;
+    return this.deviceBlocks.every((id, layer) => id !== NOT_RESIDENT || this.host?.has(layer) === true);
+  }
 }
 
 /** The tier behind the device. */
@@ -84,8 +104,13 @@ export class BlockCache {
   readonly #published = new Map<string, LogicalBlock>();
   /** On the device, without references but those of suspended sequences, in order of release. */
   readonly #idle = new Set<LogicalBlock>();
+  readonly #loose = new LooseLayers();
   #reservedBlocks = 0;
   #reservedSlots = 0;
+  #lossNoticed = false;
+  #leftLayerCount = 0;
+  /** While a step runs: its tables name memory that must not leave. */
+  #running: Promise<void> | undefined;
 
   constructor(options: BlockCacheOptions) {
     this.#layerCount = options.layerCount;
@@ -126,18 +151,44 @@ export class BlockCache {
     return this.#deviceBlocks.freeCount;
   }
 
+  /** Layers of blocks that have left the device while sequences held them. */
+  get leftLayerCount(): number {
+    return this.#leftLayerCount;
+  }
+
   /** Sets room for `count` logical blocks aside: references within it never fail to find memory. False when there is not enough. */
   reserve(count: number): boolean {
-    if (count > this.unreservedCount) return false;
-    this.#reservedBlocks += count * this.#layerCount;
-    this.#reservedSlots += count;
-    return true;
+    return this.reserveParts({ deviceBlocks: count * this.#layerCount, summarySlots: count, hostBytes: 0 });
   }
 
   unreserve(count: number): void {
-    this.#reservedBlocks -= count * this.#layerCount;
-    this.#reservedSlots -= count;
+    this.unreserveParts({ deviceBlocks: count * this.#layerCount, summarySlots: count, hostBytes: 0 });
+  }
+
+  /** As {@link reserve}, in its parts; host memory too. False when there is not enough of one of them: nothing is set aside then. */
+  reserveParts({ deviceBlocks, summarySlots, hostBytes }: Reservation): boolean {
+    if (deviceBlocks > this.#deviceBlocks.count - this.#reservedBlocks) return false;
+    if (summarySlots > this.#summarySlots.count - this.#reservedSlots) return false;
+    if (hostBytes > 0 && this.#host?.copies.reserve(hostBytes) !== true) return false;
+    this.#reservedBlocks += deviceBlocks;
+    this.#reservedSlots += summarySlots;
+    return true;
+  }
+
+  unreserveParts({ deviceBlocks, summarySlots, hostBytes }: Reservation): void {
+    this.#reservedBlocks -= deviceBlocks;
+    this.#reservedSlots -= summarySlots;
     assert(this.#reservedBlocks >= 0 && this.#reservedSlots >= 0, "unreserved more than was reserved");
+    if (hostBytes > 0) this.#host?.copies.unreserve(hostBytes);
+  }
+
+  /** What {@link reserveParts} could set aside in an empty engine; and what a layer of a block takes in host memory. */
+  get capacityParts(): Reservation & { hostBlockBytes: number } {
+    const { copies, pool } = this.#host ?? {};
+    return {
+      ...{ deviceBlocks: this.#deviceBlocks.count, summarySlots: this.#summarySlots.count },
+      ...{ hostBytes: copies?.bytesMax ?? 0, hostBlockBytes: pool?.blockBytes ?? 0 },
+    };
   }
 
   /** Whether {@link acquire} would find a block with all its layers on the device or in host memory; nothing is touched. */
@@ -166,6 +217,65 @@ export class BlockCache {
     block.refCount += 1;
     if (block.summarySlot === NOT_RESIDENT) this.#revive(block);
     this.#host?.copies.touch(block);
+  }
+
+  /**
+   * Turns a reference into a loose one: while there are only such, layers of the block that are not pinned may leave the device, the one used longest
+   * ago first, for host memory, or for nowhere if the store has them; where neither can be, the block is lost.
+   */
+  loosen(block: LogicalBlock): void {
+    block.looseCount += 1;
+    if (block.looseCount > 1) return;
+    for (const [layer, id] of block.deviceBlocks.entries())
+      if (id !== NOT_RESIDENT) this.#loose.add(id, { block, layer });
+  }
+
+  /** Turns it back, to be released. */
+  tighten(block: LogicalBlock): void {
+    assert(block.looseCount > 0, "a loose reference is dropped once");
+    block.looseCount -= 1;
+    if (block.looseCount > 0) return;
+    for (const id of block.deviceBlocks) this.#loose.remove(id);
+  }
+
+  /** A query has chosen a layer of a block: of loosely held ones it is the last to leave. */
+  use(block: LogicalBlock, layer: number): void {
+    this.#loose.touch(block.deviceBlocks[layer] as number);
+  }
+
+  /** A layer of a loosely held block, on the device or to come, must not leave it before it is unpinned as often. */
+  pin(block: LogicalBlock, layer: number): void {
+    this.#loose.pin({ block, layer });
+  }
+
+  unpin(block: LogicalBlock, layer: number): void {
+    this.#loose.unpin({ block, layer });
+  }
+
+  /** Runs a step: until it has ended, nothing leaves the device that a sequence holds. */
+  async during<T>(step: () => Promise<T>): Promise<T> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#running = promise;
+    try {
+      return await step();
+    } finally {
+      this.#running = undefined;
+      resolve();
+    }
+  }
+
+  /** Undefined when {@link allocateLayer} can be called; else what to wait for, and then to ask again. */
+  roomFor(layerCount: number): Promise<void> | undefined {
+    const { freeCount } = this.#deviceBlocks;
+    if (this.#running === undefined || freeCount >= layerCount) return undefined;
+    return freeCount + this.idleDeviceBlockCount >= layerCount ? undefined : this.#running;
+  }
+
+  /** True once after blocks were lost because there was no memory for them anywhere. */
+  takeLossNotice(): boolean {
+    const noticed = this.#lossNoticed;
+    this.#lossNoticed = false;
+    return noticed;
   }
 
   /** Turns a reference into one of a suspended sequence: the block may leave the device, and is kept in host memory as long as there is room. */
@@ -200,7 +310,7 @@ export class BlockCache {
   /** A new block with one reference and a summary slot, without device blocks, not published. */
   create(index: number): LogicalBlock {
     const block = new LogicalBlock(index, this.#layerCount);
-    while (this.#summarySlots.freeCount === 0) this.#evictOne();
+    this.#makeSlot();
     block.summarySlot = this.#summarySlots.take();
     return block;
   }
@@ -209,10 +319,11 @@ export class BlockCache {
   allocateLayer(block: LogicalBlock, layer: number): number {
     assert(block.deviceBlocks[layer] === NOT_RESIDENT, "layer is resident already");
     assert(block.refCount > 0, "only a referenced block is given memory");
-    while (this.#deviceBlocks.freeCount === 0) this.#evictOne();
+    while (this.#deviceBlocks.freeCount === 0) if (!this.#evictOne()) this.#evictLoose();
     const id = this.#deviceBlocks.take();
     block.deviceBlocks[layer] = id;
     block.residentLayerCount += 1;
+    if (block.looseCount > 0) this.#loose.add(id, { block, layer });
     return id;
   }
 
@@ -235,7 +346,8 @@ export class BlockCache {
       // Its slot is given up with it: one that is in host memory only takes this one.
       if (known.summarySlot === NOT_RESIDENT) moveSummaries(block, known);
       this.retain(known);
-      donateLayers(block, known);
+      for (const [layer, id] of donateLayers(block, known))
+        if (known.looseCount > 0) this.#loose.add(id, { block: known, layer });
       donateSummaries(block, known);
       this.release(block);
       return known;
@@ -276,7 +388,13 @@ export class BlockCache {
     for (const block of [...this.#idle]) this.#leaveDevice(block);
   }
 
-  #evictOne(): void {
+  #makeSlot(): void {
+    while (this.#summarySlots.freeCount === 0)
+      assert(this.#evictOne(), "reservations cover every referenced block, so something is idle");
+  }
+
+  /** Of what is idle. False where nothing is. */
+  #evictOne(): boolean {
     let chosen: LogicalBlock | undefined;
     let seen = 0;
     for (const block of this.#idle) {
@@ -284,8 +402,39 @@ export class BlockCache {
       else if (block.priority === chosen.priority && block.heat < chosen.heat) chosen = block;
       if (++seen === EVICTION_WINDOW) break;
     }
-    assert(chosen !== undefined, "reservations cover every referenced block, so something is idle");
+    if (chosen === undefined) return false;
     this.#leaveDevice(chosen);
+    return true;
+  }
+
+  /** A layer of a loosely held block leaves: the oldest that is kept somewhere, else the oldest is given up, to be computed again. */
+  #evictLoose(): void {
+    assert(this.#running === undefined, "between two steps only");
+    const forget = (other: LogicalBlock) => this.#forget(other);
+    let oldest: { block: LogicalBlock; layer: number } | undefined;
+    for (const { block, layer } of this.#loose.candidates()) {
+      oldest ??= { block, layer };
+      if (this.#host?.copies.keepLayer(block, layer, forget) !== true && !block.isStored) continue;
+      this.#leaveLayer(block, layer);
+      return;
+    }
+    assert(oldest !== undefined, "reservations cover every referenced and pinned block, so something may leave");
+    this.#lose(oldest.block);
+    this.#leaveLayer(oldest.block, oldest.layer);
+  }
+
+  #leaveLayer(block: LogicalBlock, layer: number): void {
+    const id = block.deviceBlocks[layer] as number;
+    this.#leftLayerCount += 1;
+    this.#loose.remove(id);
+    this.#deviceBlocks.give(id);
+    block.deviceBlocks[layer] = NOT_RESIDENT;
+    block.residentLayerCount -= 1;
+  }
+
+  #lose(block: LogicalBlock): void {
+    this.#lossNoticed = true;
+    this.markLost(block);
   }
 
   #leaveDevice(block: LogicalBlock): void {
@@ -300,7 +449,7 @@ export class BlockCache {
 
   /** Back from host memory: a summary slot with what it held; layers follow when they are asked for. */
   #revive(block: LogicalBlock): void {
-    while (this.#summarySlots.freeCount === 0) this.#evictOne();
+    this.#makeSlot();
     block.summarySlot = this.#summarySlots.take();
     if (!this.#host || !block.host?.isReady) return;
     this.#host.copies.counts.hits += 1;
@@ -313,6 +462,8 @@ export class BlockCache {
   /** Its host copy is gone: a block that was nowhere else is not found any more. */
   #forget(block: LogicalBlock): void {
     if (block.summarySlot === NOT_RESIDENT) this.#unpublish(block);
+    else if (!block.isWhole && block.refCount > 0) this.#lose(block);
+    else if (!block.isWhole) this.#unpublish(block);
   }
 
   #unpublish(block: LogicalBlock): void {
@@ -345,35 +496,4 @@ export class BlockCache {
 /** A block's summary slot holds this kind, or the first layers of it, and the others are on their way. */
 export function isScoredBy({ summaries, incoming }: LogicalBlock, kind: SummaryKind): boolean {
   return summaries.has(kind) || incoming?.kind === kind;
-}
-
-function moveSummaries(from: LogicalBlock, to: LogicalBlock): void {
-  to.summarySlot = from.summarySlot;
-  to.summaries = from.summaries;
-  from.summarySlot = NOT_RESIDENT;
-  from.summaries = new Set();
-  from.incoming = undefined;
-}
-
-/** Slots are swapped where the new one holds more. Between steps; a suspended one fills its tables again. */
-function donateSummaries(from: LogicalBlock, to: LogicalBlock): void {
-  if (from.summaries.size <= to.summaries.size) return;
-  for (const kind of to.summaries) if (!from.summaries.has(kind)) return;
-  const { summarySlot, summaries } = to;
-  to.summarySlot = from.summarySlot;
-  to.summaries = from.summaries;
-  from.summarySlot = summarySlot;
-  from.summaries = summaries;
-  from.incoming = undefined;
-  to.incoming = undefined;
-}
-
-function donateLayers(from: LogicalBlock, to: LogicalBlock): void {
-  for (const [layer, id] of from.deviceBlocks.entries()) {
-    if (id === NOT_RESIDENT || to.deviceBlocks[layer] !== NOT_RESIDENT) continue;
-    to.deviceBlocks[layer] = id;
-    to.residentLayerCount += 1;
-    from.deviceBlocks[layer] = NOT_RESIDENT;
-    from.residentLayerCount -= 1;
-  }
 }

@@ -68,7 +68,7 @@ export class BlockFetcher {
 
   /** True once after blocks were marked lost. */
   takeLossNotice(): boolean {
-    const noticed = this.#lossNoticed;
+    const noticed = this.#options.cache.takeLossNotice() || this.#lossNoticed;
     this.#lossNoticed = false;
     return noticed;
   }
@@ -84,6 +84,8 @@ export class BlockFetcher {
   async fetch(wanted: readonly BlockLayer[], kind: GateClass): Promise<FetchTotals> {
     const totals: FetchTotals = { bytes: 0, blocks: 0 };
     const pending: Promise<void>[] = [];
+    const leaving = wanted.flatMap(({ block, layer }) => block.host?.arriving.get(layer) ?? []);
+    if (leaving.length > 0) await Promise.all(leaving);
     const fresh: BlockLayer[] = [];
     const inHost = wanted.filter(isInHost);
     if (inHost.length > 0) pending.push(this.#fromHost(inHost));
@@ -115,6 +117,7 @@ export class BlockFetcher {
     for (let from = 0; from < items.length; from += countMax) {
       if (from > 0) await clock.breathe(0);
       for (const { block, layer } of items.slice(from, from + countMax)) {
+        for (let room = cache.roomFor(1); room; room = cache.roomFor(1)) await room;
         // Whoever held it may have let go meanwhile, or another has brought it.
         const bytes = block.host?.layers[layer];
         if (!bytes || block.lost || block.refCount === 0 || block.deviceBlocks[layer] !== NOT_RESIDENT) continue;
@@ -160,7 +163,7 @@ export class BlockFetcher {
       if (!object) throw new Error("segment is not in the store");
       totals.bytes += object.bytes.byteLength;
       for (const [offset, block] of read.blocks.entries()) {
-        this.#admit(
+        await this.#admit(
           block,
           read,
           object.bytes.subarray(offset * geometry.blockBytes, (offset + 1) * geometry.blockBytes),
@@ -173,8 +176,9 @@ export class BlockFetcher {
     }
   }
 
-  #admit(block: LogicalBlock, read: RangeRead, bytes: Uint8Array, totals: FetchTotals): void {
+  async #admit(block: LogicalBlock, read: RangeRead, bytes: Uint8Array, totals: FetchTotals): Promise<void> {
     const { cache, pool, geometry, onFailure } = this.#options;
+    for (let room = cache.roomFor(1); room; room = cache.roomFor(1)) await room;
     if (block.refCount === 0 || block.lost || block.deviceBlocks[read.layer] !== NOT_RESIDENT) return;
     const index = checksumIndex(geometry, read.layer, indexInSegment(block, read.segment));
     if (bytes.byteLength !== geometry.blockBytes || crc32(bytes) !== read.segment.checksums[index]) {

@@ -16,6 +16,8 @@ export class HostCopy {
   bytes = 0;
   /** Reads of the device that are under way. */
   pendingCount = 0;
+  /** Of layers, those; each settles when its bytes are here, or the copy is gone. */
+  readonly arriving = new Map<number, Promise<void>>();
 
   constructor(layerCount: number) {
     this.layers = new Array<undefined>(layerCount).fill(undefined);
@@ -24,6 +26,11 @@ export class HostCopy {
   /** All that was copied has arrived. */
   get isReady(): boolean {
     return this.pendingCount === 0;
+  }
+
+  /** The layer is here or on its way. */
+  has(layer: number): boolean {
+    return this.layers[layer] !== undefined || this.arriving.has(layer);
   }
 }
 
@@ -51,6 +58,8 @@ export class HostPool {
   /** Blocks with a copy, least recently used first. */
   readonly #blocks = new Set<LogicalBlock>();
   #bytes = 0;
+  #chargedBytes = 0;
+  #reservedBytes = 0;
 
   constructor(options: HostPoolOptions) {
     this.#options = options;
@@ -75,15 +84,32 @@ export class HostPool {
    * @param forget called with each block whose copy gave way
    */
   keep(block: LogicalBlock, forget: (block: LogicalBlock) => void): boolean {
+    const layers = Array.from(block.deviceBlocks.keys()).filter(
+      (layer) => block.deviceBlocks[layer] !== NOT_RESIDENT && block.host?.has(layer) !== true,
+    );
+    const kinds = [...block.summaries].filter((kind) => block.host?.summaries.has(kind) !== true);
+    return this.#keep(block, { layers, kinds }, { forget, isForced: false });
+  }
+
+  /**
+   * As {@link keep}, of one layer: its block stays where it is. It takes the room of what suspended sequences left here, if there is no other: those wait
+   * for the device memory of the block's holders.
+   */
+  keepLayer(block: LogicalBlock, layer: number, forget: (block: LogicalBlock) => void): boolean {
+    const layers = block.host?.has(layer) === true ? [] : [layer];
+    return this.#keep(block, { layers, kinds: [] }, { forget, isForced: true });
+  }
+
+  #keep(
+    block: LogicalBlock,
+    { layers, kinds }: { layers: readonly number[]; kinds: readonly SummaryKind[] },
+    { forget, isForced }: { forget: (block: LogicalBlock) => void; isForced: boolean },
+  ): boolean {
     const { pool } = this.#options;
     const copy = block.host ?? new HostCopy(block.deviceBlocks.length);
-    const layers = Array.from(block.deviceBlocks.keys()).filter(
-      (layer) => block.deviceBlocks[layer] !== NOT_RESIDENT && copy.layers[layer] === undefined,
-    );
-    const kinds = [...block.summaries].filter((kind) => !copy.summaries.has(kind));
     const bytes = layers.length * pool.blockBytes + kinds.length * pool.summaryBytes;
     this.#blocks.delete(block);
-    const hasRoom = this.#makeRoom(bytes, forget);
+    const hasRoom = this.#makeRoom(bytes, forget, isForced);
     if (hasRoom || block.host) this.#blocks.add(block);
     if (!hasRoom) return false;
     this.#bytes += bytes;
@@ -92,12 +118,14 @@ export class HostPool {
     block.host = copy;
     const arrival = { block, copy, gone: () => forget(block) };
     for (const layer of layers) {
-      this.#arrive(arrival, pool.readBlock(block.deviceBlocks[layer] as number), (into) => {
+      const read = this.#arrive(arrival, pool.readBlock(block.deviceBlocks[layer] as number), (into) => {
         copy.layers[layer] = into;
       });
+      copy.arriving.set(layer, read);
+      void read.then(() => copy.arriving.delete(layer));
     }
     for (const kind of kinds) {
-      this.#arrive(arrival, pool.readSummary(block.summarySlot, kind), (into) => {
+      void this.#arrive(arrival, pool.readSummary(block.summarySlot, kind), (into) => {
         copy.summaries.set(kind, into);
       });
     }
@@ -119,24 +147,41 @@ export class HostPool {
 
   /** Sets bytes aside for something else that left the device. False when there is no room. */
   charge(bytes: number, forget: (block: LogicalBlock) => void): boolean {
-    if (!this.#makeRoom(bytes, forget)) return false;
+    if (this.#chargedBytes + this.#reservedBytes + bytes > this.bytesMax) return false;
+    if (!this.#makeRoom(bytes, forget, false)) return false;
     this.#bytes += bytes;
+    this.#chargedBytes += bytes;
     return true;
+  }
+
+  /** Promises room for copies of loosely held blocks. False when there is not enough that could be cleared. */
+  reserve(bytes: number): boolean {
+    if (this.#chargedBytes + this.#reservedBytes + bytes > this.bytesMax) return false;
+    this.#reservedBytes += bytes;
+    return true;
+  }
+
+  unreserve(bytes: number): void {
+    this.#reservedBytes -= bytes;
+    assert(this.#reservedBytes >= 0, "more host memory was given back than was set aside");
   }
 
   uncharge(bytes: number): void {
     this.#bytes -= bytes;
+    this.#chargedBytes -= bytes;
     assert(this.#bytes >= 0, "more host memory was given back than was taken");
   }
 
-  #makeRoom(bytes: number, forget: (block: LogicalBlock) => void): boolean {
+  #makeRoom(bytes: number, forget: (block: LogicalBlock) => void, isForced: boolean): boolean {
     const { bytesMax } = this.#options;
     if (bytes > bytesMax) return false;
     let passedCount = 0;
     while (this.#bytes + bytes > bytesMax) {
       const [oldest] = this.#blocks;
-      if (oldest === undefined || passedCount > this.#blocks.size) return false;
-      if (isNeeded(oldest)) {
+      if (oldest === undefined || passedCount > 2 * this.#blocks.size) return false;
+      // Suspended sequences' only where nothing else gives way.
+      const takesParked = isForced && passedCount >= this.#blocks.size;
+      if (isNeeded(oldest, takesParked)) {
         this.touch(oldest);
         passedCount += 1;
         continue;
@@ -152,9 +197,9 @@ export class HostPool {
     { block, copy, gone }: { block: LogicalBlock; copy: HostCopy; gone: () => void },
     read: Promise<Uint8Array<ArrayBuffer>>,
     take: (bytes: Uint8Array<ArrayBuffer>) => void,
-  ): void {
+  ): Promise<void> {
     copy.pendingCount += 1;
-    void read.then(
+    return read.then(
       (bytes) => {
         take(bytes);
         copy.pendingCount -= 1;
@@ -169,9 +214,9 @@ export class HostPool {
   }
 }
 
-/** Whether a holder of the block relies on the copy: it has bytes that are nowhere else on this machine. */
-function isNeeded(block: LogicalBlock): boolean {
-  if (block.parkCount > 0 && block.summarySlot === NOT_RESIDENT) return true;
-  if (block.refCount === 0) return false;
+/** Whether a holder of the block relies on the copy: it has bytes that are nowhere else on this machine, or for those who hold it loosely, nowhere at all. */
+function isNeeded(block: LogicalBlock, takesParked: boolean): boolean {
+  if (block.parkCount > 0 && block.summarySlot === NOT_RESIDENT) return !takesParked;
+  if (block.refCount === 0 || (block.isLoose && block.isStored)) return false;
   return block.host?.layers.some((bytes, layer) => bytes && block.deviceBlocks[layer] === NOT_RESIDENT) === true;
 }

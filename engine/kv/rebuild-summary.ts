@@ -1,14 +1,20 @@
 import { decodeKeys } from "../../kernels/block-codec.ts";
-import type { KvPool, SummaryKind } from "../../kernels/contract.ts";
+import { type KvPool, NOT_RESIDENT, type SummaryKind } from "../../kernels/contract.ts";
 import { summaryHeadAt } from "../../kernels/layout.ts";
 import { summarizeKeys } from "../../kernels/summary-codec.ts";
+import { assert } from "../../protocol/assert.ts";
 import { poolFormOf, unpackBlock } from "../../storage/block-encoding.ts";
 import type { KvGeometry } from "../../storage/geometry.ts";
 import type { LogicalBlock } from "./block-cache.ts";
 
-/** The stored bytes of a resident block, layer by layer. */
-export function readLayers(pool: KvPool, { deviceBlocks }: LogicalBlock): Promise<Uint8Array[]> {
-  return Promise.all(Array.from(deviceBlocks, (id) => pool.readBlock(id)));
+/** The stored bytes of a block that is on the device or in host memory, layer by layer; as they are at the moment of the call. */
+export function readLayers(pool: KvPool, { deviceBlocks, host }: LogicalBlock): Promise<Uint8Array[]> {
+  const read = async (id: number, layer: number): Promise<Uint8Array> => {
+    const bytes = id === NOT_RESIDENT ? host?.layers[layer] : await pool.readBlock(id);
+    assert(bytes, "the block is here");
+    return bytes;
+  };
+  return Promise.all(Array.from(deviceBlocks, read));
 }
 
 /**

@@ -21,4 +21,6 @@ export interface StoredSegment {
   damaged: boolean;
   /** Settles when the object is in the store (true) or could not be put (false). */
   readonly written: Promise<boolean>;
+  /** It is in the store. */
+  isWritten: boolean;
 }

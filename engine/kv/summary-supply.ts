@@ -221,12 +221,19 @@ export class SummarySupply {
   }
 
   async #fromBlocks(sequence: Sequence, kind: SummaryKind, blocks: readonly LogicalBlock[]): Promise<void> {
-    const { fetcher, geometry, clock, log, pool } = this.#options;
+    const { fetcher, geometry } = this.#options;
     const lacking = () => blocks.filter((block) => isAlive(block) && !block.summaries.has(kind));
     if (lacking().length === 0) return;
-    countFetch(sequence, await fetcher.fetch(allLayers(lacking()), "demand"));
-    for (const block of lacking()) {
-      if (!block.resident || sequence.abortRequested) continue;
+    for (const batch of batchesOf(lacking(), sequence.workingSet?.deviceBlocks, geometry.layerCount)) {
+      countFetch(sequence, await fetcher.fetch(allLayers(batch), "demand"));
+      await this.#rebuild(sequence, kind, batch);
+    }
+  }
+
+  async #rebuild(sequence: Sequence, kind: SummaryKind, blocks: readonly LogicalBlock[]): Promise<void> {
+    const { geometry, clock, log, pool } = this.#options;
+    for (const block of blocks) {
+      if (!block.isHere || block.summaries.has(kind) || !isAlive(block) || sequence.abortRequested) continue;
       try {
         const layers = await readLayers(pool, block);
         // Whoever held it may have let go meanwhile: then the bytes are anybody's.
@@ -243,6 +250,18 @@ export class SummarySupply {
     this.#options.pool.writeSummary(block.summarySlot, kind, slot);
     block.summaries.add(kind);
   }
+}
+
+/** All at once; where the pool cannot hold all, as many as half of what is set aside. */
+function batchesOf(
+  blocks: readonly LogicalBlock[],
+  deviceBlocks: number = Number.POSITIVE_INFINITY,
+  layerCount: number,
+): LogicalBlock[][] {
+  const countMax = Math.max(1, Math.floor(deviceBlocks / (2 * layerCount)));
+  const batches: LogicalBlock[][] = [];
+  for (let from = 0; from < blocks.length; from += countMax) batches.push(blocks.slice(from, from + countMax));
+  return batches;
 }
 
 /** Its memory is its own still. */

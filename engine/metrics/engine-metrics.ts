@@ -249,4 +249,6 @@ function hostPoolMetrics(registry: MetricRegistry, of: EngineGauges): void {
       [{ event: "evicted" }, evictions],
     ];
   });
+  const left = "Layers of blocks that left the pool while sequences of a larger context held them.";
+  registry.total("quire_pool_layers_left_total", left, () => [[{}, of.status().leftLayerCount]]);
 }

@@ -55,7 +55,7 @@ export class Persister {
     const perSegment = this.#blocksPerSegment;
     for (const segmentIndex of new Set(blockIndices.map((index) => Math.floor(index / perSegment)))) {
       const blocks = this.#blocksOf(sequence, segmentIndex);
-      if (blocks?.every((block) => block.resident)) this.#put(sequence, segmentIndex, blocks);
+      if (blocks?.every((block) => block.isHere)) this.#put(sequence, segmentIndex, blocks);
     }
   }
 
@@ -146,14 +146,15 @@ export class Persister {
     blocks: readonly LogicalBlock[],
   ): Promise<StoredSegment | undefined> {
     await this.#fetch(blocks);
-    return blocks.every((block) => block.resident) ? this.#put(sequence, segmentIndex, blocks) : undefined;
+    return blocks.every((block) => block.isHere) ? this.#put(sequence, segmentIndex, blocks) : undefined;
   }
 
   async #fetch(blocks: readonly LogicalBlock[]): Promise<void> {
+    if (blocks.every((block) => block.isHere)) return;
     await this.#options.fetcher.fetch(allLayers(blocks), "demand");
   }
 
-  /** Puts a segment of resident blocks; undefined where the write-behind budget has no room. */
+  /** Puts a segment of blocks that are on the device or in host memory; undefined where the write-behind budget has no room. */
   #put(sequence: Sequence, segmentIndex: number, blocks: readonly LogicalBlock[]): StoredSegment | undefined {
     const known = commonSegment(blocks);
     if (known) return known;
@@ -194,10 +195,12 @@ export class Persister {
       slots,
       damaged: false,
       written,
+      isWritten: false,
     };
     for (const block of blocks) block.stored = segment;
     void written.then((stored) => {
       this.#pendingBytes -= objectBytes;
+      segment.isWritten = stored;
       if (!stored) for (const block of blocks) if (block.stored === segment) block.stored = undefined;
     });
     return segment;
@@ -221,7 +224,7 @@ export class Persister {
     return encoded;
   }
 
-  /** Bytes of resident blocks, layer by layer, and of each kind one summary slot per block. */
+  /** Bytes of blocks that are on the device or in host memory, layer by layer, and of each kind one summary slot per block. */
   async #copy(
     blocks: readonly LogicalBlock[],
   ): Promise<{ bytes: Uint8Array[][]; summaries: Map<SummaryKind, Uint8Array[]> }> {
@@ -258,7 +261,7 @@ export class Persister {
     const sealed = sequence.blocks.slice(firstIndex, endIndex);
     if (!sealed.every((block) => block !== undefined)) return undefined;
     await this.#fetch(sealed);
-    if (!sealed.every((block) => block.resident)) return undefined;
+    if (!sealed.every((block) => block.isHere)) return undefined;
     const open = sequence.opens.get(endIndex);
     const openCount = tokenCount % BLOCK_TOKENS;
     if (openCount > 0 && !open) return undefined;

@@ -51,7 +51,9 @@ export class Admission {
   waitMs(namespace: string, blocksMax: number): number {
     const { tenants, active, settings, freeBlocks } = this.#options;
     const own = tenants.waitingCount(namespace);
-    const hasPlace = active.size < settings.runningMax && freeBlocks() >= blocksMax && own === 0;
+    // An empty engine has room for whatever it takes in, also for what is larger than its pool.
+    const hasRoom = active.size === 0 || freeBlocks() >= blocksMax;
+    const hasPlace = active.size < settings.runningMax && hasRoom && own === 0;
     return (hasPlace ? 0 : (own + 1) * tenants.paceMs(namespace)) + this.#promptsMs(namespace);
   }
 

@@ -49,7 +49,9 @@ export class Preemption {
 
   /** Sets aside what a request starts with. False when there is not enough. */
   admit(sequence: Sequence): boolean {
-    if (!this.#options.cache.reserve(sequence.startBlocks)) return false;
+    const { cache } = this.#options;
+    const { workingSet, startBlocks } = sequence;
+    if (!(workingSet ? cache.reserveParts(workingSet) : cache.reserve(startBlocks))) return false;
     sequence.reservedCount = sequence.startBlocks;
     sequence.admittedOrder = ++this.#admittedCount;
     return true;
@@ -86,7 +88,10 @@ export class Preemption {
     return true;
   }
 
-  /** Lowest rank of those that may be suspended: none whose memory is being copied for the store, or that has said its last. */
+  /**
+   * Lowest rank of those that may be suspended: none whose memory is being copied for the store, or that has said its last, or that has set aside all that
+   * it needs of a context larger than the pool.
+   */
   #victim(): Sequence | undefined {
     const may = [...this.#options.active].filter(
       (one) =>
@@ -95,6 +100,7 @@ export class Preemption {
         one.error === undefined &&
         !one.abortRequested &&
         one.copying.size === 0 &&
+        one.workingSet === undefined &&
         one.preemptedCount < PREEMPTIONS_MAX,
     );
     return may.sort(byRank).at(-1);

@@ -11,7 +11,7 @@ import type { Clock } from "../settings.ts";
 import type { Residency } from "./residency.ts";
 import type { Sequence, SuspendedStep } from "./sequence.ts";
 import { fillTables } from "./slice-planner.ts";
-import { summaryLayerEnd } from "./summary-layers.ts";
+import { lacksSummaries, summaryLayerEnd } from "./summary-layers.ts";
 
 /**
  * Layers of one guess: at most so many, since each is guessed from the guesses before it; and at least so many. A step that nobody guessed for goes on in place
@@ -77,9 +77,9 @@ export class LookAhead {
     const layersMax = this.#layersMax();
     for (const sequence of layersMax === 0 ? [] : active) {
       const { suspended } = sequence;
-      const toLayer =
-        suspended && sequence.phase === "waiting" ? lastToGuess(sequence, suspended, layersMax) : undefined;
-      if (suspended === undefined || toLayer === undefined) continue;
+      if (suspended === undefined || sequence.phase !== "waiting" || sequence.workingSet) continue;
+      const toLayer = lacksSummaries(sequence, suspended) ? undefined : lastToGuess(sequence, suspended, layersMax);
+      if (toLayer === undefined) continue;
       await this.#guess({ sequence, suspended, toLayer });
       return true;
     }

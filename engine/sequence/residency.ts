@@ -54,6 +54,8 @@ export class Residency {
       sequence,
       missed.filter(({ layer }) => layer === missedLayer),
     );
+    // Where the pool is too small for all, what is only guessed would push out what is known to be needed.
+    if (sequence.workingSet) return;
     void this.fetch(
       sequence,
       missed.filter(({ layer }) => layer > missedLayer),
@@ -137,6 +139,7 @@ export class Residency {
 
   /** Streams in what is still in the store, behind everything that a query asks for, while the sequence runs. */
   async fillRest(sequence: Sequence): Promise<void> {
+    if (sequence.workingSet) return;
     const absent = sequence.blocks.filter((block): block is LogicalBlock => block !== undefined && !block.resident);
     // A segment at a time: neighbouring blocks of a layer are one read.
     const segments = Array.from(Map.groupBy(absent.reverse(), ({ stored }) => stored?.chain).values());

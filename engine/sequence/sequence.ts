@@ -18,6 +18,7 @@ import type {
 } from "../../protocol/generate.ts";
 import { bytesToIds } from "../../protocol/ids.ts";
 import type { BlockCache, LogicalBlock } from "../kv/block-cache.ts";
+import type { BlockLayer } from "../kv/block-fetcher.ts";
 import { CHAIN_ROOT, extendChain } from "../kv/chain.ts";
 import type { OpenBlock, OpenBlocks } from "../kv/open-blocks.ts";
 import { DENSE, formatHow, SpanList } from "../kv/provenance.ts";
@@ -26,6 +27,7 @@ import type { ReserveMode } from "../settings.ts";
 import { BlockHeat } from "./block-heat.ts";
 import type { PlannedSlice } from "./planned-slice.ts";
 import type { RunChoice } from "./runs.ts";
+import type { WorkingSet } from "./working-set.ts";
 
 /** Receives what a request produces. Calls come in order; exactly one of `done` and `failed` ends them. */
 export interface SequenceSink {
@@ -106,8 +108,12 @@ export class Sequence {
   tokenCount: number;
   generatedCount = 0;
   /** Logical blocks to be reserved when it is admitted, and those reserved in the cache now. */
-  readonly startBlocks: number;
+  startBlocks: number;
   reservedCount = 0;
+  /** Set where its context is larger than the pool: it holds its blocks loosely, and has this reserved in the place of them. */
+  workingSet: WorkingSet | undefined;
+  /** What its suspended step will attend to: it does not leave the device. */
+  readonly #pins = new Map<number, Set<LogicalBlock>>();
   /** The how-many-th that was admitted. */
   admittedOrder = 0;
   /** How often it was suspended; while it is, its references are parked and its open blocks saved. */
@@ -195,6 +201,7 @@ export class Sequence {
 
   /** Blocks that its tokens fill and that are not reserved: without them it cannot be in a step. */
   get shortBlocks(): number {
+    if (this.workingSet) return 0;
     return Math.floor(this.tokenCount / BLOCK_TOKENS) - this.reservedCount;
   }
 
@@ -258,13 +265,47 @@ export class Sequence {
     this.#chains.length = Math.min(this.#chains.length, Math.floor(from / BLOCK_TOKENS));
   }
 
+  /** Its context is larger than the pool: this is set aside for it in the place of its blocks. Before it holds any. */
+  confine(workingSet: WorkingSet, layerCount: number): void {
+    this.workingSet = workingSet;
+    this.startBlocks = Math.ceil(workingSet.deviceBlocks / layerCount);
+  }
+
+  /** Takes a reference over: the block is the sequence's. */
+  hold(cache: BlockCache, block: LogicalBlock): void {
+    assert(!this.blocks[block.index], "a block is taken into a gap");
+    this.blocks[block.index] = block;
+    if (this.workingSet) cache.loosen(block);
+  }
+
+  /** What a suspended step will attend to stays on the device until {@link unpin}, beside what was pinned for the same layers before. */
+  pin(cache: BlockCache, layers: readonly BlockLayer[], layerFirst: number): void {
+    this.unpin(cache, layerFirst);
+    for (const { block, layer } of layers) {
+      const pinned = this.#pins.get(layer) ?? new Set();
+      this.#pins.set(layer, pinned);
+      if (pinned.has(block)) continue;
+      pinned.add(block);
+      cache.pin(block, layer);
+    }
+  }
+
+  /** Of layers before `layerEnd`. */
+  unpin(cache: BlockCache, layerEnd = Number.POSITIVE_INFINITY): void {
+    for (const [layer, pinned] of this.#pins) {
+      if (layer >= layerEnd) continue;
+      for (const block of pinned) cache.unpin(block, layer);
+      this.#pins.delete(layer);
+    }
+  }
+
   /** Lets go of blocks that cannot be used, such as lost ones; they are gaps from now on, and not reused. Returns how many. */
   drop(cache: BlockCache, isUnusable: (block: LogicalBlock) => boolean): number {
     let count = 0;
     for (const [index, block] of this.blocks.entries()) {
       if (!block || !isUnusable(block)) continue;
       this.blocks[index] = undefined;
-      cache.release(block);
+      this.#release(cache, block);
       count += 1;
       this.#uncountReused(index);
     }
@@ -304,7 +345,9 @@ export class Sequence {
     for (const open of this.opens.values()) opens.give(open.slot);
     this.opens.clear();
     this.forgetSaved(cache);
-    cache.unreserve(this.reservedCount);
+    this.unpin(cache);
+    if (this.workingSet === undefined) cache.unreserve(this.reservedCount);
+    else if (this.reservedCount > 0) cache.unreserveParts(this.workingSet);
     this.reservedCount = 0;
   }
 
@@ -338,6 +381,11 @@ export class Sequence {
 
   #letGo(cache: BlockCache, block: LogicalBlock): void {
     this.#noteWorth(block);
+    this.#release(cache, block);
+  }
+
+  #release(cache: BlockCache, block: LogicalBlock): void {
+    if (this.workingSet) cache.tighten(block);
     cache.release(block);
   }
 

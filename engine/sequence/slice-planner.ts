@@ -10,6 +10,7 @@ import {
   type SummaryKind,
 } from "../../kernels/contract.ts";
 import { assert } from "../../protocol/assert.ts";
+import { LIMITS } from "../../protocol/limits.ts";
 import { type BlockCache, isScoredBy, type LogicalBlock } from "../kv/block-cache.ts";
 import type { OpenBlocks } from "../kv/open-blocks.ts";
 import { groupStarts } from "../kv/provenance.ts";
@@ -53,6 +54,10 @@ export function nextRows(
   const groupTokens = inRuns ? run : (how?.groupTokens ?? 1);
   let to = Math.min(span.end, gapEnd(sequence, from), from + rowsMax);
   to = Math.min(to, slotsEnd(sequence, { from, to }, slotsMax));
+  if (sequence.workingSet) {
+    const groupEnd = (Math.floor(from / groupTokens) + sequence.workingSet.groupsMax) * groupTokens;
+    to = Math.min(to, from + LIMITS.looseRowsMax, selected ? groupEnd : to);
+  }
   if (how && !selected) to = Math.min(to, how.budgetTokens);
   if (selected && groupTokens > 1 && to < span.end && to % groupTokens !== 0) to -= to % groupTokens;
   if (to <= from) return undefined;
@@ -133,7 +138,7 @@ export function planSlice(sequence: Sequence, rows: RowRange, memory: PlanMemory
     groupStarts: rows.plan.kind === "dense" ? Int32Array.of(0) : groupStarts(from, to, rows.groupTokens),
     plan: rows.plan,
     ...run,
-    reportBlocks: rows.plan.kind !== "dense" && sequence.request.session !== undefined,
+    reportBlocks: rows.plan.kind !== "dense" && (sequence.request.session ?? sequence.workingSet) !== undefined,
   };
   const planned: PlannedSlice = {
     from,
@@ -205,8 +210,7 @@ export function commitSlice(
     }
     sequence.opens.delete(index);
     memory.opens.give(slot);
-    assert(!sequence.blocks[index], "a block is sealed into a gap");
-    sequence.blocks[index] = memory.cache.publish(block, sequence.blockKey(index));
+    sequence.hold(memory.cache, memory.cache.publish(block, sequence.blockKey(index)));
     sealed.push(index);
   }
   return sealed;
@@ -224,14 +228,14 @@ export function scoredKind(plan: SelectionPlan): SummaryKind | undefined {
 }
 
 /**
- * Blocks before the rows that are not ready for them: for a dense plan those that are not on the device in every layer, for one that
- * scores pages those that lack its kind of summary, of which not even the first layer is there.
+ * Blocks before the rows that are not ready for them: for a dense plan those that are not on the device in every layer (none where the pool cannot
+ * hold them all: the step waits layer by layer), for one that scores pages those that lack its kind of summary, of which not even the first layer is there.
  */
 export function rowNeeds(sequence: Sequence, rows: Pick<RowRange, "plan" | "to">): LogicalBlock[] {
   const kind = scoredKind(rows.plan);
   const isReady = (block: LogicalBlock): boolean => {
     if (kind !== undefined) return isScoredBy(block, kind);
-    return rows.plan.kind !== "dense" || block.resident;
+    return rows.plan.kind !== "dense" || block.resident || sequence.workingSet !== undefined;
   };
   const before = sequence.blocks.slice(0, Math.ceil(rows.to / BLOCK_TOKENS));
   return before.filter((block): block is LogicalBlock => block !== undefined && !isReady(block));

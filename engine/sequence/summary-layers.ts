@@ -4,7 +4,7 @@ import type { LayeredSummaries } from "../kv/layered-summaries.ts";
 import type { PlannedPart } from "../schedule/step-planner.ts";
 import type { PlannedSlice } from "./planned-slice.ts";
 import type { Sequence, SuspendedStep } from "./sequence.ts";
-import { rowNeeds, scoredKind } from "./slice-planner.ts";
+import { fillTables, rowNeeds, scoredKind } from "./slice-planner.ts";
 
 /** First layer whose summaries some block before a slice's rows lacks as yet; undefined: they have those of all layers, or are not scored. */
 export function summaryLayerEnd(
@@ -33,6 +33,21 @@ export function incomingSummaries(sequence: Sequence): LayeredSummaries[] {
   const all = new Set<LayeredSummaries>();
   for (const block of sequence.blocks) if (block?.incoming) all.add(block.incoming);
   return [...all];
+}
+
+/**
+ * What of a batch can still run, with its tables as they must be now: since it was planned, another may have been given memory that was its own, if its context
+ * is larger than the pool, and summaries on their way may not have come. The others are given back, to be planned anew.
+ */
+export function stillReady(parts: readonly PlannedPart[], giveBack: (slice: PlannedSlice) => void): PlannedPart[] {
+  const ready: PlannedPart[] = [];
+  for (const part of parts) {
+    const { sequence, slice } = part;
+    if (rowNeeds(sequence, { plan: slice.slice.plan, to: slice.to }).length > 0) giveBack(slice);
+    else ready.push(part);
+  }
+  for (const { sequence, slice } of ready) if (sequence.workingSet) fillTables(sequence, slice);
+  return ready;
 }
 
 /** Parts of a step that may run together: one whose blocks have not all of their summaries ends early, and is alone. */

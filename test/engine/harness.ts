@@ -38,6 +38,8 @@ export interface TestEngineOptions {
   /** Default 2. */
   layerCount?: number;
   blockCount?: number;
+  /** Default: as many as blocks. */
+  summarySlotCount?: number;
   openSlotCount?: number;
   rowsMax?: number;
   settings?: Partial<EngineSettings>;
@@ -62,7 +64,7 @@ export async function openTestEngine(options: TestEngineOptions): Promise<TestEn
       summaryKinds: options.summaryKinds ?? ["min-max", "mean-deviation"],
       blockCount,
       openSlotCount: options.openSlotCount ?? 24,
-      summarySlotCount: blockCount,
+      summarySlotCount: options.summarySlotCount ?? blockCount,
     },
     rowsMax,
   });

@@ -6,6 +6,7 @@ import {
   defaultContextTokens,
   planPool,
   poolUnitBytes,
+  smallestConfinedPoolBytes,
   weightBytes,
 } from "../../models/plan-memory.ts";
 
@@ -94,6 +95,25 @@ describe("memory plan", () => {
     const neededBytes = 512 * (4 * 32768 + 2 * 2592) + 10 * 131072;
     expect(planPool({ ...request, contextTokens, poolBytes: neededBytes }).tokenCapacity).toBe(contextTokens);
     expect(() => planPool({ ...request, contextTokens, poolBytes: neededBytes - 1 })).toThrow(/cannot hold/);
+  });
+
+  it("holds a layer of a context, and a block in all of them, where host memory holds the rest", () => {
+    const request = { config: house, encoding: "f32", summaryKinds: ["min-max"], runningMax: 1 } as const;
+    const contextTokens = 32768;
+    // 512 blocks of one of 4 layers and one of all; summary slots for these 129 and for the context's 512; ten open slots.
+    const poolBytes = 129 * 4 * 32768 + (129 + 512) * 2592 + 10 * 131072;
+    const hostBytes = 512 * 4 * 32768;
+    const plan = planPool({ ...request, contextTokens, poolBytes, hostBytes });
+    expect(plan).toMatchObject({ blockCount: 512 + 4, summarySlotCount: 129 + 512, runningMax: 1, bytes: poolBytes });
+    expect(plan.tokenCapacity).toBe(129 * 64);
+    expect(() => planPool({ ...request, contextTokens, poolBytes: poolBytes - 1, hostBytes })).toThrow(
+      /67\.8 MiB are needed, or 19\.0 MiB and 64\.0 MiB of host memory \(/,
+    );
+    expect(() => planPool({ ...request, contextTokens, poolBytes, hostBytes: hostBytes - 1 })).toThrow(/cannot hold/);
+    expect(smallestConfinedPoolBytes({ ...request, contextTokens })).toBe(poolBytes);
+    // One that holds everything is divided as if there were no host memory.
+    const whole = { ...request, contextTokens, poolBytes: 2 ** 27 };
+    expect(planPool({ ...whole, hostBytes })).toEqual(planPool(whole));
   });
 
   it("chooses the model's context where the pool holds it, else what leaves room for others", () => {

@@ -1,12 +1,13 @@
 /**
  * `npm run sim -- --seeds N [--first K] [--jobs J]`: lives of the seeds K to K+N-1; a failing seed prints its one-line replay. Ends after
  * `--failures` of them.
+ * `npm run sim -- --tight`, with either: lives of contexts that outgrow the pool, which else are those of one seed in 32.
  * `npm run sim -- --seed K`: one life, with what it saw. `npm run sim -- --mutants`: takes each safeguard out in turn and expects a seed to fail.
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { MUTANT_SEEDS_MAX, MUTANTS } from "./mutants.ts";
+import { MUTANT_SEEDS_MAX, MUTANTS, type Mutant } from "./mutants.ts";
 import { SimFailure, type SimReport } from "./report.ts";
 import { simulate } from "./world.ts";
 
@@ -18,8 +19,11 @@ const { values } = parseArgs({
     jobs: { type: "string", default: "1" },
     failures: { type: "string", default: "5" },
     mutants: { type: "boolean", default: false },
+    tight: { type: "boolean", default: false },
   },
 });
+
+const how = values.tight ? { tight: true } : {};
 
 if (values.mutants) process.exitCode = await runMutants();
 else if (values.seed !== undefined) process.exitCode = await replay(whole(values.seed, "seed", 0));
@@ -38,7 +42,7 @@ function whole(text: string, flag: string, min: number): number {
 
 async function replay(seed: number): Promise<number> {
   try {
-    console.log(await simulate(seed));
+    console.log(await simulate(seed, how));
     return 0;
   } catch (error) {
     console.error(error instanceof SimFailure ? error.message : error);
@@ -55,7 +59,7 @@ async function runSeeds({ first, count }: { first: number; count: number }): Pro
   for (let seed = first; seed < first + count && failures < failuresMax; seed++) {
     lives += 1;
     try {
-      const report = await simulate(seed);
+      const report = await simulate(seed, how);
       for (const key of Object.keys(report) as (keyof SimReport)[]) total[key] = (total[key] ?? 0) + report[key];
     } catch (error) {
       failures += 1;
@@ -77,7 +81,18 @@ async function runJobs({ first, count }: { first: number; count: number }, jobs:
   const starts = Array.from({ length: jobs }, (_, job) => first + job * each).filter((start) => start < first + count);
   const codes = await Promise.all(
     starts.map((start) =>
-      exitCode(child(["--first", String(start), "--seeds", String(Math.min(each, first + count - start))], "inherit")),
+      exitCode(
+        child(
+          [
+            "--first",
+            String(start),
+            "--seeds",
+            String(Math.min(each, first + count - start)),
+            ...(values.tight ? ["--tight"] : []),
+          ],
+          "inherit",
+        ),
+      ),
     ),
   );
   return codes.some((code) => code !== 0) ? 1 : 0;
@@ -87,7 +102,8 @@ async function runJobs({ first, count }: { first: number; count: number }, jobs:
 async function runMutants(): Promise<number> {
   let survived = 0;
   for (const mutant of MUTANTS) {
-    const run = child(["--seeds", String(MUTANT_SEEDS_MAX), "--failures", "1"], "pipe", mutant.name);
+    const flags = ["--seeds", String(MUTANT_SEEDS_MAX), "--failures", "1", ...tightFlags(mutant)];
+    const run = child(flags, "pipe", mutant.name);
     let output = "";
     run.stderr?.on("data", (data: Buffer) => {
       output += data.toString();
@@ -101,6 +117,10 @@ async function runMutants(): Promise<number> {
     );
   }
   return survived > 0 ? 1 : 0;
+}
+
+function tightFlags({ tightFrom }: Mutant): string[] {
+  return tightFrom === undefined ? [] : ["--tight", "--first", String(tightFrom)];
 }
 
 function child(flags: string[], stdio: "inherit" | "pipe", mutant?: string): ChildProcess {

@@ -16,6 +16,8 @@ export interface SimReport {
   /** Reads that the machine's disk answered. */
   diskHits: number;
   preemptions: number;
+  /** Layers of blocks that left an engine's pool while a context larger than it was computed. */
+  leftLayers: number;
   recomputedTokens: number;
   faults: number;
   /** Simulated. */

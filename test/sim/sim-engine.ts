@@ -33,7 +33,12 @@ const ROW_MS = 0.05;
 export interface SimPlace {
   time: VirtualTime;
   store: SimStore;
+  /** Of the model. Default 1. */
+  layerCount?: number;
+  /** Of one layer each. */
   blockCount: number;
+  /** Default: as many as blocks. */
+  summarySlotCount?: number;
   /** How pages are stored. Default int8. */
   pages?: StoredEncoding;
   /** Of the machine that it lives on. */
@@ -43,14 +48,17 @@ export interface SimPlace {
 
 /** A model on a device of its own; the caller closes the device. */
 export async function openSimRunner(counts: {
+  layerCount?: number;
   blockCount: number;
+  summarySlotCount?: number | undefined;
   openSlotCount: number;
   pages: StoredEncoding;
 }): Promise<{ runner: ModelRunner; device: Device }> {
   const device = await openDevice({ kind: "reference" });
+  const config = { ...SIM_CONFIG, layerCount: counts.layerCount ?? SIM_CONFIG.layerCount };
   const runner = await openRunner({
-    config: SIM_CONFIG,
-    source: new TinyWeights(SIM_CONFIG),
+    config,
+    source: new TinyWeights(config),
     device,
     encoding: "f32",
     kv: {
@@ -58,7 +66,7 @@ export async function openSimRunner(counts: {
       summaryKinds: ["min-max", "mean-deviation"],
       blockCount: counts.blockCount,
       openSlotCount: counts.openSlotCount,
-      summarySlotCount: counts.blockCount,
+      summarySlotCount: counts.summarySlotCount ?? counts.blockCount,
     },
     rowsMax: ROWS_MAX,
   });
@@ -84,7 +92,8 @@ export class SimEngine {
   static async open(place: SimPlace): Promise<SimEngine> {
     const process = new VirtualProcess(place.time);
     const { runner, device } = await openSimRunner({
-      ...{ blockCount: place.blockCount, openSlotCount: 10 },
+      ...{ blockCount: place.blockCount, openSlotCount: 10, summarySlotCount: place.summarySlotCount },
+      layerCount: place.layerCount ?? 1,
       pages: place.pages ?? "int8",
     });
     const failures: string[] = [];

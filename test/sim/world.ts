@@ -6,7 +6,7 @@
 import { openDevice } from "../../kernels/open.ts";
 import { GROUP_TOKENS } from "../../models/selection/policy.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
-import type { EngineUsage, FinishReason, GenerateRequest, SelectionRequest, Span } from "../../protocol/generate.ts";
+import type { EngineUsage, FinishReason, GenerateRequest, Span } from "../../protocol/generate.ts";
 import { idsToBytes } from "../../protocol/ids.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { collectGarbage } from "../../storage/gc.ts";
@@ -15,6 +15,24 @@ import { decodeManifest, type Manifest } from "../../storage/manifest.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
 import { uniform } from "../engine/tiny-model.ts";
 import { cutLog, forkLog, type Log, turnRequest } from "./log.ts";
+import {
+  CROWDED_SHARE,
+  ENGINE_BLOCKS,
+  HOST_BYTES,
+  LOG_TOKENS_MAX,
+  LOGS_MAX,
+  LONG_TOKENS,
+  NAMESPACES,
+  PAGES,
+  SELECTIONS,
+  SIM_RATES,
+  TIGHT,
+  TIGHT_CROWDED_SHARE,
+  TIGHT_EVERY,
+  TIGHT_HOST_BYTES,
+  TWIN_TOKENS_MAX,
+  TWINS_MAX,
+} from "./mixture.ts";
 import { SimFailure, type SimReport } from "./report.ts";
 import { SimDisk } from "./sim-disk.ts";
 import { openSimRunner, SIM_CONFIG, SimEngine } from "./sim-engine.ts";
@@ -22,46 +40,6 @@ import { type SimChange, type SimFaults, SimStore } from "./sim-store.ts";
 import { TranscriptTwin } from "./transcript-twin.ts";
 import { VirtualProcess, VirtualTime } from "./virtual-time.ts";
 
-/** Rates at which most lives meet most faults. */
-export const SIM_RATES: SimFaults = {
-  error: 0.04,
-  lostAnswer: 0.03,
-  delay: 0.1,
-  stall: 0.01,
-  tornWrite: 0.03,
-  lostWrite: 0.03,
-  duplicate: 0.03,
-  truncate: 0.02,
-  wrongRange: 0.03,
-  bitFlip: 0.03,
-  staleRead: 0.05,
-  staleList: 0.1,
-};
-
-const SELECTIONS: readonly SelectionRequest[] = [
-  { policy: "dense", budgetTokens: 0, exact: true },
-  { policy: "quest", budgetTokens: 128, exact: true },
-  { policy: "mean-deviation", budgetTokens: 144, exact: true },
-  { policy: "quest", budgetTokens: 128, exact: false },
-  { policy: "quest+reuse(4)", budgetTokens: 128, exact: true },
-  { policy: "mean-deviation+reuse(8)", budgetTokens: 128, exact: false },
-  { policy: "quest+coarse(2)", budgetTokens: 128, exact: true },
-];
-const NAMESPACES = ["00000000000000aa", "00000000000000bb"] as const;
-const LOG_TOKENS_MAX = 380;
-/** A log, and the turn that made it longer than that. */
-const TWIN_TOKENS_MAX = 704;
-const LOGS_MAX = 4;
-/** Twins there are over a life: logs, forks, and logs that followed others. */
-const TWINS_MAX = 16;
-/** Just what one turn can come to hold: blocks of other conversations leave the device. */
-const ENGINE_BLOCKS = 9;
-const CROWDED_SHARE = 0.05;
-/** Replies that fill blocks of their own. */
-const LONG_TOKENS = 100;
-/** How a life's pages are stored, by its seed: all engines of a life agree. */
-const PAGES: readonly StoredEncoding[] = ["int8", "int4", "int8", "f16"];
-const HOST_BYTES = [0, 12 * 1024, 256 * 1024];
 /** Far more than any life has. */
 const EVENTS_MAX = 100_000;
 const TURN_MS_MAX = 600_000;
@@ -91,15 +69,16 @@ interface Received {
   logprobs: number[];
 }
 
-/** Lives the life of a seed. @throws {SimFailure} on the first violated invariant. */
+/** Lives the life of a seed; `tight`: its contexts outgrow the pool (default: of some seeds). @throws {SimFailure} on the first violated invariant. */
 export async function simulate(
   seed: number,
-  options: { rounds?: number; rates?: Partial<SimFaults> } = {},
+  options: { rounds?: number; rates?: Partial<SimFaults>; tight?: boolean } = {},
 ): Promise<SimReport> {
   // Devices are imported when the first is opened: that takes real time, of which there is none later.
   await (await openDevice({ kind: "reference" })).close();
   const time = new VirtualTime();
-  const world = new World(seed, time, options.rates ?? SIM_RATES);
+  const isTight = options.tight ?? seed % TIGHT_EVERY === 2;
+  const world = new World(seed, time, { rates: options.rates ?? SIM_RATES, isTight });
   try {
     await time.run(world.live(options.rounds ?? 4), EVENTS_MAX);
   } catch (error) {
@@ -122,7 +101,7 @@ class World {
     duplicates: 0,
     collections: 0,
     ...{ storeTokens: 0, hostTokens: 0, diskHits: 0 },
-    preemptions: 0,
+    ...{ preemptions: 0, leftLayers: 0 },
     recomputedTokens: 0,
     faults: 0,
     totalMs: 0,
@@ -130,12 +109,14 @@ class World {
   readonly #seed: number;
   readonly #pages: StoredEncoding;
   readonly #disk: SimDisk | undefined;
+  readonly #isTight: boolean;
   readonly #time: VirtualTime;
   readonly #next: () => number;
   readonly #chooseTier: () => number;
   readonly #store: SimStore;
   readonly #engines: SimEngine[] = [];
   readonly #preemptions = new Map<SimEngine, number>();
+  readonly #leftLayers = new Map<SimEngine, number>();
   readonly #logs: Log[] = [];
   #twins: TranscriptTwin[] = [];
   #round = 0;
@@ -147,9 +128,10 @@ class World {
   /** Twins share a runner, which takes one step at a time. */
   #twinTurn: Promise<unknown> = Promise.resolve();
 
-  constructor(seed: number, time: VirtualTime, rates: Partial<SimFaults>) {
+  constructor(seed: number, time: VirtualTime, { rates, isTight }: { rates: Partial<SimFaults>; isTight: boolean }) {
     this.#seed = seed;
     this.#pages = PAGES[seed % PAGES.length] as StoredEncoding;
+    this.#isTight = isTight;
     this.#time = time;
     this.#next = uniform(seed);
     this.#chooseTier = uniform(seed ^ 0x9e3779b9);
@@ -164,8 +146,10 @@ class World {
   }
 
   async live(rounds: number): Promise<void> {
+    const layerCount = this.#isTight ? TIGHT.layerCount : 1;
     const { runner, device } = await openSimRunner({
-      blockCount: (TWINS_MAX * TWIN_TOKENS_MAX) / 64,
+      layerCount,
+      blockCount: (layerCount * TWINS_MAX * TWIN_TOKENS_MAX) / 64,
       openSlotCount: TWINS_MAX,
       pages: this.#pages,
     });
@@ -185,7 +169,7 @@ class World {
 
   /** A message that says how to see it again. */
   at(what: string): string {
-    return `${what}\nseed ${this.#seed}, round ${this.#round}, ${this.#time.nowMs.toFixed(1)} ms; replay: npm run sim -- --seed ${this.#seed}`;
+    return `${what}\nseed ${this.#seed}, round ${this.#round}, ${this.#time.nowMs.toFixed(1)} ms; replay: npm run sim -- --seed ${this.#seed}${this.#isTight ? " --tight" : ""}`;
   }
 
   async #liveRound(): Promise<void> {
@@ -198,7 +182,7 @@ class World {
     if (this.#chooseTier() < 0.4) for (const { opened } of this.#engines) opened.demoteIdle();
     const chosen = new Set(Array.from({ length: 1 + Math.floor(this.#next() * 3) }, () => this.#pick(this.#logs)));
     // Now and then everybody comes to one engine, with long replies: they outgrow its pool together.
-    this.#isCrowded = this.#chooseTier() < CROWDED_SHARE;
+    this.#isCrowded = this.#chooseTier() < (this.#isTight ? TIGHT_CROWDED_SHARE : CROWDED_SHARE);
     if (this.#isCrowded) for (const log of this.#logs) chosen.add(log);
     const troubles = this.#next() < 0.7 ? [this.#trouble()] : [];
     await Promise.all([...[...chosen].map((log) => this.#turn(log)), ...troubles]);
@@ -444,15 +428,17 @@ class World {
   }
 
   async #openEngine(): Promise<SimEngine> {
+    const hostBytes = this.#isTight ? TIGHT_HOST_BYTES : HOST_BYTES;
     const engine = await SimEngine.open({
       time: this.#time,
       store: this.#store,
-      ...{ blockCount: ENGINE_BLOCKS, pages: this.#pages, disk: this.#disk },
+      ...(this.#isTight ? TIGHT : { blockCount: ENGINE_BLOCKS }),
+      ...{ pages: this.#pages, disk: this.#disk },
       // Patience of default mode: long enough for most reads, or for none. Host memory: none, for some blocks, for all.
       settings: {
         missWaitMs: this.#next() < 0.5 ? 500 : 0,
         reserve: this.#chooseTier() < 0.8 ? "prompt" : "full",
-        hostPoolBytes: HOST_BYTES[Math.floor(this.#chooseTier() * HOST_BYTES.length)] as number,
+        hostPoolBytes: hostBytes[Math.floor(this.#chooseTier() * hostBytes.length)] as number,
       },
     });
     this.#engines.push(engine);
@@ -468,9 +454,11 @@ class World {
       await this.#time.sleep(50);
     }
     if (engine.dead) return;
-    const { heldBlockCount, heldSlotCount, freeBlockCount, blockCount, hostPool } = inner.status;
+    const { heldBlockCount, heldSlotCount, freeBlockCount, blockCount, hostPool, leftLayerCount } = inner.status;
     this.#expect(hostPool.bytes <= hostPool.bytesMax, "host memory is bounded");
     this.#preemptions.set(engine, Number(/quire_preemptions_total (\d+)/.exec(inner.metrics.expose())?.[1]));
+    this.#leftLayers.set(engine, leftLayerCount);
+    this.report.leftLayers = [...this.#leftLayers.values()].reduce((sum, count) => sum + count, 0);
     this.report.preemptions = [...this.#preemptions.values()].reduce((sum, count) => sum + count, 0);
     this.#expect(
       heldBlockCount === 0 && heldSlotCount === 0 && freeBlockCount === blockCount,

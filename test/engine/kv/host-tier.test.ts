@@ -48,12 +48,12 @@ interface World {
   summarySlots: FreeList;
 }
 
-function world(capacity: number, hostBlocks: number): World {
+function world(capacity: number, hostBlocks: number, slotCount = capacity): World {
   const device = new FakePool();
   const pool = device as unknown as KvPool;
   const host = new HostPool({ pool, bytesMax: hostBlocks * COPY_BYTES });
   const deviceBlocks = new FreeList(capacity * LAYERS);
-  const summarySlots = new FreeList(capacity);
+  const summarySlots = new FreeList(slotCount);
   const cache = new BlockCache({ layerCount: LAYERS, deviceBlocks, summarySlots, host: { copies: host, pool } });
   return { device, host, cache, deviceBlocks, summarySlots };
 }
@@ -183,6 +183,110 @@ describe("a block of a suspended sequence", () => {
 
 it("never shows a byte that was not written for the key, and loses no memory, in any order of events", async () => {
   for (let seed = 1; seed <= 40; seed++) await live(seed);
+});
+
+describe("a block that is held loosely", () => {
+  /** The layers of each that are on the device. */
+  const resident = (blocks: readonly LogicalBlock[]) =>
+    blocks.map(({ deviceBlocks }) => Array.from(deviceBlocks, (id) => id !== NOT_RESIDENT));
+
+  function loose(here: World, number: number): LogicalBlock {
+    const block = sealed(here, number);
+    here.cache.loosen(block);
+    return block;
+  }
+
+  function letGo({ cache }: World, blocks: readonly LogicalBlock[]): void {
+    for (const block of blocks) {
+      cache.tighten(block);
+      cache.release(block);
+    }
+  }
+
+  it("leaves a layer at a time, used longest ago first, and comes back with its bytes; pinned and shared ones stay", async () => {
+    const here = world(2, 4, 4);
+    const [first, second] = [loose(here, 0), loose(here, 1)];
+    here.cache.use(first, 0);
+    here.cache.pin(first, 1);
+    const third = loose(here, 2);
+    // Oldest were (0, 1), which is pinned, (1, 0) and (1, 1).
+    expect(resident([first, second, third])).toEqual([
+      [true, true],
+      [false, false],
+      [true, true],
+    ]);
+    here.cache.unpin(first, 1);
+    here.cache.retain(first);
+    await arrived();
+    promote(here, second);
+    // Somebody holds the first whose context the pool holds: only the third may make room.
+    expect(resident([first, second, third])).toEqual([
+      [true, true],
+      [true, true],
+      [false, false],
+    ]);
+    for (const [number, block] of [first, second].entries()) expectIntact(here, block, number);
+    expect([here.cache.leftLayerCount, here.cache.takeLossNotice()]).toEqual([4, false]);
+    here.cache.release(first);
+    letGo(here, [first, second, third]);
+    here.cache.evictIdle();
+    expect([here.deviceBlocks.freeCount, here.summarySlots.freeCount, here.host.bytes]).toEqual([4, 4, 0]);
+  });
+
+  it("goes nowhere if the store has it, and is lost if nothing has room for it", () => {
+    const here = world(2, 0, 4);
+    const [kept, other] = [loose(here, 0), loose(here, 1)];
+    kept.stored = { isWritten: true } as LogicalBlock["stored"];
+    here.cache.use(kept, 0);
+    here.cache.use(kept, 1);
+    const third = loose(here, 2);
+    expect(resident([kept, other, third])[0]).toEqual([false, false]);
+    expect([kept.lost, other.lost, here.cache.takeLossNotice()]).toEqual([false, false, false]);
+    const fourth = loose(here, 3);
+    expect([other.lost, third.lost, fourth.lost, here.cache.takeLossNotice()]).toEqual([true, false, false, true]);
+    letGo(here, [kept, other, third, fourth]);
+    here.cache.evictIdle();
+    expect(here.deviceBlocks.freeCount).toBe(4);
+  });
+
+  it("does not leave while a step runs: who wants memory then waits for its end", async () => {
+    const here = world(1, 4, 4);
+    const held = loose(here, 0);
+    expect(here.cache.roomFor(1)).toBeUndefined();
+    let end = () => {};
+    const step = here.cache.during(() => new Promise<void>((resolve) => (end = resolve)));
+    let came = false;
+    void here.cache.roomFor(1)?.then(() => {
+      expect(here.cache.roomFor(1)).toBeUndefined();
+      came = true;
+    });
+    await arrived();
+    expect(came).toBe(false);
+    end();
+    await step;
+    expect(came, "before whoever runs the steps goes on").toBe(true);
+    letGo(here, [held]);
+    const again = here.cache.during(async () => expect(here.cache.roomFor(2), "what idles may leave").toBeUndefined());
+    await again;
+  });
+
+  it("has blocks of layers, summaries and host memory set aside, all of them or none", () => {
+    const here = world(4, 4, 6);
+    const parts = { deviceBlocks: 5, summarySlots: 4, hostBytes: 3 * COPY_BYTES };
+    expect(here.cache.reserveParts(parts)).toBe(true);
+    expect(here.cache.unreservedCount).toBe(1);
+    for (const more of [
+      { deviceBlocks: 4, summarySlots: 1, hostBytes: 0 },
+      { deviceBlocks: 1, summarySlots: 3, hostBytes: 0 },
+      { deviceBlocks: 1, summarySlots: 1, hostBytes: 2 * COPY_BYTES },
+    ])
+      expect(here.cache.reserveParts(more)).toBe(false);
+    expect(here.cache.chargeHost(2 * COPY_BYTES), "of suspended sequences").toBe(false);
+    expect(here.cache.reserveParts({ deviceBlocks: 3, summarySlots: 2, hostBytes: COPY_BYTES })).toBe(true);
+    here.cache.unreserveParts({ deviceBlocks: 8, summarySlots: 6, hostBytes: 4 * COPY_BYTES });
+    expect(here.cache.unreservedCount).toBe(4);
+    expect(() => here.cache.unreserveParts(parts)).toThrow(/more than was reserved/);
+  });
 });
 
 /** One seeded life: blocks are sealed, found, held, parked and released while everything is short. */

@@ -146,7 +146,7 @@ export class CommitWorld {
       summaries: new Map(),
       slots: new Map(GEOMETRY.summaryKinds.map((kind, at) => [kind, noise(seed + 9 + at, GEOMETRY.summaryBytes)])),
       damaged: false,
-      written: Promise.resolve(written),
+      ...{ written: Promise.resolve(written), isWritten: written },
     };
   }
 

@@ -1,0 +1,180 @@
+/**
+ * A context that is larger than the pool: what of it must be on the device at once, so that every step can be computed, and what a step attends to.
+ * A step goes layer by layer: it waits for what a layer chose, which is pinned until it has passed the layer, and everything else may leave meanwhile.
+ */
+import { BLOCK_TOKENS, PAGE_TOKENS, PAGES_PER_BLOCK, type StepSlice } from "../../kernels/contract.ts";
+import { pageRange, selectsPerLayer } from "../../kernels/page-range.ts";
+import type { SequenceResult } from "../../models/contract.ts";
+import { policyNamed } from "../../models/selection/registry.ts";
+import { QuireError } from "../../protocol/errors.ts";
+import { LIMITS } from "../../protocol/limits.ts";
+import type { BlockCache } from "../kv/block-cache.ts";
+import type { BlockLayer } from "../kv/block-fetcher.ts";
+import type { Reservation } from "../kv/loose-layers.ts";
+import { type How, parseHow } from "../kv/provenance.ts";
+import type { PlannedSlice } from "./planned-slice.ts";
+import type { Sequence } from "./sequence.ts";
+
+/** Query groups of a step, tried in this order: fewer fit into a smaller pool. */
+const GROUP_COUNTS = [LIMITS.looseRowsMax, LIMITS.looseRowsMax / 16, 1] as const;
+/** More groups than one must leave this share of the pool to other sequences. */
+const LEFT_SHARE = 1 / 2;
+
+/** What a sequence sets aside, and the steps that this is enough for. */
+export interface WorkingSet extends Reservation {
+  /** Query groups of one step at most, and its rows {@link LIMITS.looseRowsMax}. */
+  groupsMax: number;
+}
+
+/** What the sizes of a working set follow from. */
+export interface PoolShape {
+  layerCount: number;
+  kvHeadCount: number;
+}
+
+/** Of an empty engine. */
+interface PoolCapacity extends Reservation {
+  /** What a layer of a block takes in host memory. */
+  hostBlockBytes: number;
+}
+
+/** Sets out what a sequence needs whose context the pool cannot hold; nothing for others. @throws {QuireError} as {@link workingSetOf}. */
+export function confine(sequence: Sequence, shape: PoolShape, cache: BlockCache): void {
+  if (sequence.blocksMax <= cache.capacity) return;
+  sequence.confine(workingSetOf(sequence, shape, cache.capacityParts), shape.layerCount);
+}
+
+/**
+ * The working set of a request whose context is larger than the pool: what its widest layer may attend to, and a block to be sealed in all layers. In
+ * host memory, room for all that this turn computes.
+ * @throws {QuireError} `context_length_exceeded`, one line that says what there is too little of.
+ */
+function workingSetOf(sequence: Sequence, shape: PoolShape, capacity: PoolCapacity): WorkingSet {
+  const { blocksMax } = sequence;
+  const keptBlocks = Math.floor(sequence.request.turnStart / BLOCK_TOKENS);
+  const hostBytes = (blocksMax - keptBlocks) * shape.layerCount * capacity.hostBlockBytes;
+  const tokens = blocksMax * BLOCK_TOKENS;
+  if (blocksMax > capacity.summarySlots) {
+    const most = capacity.summarySlots * BLOCK_TOKENS;
+    throw tooLong(`The request may grow to ${tokens} tokens; the KV pool holds summaries of ${most}.`);
+  }
+  const sets = GROUP_COUNTS.map((groupsMax): WorkingSet => {
+    const deviceBlocks = widestLayer(sequence, shape, groupsMax) + shape.layerCount;
+    return { deviceBlocks, summarySlots: blocksMax, hostBytes, groupsMax };
+  });
+  const roomy = sets.find(({ deviceBlocks }) => deviceBlocks <= capacity.deviceBlocks * (1 - LEFT_SHARE));
+  const chosen = roomy ?? (sets.at(-1) as WorkingSet);
+  if (chosen.deviceBlocks > capacity.deviceBlocks) {
+    throw tooLong(
+      `The request may grow to ${tokens} tokens, of which a step may need ${chosen.deviceBlocks} blocks of a layer on the device; ` +
+        `the KV pool holds ${capacity.deviceBlocks}.`,
+    );
+  }
+  if (hostBytes > capacity.hostBytes) {
+    throw tooLong(
+      `The request may grow to ${tokens} tokens, more than the KV pool holds; what it computes needs ${mebibytes(hostBytes)} of host memory, ` +
+        `and there are ${mebibytes(capacity.hostBytes)}.`,
+    );
+  }
+  return chosen;
+}
+
+/** Most blocks that a layer of any step attends to before its own rows, layers that share a choice counted together. */
+function widestLayer(sequence: Sequence, shape: PoolShape, groupsMax: number): number {
+  const { spans, tokenCount, blocksMax, selection } = sequence;
+  const { policy, version, budgetTokens } = selection;
+  const reply = policy === "dense" ? undefined : { policy, version, budgetTokens, groupTokens: 1 };
+  const whole = { blockCount: blocksMax, shape, groupsMax };
+  return spans
+    .until(tokenCount)
+    .map(({ end, how }) => blocksOfSpan(parseHow(how), { ...whole, blockCount: Math.ceil(end / BLOCK_TOKENS) }))
+    .reduce((most, count) => Math.max(most, count), blocksOfSpan(reply, whole));
+}
+
+function blocksOfSpan(
+  how: How | undefined,
+  { blockCount, shape, groupsMax }: { blockCount: number; shape: PoolShape; groupsMax: number },
+): number {
+  const plan = how && policyNamed(how.policy).plan(how.budgetTokens);
+  if (plan === undefined || plan.kind === "dense" || (plan.denseLayers ?? 0) > 0) return blockCount;
+  const { budgetPages, sinkPages, recentPages, layersPerChoice = 1 } = plan;
+  const share = plan.kind === "pages" ? Math.max(1, ...(plan.layerShares ?? [])) : 1;
+  const paid = plan.scorer === undefined ? 0 : Math.max(0, budgetPages - sinkPages - recentPages);
+  // A layer that takes everything does so without a scorer, too.
+  const shared = share === Number.POSITIVE_INFINITY ? share : paid * share;
+  const chosenPages = plan.kind === "tokens" ? Math.max(paid, plan.candidatePages) : shared;
+  const choices = groupsMax * (selectsPerLayer(plan) ? 1 : shape.kvHeadCount);
+  // Of recent pages, those before the rows' own block; rows that begin within one seal it and go on in the next.
+  const forced = Math.ceil(sinkPages / PAGES_PER_BLOCK) + Math.ceil((recentPages - 1) / PAGES_PER_BLOCK);
+  const belowBudget = Math.ceil((budgetPages * PAGE_TOKENS) / BLOCK_TOKENS);
+  return layersPerChoice * Math.min(blockCount, Math.max(choices * chosenPages + forced, belowBudget));
+}
+
+/**
+ * Calls back with every block that a slice attends to in layers `layerFirst` to `layerLast`, before its own, as far as a step has told: those that its
+ * queries chose, and those that they attend to whatever they are.
+ */
+function forAttended(
+  { position, rowCount, blockCapacity, plan }: StepSlice,
+  chosenBlocks: Uint32Array | undefined,
+  { layerFirst, layerLast }: { layerFirst: number; layerLast: number },
+  see: (block: number, layer: number) => void,
+): void {
+  const words = Math.ceil(blockCapacity / 32);
+  const positionLast = position + rowCount - 1;
+  const blockEnd = Math.min(blockCapacity, Math.floor(positionLast / BLOCK_TOKENS));
+  for (let layer = layerFirst; layer <= layerLast; layer++) {
+    const first = pageRange(plan, { positionFirst: position, positionLast: position }, layer);
+    const last = pageRange(plan, { positionFirst: positionLast, positionLast }, layer);
+    const sinkBlocks = first.everything ? blockEnd : Math.ceil(last.sinkEnd / PAGES_PER_BLOCK);
+    const recentFrom = Math.floor(first.recentStart / PAGES_PER_BLOCK);
+    for (let block = 0; block < blockEnd; block++) {
+      const word = chosenBlocks?.[layer * words + (block >>> 5)] ?? 0;
+      const isForced = block < sinkBlocks || block >= recentFrom;
+      if (isForced || ((word >>> (block & 31)) & 1) === 1) see(block, layer);
+    }
+  }
+}
+
+/**
+ * After a step, or what ran of it: a suspended one will find again what the layers attend to that it goes on with, and of one that is done everything
+ * that it attended to is the last to leave. Nothing for a sequence whose context the pool holds.
+ */
+export function noteAttended(
+  sequence: Sequence,
+  planned: PlannedSlice,
+  { result, missed }: { result: SequenceResult; missed: readonly BlockLayer[] },
+  cache: BlockCache,
+): void {
+  if (!sequence.workingSet) return;
+  const { checkpoint, chosenBlocks } = result;
+  if (checkpoint === undefined) {
+    sequence.unpin(cache);
+    const layerLast = planned.slice.blockIds.length / planned.slice.blockCapacity - 1;
+    forAttended(planned.slice, chosenBlocks, { layerFirst: 0, layerLast }, (index, layer) => {
+      const block = sequence.blocks[index];
+      if (block) cache.use(block, layer);
+    });
+    return;
+  }
+  // A step that only paused may have begun with every block, and would not look again whether they are there: it goes on as another one.
+  if (missed.length === 0) planned.slice = { ...planned.slice };
+  const missedLayer = Math.min(...missed.map(({ layer }) => layer));
+  const wanted = missed.filter(({ layer }) => layer === missedLayer);
+  if (missed.length > 0) {
+    const layers = { layerFirst: checkpoint.layer, layerLast: missedLayer };
+    forAttended(planned.slice, chosenBlocks, layers, (index, layer) => {
+      const block = sequence.blocks[index];
+      if (block) wanted.push({ block, layer });
+    });
+  }
+  sequence.pin(cache, wanted, checkpoint.layer);
+}
+
+function tooLong(message: string): QuireError {
+  return new QuireError("context_length_exceeded", message);
+}
+
+function mebibytes(bytes: number): string {
+  return `${(bytes / 2 ** 20).toFixed(1)} MiB`;
+}

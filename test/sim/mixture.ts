@@ -1,0 +1,62 @@
+/** What lives are made of: how much goes wrong, who asks for what, and how little memory there is. */
+import type { SelectionRequest } from "../../protocol/generate.ts";
+import type { StoredEncoding } from "../../storage/geometry.ts";
+import type { SimFaults } from "./sim-store.ts";
+
+/** Rates at which most lives meet most faults. */
+export const SIM_RATES: SimFaults = {
+  error: 0.04,
+  lostAnswer: 0.03,
+  delay: 0.1,
+  stall: 0.01,
+  tornWrite: 0.03,
+  lostWrite: 0.03,
+  duplicate: 0.03,
+  truncate: 0.02,
+  wrongRange: 0.03,
+  bitFlip: 0.03,
+  staleRead: 0.05,
+  staleList: 0.1,
+};
+
+/** What conversations ask for. */
+export const SELECTIONS: readonly SelectionRequest[] = [
+  { policy: "dense", budgetTokens: 0, exact: true },
+  { policy: "quest", budgetTokens: 128, exact: true },
+  { policy: "mean-deviation", budgetTokens: 144, exact: true },
+  { policy: "quest", budgetTokens: 128, exact: false },
+  { policy: "quest+reuse(4)", budgetTokens: 128, exact: true },
+  { policy: "mean-deviation+reuse(8)", budgetTokens: 128, exact: false },
+  { policy: "quest+coarse(2)", budgetTokens: 128, exact: true },
+];
+/** Of the tenants. */
+export const NAMESPACES = ["00000000000000aa", "00000000000000bb"] as const;
+/** A longer log is followed by a new one. */
+export const LOG_TOKENS_MAX = 380;
+/** A log, and the turn that made it longer than that. */
+export const TWIN_TOKENS_MAX = 704;
+/** Conversations at a time. */
+export const LOGS_MAX = 4;
+/** Twins there are over a life: logs, forks, and logs that followed others. */
+export const TWINS_MAX = 16;
+/** Just what one turn can come to hold: blocks of other conversations leave the device. */
+export const ENGINE_BLOCKS = 9;
+/** Of rounds: everybody comes to one engine. */
+export const CROWDED_SHARE = 0.05;
+/**
+ * Lives whose contexts grow beyond the pool: three layers and six blocks of them, with room for what two such sequences need of theirs at once. Their
+ * engines have host memory for it.
+ */
+export const TIGHT = { layerCount: 3, blockCount: 20, summarySlotCount: 40 } as const;
+/** One seed in so many lives so. */
+export const TIGHT_EVERY = 32;
+/** Host memory of their engines: enough for one turn at least. */
+export const TIGHT_HOST_BYTES = [64 * 1024, 128 * 1024, 256 * 1024];
+/** See {@link CROWDED_SHARE}. */
+export const TIGHT_CROWDED_SHARE = 0.4;
+/** Replies that fill blocks of their own. */
+export const LONG_TOKENS = 100;
+/** How a life's pages are stored, by its seed: all engines of a life agree. */
+export const PAGES: readonly StoredEncoding[] = ["int8", "int4", "int8", "f16"];
+/** Host memory of other engines: none, for some blocks, for all. */
+export const HOST_BYTES = [0, 12 * 1024, 256 * 1024];
