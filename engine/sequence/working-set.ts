@@ -130,6 +130,10 @@ function forAttended(
     const recentFrom = Math.floor(first.recentStart / PAGES_PER_BLOCK);
     for (let block = 0; block < blockEnd; block++) {
       const word = chosenBlocks?.[layer * words + (block >>> 5)] ?? 0;
+      if (word === 0 && block % 32 === 0 && block >= sinkBlocks && block + 32 <= recentFrom) {
+        block += 31;
+        continue;
+      }
       const isForced = block < sinkBlocks || block >= recentFrom;
       if (isForced || ((word >>> (block & 31)) & 1) === 1) see(block, layer);
     }
@@ -148,26 +152,22 @@ export function noteAttended(
 ): void {
   if (!sequence.workingSet) return;
   const { checkpoint, chosenBlocks } = result;
+  const layerCount = planned.slice.blockIds.length / planned.slice.blockCapacity;
+  const missedLayer = Math.min(...missed.map(({ layer }) => layer), layerCount - 1);
+  const layerLast = missed.length > 0 ? missedLayer : (checkpoint?.layer ?? layerCount) - 1;
+  const wanted = missed.filter(({ layer }) => layer === missedLayer);
+  forAttended(planned.slice, chosenBlocks, { layerFirst: 0, layerLast }, (index, layer) => {
+    const block = sequence.blocks[index];
+    if (!block) return;
+    cache.use(block, layer);
+    if (missed.length > 0 && checkpoint !== undefined && layer >= checkpoint.layer) wanted.push({ block, layer });
+  });
   if (checkpoint === undefined) {
     sequence.unpin(cache);
-    const layerLast = planned.slice.blockIds.length / planned.slice.blockCapacity - 1;
-    forAttended(planned.slice, chosenBlocks, { layerFirst: 0, layerLast }, (index, layer) => {
-      const block = sequence.blocks[index];
-      if (block) cache.use(block, layer);
-    });
     return;
   }
   // A step that only paused may have begun with every block, and would not look again whether they are there: it goes on as another one.
   if (missed.length === 0) planned.slice = { ...planned.slice };
-  const missedLayer = Math.min(...missed.map(({ layer }) => layer));
-  const wanted = missed.filter(({ layer }) => layer === missedLayer);
-  if (missed.length > 0) {
-    const layers = { layerFirst: checkpoint.layer, layerLast: missedLayer };
-    forAttended(planned.slice, chosenBlocks, layers, (index, layer) => {
-      const block = sequence.blocks[index];
-      if (block) wanted.push({ block, layer });
-    });
-  }
   sequence.pin(cache, wanted, checkpoint.layer);
 }
 
