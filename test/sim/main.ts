@@ -7,7 +7,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { MUTANT_SEEDS_MAX, MUTANTS, type Mutant } from "./mutants.ts";
+import { MUTANT_SEEDS_MAX, MUTANTS } from "./mutants.ts";
 import { SimFailure, type SimReport } from "./report.ts";
 import { simulate } from "./world.ts";
 
@@ -102,7 +102,7 @@ async function runJobs({ first, count }: { first: number; count: number }, jobs:
 async function runMutants(): Promise<number> {
   let survived = 0;
   for (const mutant of MUTANTS) {
-    const flags = ["--seeds", String(MUTANT_SEEDS_MAX), "--failures", "1", ...tightFlags(mutant)];
+    const flags = ["--seeds", String(MUTANT_SEEDS_MAX), "--failures", "1"];
     const run = child(flags, "pipe", mutant.name);
     let output = "";
     run.stderr?.on("data", (data: Buffer) => {
@@ -117,10 +117,6 @@ async function runMutants(): Promise<number> {
     );
   }
   return survived > 0 ? 1 : 0;
-}
-
-function tightFlags({ tightFrom }: Mutant): string[] {
-  return tightFrom === undefined ? [] : ["--tight", "--first", String(tightFrom)];
 }
 
 function child(flags: string[], stdio: "inherit" | "pipe", mutant?: string): ChildProcess {

@@ -9,8 +9,6 @@ export interface Mutant {
   /** Text that is in the file exactly once. */
   find: string;
   replace: string;
-  /** Lives of contexts that outgrow the pool show it, from this seed on: they take longer than others. */
-  tightFrom?: number;
 }
 
 /** Seeds within which every mutant is caught. */
@@ -102,13 +100,5 @@ export const MUTANTS: readonly Mutant[] = [
     file: "engine/kv/block-fetcher.ts",
     find: "pool.writeBlock(cache.allocateLayer(block, layer), bytes);",
     replace: "pool.writeBlock(cache.allocateLayer(block, layer), new Uint8Array(bytes.length));",
-  },
-  {
-    name: "tables-last",
-    what: "block tables of a step are not written again when memory has been taken for all of it",
-    file: "engine/sequence/summary-layers.ts",
-    find: "if (sequence.workingSet) fillTables(sequence, slice);",
-    replace: "if (!sequence) fillTables(sequence, slice);",
-    tightFrom: 30,
   },
 ];
