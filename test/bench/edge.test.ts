@@ -20,8 +20,9 @@ describe("npm run bench -- edge", () => {
           added: { kind: string; requestMs: { p50: number }; tokenMs: { p50: number } }[];
         };
         const floor = ["floor: an object", "floor: a new object"];
-        const edge = ["later turn", "later turn, resumable", "new session", "new session, resumable"];
-        expect(rows.map(({ kind }) => kind)).toEqual(["direct", ...floor, ...edge]);
+        const chat = ["chat, first message", "chat, next message"];
+        const sessions = ["later turn", "later turn, resumable", "new session", "new session, resumable"];
+        expect(rows.map(({ kind }) => kind)).toEqual(["direct", ...floor, ...chat, ...sessions]);
         for (const { firstMs, tokenMs } of rows) {
           expect(firstMs.p50).toBeGreaterThan(0);
           expect(tokenMs.p50).toBeGreaterThan(0);

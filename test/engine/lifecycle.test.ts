@@ -120,8 +120,12 @@ describe("limits", () => {
   it("refuses what the pool can never hold and queues what it cannot hold now", async () => {
     const engine = await openForTest({ blockCount: 2 * 6 });
     expect(() =>
-      engine.engine.submit(request({ tokens: idsToBytes(randomIds(1, 400)) }), { token() {}, done() {}, failed() {} }),
-    ).toThrow(expect.objectContaining({ code: "context_length_exceeded" }));
+      engine.engine.submit(request({ tokens: idsToBytes(randomIds(1, 1_000)) }), {
+        token() {},
+        done() {},
+        failed() {},
+      }),
+    ).toThrow(expect.objectContaining({ code: "context_length_exceeded", message: expect.stringContaining("pool") }));
     const results = await Promise.all(
       [1, 2, 3, 4].map((seed) => generate(engine, request({ tokens: idsToBytes(randomIds(seed, 300)) }))),
     );
