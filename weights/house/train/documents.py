@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Makes documents for evaluation: many facts of a kind stand in one passage, and each is asked for, so that a passage is read once for many questions.
 
-Usage: documents.py FOLDER CASES.jsonl.gz OUT.jsonl.gz [--questions 1000] [--first 0] [--phrasings late]   (FOLDER as for cases.py)
+Usage: documents.py FOLDER CASES.jsonl.gz OUT.jsonl.gz [--questions 1000 | --questions KIND=COUNT,...] [--first 0] [--phrasings late]   (FOLDER as for cases.py)
 
---first: another number makes other documents. --phrasings: those of the evaluation (held), of the looks at a training run (dev), or of
+--questions: of each kind, or of the kinds named only. --first: another number makes other documents. --phrasings: those of the evaluation (held), of the looks at a training run (dev), or of
 fresh_phrasings.py (fresh) or late_phrasings.py (late), which training has not seen. Sentences are those of CASES, in the same folder as OUT: line 1 is `{"sentencesOf": name}`. Every further line is a document:
 as a case of cases.py, with `questions`, each a list of turns, in the place of `turns`. The last turn of a question counts.
 """
@@ -136,12 +136,22 @@ def make_documents(kind, first, questions, *rest):
         yield document
 
 
+def question_counts(text):
+    """`1000`: of every kind; `single=2000,table=320`: of these."""
+    if text.isdigit():
+        return {kind: int(text) for kind in cases.KINDS}
+    counts = dict(part.split("=") for part in text.split(","))
+    if not set(counts) <= set(cases.KINDS):
+        raise argparse.ArgumentTypeError(f"kinds are {', '.join(cases.KINDS)}")
+    return {kind: int(count) for kind, count in counts.items()}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder")
     parser.add_argument("cases")
     parser.add_argument("out")
-    parser.add_argument("--questions", type=int, default=1000, help="of each kind, at least")
+    parser.add_argument("--questions", type=question_counts, default="1000", help="of each kind, or KIND=COUNT,...: at least so many")
     parser.add_argument("--first", type=int, default=0, help="seed of the first document")
     parser.add_argument("--phrasings", choices=("held", "dev", "fresh", "late"), default="held")
     args = parser.parse_args()
@@ -158,8 +168,8 @@ def main():
 
     sentences, _ = read_cases(args.cases)
     lines = [{"sentencesOf": os.path.basename(args.cases)}]
-    for kind in cases.KINDS:
-        lines += make_documents(kind, args.first, args.questions, books, decode, len(sentences), split)
+    for kind, questions in args.questions.items():
+        lines += make_documents(kind, args.first, questions, books, decode, len(sentences), split)
     cases.write_lines(args.out, lines)
     print(f"{len(lines) - 1} documents, {os.path.getsize(args.out)} bytes")
 
