@@ -37,7 +37,7 @@ interface Running {
 }
 
 /** A session that is held for a turn. */
-export interface HeldSession {
+export interface SessionHold {
   hold: TurnHold;
   /** The log is the one that the Worker knows. */
   isKnown: boolean;
@@ -170,7 +170,7 @@ export class SessionLog extends LogObject {
    * @param version of the log as that Worker knows it (`versionOf`); another one is answered with the log
    * @returns "busy" when another turn has it; "long" for a log that is too long to leave: its turns run here
    */
-  async hold(turnId: string, version: string | undefined): Promise<HeldSession | "busy" | "long"> {
+  async hold(turnId: string, version: string | undefined): Promise<SessionHold | "busy" | "long"> {
     this.#takeUpLost();
     if (this.#running) return "busy";
     const now = versionOf(this.open().meta());
