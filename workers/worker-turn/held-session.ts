@@ -100,7 +100,8 @@ export class HeldSession {
     if (answer === "busy" || answer === "long") return answer;
     this.#held = answer;
     if (this.#isOver) await this.release();
-    if (answer.isKnown) return "same";
+    // The turn of a new session goes on from no log, whatever was written meanwhile.
+    if (answer.isKnown || this.#isNew) return "same";
     const hadGuess = this.#log !== undefined;
     this.#log = answer.image && knownLog(answer.image);
     if (this.#log) this.known.log.keep(this.#log.log);

@@ -1,0 +1,41 @@
+/** A session as a Worker holds it, against its real object; and what goes wrong between the two. */
+import { describe, expect, it, vi } from "vitest";
+import { packCommit } from "../../workers/session-log/log-image.ts";
+import type { LogCommit } from "../../workers/session-log/log-store.ts";
+import { sessionOf } from "../../workers/stubs.ts";
+import type { TurnJob } from "../../workers/turn-job.ts";
+import { HeldSession } from "../../workers/worker-turn/held-session.ts";
+import { env, ids } from "./world.ts";
+
+/** A session that nobody has used, and a turn of it. */
+function newSession(isNew: boolean) {
+  const namespace = `n-${crypto.randomUUID()}`;
+  const job = { namespace, session: { id: "s", implicit: true } } as TurnJob;
+  const commitOf = (text: string): LogCommit => ({
+    meta: {
+      ...{ id: "s", namespace, model: "m", kind: "raw", named: false, createdS: 0, turnCount: 1 },
+      version: crypto.randomUUID(),
+    },
+    ...{ keepTokens: 0, appendTokens: ids(text), keepMessages: 0, appendMessages: [] },
+    spans: [{ end: ids(text).length, how: "dense" }],
+  });
+  // A new one each time: a stub stays with an object that was lost.
+  const stub = () => sessionOf(env, namespace, "s");
+  return { stub, commitOf, held: new HeldSession(env, { job, turnId: "ours", isNew }) };
+}
+
+describe("the session of a first turn", () => {
+  it("is the other turn's that was written before its object heard of this one", async () => {
+    const { stub, commitOf, held } = newSession(true);
+    expect(await held.read()).toBeUndefined();
+    expect(await stub().write("other", undefined, packCommit(commitOf("the other's")))).toBe(true);
+    const stop = vi.fn();
+    const listening = held.listen(stop);
+    await vi.waitFor(async () => expect(await stub().stopTurn({ streamId: "ours" })).toBe(true));
+    await listening;
+    expect(stop).toHaveBeenCalledOnce();
+    await expect(held.write(commitOf("ours"))).rejects.toMatchObject({ code: "session_busy" });
+    held.end();
+    expect(await stub().info()).toMatchObject({ tokens: ids("the other's").length });
+  });
+});
