@@ -49,6 +49,10 @@ const calibrateFlags = {
     fallback: "96",
   },
   "case-file": { ...evalFlags["case-file"], fallback: "weights/house/dev-documents.jsonl.gz" },
+  out: {
+    ...evalFlags.out,
+    help: "folder that keeps what was measured: a run that was stopped goes on there; without it nothing is kept",
+  },
   ...{ kinds, contexts, budgets, documents, tokens, text, device, threads, weights, kv },
 } as const;
 
@@ -68,7 +72,7 @@ export const calibrateCommand: Command = {
 
 async function calibrate(model: string, values: CalibrateValues): Promise<void> {
   const path = await pathBeside(model, CALIBRATION_FILE);
-  const folder = await mkdtemp(join(tmpdir(), "quire-calibrate-"));
+  const folder = values.out ?? (await mkdtemp(join(tmpdir(), "quire-calibrate-")));
   try {
     const stop = listenForStop(process, () => performance.now());
     const life = new AbortController();
@@ -99,7 +103,7 @@ async function calibrate(model: string, values: CalibrateValues): Promise<void> 
     await writeFile(path, `${JSON.stringify({ ...calibration, ...notes }, undefined, 2)}\n`);
     process.stdout.write(`${[...table(rows), "", summary(calibration), `written: ${path}`].join("\n")}\n`);
   } finally {
-    await rm(folder, { recursive: true });
+    if (values.out === undefined) await rm(folder, { recursive: true });
   }
 }
 

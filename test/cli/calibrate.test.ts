@@ -60,6 +60,24 @@ describe("quire calibrate", () => {
     });
   }, 120_000);
 
+  it("goes on from what --out holds: nothing is measured twice, times included", async () => {
+    await withTempFolder(async (folder) => {
+      const model = join(folder, "house-0");
+      await cp("weights/house-0", model, { recursive: true });
+      const out = join(folder, "measured");
+      const calibrate = async () => {
+        await captured(process.stdout, () => calibrateCommand.run([model, ...SMALL, "--out", out]));
+        return JSON.parse(await readFile(join(model, "selection.json"), "utf8"));
+      };
+      const first = await calibrate();
+      const journal = await readFile(join(out, "journal.jsonl"), "utf8");
+      // Two texts behind two contexts, and the settings.
+      expect(journal.trimEnd().split("\n")).toHaveLength(5);
+      expect((await calibrate()).measured).toEqual(first.measured);
+      expect(await readFile(join(out, "journal.jsonl"), "utf8")).toBe(journal);
+    });
+  }, 120_000);
+
   it("promises answers, by questions, in the place of the next token", async () => {
     await withTempFolder(async (folder) => {
       const model = join(folder, "house");
