@@ -2,9 +2,7 @@
 import { describe, expect, it, vi } from "vitest";
 import type { Device, MatrixEncoding, SampleRow, SelectionPlan } from "../../kernels/contract.ts";
 import { sampleRow } from "../../kernels/sample-row.ts";
-import { openAdapter, requestAdapter } from "../../kernels/webgpu/adapter.ts";
-import { CommandList, StepBuffers } from "../../kernels/webgpu/command-list.ts";
-import { Gpu } from "../../kernels/webgpu/gpu.ts";
+import { requestAdapter } from "../../kernels/webgpu/adapter.ts";
 import { type Kernel, read, write } from "../../kernels/webgpu/kernel.ts";
 import { openWebGpuDevice } from "../../kernels/webgpu/open-webgpu.ts";
 import { EXACT_DIVIDE } from "../../kernels/webgpu/wgsl/exact-math.ts";
@@ -12,8 +10,9 @@ import { adapterForTests } from "../support/software-gpu.ts";
 import { plainRow } from "./conformance/sampling.ts";
 import { expectSameBits } from "./support/compare.ts";
 import { counted, noCalls } from "./support/counted-adapter.ts";
-import { bytesOf, floatsOf, poisoned, results, upload } from "./support/floats.ts";
+import { bytesOf, poisoned, results, upload } from "./support/floats.ts";
 import { Random, SEED } from "./support/random.ts";
+import { runOver } from "./support/run-kernel.ts";
 import { makeSequence, Stage, type StageShape } from "./support/stage.ts";
 
 // Compiling a kernel for a software GPU takes seconds, on a busy machine more.
@@ -31,13 +30,13 @@ describe.skipIf(!hasAdapter)(`the GPU device (seed ${SEED})`, () => {
 /** `out[i] = divide(a[i], b[i])`. */
 const DIVIDE: Kernel = {
   name: "test_divide",
-  params: { count: "u32" },
+  params: {},
   bindings: { a: read("f32"), b: read("f32"), out: write("f32") },
   code: /* wgsl */ `
 ${EXACT_DIVIDE}
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3u) {
-  if (id.x < p.count) { out[id.x] = divide(a[id.x], b[id.x]); }
+  if (id.x < arrayLength(&out)) { out[id.x] = divide(a[id.x], b[id.x]); }
 }
 `,
 };
@@ -58,18 +57,7 @@ function describeDivision(): void {
       a[at] = Math.fround(b[at]! * (1 + random.integer(2 ** 23) / 2 ** 23));
     }
     a[0] = 0;
-    const gpu = new Gpu(await openAdapter(await requestAdapter()));
-    const buffers = [a, b].map((values) => {
-      const buffer = gpu.storage("values", values.byteLength);
-      gpu.device.queue.writeBuffer(buffer, 0, values);
-      return buffer;
-    });
-    const out = gpu.storage("quotients", count * 4);
-    const list = new CommandList(gpu, new StepBuffers());
-    list.dispatch(DIVIDE, { count }, [...buffers, out], [Math.ceil(count / 64)]);
-    await list.submit(new Uint8Array(4), 0);
-    const quotients = floatsOf(await gpu.read(out, 0, count * 4));
-    gpu.close();
+    const quotients = new Float32Array(await runOver(DIVIDE, [a, b]));
     expectSameBits(
       quotients,
       a.map((value, at) => value / b[at]!),
