@@ -18,7 +18,8 @@ export interface MainOptions {
 }
 
 function overview(): string {
-  const names = Object.entries(benches).map(([name, { summary }]) => `  ${name.padEnd(12)}${summary}`);
+  const width = Math.max(...Object.keys(benches).map((name) => name.length));
+  const names = Object.entries(benches).map(([name, { summary }]) => `  ${name.padEnd(width)}  ${summary}`);
   return `Usage: npm run bench -- NAME [flags] [--json FILE]\n\n${names.join("\n")}\n\n  npm run bench -- NAME --help    the flags of one\n`;
 }
 

@@ -6,7 +6,7 @@ import { defineBench } from "../bench.ts";
 import { type Column, renderTable } from "../table.ts";
 import { type BenchModel, openBenchModel } from "./bench-model.ts";
 import { fillRandom } from "./fill-random.ts";
-import { batchFlag, budgetFlag, contextsFlag, modelFlags, policiesFlag } from "./flags.ts";
+import { batchFlag, budgetFlag, contextsFlag, deviceFlags, modelFlags, policiesFlag } from "./flags.ts";
 import { type DecodeRow, listCases, measureDecode } from "./measure-decode.ts";
 import { type ResidentMemory, residentMemory } from "./resident-memory.ts";
 
@@ -42,6 +42,7 @@ export function summaryKindsOf(policies: readonly SelectionConfiguration[]) {
 
 const decodeFlags = {
   ...modelFlags,
+  ...deviceFlags,
   batch: batchFlag,
   contexts: contextsFlag("0,1024,4096,16384,32768,65536"),
   policies: policiesFlag("dense,quest,mean-deviation"),

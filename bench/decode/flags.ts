@@ -59,18 +59,16 @@ export const batchFlag = {
 } as const;
 
 /** `--weights` of a whole model. */
-export const weightsFlag = {
+const weightsFlag = {
   help: "weights in memory: int8, int4 (embeddings int8), bf16 or f32",
   placeholder: "ENCODING",
   fallback: "int8",
   parse: parseChoice(["int8", "int4", "bf16", "f32"]),
 } as const;
 
-/** What is measured, and with how many threads. */
+/** What is measured, and with how many threads; on the CPU, with int8 weights, unless {@link deviceFlags} say otherwise. */
 export const modelFlags = {
   shape: shapeFlag,
-  device: benchDeviceFlag,
-  weights: weightsFlag,
   model: {
     help: "a HF folder or GGUF file instead of the shape's seeded weights",
     placeholder: "PATH",
@@ -79,6 +77,9 @@ export const modelFlags = {
   threads: threadsFlag,
   seed: seedFlag,
 } as const;
+
+/** Where a model runs, and how its weights lie there. */
+export const deviceFlags = { device: benchDeviceFlag, weights: weightsFlag } as const;
 
 /** `--contexts`: tokens before the first measured one. */
 export function contextsFlag(fallback: string) {

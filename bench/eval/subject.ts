@@ -70,7 +70,7 @@ export async function openSubject(
 export function documentsOf(
   text: string,
   { tokenizer }: Pick<Subject, "tokenizer">,
-  { count, tokens }: { count: number; tokens: number },
+  { count, tokens, flag = "--text" }: { count: number; tokens: number; flag?: string },
 ): number[][] {
   const share = Math.floor(text.length / count);
   return Array.from({ length: count }, (_, index) => {
@@ -83,19 +83,19 @@ export function documentsOf(
       ids = tokenizer.encode(text.slice(from, Math.min(from + characters, (index + 1) * share)));
     }
     if (ids.length < tokens) {
-      throw new UsageError(
-        `--text: ${count} texts of ${tokens} tokens are more than there is; fewer --documents or a longer text`,
-      );
+      const wanted = count === 1 ? `a text of ${tokens} tokens is` : `${count} texts of ${tokens} tokens are`;
+      const way = count === 1 ? "a longer text" : "fewer --documents or a longer text";
+      throw new UsageError(`${flag}: ${wanted} more than there is; ${way}`);
     }
     return ids.slice(0, tokens);
   });
 }
 
-/** Reads a text file. @throws {UsageError} */
-export async function readText(path: string): Promise<string> {
+/** Reads the text file that a flag names. @throws {UsageError} */
+export async function readText(path: string, flag = "--text"): Promise<string> {
   try {
     return await readFile(path, "utf8");
   } catch (error) {
-    throw new UsageError(`--text: ${path} cannot be read (${(error as NodeJS.ErrnoException).code})`);
+    throw new UsageError(`${flag}: ${path} cannot be read (${(error as NodeJS.ErrnoException).code})`);
   }
 }

@@ -4,7 +4,7 @@ import { defineBench } from "../bench.ts";
 import { openBenchModel } from "../decode/bench-model.ts";
 import { summaryKindsOf } from "../decode/decode.ts";
 import { fillRandom } from "../decode/fill-random.ts";
-import { budgetFlag, contextsFlag, modelFlags, policiesFlag } from "../decode/flags.ts";
+import { budgetFlag, contextsFlag, deviceFlags, modelFlags, policiesFlag } from "../decode/flags.ts";
 import { listCases } from "../decode/measure-decode.ts";
 import { type Column, renderTable } from "../table.ts";
 import { measurePrefill, type PrefillRow } from "./measure-prefill.ts";
@@ -20,6 +20,7 @@ const columns: readonly Column<PrefillRow>[] = [
 
 const prefillFlags = {
   ...modelFlags,
+  ...deviceFlags,
   contexts: contextsFlag("0"),
   policies: policiesFlag("dense"),
   budget: budgetFlag("2048"),

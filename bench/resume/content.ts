@@ -30,14 +30,18 @@ export interface ContentOptions {
   shape: ShapeName;
   model?: string | undefined;
   text?: string | undefined;
+  /** What names the text, for messages; default `--text`. */
+  textFlag?: string;
   seed: number;
   keys: FilledKeys;
 }
 
 /** @throws {UsageError} for a text that cannot be read or is too short. */
 export async function contentOf(options: ContentOptions, tokenCount: number): Promise<Content> {
-  const { model, text, seed, keys } = options;
-  if (text !== undefined && model !== undefined) return await textContent(model, text, tokenCount);
+  const { model, text, textFlag, seed, keys } = options;
+  if (text !== undefined && model !== undefined) {
+    return await textContent(model, { path: text, flag: textFlag }, tokenCount);
+  }
   if (model !== undefined) throw new UsageError("--model: needs a --text to read");
   const { vocabularySize } = shapeConfig(options.shape);
   const ids = (stream: number, count: number, distinct: number): number[] => {
@@ -55,14 +59,18 @@ export async function contentOf(options: ContentOptions, tokenCount: number): Pr
   };
 }
 
-async function textContent(model: string, path: string, tokenCount: number): Promise<Content> {
+async function textContent(
+  model: string,
+  { path, flag = "--text" }: { path: string; flag: string | undefined },
+  tokenCount: number,
+): Promise<Content> {
   const { readEdgeFile } = await openModelFolder(model);
   const readJson = async (name: string) => JSON.parse(new TextDecoder().decode(await readEdgeFile(name)));
   const { tokenizer } = openTokenizer({
     tokenizerJson: await readJson("tokenizer.json"),
     tokenizerConfig: await readJson("tokenizer_config.json"),
   });
-  const [ids] = documentsOf(await readText(path), { tokenizer }, { count: 1, tokens: tokenCount });
+  const [ids] = documentsOf(await readText(path, flag), { tokenizer }, { count: 1, tokens: tokenCount, flag });
   return {
     description: `the first ${tokenCount} tokens of ${path}, read by the model`,
     context: (count) => ids!.slice(0, count),

@@ -8,7 +8,7 @@ import { type BenchModel, CHUNK_ROWS } from "../decode/bench-model.ts";
 import { type BenchTurn, percentileMs, startTurn } from "../schedule/bench-engine.ts";
 import { DelayedStore, type Link } from "./delayed-store.ts";
 
-/** How the context comes back: not at all, as a whole, by selection (waiting for every selected page, or for half a second); or it never left. */
+/** How the context comes back: not at all, as a whole, by selection (waiting for every selected page, or as long as default mode does); or it never left. */
 export type BenchMode = "recompute" | "full" | "lazy" | "lazy-default" | "resident";
 
 /** A session so far: what the log of an edge would hold. */

@@ -13,7 +13,7 @@ import { type Content, type ContentOptions, contentOf, fillContext } from "./con
 import { engineReadyMs } from "./engine-ready.ts";
 import { type BenchMode, type ResumeCase, type ResumeRow, Resumer, resumeRow, sessionBytes } from "./measure-resume.ts";
 import { storeFilledSession } from "./stored-session.ts";
-import { countFlag, turnFlags } from "./turn-flags.ts";
+import { countFlag, linkFlags, turnFlags } from "./turn-flags.ts";
 import { measureWriting } from "./writing.ts";
 
 /** The model that ships, where it is asked beside another one. */
@@ -59,14 +59,10 @@ const flags = {
     fallback: "full,lazy,lazy-default,resident",
     parse: parseList(parseMode),
   },
-  ...turnFlags,
+  ...turnFlags({ turns: "the turn", budget: "2048" }),
   prompt: countFlag("tokens of the turn, and of the one before it", "64", { min: 1, max: 4_096 }),
   tokens: countFlag("tokens of the reply", "64", { min: 1, max: 4_096 }),
-  rtt: countFlag("milliseconds that a call of the store takes", "30", { min: 0, max: 10_000 }),
-  mbps: countFlag("megabytes a second from the store, all calls together (not megabits)", "200", {
-    min: 1,
-    max: 1_000_000,
-  }),
+  ...linkFlags,
   stall: countFlag(
     "milliseconds for which a store answers nothing (0: no figures of writing and of starting)",
     "30000",
@@ -112,7 +108,9 @@ export const resumeBench = defineBench({
     "Prints each mode, and at the longest context every figure that a resume is judged by, beside its bar.",
   flags,
   async run(values, context) {
-    const { contexts, prompt, tokens, rtt, mbps, stall } = values;
+    const { prompt, tokens, rtt, mbps, stall } = values;
+    // Ascending: the last one measured is the one that bars judge.
+    const contexts = values.contexts.toSorted((a, b) => a - b);
     if (contexts.some((count) => count === 0 || count % 256 !== 0))
       throw new UsageError("--contexts: must be multiples of 256 (whole segments)");
     if (values.text !== undefined && values.model === undefined)
@@ -122,23 +120,24 @@ export const resumeBench = defineBench({
     const selection = { policy: values.policy, budgetTokens: values.budget };
     const settings = { modes: values.modes, selection, prompt, tokens, rtt, mbps };
     const { "house-text": houseText, ...others } = values;
-    const first = await measureModel({ ...others, contexts, settings, stall, summary, figures: () => true }, context);
-    const ofHouse = { contexts: [HOUSE.contextTokens], stall: 0, summary, figures: isOfHouse };
-    const house =
-      houseText === undefined
-        ? { rows: [], bars: [] }
-        : await measureModel(
-            {
-              ...{ ...others, ...ofHouse, model: HOUSE.folder, text: houseText },
-              settings: { ...settings, selection: { ...selection, budgetTokens: HOUSE.budgetTokens } },
-            },
-            context,
-          );
-    const bars = [...first.bars, ...house.bars.map((bar) => ({ ...bar, figure: `${bar.figure}, house model` }))];
+    const asked: ModelValues = { ...others, contexts, settings, stall, summary, figures: () => true };
+    const house: ModelValues = {
+      ...{ ...asked, model: HOUSE.folder, text: houseText, textFlag: "--house-text", contexts: [HOUSE.contextTokens] },
+      ...{ stall: 0, figures: isOfHouse },
+      settings: { ...settings, selection: { ...selection, budgetTokens: HOUSE.budgetTokens } },
+    };
+    // Texts are read before anything is measured: of one that is not there, or too short, nobody hears after ten minutes.
+    const content = await contentOf(asked, tokensMaxOf(asked));
+    const houseContent = houseText === undefined ? undefined : await contentOf(house, tokensMaxOf(house));
+    const first = await measureModel(asked, content, context);
+    const ofHouse = houseContent && (await measureModel(house, houseContent, context));
+    const houseBars = ofHouse?.bars.map((bar) => ({ ...bar, figure: `${bar.figure}, house model` })) ?? [];
+    const bars = [...first.bars, ...houseBars];
     context.print("");
     for (const line of barTable(bars)) context.print(line);
-    const ok = [...first.rows, ...house.rows].every(({ identical }) => identical !== false);
-    return { ok, data: { settings: values, device: first.device, rows: first.rows, houseRows: house.rows, bars } };
+    const houseRows = ofHouse?.rows ?? [];
+    const ok = [...first.rows, ...houseRows].every(({ identical }) => identical !== false);
+    return { ok, data: { settings: values, device: first.device, rows: first.rows, houseRows, bars } };
   },
 });
 
@@ -153,18 +152,22 @@ interface ModelValues extends ContentOptions {
   figures(bar: BarRow): boolean;
 }
 
+/** Of the longest context, with both turns behind it. */
+function tokensMaxOf({ contexts, settings: { prompt, tokens } }: ModelValues): number {
+  return Math.max(...contexts) + 2 * (prompt + tokens);
+}
+
 /** Every context of a model, printed as a table, and the bars of the last one. */
 async function measureModel(
   values: ModelValues,
+  content: Content,
   context: BenchContext,
 ): Promise<{ rows: ResumeRow[]; bars: BarRow[]; device: string }> {
   const { contexts, settings, seed, stall, summary } = values;
-  const { prompt, tokens, rtt, mbps, selection } = settings;
-  const longest = Math.max(...contexts) + 2 * (prompt + tokens);
-  const content = await contentOf(values, longest);
+  const { tokens, rtt, mbps, selection } = settings;
   const model = await openBenchModel({
     ...{ shape: values.shape, model: values.model, seed, threads: values.threads },
-    ...{ contextTokens: longest, summaryKinds: [summary], kvEncoding: "int8" },
+    ...{ contextTokens: tokensMaxOf(values), summaryKinds: [summary], kvEncoding: "int8" },
   });
   const rows: ResumeRow[] = [];
   let storedShare = Number.NaN;

@@ -1,5 +1,5 @@
 /** `npm run bench -- resume-answers`: whether answers of a second turn are as right on an engine that resumes lazily, in default mode, as on one that has everything. */
-import { parseInteger, parseSelectionFlag, parseText } from "../../cli/flags.ts";
+import { parseText } from "../../cli/flags.ts";
 import { openModelFolder } from "../../cli/model-folder.ts";
 import type { OpenedEngine } from "../../engine/open.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
@@ -9,6 +9,7 @@ import type { ChatMessage } from "../../tokenizer/contract.ts";
 import { openTokenizer } from "../../tokenizer/open.ts";
 import { type BenchContext, defineBench } from "../bench.ts";
 import { type BenchModel, openBenchModel } from "../decode/bench-model.ts";
+import { threadsFlag } from "../decode/flags.ts";
 import { REPLY_TOKENS_MAX, type Subject } from "../recall/ask.ts";
 import {
   casesOf,
@@ -23,13 +24,11 @@ import {
 import { type BenchTurn, percentileMs, startTurn } from "../schedule/bench-engine.ts";
 import { DelayedStore, type Link } from "./delayed-store.ts";
 import { withEngine } from "./measure-resume.ts";
+import { countFlag, linkFlags, turnFlags } from "./turn-flags.ts";
 
 const KIND = "second-turn";
 /** Of a question, with both replies, in the pool beside its document. */
 const QUESTION_TOKENS_MAX = 4 * REPLY_TOKENS_MAX;
-
-const integer = (help: string, fallback: string, range: { min: number; max: number }) =>
-  ({ help, placeholder: "COUNT", fallback, parse: parseInteger(range) }) as const;
 
 const flags = {
   model: { help: "the folder of a model", placeholder: "PATH", fallback: "weights/house", parse: parseText },
@@ -39,18 +38,11 @@ const flags = {
     fallback: "weights/house/eval-documents.jsonl.gz",
     parse: parseText,
   },
-  cases: integer("questions", "208", { min: 1, max: 100_000 }),
-  tokens: integer("of a document with its conversation", "8192", { min: 512, max: 65_536 }),
-  policy: {
-    help: "selection of both turns",
-    placeholder: "NAME",
-    fallback: "quest+scope(layer)+group(64)",
-    parse: parseSelectionFlag,
-  },
-  budget: integer("tokens that a step attends to", "1024", { min: 128, max: 65_536 }),
-  rtt: integer("milliseconds that a call of the store takes", "30", { min: 0, max: 10_000 }),
-  mbps: integer("megabytes a second from the store", "200", { min: 1, max: 1_000_000 }),
-  threads: { help: "of the device", placeholder: "COUNT", parse: parseInteger({ min: 1, max: 64 }) },
+  cases: countFlag("questions", "208", { min: 1, max: 100_000 }),
+  tokens: countFlag("tokens of a document with its conversation", "8192", { min: 512, max: 65_536 }),
+  ...turnFlags({ turns: "both turns", budget: "1024" }),
+  ...linkFlags,
+  threads: threadsFlag,
 } as const;
 
 type Words = Pick<Subject, "tokenizer" | "template">;

@@ -1,16 +1,27 @@
+/** Flags that the benchmarks of resumed turns share. */
 import { parseInteger, parseSelectionFlag } from "../../cli/flags.ts";
 
 /** A flag that is a whole number. */
 export const countFlag = (help: string, fallback: string, range: { min: number; max: number }) =>
   ({ help, placeholder: "COUNT", fallback, parse: parseInteger(range) }) as const;
 
-/** What the measured turn of a stored session is. */
-export const turnFlags = {
-  policy: {
-    help: "selection of the turn",
-    placeholder: "NAME",
-    fallback: "quest+scope(layer)+group(64)",
-    parse: parseSelectionFlag,
-  },
-  budget: countFlag("tokens that a step attends to", "2048", { min: 128, max: 65_536 }),
+/** What the measured turns of a stored session attend to. */
+export const turnFlags = ({ turns, budget }: { turns: string; budget: string }) =>
+  ({
+    policy: {
+      help: `selection of ${turns}`,
+      placeholder: "NAME",
+      fallback: "quest+scope(layer)+group(64)",
+      parse: parseSelectionFlag,
+    },
+    budget: countFlag("tokens that a step attends to", budget, { min: 128, max: 65_536 }),
+  }) as const;
+
+/** How far away the store is. */
+export const linkFlags = {
+  rtt: countFlag("milliseconds that a call of the store takes", "30", { min: 0, max: 10_000 }),
+  mbps: countFlag("megabytes a second from the store, all calls together (not megabits)", "200", {
+    min: 1,
+    max: 1_000_000,
+  }),
 } as const;

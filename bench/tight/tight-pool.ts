@@ -38,7 +38,7 @@ const flags = {
   ...{ shape, threads, seed },
   context: countFlag("tokens of the stored session, a multiple of 256", "16384", { min: 256, max: 131_072 }),
   percent: countFlag("of the context that the smaller pool holds", "25", { min: 1, max: 99 }),
-  ...turnFlags,
+  ...turnFlags({ turns: "the turn", budget: "2048" }),
   prompt: countFlag("tokens of the turn", "64", { min: 1, max: 4_096 }),
   tokens: countFlag("tokens of the reply", "64", { min: 2, max: 4_096 }),
 } as const;

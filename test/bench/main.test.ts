@@ -34,12 +34,26 @@ describe("the bench command", () => {
     expect(overview).toMatchObject({ code: 0, err: "" });
     expect(overview.out).toMatch(/npm run bench -- NAME[\s\S]*\n {2}load /);
     expect((await runBench(["--help"])).out).toBe(overview.out);
+    for (const [name, { summary }] of Object.entries(benches)) {
+      const line = overview.out.split("\n").find((each) => each.startsWith(`  ${name}  `));
+      expect(line?.endsWith(`  ${summary}`), name).toBe(true);
+    }
     const load = await runBench(["load", "--help"]);
     expect(load).toMatchObject({ code: 0, err: "" });
     expect(load.out).toMatch(/--rate NUMBER +sessions that arrive per second \(Poisson\) \(default 1\)/);
     expect(load.out).toMatch(/--json FILE/);
     expect(load.out).toMatch(/--allow-429 +refusals/);
   });
+
+  it.each(["resume", "interference", "speculation", "batching", "peers", "tight-pool"])(
+    "%s runs on the CPU with int8 weights, and takes no flag that says otherwise",
+    async (name) => {
+      for (const flag of ["--device=webgpu", "--weights=int4"]) {
+        const [, unknown] = /^(--\w+)/.exec(flag) ?? [];
+        expect(await runBench([name, flag])).toEqual({ code: 1, out: "", err: `bench: unknown flag ${unknown}\n` });
+      }
+    },
+  );
 
   it.each([
     [["sing"], `unknown benchmark "sing"; there is: ${Object.keys(benches).join(", ")}`],

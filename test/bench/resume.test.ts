@@ -60,10 +60,24 @@ describe("bench resume", () => {
       for (const { ttftMs, mode } of rows) expect(ttftMs, mode).toBeGreaterThan(mode === "resident" ? 0 : 5);
     }));
 
+  it("judges the longest context, in whatever order contexts are given", () =>
+    withTempFolder(async (folder) => {
+      const path = join(folder, "resume.json");
+      const what = ["--contexts=512,256", "--modes=lazy", "--budget=128", "--tokens=2", "--rtt=1", "--stall=0"];
+      const run = await runBench(["resume", "--shape=tiny", "--threads=1", ...what, `--json=${path}`]);
+      expect(run.code).toBe(0);
+      const { rows, bars } = JSON.parse(await readFile(path, "utf8")) as { rows: ResumeRow[]; bars: BarRow[] };
+      const longest = rows.find(({ context }) => context === 512);
+      expect(rows).toHaveLength(2);
+      expect(bars.find(({ figure }) => figure === "first token, exact")?.value).toBe(longest?.ttftMs);
+    }));
+
   it.each([
     [["--contexts=100"], /must be multiples of 256/],
     [["--policy=dense"], /--policy: must be one that scores pages/],
     [["--text=x.txt"], /--text: needs a --model/],
+    [["--house-text=/nowhere.txt"], /--house-text: \/nowhere.txt cannot be read \(ENOENT\)/],
+    [["--house-text=README.md"], /--house-text: a text of 16640 tokens is more than there is; a longer text\n/],
     [["--keys=odd"], /--keys: must be random or drift/],
     [["--modes=fast"], /--modes: must be some of recompute,full,lazy,lazy-default,resident, not "fast"/],
   ])("refuses %j with one clear line", async (args, message) => {
