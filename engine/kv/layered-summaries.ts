@@ -88,19 +88,24 @@ export class LayeredSummaries {
     const from = this.layersAsked;
     if (to > from && !this.#isLost) {
       const before = this.#asks.at(-1)?.over;
-      this.#asks.push({ to, over: this.#take(from, this.#options.read(from, to), before) });
+      this.#asks.push({ to, over: this.#take({ from, to }, this.#options.read(from, to), before) });
     }
     await this.#asks.find((ask) => ask.to >= to)?.over;
   }
 
-  /** In order, whatever comes first: a block has a layer only with those before it. Never rejects. */
-  async #take(from: number, reading: Promise<Uint8Array>, before: Promise<void> | undefined): Promise<void> {
+  /** In order, whatever comes first: a block has a layer only with those before it. All that was asked for, or nothing. Never rejects. */
+  async #take(
+    { from, to }: { from: number; to: number },
+    reading: Promise<Uint8Array>,
+    before: Promise<void> | undefined,
+  ): Promise<void> {
     try {
       const [bytes] = await Promise.all([reading, before]);
       if (this.#isLost) return;
-      const count = Math.ceil(bytes.byteLength / this.layerBytes);
-      for (let layer = 0; layer < count; layer++) this.#verify(from + layer, this.#section(bytes, layer));
-      for (let layer = 0; layer < count; layer++) this.#write(from + layer, this.#section(bytes, layer));
+      if (bytes.byteLength !== (to - from) * this.layerBytes)
+        throw new Error(`${bytes.byteLength} bytes came of the summaries of layers ${from} to ${to - 1}`);
+      for (let layer = from; layer < to; layer++) this.#verify(layer, this.#section(bytes, layer - from));
+      for (let layer = from; layer < to; layer++) this.#write(layer, this.#section(bytes, layer - from));
     } catch (error) {
       if (!this.#isLost) this.#lose(error);
     }

@@ -78,6 +78,8 @@ describe("layered summaries", () => {
   it.each([
     ["damaged", (bytes: Uint8Array) => bytes.fill(1, 8, 9)],
     ["short", (bytes: Uint8Array) => bytes.subarray(1)],
+    ["empty", () => new Uint8Array(0)],
+    ["of two layers", () => section(1, 3)],
     ["of another layer", () => section(2, 3)],
     ["failing", undefined],
   ])("that are %s are lost once, with those behind them, and nothing of them is written", async (_name, change) => {
@@ -93,6 +95,15 @@ describe("layered summaries", () => {
     expect([...written.keys()].every((name) => name.endsWith("/0"))).toBe(true);
     await layered.want(4);
     expect([reads.length, lost.length]).toEqual([2, 1]);
+  });
+
+  it("of which whole layers do not come are lost from there on", async () => {
+    const { layered, blocks, reads, lost } = setUp();
+    const wanted = layered.want(3);
+    reads[0]!.answer(section(1, 3));
+    await wanted;
+    expect([layered.layersThere, lost.length]).toEqual([1, 1]);
+    for (const block of blocks) expect(block.incoming).toBeUndefined();
   });
 
   it("leave the slots alone of blocks that were given up, or got summaries in another way", async () => {
