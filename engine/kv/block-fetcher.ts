@@ -90,8 +90,10 @@ export class BlockFetcher {
     const inHost = wanted.filter(isInHost);
     if (inHost.length > 0) pending.push(this.#fromHost(inHost));
     for (const item of wanted) {
-      if (item.block.lost || item.block.deviceBlocks[item.layer] !== NOT_RESIDENT || isInHost(item)) continue;
-      const known = this.#inFlight.get(item.block)?.get(item.layer);
+      const { block, layer } = item;
+      // Whoever held it may have let go while it was on its way to host memory.
+      if (block.lost || block.refCount === 0 || block.deviceBlocks[layer] !== NOT_RESIDENT || isInHost(item)) continue;
+      const known = this.#inFlight.get(block)?.get(layer);
       if (known) pending.push(known);
       else fresh.push(item);
     }

@@ -8,6 +8,7 @@ import {
 } from "../../../engine/kv/block-fetcher.ts";
 import { FreeList } from "../../../engine/kv/free-list.ts";
 import { Gate } from "../../../engine/kv/gate.ts";
+import { HostPool } from "../../../engine/kv/host-pool.ts";
 import { ReadAhead } from "../../../engine/kv/read-ahead.ts";
 import type { StoredSegment } from "../../../engine/kv/stored-segment.ts";
 import type { KvPool } from "../../../kernels/contract.ts";
@@ -264,5 +265,25 @@ describe("bytes that are wrong or late", () => {
     expect(time.nowMs).toBe(50);
     expect([missing!.lost, late!.lost]).toEqual([true, true]);
     expect(fetcher.inFlightCount).toBe(0);
+  });
+});
+
+describe("a block that is on its way to host memory", () => {
+  it("is nobody's to fetch once its last holder has let go of it", async () => {
+    const comes = Promise.withResolvers<Uint8Array<ArrayBuffer>>();
+    const pool = { ...options.pool, blockBytes: GEOMETRY.blockBytes, readBlock: () => comes.promise } as KvPool;
+    const copies = new HostPool({ pool, bytesMax: 4 * GEOMETRY.blockBytes });
+    const [deviceBlocks, summarySlots] = [new FreeList(1), new FreeList(2)];
+    const small = new BlockCache({ layerCount: 1, deviceBlocks, summarySlots, host: { copies, pool } });
+    const held = small.create(0);
+    small.allocateAll(held);
+    small.loosen(held);
+    small.allocateAll(small.create(1));
+    const fetched = new BlockFetcher({ ...options, cache: small, pool }).fetch([{ block: held, layer: 0 }], "demand");
+    small.tighten(held);
+    small.release(held);
+    comes.resolve(new Uint8Array(GEOMETRY.blockBytes));
+    expect(await fetched).toEqual({ bytes: 0, blocks: 0 });
+    expect([failures, store.ranges]).toEqual([[], []]);
   });
 });
