@@ -348,7 +348,8 @@ export class BlockCache {
       this.retain(known);
       for (const [layer, id] of donateLayers(block, known))
         if (known.looseCount > 0) this.#loose.add(id, { block: known, layer });
-      donateSummaries(block, known);
+      // A running step reads them where they are: then it goes on with the kinds that it has.
+      if (this.#running === undefined) donateSummaries(block, known);
       this.release(block);
       return known;
     }

@@ -149,3 +149,22 @@ it("gives a known block the summaries that it lacks, slot and all, and never tak
   cache.evictIdle();
   expect([known.summaries.size, known.summarySlot]).toEqual([0, NOT_RESIDENT]);
 });
+
+it("moves no summaries while a step runs, which reads where they were when it began", async () => {
+  const cache = new BlockCache({ layerCount: 1, deviceBlocks: new FreeList(4), summarySlots: new FreeList(4) });
+  const slotsOf = (kinds: SummaryKind[]) => {
+    const block = cache.create(0);
+    for (const kind of kinds) block.summaries.add(kind);
+    return block;
+  };
+  const known = cache.publish(slotsOf(["min-max"]), "key");
+  const slot = known.summarySlot;
+  const both: SummaryKind[] = ["min-max", "mean-deviation"];
+  await cache.during(async () => {
+    expect(cache.publish(slotsOf(both), "key")).toBe(known);
+    expect([known.summarySlot, [...known.summaries]]).toEqual([slot, ["min-max"]]);
+  });
+  cache.publish(slotsOf(both), "key");
+  expect([...known.summaries]).toEqual(both);
+  expect(known.summarySlot).not.toBe(slot);
+});
