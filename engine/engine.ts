@@ -31,7 +31,7 @@ import { collectChoice } from "./sequence/runs.ts";
 import { sampleParams, samplesOf, takeSample } from "./sequence/sampling.ts";
 import { Sequence, type SequenceSink, startBlocksOf } from "./sequence/sequence.ts";
 import { commitSlice, discardSlice, fillTables, planSlice, rowNeeds } from "./sequence/slice-planner.ts";
-import { batchesOf, lacksSummaries, stillReady, summaryLayerEnd } from "./sequence/summary-layers.ts";
+import { lacksSummaries, runInBatches, summaryLayerEnd } from "./sequence/summary-layers.ts";
 import { countChoices, countMisses, countTraffic, missedBlocks } from "./sequence/traffic.ts";
 import { confine, noteAttended } from "./sequence/working-set.ts";
 import { RequestLog } from "./trace/request-log.ts";
@@ -261,13 +261,11 @@ export class Engine {
     const resumed = suspended !== undefined && (await this.#resume(suspended));
     this.#preemption.secure();
     const parts = this.#planner.plan(this.#active, this.#parts.clock.nowMs());
-    for (const batch of batchesOf(parts)) await this.#runBatch(batch);
+    await runInBatches(parts, this.#parts, (batch) => this.#runBatch(batch));
     return resumed || parts.length > 0;
   }
 
-  async #runBatch(planned: readonly PlannedPart[]): Promise<void> {
-    const parts = stillReady(planned, (slice) => discardSlice(slice, this.#parts));
-    if (parts.length === 0) return;
+  async #runBatch(parts: readonly PlannedPart[]): Promise<void> {
     const startMs = this.#parts.clock.nowMs();
     const results = await this.#runStep(
       parts.map(({ sequence, slice }) => ({ sequence, slice, step: this.#sequenceStep(sequence, slice) })),

@@ -4,7 +4,7 @@ import type { LayeredSummaries } from "../kv/layered-summaries.ts";
 import type { PlannedPart } from "../schedule/step-planner.ts";
 import type { PlannedSlice } from "./planned-slice.ts";
 import type { Sequence, SuspendedStep } from "./sequence.ts";
-import { fillTables, rowNeeds, scoredKind } from "./slice-planner.ts";
+import { discardSlice, fillTables, rowNeeds, scoredKind } from "./slice-planner.ts";
 
 /** First layer whose summaries some block before a slice's rows lacks as yet; undefined: they have those of all layers, or are not scored. */
 export function summaryLayerEnd(
@@ -35,23 +35,47 @@ export function incomingSummaries(sequence: Sequence): LayeredSummaries[] {
   return [...all];
 }
 
+/** Where the memory of slices goes back to. */
+type SliceOwners = Parameters<typeof discardSlice>[1];
+
+/**
+ * Runs the parts of a step, in batches where it must be, by `run`. The memory of those that a batch before them has made impossible is given back; where a
+ * batch fails, that of all behind it.
+ */
+export async function runInBatches(
+  parts: readonly PlannedPart[],
+  owners: SliceOwners,
+  run: (batch: readonly PlannedPart[]) => Promise<void>,
+): Promise<void> {
+  const batches = batchesOf(parts);
+  for (const [at, batch] of batches.entries()) {
+    try {
+      const ready = stillReady(batch, owners, at === 0);
+      if (ready.length > 0) await run(ready);
+    } catch (error) {
+      for (const { slice } of batches.slice(at + 1).flat()) discardSlice(slice, owners);
+      throw error;
+    }
+  }
+}
+
 /**
  * What of a batch can still run, with its tables as they must be now: since it was planned, another may have been given memory that was its own, if its context
- * is larger than the pool, and summaries on their way may not have come. The others are given back, to be planned anew.
+ * is larger than the pool; a batch before it may have moved summaries; and summaries on their way may not have come. The others are given back, to be planned anew.
  */
-export function stillReady(parts: readonly PlannedPart[], giveBack: (slice: PlannedSlice) => void): PlannedPart[] {
+function stillReady(parts: readonly PlannedPart[], owners: SliceOwners, isFirst: boolean): PlannedPart[] {
   const ready: PlannedPart[] = [];
   for (const part of parts) {
     const { sequence, slice } = part;
-    if (rowNeeds(sequence, { plan: slice.slice.plan, to: slice.to }).length > 0) giveBack(slice);
+    if (rowNeeds(sequence, { plan: slice.slice.plan, to: slice.to }).length > 0) discardSlice(slice, owners);
     else ready.push(part);
   }
-  for (const { sequence, slice } of ready) if (sequence.workingSet) fillTables(sequence, slice);
+  for (const { sequence, slice } of ready) if (sequence.workingSet || !isFirst) fillTables(sequence, slice);
   return ready;
 }
 
 /** Parts of a step that may run together: one whose blocks have not all of their summaries ends early, and is alone. */
-export function batchesOf(parts: readonly PlannedPart[]): (readonly PlannedPart[])[] {
+function batchesOf(parts: readonly PlannedPart[]): (readonly PlannedPart[])[] {
   const alone = parts.filter(({ sequence, slice }) => summaryLayerEnd(sequence, slice) !== undefined);
   const together = parts.filter((part) => !alone.includes(part));
   return [together, ...alone.map((part) => [part])].filter(({ length }) => length > 0);
