@@ -14,7 +14,7 @@ import { runEval } from "../bench/eval/run.ts";
 import { describeMachine } from "../bench/machine.ts";
 import { renderTable } from "../bench/table.ts";
 import { pathBeside } from "../engine/calibration.ts";
-import { CALIBRATION_FILE, type Calibration, UNCALIBRATED_SELECTION } from "../models/selection/calibration.ts";
+import { CALIBRATION_FILE, describeCalibration, UNCALIBRATED_SELECTION } from "../models/selection/calibration.ts";
 import type { SelectionConfiguration } from "../protocol/generate.ts";
 import type { Command } from "./command.ts";
 import { describeFlags, type FlagValues, parseFlags, parseNumber, parseSelectionFlag } from "./flags.ts";
@@ -101,7 +101,9 @@ async function calibrate(model: string, values: CalibrateValues): Promise<void> 
     const calibration = decideCalibration(rows, { fingerprint, selection });
     const notes = { promise, measured: rows, model: run.model, machine: describeMachine() };
     await writeFile(path, `${JSON.stringify({ ...calibration, ...notes }, undefined, 2)}\n`);
-    process.stdout.write(`${[...table(rows), "", summary(calibration), `written: ${path}`].join("\n")}\n`);
+    process.stdout.write(
+      `${[...table(rows), "", `auto: ${describeCalibration(calibration)}`, `written: ${path}`].join("\n")}\n`,
+    );
   } finally {
     if (values.out === undefined) await rm(folder, { recursive: true });
   }
@@ -128,11 +130,4 @@ function table(rows: readonly CalibrationRow[]): string[] {
     ],
     rows,
   );
-}
-
-function summary({ selection, denseBelowTokens, budgets: chosen }: Calibration): string {
-  if (denseBelowTokens === undefined)
-    return "auto: dense at every context; nothing that was measured keeps the promise and pays";
-  const steps = chosen.map(({ contextTokens, budgetTokens }) => `${budgetTokens} up to ${contextTokens}`).join(", ");
-  return `auto: dense below ${denseBelowTokens} tokens; from there ${selection}, budget ${steps}, beyond in proportion`;
 }

@@ -1,5 +1,7 @@
 /** `quire inspect MODEL`: what a model is, what a token of its context costs, and which context fits into which memory. */
+import { readFile } from "node:fs/promises";
 import { resolve } from "node:path";
+import { pathBeside } from "../engine/calibration.ts";
 import { poolForm } from "../engine/pool-form.ts";
 import { BLOCK_TOKENS, type KvEncoding } from "../kernels/contract.ts";
 import { HEAP_BYTES_MAX } from "../kernels/wasm/heap.ts";
@@ -9,6 +11,8 @@ import type { ModelConfig } from "../models/contract.ts";
 import { architectureNotes, type ModelCosts, modelCosts } from "../models/describe-model.ts";
 import { locateModel, openModelFiles } from "../models/model-files.ts";
 import { parameterCount, poolUnitBytes } from "../models/plan-memory.ts";
+import { CALIBRATION_FILE, describeCalibration, parseCalibration } from "../models/selection/calibration.ts";
+import { QuireError } from "../protocol/errors.ts";
 import { kvGeometry } from "../storage/geometry.ts";
 import { segmentBytes } from "../storage/segment.ts";
 import type { Command } from "./command.ts";
@@ -76,6 +80,7 @@ async function inspect(path: string, values: InspectValues) {
     parameterCount: parameterCount(config),
     notes: architectureNotes(config),
     config,
+    auto: await describeAuto(path),
     weights: values.weights,
     kv: values.kv,
     summaryKinds,
@@ -90,6 +95,18 @@ async function inspect(path: string, values: InspectValues) {
     hostPoolTokens: Math.floor(hostPoolBytes / (storedTokenBytes + costs.summaryTokenBytes)),
     ...costs,
   };
+}
+
+/** What `auto` chooses, by what lies beside the model; that the file is of these weights in this encoding is the engine's to check. */
+async function describeAuto(path: string): Promise<string> {
+  const text = await readFile(await pathBeside(path, CALIBRATION_FILE), "utf8").catch(() => undefined);
+  if (text === undefined) return describeCalibration(undefined);
+  try {
+    return describeCalibration(parseCalibration(text));
+  } catch (error) {
+    if (!(error instanceof QuireError)) throw error;
+    return `${describeCalibration(undefined)} (${error.message})`;
+  }
 }
 
 /** @throws {NoAdapterError} one line, where there is no GPU. */
@@ -115,6 +132,7 @@ function describe(report: Report): string {
     ],
     ["parameters", `${count(report.parameterCount)}, vocabulary ${config.vocabularySize}`],
     ["context", `${config.contextTokensMax} tokens`],
+    ["auto", report.auto],
     ["weights", `${size(report.weightBytes)} in ${report.weights}`],
     [
       "a token's KV",

@@ -70,20 +70,33 @@ function budgetAt(contextTokens: number, budgets: readonly CalibratedBudget[]): 
   return before.budgetTokens + share * (after.budgetTokens - before.budgetTokens);
 }
 
+/** In words: what `auto` chooses at which context. */
+export function describeCalibration(calibration: Calibration | undefined): string {
+  if (calibration === undefined)
+    return `${UNCALIBRATED_SELECTION}, budget ${BUDGET_TOKENS_DEFAULT}: nobody has calibrated it`;
+  const { selection, denseBelowTokens, budgets } = calibration;
+  if (denseBelowTokens === undefined)
+    return "dense at every context: nothing that was measured keeps the promise and pays";
+  const steps = budgets.map(({ contextTokens, budgetTokens }) => `${budgetTokens} up to ${contextTokens}`).join(", ");
+  return `dense below ${denseBelowTokens} tokens; from there ${selection}, budget ${steps}, beyond in proportion`;
+}
+
 /**
  * Reads a calibration. @throws {QuireError} `invalid_request`, one line that names the field, for a file that is none or is of another
- * model.
+ * model (`fingerprint`; without it, of any).
  */
-export function parseCalibration(text: string, fingerprint: string): Calibration {
+export function parseCalibration(text: string, fingerprint?: string): Calibration {
   const fields = parseObject(text);
   if (fields.format !== 1) refuse("format is not 1");
-  if (fields.fingerprint !== fingerprint) refuse("it is of another model or weight encoding; calibrate again");
+  const { fingerprint: measured } = fields;
+  if (typeof measured !== "string" || (fingerprint !== undefined && measured !== fingerprint))
+    refuse("it is of another model or weight encoding; calibrate again");
   const { selection, denseBelowTokens } = fields;
   if (typeof selection !== "string" || !isCanonicalSelection(selection)) refuse("selection is none in canonical form");
   if (denseBelowTokens !== undefined && !isCount(denseBelowTokens)) refuse("denseBelowTokens is not a token count");
   const budgets = parseBudgets(fields.budgets, selection);
   if (denseBelowTokens !== undefined && budgets.length === 0) refuse("budgets are empty");
-  const calibration = { format: 1, fingerprint, selection, budgets } as const;
+  const calibration = { format: 1, fingerprint: measured, selection, budgets } as const;
   return denseBelowTokens === undefined ? calibration : { ...calibration, denseBelowTokens };
 }
 

@@ -1,6 +1,8 @@
+import { cp, writeFile } from "node:fs/promises";
+import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { openSafetensors } from "../../models/safetensors.ts";
-import { runQuire } from "./run-quire.ts";
+import { runQuire, withTempFolder } from "./run-quire.ts";
 
 describe("quire inspect", () => {
   it("says what house-0 is and costs, as JSON", async () => {
@@ -11,6 +13,7 @@ describe("quire inspect", () => {
     const counts = file.names.map((name) => file.shape(name)!.reduce((a, b) => a * b, 1));
     await file.close();
     expect(report.parameterCount).toBe(counts.reduce((a, b) => a + b));
+    expect(report.auto).toBe("quest+radius(0.5)+combine(sum), budget 2048: nobody has calibrated it");
     expect(report).toMatchObject({ format: "safetensors", weights: "int8", kv: "int8" });
     // 4 layers, 2 KV heads of 32.
     expect(report.kvTokenBytes).toBe(4 * 2 * (32 + 32 + 2 + 4));
@@ -44,6 +47,29 @@ describe("quire inspect", () => {
     expect(stdout).toMatch(/context +256 tokens/);
     expect(stdout).toMatch(/a token's KV +128 B in f32/);
     expect(stdout).toMatch(/host memory +\d+ tokens behind the pool in 256 MiB/);
+  });
+
+  it("says what auto chooses, by what lies beside the model", async () => {
+    await withTempFolder(async (folder) => {
+      const model = join(folder, "house-0");
+      await cp("weights/house-0", model, { recursive: true });
+      const inspectWith = async (fields: object) => {
+        await writeFile(join(model, "selection.json"), JSON.stringify({ format: 1, fingerprint: "f", ...fields }));
+        return (await runQuire(["inspect", model])).stdout.split("\n").find((line) => line.startsWith("auto "));
+      };
+      const budgets = [
+        { contextTokens: 8192, budgetTokens: 512 },
+        { contextTokens: 16384, budgetTokens: 1024 },
+      ];
+      expect(await inspectWith({ selection: "quest+sink(16)", denseBelowTokens: 8192, budgets })).toMatch(
+        /^auto +dense below 8192 tokens; from there quest\+sink\(16\), budget 512 up to 8192, 1024 up to 16384, beyond/,
+      );
+      expect(await inspectWith({ selection: "quest", budgets: [] })).toMatch(/^auto +dense at every context/);
+      // A file that is none is what the engine ignores, too.
+      expect(await inspectWith({ selection: "magic", budgets: [] })).toMatch(
+        /^auto +quest\+radius.*selection\.json: selection is none in canonical form/,
+      );
+    });
   });
 
   it.each([
