@@ -3,6 +3,7 @@ import { runInDurableObject } from "cloudflare:test";
 import { describe, expect, it, vi } from "vitest";
 import { LIMITS } from "../../protocol/limits.ts";
 import { Fleet } from "../../workers/fleet.ts";
+import { TenantLimiter } from "../../workers/limits/tenant-limiter.ts";
 import { SessionLog } from "../../workers/session-log/session-log.ts";
 import { sessionOf } from "../../workers/stubs.ts";
 import { TenantIndex } from "../../workers/tenant-index.ts";
@@ -97,7 +98,9 @@ describe("the first turn of a conversation without a name", () => {
     ]);
     await untilHeld(world, session);
     expect((await edge(`/v1/sessions/${session}/stream`, { method: "DELETE", headers })).status).toBe(200);
-    expect(await eventsOf(response)).not.toContain("[DONE]");
+    const events = await eventsOf(response);
+    expect(events).not.toContain("[DONE]");
+    expect(events.at(-1)).toMatchObject({ error: { code: "cancelled" } });
     await (await world.chat("ho", { quire: { session_id: session } })).text();
     const { tokens } = (await world.engine.lastCall()).request;
     expect(tokens).toEqual([...PROMPT, ...ids("abc"), END, USER, ...ids("ho"), ASSISTANT]);
@@ -153,8 +156,12 @@ describe("its session's object", () => {
     await lose(world, session);
     await world.engine.script(...says("other"));
     expect((await world.chat("ho", { quire: { session_id: session } })).status).toBe(200);
+    const settled = vi.spyOn(TenantLimiter.prototype, "settle");
     await world.engine.release();
     expect((await eventsOf(response)).at(-1)).toMatchObject({ error: { code: "session_busy" } });
+    // Its client was given all of it, and it counts.
+    expect(settled.mock.calls[0]?.[1]).toBe(PROMPT.length + 3);
+    settled.mockRestore();
     const { messages } = (await (await describeSession(session)).json()) as { messages: object[] };
     expect(messages).toHaveLength(2);
     await (await world.chat("and", { quire: { session_id: session } })).text();

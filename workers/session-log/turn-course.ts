@@ -286,16 +286,22 @@ export class TurnCourse {
 
   /** @returns the last events of a turn that is in the log. @throws what ended a turn that is not */
   async #settle(turn: RunningTurn): Promise<TurnEvent[]> {
-    const { job, stream, host, memory } = this.#options;
+    const { env, job, stream, host, memory } = this.#options;
     const results = await turn.runner.run();
     const [first] = results;
     const isGone = stream.gone.aborted;
     const isEmpty = isGone && first?.reply.kept().ids.length === 0;
     if (isEmpty) await host.giveUp();
     if (turn.runner.engine && !isGone) memory.next.engine.keep(turn.runner.engine);
-    const commit = job.session && first && !isEmpty ? await this.#commit(job.session, turn, first) : undefined;
+    const tokens = spentTokens(turn.prepared, results);
+    const written = job.session && first && !isEmpty ? this.#commit(job.session, turn, first) : undefined;
+    const commit = await written?.catch(async (thrown: unknown) => {
+      // Its client was given all of it.
+      await settlePlace(env, job, tokens);
+      throw thrown;
+    });
     // A client that was told the end may begin its next turn.
-    await Promise.all([commit && this.#enter(commit), this.#settlePlace(turn, spentTokens(turn.prepared, results))]);
+    await Promise.all([commit && this.#enter(commit), this.#settlePlace(turn, tokens)]);
     if (isGone) {
       return [{ type: "error", error: { code: "cancelled", message: "The turn was ended: nobody listened to it." } }];
     }

@@ -90,7 +90,8 @@ export class TurnStream {
 
   /** Queues an event; its number is `number`, or the next one where that is more. */
   send(event: TurnEvent, number?: number): void {
-    if (this.#gone.signal.aborted && !this.resumable) return;
+    // Who asked for the end of a turn may not be who listens to it, and that one is told.
+    if (this.#gone.signal.aborted && !this.resumable && this.#listeners.length === 0) return;
     this.#spoke = true;
     this.#buffer.push(event, number);
     for (const listener of this.#listeners) listener.wake();
