@@ -5,7 +5,7 @@ import type { AddressInfo } from "node:net";
 import { basename, resolve } from "node:path";
 import type { Device, KvEncoding, KvPoolSpec, MatrixEncoding, SummaryKind } from "../kernels/contract.ts";
 import { openDevice } from "../kernels/open.ts";
-import type { ModelRunner } from "../models/contract.ts";
+import type { ModelConfig, ModelRunner } from "../models/contract.ts";
 import type { LoadProgress } from "../models/llama-weights.ts";
 import { readModelConfig } from "../models/model-files.ts";
 import { openModel } from "../models/open.ts";
@@ -149,8 +149,19 @@ async function openPages({ storeUrl, env, diskCache }: EngineServerOptions) {
 }
 
 async function openParts(options: EngineServerOptions): Promise<Parts> {
+  const planned = planParts(options, await readModelConfig(options.modelFolder));
+  const { store, cache: diskCache } = await openPages(options);
+  try {
+    return { ...(await openCompute(options, planned)), store, diskCache, tokenCapacity: planned.plan.tokenCapacity };
+  } catch (error) {
+    await store.close();
+    throw error;
+  }
+}
+
+/** What follows from options and model alone. @throws {QuireError} for a pool that is too small. */
+function planParts(options: EngineServerOptions, config: ModelConfig) {
   const form = poolForm(options.kvEncoding, options.pageEncoding);
-  const config = await readModelConfig(options.modelFolder);
   const { kvEncoding: encoding, summaryKinds, poolBytes } = options;
   const rowsMax = options.settings?.stepRowsMax ?? ENGINE_DEFAULTS.stepRowsMax;
   const fitting = defaultContextTokens({ config, encoding, summaryKinds, poolBytes, rowsMax });
@@ -166,9 +177,7 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
   const asked = { config, encoding, summaryKinds, contextTokens: contextTokensMax, rowsMax, hostBytes };
   const plan = planPool({ ...asked, poolBytes, runningMax: settings.runningMax });
   settings.runningMax = plan.runningMax;
-  const { store, cache: diskCache } = await openPages(options);
-  // Every running sequence has a row that is sampled; guesses of speculation have what is beside them.
-  const sampledMax = settings.runningMax + LIMITS.draftTokensMax;
+  const smallest = plan.tokenCapacity < contextTokensMax ? smallestConfinedPoolBytes : smallestPoolBytes;
   const kv = {
     ...form,
     summaryKinds,
@@ -176,12 +185,21 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
     openSlotCount: plan.openSlotCount,
     summarySlotCount: plan.summarySlotCount,
   };
+  // Every running sequence has a row that is sampled; guesses of speculation have what is beside them.
+  const sampledMax = settings.runningMax + LIMITS.draftTokensMax;
+  return { config, settings, plan, poolBytesMin: smallest(asked), kv, rowsMax, sampledMax };
+}
+
+/** Device and model; nothing stays open where one cannot be had. */
+async function openCompute(
+  options: EngineServerOptions,
+  { config, settings, plan, poolBytesMin, kv, rowsMax, sampledMax }: ReturnType<typeof planParts>,
+): Promise<Pick<Parts, "device" | "numericsId" | "runner" | "settings">> {
   const { layerCount, kvHeadCount, headDim } = config;
+  const { log, modelFolder, summaryKinds, weightEncoding } = options;
   const assertSuits = (device: Device & PoolLimited) => {
-    const load = { config, weightEncoding: options.weightEncoding, rowsMax, sampledMax };
-    const smallest = plan.tokenCapacity < contextTokensMax ? smallestConfinedPoolBytes : smallestPoolBytes;
-    const pool = { poolBytes: plan.bytes, poolBytesMin: smallest(asked) };
-    assertFits({ ...load, ...pool }, device.report.memoryBytesMax);
+    const load = { config, weightEncoding, rowsMax, sampledMax, poolBytes: plan.bytes, poolBytesMin };
+    assertFits(load, device.report.memoryBytesMax);
     device.assertPoolFits?.({ ...kv, layerCount, kvHeadCount, headDim });
   };
   const device = await openDevice({
@@ -194,9 +212,9 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
   try {
     assertSuits(device);
     const runner = await openModel({
-      folder: options.modelFolder,
+      folder: modelFolder,
       device,
-      encoding: options.weightEncoding,
+      encoding: weightEncoding,
       ...(options.onLoadProgress === undefined ? {} : { onProgress: options.onLoadProgress }),
       kv,
       rowsMax,
@@ -204,16 +222,14 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
     });
     await device.allocated?.();
     await compileKernels(device, runner, options);
-    const measured = { fingerprint: runner.fingerprint, log: options.log };
-    const calibration = await readCalibration(options.modelFolder, { ...measured, kinds: summaryKinds });
-    const heads = await readHeadProfile(options.modelFolder, { ...measured, layerCount, kvHeadCount });
+    const measured = { fingerprint: runner.fingerprint, log };
+    const calibration = await readCalibration(modelFolder, { ...measured, kinds: summaryKinds });
+    const heads = await readHeadProfile(modelFolder, { ...measured, layerCount, kvHeadCount });
     const beside = { ...(calibration === undefined ? {} : { calibration }), ...(heads === undefined ? {} : { heads }) };
-    const numericsId = [device.numericsId, form.rounding].filter((part) => part !== undefined).join("-");
-    const { tokenCapacity } = plan;
-    return { device, numericsId, runner, store, diskCache, settings: { ...settings, ...beside }, tokenCapacity };
+    const numericsId = [device.numericsId, kv.rounding].filter((part) => part !== undefined).join("-");
+    return { device, numericsId, runner, settings: { ...settings, ...beside } };
   } catch (error) {
     await device.close();
-    await store.close();
     throw error;
   }
 }

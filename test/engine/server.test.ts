@@ -4,13 +4,14 @@ import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import fc from "fast-check";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { type EngineServer, startEngineServer } from "../../engine/server.ts";
 import { encodeFrame, FrameDecoder } from "../../protocol/frames.ts";
 import { ENGINE_PATHS, type EngineEvent, type GenerateRequest, type SessionStatus } from "../../protocol/generate.ts";
 import { bytesToIds, idsToBytes } from "../../protocol/ids.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { engineAudience, signRequest } from "../../protocol/signature.ts";
+import { MemoryStore } from "../../storage/memory-store.ts";
 import { request as tinyRequest } from "./harness.ts";
 
 const KEY = "engine-key-for-tests";
@@ -217,6 +218,19 @@ describe("an engine without a key", () => {
     [{ host: "127.0.0.1", engineKey: "," }, "fewer than 16 characters"],
   ])("does not start: %j", async (place, message) => {
     await expect(startEngineServer({ ...options, ...numbers, ...place, log: () => {} })).rejects.toThrow(message);
+  });
+});
+
+describe("an engine whose device cannot be opened", () => {
+  it("leaves no store open", async () => {
+    const closed = vi.spyOn(MemoryStore.prototype, "close");
+    const options = { host: "127.0.0.1", port: 0, modelFolder: "weights/house-0", storeUrl: "memory:", env: {} };
+    const device = { device: "wasm", threads: 1000, weightEncoding: "int8", kvEncoding: "int8" } as const;
+    const pool = { summaryKinds: ["min-max"], poolBytes: 1 << 26 } as const;
+    const started = startEngineServer({ ...options, ...device, ...pool, log: () => {} });
+    await expect(started).rejects.toThrow("threads must be");
+    expect(closed).toHaveBeenCalledTimes(1);
+    closed.mockRestore();
   });
 });
 
