@@ -137,9 +137,9 @@ export const LIMITS = {
   tokensPerMinuteMax: 10_000_000_000,
   turnsConcurrentDefault: 32,
   turnsConcurrentMax: 10_000,
-  /** How long a turn's place is kept before the turn begins, and then until it must be over. */
-  leaseUnheldMsMax: 30_000,
-  leaseHeldMsMax: 720_000,
+  /** How long a turn's place is kept before anybody says that the turn runs (its body comes within `requestMsMax`), and then each time somebody does. */
+  leaseUnheldMsMax: 90_000,
+  leaseHeldMsMax: 60_000,
   /** What a tenant has used is written at most once in this time. */
   budgetSaveMs: 1_000,
   limiterMsMax: 1_000,

@@ -3,11 +3,14 @@ import { runInDurableObject } from "cloudflare:test";
 import { describe, expect, it, vi } from "vitest";
 import { LIMITS } from "../../protocol/limits.ts";
 import { namespaceOf } from "../../workers/auth/namespace.ts";
-import { NextPlace, nextRequest, PlaceCredit } from "../../workers/limits/place.ts";
+import { keepPlace, NextPlace, nextRequest, PlaceCredit } from "../../workers/limits/place.ts";
 import { type Limits, TenantBudget } from "../../workers/limits/tenant-budget.ts";
 import { limiterOf, TenantLimiter } from "../../workers/limits/tenant-limiter.ts";
+import { NextTurn } from "../../workers/session-log/next-turn.ts";
 import { Placement } from "../../workers/session-log/placement.ts";
-import { edge, env, FakeEngine, KEY_A, makeWorld, register, says, until } from "./world.ts";
+import { enterTurn } from "../../workers/session-log/turn-course.ts";
+import type { TurnJob } from "../../workers/turn-job.ts";
+import { edge, env, eventsOf, FakeEngine, KEY_A, makeWorld, register, says, until } from "./world.ts";
 
 const key = (id: string) => ({ id, tenant: "t", scopes: [], createdS: 0 });
 const engineOf = (engineId: string) => ({ engineId, url: "http://e", contextTokensMax: 1 });
@@ -97,8 +100,10 @@ describe("a tenant with credit", () => {
 
   it("is counted for every request once, also for those that come to nothing", { timeout: 60_000 }, async () => {
     const { chat, post } = await makeWorld();
-    const before = (await used()).requests;
+    // What was used before drains from a moment on that is known.
     const startMs = Date.now();
+    await (await chat("hi", {}, options)).text();
+    const before = (await used()).requests;
     for (const [body, status] of [
       [{}, 200],
       [{ frobnicate: 1 }, 400],
@@ -220,6 +225,82 @@ describe("a place for a turn that may come", () => {
     // Drains by ten a minute.
     expect(requests).toBeLessThanOrEqual(turnCount);
     expect(requests).toBeGreaterThan(turnCount - 1);
+  });
+
+  it("is free when the turn that took it cannot be opened", async () => {
+    const namespace = `n-${crypto.randomUUID()}`;
+    const limiter = limiterOf(env, namespace);
+    const reserved = request("next");
+    const admission = await limiter.settle("none", 0, reserved);
+    if (!admission) throw new Error("nothing was reserved");
+    const next = new NextTurn(() => 0);
+    next.place.keep({ request: reserved, admission });
+    const job = { namespace, place: request("asked") } as TurnJob;
+    const opening = enterTurn(job, { env, next }, async () => {
+      await limiter.hold("next");
+      throw new Error("the session is gone");
+    });
+    await expect(opening).rejects.toThrow("the session is gone");
+    expect(await runInDurableObject(limiter, (instance: TenantLimiter) => instance.used.turns)).toBe(0);
+  });
+});
+
+describe("the place of a turn that runs", () => {
+  const limits: Limits = { requestsPerMinute: 100, tokensPerMinute: 1_000, turnsConcurrent: 1 };
+
+  it("is kept while its prompt is still on its way, however slow its client is", () => {
+    const budget = new TenantBudget();
+    budget.admit({ leaseId: "turn", tokensEstimated: 100, limits }, 0);
+    const slowMs = LIMITS.requestMsMax + LIMITS.engineExpiryMs + LIMITS.indexMsMax;
+    keepPlace(
+      () => undefined,
+      (ms) => {
+        expect(budget.admit({ leaseId: "other", tokensEstimated: 0, limits }, slowMs + ms).refusedBy).toBe("turns");
+        budget.hold("turn", slowMs + ms);
+      },
+    );
+    budget.settle("turn", 5_000);
+    expect(budget.used).toMatchObject({ tokens: 4_900, turns: 0 });
+  });
+
+  it("is its own to the end, and free within a minute when whoever ran it is gone without a word", () => {
+    const budget = new TenantBudget();
+    const due: { atMs: number; act: () => void }[] = [];
+    let nowMs = 0;
+    const isFull = () => budget.admit({ leaseId: "other", tokensEstimated: 0, limits }, nowMs).refusedBy === "turns";
+    budget.admit({ leaseId: "turn", tokensEstimated: 0, limits }, 0);
+    keepPlace(
+      () => budget.hold("turn", nowMs),
+      (ms, act) => due.push({ atMs: nowMs + ms, act }),
+    );
+    for (; nowMs < LIMITS.turnMsMax; nowMs += 100) {
+      if (due[0] && due[0].atMs <= nowMs) due.shift()?.act();
+      expect(due.length).toBe(1);
+      if (nowMs % 1_000 === 0) expect(isFull(), `after ${nowMs} ms`).toBe(true);
+    }
+    const goneMs = nowMs;
+    while (isFull()) nowMs += 100;
+    expect(nowMs - goneMs).toBeLessThanOrEqual(60_000);
+  });
+
+  it("is held for as long as its words come", { timeout: 60_000 }, async () => {
+    const { chat, engine } = await makeWorld();
+    const [timed, held] = [vi.spyOn(globalThis, "setTimeout"), vi.spyOn(TenantLimiter.prototype, "hold")];
+    await engine.script({ do: "admit" }, { do: "hold" }, ...says("x").slice(1));
+    const response = await chat("hi", { stream: true });
+    /** As if the time of the last timer of so many milliseconds had come. */
+    const ring = (ms: number) => {
+      const [act] = timed.mock.calls.filter(([, delayMs]) => delayMs === ms).at(-1) ?? [];
+      if (typeof act !== "function") throw new Error(`nothing waits for ${ms} ms`);
+      act();
+    };
+    for (let count = 1; count <= 3; count++) {
+      ring(LIMITS.leaseHeldMsMax / 3);
+      await until(() => held.mock.calls.length === count);
+    }
+    vi.restoreAllMocks();
+    await engine.release();
+    expect((await eventsOf(response)).at(-1)).toBe("[DONE]");
   });
 });
 

@@ -80,7 +80,7 @@ export interface PlaceName {
   leaseId?: string | undefined;
 }
 
-/** The turn of a place has begun. Nobody needs to wait for this, and it never rejects. */
+/** The turn of a place runs. Nobody needs to wait for this, and it never rejects. */
 export async function holdPlace(env: Env, { namespace, leaseId }: PlaceName): Promise<void> {
   if (leaseId === undefined) return;
   const held = limiterOf(env, namespace).hold(leaseId);

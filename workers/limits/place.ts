@@ -56,6 +56,23 @@ export class Place {
   }
 }
 
+/**
+ * Holds the place of a turn that runs, as often as it takes to keep it: the limiter gives it back when nobody does, also when whoever ran the turn
+ * is gone without a word.
+ * @param later calls a function, unless the turn is over by then
+ * @param firstMs when it is held first: a turn that is over sooner does not ask for it
+ */
+export function keepPlace(
+  hold: () => void,
+  later: (ms: number, act: () => void) => void,
+  firstMs: number = LIMITS.leaseHeldMsMax / 3,
+): void {
+  later(firstMs, () => {
+    hold();
+    keepPlace(hold, later);
+  });
+}
+
 /** A place that waits for its turn. */
 export interface ReservedPlace {
   request: PlaceRequest;

@@ -133,7 +133,7 @@ export class TenantBudget {
     return undefined;
   }
 
-  /** The turn of a place has begun: the place is its own until the turn ends, or can no longer be running. */
+  /** The turn of a place runs: the place is its own until the turn ends, or has not been said to run for `LIMITS.leaseHeldMsMax`. */
   hold(leaseId: string, nowMs: number): void {
     const lease = this.#leases.get(leaseId);
     if (lease) this.#leases.set(leaseId, { ...lease, state: "held", expiresMs: nowMs + LIMITS.leaseHeldMsMax });

@@ -6,7 +6,7 @@ import { within } from "../deadline.ts";
 import type { Env } from "../env.ts";
 import { fleetOf } from "../fleet.ts";
 import { askPlace, holdPlace, settlePlace } from "../limits/admission.ts";
-import { AskedPlace, nextRequest } from "../limits/place.ts";
+import { AskedPlace, keepPlace, nextRequest } from "../limits/place.ts";
 import { logError } from "../log.ts";
 import { isolateAssets, type ModelAssets } from "../model-assets.ts";
 import { indexOf } from "../stubs.ts";
@@ -99,7 +99,11 @@ export async function enterTurn(
   const place = new AskedPlace(async () => {
     return reserved?.admission ?? (job.place && askPlace(env, job.namespace, job.place));
   });
-  const opened = await open({ job, place, isReserved: reserved !== undefined });
+  const opened = await open({ job, place, isReserved: reserved !== undefined }).catch(async (thrown: unknown) => {
+    // Of the place that was reserved nobody else knows.
+    await settlePlace(env, { namespace: job.namespace, leaseId }, 0);
+    throw thrown;
+  });
   const admission = await place.ask();
   if (admission?.refusedBy !== undefined) {
     await opened.takeBack();
@@ -143,9 +147,8 @@ export class TurnCourse {
 
   /** Gets the turn to an engine, or lets it wait for one. Of a turn that does not get there nothing is left. Never rejects. */
   async open(): Promise<OpenedTurn> {
-    const { env, job, stream, isReserved } = this.#options;
-    // A place that nobody holds is given back in time: turns that are over sooner need not hold theirs.
-    this.later(isReserved ? SOON_MS : LIMITS.leaseUnheldMsMax / 3, () => void holdPlace(env, job));
+    const { stream, isReserved } = this.#options;
+    this.#keepPlace(isReserved ? SOON_MS : undefined);
     const held = Promise.withResolvers<undefined>();
     const starting = this.#start(() => held.resolve(undefined));
     try {
@@ -166,6 +169,7 @@ export class TurnCourse {
 
   /** Goes on with a turn that was let out by an object that is lost. @param refusal why it cannot */
   takeUp(refusal: Error | undefined): void {
+    this.#keepPlace(SOON_MS);
     this.#over = this.#finish(refusal ? Promise.reject(refusal) : this.#start(() => undefined));
   }
 
@@ -189,6 +193,15 @@ export class TurnCourse {
     await host.giveUp();
     this.#rest(false);
     await stream.close();
+  }
+
+  #keepPlace(firstMs: number | undefined): void {
+    const { env, job } = this.#options;
+    keepPlace(
+      () => void holdPlace(env, job),
+      (ms, act) => this.later(ms, act),
+      firstMs,
+    );
   }
 
   #rest(isSaid: boolean): void {
