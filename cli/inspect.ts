@@ -1,7 +1,5 @@
 /** `quire inspect MODEL`: what a model is, what a token of its context costs, and which context fits into which memory. */
-import { readFile } from "node:fs/promises";
 import { resolve } from "node:path";
-import { pathBeside } from "../engine/calibration.ts";
 import { poolForm } from "../engine/pool-form.ts";
 import { BLOCK_TOKENS, type KvEncoding } from "../kernels/contract.ts";
 import { HEAP_BYTES_MAX } from "../kernels/wasm/heap.ts";
@@ -11,10 +9,11 @@ import type { ModelConfig } from "../models/contract.ts";
 import { architectureNotes, type ModelCosts, modelCosts } from "../models/describe-model.ts";
 import { locateModel, openModelFiles } from "../models/model-files.ts";
 import { parameterCount, poolUnitBytes } from "../models/plan-memory.ts";
-import { CALIBRATION_FILE, describeCalibration, parseCalibration } from "../models/selection/calibration.ts";
+import { describeCalibration } from "../models/selection/calibration.ts";
 import { QuireError } from "../protocol/errors.ts";
 import { kvGeometry } from "../storage/geometry.ts";
 import { segmentBytes } from "../storage/segment.ts";
+import { calibrationBeside } from "./calibration-beside.ts";
 import type { Command } from "./command.ts";
 import { engineFlags } from "./engine-flags.ts";
 import { describeFlags, type FlagValues, parseBytes, parseChoice, parseFlags } from "./flags.ts";
@@ -97,12 +96,10 @@ async function inspect(path: string, values: InspectValues) {
   };
 }
 
-/** What `auto` chooses, by what lies beside the model; that the file is of these weights in this encoding is the engine's to check. */
+/** What `auto` chooses, by what lies beside the model; a file that is none is what the engine ignores, too. */
 async function describeAuto(path: string): Promise<string> {
-  const text = await readFile(await pathBeside(path, CALIBRATION_FILE), "utf8").catch(() => undefined);
-  if (text === undefined) return describeCalibration(undefined);
   try {
-    return describeCalibration(parseCalibration(text));
+    return describeCalibration(await calibrationBeside(path));
   } catch (error) {
     if (!(error instanceof QuireError)) throw error;
     return `${describeCalibration(undefined)} (${error.message})`;

@@ -12,17 +12,19 @@ const CONTEXT_TOKENS_MAX = 1_048_576;
 
 /** Items between commas, none twice. */
 export function parseList<T>(parseItem: (text: string) => T): (text: string) => T[] {
-  return (text) => distinct(text.split(",").map((item) => parseItem(item.trim())));
+  return (text) => parseDistinct(text.split(","), parseItem);
 }
 
-function distinct<T>(items: T[]): T[] {
+/** Each of some texts, blanks around it aside. @throws {UsageError} for two that are the same. */
+export function parseDistinct<T>(texts: readonly string[], parseItem: (text: string) => T): T[] {
+  const items = texts.map((text) => parseItem(text.trim()));
   if (new Set(items).size !== items.length) throw new UsageError("must not name anything twice");
   return items;
 }
 
 /** Selections between commas, none twice. @throws {UsageError} */
 export function parseSelections(text: string): SelectionConfiguration[] {
-  return distinct(splitSelections(text).map((item) => parseSelectionFlag(item.trim())));
+  return parseDistinct(splitSelections(text), parseSelectionFlag);
 }
 
 function parseBudgetTokens(text: string): number {

@@ -1,8 +1,11 @@
 /** The flags of the instrument. */
 import { engineFlags } from "../../cli/engine-flags.ts";
-import { type FlagValues, parseChoice, parseInteger, parseText } from "../../cli/flags.ts";
+import { type FlagValues, parseChoice, parseInteger, parseRequestedSelectionFlag, parseText } from "../../cli/flags.ts";
+import { POLICY_NAMES } from "../../models/selection/registry.ts";
+import type { SelectionRequest } from "../../protocol/generate.ts";
+import { splitSelections } from "../../protocol/selection.ts";
 import { switchFlag } from "../bench.ts";
-import { budgetFlag, parseList, policiesFlag } from "../decode/flags.ts";
+import { budgetFlag, parseDistinct, parseList, policiesFlag } from "../decode/flags.ts";
 import { ABLATIONS } from "./lab/ablation-names.ts";
 
 const { model, device, threads, weights, kv } = engineFlags;
@@ -17,10 +20,19 @@ function countFlag<const Fallback extends string>(help: string, fallback: Fallba
   return { help, placeholder: "COUNT", fallback, parse: parseInteger({ min, max: 100_000 }) } as const;
 }
 
+/** Selections between commas, none twice. @throws {UsageError} */
+function parseRequestedSelections(text: string): SelectionRequest["policy"][] {
+  return parseDistinct(splitSelections(text), parseRequestedSelectionFlag);
+}
+
 /** What is judged, on which model and texts, how thoroughly, and where the results go. */
 export const evalFlags = {
   model,
-  policies: policiesFlag("streaming,quest,mean-deviation,tokenselect"),
+  policies: {
+    ...policiesFlag("streaming,quest,mean-deviation,tokenselect,auto"),
+    help: `selection policies, also with modifiers: ${POLICY_NAMES.join(", ")}; auto: what the calibration beside the model names, without one the default`,
+    parse: parseRequestedSelections,
+  },
   budgets: budgetFlag("256,512,1024,2048"),
   contexts: {
     help: "tokens before a window, rounded up to whole blocks, between commas",

@@ -1,10 +1,12 @@
 /** The work of the instrument: windows of texts behind contexts, then questions, each piece once, noted as soon as it is done. */
 
+import { calibrationBeside } from "../../cli/calibration-beside.ts";
 import { openModelFolder } from "../../cli/model-folder.ts";
 import { readHeadProfile } from "../../engine/calibration.ts";
+import { UNCALIBRATED_SELECTION } from "../../models/selection/calibration.ts";
 import { resolveHeads } from "../../models/selection/head-profile.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
-import type { SelectionConfiguration } from "../../protocol/generate.ts";
+import { AUTO_SELECTION, type SelectionConfiguration } from "../../protocol/generate.ts";
 import type { BenchContext } from "../bench.ts";
 import { seededRandom } from "../random.ts";
 import { type CaseFile, documentsOfKind, kindsOf, readCases } from "../recall/cases.ts";
@@ -19,7 +21,7 @@ import { measureWindow, type Window } from "./window.ts";
 /** What was measured, and on what. */
 export interface EvalRun {
   candidates: readonly Candidate[];
-  /** What `--policies` are on the model, in their order: with heads by name. */
+  /** What `--policies` are on the model, in their order: `auto` and heads by name. */
   resolved: readonly string[];
   windows: PlacedWindow[];
   tasks: TaskResult[];
@@ -31,7 +33,8 @@ export interface EvalRun {
 /** Runs what the journal of `folder` does not hold yet. */
 export async function runEval(values: EvalValues, folder: string, context: BenchContext): Promise<EvalRun> {
   const files = await readCases(values["case-file"]);
-  const subject = await openSubject(values, summaryKindsOf(values.policies));
+  const policies = await namedPolicies(values);
+  const subject = await openSubject(values, summaryKindsOf(policies));
   try {
     const { fingerprint, config } = subject.runner;
     const heads = await readHeadProfile((await openModelFolder(values.model)).path, {
@@ -39,13 +42,13 @@ export async function runEval(values: EvalValues, folder: string, context: Bench
       log: (event, fields) => context.progress(`${event}: ${fields?.problem}`),
     });
     const resolve = (name: SelectionConfiguration): string => resolveHeads(name, { ...config, heads });
-    const resolved = values.policies.map(resolve);
-    const candidates = candidatesOf(values.policies, values.budgets, resolve);
+    const resolved = policies.map(resolve);
+    const candidates = candidatesOf(policies, values.budgets, resolve);
     const { numericsId, report } = subject.device;
     const { out: _, quick: __, threads: ___, ...settings } = values;
     const journal = await Journal.open(folder, {
       ...{ ...settings, fingerprint, numericsId, policies: resolved },
-      versions: values.policies.map((name) => policyNamed(name).version),
+      versions: policies.map((name) => policyNamed(name).version),
     });
     const work: Work = { values, subject, candidates, files, journal, context };
     const measured = await measureAll(work);
@@ -55,6 +58,15 @@ export async function runEval(values: EvalValues, folder: string, context: Bench
   } finally {
     await subject.device.close();
   }
+}
+
+/** `--policies` with `auto` by its name. @throws {QuireError} for a calibration beside the model that is none. */
+async function namedPolicies({ policies, model }: EvalValues): Promise<SelectionConfiguration[]> {
+  const { path } = await openModelFolder(model);
+  const auto = policies.includes(AUTO_SELECTION) ? await calibrationBeside(path) : undefined;
+  return [
+    ...new Set(policies.map((name) => (name === AUTO_SELECTION ? (auto?.selection ?? UNCALIBRATED_SELECTION) : name))),
+  ];
 }
 
 interface Work {

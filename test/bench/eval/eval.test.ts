@@ -1,6 +1,6 @@
 /** `npm run eval` from flags to files, on house-0 and a few tokens of text. */
 import { EventEmitter } from "node:events";
-import { readFile, writeFile } from "node:fs/promises";
+import { cp, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { Figures } from "../../../bench/eval/figures.ts";
@@ -60,6 +60,23 @@ describe("npm run eval", { timeout: 120_000 }, () => {
 
       const other = await run(one, "--seed", "2");
       expect([other.code, other.err]).toEqual([1, expect.stringContaining("holds results of other settings")]);
+    });
+  });
+
+  it("judges as auto what the calibration beside the model names, without one the default", async () => {
+    await withTempFolder(async (folder) => {
+      const model = join(folder, "house-0");
+      await cp("weights/house-0", model, { recursive: true });
+      const few = ["--contexts", "256", "--budgets", "128", "--documents", "1", "--tokens", "1", "--cases", "0"];
+      const judged = async (out: string) => {
+        const names = ["--threads", "1", "--policies", "quest,auto", "--model", model, "--out", join(folder, out)];
+        expect(await runBench(["eval", ...few, ...names])).toMatchObject({ code: 0 });
+        return (await figuresIn(join(folder, out))).fidelity.map(({ name }) => name);
+      };
+      expect(await judged("bare")).toEqual(["oracle", "random", "quest", "quest+radius(0.5)+combine(sum)"]);
+      const calibration = { format: 1, fingerprint: "f", selection: "quest+sink(16)", budgets: [] };
+      await writeFile(join(model, "selection.json"), JSON.stringify(calibration));
+      expect(await judged("calibrated")).toEqual(["oracle", "random", "quest", "quest+sink(16)"]);
     });
   });
 
