@@ -80,7 +80,7 @@ export class HostPool {
 
   /**
    * Copies what of a block is on the device; its memory there may be given away at once, because a read has the bytes of the moment of its
-   * call. False when there is no room: nothing was copied then.
+   * call. False when there is no room, or nothing to copy of a block that no suspended sequence holds (its bytes are in the store): nothing was copied then.
    * @param forget called with each block whose copy gave way
    */
   keep(block: LogicalBlock, forget: (block: LogicalBlock) => void): boolean {
@@ -88,6 +88,7 @@ export class HostPool {
       (layer) => block.deviceBlocks[layer] !== NOT_RESIDENT && block.host?.has(layer) !== true,
     );
     const kinds = [...block.summaries].filter((kind) => block.host?.summaries.has(kind) !== true);
+    if (layers.length + kinds.length + (block.host?.bytes ?? 0) === 0 && block.parkCount === 0) return false;
     return this.#keep(block, { layers, kinds }, { forget, isForced: false });
   }
 

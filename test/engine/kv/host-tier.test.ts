@@ -152,6 +152,27 @@ describe("a block that leaves the device", () => {
   });
 });
 
+describe("a block that is in the store only", () => {
+  it("is not found any more once its slot is another's, if nothing of it can be kept", async () => {
+    for (const hostBlocks of [0, 4]) {
+      const here = world(2, hostBlocks, 1);
+      for (let number = 0; number < 5; number++)
+        here.cache.release(here.cache.publish(here.cache.create(number), `ns:${number}`));
+      expect([...here.cache.published()].map(({ key }) => key)).toEqual(["ns:4"]);
+      expect([...here.host.blocks()]).toEqual([]);
+    }
+  });
+
+  it("stays known to a suspended sequence, which has it read again", () => {
+    const here = world(2, 0, 1);
+    const parked = here.cache.publish(here.cache.create(0), "ns:0");
+    here.cache.park(parked);
+    here.cache.release(here.cache.create(1));
+    expect([parked.lost, here.cache.unpark(parked)]).toEqual([false, true]);
+    here.cache.release(parked);
+  });
+});
+
 describe("a block of a suspended sequence", () => {
   it("leaves the device and comes back, and its copy gives way to nobody's", async () => {
     const here = world(2, 2);
