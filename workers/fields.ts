@@ -68,6 +68,14 @@ export class Fields {
     throw invalidType(this.path(name), "an array", value);
   }
 
+  /** A field of the OpenAI API that is the caller's own affair: it has to be of its type, and nothing is done with it. */
+  label(name: string, type: "string" | "boolean" | "object"): void {
+    const value = this.raw(name);
+    const isOfType = type === "object" ? !Array.isArray(value) && typeof value === type : typeof value === type;
+    if (value === undefined || isOfType) return;
+    throw invalidType(this.path(name), type === "object" ? "an object" : `a ${type}`, value);
+  }
+
   /** A field of the OpenAI API that means nothing here when it holds one of the `noOps`; any other value is refused. */
   unsupported(name: string, isNoOp: (value: unknown) => boolean): void {
     const value = this.raw(name);
@@ -79,9 +87,18 @@ export class Fields {
   refuseOthers(): void {
     for (const name of Object.keys(this.#record)) {
       if (this.#known.has(name)) continue;
-      throw invalid(this.path(name), `Unrecognized request argument supplied: ${this.path(name)}`);
+      const path = this.path(quoted(name));
+      throw invalid(path, `Unrecognized request argument supplied: ${path}`);
     }
   }
+}
+
+/** How much of a caller's own words an error repeats. */
+const QUOTED_LENGTH_MAX = 64;
+
+/** The beginning of what a caller wrote, for an error's text: an answer is not as long as its request. */
+export function quoted(text: string): string {
+  return text.length <= QUOTED_LENGTH_MAX ? text : `${text.slice(0, QUOTED_LENGTH_MAX).toWellFormed()}...`;
 }
 
 /** The error for a value that cannot be. */
@@ -128,6 +145,9 @@ function typeName(value: unknown): string {
   if (value === undefined) return "nothing";
   if (Array.isArray(value)) return "an array";
   if (typeof value === "object") return "an object";
-  if (typeof value === "number") return Number.isSafeInteger(value) ? "an integer" : "a decimal";
+  if (typeof value === "number") {
+    if (Number.isSafeInteger(value)) return "an integer";
+    return Number.isInteger(value) || !Number.isFinite(value) ? "a number that is too large" : "a decimal";
+  }
   return `a ${typeof value}`;
 }

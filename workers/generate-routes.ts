@@ -6,7 +6,7 @@ import { readJsonObject } from "./body.ts";
 import { chainHashes, chainStart } from "./chain.ts";
 import { within } from "./deadline.ts";
 import type { Env } from "./env.ts";
-import { isolateModelNames } from "./fleet/model-names.ts";
+import { isolateModelNames, unknownModel } from "./fleet/model-names.ts";
 import { fleetOf, type ResolvedModel } from "./fleet.ts";
 import { type Caller, inPlace, settlePlace } from "./limits/admission.ts";
 import type { Place } from "./limits/place.ts";
@@ -124,9 +124,7 @@ async function resolveModel(env: Env, namespace: string, name: string | undefine
     return resolved.id;
   }
   if (resolved.status === "unknown") {
-    throw new QuireError("model_not_found", `The model '${name}' does not exist or you do not have access to it.`, {
-      param: "model",
-    });
+    throw unknownModel(name);
   }
   throw new QuireError("no_engine", "No engine is available for this model now. Try again soon.", {
     retryAfterMs: LIMITS.engineExpiryMs,

@@ -9,6 +9,8 @@ import { parseJsonObject, readBytes } from "./body.ts";
 import { corsHeaders, preflight } from "./cors.ts";
 import { within } from "./deadline.ts";
 import type { Env } from "./env.ts";
+import { quoted } from "./fields.ts";
+import { unknownModel } from "./fleet/model-names.ts";
 import { fleetOf, fleetShards } from "./fleet.ts";
 import { chatCompletions, completions } from "./generate-routes.ts";
 import { readHeartbeat } from "./heartbeat.ts";
@@ -23,9 +25,10 @@ import { deleteSession, forkSession, getSession, resumeStream, stopStream } from
 const HEARTBEAT_BYTES_MAX = 16 * 1024;
 
 type Handler = (request: IRequest, env: Env, requestId: string) => Promise<Response> | Response;
+type Handlers = Readonly<Record<string, Handler>>;
 
 /** Path, then the handlers by method; any other method of a known path is 405. */
-const ROUTES: readonly [string, Readonly<Record<string, Handler>>][] = [
+const ROUTES: readonly [string, Handlers][] = [
   ["/", { GET: () => playground("index.html") }],
   ["/app.js", { GET: () => playground("app.js") }],
   ["/style.css", { GET: () => playground("style.css") }],
@@ -80,18 +83,26 @@ export async function handle(request: Request, env: Env): Promise<Response> {
 
 function buildRouter() {
   const router = Router<IRequest, [Env, string]>();
-  for (const [path, methods] of ROUTES) {
+  for (const [path, handlers] of ROUTES) {
+    const methods = withHead(path, handlers);
     for (const [method, handler] of Object.entries(methods)) {
       if (method === "GET") router.get(path, handler);
+      else if (method === "HEAD") router.head(path, handler);
       else if (method === "POST") router.post(path, handler);
       else router.delete(path, handler);
     }
     router.all(path, (request) => methodNotAllowed(request.method, Object.keys(methods)));
   }
   router.all("*", (request) => {
-    throw new QuireError("not_found", `Invalid URL (${request.method} ${new URL(request.url).pathname})`);
+    throw new QuireError("not_found", `Invalid URL (${request.method} ${quoted(new URL(request.url).pathname)})`);
   });
   return router;
+}
+
+/** What can be had with GET answers HEAD, too, and the platform leaves the body out. Streams do not: to open one is to follow it. */
+function withHead(path: string, { GET, ...others }: Handlers): Handlers {
+  if (!GET) return others;
+  return path.endsWith("/stream") ? { GET, ...others } : { GET, HEAD: GET, ...others };
 }
 
 const router = buildRouter();
@@ -129,9 +140,7 @@ async function getModel(request: IRequest, env: Env): Promise<Response> {
   const id = param(request, "id");
   const model = (await modelsOf(env, namespace)).find((live) => live.id === id);
   if (model) return Response.json(modelBody(model));
-  throw new QuireError("model_not_found", `The model '${id}' does not exist or you do not have access to it.`, {
-    param: "model",
-  });
+  throw unknownModel(id);
 }
 
 /** The edge's own counters, for who may see every tenant's keys. */

@@ -3,7 +3,7 @@
 import type { SelectionRequest } from "../protocol/generate.ts";
 import { LIMITS } from "../protocol/limits.ts";
 import type { ChatMessage } from "../tokenizer/contract.ts";
-import { asRecord, Fields, invalid, invalidType } from "./fields.ts";
+import { asRecord, Fields, invalid, invalidType, quoted } from "./fields.ts";
 import type { TurnOptions } from "./turn-job.ts";
 import {
   type ResponseOptions,
@@ -78,14 +78,11 @@ function readTopLogprobs(fields: Fields): number | undefined {
 /** OpenAI's fields that a text-only server without tools cannot honour. */
 function refuseUnsupported(fields: Fields): void {
   const isEmptyArray = (value: unknown) => Array.isArray(value) && value.length === 0;
-  const isAny = () => true;
-  const isString = (value: unknown) => typeof value === "string";
-  const isBoolean = (value: unknown) => typeof value === "boolean";
   fields.unsupported("tools", isEmptyArray);
   fields.unsupported("functions", isEmptyArray);
   fields.unsupported("tool_choice", (value) => value === "none" || value === "auto");
   fields.unsupported("function_call", (value) => value === "none" || value === "auto");
-  fields.unsupported("parallel_tool_calls", isBoolean);
+  fields.label("parallel_tool_calls", "boolean");
   fields.unsupported("response_format", (value) => isTextFormat(value));
   fields.unsupported("modalities", (value) => Array.isArray(value) && value.length === 1 && value[0] === "text");
   fields.unsupported("audio", () => false);
@@ -95,12 +92,11 @@ function refuseUnsupported(fields: Fields): void {
   fields.unsupported("service_tier", (value) => value === "auto" || value === "default");
   fields.unsupported("reasoning_effort", (value) => value === "none");
   fields.unsupported("verbosity", (value) => value === "medium");
-  // Labels of the caller's own: they change nothing about the answer.
-  fields.unsupported("metadata", (value) => typeof value === "object" && !Array.isArray(value));
-  fields.unsupported("user", isString);
-  fields.unsupported("safety_identifier", isString);
-  fields.unsupported("prompt_cache_key", isString);
-  fields.unsupported("prompt_cache_retention", isAny);
+  fields.label("metadata", "object");
+  fields.label("user", "string");
+  fields.label("safety_identifier", "string");
+  fields.label("prompt_cache_key", "string");
+  fields.label("prompt_cache_retention", "string");
 }
 
 function isTextFormat(value: unknown): boolean {
@@ -132,7 +128,7 @@ function readMessage(value: unknown, path: string): ChatMessage {
   if (known === undefined) {
     throw invalid(
       `${path}.role`,
-      `Invalid value: '${role}'. Supported values are: ${ROLES.map((name) => `'${name}'`).join(", ")}.`,
+      `Invalid value: '${quoted(role)}'. Supported values are: ${ROLES.map((name) => `'${name}'`).join(", ")}.`,
     );
   }
   const content = readContent(fields, known, path);
@@ -167,7 +163,7 @@ function readTextPart(part: unknown, role: ChatMessage["role"], path: string): s
   if (type !== "text") {
     throw invalid(
       `${path}.type`,
-      `Invalid value: '${type ?? ""}'. Content of a ${role} message has parts of type 'text' only.`,
+      `Invalid value: '${quoted(type ?? "")}'. Content of a ${role} message has parts of type 'text' only.`,
     );
   }
   const text = fields.string("text");

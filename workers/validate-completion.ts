@@ -51,7 +51,7 @@ export function validateCompletion(body: Record<string, unknown>, context: Valid
   fields.unsupported("best_of", (value) => value === choiceCount);
   fields.unsupported("echo", (value) => value === false);
   fields.unsupported("suffix", (value) => value === "");
-  fields.unsupported("user", (value) => typeof value === "string");
+  fields.label("user", "string");
   fields.refuseOthers();
   return { ...response, turn };
 }

@@ -9,7 +9,7 @@ import {
 } from "../protocol/generate.ts";
 import { LIMITS } from "../protocol/limits.ts";
 import { parseRequestedSelection } from "../protocol/selection.ts";
-import { asRecord, checkNumber, type Fields, invalid, invalidType } from "./fields.ts";
+import { asRecord, checkNumber, type Fields, invalid, invalidType, quoted } from "./fields.ts";
 import { readSessionId } from "./session-id.ts";
 import type { SamplingOptions } from "./turn-job.ts";
 
@@ -98,7 +98,7 @@ export function readResume(quire: Fields | undefined): { resume?: ResumeMode } {
   const resume = RESUME_MODES.find((mode) => mode === value);
   if (resume === undefined) {
     const known = RESUME_MODES.map((mode) => `'${mode}'`).join(", ");
-    throw invalid("quire.resume", `Invalid value: '${value}'. Supported values are: ${known}.`);
+    throw invalid("quire.resume", `Invalid value: '${quoted(value)}'. Supported values are: ${known}.`);
   }
   return { resume };
 }
@@ -145,7 +145,9 @@ function readLogitBias(fields: Fields): [number, number][] {
     throw invalid("logit_bias", `Invalid 'logit_bias': at most ${LIMITS.logitBiasCountMax} tokens.`);
   }
   return entries.map(([id, bias]) => {
-    if (!/^\d{1,9}$/.test(id)) throw invalid("logit_bias", `Invalid key in 'logit_bias': '${id}' is not a token id.`);
+    if (!/^(0|[1-9]\d{0,8})$/.test(id)) {
+      throw invalid("logit_bias", `Invalid key in 'logit_bias': '${quoted(id)}' is not a token id.`);
+    }
     return [Number(id), checkNumber(bias, `logit_bias.${id}`, { min: -100, max: 100 })];
   });
 }

@@ -58,14 +58,31 @@ describe("routes", () => {
     });
     for (const [path, method, allow] of [
       ["/v1/chat/completions", "GET", "POST"],
-      ["/v1/models", "POST", "GET"],
-      ["/v1/sessions/x", "PUT", "GET, DELETE"],
-      ["/", "POST", "GET"],
+      ["/v1/models", "POST", "GET, HEAD"],
+      ["/v1/sessions/x", "PUT", "GET, HEAD, DELETE"],
+      ["/v1/sessions/x/stream", "HEAD", "GET, DELETE"],
+      ["/", "POST", "GET, HEAD"],
     ] as const) {
       const response = await edge(path, { method });
       expect(response.status).toBe(405);
       expect(response.headers.get("allow")).toBe(allow);
+      if (method === "HEAD") continue;
       expect(await response.json()).toMatchObject({ error: { code: "method_not_allowed" } });
+    }
+  });
+
+  it("answer HEAD as GET, without a body", async () => {
+    const headers = { authorization: `Bearer ${KEY_A}` };
+    for (const [path, status] of [
+      ["/healthz", 200],
+      ["/", 200],
+      ["/v1/models", 200],
+      ["/v1/sessions/none", 404],
+    ] as const) {
+      const [head, get] = await Promise.all([edge(path, { method: "HEAD", headers }), edge(path, { headers })]);
+      expect([path, head.status, await head.text()]).toEqual([path, status, ""]);
+      expect(head.headers.get("content-type")).toBe(get.headers.get("content-type"));
+      await get.text();
     }
   });
 

@@ -66,6 +66,7 @@ const CHAT_REFUSALS: [string, object, string][] = [
   ["too many top_logprobs", { logprobs: true, top_logprobs: 21 }, "top_logprobs"],
   ["logprobs as a number", { logprobs: 1 }, "logprobs"],
   ["a bias of a word", { logit_bias: { hello: 1 } }, "logit_bias"],
+  ["a bias of a token that is written twice", { logit_bias: { "5": 1, "05": 2 } }, "logit_bias"],
   ["a bias too strong", { logit_bias: { "1": 101 } }, "logit_bias.1"],
   ["a bias of a token the model has not", { logit_bias: { "260": 1 } }, "logit_bias"],
   ["tools", { tools: [{ type: "function" }] }, "tools"],
@@ -149,6 +150,53 @@ describe("validation", () => {
         code: code ? "context_length_exceeded" : "invalid_request",
       },
     });
+  });
+
+  it("says of which type or size a value is that cannot be", async () => {
+    const messageOf = async (changes: object) => {
+      const { error } = (await (await world.chat(HI, changes)).json()) as { error: { message: string } };
+      return error.message;
+    };
+    const expected = (field: string, type: string, found: string) =>
+      `Invalid type for '${field}': expected ${type}, but got ${found} instead.`;
+    expect(await messageOf({ user: 1 })).toBe(expected("user", "a string", "an integer"));
+    expect(await messageOf({ metadata: [] })).toBe(expected("metadata", "an object", "an array"));
+    expect(await messageOf({ parallel_tool_calls: 1 })).toBe(
+      expected("parallel_tool_calls", "a boolean", "an integer"),
+    );
+    expect(await messageOf({ seed: 2 ** 53 })).toBe(expected("seed", "an integer", "a number that is too large"));
+    const endless = await edge("/v1/chat/completions", {
+      method: "POST",
+      headers: { authorization: `Bearer ${KEY_A}` },
+      body: '{"messages":[{"role":"user","content":"hi"}],"temperature":1e999}',
+    });
+    const { error } = (await endless.json()) as { error: { message: string } };
+    expect(error.message).toBe(expected("temperature", "a number", "a number that is too large"));
+  });
+
+  it("repeats no more of what it was sent than its beginning", async () => {
+    const long = "x".repeat(100_000);
+    for (const changes of [
+      { model: long },
+      { messages: [{ role: long, content: "a" }] },
+      { messages: [{ role: "user", content: [{ type: long }] }] },
+      { messages: [{ role: "user", content: "a", [long]: 1 }] },
+      { [long]: 1 },
+      { logit_bias: { [long]: 1 } },
+      { quire: { resume: long } },
+      { quire: { session_id: long } },
+      { quire: { selection: { policy: long } } },
+      { stop: long },
+    ]) {
+      const response = await world.chat(HI, changes);
+      const body = await response.text();
+      expect([400, 404]).toContain(response.status);
+      expect(body.length, body.slice(0, 200)).toBeLessThan(1_000);
+    }
+    for (const path of [`/v1/models/${long.slice(0, 4_000)}`, `/v1/${long.slice(0, 4_000)}`]) {
+      const response = await edge(path, { headers: { authorization: `Bearer ${KEY_A}` } });
+      expect((await response.text()).length).toBeLessThan(1_000);
+    }
   });
 
   it.each(COMPLETION_REFUSALS)("a completion request with %s is refused by name", async (_, changes, param) => {
