@@ -51,7 +51,7 @@ export class Drafter {
 
   /**
    * The next tokens as guessed, none where that does not pay: at most `rowsMax`, within the block that is being filled (a sealed block holds
-   * what was accepted), not over the border of the budget, and not over more than one border of runs.
+   * what was accepted), not over the border of the budget, not over more than one border of runs, and no more rows than a working set is for.
    * @param stepMs what the step takes without guesses, this sequence's part of it
    */
   propose(cost: CostModel, stepMs: number, rowsMax: number): Uint32Array {
@@ -65,6 +65,7 @@ export class Drafter {
     const replyLeft = sequence.request.maxTokens - sequence.generatedCount - 1;
     const most = Math.min(
       rowsMax,
+      (sequence.workingSet?.groupsMax ?? Number.POSITIVE_INFINITY) - 1,
       LIMITS.draftTokensMax,
       blockEnd - tokenCount,
       budgetEnd - tokenCount,

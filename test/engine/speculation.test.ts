@@ -115,11 +115,11 @@ describe("speculation", () => {
 
 describe("guesses", () => {
   it("are what followed the last tokens before, within the block, the reply and the rows there are", () => {
-    const proposals = (tokens: number[], rowsMax = 8, maxTokens = 100) => {
+    const proposals = (tokens: number[], rowsMax = 8, maxTokens = 100, workingSet?: { groupsMax: number }) => {
       const free = { predictMs: () => 1, fixedMs: 1 } as never;
       const sequence = {
         ...{ ids: Uint32Array.from(tokens), tokenCount: tokens.length, generatedCount: 1, blocks: [] },
-        request: { maxTokens },
+        ...{ request: { maxTokens }, workingSet },
         wayAt: () => undefined,
       };
       const drafter = new Drafter(sequence as never, new DraftHistory());
@@ -130,6 +130,8 @@ describe("guesses", () => {
     expect(proposals(text)).toEqual([4, 5, 6, 7, 8, 9, 1, 2]);
     expect(proposals(text, 3)).toEqual([4, 5, 6]);
     expect(proposals(text, 8, 4)).toEqual([4, 5]);
+    // Of a context larger than the pool, what each row may choose is set aside.
+    for (const groupsMax of [1, 4]) expect(proposals(text, 8, 100, { groupsMax })).toHaveLength(groupsMax - 1);
     expect(proposals([1, 2, 3, 8, 1, 2, 3, 9, 7, 1, 2, 3])).toEqual([9, 7, 1, 2, 3, 9, 7, 1]);
     expect(proposals([5, 4, 4, 4, 4])).toEqual([4, 4, 4, 4, 4, 4, 4, 4]);
     expect(proposals([1, 2, 3, 4, 5, 6])).toEqual([]);
