@@ -1,11 +1,13 @@
 /** A session as a Worker holds it, against its real object; and what goes wrong between the two. */
 import { describe, expect, it, vi } from "vitest";
+import { LIMITS } from "../../protocol/limits.ts";
 import { packCommit } from "../../workers/session-log/log-image.ts";
 import type { LogCommit } from "../../workers/session-log/log-store.ts";
+import { SessionLog } from "../../workers/session-log/session-log.ts";
 import { sessionOf } from "../../workers/stubs.ts";
 import type { TurnJob } from "../../workers/turn-job.ts";
 import { HeldSession } from "../../workers/worker-turn/held-session.ts";
-import { env, ids } from "./world.ts";
+import { env, ids, watchTimers } from "./world.ts";
 
 /** A session that nobody has used, and a turn of it. */
 function newSession(isNew: boolean) {
@@ -37,5 +39,41 @@ describe("the session of a first turn", () => {
     await expect(held.write(commitOf("ours"))).rejects.toMatchObject({ code: "session_busy" });
     held.end();
     expect(await stub().info()).toMatchObject({ tokens: ids("the other's").length });
+  });
+});
+
+describe("a session that does not answer", () => {
+  it("is not waited for without end, and is free when it answers after all", async () => {
+    const { stub, held } = newSession(false);
+    const answered = Promise.withResolvers<void>();
+    const hold = SessionLog.prototype.hold;
+    const late = vi.spyOn(SessionLog.prototype, "hold");
+    late.mockImplementationOnce(async function (this: SessionLog, ...asked) {
+      await answered.promise;
+      return hold.apply(this, asked);
+    });
+    using timers = watchTimers();
+    const confirmed = held.confirm().catch((thrown: unknown) => thrown);
+    await timers.ring(LIMITS.sessionMsMax);
+    expect(await confirmed).toMatchObject({ code: "deadline_exceeded" });
+    await held.release();
+    answered.resolve();
+    late.mockRestore();
+    await vi.waitFor(async () => {
+      const other = await stub().hold("other", undefined);
+      if (typeof other !== "string") other[Symbol.dispose]();
+      expect(other).not.toBe("busy");
+    });
+  });
+
+  it("is asked to write twice, and what came of it is said in time", async () => {
+    const { commitOf, held } = newSession(true);
+    const asked = vi.spyOn(SessionLog.prototype, "write").mockReturnValue(new Promise(() => undefined));
+    using timers = watchTimers();
+    const written = held.write(commitOf("x")).catch((thrown: unknown) => thrown);
+    for (const _ of [1, 2]) await timers.ring(LIMITS.sessionMsMax);
+    expect(await written).toMatchObject({ code: "deadline_exceeded" });
+    expect(asked).toHaveBeenCalledTimes(2);
+    asked.mockRestore();
   });
 });

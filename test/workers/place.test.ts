@@ -10,7 +10,7 @@ import { NextTurn } from "../../workers/session-log/next-turn.ts";
 import { Placement } from "../../workers/session-log/placement.ts";
 import { enterTurn } from "../../workers/session-log/turn-course.ts";
 import type { TurnJob } from "../../workers/turn-job.ts";
-import { edge, env, eventsOf, FakeEngine, KEY_A, makeWorld, register, says, until } from "./world.ts";
+import { edge, env, eventsOf, FakeEngine, KEY_A, makeWorld, register, says, until, watchTimers } from "./world.ts";
 
 const key = (id: string) => ({ id, tenant: "t", scopes: [], createdS: 0 });
 const engineOf = (engineId: string) => ({ engineId, url: "http://e", contextTokensMax: 1 });
@@ -285,20 +285,15 @@ describe("the place of a turn that runs", () => {
 
   it("is held for as long as its words come", { timeout: 60_000 }, async () => {
     const { chat, engine } = await makeWorld();
-    const [timed, held] = [vi.spyOn(globalThis, "setTimeout"), vi.spyOn(TenantLimiter.prototype, "hold")];
+    using timers = watchTimers();
+    const held = vi.spyOn(TenantLimiter.prototype, "hold");
     await engine.script({ do: "admit" }, { do: "hold" }, ...says("x").slice(1));
     const response = await chat("hi", { stream: true });
-    /** As if the time of the last timer of so many milliseconds had come. */
-    const ring = (ms: number) => {
-      const [act] = timed.mock.calls.filter(([, delayMs]) => delayMs === ms).at(-1) ?? [];
-      if (typeof act !== "function") throw new Error(`nothing waits for ${ms} ms`);
-      act();
-    };
     for (let count = 1; count <= 3; count++) {
-      ring(LIMITS.leaseHeldMsMax / 3);
+      await timers.ring(LIMITS.leaseHeldMsMax / 3);
       await until(() => held.mock.calls.length === count);
     }
-    vi.restoreAllMocks();
+    held.mockRestore();
     await engine.release();
     expect((await eventsOf(response)).at(-1)).toBe("[DONE]");
   });

@@ -169,6 +169,23 @@ describe("its session's object", () => {
     expect(tokens.slice(0, 5)).toEqual([BOS, USER, ...ids("ho"), ASSISTANT]);
   });
 
+  it("may be lost just after it has written the turn: that is in its log once, and its client hears of its end", async () => {
+    const write = SessionLog.prototype.write;
+    const lost = vi.spyOn(SessionLog.prototype, "write").mockImplementationOnce(async function (
+      this: SessionLog,
+      ...asked
+    ) {
+      await write.apply(this, asked);
+      throw new Error("lost");
+    });
+    const world = await makeWorld();
+    const { response, session } = await begin(world, says("ho"));
+    expect((await eventsOf(response)).at(-1)).toBe("[DONE]");
+    expect(lost).toHaveBeenCalledTimes(2);
+    lost.mockRestore();
+    expect(await (await describeSession(session)).json()).toMatchObject({ turns: 1, tokens: 8 });
+  });
+
   it("is free again when the Worker that holds it is gone", async () => {
     const stub = sessionOf(env, `n-${crypto.randomUUID()}`, "s");
     const held = await stub.hold("a", undefined);

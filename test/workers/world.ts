@@ -1,6 +1,6 @@
 /** A model, an engine and a client of one test: names are unique, so that tests of one file do not meet. */
 import { env as bindings, exports } from "cloudflare:workers";
-import { inject } from "vitest";
+import { inject, vi } from "vitest";
 import { LIMITS } from "../../protocol/limits.ts";
 import { EDGE_AUDIENCE, signRequest } from "../../protocol/signature.ts";
 import config from "../../weights/house-0/config.json?raw";
@@ -198,4 +198,18 @@ export async function until(condition: () => Promise<boolean> | boolean, msMax =
     if (Date.now() > deadline) throw new Error("waited in vain");
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
+}
+
+/** Timers that are set from now on, until it is disposed of. `ring` acts as if the time of the next of so many milliseconds had come. */
+export function watchTimers(): Disposable & { ring: (ms: number) => Promise<void> } {
+  const timed = vi.spyOn(globalThis, "setTimeout");
+  const rung = new Map<number, number>();
+  const ring = async (ms: number) => {
+    const at = rung.get(ms) ?? 0;
+    const set = () => timed.mock.calls.filter(([, delayMs]) => delayMs === ms)[at]?.[0];
+    await until(() => set() !== undefined);
+    rung.set(ms, at + 1);
+    set()?.();
+  };
+  return { ring, [Symbol.dispose]: () => timed.mockRestore() };
 }

@@ -183,17 +183,21 @@ export class SessionLog extends LogObject {
   }
 
   /**
-   * Writes a turn that ran in a Worker, also when the session was not held for it or is not any more.
+   * Writes a turn that ran in a Worker, also when the session was not held for it or is not any more. Asked again, because its answer was lost, it
+   * writes nothing and gives the same answer.
    * @param version of the log that it goes on from
    * @param commit as `packCommit` makes it
    * @returns false when the log has changed, or the session is another turn's
    */
   async write(turnId: string, version: string | undefined, commit: Uint8Array): Promise<boolean> {
     this.#takeUpLost();
+    const change = unpackCommit(commit);
+    const now = versionOf(this.open().meta());
+    if (now && now === change.meta.version) return true;
     if (this.#running && this.#running.id !== turnId) return false;
-    if (versionOf(this.open().meta()) !== version) return false;
+    if (now !== version) return false;
     this.#replays.supersede();
-    await this.#write(unpackCommit(commit));
+    await this.#write(change);
     this.#release(turnId);
     return true;
   }

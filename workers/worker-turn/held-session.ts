@@ -1,5 +1,7 @@
 /** A session as the Worker has it in which a turn of it runs. */
 import { QuireError } from "../../protocol/errors.ts";
+import { LIMITS } from "../../protocol/limits.ts";
+import { within } from "../deadline.ts";
 import type { Env } from "../env.ts";
 import { logError } from "../log.ts";
 import { knownLog, packCommit } from "../session-log/log-image.ts";
@@ -46,9 +48,12 @@ export class HeldSession {
     return this.#log;
   }
 
-  /** Asks the object, once; the session is this turn's from then on, unless another one has it. Rejects when the object does not answer. */
+  /**
+   * Asks the object, once; the session is this turn's from then on, unless another one has it. Rejects when the object does not answer within
+   * `LIMITS.sessionMsMax`.
+   */
   confirm(): Promise<Verdict> {
-    this.#asked ??= this.#ask();
+    this.#asked ??= within(LIMITS.sessionMsMax, this.#ask());
     return this.#asked;
   }
 
@@ -69,10 +74,19 @@ export class HeldSession {
     }
   }
 
-  /** Writes the turn. @throws {QuireError} `session_busy` when the log has changed */
+  /**
+   * Writes the turn. An object that does not answer, within `LIMITS.sessionMsMax`, is asked once more: one that was lost may have written it.
+   * @throws {QuireError} `session_busy` when the log has changed; otherwise what became of the second time
+   */
   async write(commit: LogCommit): Promise<void> {
     const version = versionOf(this.#log?.meta);
-    if (!(await this.#session().write(this.#turnId, version, packCommit(commit)))) {
+    const packed = packCommit(commit);
+    const ask = () => within(LIMITS.sessionMsMax, this.#session().write(this.#turnId, version, packed));
+    const isWritten = await ask().catch((thrown: unknown) => {
+      logError(this.#turnId, thrown);
+      return ask();
+    });
+    if (!isWritten) {
       throw new QuireError("session_busy", "Another turn of this session came first.", { retryAfterMs: 1_000 });
     }
     isolateSessions.put(this.known, commit);
