@@ -23,7 +23,7 @@ import { addLoads } from "./schedule/step-load.ts";
 import { type PlannedPart, StepPlanner } from "./schedule/step-planner.ts";
 import { Tenants } from "./schedule/tenants.ts";
 import { WaitingQueue } from "./schedule/waiting-queue.ts";
-import { describeError, lateness, leavesKv, outcomeOf, tellEnd } from "./sequence/endings.ts";
+import { describeError, lateness, leavesKv, outcomeOf, tellEnd, wentInCircles } from "./sequence/endings.ts";
 import { LookAhead } from "./sequence/look-ahead.ts";
 import type { PlannedSlice } from "./sequence/planned-slice.ts";
 import { Residency } from "./sequence/residency.ts";
@@ -427,7 +427,7 @@ export class Engine {
     const { clock, settings } = this.#parts;
     for (const sequence of [...this.#queue, ...this.#active]) {
       if (sequence.phase === "settling" || sequence.phase === "ended") continue;
-      sequence.error ??= lateness(sequence, clock.nowMs(), settings.turnMsMax);
+      sequence.error ??= lateness(sequence, clock.nowMs(), settings.turnMsMax) ?? wentInCircles(sequence);
       if (!sequence.abortRequested && sequence.error === undefined) continue;
       if (sequence.phase === "queued") this.#queue.remove(sequence);
       else if (sequence.phase === "attaching") {

@@ -58,6 +58,8 @@ export const LIMITS = {
   stepRowsMax: 512,
   /** Of a sequence whose context is larger than the pool: one block is sealed at a time. */
   looseRowsMax: 64,
+  /** Of such a sequence: tokens of earlier turns are computed again so many times over, all together, before it is given up. */
+  recomputesMax: 8,
   /** No engine step is planned to take longer. */
   stepMsMax: 250,
   /** Tokens are coalesced this long before they are sent to the edge. */

@@ -1,5 +1,6 @@
 /** Why sequences end before their time. */
 import { QuireError, toQuireError } from "../../protocol/errors.ts";
+import { LIMITS } from "../../protocol/limits.ts";
 import type { Sequence } from "./sequence.ts";
 
 /** The deadline that a request has missed, if any. */
@@ -9,6 +10,18 @@ export function lateness(sequence: Sequence, nowMs: number, turnMsMax: number): 
   if (sequence.started || nowMs <= sequence.firstTokenDueMs) return undefined;
   const waitedMs = Math.round(sequence.firstTokenDueMs - sequence.queuedAtMs);
   return new QuireError("deadline_exceeded", `No token came within the ${waitedMs} ms that the request allows.`);
+}
+
+/**
+ * A context larger than the pool, of earlier turns that the store has lost: where it cannot be written either, and host memory holds less, what is computed
+ * again pushes out what was computed before, and that would go on until the turn's deadline.
+ */
+export function wentInCircles({ request, usage, workingSet }: Sequence): QuireError | undefined {
+  if (workingSet === undefined || usage.recomputedTokens <= LIMITS.recomputesMax * request.turnStart) return undefined;
+  return new QuireError(
+    "deadline_exceeded",
+    `The conversation was computed again ${LIMITS.recomputesMax} times over: the engine has too little memory for it, and its page store keeps nothing.`,
+  );
 }
 
 /** Whether a turn that is over has KV on the device that the next one can use. A suspended one's is left to be computed from the log. */

@@ -2,6 +2,7 @@
 import { describe, expect, it } from "vitest";
 import type { SelectionRequest } from "../../protocol/generate.ts";
 import { idsToBytes } from "../../protocol/ids.ts";
+import { StoreError } from "../../storage/contract.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
 import {
   expectNothingHeld,
@@ -108,6 +109,19 @@ describe("a context larger than the pool", () => {
       const expected = await generate(large, requests[at] as (typeof requests)[number]);
       expect([ids, logprobs], `request ${at}`).toEqual([expected.ids, expected.logprobs]);
     }
+  });
+
+  it("is given up where it goes in circles: nothing is stored, and host memory is too small for what was lost", async () => {
+    const store = new MemoryStore();
+    store.put = async () => {
+      throw new StoreError("unavailable", "read only");
+    };
+    const large = await open(2 * 32, { store });
+    const session = new TestSession("long", selection);
+    await converse(async () => large, session);
+    const small = await open(9, { store, settings: { hostPoolBytes: 20_000 } });
+    const turn = session.turn(small, randomIds(9, 40), { maxTokens: 4 });
+    await expect(turn).rejects.toMatchObject({ code: "deadline_exceeded", message: /again 8 times over/ });
   });
 
   it("goes on around what is missing in default mode, and counts it", async () => {
