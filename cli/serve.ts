@@ -71,7 +71,13 @@ async function runServe(values: FlagValues<typeof serveFlags>): Promise<number> 
   const port = await findPort({ host: values.host, port: values.port, flag: "--port" });
   const released = Promise.withResolvers<string>();
   const onRelease = () => released.resolve("the edge lets it go");
-  const server = await openServer(values, { onRelease, port, modelFolder: model.path, modelId: model.modelId });
+  const opening = openServer(values, { onRelease, port, modelFolder: model.path, modelId: model.modelId });
+  // Large weights take minutes, and nothing is lost by an end before anybody is served.
+  const server = await Promise.race([opening, stop.requested]);
+  if (typeof server === "string") {
+    process.stdout.write(`quire: ${server}: stopping before the engine is ready\n`);
+    return 0;
+  }
   process.stdout.write(`quire: ${server.description}\nquire: engine ${server.engineId} is ready on ${server.url}\n`);
   const why = await Promise.race([stop.requested, released.promise]);
   process.stdout.write(`quire: ${why}: stopping\n`);

@@ -114,6 +114,26 @@ describe("the Node it runs on", () => {
     },
   );
 
+  it.skipIf(process.platform === "win32")(
+    "ends an engine at once that is asked to while it loads its weights",
+    async () => {
+      // Weights that never come, and a SIGTERM as soon as they are asked for.
+      const stalls = `import { syncBuiltinESMExports } from "node:module";
+      import fs from "node:fs/promises";
+      const open = fs.open;
+      fs.open = (path, ...rest) => {
+        if (!String(path).endsWith(".safetensors")) return open(path, ...rest);
+        process.kill(process.pid, "SIGTERM");
+        return new Promise(() => setInterval(() => {}, 1000));
+      };
+      syncBuiltinESMExports();`;
+      const loader = `data:text/javascript,${encodeURIComponent(stalls)}`;
+      const args = ["serve", "--model", "weights/house-0", "--device", "wasm", "--port", "0", "--store", "memory:"];
+      const result = await runProgram(process.execPath, ["--import", loader, quirePath, ...args]);
+      expect(result).toMatchObject({ code: 0, stdout: "quire: SIGTERM: stopping before the engine is ready\n" });
+    },
+  );
+
   const oldNode = findOldNode();
   it.skipIf(oldNode === undefined)("works from a really older Node (skipped where the host has none)", async () => {
     const result = await runProgram(oldNode ?? "", [quirePath, "--version"]);
