@@ -3,7 +3,7 @@
  * A step goes layer by layer: it waits for what a layer chose, which is pinned until it has passed the layer, and everything else may leave meanwhile.
  */
 import { BLOCK_TOKENS, PAGE_TOKENS, PAGES_PER_BLOCK, type StepSlice } from "../../kernels/contract.ts";
-import { pageRange, selectsPerLayer } from "../../kernels/page-range.ts";
+import { pageRange, type SelectingPlan, selectsPerLayer } from "../../kernels/page-range.ts";
 import type { SequenceResult } from "../../models/contract.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
 import { QuireError } from "../../protocol/errors.ts";
@@ -98,16 +98,30 @@ function blocksOfSpan(
   const plan = how && policyNamed(how.policy).plan(how.budgetTokens);
   if (plan === undefined || plan.kind === "dense" || (plan.denseLayers ?? 0) > 0) return blockCount;
   const { budgetPages, sinkPages, recentPages, layersPerChoice = 1 } = plan;
-  const share = plan.kind === "pages" ? Math.max(1, ...(plan.layerShares ?? [])) : 1;
+  const share = widestShare(plan, shape);
   const paid = plan.scorer === undefined ? 0 : Math.max(0, budgetPages - sinkPages - recentPages);
   // A layer that takes everything does so without a scorer, too.
-  const shared = share === Number.POSITIVE_INFINITY ? share : paid * share;
+  const shared = share === Number.POSITIVE_INFINITY ? share : Math.ceil(paid * share);
   const chosenPages = plan.kind === "tokens" ? Math.max(paid, plan.candidatePages) : shared;
-  const choices = groupsMax * (selectsPerLayer(plan) ? 1 : shape.kvHeadCount);
   // Of recent pages, those before the rows' own block; rows that begin within one seal it and go on in the next.
   const forced = Math.ceil(sinkPages / PAGES_PER_BLOCK) + Math.ceil((recentPages - 1) / PAGES_PER_BLOCK);
   const belowBudget = Math.ceil((budgetPages * PAGE_TOKENS) / BLOCK_TOKENS);
-  return layersPerChoice * Math.min(blockCount, Math.max(choices * chosenPages + forced, belowBudget));
+  return layersPerChoice * Math.min(blockCount, Math.max(groupsMax * chosenPages + forced, belowBudget));
+}
+
+/** What the choices of a layer take together at most, in choices of the usual size. */
+function widestShare(plan: SelectingPlan, { layerCount, kvHeadCount }: PoolShape): number {
+  const { layerShares = [], headShares } = plan.kind === "pages" ? plan : {};
+  if (headShares === undefined) return (selectsPerLayer(plan) ? 1 : kvHeadCount) * Math.max(1, ...layerShares);
+  let widest = 0;
+  for (let layer = 0; layer < layerCount; layer++) {
+    let share = 0;
+    for (let head = layer * kvHeadCount; head < (layer + 1) * kvHeadCount; head++) {
+      share += headShares[Math.min(head, headShares.length - 1)] as number;
+    }
+    widest = Math.max(widest, share);
+  }
+  return widest;
 }
 
 /**

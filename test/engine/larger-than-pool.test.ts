@@ -45,6 +45,8 @@ const POLICIES = [
   { policy: "streaming", blockCount: 5 },
   { policy: "quest+scope(layer)", blockCount: 9 },
   { policy: "mean-deviation+reuse(4)+scope(layer)", blockCount: 9 },
+  // Layer 0: one head of two chooses; layer 1: none.
+  { policy: "quest+head-budgets(1,0)", blockCount: 9 },
   { policy: "quest", blockCount: CONTEXT_BLOCKS + LAYERS },
   { policy: "tokenselect", blockCount: CONTEXT_BLOCKS + LAYERS },
   { policy: "dense", blockCount: CONTEXT_BLOCKS + LAYERS },
@@ -137,8 +139,14 @@ describe("a context larger than the pool", () => {
   });
 
   it("is refused where a step would need more, or host memory is short, with one line", async () => {
+    const uneven = (policy: SelectionRequest["policy"]) => ({
+      selection: { policy, budgetTokens: 128, exact: true },
+      maxTokens: 2_000,
+    });
     const refusals: [number, Partial<TestEngineOptions>, object, RegExp][] = [
       [8, {}, {}, /may need 9 blocks of a layer on the device; the KV pool holds 8/],
+      // Layer 1: twice five pages for each of two heads, in a block of their own each; two forced ones; one to be sealed in each layer.
+      [23, {}, uneven("quest+head-budgets(0,0,2,2)"), /may need 24 blocks of a layer/],
       [8, {}, { selection: { policy: "dense", budgetTokens: 0, exact: true } }, /may need 10 blocks of a layer/],
       [10, { settings: { hostPoolBytes: 10_000 } }, {}, /needs 0\.\d MiB of host memory, and there are 0\.0 MiB/],
       [10, { summarySlotCount: 7 }, {}, /may grow to 512 tokens; the KV pool holds summaries of 448/],
