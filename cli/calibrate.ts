@@ -1,5 +1,5 @@
 /** `quire calibrate MODEL`: measures what `auto` should choose on a model, and writes it beside the model. */
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import {
@@ -18,6 +18,7 @@ import { CALIBRATION_FILE, describeCalibration, UNCALIBRATED_SELECTION } from ".
 import type { SelectionConfiguration } from "../protocol/generate.ts";
 import type { Command } from "./command.ts";
 import { describeFlags, type FlagValues, parseFlags, parseNumber, parseSelectionFlag } from "./flags.ts";
+import { assertWritable, writeOutput } from "./output-file.ts";
 import { listenForStop } from "./stop-request.ts";
 import { UsageError } from "./usage-error.ts";
 
@@ -65,13 +66,14 @@ export const calibrateCommand: Command = {
   async run([model, ...rest]) {
     if (model === undefined || model.startsWith("-"))
       throw new UsageError("calibrate needs a model folder or GGUF file");
-    await calibrate(model, parseFlags(calibrateFlags, rest, {}));
+    await calibrate(model, parseFlags(calibrateFlags, rest, process.env));
     return 0;
   },
 };
 
 async function calibrate(model: string, values: CalibrateValues): Promise<void> {
   const path = await pathBeside(model, CALIBRATION_FILE);
+  await assertWritable(path);
   const folder = values.out ?? (await mkdtemp(join(tmpdir(), "quire-calibrate-")));
   try {
     const stop = listenForStop(process, () => performance.now());
@@ -100,7 +102,7 @@ async function calibrate(model: string, values: CalibrateValues): Promise<void> 
     const [selection] = run.resolved as [SelectionConfiguration];
     const calibration = decideCalibration(rows, { fingerprint, selection });
     const notes = { promise, measured: rows, model: run.model, machine: describeMachine() };
-    await writeFile(path, `${JSON.stringify({ ...calibration, ...notes }, undefined, 2)}\n`);
+    await writeOutput(path, `${JSON.stringify({ ...calibration, ...notes }, undefined, 2)}\n`);
     process.stdout.write(
       `${[...table(rows), "", `auto: ${describeCalibration(calibration)}`, `written: ${path}`].join("\n")}\n`,
     );

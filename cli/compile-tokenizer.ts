@@ -1,11 +1,12 @@
 /** `quire compile-tokenizer`: a model's vocabulary as one file that the edge uses without parsing it. */
-import { readFile, writeFile } from "node:fs/promises";
+import { readFile, stat } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
 import { QuireError } from "../protocol/errors.ts";
 import { compileTokenizer, TOKENIZER_TABLES_NAME } from "../tokenizer/open.ts";
 import type { Command } from "./command.ts";
 import { describeFlags, parseFlags, parseText } from "./flags.ts";
 import { openModelFolder } from "./model-folder.ts";
+import { writeOutput } from "./output-file.ts";
 import { UsageError } from "./usage-error.ts";
 
 const flags = {
@@ -35,7 +36,7 @@ async function runCompile(args: readonly string[]): Promise<number> {
     throw new UsageError(`model ${model}: its tokenizer is no byte-pair encoding and has no compiled form`);
   }
   const path = out === undefined ? join(folder, TOKENIZER_TABLES_NAME) : resolve(out);
-  await writeFile(path, tables);
+  await writeOutput(path, tables);
   process.stdout.write(`${path}: ${tables.length} bytes (tokenizer.json: ${json.length})\n`);
   return 0;
 }
@@ -55,11 +56,9 @@ export function compileTokenizerFile(model: string, json: Uint8Array): Uint8Arra
 }
 
 async function readTokenizer(model: string): Promise<{ json: Uint8Array; folder: string }> {
-  if (model.endsWith(".json")) {
-    const json = await readFile(model).catch(() => undefined);
-    if (json === undefined) throw new UsageError(`${model} is not there`);
-    return { json, folder: dirname(resolve(model)) };
-  }
+  const found = await stat(model).catch(() => undefined);
+  if (found === undefined) throw new UsageError(`${model} is not there`);
+  if (model.endsWith(".json")) return { json: await readFile(model), folder: dirname(resolve(model)) };
   const opened = await openModelFolder(model);
   const folder = opened.path.endsWith(".gguf") ? dirname(opened.path) : opened.path;
   return { json: await opened.readEdgeFile("tokenizer.json"), folder };

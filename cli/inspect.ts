@@ -51,7 +51,7 @@ export const inspectCommand: Command = {
     const [model] = models;
     if (model === undefined || models.length > 1) throw new UsageError("inspect needs one model folder or GGUF file");
     const rest = args.filter((arg) => arg !== "--json" && arg !== model);
-    const report = await inspect(model, parseFlags(inspectFlags, rest, {}));
+    const report = await inspect(model, parseFlags(inspectFlags, rest, process.env));
     process.stdout.write(args.includes("--json") ? `${JSON.stringify(report, undefined, 2)}\n` : describe(report));
     return 0;
   },

@@ -18,6 +18,11 @@ export function findPort({ host, port, flag }: PortRequest): Promise<number> {
   return new Promise((resolve, reject) => {
     const server = createServer();
     server.once("error", (error: NodeJS.ErrnoException) => {
+      // Nothing listens there, whatever the port.
+      if (["ENOTFOUND", "EADDRNOTAVAIL"].includes(error.code ?? "")) {
+        reject(new UsageError(`${host} is no address of this machine (${error.code}); choose another with --host`));
+        return;
+      }
       const reason = error.code === "EADDRINUSE" ? "is taken" : `cannot be used on ${host} (${error.code})`;
       reject(new UsageError(`port ${port} ${reason}; choose another with ${flag}`));
     });

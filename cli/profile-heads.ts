@@ -1,5 +1,4 @@
 /** `quire profile-heads MODEL`: measures which KV heads look back, by what they copy or by what is lost without them, and writes it beside the model. */
-import { writeFile } from "node:fs/promises";
 import { allotShares } from "../bench/eval/allot.ts";
 import { evalFlags } from "../bench/eval/flags.ts";
 import { type HeadDamage, measureHeads } from "../bench/eval/profile-damage.ts";
@@ -23,6 +22,7 @@ import {
   parseNumber,
   parseSelectionFlag,
 } from "./flags.ts";
+import { assertWritable, writeOutput } from "./output-file.ts";
 import { listenForStop } from "./stop-request.ts";
 import { UsageError } from "./usage-error.ts";
 
@@ -89,7 +89,7 @@ export const profileHeadsCommand: Command = {
     if (model === undefined || model.startsWith("-")) {
       throw new UsageError("profile-heads needs a model folder or GGUF file");
     }
-    await profile(model, parseFlags(profileFlags, rest, {}));
+    await profile(model, parseFlags(profileFlags, rest, process.env));
     return 0;
   },
 };
@@ -103,6 +103,7 @@ interface Measured {
 
 async function profile(model: string, values: ProfileValues): Promise<void> {
   const path = await pathBeside(model, HEADS_FILE);
+  await assertWritable(path);
   const files = await readCases(values["case-file"]);
   const stop = listenForStop(process, () => performance.now());
   const life = new AbortController();
@@ -123,7 +124,7 @@ async function profile(model: string, values: ProfileValues): Promise<void> {
     const heads: HeadProfile = { format: 1, fingerprint: subject.runner.fingerprint, scores };
     const how = { ...measured, numericsId: subject.device.numericsId, weights: values.weights };
     const notes = { model: subject.modelId, measured: how, machine: describeMachine() };
-    await writeFile(path, `${JSON.stringify({ ...heads, ...notes }, undefined, 2)}\n`);
+    await writeOutput(path, `${JSON.stringify({ ...heads, ...notes }, undefined, 2)}\n`);
     process.stdout.write(`${[...lines, "", `written: ${path}`].join("\n")}\n`);
   } finally {
     await subject.device.close();

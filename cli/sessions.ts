@@ -10,6 +10,7 @@ import { exportSession, importSession } from "../storage/session-archive.ts";
 import { type ListedSession, listSessions } from "../storage/session-list.ts";
 import type { Command } from "./command.ts";
 import { describeFlags, type Flags, type FlagValues, parseFlags, parseText } from "./flags.ts";
+import { orRefuse } from "./output-file.ts";
 import { namespaceMeant, openPlace, prefixOf, storeFlags, tenantFlags } from "./store/flags.ts";
 import { describeSession } from "./store/session-report.ts";
 import { describeSwitches, takeSwitches } from "./store/switches.ts";
@@ -172,7 +173,8 @@ async function writeArchive(store: PageStore, found: ListedSession, out: string 
   if (out === undefined && process.stdout.isTTY)
     throw new UsageError("export writes a tar: give --out FILE, or a pipe");
   const temporary = out === undefined ? undefined : `${out}.${process.pid}.tmp`;
-  const file = temporary === undefined ? undefined : await open(temporary, "wx", 0o600);
+  const openFile = () => open(String(temporary), "wx", 0o600);
+  const file = out === undefined ? undefined : await orRefuse(out, openFile);
   let files = 0;
   try {
     const write = async (bytes: Uint8Array): Promise<void> => {

@@ -2,6 +2,7 @@
 import { readFile, rename, writeFile } from "node:fs/promises";
 import { QuireError } from "../../protocol/errors.ts";
 import { type KeyRecord, keyIdOf, keyTableJson, readKeyTable } from "../../workers/auth/key-record.ts";
+import { orRefuse } from "../output-file.ts";
 import { UsageError } from "../usage-error.ts";
 import type { KeyStore } from "./key-store.ts";
 
@@ -14,8 +15,10 @@ export function fileKeys(path: string, nowS: () => number): KeyStore {
     const text = tableText(table);
     parseTable(path, text);
     const temporary = `${path}.${process.pid}.tmp`;
-    await writeFile(temporary, text, { mode: 0o600 });
-    await rename(temporary, path);
+    await orRefuse(path, async () => {
+      await writeFile(temporary, text, { mode: 0o600 });
+      await rename(temporary, path);
+    });
     return result;
   };
   return {

@@ -47,6 +47,16 @@ describe("quire", () => {
     [["start", "--pool-bytes=lots"], {}, '--pool-bytes: must be a size such as 512M or 2G, not "lots"'],
     [["start", "--model", "weights/none"], {}, "model folder weights/none is not there; name one with --model"],
     [["start", "--model", "protocol"], {}, "model folder protocol has no config.json"],
+    ...["inspect", "calibrate", "profile-heads"].map((command): [string[], Record<string, string>, string] => {
+      return [[command, "weights/house-0"], { QUIRE_KV: "int3" }, 'QUIRE_KV: must be one of int8, f32, not "int3"'];
+    }),
+    [["compile-tokenizer", "weights/none"], {}, "weights/none is not there"],
+    [["compile-tokenizer", "weights/house-0", "--out", "/dev/null/x"], {}, "/dev/null/x cannot be written (ENOTDIR)"],
+    [
+      ["keys", "create", "--tenant", "a", "--file", "weights/none/keys.json"],
+      {},
+      "weights/none/keys.json cannot be written (ENOENT)",
+    ],
   ])("refuses %j %j with one clear line", async (args, env, message) => {
     for (const [name, value] of Object.entries(env)) vi.stubEnv(name, value);
     const stderr = vi.spyOn(process.stderr, "write").mockReturnValue(true);

@@ -80,6 +80,9 @@ describe("quire sessions", () => {
       const archive = join(folder, "s.tar");
       const out = await quire(["sessions", "export", "second", store, `--out=${archive}`], NO_DATA);
       expect(out).toMatchObject({ code: 0, stdout: "" });
+      const nowhere = await quire(["sessions", "export", "second", store, "--out=weights/none/s.tar"], NO_DATA);
+      expect(nowhere).toMatchObject({ code: 1, stdout: "" });
+      expect(nowhere.stderr).toMatch(/^quire: weights\/none\/s\.tar cannot be written \(ENOENT\)\n$/);
       const names = await runProgram("tar", ["tf", archive]);
       expect(names.stdout.split("\n")[0]).toBe("manifest");
       expect(names.stdout.trimEnd().split("\n")).toHaveLength(10);
