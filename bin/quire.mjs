@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 // Plain JavaScript for any Node since 20: finds a Node that runs TypeScript and hands over to cli/main.ts.
 import { spawn } from "node:child_process";
-import { existsSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { constants } from "node:os";
 import { dirname, join } from "node:path";
@@ -25,10 +25,16 @@ function bundledNode() {
   return undefined;
 }
 
+/** What Node is started with for this command: an engine has flags of its own (cli/engine-node-flags.ts says which and why). */
+function nodeFlags() {
+  if (process.argv[2] !== "serve") return [];
+  return JSON.parse(readFileSync(new URL("../cli/engine-node-flags.json", import.meta.url), "utf8"));
+}
+
 /** Runs this file again on another Node; signals and the exit code pass through. */
 function runOn(node) {
   // The IPC channel carries nothing: its end tells the child that this process is gone.
-  const child = spawn(node, [fileURLToPath(import.meta.url), ...process.argv.slice(2)], {
+  const child = spawn(node, [...nodeFlags(), fileURLToPath(import.meta.url), ...process.argv.slice(2)], {
     stdio: ["inherit", "inherit", "inherit", "ipc"],
   });
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.on(signal, () => child.kill(signal));
@@ -43,7 +49,7 @@ function runOn(node) {
  * An engine that was started by hand, without its flags: this process becomes one that has them. Not where a parent listens (it starts engines with their
  * flags, and a new program would not hear of its end), nor on Windows, which cannot: V8's defaults are as right, and take more memory.
  */
-function startEngineWithFlags(flags) {
+function startWithFlags(flags) {
   if (flags.every((flag) => process.execArgv.includes(flag)) || process.connected) return;
   if (process.execve === undefined || process.platform === "win32") return;
   const args = [process.execPath, ...flags, ...process.execArgv, fileURLToPath(import.meta.url)];
@@ -53,8 +59,7 @@ function startEngineWithFlags(flags) {
 if (Number(process.versions.node.split(".")[0]) >= nodeMajorMin) {
   // A reader that has seen enough (`| head`) is no failure of ours; 141 is how a shell says so.
   process.stdout.on("error", (error) => process.exit(error.code === "EPIPE" ? 141 : 1));
-  if (process.argv[2] === "serve")
-    startEngineWithFlags((await import("../cli/engine-node-flags.ts")).ENGINE_NODE_FLAGS);
+  startWithFlags(nodeFlags());
   const { main } = await import("../cli/main.ts");
   process.exit(await main(process.argv.slice(2)));
 } else {

@@ -144,6 +144,15 @@ describe("the Node it runs on", () => {
     },
   );
 
+  it("has an engine's flags for `quire serve` also where the host's is older", async () => {
+    const tell = 'if (process.connected) console.error("child", ...process.execArgv);';
+    const env = { NODE_OPTIONS: `--import data:text/javascript,${encodeURIComponent(tell)}` };
+    const flagsOf = async (command: string) =>
+      /^child ?(.*)$/m.exec((await runProgram(process.execPath, [...asOldNode, command, "--help"], env)).stderr)?.[1];
+    expect(await flagsOf("serve")).toBe(ENGINE_NODE_FLAGS.join(" "));
+    expect(await flagsOf("sessions")).toBe("");
+  });
+
   const oldNode = findOldNode();
   it.skipIf(oldNode === undefined)("works from a really older Node (skipped where the host has none)", async () => {
     const result = await runProgram(oldNode ?? "", [quirePath, "--version"]);
