@@ -11,6 +11,7 @@ import { type PageStore, StoreError } from "../../storage/contract.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
 import { type FaultRates, faultyStore } from "../storage/faulty-store.ts";
 import { openTestEngine, randomIds, request, type TestEngine, untilIdle } from "./harness.ts";
+import { DENSE, QUEST, QUEST_AROUND } from "./selections.ts";
 import { uniform } from "./tiny-model.ts";
 
 /** Rates at which every kind of object goes wrong every few turns. */
@@ -45,11 +46,11 @@ export interface FaultReport {
 }
 
 const SELECTIONS: SelectionRequest[] = [
-  { policy: "dense", budgetTokens: 0, exact: true },
-  { policy: "quest", budgetTokens: 128, exact: true },
+  DENSE,
+  QUEST,
   { policy: "quest+share(2)", budgetTokens: 160, exact: true },
-  { policy: "quest", budgetTokens: 128, exact: false },
-  { policy: "mean-deviation", budgetTokens: 128, exact: true },
+  QUEST_AROUND,
+  { ...QUEST, policy: "mean-deviation" },
   { policy: "tokenselect", budgetTokens: 128, exact: true },
 ];
 /** A conversation's next turn may select in another way, by another kind of summaries. */

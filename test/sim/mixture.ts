@@ -1,6 +1,7 @@
 /** What lives are made of: how much goes wrong, who asks for what, and how little memory there is. */
 import type { SelectionRequest } from "../../protocol/generate.ts";
 import type { StoredEncoding } from "../../storage/geometry.ts";
+import { DENSE, QUEST, QUEST_AROUND } from "../engine/selections.ts";
 import type { SimFaults } from "./sim-store.ts";
 
 /** Rates at which most lives meet most faults. */
@@ -21,13 +22,13 @@ export const SIM_RATES: SimFaults = {
 
 /** What conversations ask for. */
 export const SELECTIONS: readonly SelectionRequest[] = [
-  { policy: "dense", budgetTokens: 0, exact: true },
-  { policy: "quest", budgetTokens: 128, exact: true },
-  { policy: "mean-deviation", budgetTokens: 144, exact: true },
-  { policy: "quest", budgetTokens: 128, exact: false },
-  { policy: "quest+reuse(4)", budgetTokens: 128, exact: true },
-  { policy: "mean-deviation+reuse(8)", budgetTokens: 128, exact: false },
-  { policy: "quest+coarse(2)", budgetTokens: 128, exact: true },
+  DENSE,
+  QUEST,
+  { ...QUEST, policy: "mean-deviation", budgetTokens: 144 },
+  QUEST_AROUND,
+  { ...QUEST, policy: "quest+reuse(4)" },
+  { ...QUEST_AROUND, policy: "mean-deviation+reuse(8)" },
+  { ...QUEST, policy: "quest+coarse(2)" },
 ];
 /** Of the tenants. */
 export const NAMESPACES = ["00000000000000aa", "00000000000000bb"] as const;
