@@ -5,7 +5,7 @@ import { LIMITS } from "../../protocol/limits.ts";
 import { limiterOf } from "../../workers/limits/tenant-limiter.ts";
 import type { SessionLog } from "../../workers/session-log/session-log.ts";
 import type { Step } from "./fake-engine/script.ts";
-import { ASSISTANT, BOS, END, edge, env, ids, KEY_A, makeWorld, USER, until, type World } from "./world.ts";
+import { END, env, ids, logOf, makeWorld, streamOf, until, type World } from "./world.ts";
 
 const TEXT = "Ein Satz – äöü – und 🙂 漢字, lang genug, um mitten darin verloren zu gehen. ".repeat(2);
 const replies: Step[] = [
@@ -77,23 +77,32 @@ async function lose({ stub }: Talk): Promise<void> {
   await runInDurableObject(stub(), (_, state) => state.abort("lost")).catch(() => undefined);
 }
 
-function resume(session: string, lastId?: string): Promise<Response> {
-  const headers = { authorization: `Bearer ${KEY_A}`, ...(lastId ? { "last-event-id": lastId } : {}) };
-  return edge(`/v1/sessions/${session}/stream`, { headers });
-}
+const resume = (session: string, lastId = "") => streamOf(session, { lastId });
 
-/** Reads until `moment` has passed, loses the object, and returns what came. */
-async function readAndLose(talk: Talk, response: Response, moment: (events: Read[], sinceMs: number) => boolean) {
-  const startMs = Date.now();
+/** Reads until the `moment` has come, loses the object, and returns what came. */
+async function readAndLose(talk: Talk, response: Response, moment: (events: Read[]) => boolean): Promise<Read[]> {
   let isLost = false;
   return readEvents(response, async (events) => {
-    if (isLost || !moment(events, Date.now() - startMs)) return;
+    if (isLost || !moment(events)) return;
     isLost = true;
     await lose(talk);
   });
 }
 
-const noted = (sinceMs: number) => sinceMs > LIMITS.runningNoteMs + 100;
+/** A resumable turn that is written down, so that it will be taken up; it has no end of its own. */
+async function startNoted(talk: Talk): Promise<Response> {
+  const head = ids(TEXT).slice(0, 5);
+  const response = await start(talk, { resumable: true }, [
+    { do: "admit" },
+    { do: "tokens", ids: head },
+    { do: "hold" },
+    { do: "reply", ids: ids(TEXT).slice(head.length), gapMs: 8 },
+    { do: "hang" },
+  ]);
+  await until(() => runInDurableObject(talk.stub(), (_, state) => state.storage.kv.get("running/0000") !== undefined));
+  await talk.world.engine.release();
+  return response;
+}
 
 describe("a resumable turn whose object is lost", () => {
   const roundCount = inject("isFull") ? 50 : 4;
@@ -102,9 +111,8 @@ describe("a resumable turn whose object is lost", () => {
     for (let round = 0; round < roundCount; round++) {
       const talk = await newTalk();
       const { world, session } = talk;
-      const response = await start(talk, { resumable: true });
-      const eventCount = 10 + Math.floor(Math.random() * 60);
-      const before = await readAndLose(talk, response, (all, sinceMs) => noted(sinceMs) && all.length >= eventCount);
+      const eventCount = 10 + Math.floor(Math.random() * 100);
+      const before = await readAndLose(talk, await startNoted(talk), (all) => all.length >= eventCount);
       expect(before.at(-1)?.isEnd).toBe(false);
       await world.engine.script(...replies);
       const again = await resume(session, before.at(-1)?.id);
@@ -127,15 +135,14 @@ describe("a resumable turn whose object is lost", () => {
       const whole = await readEvents(await resume(session));
       expect(textOf(whole)).toBe(TEXT);
       await (await world.chat("ho", { quire: { session_id: session } })).text();
-      const log = [BOS, USER, ...ids("hi"), ASSISTANT, ...ids(TEXT), END];
-      expect((await world.engine.lastCall()).request.tokens).toEqual([...log, USER, ...ids("ho"), ASSISTANT]);
+      expect((await world.engine.lastCall()).request.tokens).toEqual(logOf(["hi", TEXT], ["ho"]));
     }
   });
 
   it("is taken up by the alarm when nobody comes back", async () => {
     const talk = await newTalk();
     const { world, session, stub } = talk;
-    await readAndLose(talk, await start(talk, { resumable: true }), (_, sinceMs) => noted(sinceMs));
+    await readAndLose(talk, await startNoted(talk), () => true);
     await world.engine.script(...replies);
     expect(await runDurableObjectAlarm(stub())).toBe(true);
     expect((await world.engine.calls()).slice(1).map(({ finished }) => finished)).toEqual([false, true]);
@@ -152,13 +159,13 @@ describe("a resumable turn whose object is lost", () => {
     expect(events.at(-1)?.isEnd).toBe(false);
     expect((await resume(session, events.at(-1)?.id)).status).toBe(404);
     expect((await world.chat("ho", { quire: { session_id: session } })).status).toBe(200);
-    expect((await world.engine.lastCall()).request.tokens).toEqual([BOS, USER, ...ids("ho"), ASSISTANT]);
+    expect((await world.engine.lastCall()).request.tokens).toEqual(logOf(["ho"]));
   });
 
   it("is given up when it is lost again and again, and its client hears of it", { timeout: 60_000 }, async () => {
     const talk = await newTalk();
     const { world, session } = talk;
-    await readAndLose(talk, await start(talk, { resumable: true }), (_, sinceMs) => noted(sinceMs));
+    await readAndLose(talk, await startNoted(talk), () => true);
     for (let attempt = 1; attempt <= LIMITS.runningAttemptCountMax; attempt++) {
       await world.engine.script({ do: "admit" }, { do: "hang" });
       await (await resume(session)).body?.cancel();
@@ -194,8 +201,7 @@ describe("a turn that is not resumable", () => {
     expect(textOf(events)).toBe(TEXT);
     await until(async () => (await turnCount()) === otherCount);
     expect((await world.chat("ho", { quire: { session_id: session } })).status).toBe(200);
-    const log = [BOS, USER, ...ids("hi"), ASSISTANT, ...ids(TEXT), END];
-    expect((await world.engine.lastCall()).request.tokens).toEqual([...log, USER, ...ids("ho"), ASSISTANT]);
+    expect((await world.engine.lastCall()).request.tokens).toEqual(logOf(["hi", TEXT], ["ho"]));
   });
 });
 

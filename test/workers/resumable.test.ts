@@ -7,18 +7,17 @@ import { TurnStream } from "../../workers/session-log/turn-stream.ts";
 import type { TurnEvent, TurnJob } from "../../workers/turn-job.ts";
 import type { Step } from "./fake-engine/script.ts";
 import {
-  ASSISTANT,
-  BOS,
+  ABC_AND_NO_END,
   END,
-  edge,
   env,
   eventsOf,
   ids,
   KEY_A,
   KEY_B,
+  logOf,
   makeWorld,
   says,
-  USER,
+  streamOf,
   until,
   type World,
 } from "./world.ts";
@@ -101,10 +100,7 @@ async function readSome(response: Response, received: Received, byteCount: numbe
   received.cut();
 }
 
-function resume(session: string, lastId?: string, key = KEY_A): Promise<Response> {
-  const headers = { authorization: `Bearer ${key}`, ...(lastId ? { "last-event-id": lastId } : {}) };
-  return edge(`/v1/sessions/${session}/stream`, { headers });
-}
+const resume = (session: string, lastId = "", key = KEY_A) => streamOf(session, { lastId, key });
 
 async function start(world: World, session: string, steps: Step[] = whole, more: object = {}): Promise<Response> {
   await world.engine.script(...steps);
@@ -154,8 +150,7 @@ describe("a resumable stream", () => {
     expect((await world.engine.lastCall()).cancelledMs).toBeUndefined();
     // The engine has said all; the log is written a moment later.
     await until(async () => (await world.chat("ho", { quire: { session_id: session } })).status === 200);
-    const log = [BOS, USER, ...ids("hi"), ASSISTANT, ...ids(TEXT), END];
-    expect((await world.engine.lastCall()).request.tokens).toEqual([...log, USER, ...ids("ho"), ASSISTANT]);
+    expect((await world.engine.lastCall()).request.tokens).toEqual(logOf(["hi", TEXT], ["ho"]));
   });
 
   it("is there after its end, and after the object has started again; then the next turn takes its place", async () => {
@@ -198,11 +193,9 @@ describe("a resumable stream", () => {
     const world = await makeWorld();
     const session = newId();
     const received = new Received();
-    const steps: Step[] = [{ do: "admit" }, { do: "tokens", ids: ids("abc") }, { do: "hang" }];
-    const response = await start(world, session, steps);
+    const response = await start(world, session, ABC_AND_NO_END);
     await readSome(response, received, 650);
-    const stop = (key: string) =>
-      edge(`/v1/sessions/${session}/stream`, { method: "DELETE", headers: { authorization: `Bearer ${key}` } });
+    const stop = (key: string) => streamOf(session, { method: "DELETE", key });
     expect((await stop(KEY_B)).status).toBe(404);
     expect((await world.engine.lastCall()).cancelledMs).toBeUndefined();
     expect((await stop(KEY_A)).status).toBe(200);
@@ -211,8 +204,7 @@ describe("a resumable stream", () => {
     const events = await eventsOf(await resume(session));
     expect(events.at(-1)).toMatchObject({ error: { code: "cancelled" } });
     await (await world.chat("ho", { quire: { session_id: session } })).text();
-    const log = [BOS, USER, ...ids("hi"), ASSISTANT, ...ids("abc"), END];
-    expect((await world.engine.lastCall()).request.tokens).toEqual([...log, USER, ...ids("ho"), ASSISTANT]);
+    expect((await world.engine.lastCall()).request.tokens).toEqual(logOf(["hi", "abc"], ["ho"]));
   });
 
   it("that fails says so to a client that comes back, once", async () => {
@@ -409,11 +401,7 @@ describe("Idempotency-Key", () => {
     await world.engine.script({ do: "admit" }, { do: "hang" });
     const quire = { session_id: session, resumable: true };
     const response = await world.chat("hi", { stream: true, quire }, options("turn-1"));
-    const stop = (key: string) =>
-      edge(`/v1/sessions/${session}/stream`, {
-        method: "DELETE",
-        headers: { authorization: `Bearer ${KEY_A}`, "idempotency-key": key },
-      });
+    const stop = (idempotencyKey: string) => streamOf(session, { method: "DELETE", idempotencyKey });
     expect((await stop("turn-2")).status).toBe(404);
     expect((await stop("turn-1")).status).toBe(200);
     await until(async () => (await world.engine.lastCall()).finished);

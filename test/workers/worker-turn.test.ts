@@ -10,23 +10,22 @@ import { TenantIndex } from "../../workers/tenant-index.ts";
 import { isolateSessions, KnownSessions, unknownSession } from "../../workers/worker-turn/known-sessions.ts";
 import type { Step } from "./fake-engine/script.ts";
 import {
-  ASSISTANT,
-  BOS,
-  END,
+  ABC_AND_NO_END,
   edge,
   env,
   eventsOf,
   ids,
   KEY_A,
+  logOf,
   makeWorld,
   says,
-  USER,
+  streamOf,
   until,
   type World,
 } from "./world.ts";
 
 const headers = { authorization: `Bearer ${KEY_A}` };
-const PROMPT = [BOS, USER, ...ids("hi"), ASSISTANT];
+const PROMPT = logOf(["hi"]);
 
 /** What is asked is new to its tenant: every model is. */
 async function begin(world: World, steps: Step[]): Promise<{ response: Response; session: string }> {
@@ -61,7 +60,7 @@ describe("the first turn of a conversation without a name", () => {
     expect(await (await describeSession(session)).json()).toMatchObject({ id: session, turns: 1, tokens: 8 });
     await (await world.chat("again", { quire: { session_id: session } })).text();
     const { tokens } = (await world.engine.lastCall()).request;
-    expect(tokens).toEqual([...PROMPT, ...ids("ho"), END, USER, ...ids("again"), ASSISTANT]);
+    expect(tokens).toEqual(logOf(["hi", "ho"], ["again"]));
   });
 
   it("goes where one has just ended without asking the fleet", async () => {
@@ -91,28 +90,20 @@ describe("the first turn of a conversation without a name", () => {
 
   it("ends when it is asked to, and what it said stays in the log", async () => {
     const world = await makeWorld();
-    const { response, session } = await begin(world, [
-      { do: "admit" },
-      { do: "tokens", ids: ids("abc") },
-      { do: "hang" },
-    ]);
+    const { response, session } = await begin(world, ABC_AND_NO_END);
     await untilHeld(world, session);
-    expect((await edge(`/v1/sessions/${session}/stream`, { method: "DELETE", headers })).status).toBe(200);
+    expect((await streamOf(session, { method: "DELETE" })).status).toBe(200);
     const events = await eventsOf(response);
     expect(events).not.toContain("[DONE]");
     expect(events.at(-1)).toMatchObject({ error: { code: "cancelled" } });
     await (await world.chat("ho", { quire: { session_id: session } })).text();
     const { tokens } = (await world.engine.lastCall()).request;
-    expect(tokens).toEqual([...PROMPT, ...ids("abc"), END, USER, ...ids("ho"), ASSISTANT]);
+    expect(tokens).toEqual(logOf(["hi", "abc"], ["ho"]));
   });
 
   it("leaves what its client was given when that goes away", async () => {
     const world = await makeWorld();
-    const { response, session } = await begin(world, [
-      { do: "admit" },
-      { do: "tokens", ids: ids("abc") },
-      { do: "hang" },
-    ]);
+    const { response, session } = await begin(world, ABC_AND_NO_END);
     const reader = (response.body as ReadableStream<Uint8Array>).getReader();
     for (let text = ""; !text.includes("abc"); ) text += new TextDecoder().decode((await reader.read()).value);
     await reader.cancel();
@@ -166,7 +157,7 @@ describe("its session's object", () => {
     expect(messages).toHaveLength(2);
     await (await world.chat("and", { quire: { session_id: session } })).text();
     const { tokens } = (await world.engine.lastCall()).request;
-    expect(tokens.slice(0, 5)).toEqual([BOS, USER, ...ids("ho"), ASSISTANT]);
+    expect(tokens).toEqual(logOf(["ho", "other"], ["and"]));
   });
 
   it("may be lost just after it has written the turn: that is in its log once, and its client hears of its end", async () => {
@@ -217,15 +208,13 @@ async function afterOneTurn(session: object) {
   return { world, id, namespace, forgetLater: () => isolateSessions.put(known, commit) };
 }
 
-const firstTurn = [...PROMPT, ...ids("one"), END];
-
 describe("a later turn", () => {
   it("goes to the engine with what is known here, and the object is asked beside it, once", async () => {
     const session = named();
     const { world } = await afterOneTurn(session);
     const [held, ran] = [vi.spyOn(SessionLog.prototype, "hold"), vi.spyOn(SessionLog.prototype, "fetch")];
     await (await world.chat("ho", session)).text();
-    expect((await world.engine.lastCall()).request.tokens).toEqual([...firstTurn, USER, ...ids("ho"), ASSISTANT]);
+    expect((await world.engine.lastCall()).request.tokens).toEqual(logOf(["hi", "one"], ["ho"]));
     expect(held).toHaveBeenCalledTimes(1);
     expect(await held.mock.results[0]?.value).toMatchObject({ isKnown: true });
     expect(ran).not.toHaveBeenCalled();
@@ -245,9 +234,8 @@ describe("a later turn", () => {
     expect(text).toContain("right");
     expect(text).not.toContain("wrong");
     const [wrong, right] = (await world.engine.calls()).slice(2);
-    expect(wrong?.request.tokens).toEqual([...firstTurn, USER, ...ids("and"), ASSISTANT]);
-    const log = [...firstTurn, USER, ...ids("ho"), ASSISTANT, ...ids("two"), END];
-    expect(right?.request.tokens).toEqual([...log, USER, ...ids("and"), ASSISTANT]);
+    expect(wrong?.request.tokens).toEqual(logOf(["hi", "one"], ["and"]));
+    expect(right?.request.tokens).toEqual(logOf(["hi", "one"], ["ho", "two"], ["and"]));
     await until(async () => {
       const { abortedMs, cancelledMs } = (await world.engine.calls())[2] ?? {};
       return abortedMs !== undefined || cancelledMs !== undefined;
@@ -259,7 +247,7 @@ describe("a later turn", () => {
     const { world, id } = await afterOneTurn(session);
     expect((await edge(`/v1/sessions/${id}`, { method: "DELETE", headers })).status).toBe(200);
     await (await world.chat("ho", session)).text();
-    expect((await world.engine.lastCall()).request.tokens).toEqual([BOS, USER, ...ids("ho"), ASSISTANT]);
+    expect((await world.engine.lastCall()).request.tokens).toEqual(logOf(["ho"]));
     expect(await (await describeSession(id)).json()).toMatchObject({ turns: 1 });
   });
 
@@ -273,7 +261,7 @@ describe("a later turn", () => {
     expect(await response.json()).toMatchObject({ error: { code: "session_busy" } });
     held[Symbol.dispose]();
     await until(async () => (await world.chat("ho", session)).status === 200);
-    expect((await world.engine.lastCall()).request.tokens).toEqual([...firstTurn, USER, ...ids("ho"), ASSISTANT]);
+    expect((await world.engine.lastCall()).request.tokens).toEqual(logOf(["hi", "one"], ["ho"]));
   });
 
   it("runs in the object where the log is too long to leave it", async () => {
@@ -284,7 +272,7 @@ describe("a later turn", () => {
     expect((await world.chat("ho", session)).status).toBe(200);
     expect(ran).toHaveBeenCalledTimes(1);
     vi.restoreAllMocks();
-    expect((await world.engine.lastCall()).request.tokens).toEqual([...firstTurn, USER, ...ids("ho"), ASSISTANT]);
+    expect((await world.engine.lastCall()).request.tokens).toEqual(logOf(["hi", "one"], ["ho"]));
   });
 
   it("of a transcript that is known here asks no index, also where the log was another's meanwhile", async () => {
@@ -306,8 +294,7 @@ describe("a later turn", () => {
     await third.text();
     expect(asked).not.toHaveBeenCalled();
     asked.mockRestore();
-    const log = [...firstTurn, USER, ...ids("ho"), ASSISTANT, ...ids("two"), END];
-    expect((await world.engine.lastCall()).request.tokens).toEqual([...log, USER, ...ids("and"), ASSISTANT]);
+    expect((await world.engine.lastCall()).request.tokens).toEqual(logOf(["hi", "one"], ["ho", "two"], ["and"]));
   });
 });
 

@@ -39,9 +39,33 @@ export function says(text: string): Step[] {
   return [{ do: "admit" }, { do: "tokens", ids: [...ids(text), END] }, { do: "done", reason: "stop" }];
 }
 
+/** Ids of a conversation's log: of each turn the question, and the whole reply where there is one. */
+export function logOf(...turns: readonly (readonly [asked: string, said?: string])[]): number[] {
+  const said = (text: string | undefined) => (text === undefined ? [] : [...ids(text), END]);
+  return [BOS, ...turns.flatMap(([asked, reply]) => [USER, ...ids(asked), ASSISTANT, ...said(reply)])];
+}
+
+/** Steps of an engine that says "abc" and no end. */
+export const ABC_AND_NO_END: Step[] = [{ do: "admit" }, { do: "tokens", ids: ids("abc") }, { do: "hang" }];
+
 /** The Worker's own fetch handler. */
 export function edge(path: string, init?: RequestInit): Promise<Response> {
   return worker.fetch(`http://edge.test${path}`, init);
+}
+
+/** GET or DELETE of a session's stream. */
+export function streamOf(
+  session: string,
+  {
+    method = "GET",
+    key = KEY_A,
+    ...named
+  }: { method?: string; key?: string; lastId?: string; idempotencyKey?: string } = {},
+): Promise<Response> {
+  const headers = new Headers({ authorization: `Bearer ${key}` });
+  if (named.lastId) headers.set("last-event-id", named.lastId);
+  if (named.idempotencyKey) headers.set("idempotency-key", named.idempotencyKey);
+  return edge(`/v1/sessions/${session}/stream`, { method, headers });
 }
 
 /** One scripted engine of the process that global-setup.ts started. */
