@@ -57,8 +57,14 @@ function startWithFlags(flags) {
 }
 
 if (Number(process.versions.node.split(".")[0]) >= nodeMajorMin) {
-  // A reader that has seen enough (`| head`) is no failure of ours; 141 is how a shell says so.
-  process.stdout.on("error", (error) => process.exit(error.code === "EPIPE" ? 141 : 1));
+  // What serves goes on where its words can no longer be written (a log on a full disk).
+  const serves = ["serve", "start"].includes(process.argv[2]);
+  process.stderr.on("error", () => undefined);
+  process.stdout.on("error", (error) => {
+    // A reader that has seen enough (`| head`) is no failure of ours; 141 is how a shell says so.
+    if (error.code === "EPIPE") process.exit(141);
+    if (!serves) process.exit(1);
+  });
   startWithFlags(nodeFlags());
   const { main } = await import("../cli/main.ts");
   process.exit(await main(process.argv.slice(2)));

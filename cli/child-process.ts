@@ -1,7 +1,7 @@
 /** A child of `quire start`: its own process group, its output in a log file, its warnings passed on. */
 import { type ChildProcess, spawn } from "node:child_process";
-import { createWriteStream, renameSync, statSync, type WriteStream } from "node:fs";
 import { createInterface } from "node:readline";
+import { ChildLog } from "./child-log.ts";
 
 /** What to run and where its output goes. */
 export interface ChildOptions {
@@ -39,17 +39,10 @@ export interface Child {
 }
 
 const lastLinesMax = 20;
-const logBytesMax = 16 * 1024 * 1024;
-
-/** Appends; a log that has grown long is put aside first, as `<path>.old`. */
-function openLog(path: string): WriteStream {
-  if ((statSync(path, { throwIfNoEntry: false })?.size ?? 0) > logBytesMax) renameSync(path, `${path}.old`);
-  return createWriteStream(path, { flags: "a", mode: 0o600 });
-}
 
 /** Starts a child. It also ends when this process ends without stopping it: the IPC channel tells it. */
 export function startChild(options: ChildOptions): Child {
-  const log = openLog(options.logPath);
+  const log = new ChildLog(options.logPath, (message) => options.onWarning(message));
   const child = spawn(options.program, options.args, {
     cwd: options.cwd,
     env: options.env,
@@ -62,7 +55,7 @@ export function startChild(options: ChildOptions): Child {
     if (stream === null) continue;
     createInterface({ input: stream }).on("line", (line) => {
       if (options.isNoise?.(line) === true) return;
-      log.write(`${line}\n`);
+      log.write(line);
       lines.push(line);
       if (lines.length > lastLinesMax) lines.shift();
       if (options.isWarning(line)) options.onWarning(line);
@@ -73,7 +66,7 @@ export function startChild(options: ChildOptions): Child {
   const ended = new Promise<string>((resolve) => {
     const end = (how: string): void => {
       endedWith ??= how;
-      log.end();
+      log.close();
       resolve(endedWith);
     };
     child.once("error", (error) => end(`cannot start: ${error.message}`));

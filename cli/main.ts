@@ -3,6 +3,7 @@ import { readFileSync } from "node:fs";
 import { QuireError } from "../protocol/errors.ts";
 import { StoreError } from "../storage/contract.ts";
 import type { Command } from "./command.ts";
+import { foldHelp } from "./fold-help.ts";
 import { UsageError } from "./usage-error.ts";
 
 const overview = `quire: long-context language models from the edge
@@ -69,7 +70,7 @@ export async function main(args: readonly string[]): Promise<number> {
   const [name, ...rest] = args;
   try {
     if (name === undefined || name === "--help" || name === "-h" || name === "help") {
-      process.stdout.write(overview);
+      process.stdout.write(foldHelp(overview));
       return 0;
     }
     if (name === "--version" || name === "-v") {
@@ -78,9 +79,9 @@ export async function main(args: readonly string[]): Promise<number> {
     }
     if (name.startsWith("-")) throw new UsageError(`unknown flag ${name}`);
     const command = await loadCommand(name);
-    if (command === undefined) throw new UsageError(`unknown command "${name}"`);
+    if (command === undefined) throw new UsageError(`unknown command "${name}"; quire --help lists them`);
     if (rest.includes("--help") || rest.includes("-h")) {
-      process.stdout.write(command.help());
+      process.stdout.write(foldHelp(command.help()));
       return 0;
     }
     return await command.run(rest);

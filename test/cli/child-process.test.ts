@@ -1,4 +1,4 @@
-import { readFileSync } from "node:fs";
+import { readFileSync, symlinkSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
@@ -78,6 +78,15 @@ describe.skipIf(process.platform !== "linux")("a child process (needs /proc, so 
       expect(endedUnexpectedly(child).message).toMatch(
         /^the x ended with exit code 1: (one|WARN two) \(log: .*x\.log\)$/,
       );
+    }));
+
+  it("goes on when its log cannot be written, and says once that lines are missing", () =>
+    withTempFolder(async (folder) => {
+      symlinkSync("/dev/full", join(folder, "x.log"));
+      const { child, warnings } = start(folder, ["-e", 'for (const n of [1, 2, 3]) console.log("WARN", n)']);
+      expect(await child.ended).toBe("ended with exit code 0");
+      expect(child.lastLines()).toEqual(["WARN 1", "WARN 2", "WARN 3"]);
+      expect(warnings).toEqual([`${child.logPath} has a gap: ENOSPC`, "WARN 1", "WARN 2", "WARN 3"]);
     }));
 
   it("stops with all that it started", () =>

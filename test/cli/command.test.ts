@@ -1,5 +1,5 @@
-import { execFileSync } from "node:child_process";
-import { readFileSync } from "node:fs";
+import { execFileSync, spawn } from "node:child_process";
+import { closeSync, existsSync, openSync, readFileSync } from "node:fs";
 import { createServer, type Server } from "node:net";
 import { delimiter, join } from "node:path";
 import { afterEach, describe, expect, it, vi } from "vitest";
@@ -15,6 +15,9 @@ afterEach(() => {
   vi.unstubAllEnvs();
 });
 
+/** Help text without its columns. */
+const unfolded = (help: string) => help.replace(/\s+/g, " ");
+
 describe("quire", () => {
   it("explains itself and its commands", async () => {
     const overview = await runQuire(["--help"]);
@@ -23,10 +26,21 @@ describe("quire", () => {
     expect((await runQuire([])).stdout).toBe(overview.stdout);
     const start = await runQuire(["start", "--help"]);
     expect(start).toMatchObject({ code: 0, stderr: "" });
-    expect(start.stdout).toMatch(/--port PORT .*default 8787, QUIRE_PORT/);
+    expect(unfolded(start.stdout)).toMatch(/--port PORT port of the edge[^-]*default 8787, QUIRE_PORT\)/);
     const serve = await runQuire(["serve", "--help"]);
     expect(serve).toMatchObject({ code: 0, stderr: "" });
-    expect(serve.stdout).toMatch(/--store ADDRESS .*default fs:/);
+    expect(unfolded(serve.stdout)).toMatch(/--store ADDRESS fs:FOLDER[^-]*default fs:/);
+  });
+
+  it("explains every command within 80 columns", async () => {
+    const { stdout: overview } = await runQuire(["--help"]);
+    const names = [...overview.matchAll(/^ {2}([a-z-]+) {2,}/gm)].map(([, name]) => name ?? "");
+    expect(names).toContain("profile-heads");
+    const write = vi.spyOn(process.stdout, "write").mockReturnValue(true);
+    for (const name of names) expect(await main([name, "--help"])).toBe(0);
+    const lines = `${overview}\n${write.mock.calls.flat().join("")}`.split("\n");
+    write.mockRestore();
+    expect(lines.filter((line) => line.length > 80)).toEqual([]);
   });
 
   it("says its version", async () => {
@@ -34,7 +48,7 @@ describe("quire", () => {
   });
 
   it.each([
-    [["sing"], {}, 'unknown command "sing"'],
+    [["sing"], {}, 'unknown command "sing"; quire --help lists them'],
     [["--loud"], {}, "unknown flag --loud"],
     [["start", "--prot", "1"], {}, "unknown flag --prot"],
     [["serve", "-x"], {}, "unknown flag -x"],
@@ -103,7 +117,7 @@ describe("the Node it runs on", () => {
     const result = await runProgram(process.execPath, [...asOldNode, "--version"]);
     expect(result).toMatchObject({ code: 0, stdout: `${version}\n`, stderr: "" });
     const refused = await runProgram(process.execPath, [...asOldNode, "sing"]);
-    expect(refused).toMatchObject({ code: 1, stderr: 'quire: unknown command "sing"\n' });
+    expect(refused).toMatchObject({ code: 1, stderr: 'quire: unknown command "sing"; quire --help lists them\n' });
   });
 
   const toldStart = `data:text/javascript,${encodeURIComponent("console.error(process.pid, ...process.execArgv.slice(0, -2));")}`;
@@ -143,6 +157,26 @@ describe("the Node it runs on", () => {
       expect(result).toMatchObject({ code: 0, stdout: "quire: SIGTERM: stopping before the engine is ready\n" });
     },
   );
+
+  it.skipIf(!existsSync("/dev/full"))("serves on where nothing that it says can be written", async () => {
+    const full = openSync("/dev/full", "w");
+    const args = [quirePath, "serve", "--port=0", "--store=memory:", "--model=weights/house-0"];
+    const { QUIRE_ENGINE_KEY: _, ...env } = process.env;
+    const child = spawn(process.execPath, args, { cwd: repositoryRoot, env, stdio: ["ignore", "pipe", full] });
+    closeSync(full);
+    const ended = new Promise((resolve) => child.once("close", resolve));
+    const ready = new Promise<void>((resolve) => {
+      let text = "";
+      child.stdout?.setEncoding("utf8").on("data", (piece: string) => {
+        text += piece;
+        if (text.includes(" is ready on ")) resolve();
+      });
+    });
+    await Promise.race([ready, ended]);
+    expect(child.exitCode).toBeNull();
+    child.kill("SIGTERM");
+    expect(await ended).toBe(0);
+  });
 
   it("has an engine's flags for `quire serve` also where the host's is older", async () => {
     const tell = 'if (process.connected) console.error("child", ...process.execArgv);';

@@ -1,0 +1,23 @@
+/** Help text for terminals. */
+
+const columnCount = 80;
+
+/** The text in lines of at most 80 columns, cut between words; what goes on from a second column stays in it. */
+export function foldHelp(text: string): string {
+  return text.split("\n").flatMap(foldLine).join("\n");
+}
+
+function foldLine(line: string): string[] {
+  if (line.length <= columnCount) return [line];
+  const left = /^ +\S.*? {2,}/.exec(line)?.[0] ?? "";
+  const lines = [left.trimEnd()];
+  let isBegun = false;
+  for (const word of line.slice(left.length).split(" ")) {
+    const last = lines[lines.length - 1] ?? "";
+    const longer = isBegun ? `${last} ${word}` : left + word;
+    if (isBegun && longer.length > columnCount) lines.push(" ".repeat(left.length) + word);
+    else lines[lines.length - 1] = longer;
+    isBegun = true;
+  }
+  return lines;
+}
