@@ -208,7 +208,7 @@ export class Engine {
         const startMs = this.#parts.clock.nowMs();
         const worked = await this.#step();
         if (worked) await breatheAfter(startMs, this.#arriving, this.#parts);
-        else if (!this.#awake && !(await this.#lookAhead.guess(this.#active))) await this.#sleep();
+        else if (!this.#awake && !(await this.#lookAhead.guess(this.#active)) && !this.#awake) await this.#sleep();
       } catch (error) {
         this.#failAll(error);
         await new Promise<void>((resolve) => setImmediate(resolve));

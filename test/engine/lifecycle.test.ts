@@ -288,3 +288,13 @@ class SlowRanges extends MemoryStore {
     return this.#inner.list(...args);
   }
 }
+
+describe("stopping", () => {
+  it("ends an idle engine whichever moment of its loop it comes in", async () => {
+    for (let ticks = 0; ticks < 16; ticks++) {
+      const engine = await openForTest();
+      for (let tick = 0; tick < ticks; tick++) await Promise.resolve();
+      await engine.engine.stop(1000);
+    }
+  });
+});
