@@ -148,6 +148,29 @@ describe("quire pull from an honest hub", () => {
     expect(readFileSync(join(out, "config.json"), "utf8")).toBe("[]");
   });
 
+  it("brings as many files at a time as it is told to", async () => {
+    const names = ["config.json", "tokenizer.json", weights];
+    const open = new Set<string>();
+    let openMost = 0;
+    const second = Promise.withResolvers<void>();
+    // Whoever asks for one file at a time waits here for ever; a third one asked for at once is here before a later request.
+    const gate = second.promise.then(() => fetch(`${hub.url}/nothing`));
+    for (const name of names) {
+      hub.misbehaviours.set(name, async (request, response, { body }) => {
+        open.add(name);
+        openMost = Math.max(openMost, open.size);
+        response.on("finish", () => open.delete(name));
+        if (open.size === 2) second.resolve();
+        await gate;
+        serve(request, response, body);
+      });
+    }
+    await pull();
+    expectPulled();
+    expect(openMost).toBe(2);
+    expect(names.map((name) => hub.requestsOf(name).length)).toEqual([1, 1, 1]);
+  });
+
   it("takes one GGUF file of several where a pattern says which", async () => {
     hub.files.delete(weights);
     hub.files.set("m-q4.gguf", randomBytes(100));
