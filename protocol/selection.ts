@@ -42,7 +42,7 @@ export type ArgumentRule =
   | { each: { min: number; max: number }; countMax: number };
 
 /** KV heads by name: bit 3 of the first digit is KV head 0 of layer 0, and so on through the layers; set: it retrieves. */
-export const HEADS_PATTERN = /^x[0-9a-f]{1,512}$/;
+const HEADS_PATTERN = /^x[0-9a-f]{1,512}$/;
 
 /** One modifier of the language. */
 export interface ModifierRule {
