@@ -149,7 +149,7 @@ export class Engine {
     const checked = { ...request, spans: replayableSpans(request.spans, spec) };
     const { layerCount } = runner.config;
     const sequence = new Sequence({ request: checked, selection, sink, layerCount, nowMs, reserve: settings.reserve });
-    confine(sequence, spec, cache);
+    confine(sequence, { ...spec, ...settings }, cache);
     this.#admission.check(sequence, waitMs, nowMs);
     this.#tenants.enter(sequence.namespace, nowMs);
     this.#queue.add(sequence);

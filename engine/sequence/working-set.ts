@@ -30,6 +30,8 @@ export interface WorkingSet extends Reservation {
 export interface PoolShape {
   layerCount: number;
   kvHeadCount: number;
+  /** Of one object in the store. */
+  segmentTokens: number;
 }
 
 /** Of an empty engine. */
@@ -46,13 +48,14 @@ export function confine(sequence: Sequence, shape: PoolShape, cache: BlockCache)
 
 /**
  * The working set of a request whose context is larger than the pool: what its widest layer may attend to, and a block to be sealed in all layers. In
- * host memory, room for all that this turn computes.
+ * host memory, room for all that this turn computes, or finds in no segment of the store (of a tail blocks cannot be read one by one).
  * @throws {QuireError} `context_length_exceeded`, one line that says what there is too little of.
  */
 function workingSetOf(sequence: Sequence, shape: PoolShape, capacity: PoolCapacity): WorkingSet {
-  const { blocksMax } = sequence;
-  const keptBlocks = Math.floor(sequence.request.turnStart / BLOCK_TOKENS);
-  const hostBytes = (blocksMax - keptBlocks) * shape.layerCount * capacity.hostBlockBytes;
+  const { blocksMax, request } = sequence;
+  const segments = request.session === undefined ? 0 : Math.floor(request.turnStart / shape.segmentTokens);
+  const storedBlocks = (segments * shape.segmentTokens) / BLOCK_TOKENS;
+  const hostBytes = (blocksMax - storedBlocks) * shape.layerCount * capacity.hostBlockBytes;
   const tokens = blocksMax * BLOCK_TOKENS;
   if (blocksMax > capacity.summarySlots) {
     const most = capacity.summarySlots * BLOCK_TOKENS;

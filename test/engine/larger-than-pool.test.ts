@@ -156,4 +156,18 @@ describe("a context larger than the pool", () => {
       expect(() => engine.engine.submit(long(1, fields), { token() {}, done() {}, failed() {} })).toThrow(message);
     }
   });
+
+  it("has host memory set aside for all of it that no segment of the store holds", async () => {
+    const spec = { turnStart: 64, spans: [{ end: 64, how: "dense" }] };
+    const { blockBytes } = (await open(10)).runner.pool;
+    // Of eight blocks, for seven.
+    const settings = { hostPoolBytes: 7 * LAYERS * blockBytes };
+    const submitted = (engine: TestEngine, fields: object) => () =>
+      engine.engine.submit(long(1, { ...spec, ...fields }), { token() {}, done() {}, failed() {} }).cancel();
+    const small = await open(10, { settings });
+    expect(submitted(small, {})).not.toThrow();
+    expect(submitted(small, { session: undefined }), "nothing of it is ever stored").toThrow(/of host memory/);
+    const wide = await open(10, { settings: { ...settings, segmentTokens: 256 } });
+    expect(submitted(wide, {}), "its first block is in the tail").toThrow(/of host memory/);
+  });
 });
