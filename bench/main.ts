@@ -2,6 +2,7 @@
 import { appendFile, writeFile } from "node:fs/promises";
 import { listenForStop, type SignalSource } from "../cli/stop-request.ts";
 import { UsageError } from "../cli/usage-error.ts";
+import { QuireError } from "../protocol/errors.ts";
 import type { BenchContext, BenchResult, BenchTerminal } from "./bench.ts";
 import { describeMachine, machineLine } from "./machine.ts";
 import { benches } from "./registry.ts";
@@ -31,7 +32,9 @@ export async function main(args: readonly string[], options: MainOptions): Promi
   try {
     return await runNamed(args, options);
   } catch (error) {
-    if (!(error instanceof UsageError)) throw error;
+    // What a model or an engine refuses is as much the command line's; what fails in them is ours, and keeps its stack.
+    const isRefusal = error instanceof UsageError || (error instanceof QuireError && error.status < 500);
+    if (!isRefusal) throw error;
     options.err(`bench: ${error.message}\n`);
     return 1;
   }

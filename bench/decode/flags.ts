@@ -27,7 +27,8 @@ export function parseSelections(text: string): SelectionConfiguration[] {
   return parseDistinct(splitSelections(text), parseSelectionFlag);
 }
 
-function parseBudgetTokens(text: string): number {
+/** A budget that policies can split. @throws {UsageError} */
+export function parseBudgetTokens(text: string): number {
   const budgetTokens = parseInteger({ min: 1, max: CONTEXT_TOKENS_MAX })(text);
   try {
     splitBudget(budgetTokens);

@@ -1,6 +1,7 @@
 /** Writes a shape as a HF folder and as a GGUF file in one pass over its weights. */
 import { type FileHandle, mkdir, open, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import { orRefuse } from "../../cli/output-file.ts";
 import type { ModelConfig } from "../../models/contract.ts";
 import { tensorSizes } from "../../models/tensor-source.ts";
 import { encodeBf16, encodeQ8, pairRows } from "./encode-rows.ts";
@@ -29,7 +30,7 @@ export interface WriteModelOptions {
 
 /** Writes `folder`/config.json, model.safetensors and `name`.gguf; files that are there are replaced. The same seed gives the same bytes. */
 export async function writeModel({ name, config, seed, folder }: WriteModelOptions): Promise<WrittenModel> {
-  await mkdir(folder, { recursive: true });
+  await orRefuse(folder, () => mkdir(folder, { recursive: true }));
   await writeFile(join(folder, "config.json"), `${JSON.stringify(huggingFaceConfig(config), undefined, 2)}\n`);
   const tensors = listTensors(config);
   const ggufPath = join(folder, `${name}.gguf`);

@@ -1,5 +1,6 @@
 /** Flags that the benchmarks of resumed turns share. */
 import { parseInteger, parseSelectionFlag } from "../../cli/flags.ts";
+import { parseBudgetTokens } from "../decode/flags.ts";
 
 /** A flag that is a whole number. */
 export const countFlag = (help: string, fallback: string, range: { min: number; max: number }) =>
@@ -14,7 +15,12 @@ export const turnFlags = ({ turns, budget }: { turns: string; budget: string }) 
       fallback: "quest+scope(layer)+group(64)",
       parse: parseSelectionFlag,
     },
-    budget: countFlag("tokens that a step attends to", budget, { min: 128, max: 65_536 }),
+    budget: {
+      help: "tokens that a step attends to",
+      placeholder: "TOKENS",
+      fallback: budget,
+      parse: parseBudgetTokens,
+    },
   }) as const;
 
 /** How far away the store is. */

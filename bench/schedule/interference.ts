@@ -2,7 +2,7 @@
 import { parseInteger } from "../../cli/flags.ts";
 import type { SelectionRequest } from "../../protocol/generate.ts";
 import { type BenchContext, defineBench } from "../bench.ts";
-import { modelFlags } from "../decode/flags.ts";
+import { modelFlags, parseBudgetTokens } from "../decode/flags.ts";
 import {
   type BenchEngine,
   gapsBetween,
@@ -21,7 +21,12 @@ const flags = {
   ...modelFlags,
   streams: integer("sequences that decode", "4", { min: 1, max: 16 }),
   "stream-tokens": integer("tokens of their prompts", "512", { min: 16, max: 16_384 }),
-  budget: integer("tokens that their decoding attends to (quest)", "1024", { min: 128, max: 16_384 }),
+  budget: {
+    help: "tokens that their decoding attends to (quest)",
+    placeholder: "TOKENS",
+    fallback: "1024",
+    parse: parseBudgetTokens,
+  },
   prompt: integer("tokens of the prompt beside them, read densely", "16384", { min: 256, max: 65_536 }),
   quiet: integer("seconds of decoding without it", "10", { min: 1, max: 600 }),
   "prompt-seconds": integer("give the prompt up after so long (its deepest rows are then not seen)", "900", {

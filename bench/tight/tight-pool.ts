@@ -15,7 +15,7 @@ import { contentOf, fillContext } from "../resume/content.ts";
 import { storeFilledSession } from "../resume/stored-session.ts";
 import { countFlag, turnFlags } from "../resume/turn-flags.ts";
 import { type Column, renderTable } from "../table.ts";
-import type { TightFigures, TightTurn } from "./tight-turn.ts";
+import { REFUSED_EXIT_CODE, type TightFigures, type TightTurn } from "./tight-turn.ts";
 
 const TURN = fileURLToPath(new URL("./tight-turn.ts", import.meta.url));
 
@@ -143,7 +143,7 @@ async function measure(base: TightTurn, share: number, { progress, signal }: Ben
   return rows;
 }
 
-/** @throws {Error} with what it wrote, when it ends with anything but its figures. */
+/** @throws {UsageError} for what the engine refuses. @throws {Error} with what it wrote, when it ends with anything else but its figures. */
 async function inProcess(turn: TightTurn): Promise<TightFigures> {
   const child = spawn(process.execPath, [...ENGINE_NODE_FLAGS, TURN], { stdio: ["pipe", "pipe", "pipe"] });
   child.stdin.end(JSON.stringify(turn));
@@ -155,6 +155,7 @@ async function inProcess(turn: TightTurn): Promise<TightFigures> {
     err += data.toString();
   });
   const code = await new Promise((resolve) => child.once("close", resolve));
+  if (code === REFUSED_EXIT_CODE) throw new UsageError(`a pool of ${turn.poolShare} of the context: ${err}`);
   if (code !== 0) throw new Error(`a turn's process ended with ${code}: ${err.slice(0, 2000)}`);
   return JSON.parse(out) as TightFigures;
 }

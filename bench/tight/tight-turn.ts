@@ -3,11 +3,13 @@
  * nothing else. It reads a {@link TightTurn} as JSON and prints a {@link TightFigures}.
  */
 import { json } from "node:stream/consumers";
+import { setTimeout as sleep } from "node:timers/promises";
 import { openEngine } from "../../engine/open.ts";
 import { ENGINE_DEFAULTS, systemClock } from "../../engine/settings.ts";
 import { BLOCK_TOKENS, type KvPool } from "../../kernels/contract.ts";
 import type { ModelRunner } from "../../models/contract.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
+import { QuireError } from "../../protocol/errors.ts";
 import type { SelectionConfiguration } from "../../protocol/generate.ts";
 import type { GetOptions, PageStore, PutOptions } from "../../storage/contract.ts";
 import { FsStore } from "../../storage/fs-store.ts";
@@ -18,6 +20,9 @@ import type { StoredTurns } from "../resume/measure-resume.ts";
 import { gapMs } from "../resume/measure-resume.ts";
 import { startTurn } from "../schedule/bench-engine.ts";
 import type { ShapeName } from "../shapes.ts";
+
+/** Of a turn that the engine refused; it has written why. */
+export const REFUSED_EXIT_CODE = 2;
 
 /** What to run. */
 export interface TightTurn {
@@ -134,7 +139,7 @@ export async function runTightTurn(what: TightTurn): Promise<TightFigures> {
     ...{ namespace: session.namespace, session: { id: session.sessionId }, spans: [...session.spans] },
     ...{ tokens: [...session.tokens, ...prompt], turnStart: session.tokens.length, maxTokens: replyTokens, selection },
   });
-  while (turn.tokensMs.length === 0) await new Promise((resolve) => setTimeout(resolve, 1));
+  while (turn.tokensMs.length === 0) await Promise.race([turn.ended, sleep(1)]);
   const { inBytes, outBytes } = moved;
   const ended = await turn.ended;
   const tokens = replyTokens - 1;
@@ -156,6 +161,12 @@ export async function runTightTurn(what: TightTurn): Promise<TightFigures> {
 }
 
 if (import.meta.main) {
-  const figures = await runTightTurn((await json(process.stdin)) as TightTurn);
-  process.stdout.write(`${JSON.stringify(figures)}\n`);
+  try {
+    const figures = await runTightTurn((await json(process.stdin)) as TightTurn);
+    process.stdout.write(`${JSON.stringify(figures)}\n`);
+  } catch (error) {
+    if (!(error instanceof QuireError) || error.status >= 500) throw error;
+    process.stderr.write(error.message);
+    process.exit(REFUSED_EXIT_CODE);
+  }
 }

@@ -56,6 +56,19 @@ describe("the bench command", () => {
   );
 
   it.each([
+    [["decode", "--model=/nowhere"], "/nowhere: is not there"],
+    [["make-shape", "--shape=tiny", "--out=/dev/null/x"], "/dev/null/x cannot be written (ENOTDIR)"],
+    [
+      ["tight-pool", "--shape=tiny", "--threads=1", "--context=512", "--percent=20", "--budget=128"],
+      "a pool of 0.2 of the context: The request may grow to 640 tokens, of which a step may need 10 blocks of a layer on the device; the KV pool holds 4.",
+    ],
+  ])("refuses %j in one line once it has tried", async (args, message) => {
+    const { code, err } = await runBench(args);
+    expect(code).toBe(1);
+    expect(err.trimEnd().split("\n").at(-1)).toBe(`bench: ${message}`);
+  });
+
+  it.each([
     [["sing"], `unknown benchmark "sing"; there is: ${Object.keys(benches).join(", ")}`],
     [["--rate", "1"], "unknown flag --rate; the benchmark's name comes first"],
     [["load", "--rat", "1"], "unknown flag --rat"],
@@ -66,6 +79,9 @@ describe("the bench command", () => {
     [["load", "--mix", "0,0,0"], '--mix: must be three weights such as 70,25,5, not "0,0,0"'],
     [["load", "--budget", "100"], '--budget: must be a multiple of 16 (whole pages), not "100"'],
     [["load", "--url", "ftp://x"], '--url: must be an http or https address, not "ftp://x"'],
+    ...["resume", "resume-answers", "tight-pool", "interference"].map((name): [string[], string] => {
+      return [[name, "--budget=130"], '--budget: must be a multiple of 16 and at least 128, not "130"'];
+    }),
     [["load", "--json", "/nowhere/at/all.json"], "--json: /nowhere/at/all.json cannot be written (ENOENT)"],
   ])("refuses %j with one clear line", async (args, message) => {
     expect(await runBench(args)).toEqual({ code: 1, out: "", err: `bench: ${message}\n` });
