@@ -3,8 +3,8 @@
     pip install torch==2.13.0 transformers==5.23.0 numpy==2.4.6 gguf==0.19.0
     python test/models/vectors/make-gguf.py           # writes fixtures/*.gguf and fixtures/gguf.json
 
-The `gguf` package (llama.cpp's own) writes the files, quantizes, and says what each block decodes to. It has no quantizer for Q4_K and
-Q6_K: those tensors are random blocks with sensible scales. Weights otherwise are the seeded ones of make-vectors.py.
+The `gguf` package (llama.cpp's own) writes the files, quantizes, and says what each block decodes to. It has no quantizer for Q4_K, Q5_K
+and Q6_K: those tensors are random blocks with sensible scales. Weights otherwise are the seeded ones of make-vectors.py.
 """
 
 import base64
@@ -193,14 +193,16 @@ CASES = [
 def block_vectors() -> dict:
     """Two blocks of every encoding, extreme scales included, and the f32 values they decode to; base64."""
     made = {}
-    for kind in [Type.F32, Type.F16, Type.BF16, Type.Q4_0, Type.Q8_0, Type.Q4_K, Type.Q6_K]:
+    for kind in [Type.F32, Type.F16, Type.BF16, Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0, Type.Q4_K, Type.Q5_K, Type.Q6_K]:
         values, size = gguf.GGML_QUANT_SIZES[kind]
         count = 2 if values > 1 else 64
         raw = (vectors.uniform(vectors.name_seed(kind.name), count * size) * 256).astype(np.uint8).reshape(count, size)
         if kind == Type.F32:
             raw = np.frombuffer(vectors.tensor("f32", (64,)).tobytes(), dtype=np.uint8).reshape(64, 4)
         # No NaN or infinity among the scales: clear the top exponent bit of every f16 and bf16.
-        for at in {Type.F16: [1], Type.BF16: [1], Type.Q4_0: [1], Type.Q8_0: [1], Type.Q4_K: [1, 3], Type.Q6_K: [209]}.get(kind, []):
+        scales = {Type.F16: [1], Type.BF16: [1], Type.Q4_0: [1], Type.Q4_1: [1, 3], Type.Q5_0: [1], Type.Q5_1: [1, 3], Type.Q8_0: [1],
+                  Type.Q4_K: [1, 3], Type.Q5_K: [1, 3], Type.Q6_K: [209]}
+        for at in scales.get(kind, []):
             raw = raw.copy()
             raw[:, at] &= 0xBF
         decoded = gguf.quants.dequantize(raw.reshape(1, -1), kind).astype(np.float32)
