@@ -7,8 +7,10 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Device } from "../../kernels/contract.ts";
 import { openDevice } from "../../kernels/open.ts";
 import { parseConfig } from "../../models/config.ts";
-import { openGguf } from "../../models/gguf.ts";
+import { type GgufFile, openGguf } from "../../models/gguf.ts";
 import { GGUF_ENCODINGS } from "../../models/gguf-blocks.ts";
+import type { GgufValue } from "../../models/gguf-cursor.ts";
+import { readGgufConfig } from "../../models/gguf-model.ts";
 import { openModelFiles, readModelConfig } from "../../models/model-files.ts";
 import { QuireError } from "../../protocol/errors.ts";
 import { compute, type FamilyCase, worstError } from "./families.ts";
@@ -59,6 +61,44 @@ describe("GGUF metadata", () => {
   it("names beginning and end tokens", async () => {
     const config = await readModelConfig(`${FIXTURES}/llama-mixed.gguf`);
     expect(config).toMatchObject({ bosTokenId: 258, eosTokenIds: [259, 262] });
+  });
+});
+
+describe("GGUF metadata that the fixtures do not have", () => {
+  let file: GgufFile;
+  beforeAll(async () => {
+    file = await openGguf(`${FIXTURES}/qwen3-k-quants.gguf`);
+  });
+  afterAll(() => file?.close());
+
+  const configWith = (changes: Record<string, GgufValue>) =>
+    readGgufConfig({ ...file, metadata: new Map([...file.metadata, ...Object.entries(changes)]) });
+
+  it("linear scaling of positions, and a window that no context outgrows", async () => {
+    const { contextTokensMax } = await configWith({});
+    const scaled = { "qwen3.rope.scaling.type": "linear", "qwen3.rope.scaling.factor": 4 };
+    const config = await configWith({ ...scaled, "qwen3.attention.sliding_window": contextTokensMax });
+    expect(config).toMatchObject({ ropeScaling: { type: "linear", factor: 4 }, contextTokensMax });
+  });
+
+  it.each<[key: string, changes: Record<string, GgufValue>, message: RegExp]>([
+    ["qwen3.expert_count", { "qwen3.expert_count": 8 }, /experts are not supported/],
+    ["qwen3.rope.dimension_count", { "qwen3.rope.dimension_count": 16 }, /16 is not supported, only 32/],
+    ["qwen3.attention.value_length", { "qwen3.attention.value_length": 64 }, /64 is not supported, only 32/],
+    ["qwen3.attention.sliding_window", { "qwen3.attention.sliding_window": 64 }, /a window of 64 tokens/],
+    [
+      "qwen3.rope.scaling.type",
+      { "qwen3.rope.scaling.type": "longrope", "qwen3.rope.scaling.factor": 4 },
+      /"longrope" is not supported/,
+    ],
+    ["qwen3.rope.scaling.factor", { "qwen3.rope.scaling.type": "yarn" }, /is missing/],
+    ["qwen3.attention.head_count_kv", { "qwen3.attention.head_count_kv": [1, 1] }, /a value per layer/],
+  ])("%s that the forward pass does not do is refused in one line", async (key, changes, message) => {
+    const error = await configWith(changes).catch((thrown: unknown) => thrown);
+    expect(error).toBeInstanceOf(QuireError);
+    expect((error as QuireError).message).toMatch(message);
+    expect((error as QuireError).message).toContain(`qwen3-k-quants.gguf: ${key}: `);
+    expect((error as QuireError).message).not.toContain("\n");
   });
 });
 
