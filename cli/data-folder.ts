@@ -26,7 +26,7 @@ export interface DataFolder {
   secrets: Secrets;
   /** Path below the folder. */
   at(...names: string[]): string;
-  /** Writes a file that only this user can read, whole or not at all. */
+  /** Writes a file that only this user can read, whole or not at all. @throws {UsageError} */
   writePrivate(name: string, text: string): Promise<void>;
   release(): Promise<void>;
 }
@@ -41,16 +41,20 @@ export async function openDataFolder(folder: string): Promise<DataFolder> {
     await mkdir(join(path, "logs"), { recursive: true, mode: 0o700 });
     await chmod(path, 0o700);
   } catch (error) {
-    throw new UsageError(`data folder ${folder} cannot be written (${(error as NodeJS.ErrnoException).code})`);
+    throw notWritten(folder, error);
   }
-  const lock = await takeProcessLock(path);
+  const lock = await takeProcessLock(path).catch((error: unknown) => Promise.reject(notWritten(folder, error)));
   if (!lock)
     throw new UsageError(`data folder ${folder} is in use by ${await lockHolder(path)}; choose another with --data`);
   const at = (...names: string[]): string => join(path, ...names);
   const writePrivate = async (name: string, text: string): Promise<void> => {
     const temporary = at(`${name}.${process.pid}.tmp`);
-    await writeFile(temporary, text, { mode: 0o600 });
-    await rename(temporary, at(name));
+    try {
+      await writeFile(temporary, text, { mode: 0o600 });
+      await rename(temporary, at(name));
+    } catch (error) {
+      throw notWritten(folder, error);
+    }
   };
   try {
     const secrets = await loadSecrets(folder, at("secrets.json"), writePrivate);
@@ -61,8 +65,18 @@ export async function openDataFolder(folder: string): Promise<DataFolder> {
   }
 }
 
+/** The one line for a folder that cannot be written; SQLite says what it met in words. */
+function notWritten(folder: string, error: unknown): UsageError {
+  const { code, errstr } = error as NodeJS.ErrnoException & { errstr?: string };
+  return new UsageError(`data folder ${folder} cannot be written (${errstr ?? code})`);
+}
+
 async function loadSecrets(folder: string, path: string, writePrivate: DataFolder["writePrivate"]): Promise<Secrets> {
-  const text = await readFile(path, "utf8").catch(() => undefined);
+  const text = await readFile(path, "utf8").catch((error: NodeJS.ErrnoException) => {
+    if (error.code === "ENOENT") return undefined;
+    // Not to be made anew: with another salt everything stored would be lost.
+    throw new UsageError(`${folder}/secrets.json cannot be read (${error.code})`);
+  });
   if (text === undefined) {
     const secrets = newSecrets();
     await writePrivate("secrets.json", `${JSON.stringify(secrets, undefined, 2)}\n`);

@@ -1,7 +1,7 @@
 import { execFileSync, spawn } from "node:child_process";
 import { EventEmitter, once } from "node:events";
-import { readFileSync } from "node:fs";
-import { chmod, copyFile, mkdir, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { existsSync, readFileSync } from "node:fs";
+import { chmod, copyFile, lstat, mkdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { openDataFolder } from "../../cli/data-folder.ts";
@@ -116,6 +116,24 @@ describe("the data folder", () => {
       await writeFile(join(folder, "lock"), String(process.ppid));
       const data = await openDataFolder(folder);
       await data.release();
+    }));
+
+  it.skipIf(!existsSync("/dev/full"))("that cannot be written is refused in one line, and leaves no lock behind", () =>
+    withTempFolder(async (folder) => {
+      await symlink("lock.db", join(folder, "lock.db"));
+      await expect(openDataFolder(folder)).rejects.toThrow(/^data folder \S+ cannot be written \(.+\)$/);
+      await rm(join(folder, "lock.db"));
+      await symlink("/dev/full", join(folder, `secrets.json.${process.pid}.tmp`));
+      await expect(openDataFolder(folder)).rejects.toThrow(/^data folder \S+ cannot be written \(ENOSPC\)$/);
+      await expect(stat(join(folder, "lock"))).rejects.toThrow("ENOENT");
+    }),
+  );
+
+  it("never makes secrets anew where there are some that cannot be read", () =>
+    withTempFolder(async (folder) => {
+      await symlink("secrets.json", join(folder, "secrets.json"));
+      await expect(openDataFolder(folder)).rejects.toThrow(/secrets\.json cannot be read \(ELOOP\)$/);
+      expect((await lstat(join(folder, "secrets.json"))).isSymbolicLink()).toBe(true);
     }));
 
   it("refuses damaged secrets and leaves no lock behind", () =>
