@@ -90,13 +90,42 @@ describe("a tenant with credit", () => {
     }
     for (const { body, status } of answers) if (status === 200) await body?.cancel();
     await until(async () => (await used()).turns === 0);
-    // The sessions that were refused are free.
+    // The sessions that were refused are free. Some of them never came to the engine, which has words left that do not end.
+    const other = await makeWorld();
     for (const { index } of refused) {
-      const again = await chat("hi", { quire: { session_id: sessions[index] } }, options);
+      const again = await other.chat("hi", { quire: { session_id: sessions[index] } }, options);
       expect(again.status).toBe(200);
       await again.text();
     }
   });
+
+  it.each([false, true])(
+    "is refused as soon as that is known, and waits for no engine (resumable: %s)",
+    {
+      timeout: 60_000,
+    },
+    async (resumable) => {
+      const { chat, engine, model } = await makeWorld();
+      await (await chat("first", {}, options)).text();
+      const admit = TenantLimiter.prototype.admit;
+      const asked = vi.spyOn(TenantLimiter.prototype, "admit");
+      asked.mockImplementationOnce(async function (this: TenantLimiter, request) {
+        return { ...(await admit.call(this, request)), refusedBy: "tokens" };
+      });
+      await engine.script({ do: "deaf" });
+      const quire = { session_id: `${model}-late`, resumable };
+      expect((await chat("hi", { quire }, options)).status).toBe(429);
+      expect(asked).toHaveBeenCalledOnce();
+      asked.mockRestore();
+      // The limiter may have answered before the engine was called.
+      const called = async () => (await engine.calls()).slice(1);
+      await until(async () => (await called()).every(({ abortedMs }) => abortedMs !== undefined));
+      for (const { startedMs, abortedMs = 0 } of await called()) {
+        expect(abortedMs - startedMs).toBeLessThan(LIMITS.admissionMsMax);
+      }
+      expect((await used()).turns).toBe(0);
+    },
+  );
 
   it("is counted for every request once, also for those that come to nothing", { timeout: 60_000 }, async () => {
     const { chat, post } = await makeWorld();

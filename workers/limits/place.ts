@@ -132,6 +132,11 @@ export class AskedPlace {
     this.#asking ??= this.#question() ?? Promise.resolve(undefined);
     return this.#asking;
   }
+
+  /** Asks, and calls `onRefused` where the answer is no. */
+  async askBeside(onRefused: () => void): Promise<void> {
+    if ((await this.ask())?.refusedBy !== undefined) onRefused();
+  }
 }
 
 /**

@@ -95,7 +95,8 @@ export class SessionLog extends LogObject {
   async #open({ job, place, isReserved }: Entry): Promise<OpenedTurn> {
     if (this.#running) return saysOnly(busyAnswer(job));
     const stream = new TurnStream({ resumable: job.resumable });
-    return this.#course(job, stream, { beside: () => void place.ask(), isReserved, done: [] }).open();
+    const beside = () => void place.askBeside(() => stream.stop());
+    return this.#course(job, stream, { beside, isReserved, done: [] }).open();
   }
 
   #course(

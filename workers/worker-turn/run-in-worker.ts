@@ -111,7 +111,9 @@ async function openConfirmed(turn: HereTurn, entry: Entry): Promise<OpenedTurn> 
 function openCourse(turn: HereTurn, { job, place, isReserved }: Entry): Promise<OpenedTurn> {
   const { env, signal, turnId, session, memory, onEnded } = turn;
   const stream = new TurnStream({ resumable: false, streamId: turnId });
-  signal.addEventListener("abort", () => stream.stop());
+  const stop = () => stream.stop();
+  signal.addEventListener("abort", stop);
+  if (signal.aborted) stop();
   let isLetOut = false;
   const host: TurnHost = {
     read: async () => session?.read(),
@@ -121,7 +123,7 @@ function openCourse(turn: HereTurn, { job, place, isReserved }: Entry): Promise<
     progress: () => undefined,
     begun: () => {
       isLetOut = true;
-      if (session) course.later(SOON_MS, () => void session.listen(() => stream.stop()));
+      if (session) course.later(SOON_MS, () => void session.listen(stop));
     },
     ended: (isSaid) => {
       if (!isSaid) return;
@@ -129,9 +131,10 @@ function openCourse(turn: HereTurn, { job, place, isReserved }: Entry): Promise<
       onEnded();
     },
   };
+  // A turn that will come to nothing, or begins with the wrong log, waits for no engine.
   const beside = (): void => {
-    void place.ask();
-    session?.confirm().catch(() => undefined);
+    void place.askBeside(stop);
+    session?.confirm().then((verdict) => (verdict === "same" ? undefined : stop()), stop);
   };
   const course: TurnCourse = new TurnCourse({ env, job, stream, host, memory, beside, isReserved, done: [] });
   return course.open();
