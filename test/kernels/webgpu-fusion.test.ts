@@ -106,6 +106,16 @@ describe.skipIf(!hasAdapter)(`ops in front of a product (seed ${SEED})`, () => {
       ]);
       expectSameBits(await results(device, made), values, "what the op made");
       expectSameBits(await results(device, out), product, "the product");
+      const again = await namesOf((recorder) => {
+        multiply(recorder);
+        make(recorder);
+        multiply(recorder);
+      });
+      // What was quantized before the op wrote its buffer anew is no input of the product behind.
+      expect(again).toEqual([
+        ...["quantize_rows", gemvOf(encoding, shape.rows)],
+        ...[FUSED[op](shape.width), gemvOf(encoding, shape.rows)],
+      ]);
     },
   );
 

@@ -43,6 +43,16 @@ function describeEmbed(lane: Lane): void {
     const random = new Random(SEED);
     for (const inWidth of [1, 5, 32, 33, 64, 100]) {
       const data = random.normals(11 * inWidth);
+      // Of two weights that are largest in size the first counts.
+      for (const [row, largest] of inWidth < 5
+        ? []
+        : ([
+            [3, 9],
+            [7, -9],
+          ] as const)) {
+        data[row * inWidth + 1] = largest;
+        data[row * inWidth + 3] = -largest;
+      }
       const tokens = Uint32Array.from([10, 0, 3, 3, 7]);
       const lookUp = (device: Device) => {
         const table = device.matrix("table", encoding, { outWidth: 11, inWidth }, data);
@@ -153,7 +163,7 @@ const PRODUCT_SHAPES = [
   { rows: 3, inWidth: 31, outWidth: 17 },
   { rows: 5, inWidth: 33, outWidth: 33 },
   { rows: 4, inWidth: 64, outWidth: 8 },
-  { rows: 7, inWidth: 100, outWidth: 260 },
+  { rows: 8, inWidth: 100, outWidth: 260 },
   { rows: 9, inWidth: 128, outWidth: 352 },
   { rows: 1, inWidth: 352, outWidth: 128 },
   { rows: 33, inWidth: 20, outWidth: 50 },
@@ -224,6 +234,17 @@ function describeMatrixPieces(lane: Lane): void {
         device.writePacked(copy, at, await device.readPacked(pieces, at, bytes));
       }
       expectSameBits(await multiply(copy), await multiply(pieces));
+      const packedBehind = async (before: Float32Array): Promise<Uint8Array> => {
+        device.matrix("before", encoding, shape, before);
+        const few = device.matrix("few", encoding, { outWidth: 21, inWidth }, weights.slice(0, 21 * inWidth));
+        return device.readPacked(few, 0, few.packedBytes);
+      };
+      const zeros = new Float32Array(weights.length);
+      expectSameBits(
+        await packedBehind(weights),
+        await packedBehind(zeros),
+        "padding is nothing that was there before",
+      );
       expect(() => device.writePacked(copy, copy.packedBytes, Uint8Array.of(0))).toThrow(AssertionError);
       await expect(device.readPacked(copy, -1, 1)).rejects.toThrow(AssertionError);
       const rows = (count: number) => new Float32Array(count * inWidth);
