@@ -5,6 +5,7 @@ import { packCommit } from "../../workers/session-log/log-image.ts";
 import type { LogCommit } from "../../workers/session-log/log-store.ts";
 import { SessionLog } from "../../workers/session-log/session-log.ts";
 import { sessionOf } from "../../workers/stubs.ts";
+import { TenantIndex } from "../../workers/tenant-index.ts";
 import type { TurnJob } from "../../workers/turn-job.ts";
 import { HeldSession } from "../../workers/worker-turn/held-session.ts";
 import { env, ids, watchTimers } from "./world.ts";
@@ -75,5 +76,27 @@ describe("a session that does not answer", () => {
     expect(await written).toMatchObject({ code: "deadline_exceeded" });
     expect(asked).toHaveBeenCalledTimes(2);
     asked.mockRestore();
+  });
+});
+
+describe("a session that is being deleted", () => {
+  it("takes no turn, which would be lost at its end", async () => {
+    const { stub, commitOf } = newSession(false);
+    const commit = commitOf("x");
+    await stub().write("first", undefined, packCommit(commit));
+    const meanwhile: unknown[] = [];
+    const forget = TenantIndex.prototype.forget;
+    const forgotten = vi.spyOn(TenantIndex.prototype, "forget");
+    forgotten.mockImplementationOnce(async function (this: TenantIndex, id) {
+      const held = await stub().hold("late", commit.meta.version);
+      meanwhile.push(typeof held === "string" ? held : held.isKnown);
+      meanwhile.push(await stub().write("lost", commit.meta.version, packCommit(commitOf("y"))));
+      await forget.call(this, id);
+    });
+    expect(await stub().remove()).toBe(true);
+    expect(meanwhile).toEqual(["busy", false]);
+    forgotten.mockRestore();
+    expect(await stub().info()).toBeUndefined();
+    expect(await stub().write("next", undefined, packCommit(commit))).toBe(true);
   });
 });

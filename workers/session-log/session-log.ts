@@ -56,6 +56,8 @@ export class SessionLog extends LogObject {
   readonly #memory = newMemory(new NextTurn(() => Date.now()));
   readonly #lost = new RunningStore(this.ctx.storage, () => Date.now());
   #running: Running | undefined;
+  /** While the session is being deleted. */
+  #isLeaving = false;
   /** Whether this object has looked for a turn that an earlier one left. */
   #hasLooked = false;
 
@@ -93,7 +95,7 @@ export class SessionLog extends LogObject {
   }
 
   async #open({ job, place, isReserved }: Entry): Promise<OpenedTurn> {
-    if (this.#running) return saysOnly(busyAnswer(job));
+    if (this.#running || this.#isLeaving) return saysOnly(busyAnswer(job));
     const stream = new TurnStream({ resumable: job.resumable });
     const beside = () => void place.askBeside(() => stream.stop());
     return this.#course(job, stream, { beside, isReserved, done: [] }).open();
@@ -169,11 +171,11 @@ export class SessionLog extends LogObject {
    * Keeps the session for a turn that runs in a Worker, until that is written, {@link release} is called, or what is returned is disposed of, which
    * happens also when that Worker is gone.
    * @param version of the log as that Worker knows it (`versionOf`); another one is answered with the log
-   * @returns "busy" when another turn has it; "long" for a log that is too long to leave: its turns run here
+   * @returns "busy" when another turn has it, or it is being deleted; "long" for a log that is too long to leave: its turns run here
    */
   async hold(turnId: string, version: string | undefined): Promise<SessionHold | "busy" | "long"> {
     this.#takeUpLost();
-    if (this.#running) return "busy";
+    if (this.#running || this.#isLeaving) return "busy";
     const now = versionOf(this.open().meta());
     const isKnown = now === version && now !== "";
     const image = isKnown ? undefined : exportLog(this.open(), undefined);
@@ -195,7 +197,7 @@ export class SessionLog extends LogObject {
     const change = unpackCommit(commit);
     const now = versionOf(this.open().meta());
     if (now && now === change.meta.version) return true;
-    if (this.#running && this.#running.id !== turnId) return false;
+    if (this.#isLeaving || (this.#running && this.#running.id !== turnId)) return false;
     if (now !== version) return false;
     this.#replays.supersede();
     await this.#write(change);
@@ -215,16 +217,21 @@ export class SessionLog extends LogObject {
   /**
    * Deletes the session and its index entries, and through an engine what is stored of it. Where no engine answers, that goes
    * when the page store collects what nobody used.
-   * @returns false when there was none; "busy" while a turn runs
+   * @returns false when there was none; "busy" while a turn runs, or it is being deleted already
    */
   async remove(): Promise<boolean | "busy"> {
     this.#takeUpLost();
-    if (this.#running) return "busy";
+    if (this.#running || this.#isLeaving) return "busy";
     const meta = this.open().meta();
     if (!meta) return false;
-    await indexOf(this.env, meta.namespace).forget(meta.id);
-    this.#replays.clear();
-    await this.wipe();
+    this.#isLeaving = true;
+    try {
+      await indexOf(this.env, meta.namespace).forget(meta.id);
+      this.#replays.clear();
+      await this.wipe();
+    } finally {
+      this.#isLeaving = false;
+    }
     await this.deleteStored(meta).catch((thrown: unknown) => logError(`delete ${meta.id}`, thrown));
     return true;
   }
