@@ -396,7 +396,11 @@ function countInput() {
 function submit() {
   const text = ui.input.value;
   if (state.turn !== undefined || text.trim() === "") return;
-  if (ui.session.value.trim() === "" || !ui.session.checkValidity()) ui.session.value = newSessionId();
+  if (ui.session.value.trim() === "") ui.session.value = newSessionId();
+  if (!ui.session.checkValidity()) {
+    showAlert("A session's name has 1 to 128 characters of A-Z a-z 0-9 . _ : -");
+    return;
+  }
   ui.input.value = "";
   countInput();
   send(text);

@@ -45,6 +45,11 @@ describe("the playground is three static files", () => {
     }
   });
 
+  it("whose figures stay within their panel: the name of a selection has no space to be cut at", () => {
+    expect(css).toMatch(/\ndd \{[^}]*overflow-wrap: anywhere/);
+    expect(css).toMatch(/\ndl \{[^}]*grid-template-columns: [^;]*fit-content/);
+  });
+
   it("whose passage is long enough to be more than one segment and holds no fact of its own", () => {
     const passage = html.slice(html.indexOf('<template id="passage">'), html.indexOf("</template>"));
     expect(passage.length).toBeGreaterThan(2_560);
