@@ -5,6 +5,7 @@ import { type SessionVerdict, Verifier } from "../storage/verify.ts";
 import type { Command } from "./command.ts";
 import { describeFlags, parseFlags, parseText } from "./flags.ts";
 import { namespaceMeant, openPlace, prefixOf, storeFlags, tenantFlags } from "./store/flags.ts";
+import { progressReport } from "./store/progress.ts";
 import { describeSwitches, takeSwitches } from "./store/switches.ts";
 import { count } from "./store/tables.ts";
 
@@ -40,11 +41,17 @@ async function runVerify(args: readonly string[], env: NodeJS.ProcessEnv): Promi
     const verifier = new Verifier(store, { repair: given.has("repair") });
     const suffix = values.session === undefined ? "" : `/session/${sessionKeyOf(values.session)}`;
     const totals = { sessions: 0, objects: 0, broken: 0, unrepaired: 0 };
+    const read = () => `${count(totals.sessions, "session")} with ${count(totals.objects, "object")} read`;
+    const progress = progressReport(
+      (line) => process.stderr.write(line),
+      () => performance.now(),
+    );
     for await (const { key } of listAll(store, prefix, undefined)) {
       if (parseObjectKey(key)?.kind !== "session" || !key.endsWith(suffix)) continue;
       const verdict = await verifier.session(key);
       totals.sessions += 1;
       totals.objects += verdict.objectCount;
+      progress(read);
       if (verdict.problems.length > 0) {
         totals.broken += 1;
         if (verdict.action !== "cut" && verdict.action !== "deleted") totals.unrepaired += 1;
@@ -53,9 +60,7 @@ async function runVerify(args: readonly string[], env: NodeJS.ProcessEnv): Promi
       if (line !== "") process.stdout.write(line);
     }
     if (!given.has("json"))
-      process.stdout.write(
-        `${count(totals.sessions, "session")} with ${count(totals.objects, "object")} read: ${totals.broken === 0 ? "all whole" : `${totals.broken} not whole`}\n`,
-      );
+      process.stdout.write(`${read()}: ${totals.broken === 0 ? "all whole" : `${totals.broken} not whole`}\n`);
     return totals.unrepaired > 0 ? 1 : 0;
   } finally {
     await store.close();

@@ -12,6 +12,7 @@ import { openModelFolder } from "../../cli/model-folder.ts";
 import { findPort } from "../../cli/ports.ts";
 import { curlLine } from "../../cli/ready-block.ts";
 import { listenForStop } from "../../cli/stop-request.ts";
+import { progressReport } from "../../cli/store/progress.ts";
 import { UsageError } from "../../cli/usage-error.ts";
 import { openTokenizer } from "../../tokenizer/open.ts";
 import { withTempFolder } from "./run-quire.ts";
@@ -142,6 +143,22 @@ describe("the data folder", () => {
       await expect(openDataFolder(folder)).rejects.toThrow(/secrets\.json is damaged/);
       await expect(stat(join(folder, "lock"))).rejects.toThrow("ENOENT");
     }));
+});
+
+describe("a store command that takes long", () => {
+  it("says how far it is every five seconds", () => {
+    let nowMs = 100;
+    const lines: string[] = [];
+    const progress = progressReport(
+      (line) => lines.push(line),
+      () => nowMs,
+    );
+    for (let read = 1; read <= 12; read++) {
+      nowMs += 1_000;
+      progress(() => `${read} read`);
+    }
+    expect(lines).toEqual(["quire: 5 read so far\n", "quire: 10 read so far\n"]);
+  });
 });
 
 describe("the edge's settings", () => {
