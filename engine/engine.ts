@@ -95,8 +95,7 @@ export class Engine {
       fail: (sequence, error) => this.#fail(sequence, error),
     });
     this.#lookAhead = new LookAhead({
-      ...{ clock, residency: this.#residency, latencyMs: parts.storeLatencyMs },
-      runner: { step: (steps) => cache.during(() => parts.runner.step(steps)) },
+      ...{ cache, clock, residency: this.#residency, latencyMs: parts.storeLatencyMs, runner: parts.runner },
       onGuess: (sequence, layer, blocks) => this.traces.guessed(sequence, clock.nowMs(), { layer, blocks }),
     });
     this.#planner = this.#openPlanner();
@@ -347,7 +346,11 @@ export class Engine {
 
   async #runStep(parts: { sequence: Sequence; slice: PlannedSlice; step: SequenceStep }[]): Promise<SequenceResult[]> {
     try {
-      return await this.#lookAhead.step(parts.map((part) => part.step));
+      return await this.#parts.cache.during(async () => {
+        const results = await this.#lookAhead.step(parts.map((part) => part.step));
+        noteAttended(parts, results, this.#parts.cache);
+        return results;
+      });
     } catch (error) {
       for (const { slice } of parts) discardSlice(slice, this.#parts);
       throw error;
@@ -361,7 +364,6 @@ export class Engine {
     planned.passedBy.push(...passedBy);
     countChoices(sequence, result);
     collectChoice(planned, result);
-    noteAttended(sequence, planned, { result, missed: wanted }, cache);
     if (result.checkpoint) {
       this.#residency.suspend(sequence, planned, result.checkpoint, wanted);
       return;

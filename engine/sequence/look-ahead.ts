@@ -6,6 +6,7 @@
 import { NOT_RESIDENT } from "../../kernels/contract.ts";
 import { choosingLayer } from "../../kernels/page-range.ts";
 import type { Checkpoint, ModelRunner, SequenceResult, SequenceStep } from "../../models/contract.ts";
+import type { BlockCache } from "../kv/block-cache.ts";
 import type { BlockLayer } from "../kv/block-fetcher.ts";
 import type { Clock } from "../settings.ts";
 import type { Residency } from "./residency.ts";
@@ -27,6 +28,7 @@ const LATENCY_SHARE = 0.75;
 /** What it works with; all of it stays the engine's. */
 export interface LookAheadOptions {
   runner: Pick<ModelRunner, "step">;
+  cache: Pick<BlockCache, "during">;
   residency: Pick<Residency, "fetch">;
   clock: Pick<Clock, "nowMs">;
   /** What a read takes at least; undefined: not known yet. */
@@ -52,7 +54,7 @@ export class LookAhead {
     this.#options = options;
   }
 
-  /** Runs a step, and takes its time. */
+  /** Runs a step, of which the caller holds the memory, and takes its time. */
   async step(steps: readonly SequenceStep[]): Promise<SequenceResult[]> {
     const { runner, clock } = this.#options;
     const startMs = clock.nowMs();
@@ -95,15 +97,15 @@ export class LookAhead {
   }
 
   async #guess({ sequence, suspended, toLayer }: Guess): Promise<void> {
-    const { runner, residency, onGuess } = this.#options;
+    const { cache, runner, residency, onGuess } = this.#options;
     const { planned, checkpoint } = suspended;
     const knownLayer = suspended.guessedLayer;
     suspended.guessedLayer = Number.POSITIVE_INFINITY;
     fillTables(sequence, planned);
     const { reportBlocks: _blocks, reportChoice: _choice, ...slice } = planned.slice;
-    const [result] = await runner.step([
-      { slice, tokens: planned.tokens, exact: false, resumeFrom: checkpoint, guessLayer: toLayer },
-    ]);
+    const [result] = await cache.during(() =>
+      runner.step([{ slice, tokens: planned.tokens, exact: false, resumeFrom: checkpoint, guessLayer: toLayer }]),
+    );
     const wanted = (result?.misses ?? []).flatMap(({ block: index, layer }): BlockLayer[] => {
       const block = sequence.blocks[index];
       return block && layer > knownLayer && block.deviceBlocks[layer] === NOT_RESIDENT ? [{ block, layer }] : [];

@@ -9,11 +9,11 @@ import { policyNamed } from "../../models/selection/registry.ts";
 import { QuireError } from "../../protocol/errors.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import type { BlockCache } from "../kv/block-cache.ts";
-import type { BlockLayer } from "../kv/block-fetcher.ts";
 import type { Reservation } from "../kv/loose-layers.ts";
 import { type How, parseHow } from "../kv/provenance.ts";
 import type { PlannedSlice } from "./planned-slice.ts";
 import type { Sequence } from "./sequence.ts";
+import { missedBlocks } from "./traffic.ts";
 
 /** Query groups of a step, tried in this order: fewer fit into a smaller pool. */
 const GROUP_COUNTS = [LIMITS.looseRowsMax, LIMITS.looseRowsMax / 16, 1] as const;
@@ -158,17 +158,21 @@ function forAttended(
 }
 
 /**
- * After a step, or what ran of it: a suspended one will find again what the layers attend to that it goes on with, and of one that is done everything
- * that it attended to is the last to leave. Nothing for a sequence whose context the pool holds.
+ * After a step, or what ran of it, and before whoever has waited for its end takes room: a suspended one will find again what the layers attend to that it goes
+ * on with, and of one that is done everything that it attended to is the last to leave. Nothing for sequences whose context the pool holds.
  */
 export function noteAttended(
-  sequence: Sequence,
-  planned: PlannedSlice,
-  { result, missed }: { result: SequenceResult; missed: readonly BlockLayer[] },
+  parts: readonly { sequence: Sequence; slice: PlannedSlice }[],
+  results: readonly SequenceResult[],
   cache: BlockCache,
 ): void {
-  if (!sequence.workingSet) return;
+  for (const [at, { sequence, slice }] of parts.entries())
+    if (sequence.workingSet) noteOne(sequence, slice, results[at] as SequenceResult, cache);
+}
+
+function noteOne(sequence: Sequence, planned: PlannedSlice, result: SequenceResult, cache: BlockCache): void {
   const { checkpoint, chosenBlocks } = result;
+  const { wanted: missed } = missedBlocks(sequence, result);
   const layerCount = planned.slice.blockIds.length / planned.slice.blockCapacity;
   const missedLayer = Math.min(...missed.map(({ layer }) => layer), layerCount - 1);
   const layerLast = missed.length > 0 ? missedLayer : (checkpoint?.layer ?? layerCount) - 1;

@@ -44,6 +44,7 @@ function world({ layerMs, latencyMs }: { layerMs: number | (() => number); laten
   const steps: SequenceStep[] = [];
   const msOf = (layers: number) => layers * (typeof layerMs === "number" ? layerMs : layerMs());
   const ahead = new LookAhead({
+    cache: { during: (step) => step() },
     clock: { nowMs: () => nowMs },
     latencyMs: () => latencyMs,
     runner: {
