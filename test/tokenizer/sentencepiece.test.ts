@@ -97,6 +97,16 @@ describe("special tokens that text could spell", () => {
     expect(tokenizer.encode("<e>", { special: true })).toEqual([4]);
   });
 
+  it("are found leftmost first, the longest of those that begin there", () => {
+    const added = [special(3, "<e"), special(4, "<e>"), special(5, "e>>")];
+    const { tokenizer } = open(["<", "e", ">", "<e", "<e>", "e>>"], { added });
+    // As Hugging Face's implementation in Rust has them.
+    const expected = { "<e>": [4], "<e<e>": [3, 4], "<e>>": [4, 2], "e>>": [5], "e>": [1, 2] };
+    for (const [text, ids] of Object.entries(expected)) {
+      expect(tokenizer.encode(text, { special: true }), text).toEqual(ids);
+    }
+  });
+
   it("are no characters", () => {
     const model = { unk_token: "?" };
     const { tokenizer } = open(["a", "\n", "?"], { added: [special(1, "\n")], model });
