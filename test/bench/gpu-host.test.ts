@@ -58,6 +58,11 @@ describe.skipIf(device === undefined)("a step of the GPU device on the host", ()
     expect(splitsOf({ kind: "dense" })).toBe(256);
     // Never more blocks than 128 pages, four to a split.
     expect(splitsOf(policyNamed("quest").plan(2048))).toBe(32);
+    expect(splitsOf(policyNamed("quest").plan(2064))).toBe(33);
     expect(splitsOf(policyNamed("quest").plan(131_072))).toBe(256);
+    // A selection that leaves nothing out is dense: eight to a split again.
+    const all = { headShares: [Number.POSITIVE_INFINITY], scope: "kv-head", combine: "max" } as const;
+    const pages = { kind: "pages", budgetPages: 128, sinkPages: 1, recentPages: 1 } as const;
+    expect(splitsOf({ ...pages, ...all, scorer: { summary: "min-max", radiusWeight: 1 } })).toBe(256);
   });
 });

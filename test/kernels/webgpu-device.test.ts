@@ -1,6 +1,7 @@
 /** What the conformance suite does not ask of the GPU device: arithmetic to the bit, memory in several buffers, submissions, failure. */
 import { describe, expect, it, vi } from "vitest";
 import type { Device, MatrixEncoding, SampleRow, SelectionPlan } from "../../kernels/contract.ts";
+import { openReferenceDevice } from "../../kernels/reference/device.ts";
 import { sampleRow } from "../../kernels/sample-row.ts";
 import { requestAdapter } from "../../kernels/webgpu/adapter.ts";
 import { type Kernel, read, write } from "../../kernels/webgpu/kernel.ts";
@@ -8,9 +9,10 @@ import { openWebGpuDevice } from "../../kernels/webgpu/open-webgpu.ts";
 import { EXACT_DIVIDE } from "../../kernels/webgpu/wgsl/exact-math.ts";
 import { adapterForTests } from "../support/software-gpu.ts";
 import { plainRow } from "./conformance/sampling.ts";
-import { expectSameBits } from "./support/compare.ts";
+import { expectClose, expectSameBits, magnitude } from "./support/compare.ts";
 import { counted, noCalls } from "./support/counted-adapter.ts";
 import { bytesOf, poisoned, results, upload } from "./support/floats.ts";
+import { F32_TOLERANCES } from "./support/lane.ts";
 import { Random, SEED } from "./support/random.ts";
 import { runOver } from "./support/run-kernel.ts";
 import { makeSequence, Stage, type StageShape } from "./support/stage.ts";
@@ -109,25 +111,38 @@ function describeParts(): void {
     },
   );
 
-  it.each(["f32", "int8"] as const)("a pool of %s in several buffers gives the same bits", async (encoding) => {
-    const shape: StageShape = {
-      ...{ layerCount: 1, headCount: 4, kvHeadCount: 2, headDim: encoding === "f32" ? 16 : 32, encoding },
-      summaryKinds: ["min-max"],
-    };
-    const scorer = { summary: "min-max", radiusWeight: 1 } as const;
-    const budget = { budgetPages: 9, sinkPages: 1, recentPages: 1 };
-    const plans: SelectionPlan[] = [{ kind: "dense" }, { kind: "tokens", ...budget, candidatePages: 12, scorer }];
-    const [whole, parts] = await onBoth(async (device) => {
-      const stage = new Stage(device, shape, { blockCapacity: 9 });
+  it.each(["f32", "int8"] as const)(
+    "a pool of %s in several buffers gives the same bits, and the right ones",
+    async (encoding) => {
+      const shape: StageShape = {
+        ...{ layerCount: 1, headCount: 4, kvHeadCount: 2, headDim: encoding === "f32" ? 16 : 32, encoding },
+        summaryKinds: ["min-max"],
+      };
+      const scorer = { summary: "min-max", radiusWeight: 1 } as const;
+      const budget = { budgetPages: 9, sinkPages: 1, recentPages: 1 };
+      const plans: SelectionPlan[] = [
+        { kind: "dense" },
+        { kind: "tokens", ...budget, candidatePages: 12, scorer },
+        { kind: "pages", ...budget, scope: "kv-head", combine: "max", scorer },
+      ];
       const sequence = makeSequence(shape, 410, SEED);
-      await stage.fill(sequence, 400);
-      const answers: Float32Array[] = [];
-      for (const plan of plans)
-        answers.push((await stage.run([{ sequence, position: 400, rowCount: 1, plan }])).out[0]![0]!);
-      return answers;
-    });
-    parts.forEach((rows, index) => void expectSameBits(rows, whole[index]!, `plan ${index}`));
-  });
+      const answersOf = async (device: Device): Promise<Float32Array[]> => {
+        const stage = new Stage(device, shape, { blockCapacity: 9 });
+        await stage.fill(sequence, 400);
+        const answers: Float32Array[] = [];
+        for (const plan of plans)
+          answers.push((await stage.run([{ sequence, position: 400, rowCount: 1, plan }])).out[0]![0]!);
+        return answers;
+      };
+      const [whole, parts] = await onBoth(answersOf);
+      parts.forEach((rows, index) => void expectSameBits(rows, whole[index]!, `plan ${index}`));
+      const reference = openReferenceDevice();
+      const bound = { relative: 0, absolute: F32_TOLERANCES.attention * magnitude(sequence.layers[0]!.v) };
+      const expected = await answersOf(reference);
+      whole.forEach((rows, index) => void expectClose(rows, expected[index]!, bound, `plan ${index}`));
+      await reference.close();
+    },
+  );
 
   it("says what does not fit, and by how much", async () => {
     const device = await openWebGpuDevice({ bindingBytesMax });
@@ -176,6 +191,24 @@ function describeSampling(): void {
 }
 
 function describeSubmissions(): void {
+  it("memory that a later step makes larger is bound anew", async () => {
+    const device = await openWebGpuDevice();
+    const table = device.matrix("table", "f32", { outWidth: 8, inWidth: 4 }, new Random(SEED).normals(32));
+    const [out, many] = [poisoned(device, "one", 4), device.buffer("many", 20_000 * 4 * 4)];
+    const lookUp = async (token: number, others: number): Promise<Float32Array> => {
+      const recorder = device.begin([]);
+      recorder.embed({ out, table, tokens: Uint32Array.of(token) });
+      // The tables of this step do not fit into those of the step before.
+      recorder.embed({ out: many, table, tokens: new Uint32Array(others) });
+      await recorder.submit();
+      return results(device, out);
+    };
+    const first = await lookUp(5, 0);
+    await lookUp(1, 0);
+    expectSameBits(await lookUp(5, 20_000), first);
+    await device.close();
+  });
+
   it("a step is one submission, and its readback is small", async () => {
     const adapter = await requestAdapter();
     const calls = noCalls();
