@@ -1,7 +1,9 @@
 /** `npm run bench -- resume`: the first token of a turn on an engine that has just started, over a store far away. */
+import { calibrationBeside } from "../../cli/calibration-beside.ts";
 import { parseText } from "../../cli/flags.ts";
 import { UsageError } from "../../cli/usage-error.ts";
 import type { SummaryKind } from "../../kernels/contract.ts";
+import { chooseSelection } from "../../models/selection/calibration.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
 import { type BenchContext, defineBench } from "../bench.ts";
@@ -17,7 +19,7 @@ import { countFlag, linkFlags, turnFlags } from "./turn-flags.ts";
 import { measureWriting } from "./writing.ts";
 
 /** The model that ships, where it is asked beside another one. */
-const HOUSE = { folder: "weights/house", contextTokens: 16_384, budgetTokens: 1024 } as const;
+const HOUSE = { folder: "weights/house", contextTokens: 16_384 } as const;
 /** Of a model of another size the bars of milliseconds and bytes say nothing. */
 const isOfHouse = ({ figure }: BarRow): boolean => figure === PAGES_THERE || figure.startsWith("decode speed");
 
@@ -48,7 +50,7 @@ const flags = {
     parse: parseKeys,
   },
   "house-text": {
-    help: `a text that the house model reads (${HOUSE.contextTokens} tokens, budget ${HOUSE.budgetTokens}): which selected pages are there in default mode, where choices are a trained model's`,
+    help: `a text that the house model reads (${HOUSE.contextTokens} tokens, under what auto is there): which selected pages are there in default mode, where choices are a trained model's`,
     placeholder: "PATH",
     parse: parseText,
   },
@@ -115,16 +117,16 @@ export const resumeBench = defineBench({
       throw new UsageError("--contexts: must be multiples of 256 (whole segments)");
     if (values.text !== undefined && values.model === undefined)
       throw new UsageError("--text: needs a --model that reads it");
-    const { summary } = policyNamed(values.policy);
-    if (summary === undefined) throw new UsageError("--policy: must be one that scores pages");
     const selection = { policy: values.policy, budgetTokens: values.budget };
     const settings = { modes: values.modes, selection, prompt, tokens, rtt, mbps };
+    const summary = summaryOf(selection);
+    const { contextTokens } = HOUSE;
+    const auto = chooseSelection(await calibrationBeside(HOUSE.folder), { contextTokens, budgetTokens: 0 });
     const { "house-text": houseText, ...others } = values;
     const asked: ModelValues = { ...others, contexts, settings, stall, summary, figures: () => true };
     const house: ModelValues = {
-      ...{ ...asked, model: HOUSE.folder, text: houseText, textFlag: "--house-text", contexts: [HOUSE.contextTokens] },
-      ...{ stall: 0, figures: isOfHouse },
-      settings: { ...settings, selection: { ...selection, budgetTokens: HOUSE.budgetTokens } },
+      ...{ ...asked, model: HOUSE.folder, text: houseText, textFlag: "--house-text", contexts: [contextTokens] },
+      ...{ stall: 0, figures: isOfHouse, summary: summaryOf(auto), settings: { ...settings, selection: auto } },
     };
     // Texts are read before anything is measured: of one that is not there, or too short, nobody hears after ten minutes.
     const content = await contentOf(asked, tokensMaxOf(asked));
@@ -140,6 +142,13 @@ export const resumeBench = defineBench({
     return { ok, data: { settings: values, device: first.device, rows: first.rows, houseRows, bars } };
   },
 });
+
+/** What a selection scores. @throws {UsageError} for one that scores nothing. */
+function summaryOf({ policy }: ResumeCase["selection"]): SummaryKind {
+  const { summary } = policyNamed(policy);
+  if (summary === undefined) throw new UsageError("--policy: must be one that scores pages");
+  return summary;
+}
 
 /** What is measured of one model. */
 interface ModelValues extends ContentOptions {
