@@ -269,20 +269,42 @@ describe("bytes that are wrong or late", () => {
 });
 
 describe("a block that is on its way to host memory", () => {
-  it("is nobody's to fetch once its last holder has let go of it", async () => {
+  /** A layer whose place on the device another has taken; its bytes come to the host when `comes` resolves. */
+  function leaving() {
     const comes = Promise.withResolvers<Uint8Array<ArrayBuffer>>();
     const pool = { ...options.pool, blockBytes: GEOMETRY.blockBytes, readBlock: () => comes.promise } as KvPool;
     const copies = new HostPool({ pool, bytesMax: 4 * GEOMETRY.blockBytes });
     const [deviceBlocks, summarySlots] = [new FreeList(1), new FreeList(2)];
     const small = new BlockCache({ layerCount: 1, deviceBlocks, summarySlots, host: { copies, pool } });
-    const held = small.create(0);
-    small.allocateAll(held);
-    small.loosen(held);
-    small.allocateAll(small.create(1));
-    const fetched = new BlockFetcher({ ...options, cache: small, pool }).fetch([{ block: held, layer: 0 }], "demand");
-    small.tighten(held);
-    small.release(held);
-    comes.resolve(new Uint8Array(GEOMETRY.blockBytes));
+    const [block] = [0, 1].map((index) => {
+      const held = small.create(index);
+      small.allocateAll(held);
+      small.loosen(held);
+      return held;
+    });
+    return {
+      block: block as LogicalBlock,
+      comes,
+      small,
+      fetcher: new BlockFetcher({ ...options, cache: small, pool }),
+    };
+  }
+
+  it("is waited for, and brought back from there", async () => {
+    const { block, comes, fetcher } = leaving();
+    const fetched = fetcher.fetch([{ block, layer: 0 }], "demand");
+    expect(block.resident).toBe(false);
+    comes.resolve(bytesOf(0, 0).slice());
+    expect(await fetched).toEqual({ bytes: 0, blocks: 0 });
+    expect(written.get(block.deviceBlocks[0] as number)).toEqual(bytesOf(0, 0));
+  });
+
+  it("is nobody's to fetch once its last holder has let go of it", async () => {
+    const { block, comes, small, fetcher } = leaving();
+    const fetched = fetcher.fetch([{ block, layer: 0 }], "demand");
+    small.tighten(block);
+    small.release(block);
+    comes.resolve(bytesOf(0, 0).slice());
     expect(await fetched).toEqual({ bytes: 0, blocks: 0 });
     expect([failures, store.ranges]).toEqual([[], []]);
   });
