@@ -95,6 +95,21 @@ describe("slices against a pool", () => {
     expect(() => assertSlicesFit(SPEC, [scoring({ voters: "first", summarySlots })])).toThrow("is to be scored");
   });
 
+  it("may give heads shares of their own, where each chooses in every layer, and nothing else that is uneven", () => {
+    const plan = scoring().plan;
+    if (plan.kind !== "pages") throw new Error("not a page plan");
+    const check = (change: object) => () =>
+      assertSlices([scoring({ plan: { ...plan, scope: "kv-head", headShares: [0, 2], ...change } })]);
+    expect(check({})).not.toThrow();
+    expect(check({ scope: "layer" })).toThrow("need a choice per KV head in every layer");
+    expect(check({ layersPerChoice: 2 })).toThrow("need a choice per KV head in every layer");
+    expect(check({ layerShares: [1] })).toThrow("headShares stand alone");
+    expect(check({ retrievalHeads: [true, true] })).toThrow("headShares stand alone");
+    for (const headShares of [[], [-1], [Number.NaN]]) {
+      expect(check({ headShares })).toThrow("headShares must be numbers >= 0");
+    }
+  });
+
   it("must have plans of whole pages", () => {
     const plan = scoring().plan;
     if (plan.kind !== "pages") throw new Error("not a page plan");

@@ -1,6 +1,6 @@
 /** Conformance of the KV pool: reads and writes, and sequences that move through stored bytes. */
 import { describe, expect, it } from "vitest";
-import type { KvEncoding, KvPool } from "../../../kernels/contract.ts";
+import type { KvEncoding, KvPool, SelectionPlan } from "../../../kernels/contract.ts";
 import { expectSameBits } from "../support/compare.ts";
 import { bytesOf } from "../support/floats.ts";
 import type { Lane } from "../support/lane.ts";
@@ -9,6 +9,12 @@ import { makeSequence, Stage, type StageShape } from "../support/stage.ts";
 import { PLANS } from "./selection.ts";
 
 const ENCODINGS: readonly KvEncoding[] = ["f32", "int8"];
+
+/** Blocks are scored by their centres, which no bytes carry: every device makes them of the summaries that it is given. */
+const BY_CENTRES: SelectionPlan = {
+  ...{ kind: "pages", budgetPages: 8, sinkPages: 1, recentPages: 2, scope: "kv-head", combine: "max", coarseFactor: 2 },
+  scorer: { summary: "min-max", radiusWeight: 1 },
+};
 
 /** Sizes, round trips, and a sequence carried from pool to pool as bytes. */
 export function describePool(lane: Lane): void {
@@ -134,7 +140,8 @@ export function describePool(lane: Lane): void {
         }
       }
       away.pool.writeOpen(to.openSlots[6]!, 16, await home.pool.readOpen(from.openSlots[6]!, 16));
-      for (const { name, plan } of [{ name: "dense", plan: { kind: "dense" } as const }, ...PLANS]) {
+      const dense: SelectionPlan = { kind: "dense" };
+      for (const { name, plan } of [{ name: "dense", plan: dense }, { name: "coarse", plan: BY_CENTRES }, ...PLANS]) {
         const part = { sequence, position: 400, rowCount: 20, plan };
         const [stayed, moved] = [await home.run([part]), await away.run([part])];
         for (const layer of [0, 1]) {

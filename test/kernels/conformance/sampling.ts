@@ -32,6 +32,8 @@ export function describeSampling(lane: Lane): void {
       plainRow(3, { topLogprobs: 2 }),
       plainRow(2, { temperature: 1, topLogprobs: 0 }),
       ...Array.from({ length: 20 }, (_, position) => plainRow(1, { temperature: 0.8, topP: 0.95, position })),
+      // The largest of a row among rows that are drawn.
+      ...[plainRow(4), plainRow(0)],
       plainRow(5, { temperature: 1.3, topK: 10, minP: 0.02, seed: 4_294_967_295, position: 31_000 }),
       plainRow(5, {
         ...{ repetitionPenalty: 1.3, frequencyPenalty: 0.4, presencePenalty: 0.6 },
