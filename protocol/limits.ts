@@ -25,6 +25,8 @@ export const LIMITS = {
   budgetTokensStep: 16,
   /** `max_tokens` when the request names none (bounded by what the context leaves). */
   completionTokensDefault: 1024,
+  /** Tokens of one prompt, more than any context: what a body may hold is twelve times as many. */
+  promptTokensMax: 1 << 20,
   sessionIdBytesMax: 128,
   /** One frame of the edge-to-engine protocol. */
   frameBytesMax: 16 * 1024 * 1024,

@@ -3,7 +3,7 @@ import { readAddedTokens } from "./added-token-list.ts";
 import type { BpeTables } from "./bpe-tables.ts";
 import { tokenToBytes } from "./byte-alphabet.ts";
 import { CharTable } from "./char-table.ts";
-import type { IncrementalDecoder, Tokenizer } from "./contract.ts";
+import type { EncodeOptions, IncrementalDecoder, Tokenizer } from "./contract.ts";
 import { asObject } from "./json.ts";
 import { MergeTable } from "./merge-table.ts";
 import type { Normalize } from "./normalize.ts";
@@ -66,13 +66,14 @@ export class Bpe implements Tokenizer {
     this.normalize = normalizer?.prepends === true ? undefined : normalizer?.normalize;
   }
 
-  encode(text: string, options: { special?: boolean } = {}): number[] {
+  encode(text: string, { special = false, countMax = Number.POSITIVE_INFINITY }: EncodeOptions = {}): number[] {
     const ids: number[] = [];
     const sink: FrontSink = {
       token: (id) => ids.push(id),
-      pieces: (source, bounds) => this.#encodePieces(source, bounds, ids),
+      pieces: (source, bounds) => this.#encodePieces(source, bounds, { ids, countMax }),
+      isFull: () => ids.length > countMax,
     };
-    this.#front.run(text, options.special === true, sink);
+    this.#front.run(text, special, sink);
     return ids;
   }
 
@@ -116,13 +117,18 @@ export class Bpe implements Tokenizer {
     };
   }
 
-  #encodePieces({ units }: Text, { ends, count }: Bounds, ids: number[]): void {
+  #encodePieces(
+    { units }: Text,
+    { ends, count }: Bounds,
+    { ids, countMax }: { ids: number[]; countMax: number },
+  ): void {
     let from = 0;
-    for (let index = 0; index < count; index++) {
+    for (let index = 0; index < count && ids.length <= countMax; index++) {
       const end = ends[index] as number;
       while (end - from > PART_LENGTH_MAX) {
         const cut = partEnd(units, from + PART_LENGTH_MAX);
         this.#encodePiece(units, from, cut, ids);
+        if (ids.length > countMax) return;
         from = cut;
       }
       if (!this.#cache.get(units, from, end, ids)) {

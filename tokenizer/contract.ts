@@ -8,8 +8,9 @@ export interface Tokenizer {
    * `special: true` is for rendered templates and for text of the operator: it also takes {@link ChatTemplate}'s marks out
    * (runs of six U+FDD0..U+FDDF), so text that never went through a template is encoded without it.
    * Unpaired surrogates become U+FFFD, as in `TextEncoder`. Time is near-linear in the length of `text`, whatever it says.
+   * With `countMax` it may stop behind that many ids; then there are more than that, and the last of them mean nothing.
    */
-  encode(text: string, options?: { special?: boolean }): number[];
+  encode(text: string, options?: EncodeOptions): number[];
   /** Whole text of `ids`; special tokens are left out unless `special`. Bytes that are not UTF-8 become U+FFFD. */
   decode(ids: ArrayLike<number>, options?: { special?: boolean }): string;
   /** Id of a token by its exact content ("<|end|>"). */
@@ -19,6 +20,13 @@ export interface Tokenizer {
   piece(id: number): { text: string; bytes: number[] };
   /** A decoder for a stream: its deltas joined equal the whole decode, and no delta ends in half a character. */
   decoder(): IncrementalDecoder;
+}
+
+/** How {@link Tokenizer.encode} reads a text. */
+export interface EncodeOptions {
+  special?: boolean;
+  /** Who wants no more than this many ids need not be given the rest of a text that has more. */
+  countMax?: number;
 }
 
 /** Decodes the ids of one stream as they come; one decoder per stream. */

@@ -6,7 +6,7 @@
 import { Tokenizer as HuggingFaceTokenizer } from "@huggingface/tokenizers";
 import { QuireError } from "../protocol/errors.ts";
 import { type AddedToken, AddedTokenSplitter } from "./added-tokens.ts";
-import type { IncrementalDecoder, Tokenizer } from "./contract.ts";
+import type { EncodeOptions, IncrementalDecoder, Tokenizer } from "./contract.ts";
 import { asArray, asObject, isObject, type JsonObject } from "./json.ts";
 import { unmark } from "./marks.ts";
 import { readDecoder } from "./token-bytes.ts";
@@ -63,10 +63,10 @@ class UnigramTokenizer implements Tokenizer {
         : new HuggingFaceTokenizer({ ...plainRoot, pre_tokenizer: laterPreTokenizer }, options);
   }
 
-  encode(text: string, options: { special?: boolean } = {}): number[] {
-    const special = options.special === true;
+  encode(text: string, { special = false, countMax = Number.POSITIVE_INFINITY }: EncodeOptions = {}): number[] {
     const ids: number[] = [];
     for (const [index, section] of (special ? this.#all : this.#plain).split(text.toWellFormed()).entries()) {
+      if (ids.length > countMax) break;
       if (typeof section === "number") {
         ids.push(section);
         continue;

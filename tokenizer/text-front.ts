@@ -10,6 +10,8 @@ import { type Bounds, type Splitter, splitInSteps, type Text } from "./splitters
 export interface FrontSink {
   token(id: number): void;
   pieces(text: Text, bounds: Bounds): void;
+  /** The rest of the text is not wanted. */
+  isFull(): boolean;
 }
 
 interface Splitters {
@@ -54,6 +56,7 @@ export class TextFront {
   run(text: string, special: boolean, sink: FrontSink): void {
     const kind = special ? "all" : "plain";
     for (const [index, section] of this.#early[kind].split(text.toWellFormed()).entries()) {
+      if (sink.isFull()) return;
       if (typeof section === "number") {
         sink.token(section);
       } else if (this.#late === undefined) {

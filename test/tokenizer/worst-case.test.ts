@@ -1,3 +1,4 @@
+import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import { normalizeText } from "../../tokenizer/mark-order.ts";
 import { compileTokenizer, openTokenizer } from "../../tokenizer/open.ts";
@@ -74,6 +75,35 @@ describe("a word longer than a part", () => {
   }, () => {
     const han = "\u6f22\u5b57".repeat(2 ** 18);
     expect(tokenizer.decode(tokenizer.encode(han))).toBe(han);
+  });
+});
+
+describe("a text of more ids than are wanted", () => {
+  const read = (name: string): unknown =>
+    JSON.parse(readFileSync(new URL(`../../weights/house/${name}`, import.meta.url), "utf8"));
+  const { tokenizer } = openTokenizer({ tokenizerJson: read("tokenizer.json"), tokenizerConfig: {} });
+  const control = tokenizer.piece(2).text;
+
+  it.each([
+    ["words", "some words ".repeat(5_000)],
+    ["control tokens", control.repeat(10_000)],
+    ["control tokens between words", `some words${control}`.repeat(5_000)],
+  ])("is read up to there, of %s", (_, text) => {
+    const whole = tokenizer.encode(text, { special: true });
+    expect(tokenizer.isSpecial(2)).toBe(true);
+    for (const countMax of [0, 1, 1_000, whole.length - 1, whole.length, whole.length + 1]) {
+      const ids = tokenizer.encode(text, { special: true, countMax });
+      // A piece is read to its end: here none has more ids than eight.
+      if (countMax >= whole.length) expect(ids).toEqual(whole);
+      else expect(ids).toEqual(whole.slice(0, ids.length));
+      expect(ids.length).toBeGreaterThan(Math.min(countMax, whole.length - 1));
+      expect(ids.length).toBeLessThanOrEqual(countMax + 8);
+    }
+  });
+
+  it("stops between the parts of one long word", () => {
+    const long = "x".repeat(3 * 2 ** 20);
+    expect(tokenizer.encode(long, { countMax: 1 }).length).toBeLessThanOrEqual(2 ** 20);
   });
 });
 

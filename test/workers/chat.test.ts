@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import { LIMITS } from "../../protocol/limits.ts";
 import { ASSISTANT, BOS, END, edge, eventsOf, ids, KEY_A, makeWorld, register, says, USER } from "./world.ts";
 
 const USAGE = {
@@ -277,5 +278,19 @@ describe("POST /v1/chat/completions", () => {
     const noRoom = await ask({ messages: [{ role: "user", content: "x".repeat(30) }] });
     expect(await noRoom.json()).toMatchObject({ error: { code: "context_length_exceeded", param: "messages" } });
     expect(await engine.calls()).toHaveLength(1);
+  });
+
+  it("refuses more tokens than any context has without reading them all", async () => {
+    const world = await makeWorld();
+    const text = "words ".repeat(LIMITS.promptTokensMax / 2);
+    for (const [param, response] of [
+      ["messages", await world.chat(text)],
+      ["prompt", await world.post("/v1/completions", { prompt: text })],
+    ] as const) {
+      expect(response.status).toBe(400);
+      const message = expect.stringMatching(/more than 1048576 tokens, which no model/);
+      expect(await response.json()).toMatchObject({ error: { code: "context_length_exceeded", param, message } });
+    }
+    expect(await world.engine.calls()).toEqual([]);
   });
 });

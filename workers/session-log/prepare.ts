@@ -78,7 +78,7 @@ type Planned = Omit<PreparedTurn, "spans">;
 function rawIds(job: TurnJob, assets: ModelAssets, atStart: boolean): number[] {
   if (job.input.kind === "raw-ids") return job.input.ids;
   const text = job.input.kind === "raw" ? job.input.text : "";
-  const ids = assets.tokenizer.encode(text, { special: true });
+  const ids = encode(assets, text, "prompt");
   return atStart && assets.bosToken !== undefined && ids[0] !== assets.bosToken ? [assets.bosToken, ...ids] : ids;
 }
 
@@ -128,8 +128,10 @@ async function prepareChat(
   }
   const newText = assets.template.render(transcript, { addGenerationPrompt: true });
   const { oldText, checkpoints } = await describeLog(stored, assets, memory);
-  const encode = (text: string) => assets.tokenizer.encode(text, { special: true });
-  const { keep, appended } = planTurn({ log, checkpoints, oldText, newText, encode });
+  const { keep, appended } = planTurn({
+    ...{ log, checkpoints, oldText, newText },
+    encode: (text) => encode(assets, text, "messages"),
+  });
   const tokens = concat(log.subarray(0, keep), appended);
   // Its hash is the log's affair, when the turn is written (`turn-commit.ts`).
   const border = { tokenEnd: tokens.length, textEnd: newText.length };
@@ -146,6 +148,15 @@ async function prepareChat(
     promptText: newText,
     promptChain: addedChain.at(-1) ?? start,
   };
+}
+
+/** @throws {QuireError} `context_length_exceeded` for a text of more tokens than any context: it is not read to its end */
+function encode({ tokenizer }: ModelAssets, text: string, param: string): number[] {
+  const { promptTokensMax: countMax } = LIMITS;
+  const ids = tokenizer.encode(text, { special: true, countMax });
+  if (ids.length <= countMax) return ids;
+  const message = `The ${param} ${param === "messages" ? "have" : "has"} more than ${countMax} tokens, which no model here takes.`;
+  throw new QuireError("context_length_exceeded", message, { param });
 }
 
 /** How many leading messages of the log the client has sent again. */
