@@ -16,7 +16,8 @@ export const BLOCK_TOKENS = 64;
 export const PAGES_PER_BLOCK = BLOCK_TOKENS / PAGE_TOKENS;
 /**
  * Attention is reduced per split of this many absolute positions: tokens of a split in ascending order with one online
- * softmax per block, blocks merged in ascending order, then splits merged in ascending order. Part of the numerics.
+ * softmax per block, blocks merged in ascending order, then splits merged in ascending order. Part of the numerics. A GPU, where a selection
+ * left blocks out, has splits of blocks that it left (wgsl/attend.ts): those, too, depend on position and plan only.
  */
 export const SPLIT_TOKENS = 512;
 /** Rows of a matrix are packed in groups of this many. */
