@@ -40,6 +40,9 @@ export function describeSpans(spans: readonly Span[], from: number, to: number):
   return runs.map((run) => `${run.end}:${run.how}`).join(";");
 }
 
+/** What one takes in memory: 64 ids, a chain, its provenance, and the objects around them. */
+const NAMED_BLOCK_BYTES = 768;
+
 interface NamedBlock {
   ids: Uint32Array;
   provenance: string;
@@ -64,6 +67,11 @@ export class BlockChain {
       this.#blocks.push({ ids: block.slice(), provenance, chain: this.#next(block, provenance) });
     }
     return this.#blocks.slice(0, count).map(({ chain }) => chain);
+  }
+
+  /** What it remembers, about. */
+  get bytes(): number {
+    return this.#blocks.length * NAMED_BLOCK_BYTES;
   }
 
   #next(block: Uint32Array, provenance: string): Uint8Array {

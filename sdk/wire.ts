@@ -124,7 +124,7 @@ function readUsage(usage: Record<string, unknown>): Usage {
 }
 
 /** Names of a JSON object from snake_case to camelCase, nested objects too. */
-export function camelCase(record: Record<string, unknown>): Record<string, unknown> {
+function camelCase(record: Record<string, unknown>): Record<string, unknown> {
   return Object.fromEntries(
     Object.entries(record).map(([name, value]) => [
       name.replace(/_([a-z0-9])/g, (_, letter: string) => letter.toUpperCase()),

@@ -80,7 +80,7 @@ export function usageChunk(frame: ResponseFrame, usage: TurnUsage): object {
 }
 
 /** OpenAI's usage, and under `quire` where the reuse came from and what selection did. */
-export function usageBody(usage: TurnUsage): object {
+function usageBody(usage: TurnUsage): object {
   const cached = Math.min(usage.engine?.cachedTokens ?? 0, usage.promptTokens);
   return {
     prompt_tokens: usage.promptTokens,

@@ -326,6 +326,17 @@ describe("what is known of sessions", () => {
     ...{ keepTokens: 0, appendTokens: new Uint32Array(tokenCount), keepMessages: 0, appendMessages: [], spans: [] },
   });
 
+  it("counts the names of a prompt's blocks among what it takes", () => {
+    const sessions = new KnownSessions({ bytesMax: 100_000, transcriptCountMax: 4 });
+    const tokens = new Uint32Array(6_400);
+    for (const id of ["a", "b"]) {
+      const session = unknownSession(() => 0);
+      session.memory.router.describe({ namespace: "n", tokens, turnStart: 0, spans: [], turnAgeMs: undefined });
+      sessions.put(session, turnOf(id, 1));
+    }
+    expect(["a", "b"].map((id) => sessions.take("n", id)?.meta?.id)).toEqual([undefined, "b"]);
+  });
+
   it("is bounded: who ended a turn longest ago goes first, and a log that is too long is not kept", () => {
     const sessions = new KnownSessions({ bytesMax: 100_000, transcriptCountMax: 4 });
     for (const id of ["a", "b", "c"])

@@ -7,7 +7,7 @@ import type { ChatMessage } from "../../tokenizer/contract.ts";
 /** Numbers that are not hashed words; their order is {@link plainFeatures}'s. */
 export const PLAIN_FEATURE_COUNT = 32;
 /** Buckets of hashed words. */
-export const WORD_BUCKET_COUNT = 160;
+const WORD_BUCKET_COUNT = 160;
 /** Length of {@link promptFeatures}'s answer. */
 export const FEATURE_COUNT = PLAIN_FEATURE_COUNT + WORD_BUCKET_COUNT;
 

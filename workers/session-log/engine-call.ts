@@ -42,7 +42,7 @@ export interface EngineCall {
    * once when the engine cannot be asked. Never rejects.
    */
   cancel(): Promise<void>;
-  /** Closes the connection to an engine that is not there any more: {@link events} throws `engine_failed`. */
+  /** Closes the connection to an engine that is not there any more: {@link later} throws `engine_failed`. */
   drop(): void;
 }
 

@@ -30,8 +30,7 @@ export class Replays {
 
   /** Takes a turn that begins; its stream is followed by whoever asks. A turn that is not resumable leaves nothing to ask for. */
   begin(stream: TurnStream, job: TurnJob, numericsId: string): void {
-    // A turn without a session has no storage.
-    this.#isStale = job.session !== undefined && this.#mayBeStored;
+    this.#isStale = this.#mayBeStored;
     const { head, idempotencyKey } = job;
     this.#kept = stream.resumable ? { stream, idempotencyKey, head, numericsId, endedMs: undefined } : undefined;
   }

@@ -21,6 +21,11 @@ export interface PromptToRoute {
 export class PromptRouter {
   readonly #chain = new BlockChain();
 
+  /** Of what is remembered. */
+  get bytes(): number {
+    return this.#chain.bytes;
+  }
+
   /** Engines compute a first turn densely; of later turns only the log has names that are known before they run. */
   describe({ namespace, tokens, turnStart, spans, turnAgeMs }: PromptToRoute): RoutedPrompt {
     const isFirst = turnStart === 0;

@@ -300,5 +300,5 @@ export class SessionLog extends LogObject {
 
 /** Whether a turn can be taken up by another object. Logprobs are not written; a turn with several choices has no one order. */
 function isNotable(job: TurnJob): boolean {
-  return job.resumable && job.session !== undefined && job.choiceCount === 1 && job.topLogprobs === undefined;
+  return job.resumable && job.choiceCount === 1 && job.topLogprobs === undefined;
 }

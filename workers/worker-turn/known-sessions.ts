@@ -25,7 +25,7 @@ export function unknownSession(now: () => number): KnownSession {
   return { meta: undefined, log: new LogMemory(), memory: newMemory(new NextTurn(now)) };
 }
 
-/** What one takes beside its log and its text. */
+/** What one takes beside its log, its text and the names of its blocks. */
 const SESSION_BYTES = 4_096;
 
 /** Sessions by namespace and id, and their transcripts; those that ended a turn longest ago go first. */
@@ -61,7 +61,8 @@ export class KnownSessions {
     session.meta = commit.meta;
     if (session.log.log === undefined) return;
     this.take(namespace, id);
-    const bytes = SESSION_BYTES + session.log.bytes + session.memory.render.bytes;
+    const { render, router } = session.memory;
+    const bytes = SESSION_BYTES + session.log.bytes + render.bytes + router.bytes;
     this.#sessions.set(`${namespace}/${id}`, { session, bytes });
     this.#bytes += bytes;
     for (const row of indexRows(commit)) this.#transcripts.put(`${namespace}/${row.chain}`, row);
