@@ -77,7 +77,8 @@ export function describeCalibration(calibration: Calibration | undefined): strin
   const { selection, denseBelowTokens, budgets } = calibration;
   if (denseBelowTokens === undefined)
     return "dense at every context: nothing that was measured keeps the promise and pays";
-  const steps = budgets.map(({ contextTokens, budgetTokens }) => `${budgetTokens} up to ${contextTokens}`).join(", ");
+  const last = budgets.filter(({ budgetTokens }, index) => budgetTokens !== budgets[index + 1]?.budgetTokens);
+  const steps = last.map(({ contextTokens, budgetTokens }) => `${budgetTokens} up to ${contextTokens}`).join(", ");
   return `dense below ${denseBelowTokens} tokens; from there ${selection}, budget ${steps}, beyond in proportion`;
 }
 

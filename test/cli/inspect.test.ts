@@ -58,11 +58,12 @@ describe("quire inspect", () => {
         return (await runQuire(["inspect", model])).stdout.split("\n").find((line) => line.startsWith("auto "));
       };
       const budgets = [
+        { contextTokens: 4096, budgetTokens: 512 },
         { contextTokens: 8192, budgetTokens: 512 },
         { contextTokens: 16384, budgetTokens: 1024 },
       ];
-      expect(await inspectWith({ selection: "quest+sink(16)", denseBelowTokens: 8192, budgets })).toMatch(
-        /^auto +dense below 8192 tokens; from there quest\+sink\(16\), budget 512 up to 8192, 1024 up to 16384, beyond/,
+      expect(await inspectWith({ selection: "quest+sink(16)", denseBelowTokens: 4096, budgets })).toMatch(
+        /^auto +dense below 4096 tokens; from there quest\+sink\(16\), budget 512 up to 8192, 1024 up to 16384, beyond/,
       );
       expect(await inspectWith({ selection: "quest", budgets: [] })).toMatch(/^auto +dense at every context/);
       // A file that is none is what the engine ignores, too.
