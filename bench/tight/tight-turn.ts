@@ -11,15 +11,14 @@ import type { ModelRunner } from "../../models/contract.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
 import { QuireError } from "../../protocol/errors.ts";
 import type { SelectionConfiguration } from "../../protocol/generate.ts";
-import type { GetOptions, PageStore, PutOptions } from "../../storage/contract.ts";
 import { FsStore } from "../../storage/fs-store.ts";
-import { MemoryStore } from "../../storage/memory-store.ts";
 import { CHUNK_ROWS, openBenchModel } from "../decode/bench-model.ts";
 import { residentMemory } from "../decode/resident-memory.ts";
 import type { StoredTurns } from "../resume/measure-resume.ts";
 import { gapMs } from "../resume/measure-resume.ts";
 import { startTurn } from "../schedule/bench-engine.ts";
 import type { ShapeName } from "../shapes.ts";
+import { OverlaidStore } from "./overlaid-store.ts";
 
 /** Of a turn that the engine refused; it has written why. */
 export const REFUSED_EXIT_CODE = 2;
@@ -56,33 +55,6 @@ export interface TightFigures {
   hostBytes: number;
   /** Of the process after the turn. */
   residentBytes: number;
-}
-
-/** What is put stays in this process: every turn finds the same store. */
-class OverlaidStore implements PageStore {
-  readonly name = "overlaid";
-  readonly #base: PageStore;
-  readonly #own = new MemoryStore();
-
-  constructor(base: PageStore) {
-    this.#base = base;
-  }
-
-  async get(key: string, options?: GetOptions) {
-    return (await this.#own.get(key, options)) ?? (await this.#base.get(key, options));
-  }
-
-  put(key: string, bytes: Uint8Array, options?: PutOptions) {
-    return this.#own.put(key, bytes, options);
-  }
-
-  async delete(): Promise<void> {}
-
-  list: PageStore["list"] = (prefix, options) => this.#base.list(prefix, options);
-
-  close(): Promise<void> {
-    return this.#base.close();
-  }
 }
 
 /** Counts what is copied; steps are the runner's own. */

@@ -1,9 +1,27 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { expect, it } from "vitest";
+import { OverlaidStore } from "../../bench/tight/overlaid-store.ts";
 import type { TightRow } from "../../bench/tight/tight-pool.ts";
+import { MemoryStore } from "../../storage/memory-store.ts";
 import { withTempFolder } from "../cli/run-quire.ts";
 import { runBench } from "./run-bench.ts";
+
+it("a store over another one takes a turn's commit, once, and leaves the base as it was", async () => {
+  const base = new MemoryStore();
+  const [before, after] = [Uint8Array.of(1), Uint8Array.of(2, 2)];
+  const stored = await base.put("manifest", before);
+  const etag = stored.outcome === "stored" ? stored.etag : "";
+  const store = new OverlaidStore(base);
+  expect(await store.put("manifest", after, { condition: "absent" })).toEqual({ outcome: "conflict" });
+  expect(await store.put("manifest", after, { condition: { etag: "x" } })).toEqual({ outcome: "conflict" });
+  expect(await store.put("manifest", after, { condition: { etag } })).toMatchObject({ outcome: "stored" });
+  expect(await store.put("manifest", before, { condition: { etag } })).toEqual({ outcome: "conflict" });
+  expect((await store.get("manifest"))?.bytes).toEqual(after);
+  expect((await base.get("manifest"))?.bytes).toEqual(before);
+  expect(await store.put("new", after, { condition: "absent" })).toMatchObject({ outcome: "stored" });
+  expect(await base.get("new")).toBeUndefined();
+});
 
 it(
   "bench tight-pool decodes in a part of the context, and exact replies are those of the whole",
