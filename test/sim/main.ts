@@ -102,7 +102,8 @@ async function runJobs({ first, count }: { first: number; count: number }, jobs:
 async function runMutants(): Promise<number> {
   let survived = 0;
   for (const mutant of MUTANTS) {
-    const flags = ["--seeds", String(MUTANT_SEEDS_MAX), "--failures", "1"];
+    const lives = mutant.isTight ? ["--tight"] : [];
+    const flags = ["--seeds", String(MUTANT_SEEDS_MAX), "--failures", "1", ...lives];
     const run = child(flags, "pipe", mutant.name);
     let output = "";
     run.stderr?.on("data", (data: Buffer) => {

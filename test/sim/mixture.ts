@@ -32,8 +32,10 @@ export const SELECTIONS: readonly SelectionRequest[] = [
 ];
 /** Of the tenants. */
 export const NAMESPACES = ["00000000000000aa", "00000000000000bb"] as const;
-/** A longer log is followed by a new one. */
-export const LOG_TOKENS_MAX = 380;
+/** A conversation's first prompt, between two token counts, and the count beyond which its log is followed by a new one. */
+export const LENGTHS = { firstMin: 60, firstMax: 150, logMax: 380 };
+/** Of default mode: only a longer context has pages that no first burst brings, so that some can be missed. */
+export const LENGTHS_AROUND = { ...LENGTHS, firstMin: 230, firstMax: 290 };
 /** A log, and the turn that made it longer than that. */
 export const TWIN_TOKENS_MAX = 704;
 /** Conversations at a time. */
@@ -49,6 +51,8 @@ export const CROWDED_SHARE = 0.05;
  * engines have host memory for it.
  */
 export const TIGHT = { layerCount: 3, blockCount: 20, summarySlotCount: 40 } as const;
+/** See {@link LENGTHS}: with these most of their logs outgrow six blocks. */
+export const TIGHT_LENGTHS = { firstMin: 200, firstMax: 400, logMax: 540 };
 /** One seed in so many lives so. */
 export const TIGHT_EVERY = 32;
 /** Host memory of their engines: enough for one turn at least. */

@@ -9,12 +9,14 @@ export interface Mutant {
   /** Text that is in the file exactly once. */
   find: string;
   replace: string;
+  /** Lives of contexts that outgrow the pool show it. */
+  isTight?: boolean;
 }
 
 /** Seeds within which every mutant is caught. */
 export const MUTANT_SEEDS_MAX = 300;
 
-/** Checksums, digests, chains, conditions, names, recomputing, what a suspended sequence left. */
+/** Checksums, digests, chains, conditions, names, recomputing, what a suspended sequence left, what a context larger than the pool holds on to. */
 export const MUTANTS: readonly Mutant[] = [
   {
     name: "block-checksum",
@@ -100,5 +102,53 @@ export const MUTANTS: readonly Mutant[] = [
     file: "engine/kv/block-fetcher.ts",
     find: "pool.writeBlock(cache.allocateLayer(block, layer), bytes);",
     replace: "pool.writeBlock(cache.allocateLayer(block, layer), new Uint8Array(bytes.length));",
+  },
+  {
+    name: "loose-pin",
+    what: "what a suspended step has waited for may leave before it goes on",
+    file: "engine/kv/loose-layers.ts",
+    find: "known.block.isLoose && this.#pins.get(known.block)?.has(known.layer) !== true",
+    replace: "known.block.isLoose",
+    isTight: true,
+  },
+  {
+    name: "loose-step",
+    what: "memory leaves the device while a step reads it",
+    file: "engine/kv/block-cache.ts",
+    find: "this.#running = promise;",
+    replace: "void promise;",
+    isTight: true,
+  },
+  {
+    name: "loose-tables",
+    what: "a step's tables are those of when it was planned, whatever left since",
+    file: "engine/sequence/summary-layers.ts",
+    find: "if (sequence.workingSet || !isFirst)",
+    replace: "if (!isFirst)",
+    isTight: true,
+  },
+  {
+    name: "loose-room",
+    what: "a context larger than the pool sets aside only what a step seals",
+    file: "engine/sequence/working-set.ts",
+    find: "widestLayer(sequence, shape, groupsMax) + shape.layerCount;",
+    replace: "shape.layerCount;",
+    isTight: true,
+  },
+  {
+    name: "layer-end",
+    what: "pages of a layer are scored before its summaries have come",
+    file: "engine/engine.ts",
+    find: "const layerEnd = summaryLayerEnd(sequence, planned);",
+    replace: "const layerEnd = undefined;",
+    isTight: true,
+  },
+  {
+    name: "summary-layer",
+    what: "a layer of summaries is not held against its checksum",
+    file: "engine/kv/layered-summaries.ts",
+    find: "if (!isSectionIntact(this.#options.head, layer, section))",
+    replace: "if (layer < 0)",
+    isTight: true,
   },
 ];

@@ -8,6 +8,7 @@ import { openRunner } from "../../models/open.ts";
 import { poolFormOf } from "../../storage/block-encoding.ts";
 import type { StoredEncoding } from "../../storage/geometry.ts";
 import { TINY_CONFIG, TinyWeights } from "../engine/tiny-model.ts";
+import { pacedRunner } from "./paced-runner.ts";
 import type { SimDisk } from "./sim-disk.ts";
 import type { SimStore } from "./sim-store.ts";
 import { VirtualProcess, type VirtualTime } from "./virtual-time.ts";
@@ -26,8 +27,6 @@ export const SIM_CONFIG: ModelConfig = {
 };
 
 const ROWS_MAX = 64;
-const STEP_MS = 1;
-const ROW_MS = 0.05;
 
 /** Where an engine lives. */
 export interface SimPlace {
@@ -77,7 +76,7 @@ export async function openSimRunner(counts: {
 export class SimEngine {
   readonly opened: OpenedEngine;
   readonly process: VirtualProcess;
-  /** Steps that failed: there must be none. */
+  /** Steps that failed, or waited in vain: there must be none. */
   readonly failures: string[];
   readonly #device: Device;
   readonly #onDeath = new Set<() => void>();
@@ -99,7 +98,7 @@ export class SimEngine {
     const failures: string[] = [];
     const line = place.store.line(process);
     const opened = openEngine({
-      runner: paced(runner, process, place.time),
+      runner: pacedRunner(runner, { process, time: place.time, tell: (what) => failures.push(what) }),
       numericsId: device.numericsId,
       store: place.disk?.before(line, process) ?? line,
       settings: {
@@ -108,7 +107,8 @@ export class SimEngine {
         modelId: "tiny",
         contextTokensMax: SIM_CONFIG.contextTokensMax,
         stepRowsMax: ROWS_MAX,
-        ...{ segmentTokens: 64, summaryRunTokens: 128 },
+        // Small as they are, summaries come in layer by layer.
+        ...{ segmentTokens: 64, summaryRunTokens: 128, summaryFirstBytesMax: 1 },
         manifestCommitMs: 20,
         ...place.settings,
       },
@@ -139,22 +139,4 @@ export class SimEngine {
     for (const tell of [...this.#onDeath]) tell();
     this.#onDeath.clear();
   }
-}
-
-/** Steps take simulated time, so that answers of the store come in before, during and after them. */
-function paced(runner: ModelRunner, process: VirtualProcess, time: VirtualTime): ModelRunner {
-  return {
-    config: runner.config,
-    fingerprint: runner.fingerprint,
-    pool: runner.pool,
-    rowsMax: runner.rowsMax,
-    sampledMax: runner.sampledMax,
-    async step(sequences) {
-      const rows = sequences.reduce((sum, { slice }) => sum + slice.rowCount, 0);
-      const results = await runner.step(sequences);
-      await process.await(time.sleep(STEP_MS + ROW_MS * rows));
-      return results;
-    },
-    discard: (checkpoint) => runner.discard(checkpoint),
-  };
 }

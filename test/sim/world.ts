@@ -19,7 +19,8 @@ import {
   CROWDED_SHARE,
   ENGINE_BLOCKS,
   HOST_BYTES,
-  LOG_TOKENS_MAX,
+  LENGTHS,
+  LENGTHS_AROUND,
   LOGS_MAX,
   LONG_TOKENS,
   NAMESPACES,
@@ -30,6 +31,7 @@ import {
   TIGHT_CROWDED_SHARE,
   TIGHT_EVERY,
   TIGHT_HOST_BYTES,
+  TIGHT_LENGTHS,
   TWIN_TOKENS_MAX,
   TWINS_MAX,
 } from "./mixture.ts";
@@ -266,8 +268,8 @@ class World {
   }
 
   async #turn(log: Log, calm = false): Promise<Outcome> {
-    // Only a longer context has pages that no first burst brings, so that default mode can miss some.
-    const first = log.selection.exact ? 60 + 90 * this.#next() : 230 + 60 * this.#next();
+    const { firstMin, firstMax, logMax } = this.#lengthsOf(log);
+    const first = firstMin + (firstMax - firstMin) * this.#next();
     const prompt = this.#randomIds(log.ids.length === 0 ? first : 1 + 40 * this.#next());
     const short = 1 + Math.floor(this.#next() * 8);
     const fields = this.#request(log, prompt, this.#isCrowded ? short + LONG_TOKENS : short);
@@ -286,8 +288,13 @@ class World {
     log.ids.push(...prompt, ...outcome.ids);
     log.spans.push(...outcome.spans.map((span) => ({ ...span })));
     log.parentId = undefined;
-    if (log.ids.length > LOG_TOKENS_MAX) this.#retire(log);
+    if (log.ids.length > logMax) this.#retire(log);
     return outcome;
+  }
+
+  #lengthsOf({ selection }: Log): typeof LENGTHS {
+    if (this.#isTight) return TIGHT_LENGTHS;
+    return selection.exact ? LENGTHS : LENGTHS_AROUND;
   }
 
   /** Serves a turn to its end, by as many engines as it takes: each goes on behind the tokens that were received. */
