@@ -141,10 +141,25 @@ describe("its session's object", () => {
     expect(await (await describeSession(session)).json()).toMatchObject({ tokens: PROMPT.length + 3, turns: 1 });
   });
 
-  it("takes the turn that was written first when it was lost and another one came", async () => {
+  it("is the turn's again when it was lost: another one waits for its end", async () => {
     const world = await makeWorld();
     const { response, session } = await begin(world, hangs);
     await lose(world, session);
+    await untilHeld(world, session);
+    const other = () => world.chat("ho", { quire: { session_id: session } });
+    expect((await other()).status).toBe(409);
+    await world.engine.release();
+    expect((await eventsOf(response)).at(-1)).toBe("[DONE]");
+    await (await other()).text();
+    expect((await world.engine.lastCall()).request.tokens).toEqual(logOf(["hi", "ab"], ["ho"]));
+  });
+
+  it("takes the turn that was written first where it could not be held", async () => {
+    const held = vi.spyOn(SessionLog.prototype, "hold").mockResolvedValueOnce("busy");
+    const world = await makeWorld();
+    const { response, session } = await begin(world, hangs);
+    await until(() => held.mock.calls.length === 1);
+    held.mockRestore();
     await world.engine.script(...says("other"));
     expect((await world.chat("ho", { quire: { session_id: session } })).status).toBe(200);
     const settled = vi.spyOn(TenantLimiter.prototype, "settle");

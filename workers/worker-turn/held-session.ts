@@ -62,15 +62,20 @@ export class HeldSession {
     this.#asked = Promise.resolve("same");
   }
 
-  /** Calls `stop` when somebody asks for the end of the turn. Never rejects. */
+  /**
+   * Calls `stop` when somebody asks for the end of the turn. The object of a new session hears of the turn only now, and one that was lost, with
+   * whom it was held for, again: the turn goes on all the same, and is written if the log is then as it was. Never rejects.
+   */
   async listen(stop: () => void): Promise<void> {
-    try {
-      // The object of a new session hears of it only now.
-      if (this.#isNew) await this.#ask();
-      if (!this.#isOver && (await this.#held?.hold.stopped())) stop();
-    } catch (thrown) {
-      // Its object was lost: the turn goes on, and is written if the log is then as it was.
-      logError(this.#turnId, thrown);
+    for (let attempt = 0; attempt < LIMITS.runningAttemptCountMax && !this.#isOver; attempt++) {
+      try {
+        if (!this.#held) await this.#hold();
+        if (!this.#isOver && (await this.#held?.hold.stopped())) stop();
+        return;
+      } catch (thrown) {
+        logError(this.#turnId, thrown);
+        this.#drop();
+      }
     }
   }
 
@@ -105,17 +110,27 @@ export class HeldSession {
   /** The turn is over, and written or released. */
   end(): void {
     this.#isOver = true;
+    this.#drop();
+  }
+
+  #drop(): void {
     this.#held?.[Symbol.dispose]();
     this.#held = undefined;
   }
 
-  async #ask(): Promise<Verdict> {
+  /** Has the session held for the turn, which may be over when the answer comes. */
+  async #hold() {
     const answer = await this.#session().hold(this.#turnId, versionOf(this.#log?.meta));
     if (answer === "busy" || answer === "long") return answer;
     this.#held = answer;
     if (this.#isOver) await this.release();
-    // The turn of a new session goes on from no log, whatever was written meanwhile.
-    if (answer.isKnown || this.#isNew) return "same";
+    return answer;
+  }
+
+  async #ask(): Promise<Verdict> {
+    const answer = await this.#hold();
+    if (answer === "busy" || answer === "long") return answer;
+    if (answer.isKnown) return "same";
     const hadGuess = this.#log !== undefined;
     this.#log = answer.image && knownLog(answer.image);
     if (this.#log) this.known.log.keep(this.#log.log);
