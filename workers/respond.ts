@@ -108,6 +108,8 @@ async function writeSlowly(
   } catch (thrown) {
     const error = toQuireError(thrown);
     await writer.write(encoder.encode(JSON.stringify(errorBody(error)))).catch(() => undefined);
+    // Read only when what is before it has gone out, and breaking off earlier would take that back.
+    await writer.write(space).catch(() => undefined);
     await writer.abort(error).catch(() => undefined);
   } finally {
     clearInterval(beat);

@@ -224,6 +224,27 @@ describe("requests within requests", () => {
   });
 });
 
+describe("an answer without a stream that fails late", () => {
+  it("breaks off behind the error that says why", async () => {
+    const path = `/v1/sessions/late-${crypto.randomUUID()}`;
+    const body = JSON.stringify({
+      model: "default",
+      messages: [{ role: "user", content: "Go on." }],
+      max_tokens: 8_000,
+      logit_bias: { 259: -100 },
+      quire: { session_id: path.slice("/v1/sessions/".length) },
+    });
+    const { heard, closed } = dial(edgeUrl, head(edgeUrl, [`Content-Length: ${body.length}`]) + body);
+    await expect.poll(heard, { timeout: 30_000 }).toMatch(/^HTTP\/1\.1 200 /);
+    const headers = { authorization: `Bearer ${apiKey}` };
+    const stop = async () => (await fetch(`${edgeUrl}${path}/stream`, { method: "DELETE", headers })).status;
+    await expect.poll(stop, { timeout: 30_000 }).toBe(200);
+    await closed;
+    expect(heard()).toContain('{"error":{"message":"The turn was ended: nobody listened to it."');
+    expect(heard()).not.toMatch(/\r\n0\r\n\r\n$/);
+  });
+});
+
 describe("slow clients", () => {
   it("do not keep others waiting, and their bodies are not waited for", async () => {
     const begun = Array.from({ length: 40 }, () => dial(edgeUrl, head(edgeUrl, []).slice(0, 40)));

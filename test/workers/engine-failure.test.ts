@@ -153,7 +153,13 @@ describe("an engine that fails after its first token", () => {
     await engine.script({ do: "admit" }, { do: "wait", ms: 700 }, { do: "destroy" });
     const response = await chat("hi");
     expect(response.status).toBe(200);
-    await expect(response.text()).rejects.toThrow();
+    let text = "";
+    const read = async () => {
+      const pieces = response.body?.pipeThrough(new TextDecoderStream());
+      for await (const piece of pieces ?? []) text += piece;
+    };
+    await expect(read()).rejects.toThrow();
+    expect(JSON.parse(text)).toMatchObject({ error: { code: "engine_failed" } });
   });
 
   it("passes on what the engine says of it", async () => {
