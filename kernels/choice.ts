@@ -32,7 +32,7 @@ export function choiceRow(choice: Uint8Array, shape: ChoiceShape, layer: number,
 }
 
 /** Position of a slice's last row. */
-export function lastPosition({ position, rowCount }: Pick<StepSlice, "position" | "rowCount">): number {
+function lastPosition({ position, rowCount }: Pick<StepSlice, "position" | "rowCount">): number {
   return position + rowCount - 1;
 }
 

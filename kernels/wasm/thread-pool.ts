@@ -217,6 +217,6 @@ function ended(worker: Worker): Promise<void> {
 }
 
 /** The exports of an instance of the module. */
-export function kernelExports(instance: WebAssembly.Instance): KernelExports {
+function kernelExports(instance: WebAssembly.Instance): KernelExports {
   return instance.exports as unknown as KernelExports;
 }

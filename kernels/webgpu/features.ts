@@ -15,7 +15,7 @@ import { fitsTiles, gemmByMatrices, MATRIX_COLUMNS, MATRIX_ROWS } from "./wgsl/m
 import { productCheck } from "./wgsl/product-check.ts";
 
 /** Features of kernels, as `QUIRE_WEBGPU_FEATURES` names them. */
-export const KERNEL_FEATURES = ["subgroups", "f16", "subgroup-matrix"] as const;
+const KERNEL_FEATURES = ["subgroups", "f16", "subgroup-matrix"] as const;
 /** One of {@link KERNEL_FEATURES}. */
 export type KernelFeature = (typeof KERNEL_FEATURES)[number];
 

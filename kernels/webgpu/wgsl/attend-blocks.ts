@@ -20,7 +20,7 @@ export function tokensPerGroup(headDim: number): number {
  * Whether keys and values of a sealed block are read before anything is computed: all of what a thread needs is on its way at once, as memory far away wants
  * it. Not with several rows, whose sums leave no room in registers.
  */
-export function readsAhead({ encoding, headDim, rows }: AttendShape): boolean {
+function readsAhead({ encoding, headDim, rows }: AttendShape): boolean {
   return encoding === "int8" && rows === 1 && headDim % 16 === 0 && tokensPerGroup(headDim) <= 32;
 }
 

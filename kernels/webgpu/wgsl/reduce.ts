@@ -29,7 +29,7 @@ export interface Reduction {
 }
 
 /** `<name>(mine, lid, lane_width)`: the same for every thread. To be called by all of them; barriers inside, behind the last use too. */
-export function reduction({ subgroups }: Lane, { name, type, threads, combine }: Reduction): string {
+function reduction({ subgroups }: Lane, { name, type, threads, combine }: Reduction): string {
   const other = subgroups === "native" ? "subgroupShuffleXor(value, d)" : `${name}_shuffle(value, lid, d)`;
   const shuffle = /* wgsl */ `
 fn ${name}_shuffle(value: ${type}, lid: u32, d: u32) -> ${type} {
