@@ -354,7 +354,7 @@ export class Attacher {
   /** The rest comes in while the first layers are computed; a query that chooses a block waits for it as for any other. */
   async #endBurst(sequence: Sequence, reads: readonly Promise<FetchTotals>[]): Promise<void> {
     try {
-      for (const read of reads) countFetch(sequence, await read);
+      await Promise.all(reads.map(async (read) => countFetch(sequence, await read)));
     } catch (error) {
       this.#options.log("attach.burst-failed", { requestId: sequence.request.requestId, error: String(error) });
     }

@@ -107,16 +107,18 @@ export class Residency {
 
   /** `then` is called if the sequence still waits: its blocks are nobody else's to use until then. */
   #waitFor(sequence: Sequence, what: Promise<void>, then?: () => void): void {
-    const { clock, observer, wake } = this.#options;
+    const { clock, fail, observer, wake } = this.#options;
     sequence.phase = "waiting";
-    void what.then(() => {
-      if (sequence.phase === "waiting") {
-        then?.();
-        sequence.phase = "running";
-      }
-      observer.resumed(sequence, clock.nowMs());
-      wake();
-    });
+    void what
+      .catch((error: unknown) => fail(sequence, error))
+      .then(() => {
+        if (sequence.phase === "waiting") {
+          then?.();
+          sequence.phase = "running";
+        }
+        observer.resumed(sequence, clock.nowMs());
+        wake();
+      });
   }
 
   /** Reads what is not on the device; what that cost is the sequence's. Never rejects. */

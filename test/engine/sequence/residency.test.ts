@@ -65,3 +65,22 @@ it("ends with its sequence", async () => {
   await done;
   expect(asked.length).toBe(8);
 });
+
+it("a wait that fails, which no wait is to do, ends its request and nothing else", async () => {
+  const failed: unknown[] = [];
+  let wakes = 0;
+  const residency = new Residency({
+    supply: { supply: async () => Promise.reject(new Error("a programmer's error")) },
+    clock: { nowMs: () => 0 },
+    observer: { missed() {}, resumed() {} },
+    wake: () => (wakes += 1),
+    fail: (...what: unknown[]) => failed.push(what),
+  } as unknown as ResidencyOptions);
+  const sequence = { ...started(), drop: () => 0 } as unknown as Sequence;
+  const plan = { kind: "pages", scorer: { summary: "min-max" } };
+  residency.bring(sequence, { plan } as never, []);
+  expect(sequence.phase).toBe("waiting");
+  await new Promise<void>((resolve) => setImmediate(resolve));
+  expect(failed).toEqual([[sequence, new Error("a programmer's error")]]);
+  expect([sequence.phase, wakes]).toEqual(["running", 1]);
+});
