@@ -4,6 +4,7 @@ import type { Child } from "./child-process.ts";
 import type { Command } from "./command.ts";
 import { type DataFolder, openDataFolder } from "./data-folder.ts";
 import { type EngineFlagName, engineFlags } from "./engine-flags.ts";
+import { shortWarning } from "./engine-log.ts";
 import { describeFlags, type FlagValues, parseFlags } from "./flags.ts";
 import { keepEngine } from "./keep-engine.ts";
 import { type ModelFolder, openModelFolder } from "./model-folder.ts";
@@ -89,7 +90,7 @@ function stackOf({ values, model, ports, data, signal }: StackParts): Stack {
       exact: values.exact === undefined ? undefined : values.exact === "true",
     },
     engineFlags: engineArguments(values),
-    onWarning: (name, line) => void process.stderr.write(`[${name}] ${line}\n`),
+    onWarning: (name, line) => void process.stderr.write(`[${name}] ${shortWarning(line)}\n`),
     signal,
   });
 }

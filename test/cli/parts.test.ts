@@ -6,6 +6,7 @@ import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { openDataFolder } from "../../cli/data-folder.ts";
 import { devVars, localConfig } from "../../cli/edge-process.ts";
+import { jsonLog, shortWarning } from "../../cli/engine-log.ts";
 import { parseBudget, parseBytes, parseFlags, parseHttpUrl, parseInteger, parsePort } from "../../cli/flags.ts";
 import { loadReport } from "../../cli/load-report.ts";
 import { openModelFolder } from "../../cli/model-folder.ts";
@@ -143,6 +144,29 @@ describe("the data folder", () => {
       await expect(openDataFolder(folder)).rejects.toThrow(/secrets\.json is damaged/);
       await expect(stat(join(folder, "lock"))).rejects.toThrow("ENOENT");
     }));
+});
+
+describe("a warning of an engine", () => {
+  it("is shown as its event and its error, without the hashes that name things", () => {
+    const lines: string[] = [];
+    const log = jsonLog(
+      (line) => lines.push(line.trimEnd()),
+      () => new Date(0),
+    );
+    const hash = "d124d0829302d7a4f99833ef8dda0753";
+    log("persist.commit-failed", {
+      sessionKey: `${hash}/s-1`,
+      error: `StoreError: PUT kv/${hash}/tail/${hash}-1 was aborted`,
+    });
+    log("attach.tail-lost", { objectKey: hash });
+    expect(lines.map(shortWarning)).toEqual([
+      "persist.commit-failed: StoreError: PUT kv/d124d082.../tail/d124d082...-1 was aborted",
+      "attach.tail-lost",
+    ]);
+    for (const line of ["quire: loading weights: 39 %", "null", "[1]", "TypeError: x is not a function"]) {
+      expect(shortWarning(line)).toBe(line);
+    }
+  });
 });
 
 describe("a store command that takes long", () => {
