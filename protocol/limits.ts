@@ -149,6 +149,8 @@ export const LIMITS = {
   limiterMsMax: 1_000,
   /** A turn that runs in a Worker asks its session's object for the session, and has its log written there. */
   sessionMsMax: 10_000,
+  /** And asks that object whether the turn is to end, again and again: so long at most a session stays with a Worker that is gone. */
+  holdAskedMsMax: 5_000,
   /** A place that was reserved for a session's next turn is given back when none has come; more than `placementMsMax`, in which it is taken. */
   placeReservedMsMax: 2_000,
   /** How old the limiter's last word on a key may be, for a turn to go on while it is asked again. */

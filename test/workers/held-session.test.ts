@@ -1,9 +1,11 @@
 /** A session as a Worker holds it, against its real object; and what goes wrong between the two. */
+import { runInDurableObject } from "cloudflare:test";
 import { describe, expect, it, vi } from "vitest";
 import { LIMITS } from "../../protocol/limits.ts";
 import { packCommit } from "../../workers/session-log/log-image.ts";
 import type { LogCommit } from "../../workers/session-log/log-store.ts";
 import { SessionLog } from "../../workers/session-log/session-log.ts";
+import { TurnHold } from "../../workers/session-log/turn-hold.ts";
 import { sessionOf } from "../../workers/stubs.ts";
 import { TenantIndex } from "../../workers/tenant-index.ts";
 import type { TurnJob } from "../../workers/turn-job.ts";
@@ -25,6 +27,13 @@ function newSession(isNew: boolean) {
   // A new one each time: a stub stays with an object that was lost.
   const stub = () => sessionOf(env, namespace, "s");
   return { stub, commitOf, held: new HeldSession(env, { job, turnId: "ours", isNew }) };
+}
+
+/** Timers of so many milliseconds ring at once, until it is restored. */
+function hurry(msMax: number) {
+  const set = globalThis.setTimeout;
+  const hurried = (act: () => void, ms?: number) => set(act, ms === msMax ? 1 : ms);
+  return vi.spyOn(globalThis, "setTimeout").mockImplementation(hurried as typeof setTimeout);
 }
 
 describe("the session of a first turn", () => {
@@ -98,5 +107,74 @@ describe("a session that is being deleted", () => {
     forgotten.mockRestore();
     expect(await stub().info()).toBeUndefined();
     expect(await stub().write("next", undefined, packCommit(commit))).toBe(true);
+  });
+});
+
+describe("a hold that was lost on its way", () => {
+  it("is given again to the same turn, and its end does not end the new one", async () => {
+    const { stub } = newSession(false);
+    const hold = async (turnId: string) => {
+      const held = await stub().hold(turnId, undefined);
+      if (typeof held === "string") throw new Error(held);
+      return held;
+    };
+    const lost = await hold("ours");
+    const again = await hold("ours");
+    lost[Symbol.dispose]();
+    for (let look = 0; look < 5; look++) expect(await stub().hold("other", undefined)).toBe("busy");
+    expect(await stub().stopTurn({ streamId: "ours" })).toBe(true);
+    expect(await again.hold.stopped()).toBe(true);
+    again[Symbol.dispose]();
+    await vi.waitFor(async () => (await hold("other"))[Symbol.dispose]());
+  });
+
+  it("is asked for whether the turn is to end, for as long as it runs", async () => {
+    const { stub, held } = newSession(false);
+    expect(await held.read()).toBeUndefined();
+    const [hurried, asked] = [hurry(LIMITS.holdAskedMsMax), vi.spyOn(TurnHold.prototype, "stopped")];
+    const stop = vi.fn();
+    const listening = held.listen(stop);
+    await vi.waitFor(() => expect(asked.mock.calls.length).toBeGreaterThan(3));
+    expect(await stub().stopTurn({ streamId: "ours" })).toBe(true);
+    await listening;
+    expect(stop).toHaveBeenCalledOnce();
+    await held.release();
+    for (const spy of [hurried, asked]) spy.mockRestore();
+  });
+
+  it("is over for whoever asks whether the turn is to end, once that is written or given up", async () => {
+    const { stub, commitOf, held } = newSession(false);
+    expect(await held.read()).toBeUndefined();
+    const stop = vi.fn();
+    const listening = held.listen(stop);
+    await held.write(commitOf("x"));
+    await listening;
+    expect(stop).not.toHaveBeenCalled();
+    const given = await stub().hold("next", undefined);
+    if (typeof given === "string") throw new Error(given);
+    const stopped = given.hold.stopped();
+    await stub().release("next");
+    expect(await stopped).toBe(false);
+  });
+
+  it("ends with whoever has it, also while that one asks", async () => {
+    const { stub } = newSession(false);
+    const hurried = hurry(LIMITS.holdAskedMsMax);
+    // An object, which unlike a Worker can be lost on purpose.
+    const holder = () => env.TENANT_INDEX.get(env.TENANT_INDEX.idFromName(`holder-${crypto.randomUUID()}`));
+    const lost = runInDurableObject(holder(), async (_, state) => {
+      const held = await stub().hold("ours", undefined);
+      if (typeof held === "string") throw new Error(held);
+      held.hold.stopped().catch(() => undefined);
+      expect(await stub().hold("other", undefined)).toBe("busy");
+      state.abort("lost");
+    });
+    await lost.catch(() => undefined);
+    await vi.waitFor(async () => {
+      const other = await stub().hold("other", undefined);
+      if (typeof other !== "string") other[Symbol.dispose]();
+      expect(other).not.toBe("busy");
+    });
+    hurried.mockRestore();
   });
 });

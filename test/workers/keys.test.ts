@@ -163,6 +163,8 @@ describe("scopes and ends of keys", () => {
     for (const [scope, answer] of [
       ["generate", await chat("hi", {}, { key: "key-that-reads" })],
       ["generate", await post("/v1/completions", { prompt: "hi" }, { key: "key-that-reads" })],
+      ["generate", await edge(`${session}/stream`, { headers: reader })],
+      ["generate", await edge(`${session}/stream`, { method: "DELETE", headers: reader })],
       ["sessions:write", await edge(session, { method: "DELETE", headers: reader })],
       ["sessions:write", await edge(`${session}/fork`, { method: "POST", headers: reader })],
       ["generate", await chat("hi", {}, { key: OPERATOR })],

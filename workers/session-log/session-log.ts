@@ -32,6 +32,8 @@ interface Running {
   idempotencyKey: string | undefined;
   /** Ends it, as if its client had gone. */
   stop(): void;
+  /** Of one that runs elsewhere: it is over. */
+  end?(): void;
   /** Undefined for one that runs elsewhere. */
   course?: TurnCourse;
 }
@@ -169,19 +171,26 @@ export class SessionLog extends LogObject {
 
   /**
    * Keeps the session for a turn that runs in a Worker, until that is written, {@link release} is called, or what is returned is disposed of, which
-   * happens also when that Worker is gone.
+   * happens also when that Worker is gone. Asked again, because its answer was lost, it keeps the session under what it returns now.
    * @param version of the log as that Worker knows it (`versionOf`); another one is answered with the log
    * @returns "busy" when another turn has it, or it is being deleted; "long" for a log that is too long to leave: its turns run here
    */
   async hold(turnId: string, version: string | undefined): Promise<SessionHold | "busy" | "long"> {
     this.#takeUpLost();
-    if (this.#running || this.#isLeaving) return "busy";
+    if (this.#isLeaving || (this.#running && this.#running.id !== turnId)) return "busy";
     const now = versionOf(this.open().meta());
     const isKnown = now === version && now !== "";
     const image = isKnown ? undefined : exportLog(this.open(), undefined);
     if (image && image.byteLength > LIMITS.logImageBytesMax) return "long";
-    const hold = new TurnHold(() => this.#release(turnId));
-    this.#running = { id: turnId, idempotencyKey: undefined, stop: () => hold.stop() };
+    const hold: TurnHold = new TurnHold(() => {
+      if (this.#running === running) this.#running = undefined;
+    });
+    const running: Running = {
+      ...{ id: turnId, idempotencyKey: undefined },
+      stop: () => hold.stop(),
+      end: () => hold.end(),
+    };
+    this.#running = running;
     return { hold, isKnown, image };
   }
 
@@ -211,7 +220,9 @@ export class SessionLog extends LogObject {
   }
 
   #release(turnId: string): void {
-    if (this.#running?.id === turnId) this.#running = undefined;
+    if (this.#running?.id !== turnId) return;
+    this.#running.end?.();
+    this.#running = undefined;
   }
 
   /**

@@ -1,5 +1,6 @@
 /** A session's hold for a turn that runs in a Worker, as that Worker has it. */
 import { RpcTarget } from "cloudflare:workers";
+import { LIMITS } from "../../protocol/limits.ts";
 
 /** Ends when it is disposed of, by its holder or because that one is gone. */
 export class TurnHold extends RpcTarget {
@@ -12,9 +13,14 @@ export class TurnHold extends RpcTarget {
     this.#release = release;
   }
 
-  /** True once somebody asks for the end of the turn; false when the hold has ended before. */
-  async stopped(): Promise<boolean> {
-    return this.#stopped.promise;
+  /**
+   * True once somebody asks for the end of the turn; false when the hold has ended before. Undefined when neither was so for `LIMITS.holdAskedMsMax`:
+   * it is to be asked again, because a call that is pending keeps a hold whose holder is gone.
+   */
+  async stopped(): Promise<boolean | undefined> {
+    const late = Promise.withResolvers<undefined>();
+    const timer = setTimeout(() => late.resolve(undefined), LIMITS.holdAskedMsMax);
+    return Promise.race([this.#stopped.promise, late.promise]).finally(() => clearTimeout(timer));
   }
 
   /** For the session: somebody asked for the end of the turn. */
@@ -22,8 +28,13 @@ export class TurnHold extends RpcTarget {
     this.#stopped.resolve(true);
   }
 
-  [Symbol.dispose](): void {
+  /** For the session: the turn is over. While {@link stopped} is asked, no holder's disposal comes. */
+  end(): void {
     this.#stopped.resolve(false);
+  }
+
+  [Symbol.dispose](): void {
+    this.end();
     this.#release();
   }
 }

@@ -70,7 +70,9 @@ export class HeldSession {
     for (let attempt = 0; attempt < LIMITS.runningAttemptCountMax && !this.#isOver; attempt++) {
       try {
         if (!this.#held) await this.#hold();
-        if (!this.#isOver && (await this.#held?.hold.stopped())) stop();
+        let isStopped: boolean | undefined;
+        while (this.#held && isStopped === undefined) isStopped = await this.#held.hold.stopped();
+        if (isStopped) stop();
         return;
       } catch (thrown) {
         logError(this.#turnId, thrown);
