@@ -282,13 +282,14 @@ describe("a later turn", () => {
   it("is refused as soon as that is known, and waits for no engine", async () => {
     const session = named();
     const { world, namespace, id } = await afterOneTurn(session);
-    using held = await sessionOf(env, namespace, id).hold("another", undefined);
+    const held = await sessionOf(env, namespace, id).hold("another", undefined);
     if (typeof held === "string") throw new Error(held);
     await world.engine.script({ do: "deaf" });
     expect((await world.chat("ho", session)).status).toBe(409);
     await until(async () => (await world.engine.lastCall()).abortedMs !== undefined);
     const { startedMs, abortedMs = 0 } = await world.engine.lastCall();
     expect(abortedMs - startedMs).toBeLessThan(LIMITS.admissionMsMax);
+    held[Symbol.dispose]();
   });
 
   it("runs in the object where the log is too long to leave it", async () => {
