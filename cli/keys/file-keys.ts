@@ -1,15 +1,18 @@
 /** Keys in a file: a table as the Worker's secret `QUIRE_API_KEYS` holds it, for `wrangler secret put QUIRE_API_KEYS < FILE`. */
-import { readFile, rename, writeFile } from "node:fs/promises";
+import { readFile, rename, stat, writeFile } from "node:fs/promises";
 import { QuireError } from "../../protocol/errors.ts";
 import { type KeyRecord, keyIdOf, keyTableJson, readKeyTable } from "../../workers/auth/key-record.ts";
 import { orRefuse } from "../output-file.ts";
 import { UsageError } from "../usage-error.ts";
 import type { KeyStore } from "./key-store.ts";
 
-/** The keys of a file; it is made when the first one is added, readable by its owner only. */
+/** The keys of a file; it is made when the first one is added, readable by its owner only. Whoever asks for its keys before is told that it is not there. */
 export function fileKeys(path: string, nowS: () => number): KeyStore {
-  const change = async <T>(edit: (table: Map<string, KeyRecord>) => T): Promise<T> => {
-    const table = await readTable(path);
+  const change = async <T>(
+    edit: (table: Map<string, KeyRecord>) => T,
+    read: (path: string) => Promise<Map<string, KeyRecord>> = readTable,
+  ): Promise<T> => {
+    const table = await read(path);
     const result = edit(table);
     // Whole or not at all, and read back before it is in place: a table that cannot be read locks everybody out.
     const text = tableText(table);
@@ -27,7 +30,7 @@ export function fileKeys(path: string, nowS: () => number): KeyStore {
         const record = { ...given, id: keyIdOf(hash), createdS: nowS() };
         table.set(hash, record);
         return record;
-      }),
+      }, readTableIfAny),
     list: async (tenant) => {
       const records = [...(await readTable(path)).values()];
       return records
@@ -63,10 +66,14 @@ async function readTable(path: string): Promise<Map<string, KeyRecord>> {
   try {
     text = await readFile(path, "utf8");
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === "ENOENT") return new Map();
     throw new UsageError(`${path} cannot be read (${(error as NodeJS.ErrnoException).code})`);
   }
   return parseTable(path, text);
+}
+
+async function readTableIfAny(path: string): Promise<Map<string, KeyRecord>> {
+  const isThere = (await stat(path).catch(() => undefined)) !== undefined;
+  return isThere ? readTable(path) : new Map();
 }
 
 function parseTable(path: string, text: string): Map<string, KeyRecord> {

@@ -66,6 +66,7 @@ describe("quire", () => {
     }),
     [["compile-tokenizer", "weights/none"], {}, "weights/none is not there"],
     [["compile-tokenizer", "weights/house-0", "--out", "/dev/null/x"], {}, "/dev/null/x cannot be written (ENOTDIR)"],
+    [["keys", "list", "--file", "weights/none.json"], {}, "weights/none.json cannot be read (ENOENT)"],
     [
       ["keys", "create", "--tenant", "a", "--file", "weights/none/keys.json"],
       {},
