@@ -3,7 +3,9 @@
 import { QuireError } from "../protocol/errors.ts";
 import { FrameDecoder } from "../protocol/frames.ts";
 import { LIMITS } from "../protocol/limits.ts";
+import type { ChatMessage } from "../tokenizer/contract.ts";
 import { within } from "./deadline.ts";
+import type { Env } from "./env.ts";
 import type { Place } from "./limits/place.ts";
 import { newSessionId } from "./session-id.ts";
 import { openTurn } from "./session-log/turn-wire.ts";
@@ -59,15 +61,28 @@ export async function startTurn(context: WorkerTurnContext, request: TurnRequest
   const near = isolateSessions.find(namespace, input.chain);
   const goneOn = near && (await turn.goOn(near));
   if (goneOn) return goneOn;
-  // Without the index a turn is only slower: it must not fail or wait for it.
-  const asked = indexOf(context.env, namespace).resolve(input.chain);
-  const known = await within(LIMITS.indexMsMax, asked).catch(() => undefined);
+  const known = isWorthLookup(input.messages) ? await lookUp(context.env, namespace, input.chain) : undefined;
   if (!known) return turn.run({ id: newSessionId(), implicit: true }, { isNew: true });
   const { chain, messageCount, named } = known;
   const continued = !named && messageCount < input.messages.length && (await turn.goOn(known));
   if (continued) return continued;
   const forkFrom: ForkPoint = { sessionId: known.sessionId, messageCount, chain };
   return turn.run({ id: newSessionId(), implicit: true, forkFrom });
+}
+
+/** What an equal prompt of this length would save is less than asking takes. */
+const LOOKUP_CHARS_MIN = 1_024;
+
+/** A transcript without a reply is the first of its session, unless somebody asked the same before; then a fork spares a long one its prefill. */
+function isWorthLookup(messages: readonly ChatMessage[]): boolean {
+  if (messages.some(({ role }) => role === "assistant")) return true;
+  return messages.reduce((sum, { content }) => sum + content.length, 0) >= LOOKUP_CHARS_MIN;
+}
+
+/** Without the index a turn is only slower: it must not fail or wait for it. */
+async function lookUp(env: Env, namespace: string, chain: string[]): Promise<IndexRow | undefined> {
+  const asked = indexOf(env, namespace).resolve(chain);
+  return within(LIMITS.indexMsMax, asked).catch(() => undefined);
 }
 
 type Session = NonNullable<TurnJob["session"]>;

@@ -167,11 +167,12 @@ function turnError(thrown: unknown): TurnError {
 }
 
 /** What an engine says of a generation, one by one. */
-async function* eventsOf({ first, later }: EngineCall): AsyncGenerator<CallEvent> {
+async function* eventsOf(call: EngineCall): AsyncGenerator<CallEvent> {
   try {
-    for (const value of first) yield laterEvent(value);
-    for await (const batch of later) for (const value of batch) yield laterEvent(value);
+    for (const value of call.first) yield laterEvent(value);
+    for (let batch = await call.next(); batch; batch = await call.next())
+      for (const value of batch) yield laterEvent(value);
   } finally {
-    await later.return(undefined);
+    await call.close();
   }
 }

@@ -56,21 +56,36 @@ describe("a transcript sent without a session id", () => {
     await further.text();
   });
 
-  it("asks the same thing again in a fork that keeps the prompt", async () => {
+  it("asks the same long thing again in a fork that keeps the prompt", async () => {
+    const { chat, engine } = await makeWorld();
+    const long = "q1 ".repeat(400);
+    const first = await chat([user(long)]);
+    await first.text();
+    const again = await chat([user(long)]);
+    await again.text();
+    expect(again.headers.get("x-quire-session")).not.toBe(first.headers.get("x-quire-session"));
+    const { request } = await engine.lastCall();
+    const prompt = [BOS, USER, ...ids(long), ASSISTANT];
+    expect(request.tokens).toEqual(prompt);
+    // A last token is left to run.
+    expect(request).toMatchObject({ turnStart: prompt.length - 1, spans: [{ end: prompt.length - 1, how: "dense" }] });
+    const next = await chat([user(long), assistant("ok"), user("q2")]);
+    await next.text();
+    expect((await engine.lastCall()).request).toMatchObject({ turnStart: prompt.length + 3 });
+  });
+
+  it("asks the same short thing again in a session of its own, and finds the last of them", async () => {
     const { chat, engine } = await makeWorld();
     const first = await chat([user("q1")]);
     await first.text();
     const again = await chat([user("q1")]);
     await again.text();
-    expect(again.headers.get("x-quire-session")).not.toBe(first.headers.get("x-quire-session"));
-    const { request } = await engine.lastCall();
-    const prompt = [BOS, USER, ...ids("q1"), ASSISTANT];
-    expect(request.tokens).toEqual(prompt);
-    // A last token is left to run.
-    expect(request).toMatchObject({ turnStart: prompt.length - 1, spans: [{ end: prompt.length - 1, how: "dense" }] });
+    const id = again.headers.get("x-quire-session");
+    expect(id).not.toBe(first.headers.get("x-quire-session"));
+    expect((await engine.lastCall()).request).toMatchObject({ turnStart: 0, session: { id } });
     const next = await chat([user("q1"), assistant("ok"), user("q2")]);
     await next.text();
-    expect((await engine.lastCall()).request).toMatchObject({ turnStart: prompt.length + 3 });
+    expect(next.headers.get("x-quire-session")).toBe(id);
   });
 
   it("is not lost when two of them come at once", async () => {

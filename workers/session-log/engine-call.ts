@@ -1,6 +1,6 @@
 /** One generation at an engine: POST a frame, read frames until the terminal event. */
 import { isErrorCode, QuireError } from "../../protocol/errors.ts";
-import { encodeFrame, FrameDecoder } from "../../protocol/frames.ts";
+import { encodeFrame } from "../../protocol/frames.ts";
 import {
   type CancelRequest,
   ENGINE_PATHS,
@@ -11,8 +11,11 @@ import {
 import { LIMITS } from "../../protocol/limits.ts";
 import { engineHeaders } from "../auth/engine-headers.ts";
 import type { PickedEngine } from "../fleet-table.ts";
+import { AnswerBatches } from "./answer-batches.ts";
 
 const FRAMES_TYPE = "application/x-quire-frames";
+/** A first token that comes so soon leaves in one piece with the headers; later ones come when nobody minds that those waited. */
+const BEHIND_ADMISSION_MS = 1;
 
 /** What a call needs. */
 export interface EngineCallOptions {
@@ -30,19 +33,21 @@ export interface EngineCallOptions {
 export interface EngineCall {
   readonly numericsId: string;
   readonly engineId: string;
-  /** What came together with the admission: it need not be waited for. For {@link laterEvent}, like what follows. */
+  /** What came with the admission or right behind it: it need not be waited for. For {@link laterEvent}, like what follows. */
   readonly first: readonly unknown[];
   /**
-   * What follows, as it comes. The reader ends it (`return`) when it has read `done`.
+   * What follows, as it comes; undefined at the end.
    * @throws {QuireError} `engine_failed` for a stream that is cut or not understood.
    */
-  readonly later: AsyncGenerator<readonly unknown[]>;
+  next(): Promise<readonly unknown[] | undefined>;
+  /** Nobody reads the rest: {@link next} is not called any more. Never rejects. */
+  close(): Promise<void>;
   /**
    * Asks the engine to end now, once; its `done` still arrives. Closes the connection when it does not within `LIMITS.cancelMsMax`, and at
    * once when the engine cannot be asked. Never rejects.
    */
   cancel(): Promise<void>;
-  /** Closes the connection to an engine that is not there any more: {@link later} throws `engine_failed`. */
+  /** Closes the connection to an engine that is not there any more: {@link next} throws `engine_failed`. */
   drop(): void;
 }
 
@@ -81,18 +86,18 @@ export async function openEngineCall(options: EngineCallOptions): Promise<Engine
   }, LIMITS.admissionMsMax);
   try {
     const response = await post(options, ENGINE_PATHS.generate, options.request, signal);
-    const later = readBatches(response);
-    const batch = await later.next();
-    if (batch.done) throw statusError(response.status);
-    const [head, ...rest] = batch.value;
+    const batches = await answerOf(response);
+    const [head, ...rest] = (await batches?.next()) ?? [];
+    if (!batches || head === undefined) throw statusError(response.status);
     const first = checkEvent(head);
     if (first.type === "failed") throw failure(first);
     if (first.type !== "admitted") throw engineFailed(`the first event is ${first.type}`);
     return {
       numericsId: first.numericsId,
       engineId: options.engine.engineId,
-      first: rest,
-      later,
+      first: rest.length > 0 ? rest : await batches.nextWithin(BEHIND_ADMISSION_MS),
+      next: () => batches.next(),
+      close: () => batches.close(),
       cancel: () => {
         cancelled ??= cancelCall(options, closing);
         return cancelled;
@@ -136,29 +141,15 @@ async function cancelCall(options: EngineCallOptions, closing: AbortController):
   }
 }
 
-/** The values of each piece of an answer that completes any. */
-async function* readBatches(response: Response): AsyncGenerator<readonly unknown[]> {
-  if (!response.body) return;
-  const decoder = new FrameDecoder();
+/** Undefined for an answer that says nothing but its status. */
+async function answerOf(response: Response): Promise<AnswerBatches | undefined> {
+  if (!response.body) return undefined;
   // A refusal may come as a frame under any status; a body that is not frames is not ours.
-  if (!response.ok && !(response.headers.get("content-type") ?? "").startsWith(FRAMES_TYPE)) {
-    await response.body.cancel();
-    return;
+  if (response.ok || (response.headers.get("content-type") ?? "").startsWith(FRAMES_TYPE)) {
+    return new AnswerBatches(response.body, (cause) => engineFailed("the connection to the engine was lost", cause));
   }
-  const reader: ReadableStreamDefaultReader<Uint8Array> = response.body.getReader();
-  try {
-    for (;;) {
-      const { done, value } = await reader.read();
-      if (done) return;
-      const values = decoder.push(value);
-      if (values.length > 0) yield values;
-    }
-  } catch (thrown) {
-    throw thrown instanceof QuireError ? thrown : engineFailed("the connection to the engine was lost", thrown);
-  } finally {
-    // After an abort the stream is already in error; there is nothing left to tell it.
-    await reader.cancel().catch(() => undefined);
-  }
+  await response.body.cancel();
+  return undefined;
 }
 
 /** An engine is ours but may be of another version: what does not look like an event ends the call. */

@@ -201,7 +201,7 @@ export class TurnRunner {
       await this.#take(call, index, result, { onBegun, over, watch });
     } finally {
       watch.stop();
-      await call.later.return(undefined);
+      await call.close();
     }
   }
 
@@ -215,7 +215,7 @@ export class TurnRunner {
     // Before anything is waited for: what is there already leaves the session in its first write.
     if (this.#takeBatch(call.first, index, result, onBegun)) return;
     if (result.reply.ended === "stop-string") await call.cancel();
-    for await (const batch of call.later) {
+    for (let batch = await call.next(); batch; batch = await call.next()) {
       watch.heard();
       if (this.#takeBatch(batch, index, result, onBegun)) return;
       if (result.reply.ended === "stop-string") await call.cancel();

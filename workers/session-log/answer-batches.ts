@@ -1,0 +1,57 @@
+/** An engine's answer, piece by piece as the network brings it. */
+import { QuireError } from "../../protocol/errors.ts";
+import { FrameDecoder } from "../../protocol/frames.ts";
+
+/** The values of each piece that completes any. One reader, one call at a time. */
+export class AnswerBatches {
+  readonly #reader: ReadableStreamDefaultReader<Uint8Array>;
+  readonly #failed: (cause: unknown) => QuireError;
+  readonly #decoder = new FrameDecoder();
+  /** Being read ahead of {@link next}. */
+  #ahead: Promise<readonly unknown[] | undefined> | undefined;
+
+  /** @param failed the error of an answer that is cut */
+  constructor(body: ReadableStream<Uint8Array>, failed: (cause: unknown) => QuireError) {
+    this.#reader = body.getReader();
+    this.#failed = failed;
+  }
+
+  /** @returns undefined at the end. @throws {QuireError} what the caller said for an answer that is cut, or is no frames */
+  next(): Promise<readonly unknown[] | undefined> {
+    const ahead = this.#ahead ?? this.#read();
+    this.#ahead = undefined;
+    return ahead;
+  }
+
+  /** What {@link next} would return, if that comes within `msMax`; otherwise nothing, and `next` is what returns it. Never rejects. */
+  async nextWithin(msMax: number): Promise<readonly unknown[]> {
+    const ahead = this.#read();
+    this.#ahead = ahead;
+    const late = Promise.withResolvers<undefined>();
+    const timer = setTimeout(() => late.resolve(undefined), msMax);
+    const values = await Promise.race([ahead.catch(() => undefined), late.promise]);
+    clearTimeout(timer);
+    if (values === undefined) return [];
+    this.#ahead = undefined;
+    return values;
+  }
+
+  /** Nobody reads the rest. Never rejects. */
+  async close(): Promise<void> {
+    // After an abort the stream is already in error; there is nothing left to tell it.
+    await this.#reader.cancel().catch(() => undefined);
+  }
+
+  async #read(): Promise<readonly unknown[] | undefined> {
+    try {
+      for (;;) {
+        const { done, value } = await this.#reader.read();
+        if (done) return undefined;
+        const values = this.#decoder.push(value);
+        if (values.length > 0) return values;
+      }
+    } catch (thrown) {
+      throw thrown instanceof QuireError ? thrown : this.#failed(thrown);
+    }
+  }
+}
