@@ -5,9 +5,13 @@ export function sha256(bytes: Uint8Array): Promise<ArrayBuffer> {
   return crypto.subtle.digest("SHA-256", bytes as Uint8Array<ArrayBuffer>);
 }
 
+const HEX_OF_BYTE: readonly string[] = Array.from({ length: 256 }, (_, byte) => byte.toString(16).padStart(2, "0"));
+
 /** Lower-case hex. */
 export function hex(bytes: ArrayBuffer): string {
-  return Array.from(new Uint8Array(bytes), (byte) => byte.toString(16).padStart(2, "0")).join("");
+  let text = "";
+  for (const byte of new Uint8Array(bytes)) text += HEX_OF_BYTE[byte];
+  return text;
 }
 
 /** SHA-256 of a text's UTF-8, lower-case hex. */
@@ -15,10 +19,17 @@ export async function sha256Hex(text: string): Promise<string> {
   return hex(await sha256(new TextEncoder().encode(text)));
 }
 
-/** HMAC-SHA256 of a text's UTF-8, lower-case hex. `key` is not empty. */
-export async function hmacHex(key: string, text: string): Promise<string> {
-  const encoder = new TextEncoder();
+/** A key that is imported once. */
+export type HmacKey = Awaited<ReturnType<typeof crypto.subtle.importKey>>;
+
+/** A key for {@link hmacHex}. `key` is not empty. */
+export function hmacKey(key: string): Promise<HmacKey> {
   const algorithm = { name: "HMAC", hash: "SHA-256" };
-  const imported = await crypto.subtle.importKey("raw", encoder.encode(key), algorithm, false, ["sign"]);
-  return hex(await crypto.subtle.sign("HMAC", imported, encoder.encode(text)));
+  return crypto.subtle.importKey("raw", new TextEncoder().encode(key), algorithm, false, ["sign"]);
+}
+
+/** HMAC-SHA256 of a text's UTF-8, lower-case hex. `key` is not empty; {@link hmacKey} is for one that is used often. */
+export async function hmacHex(key: string | HmacKey, text: string): Promise<string> {
+  const imported = typeof key === "string" ? await hmacKey(key) : key;
+  return hex(await crypto.subtle.sign("HMAC", imported, new TextEncoder().encode(text)));
 }

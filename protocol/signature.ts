@@ -7,7 +7,7 @@
  * The signature covers the digest and not the body, so that a receiver refuses a stranger before it reads a byte of his body.
  */
 import { assert } from "./assert.ts";
-import { hex, hmacHex, sha256 } from "./digest.ts";
+import { type HmacKey, hex, hmacHex, hmacKey, sha256 } from "./digest.ts";
 import { LIMITS } from "./limits.ts";
 
 /** The audience of engines' requests to the edge. */
@@ -49,9 +49,20 @@ export function signingKeys(secret: string): string[] {
     .filter((key) => key !== "");
 }
 
+/** What signs, of a secret: for who signs often. @throws {AssertionError} for a secret without a key. */
+export function signingKeyOf(secret: string): Promise<HmacKey> {
+  return hmacKey(firstKeyOf(secret));
+}
+
+function firstKeyOf(secret: string): string {
+  const [key] = signingKeys(secret);
+  assert(key !== undefined, "there is a key to sign with");
+  return key;
+}
+
 /** The value of the `authorization` header of one request. @throws {AssertionError} for a secret without a key. */
 export async function signRequest(
-  secret: string,
+  secret: string | HmacKey,
   target: SignedTarget,
   body: Uint8Array,
   nowMs: number,
@@ -59,8 +70,7 @@ export async function signRequest(
   const timestamp = String(Math.floor(nowMs));
   const nonce = hex(crypto.getRandomValues(new Uint8Array(16)).buffer);
   const digest = hex(await sha256(body));
-  const [key] = signingKeys(secret);
-  assert(key !== undefined, "there is a key to sign with");
+  const key = typeof secret === "string" ? firstKeyOf(secret) : secret;
   const signature = await hmacHex(key, signedText(target, { timestamp, nonce, digest }));
   return `Quire-HMAC ts=${timestamp},nonce=${nonce},digest=${digest},sig=${signature}`;
 }

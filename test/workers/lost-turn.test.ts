@@ -208,13 +208,14 @@ describe("a turn that is not resumable", () => {
 describe("a turn that runs in its session's object and is not resumable", () => {
   it("ends in an error, frees its engine and its place, and leaves nothing", async () => {
     const world = await makeWorld();
-    await (await world.chat("hi")).text();
+    const long = "hi ".repeat(400);
+    await (await world.chat(long)).text();
     const { namespace } = (await world.engine.lastCall()).request;
     const turnCount = () => runInDurableObject(limiterOf(env, namespace), (limiter) => limiter.used.turns);
     const otherCount = await turnCount();
     await world.engine.script(...replies);
-    // The same again is a fork, which begins with another session's log.
-    const response = await world.chat("hi", { stream: true });
+    // The same long words again are a fork, which begins with another session's log.
+    const response = await world.chat(long, { stream: true });
     const session = response.headers.get("x-quire-session") ?? "";
     const stub = () => env.SESSION_LOG.get(env.SESSION_LOG.idFromName(`${namespace}/${session}`));
     const events = await readAndLose({ world, session, stub }, response, (all) => all.length >= 10);

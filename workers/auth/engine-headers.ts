@@ -1,5 +1,7 @@
 /** Headers of the edge's requests to its engines, signed with the secret that they share (`protocol/signature.ts`). */
-import { engineAudience, signRequest } from "../../protocol/signature.ts";
+import type { HmacKey } from "../../protocol/digest.ts";
+import { engineAudience, signingKeyOf, signRequest } from "../../protocol/signature.ts";
+import { RecentMap } from "../recent-map.ts";
 
 /** A request to an engine. */
 export interface EngineRequest {
@@ -17,5 +19,20 @@ export async function engineHeaders(request: EngineRequest): Promise<Record<stri
   const type = { "content-type": "application/x-quire-frames" };
   if (engineKey === "") return type;
   const target = { audience: engineAudience(engineId), method: "POST", path };
-  return { ...type, authorization: await signRequest(engineKey, target, body, Date.now()) };
+  return { ...type, authorization: await signRequest(await knownKeyOf(engineKey), target, body, Date.now()) };
+}
+
+/** One per isolate: derived from the secret, so that sharing cannot be observed. */
+const isolateSigningKeys = new RecentMap<HmacKey>({
+  countMax: 4,
+  ageMsMax: Number.POSITIVE_INFINITY,
+  now: () => 0,
+});
+
+async function knownKeyOf(secret: string): Promise<HmacKey> {
+  const known = isolateSigningKeys.get(secret);
+  if (known) return known;
+  const key = await signingKeyOf(secret);
+  isolateSigningKeys.put(secret, key);
+  return key;
 }

@@ -7,6 +7,7 @@ import { within } from "../deadline.ts";
 import type { Env } from "../env.ts";
 import { asRecord, Fields } from "../fields.ts";
 import { logError } from "../log.ts";
+import { RecentMap } from "../recent-map.ts";
 import { isolateCredit, Place, type PlaceRequest } from "./place.ts";
 import { rateHeaders, rateRefusal } from "./rate-headers.ts";
 import type { Admission, AdmissionRequest, Limits } from "./tenant-budget.ts";
@@ -132,9 +133,20 @@ export function limitsOf(own: TenantLimits | undefined, env: Pick<Env, "QUIRE_LI
   };
 }
 
+/** One per isolate: what a text of the configuration says. */
+const isolateDeployedLimits = new RecentMap<TenantLimits>({
+  countMax: 4,
+  ageMsMax: Number.POSITIVE_INFINITY,
+  now: () => 0,
+});
+
 function deployedLimits(text: string): TenantLimits | undefined {
+  const known = isolateDeployedLimits.get(text);
+  if (known) return known;
   try {
-    return readTenantLimits(new Fields(asRecord(JSON.parse(text), "QUIRE_LIMITS")));
+    const limits = readTenantLimits(new Fields(asRecord(JSON.parse(text), "QUIRE_LIMITS")));
+    if (limits) isolateDeployedLimits.put(text, limits);
+    return limits;
   } catch (cause) {
     throw new QuireError("internal", "The server is not configured: its limits cannot be read.", { cause });
   }

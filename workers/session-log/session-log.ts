@@ -267,7 +267,7 @@ export class SessionLog extends LogObject {
     if (!lost) return;
     const { job, streamId, numericsId, ids } = lost;
     const stream = new TurnStream({ resumable: true, revived: true, streamId });
-    const course = this.#course(job, stream, { beside: () => undefined, isReserved: false, done: ids });
+    const course = this.#course(job, stream, { beside: undefined, isReserved: false, done: ids });
     this.#replays.begin(stream, job, numericsId);
     course.takeUp(this.#mayTakeUp(lost) ? undefined : new QuireError("engine_failed", "The turn was lost."));
   }

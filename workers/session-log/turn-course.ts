@@ -48,8 +48,8 @@ export interface CourseOptions {
   stream: TurnStream;
   host: TurnHost;
   memory: TurnMemory;
-  /** Called, more than once, when somebody else is at work: what is asked then is answered beside it. */
-  beside(): void;
+  /** Called, more than once, when somebody else is at work: what is asked then is answered beside it. Undefined where there is nothing to ask. */
+  beside: (() => void) | undefined;
   /** Its place was reserved when the last turn ended. */
   isReserved: boolean;
   /** Ids of its reply that were generated before its object was lost. */
@@ -235,7 +235,7 @@ export class TurnCourse {
       fetch: (input, init) => {
         const sent = fetch(input, init);
         // When the request has left: what is done in this turn of the event loop is done before that.
-        setTimeout(beside, 0);
+        if (beside) setTimeout(beside, 0);
         return sent;
       },
       stream,
@@ -267,7 +267,7 @@ export class TurnCourse {
       ...{ env, namespace, hasBegun, gone: stream.gone, onHeld },
       request: { model, ...wanted, prompt: described },
     });
-    beside();
+    beside?.();
     return picking;
   }
 

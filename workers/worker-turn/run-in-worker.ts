@@ -33,6 +33,8 @@ interface HereTurn extends WorkerTurnContext {
   turnId: string;
   /** Undefined for text without one. */
   session: HeldSession | undefined;
+  /** Its session was named a moment ago, here. */
+  isNew: boolean;
   memory: TurnMemory;
   /** Called when all is said. */
   onEnded: () => void;
@@ -78,7 +80,7 @@ export async function runInWorker(
   const over = Promise.withResolvers<void>();
   // The Worker stays for it when the client has gone: what that was given is still to be written.
   waitUntil(over.promise);
-  const turn: HereTurn = { ...context, turnId, session, memory, onEnded: over.resolve };
+  const turn: HereTurn = { ...context, turnId, session, isNew, memory, onEnded: over.resolve };
   let answer: TurnAnswer | undefined;
   try {
     answer = await enterTurn(asked, { env, next: memory.next }, (entry) => openConfirmed(turn, entry));
@@ -109,7 +111,7 @@ async function openConfirmed(turn: HereTurn, entry: Entry): Promise<OpenedTurn> 
 }
 
 function openCourse(turn: HereTurn, { job, place, isReserved }: Entry): Promise<OpenedTurn> {
-  const { env, signal, turnId, session, memory, onEnded } = turn;
+  const { env, signal, turnId, session, isNew, memory, onEnded } = turn;
   const stream = new TurnStream({ resumable: false, streamId: turnId });
   const stop = () => stream.stop();
   signal.addEventListener("abort", stop);
@@ -132,10 +134,11 @@ function openCourse(turn: HereTurn, { job, place, isReserved }: Entry): Promise<
     },
   };
   // A turn that will come to nothing, or begins with the wrong log, waits for no engine.
-  const beside = (): void => {
+  const ask = (): void => {
     void place.askBeside(stop);
     session?.confirm().then((verdict) => (verdict === "same" ? undefined : stop()), stop);
   };
+  const beside = isReserved && (isNew || !session) ? undefined : ask;
   const course: TurnCourse = new TurnCourse({ env, job, stream, host, memory, beside, isReserved, done: [] });
   return course.open();
 }
