@@ -74,9 +74,32 @@ export function brokenOff(): QuireError {
  */
 export async function openEngineCall(options: EngineCallOptions): Promise<EngineCall> {
   const closing = new AbortController();
+  const { numericsId, rest, batches } = await admit(options, closing);
+  let cancelled: Promise<void> | undefined;
+  return {
+    numericsId,
+    engineId: options.engine.engineId,
+    first: rest.length > 0 ? rest : await batches.nextWithin(BEHIND_ADMISSION_MS),
+    next: () => batches.next(),
+    close: () => batches.close(),
+    cancel: () => {
+      cancelled ??= cancelCall(options, closing);
+      return cancelled;
+    },
+    drop: () => closing.abort(),
+  };
+}
+
+interface Admitted {
+  numericsId: string;
+  /** What came with it. */
+  rest: readonly unknown[];
+  batches: AnswerBatches;
+}
+
+async function admit(options: EngineCallOptions, closing: AbortController): Promise<Admitted> {
   const signal = AbortSignal.any([options.signal, closing.signal]);
   let late = false;
-  let cancelled: Promise<void> | undefined;
   const leave = () => closing.abort();
   options.admission?.addEventListener("abort", leave);
   if (options.admission?.aborted) leave();
@@ -92,18 +115,7 @@ export async function openEngineCall(options: EngineCallOptions): Promise<Engine
     const first = checkEvent(head);
     if (first.type === "failed") throw failure(first);
     if (first.type !== "admitted") throw engineFailed(`the first event is ${first.type}`);
-    return {
-      numericsId: first.numericsId,
-      engineId: options.engine.engineId,
-      first: rest.length > 0 ? rest : await batches.nextWithin(BEHIND_ADMISSION_MS),
-      next: () => batches.next(),
-      close: () => batches.close(),
-      cancel: () => {
-        cancelled ??= cancelCall(options, closing);
-        return cancelled;
-      },
-      drop: () => closing.abort(),
-    };
+    return { numericsId: first.numericsId, rest, batches };
   } catch (thrown) {
     closing.abort();
     if (options.admission?.aborted) throw new QuireError("cancelled", "The client left before its turn began.");
