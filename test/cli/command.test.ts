@@ -1,5 +1,5 @@
 import { execFileSync, spawn } from "node:child_process";
-import { closeSync, existsSync, openSync, readFileSync } from "node:fs";
+import { closeSync, existsSync, mkdirSync, openSync, readFileSync, writeFileSync } from "node:fs";
 import { createServer, type Server } from "node:net";
 import { delimiter, join } from "node:path";
 import { afterEach, describe, expect, it, vi } from "vitest";
@@ -78,6 +78,19 @@ describe("quire", () => {
     expect(await main(args)).toBe(1);
     expect(stderr.mock.calls).toEqual([[`quire: ${message}\n`]]);
   });
+
+  it.each([
+    ["profile-heads", "heads.json"],
+    ["calibrate", "selection.json"],
+  ])("%s says before it measures that it could not write %s", (command, file) =>
+    withTempFolder(async (folder) => {
+      writeFileSync(join(folder, "model.safetensors"), "");
+      mkdirSync(join(folder, file));
+      const stderr = vi.spyOn(process.stderr, "write").mockReturnValue(true);
+      expect(await main([command, folder])).toBe(1);
+      expect(stderr.mock.calls).toEqual([[`quire: ${join(folder, file)} cannot be written (EISDIR)\n`]]);
+    }),
+  );
 
   it("ends as a process with that line and exit code 1", async () => {
     const result = await runQuire(["start", "--prot", "1"]);
