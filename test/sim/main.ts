@@ -102,7 +102,7 @@ async function runJobs({ first, count }: { first: number; count: number }, jobs:
 async function runMutants(): Promise<number> {
   let survived = 0;
   for (const mutant of MUTANTS) {
-    const lives = mutant.isTight ? ["--tight"] : [];
+    const lives = ["--first", String(mutant.firstSeed ?? 1), ...(mutant.isTight ? ["--tight"] : [])];
     const flags = ["--seeds", String(MUTANT_SEEDS_MAX), "--failures", "1", ...lives];
     const run = child(flags, "pipe", mutant.name);
     let output = "";

@@ -11,6 +11,8 @@ export interface Mutant {
   replace: string;
   /** Lives of contexts that outgrow the pool show it. */
   isTight?: boolean;
+  /** The first seed known to show it, where those before it take long: seeds are lived from it on. Default 1. */
+  firstSeed?: number;
 }
 
 /** Seeds within which every mutant is caught. */
@@ -31,6 +33,7 @@ export const MUTANTS: readonly Mutant[] = [
     file: "storage/envelope.ts",
     find: "refuseUnless(intact,",
     replace: "refuseUnless(intact || !intact,",
+    firstSeed: 122,
   },
   {
     name: "segment-chain",
@@ -95,6 +98,7 @@ export const MUTANTS: readonly Mutant[] = [
     file: "engine/schedule/preemption.ts",
     find: "pool.writeOpen(slot, saved.tokenCount, saved.bytes);",
     replace: "pool.writeOpen(slot, saved.tokenCount, new Uint8Array(saved.bytes.length));",
+    firstSeed: 147,
   },
   {
     name: "host-bytes",
@@ -126,6 +130,7 @@ export const MUTANTS: readonly Mutant[] = [
     find: "if (sequence.workingSet || !isFirst)",
     replace: "if (!isFirst)",
     isTight: true,
+    firstSeed: 28,
   },
   {
     name: "loose-room",
@@ -150,5 +155,6 @@ export const MUTANTS: readonly Mutant[] = [
     find: "if (!isSectionIntact(this.#options.head, layer, section))",
     replace: "if (layer < 0)",
     isTight: true,
+    firstSeed: 51,
   },
 ];
