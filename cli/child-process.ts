@@ -42,7 +42,7 @@ const lastLinesMax = 20;
 
 /** Starts a child. It also ends when this process ends without stopping it: the IPC channel tells it. */
 export function startChild(options: ChildOptions): Child {
-  const log = new ChildLog(options.logPath, (message) => options.onWarning(message));
+  const log = new ChildLog({ path: options.logPath, onGap: (message) => options.onWarning(message) });
   const child = spawn(options.program, options.args, {
     cwd: options.cwd,
     env: options.env,

@@ -2,6 +2,7 @@ import { readFileSync, symlinkSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
+import { ChildLog } from "../../cli/child-log.ts";
 import { type Child, startChild } from "../../cli/child-process.ts";
 import { endedUnexpectedly, waitUntil } from "../../cli/wait-until.ts";
 import { repositoryRoot } from "../style/source-tree.ts";
@@ -87,6 +88,22 @@ describe.skipIf(process.platform !== "linux")("a child process (needs /proc, so 
       expect(await child.ended).toBe("ended with exit code 0");
       expect(child.lastLines()).toEqual(["WARN 1", "WARN 2", "WARN 3"]);
       expect(warnings).toEqual([`${child.logPath} has a gap: ENOSPC`, "WARN 1", "WARN 2", "WARN 3"]);
+    }));
+
+  it("puts a log aside that has grown long, while it is written", () =>
+    withTempFolder(async (folder) => {
+      const path = join(folder, "y.log");
+      const text = (name: string) => readFileSync(join(folder, name), "utf8");
+      const options = { path, bytesMax: 10, onGap: (message: string) => expect.fail(message) };
+      const log = new ChildLog(options);
+      for (const line of ["first of all", "second", "third", "fourth"]) log.write(line);
+      // 13 bytes, then 7 and 6: the fourth line is the first of a third file.
+      expect([text("y.log.old"), text("y.log")]).toEqual(["second\nthird\n", "fourth\n"]);
+      log.close();
+      const again = new ChildLog(options);
+      for (const line of ["fifth", "sixth"]) again.write(line);
+      again.close();
+      expect([text("y.log.old"), text("y.log")]).toEqual(["fourth\nfifth\n", "sixth\n"]);
     }));
 
   it("stops with all that it started", () =>
