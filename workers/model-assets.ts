@@ -48,6 +48,11 @@ export interface AssetCacheOptions {
   now: () => number;
 }
 
+/** What is read of the bucket that holds models' files; R2's is one. */
+export interface AssetBucket {
+  get(key: string): Promise<{ json(): Promise<unknown>; arrayBuffer(): Promise<ArrayBuffer> } | null>;
+}
+
 /**
  * Loaded models of one isolate. Only finished results are kept: a promise made for one request must not be awaited by
  * another in a Worker.
@@ -63,7 +68,7 @@ export class ModelAssetCache {
    * The assets of a model.
    * @throws {QuireError} `internal` when a file is missing or broken: an engine serves a model whose files nobody uploaded.
    */
-  async get(bucket: R2Bucket, model: string): Promise<ModelAssets> {
+  async get(bucket: AssetBucket, model: string): Promise<ModelAssets> {
     const known = this.#models.get(model);
     if (known) return known;
     const assets = await loadModelAssets(bucket, model);
@@ -78,7 +83,7 @@ export class ModelAssetCache {
  */
 export const isolateAssets = new ModelAssetCache({ modelCountMax: 4, ageMsMax: 600_000, now: () => Date.now() });
 
-async function loadModelAssets(bucket: R2Bucket, model: string): Promise<ModelAssets> {
+async function loadModelAssets(bucket: AssetBucket, model: string): Promise<ModelAssets> {
   const get = (name: string) => bucket.get(`models/${model}/${name}`);
   const read = async (name: string, required: boolean): Promise<unknown> => {
     const object = await get(name);
