@@ -1,8 +1,9 @@
 import { evictDurableObject } from "cloudflare:test";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 import type { EngineHeartbeat } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { namespaceOf } from "../../workers/auth/namespace.ts";
+import { Fleet } from "../../workers/fleet.ts";
 import { isolateSessions } from "../../workers/worker-turn/known-sessions.ts";
 import type { Step } from "./fake-engine/script.ts";
 import {
@@ -266,7 +267,15 @@ describe("an engine that fails after its first token", () => {
       await engine.script({ do: "admit" }, { do: "tokens", ids: ids("h") }, { do: "wait", ms: 150 }, { do: "destroy" });
       await other.script(...says("i"));
     }
+    // Both choices fail while one engine is looked for.
+    const { pick } = Fleet.prototype;
+    const picked = vi.spyOn(Fleet.prototype, "pick").mockImplementation(async function (this: Fleet, ...wanted) {
+      await scheduler.wait(100);
+      return pick.apply(this, wanted);
+    });
     const body = (await (await chat("hi", { n: 2 })).json()) as { choices: { message: { content: string } }[] };
+    expect(picked).toHaveBeenCalledTimes(2);
+    picked.mockRestore();
     expect(body.choices.map(({ message }) => message.content)).toEqual(["hi", "hi"]);
     expect(await other.calls()).toHaveLength(2);
     expect(await third.calls()).toEqual([]);

@@ -78,6 +78,8 @@ export class TurnRunner {
   /** Length of what was sent of each choice that has begun. */
   readonly #sentLengths = new Map<number, number>();
   #engine: PickedEngine | undefined;
+  /** Another engine is being picked: one for all choices, which fail together. */
+  #replacing: Promise<boolean> | undefined;
   #firstCall: EngineCall | undefined;
   readonly #firstReply: Reply;
   #maxTokens = 0;
@@ -313,10 +315,17 @@ export class TurnRunner {
     }
   }
 
-  /** Takes another engine than those that failed, or the one that another choice has taken already; false when there is none. */
+  /** Takes another engine than those that failed, or the one that another choice has taken already or is taking; false when there is none. */
   async #replaceEngine(failedId: string | undefined): Promise<boolean> {
     if (failedId !== undefined) this.#failedIds.push(failedId);
     if (this.#engine && !this.#failedIds.includes(this.#engine.engineId)) return true;
+    this.#replacing ??= this.#takeOther().finally(() => {
+      this.#replacing = undefined;
+    });
+    return this.#replacing;
+  }
+
+  async #takeOther(): Promise<boolean> {
     const other = await this.#pick(undefined);
     if (other) this.#engine = other;
     return other !== undefined;
