@@ -110,10 +110,9 @@ export function decodeKeys(shape: BlockShape, block: Uint8Array, kvHead: number)
   const scales = floats(block, layout.keyScalesAt + kvHead * headDim * 4, headDim);
   const from = codes(block, layout.keysAt + kvHead * elements, elements);
   const keys = new Float32Array(elements);
-  for (let token = 0; token < BLOCK_TOKENS; token++) {
+  for (let first = 0; first < elements; first += headDim) {
     for (let channel = 0; channel < headDim; channel++) {
-      const at = token * headDim + channel;
-      keys[at] = (from[at] as number) * (scales[channel] as number);
+      keys[first + channel] = (from[first + channel] as number) * (scales[channel] as number);
     }
   }
   return keys;

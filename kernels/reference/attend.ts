@@ -59,20 +59,26 @@ export function attend(
       isResident,
     );
     const headsPerKvHead = args.headCount / args.pool.spec.kvHeadCount;
+    const scratch = { scores: new Float32Array(BLOCK_TOKENS), output: new Float64Array(args.pool.spec.headDim) };
     for (let index = 0; index < selection.group.rowCount; index++) {
       for (let head = 0; head < headsPerKvHead; head++) {
         const at =
           ((selection.firstRow + index) * args.headCount + selection.kvHead * headsPerKvHead + head) *
           args.pool.spec.headDim;
         const query = args.q.subarray(at, at + args.pool.spec.headDim);
-        args.out.set(attendRow(query, selection.group.positionFirst + index, blocks), at);
+        args.out.set(attendRow(query, selection.group.positionFirst + index, blocks, scratch), at);
       }
     }
   }
 }
 
 /** Blocks merge into splits of {@link SPLIT_TOKENS} positions, splits into the result, both ascending. No attended token: zeros. */
-function attendRow(query: Float32Array, position: number, blocks: readonly BlockView[]): Float32Array {
+function attendRow(
+  query: Float32Array,
+  position: number,
+  blocks: readonly BlockView[],
+  scratch: BlockScratch,
+): Float32Array {
   const ownBlock = Math.floor(position / BLOCK_TOKENS);
   const total = emptyPartial(query.length);
   let split = emptyPartial(query.length);
@@ -88,41 +94,51 @@ function attendRow(query: Float32Array, position: number, blocks: readonly Block
       splitIndex = viewSplit;
     }
     const tokenEnd = view.block === ownBlock ? (position % BLOCK_TOKENS) + 1 : BLOCK_TOKENS;
-    merge(split, attendBlock(query, source, view.tokens, tokenEnd));
+    merge(split, attendBlock(query, source, { tokens: view.tokens, tokenEnd }, scratch));
   }
   merge(total, split);
   return total.output.map((value) => (total.sum > 0 ? value / total.sum : 0));
 }
 
+/** What one block after the other is computed in. */
+interface BlockScratch {
+  /** `[BLOCK_TOKENS]` */
+  scores: Float32Array;
+  /** `[headDim]` */
+  output: Float64Array;
+}
+
 function attendBlock(
   query: Float32Array,
   { keys, values }: { keys: Float32Array; values: Float32Array },
-  tokens: readonly number[],
-  tokenEnd: number,
+  { tokens, tokenEnd }: { tokens: readonly number[]; tokenEnd: number },
+  { scores, output }: BlockScratch,
 ): Partial {
   const headDim = query.length;
-  const scores = new Float32Array(BLOCK_TOKENS);
+  const root = Math.sqrt(headDim);
   let max = Number.NEGATIVE_INFINITY;
   for (const token of tokens) {
     if (token >= tokenEnd) break;
+    const at = token * headDim;
     let dot = 0;
     for (let channel = 0; channel < headDim; channel++) {
-      dot += (query[channel] as number) * (keys[token * headDim + channel] as number);
+      dot += (query[channel] as number) * (keys[at + channel] as number);
     }
-    const score = Math.fround(dot / Math.sqrt(headDim));
+    const score = Math.fround(dot / root);
     scores[token] = score;
     if (score > max) max = score;
   }
   const partial = emptyPartial(headDim);
   if (max === Number.NEGATIVE_INFINITY) return partial;
-  const output = new Float64Array(headDim);
+  output.fill(0);
   let sum = 0;
   for (const token of tokens) {
     if (token >= tokenEnd) break;
+    const at = token * headDim;
     const weight = Math.fround(Math.exp((scores[token] as number) - max));
     sum += weight;
     for (let channel = 0; channel < headDim; channel++) {
-      output[channel] = (output[channel] as number) + weight * (values[token * headDim + channel] as number);
+      output[channel] = (output[channel] as number) + weight * (values[at + channel] as number);
     }
   }
   partial.max = max;

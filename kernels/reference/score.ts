@@ -62,7 +62,9 @@ export function scoreBlocks(
 }
 
 function dot(a: Float64Array, b: Int8Array): number {
-  return a.reduce((sum, value, index) => sum + value * (b[index] as number), 0);
+  let sum = 0;
+  for (let index = 0; index < a.length; index++) sum += (a[index] as number) * (b[index] as number);
+  return sum;
 }
 
 /** Channels whose signs differ between a query and the page's key that is nearest to it in this; 255 stands for all above. */
@@ -101,10 +103,15 @@ export function scoreTokens(
 ): Float32Array[] {
   const { headDim } = pool.spec;
   const scores = queries.map(() => new Float32Array(pages.length * PAGE_TOKENS));
+  let decoded = { blockId: -1, keysPerHead: [] as Float32Array[] };
   pages.forEach((page, index) => {
     const blockId = slice.blockIds[layer * slice.blockCapacity + Math.floor(page / PAGES_PER_BLOCK)] as number;
-    const block = pool.block(blockId);
-    const keysPerHead = Array.from({ length: pool.spec.kvHeadCount }, (_, head) => decodeKeys(pool.spec, block, head));
+    if (blockId !== decoded.blockId) {
+      const block = pool.block(blockId);
+      const heads = Array.from({ length: pool.spec.kvHeadCount }, (_, head) => decodeKeys(pool.spec, block, head));
+      decoded = { blockId, keysPerHead: heads };
+    }
+    const { keysPerHead } = decoded;
     queries.forEach(({ vector, kvHead }, query) => {
       const keys = keysPerHead[kvHead] as Float32Array;
       for (let token = 0; token < PAGE_TOKENS; token++) {
