@@ -9,8 +9,8 @@ export interface WorkerdParts {
   /** Other Workers, by the binding that reaches them: files of the folder that are their modules, the entry first. */
   workers?: Readonly<Record<string, readonly string[]>>;
   /**
-   * What V8's heap may come to before the process ends, its young generation an eighth of it from the start, and its old one collected from a sixteenth of it on
-   * (V8 would wait for half, and what dead objects hold outside of the heap with them); default: what V8 takes for a machine of this size, which is gigabytes, in steps.
+   * What V8's heap may come to before the process ends, its young generation an eighth of it from the start; default: what V8 takes for a machine of this size,
+   * which is gigabytes, in steps.
    */
   heapMiBMax?: number;
 }
@@ -60,13 +60,8 @@ const config :Workerd.Config = (
 }
 
 function heapFlags(heapMiBMax: number): string {
-  const sixteenthMiB = heapMiBMax / 16;
-  const flags = {
-    "max-heap-size": heapMiBMax,
-    "min-semi-space-size": sixteenthMiB,
-    "max-semi-space-size": sixteenthMiB,
-    "initial-old-space-size": sixteenthMiB,
-  };
+  const halfMiB = heapMiBMax / 16;
+  const flags = { "max-heap-size": heapMiBMax, "min-semi-space-size": halfMiB, "max-semi-space-size": halfMiB };
   return Object.entries(flags)
     .map(([name, value]) => `"--${name}=${value}"`)
     .join(", ");
