@@ -7,19 +7,30 @@ export interface RecentMapOptions {
   now: () => number;
 }
 
+/** Of one whose values are right however old they are. */
+interface AgelessOptions {
+  countMax: number;
+  ageMsMax?: undefined;
+  now?: undefined;
+}
+
 /** Values by key; the least recently used go first. A value's age counts from when it was put in, however often it is used. */
 export class RecentMap<Value> {
-  readonly #options: RecentMapOptions;
+  readonly #countMax: number;
+  readonly #ageMsMax: number;
+  readonly #now: () => number;
   readonly #entries = new Map<string, { value: Value; putMs: number }>();
 
-  constructor(options: RecentMapOptions) {
-    this.#options = options;
+  constructor({ countMax, ageMsMax = Number.POSITIVE_INFINITY, now = () => 0 }: RecentMapOptions | AgelessOptions) {
+    this.#countMax = countMax;
+    this.#ageMsMax = ageMsMax;
+    this.#now = now;
   }
 
   /** A value that is younger than `ageMsMax`. */
-  get(key: string, ageMsMax: number = this.#options.ageMsMax): Value | undefined {
+  get(key: string, ageMsMax: number = this.#ageMsMax): Value | undefined {
     const known = this.#entries.get(key);
-    if (!known || this.#options.now() - known.putMs >= ageMsMax) return undefined;
+    if (!known || this.#now() - known.putMs >= ageMsMax) return undefined;
     // Moves to the end: the first key is the least recently used.
     this.#entries.delete(key);
     this.#entries.set(key, known);
@@ -28,9 +39,9 @@ export class RecentMap<Value> {
 
   put(key: string, value: Value): void {
     this.#entries.delete(key);
-    this.#entries.set(key, { value, putMs: this.#options.now() });
+    this.#entries.set(key, { value, putMs: this.#now() });
     for (const oldest of this.#entries.keys()) {
-      if (this.#entries.size <= this.#options.countMax) break;
+      if (this.#entries.size <= this.#countMax) break;
       this.#entries.delete(oldest);
     }
   }

@@ -23,11 +23,7 @@ export async function engineHeaders(request: EngineRequest): Promise<Record<stri
 }
 
 /** One per isolate: derived from the secret, so that sharing cannot be observed. */
-const isolateSigningKeys = new RecentMap<HmacKey>({
-  countMax: 4,
-  ageMsMax: Number.POSITIVE_INFINITY,
-  now: () => 0,
-});
+const isolateSigningKeys = new RecentMap<HmacKey>({ countMax: 4 });
 
 async function knownKeyOf(secret: string): Promise<HmacKey> {
   const known = isolateSigningKeys.get(secret);

@@ -11,11 +11,7 @@ export async function namespaceOf(tenant: string, salt: string | undefined): Pro
 }
 
 /** One per isolate: derived from the secret and a name, so that sharing cannot be observed; deriving takes two calls of the platform's cryptography. */
-const isolateNamespaces = new RecentMap<string>({
-  countMax: LIMITS.keyCacheCountMax,
-  ageMsMax: Number.POSITIVE_INFINITY,
-  now: () => 0,
-});
+const isolateNamespaces = new RecentMap<string>({ countMax: LIMITS.keyCacheCountMax });
 
 /** {@link namespaceOf}, remembered. */
 export async function knownNamespaceOf(tenant: string, salt: string | undefined): Promise<string> {

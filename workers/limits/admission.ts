@@ -134,11 +134,7 @@ export function limitsOf(own: TenantLimits | undefined, env: Pick<Env, "QUIRE_LI
 }
 
 /** One per isolate: what a text of the configuration says. */
-const isolateDeployedLimits = new RecentMap<TenantLimits>({
-  countMax: 4,
-  ageMsMax: Number.POSITIVE_INFINITY,
-  now: () => 0,
-});
+const isolateDeployedLimits = new RecentMap<TenantLimits>({ countMax: 4 });
 
 function deployedLimits(text: string): TenantLimits | undefined {
   const known = isolateDeployedLimits.get(text);

@@ -37,11 +37,7 @@ export class KnownSessions {
 
   constructor(options: { bytesMax: number; transcriptCountMax: number }) {
     this.#bytesMax = options.bytesMax;
-    this.#transcripts = new RecentMap({
-      countMax: options.transcriptCountMax,
-      ageMsMax: Number.POSITIVE_INFINITY,
-      now: () => 0,
-    });
+    this.#transcripts = new RecentMap({ countMax: options.transcriptCountMax });
   }
 
   /** The session, for one turn: it is not known again before that has ended. */

@@ -47,11 +47,7 @@ const NEXT_TURN_COUNT_MAX = 1_024;
  * What turns without a session to go on with leave to the next one of their tenant and model, by isolate. Each leaves one engine and one place to
  * one other: a turn goes where one has just ended, so that no engine has more of them than the fleet gave it.
  */
-const isolateNextTurns = new RecentMap<NextTurn>({
-  countMax: NEXT_TURN_COUNT_MAX,
-  ageMsMax: Number.POSITIVE_INFINITY,
-  now: () => 0,
-});
+const isolateNextTurns = new RecentMap<NextTurn>({ countMax: NEXT_TURN_COUNT_MAX });
 
 function nextTurnOf({ namespace, model }: TurnJob): NextTurn {
   const name = `${namespace} ${model}`;
