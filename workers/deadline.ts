@@ -16,3 +16,14 @@ export async function within<T>(msMax: number, promise: Promise<T>): Promise<T> 
     clearTimeout(timer);
   }
 }
+
+/** What `promise` gives, if it does so in time, else undefined; the call itself goes on. */
+export async function ifWithin<T>(msMax: number, promise: Promise<T>): Promise<T | undefined> {
+  const late = Promise.withResolvers<undefined>();
+  const timer = setTimeout(() => late.resolve(undefined), msMax);
+  try {
+    return await Promise.race([promise, late.promise]);
+  } finally {
+    clearTimeout(timer);
+  }
+}

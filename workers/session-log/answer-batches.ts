@@ -1,6 +1,7 @@
 /** An engine's answer, piece by piece as the network brings it. */
 import { QuireError } from "../../protocol/errors.ts";
 import { FrameDecoder } from "../../protocol/frames.ts";
+import { ifWithin } from "../deadline.ts";
 
 /** The values of each piece that completes any. One reader, one call at a time. */
 export class AnswerBatches {
@@ -27,10 +28,10 @@ export class AnswerBatches {
   async nextWithin(msMax: number): Promise<readonly unknown[]> {
     const ahead = this.#read();
     this.#ahead = ahead;
-    const late = Promise.withResolvers<undefined>();
-    const timer = setTimeout(() => late.resolve(undefined), msMax);
-    const values = await Promise.race([ahead.catch(() => undefined), late.promise]);
-    clearTimeout(timer);
+    const values = await ifWithin(
+      msMax,
+      ahead.catch(() => undefined),
+    );
     if (values === undefined) return [];
     this.#ahead = undefined;
     return values;

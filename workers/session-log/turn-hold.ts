@@ -1,6 +1,7 @@
 /** A session's hold for a turn that runs in a Worker, as that Worker has it. */
 import { RpcTarget } from "cloudflare:workers";
 import { LIMITS } from "../../protocol/limits.ts";
+import { ifWithin } from "../deadline.ts";
 
 /** Ends when it is disposed of, by its holder or because that one is gone. */
 export class TurnHold extends RpcTarget {
@@ -18,9 +19,7 @@ export class TurnHold extends RpcTarget {
    * it is to be asked again, because a call that is pending keeps a hold whose holder is gone.
    */
   async stopped(): Promise<boolean | undefined> {
-    const late = Promise.withResolvers<undefined>();
-    const timer = setTimeout(() => late.resolve(undefined), LIMITS.holdAskedMsMax);
-    return Promise.race([this.#stopped.promise, late.promise]).finally(() => clearTimeout(timer));
+    return ifWithin(LIMITS.holdAskedMsMax, this.#stopped.promise);
   }
 
   /** For the session: somebody asked for the end of the turn. */
