@@ -165,6 +165,12 @@ async function heartbeat(request: Request, env: Env): Promise<Response> {
   return Response.json({ status: "ok", ...(release ? { release } : {}) });
 }
 
+/** A part of the path, which a client may have written in percent signs: a session's name may have a colon, and clients do not send that as it is. */
 function param(request: IRequest, name: string): string {
-  return request.params[name] ?? "";
+  const written = request.params[name] ?? "";
+  try {
+    return decodeURIComponent(written);
+  } catch {
+    return written;
+  }
 }

@@ -51,6 +51,27 @@ describe("sessions", () => {
     expect(await both.json()).toMatchObject({ error: { param: "quire.session_id" } });
   });
 
+  it("are found under their name as a path has it", async () => {
+    const { chat, engine } = await makeWorld();
+    const id = `user:${newId()}`;
+    await engine.script(...says("one"));
+    await (await chat("hi", { quire: { session_id: id } })).text();
+    for (const name of [id, encodeURIComponent(id)]) {
+      const response = await edge(`/v1/sessions/${name}`, auth());
+      expect(response.status, name).toBe(200);
+      expect(await response.json()).toMatchObject({ id });
+    }
+    // What a path cannot say is no name either.
+    for (const name of ["%", "%ff", "a%2Fb"]) {
+      const response = await edge(`/v1/sessions/${name}`, auth());
+      expect(response.status, name).toBe(400);
+      expect(await response.json()).toMatchObject({ error: { code: "invalid_request", param: "id" } });
+    }
+    const deleted = await edge(`/v1/sessions/${encodeURIComponent(id)}`, { ...auth(), method: "DELETE" });
+    expect(deleted.status).toBe(200);
+    expect(await deleted.json()).toMatchObject({ id, deleted: true });
+  });
+
   it("keep the exact ids of a reply that would be tokenized otherwise", async () => {
     const { chat, engine } = await makeWorld({ tokenizerJson: mergedTokenizerJson() });
     const quire = { session_id: newId() };
