@@ -6,7 +6,7 @@ import { type Message, type SendOptions, turnBody } from "./wire.ts";
 
 /** What a session is made with; the sending options are defaults of each `send`. */
 export interface SessionOptions extends SendOptions {
-  /** A name of 1 to 128 characters `A-Z a-z 0-9 . _ : -`; the same name goes on where it was left. Default: a new one. */
+  /** A name of 1 to 128 characters `A-Z a-z 0-9 . _ : -`, but "." and ".."; the same name goes on where it was left. Default: a new one. */
   id?: string;
   /** Default: the server's only or first model. */
   model?: string;

@@ -398,7 +398,7 @@ function submit() {
   if (state.turn !== undefined || text.trim() === "") return;
   if (ui.session.value.trim() === "") ui.session.value = newSessionId();
   if (!ui.session.checkValidity()) {
-    showAlert("A session's name has 1 to 128 characters of A-Z a-z 0-9 . _ : -");
+    showAlert('A session\'s name has 1 to 128 characters of A-Z a-z 0-9 . _ : - and is not "." or ".."');
     return;
   }
   ui.input.value = "";

@@ -8,7 +8,7 @@ export const SESSION_HEADER = "x-quire-session";
 
 /**
  * The session of a request, from `quire.session_id` or the header.
- * @throws {QuireError} `invalid_request` when the two differ or a name has other characters than `A-Z a-z 0-9 . _ : -`.
+ * @throws {QuireError} `invalid_request` when the two differ or a name is none (see {@link checkSessionId}).
  */
 export function readSessionId(quire: Fields | undefined, headers: Headers): string | undefined {
   const inBody = quire?.string("session_id");
@@ -22,12 +22,15 @@ export function readSessionId(quire: Fields | undefined, headers: Headers): stri
   return inHeader === undefined ? undefined : checkSessionId(inHeader, SESSION_HEADER);
 }
 
-/** Returns a session's name if it can be one. @throws {QuireError} `invalid_request` with `param` otherwise. */
+/**
+ * Returns a session's name if it can be one: no path ends in "." or "..", so a session of that name could not be deleted.
+ * @throws {QuireError} `invalid_request` with `param` otherwise.
+ */
 export function checkSessionId(id: string, param: string): string {
-  if (id.length <= LIMITS.sessionIdBytesMax && /^[A-Za-z0-9._:-]+$/.test(id)) return id;
+  if (id.length <= LIMITS.sessionIdBytesMax && /^(?!\.{1,2}$)[A-Za-z0-9._:-]+$/.test(id)) return id;
   throw new QuireError(
     "invalid_request",
-    `Invalid '${param}': a session id has 1 to ${LIMITS.sessionIdBytesMax} characters of A-Z a-z 0-9 . _ : -`,
+    `Invalid '${param}': a session id has 1 to ${LIMITS.sessionIdBytesMax} characters of A-Z a-z 0-9 . _ : - and is not "." or ".."`,
     { param },
   );
 }

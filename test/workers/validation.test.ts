@@ -85,6 +85,7 @@ const CHAT_REFUSALS: [string, object, string][] = [
   ["a quire that is none", { quire: 1 }, "quire"],
   ["an unknown field in quire", { quire: { x: 1 } }, "quire.x"],
   ["a session id with a slash", { quire: { session_id: "a/b" } }, "quire.session_id"],
+  ["a session id that is a path", { quire: { session_id: ".." } }, "quire.session_id"],
   ["an empty session id", { quire: { session_id: "" } }, "quire.session_id"],
   ["a long session id", { quire: { session_id: "a".repeat(129) } }, "quire.session_id"],
   ["resumable that is no boolean", { quire: { resumable: 1 } }, "quire.resumable"],
