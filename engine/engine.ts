@@ -3,39 +3,28 @@
  * wakes it. A request's life: `submit` -> queued -> attaching (KV from cache and store) -> running (prefill and decode in one batch,
  * suspended while selected blocks are fetched) -> settling (tail and manifest) -> ended.
  */
-import type { Sample } from "../kernels/contract.ts";
 import { DeviceLostError } from "../kernels/device-lost.ts";
-import type { SequenceResult, SequenceStep } from "../models/contract.ts";
-import { assert } from "../protocol/assert.ts";
 import { QuireError, toQuireError } from "../protocol/errors.ts";
 import type { GenerateRequest } from "../protocol/generate.ts";
 import { breatheAfter } from "./breathing.ts";
 import { type EngineParts, type EngineStatus, memoryStatus } from "./engine-parts.ts";
 import { replayableSpans, resolveSelection } from "./http/request-check.ts";
-import { parkTail } from "./kv/tail-parking.ts";
 import { EngineMetrics } from "./metrics/engine-metrics.ts";
 import { type EngineObserver, Observers } from "./observer.ts";
 import { Admission } from "./schedule/admission.ts";
 import { CostModel } from "./schedule/cost-model.ts";
 import { Preemption } from "./schedule/preemption.ts";
-import { Speculation } from "./schedule/speculation.ts";
-import { addLoads } from "./schedule/step-load.ts";
-import { type PlannedPart, StepPlanner } from "./schedule/step-planner.ts";
 import { Tenants } from "./schedule/tenants.ts";
 import { WaitingQueue } from "./schedule/waiting-queue.ts";
-import { describeError, lateness, leavesKv, outcomeOf, tellEnd, wentInCircles } from "./sequence/endings.ts";
+import { describeError } from "./sequence/endings.ts";
 import { LookAhead } from "./sequence/look-ahead.ts";
-import type { PlannedSlice } from "./sequence/planned-slice.ts";
 import { Residency } from "./sequence/residency.ts";
-import { collectChoice } from "./sequence/runs.ts";
-import { sampleParams, samplesOf, takeSample } from "./sequence/sampling.ts";
 import { Sequence, type SequenceSink, startBlocksOf } from "./sequence/sequence.ts";
-import { commitSlice, discardSlice, fillTables, planSlice, rowNeeds } from "./sequence/slice-planner.ts";
-import { lacksSummaries, runInBatches, summaryLayerEnd } from "./sequence/summary-layers.ts";
-import { countChoices, countMisses, countTraffic, missedBlocks } from "./sequence/traffic.ts";
-import { confine, noteAttended } from "./sequence/working-set.ts";
+import { confine } from "./sequence/working-set.ts";
+import { Stepper } from "./stepper.ts";
 import { RequestLog } from "./trace/request-log.ts";
 import { TraceBook } from "./trace/trace-book.ts";
+import { TurnEnds } from "./turn-ends.ts";
 
 /** While everything waits for the store, deadlines are looked at this often. */
 const DEADLINE_CHECK_MS = 250;
@@ -51,10 +40,9 @@ export class Engine {
   readonly #parts: EngineParts;
   readonly #queue: WaitingQueue;
   readonly #tenants = new Tenants();
-  readonly #speculation = new Speculation();
-  readonly #planner: StepPlanner;
+  readonly #stepper: Stepper;
+  readonly #ends: TurnEnds;
   readonly #admission: Admission;
-  readonly #residency: Residency;
   readonly #lookAhead: LookAhead;
   readonly #preemption: Preemption;
   readonly #observer: EngineObserver;
@@ -89,20 +77,31 @@ export class Engine {
     });
     this.metrics = this.#openMetrics();
     this.#observer = new Observers([this.metrics, this.traces, new RequestLog(parts.log)]);
-    this.#residency = new Residency({
-      ...{ fetcher, supply, cache, clock, observer: this.#observer },
+    this.#ends = new TurnEnds({
+      ...{ parts, queue: this.#queue, active: this.#active, busySessions: this.#busySessions },
+      ...{ tenants: this.#tenants, observer: this.#observer },
+      dropStep: (sequence) => this.#stepper.drop(sequence),
       wake: () => this.wake(),
-      fail: (sequence, error) => this.#fail(sequence, error),
+    });
+    const fail = (sequence: Sequence, error: unknown) => this.#ends.fail(sequence, error);
+    const residency = new Residency({
+      ...{ fetcher, supply, cache, clock, observer: this.#observer, fail },
+      wake: () => this.wake(),
     });
     this.#lookAhead = new LookAhead({
-      ...{ cache, clock, residency: this.#residency, latencyMs: parts.storeLatencyMs, runner: parts.runner },
+      ...{ cache, clock, residency, latencyMs: parts.storeLatencyMs, runner: parts.runner },
       onGuess: (sequence, layer, blocks) => this.traces.guessed(sequence, clock.nowMs(), { layer, blocks }),
     });
-    this.#planner = this.#openPlanner();
+    this.#stepper = new Stepper({
+      ...{ parts, active: this.#active, cost: this.#cost, tenants: this.#tenants, observer: this.#observer },
+      ...{ residency, lookAhead: this.#lookAhead, fail },
+      conclude: (sequence) => this.#ends.conclude(sequence),
+      settle: (sequence) => void this.#ends.settle(sequence),
+    });
     this.#preemption = new Preemption({
       ...{ pool: parts.runner.pool, cache, opens, clock, tenants: this.#tenants, active: this.#active },
-      ...{ residency: this.#residency, observer: this.#observer },
-      dropStep: (sequence) => this.#dropSuspended(sequence),
+      ...{ residency, observer: this.#observer },
+      dropStep: (sequence) => this.#stepper.drop(sequence),
     });
     this.#loop = this.#run();
   }
@@ -154,7 +153,7 @@ export class Engine {
     this.#queue.add(sequence);
     this.#observer.queued(sequence, nowMs);
     this.wake();
-    return { cancel: () => this.#cancel(sequence) };
+    return { cancel: () => this.#ends.cancel(sequence) };
   }
 
   /** A request is being read and checked: the loop lets it come in before the next step. The caller says when that is over. */
@@ -187,12 +186,12 @@ export class Engine {
     this.wake();
     const deadline = clock.nowMs() + graceMs;
     while (this.#active.size + this.#queue.length > 0 && clock.nowMs() < deadline) await clock.sleep(10);
-    for (const sequence of [...this.#queue, ...this.#active]) this.#cancel(sequence);
+    for (const sequence of [...this.#queue, ...this.#active]) this.#ends.cancel(sequence);
     while (this.#active.size > 0 && clock.nowMs() < deadline + 2000) await clock.sleep(10);
     this.#stopped = true;
     this.wake();
     await this.#loop;
-    for (const sequence of this.#active) this.#conclude(sequence);
+    for (const sequence of this.#active) this.#ends.conclude(sequence);
     await this.#parts.persister.flush();
   }
 
@@ -201,7 +200,7 @@ export class Engine {
       this.#awake = false;
       try {
         this.#dropLost();
-        this.#endAborted();
+        this.#ends.endAborted();
         // Who finds all that it needs on the device is in the very next step.
         if (this.#admit() > 0) await this.#parts.clock.breathe(0);
         const startMs = this.#parts.clock.nowMs();
@@ -256,37 +255,9 @@ export class Engine {
   }
 
   async #step(): Promise<boolean> {
-    const suspended = [...this.#active].find((sequence) => sequence.phase === "running" && sequence.suspended);
-    const resumed = suspended !== undefined && (await this.#resume(suspended));
+    const resumed = await this.#stepper.resume();
     this.#preemption.secure();
-    const parts = this.#planner.plan(this.#active, this.#parts.clock.nowMs());
-    await runInBatches(parts, this.#parts, (batch) => this.#runBatch(batch));
-    return resumed || parts.length > 0;
-  }
-
-  async #runBatch(parts: readonly PlannedPart[]): Promise<void> {
-    const startMs = this.#parts.clock.nowMs();
-    const results = await this.#runStep(
-      parts.map(({ sequence, slice }) => ({ sequence, slice, step: this.#sequenceStep(sequence, slice) })),
-    );
-    this.#account(parts, results, startMs);
-    for (const [index, { sequence, slice }] of parts.entries()) {
-      try {
-        this.#finishSlice(sequence, slice, results[index] as SequenceResult);
-      } catch (error) {
-        this.#fail(sequence, error);
-      }
-    }
-  }
-
-  /** A step's time teaches what steps cost, and is shared out among those who were in it. */
-  #account(parts: readonly PlannedPart[], results: readonly SequenceResult[], startMs: number): void {
-    const endMs = this.#parts.clock.nowMs();
-    const [ms, load] = [endMs - startMs, parts.map((part) => part.load).reduce(addLoads)];
-    this.#observer.stepped(parts, { startMs, endMs, predictedMs: this.#cost.predictMs(load) });
-    this.#tenants.chargeStep(parts, ms, this.#cost);
-    // A step that was void ended early: its time says nothing of its rows.
-    if (results.every((result) => result.checkpoint === undefined)) this.#cost.observe(load, ms);
+    return (await this.#stepper.run()) || resumed;
   }
 
   #openMetrics(): EngineMetrics {
@@ -297,103 +268,6 @@ export class Engine {
       promisedCount: () => this.#admission.promisedCount,
       pendingStoreBytes: () => persister.pendingBytes,
     });
-  }
-
-  #openPlanner(): StepPlanner {
-    const { settings, runner, cache, opens } = this.#parts;
-    const { layerCount, summaryKinds } = runner.pool.spec;
-    return new StepPlanner({
-      ...{ settings, rowsMax: runner.rowsMax, sampledMax: runner.sampledMax },
-      ...{ cost: this.#cost, tenants: this.#tenants, speculation: this.#speculation },
-      slotsLeft: () => opens.availableCount,
-      needs: rowNeeds,
-      fetch: (sequence, rows, blocks) => this.#residency.bring(sequence, rows, blocks),
-      take: (sequence, rows) => planSlice(sequence, rows, { cache, opens, layerCount, summaryKinds }),
-      fail: (sequence, error) => this.#fail(sequence, error),
-    });
-  }
-
-  #sequenceStep(sequence: Sequence, planned: PlannedSlice): SequenceStep {
-    const { draft } = planned;
-    const last = planned.to - draft.length === sequence.tokenCount && sequence.finishReason === undefined;
-    const patient = !sequence.started && this.#parts.clock.nowMs() < sequence.missWaitUntilMs;
-    const layerEnd = summaryLayerEnd(sequence, planned);
-    return {
-      ...{ slice: planned.slice, tokens: planned.tokens, layerEnd },
-      exact: planned.exact || patient || sequence.finishReason !== undefined,
-      ...(last ? { sample: sampleParams(sequence, draft.length) } : {}),
-      ...(draft.length > 0 ? { draftSamples: Array.from(draft, (_, ahead) => sampleParams(sequence, ahead)) } : {}),
-    };
-  }
-
-  async #resume(sequence: Sequence): Promise<boolean> {
-    const suspended = sequence.suspended;
-    assert(suspended, "a suspended sequence has a suspended step");
-    const { planned, checkpoint } = suspended;
-    if (lacksSummaries(sequence, suspended)) {
-      this.#dropSuspended(sequence);
-      return false;
-    }
-    sequence.suspended = undefined;
-    fillTables(sequence, planned);
-    const step = { ...this.#sequenceStep(sequence, planned), resumeFrom: checkpoint };
-    // Where blocks are on their way, each layer sees those that have come before it.
-    const pauses = step.exact && this.#parts.fetcher.inFlightCount > 0;
-    const [result] = await this.#runStep([{ sequence, slice: planned, step: { ...step, pauses } }]);
-    this.#finishSlice(sequence, planned, result as SequenceResult);
-    return true;
-  }
-
-  async #runStep(parts: { sequence: Sequence; slice: PlannedSlice; step: SequenceStep }[]): Promise<SequenceResult[]> {
-    try {
-      return await this.#parts.cache.during(async () => {
-        const results = await this.#lookAhead.step(parts.map((part) => part.step));
-        noteAttended(parts, results, this.#parts.cache);
-        return results;
-      });
-    } catch (error) {
-      for (const { slice } of parts) discardSlice(slice, this.#parts);
-      throw error;
-    }
-  }
-
-  #finishSlice(sequence: Sequence, planned: PlannedSlice, result: SequenceResult): void {
-    const { cache, opens, persister } = this.#parts;
-    countTraffic(sequence.usage, result.traffic);
-    const { wanted, passedBy } = missedBlocks(sequence, result);
-    planned.passedBy.push(...passedBy);
-    countChoices(sequence, result);
-    collectChoice(planned, result);
-    if (result.checkpoint) {
-      this.#residency.suspend(sequence, planned, result.checkpoint, wanted);
-      return;
-    }
-    sequence.heat.tick();
-    if (planned.passedBy.length > 0) {
-      sequence.markApproximate(planned.from, planned.to);
-      countMisses(sequence.usage, planned.passedBy.length);
-      void this.#residency.fetch(sequence, planned.passedBy, "fill");
-    }
-    const samples = this.#speculation.accept(sequence, planned, samplesOf(result));
-    sequence.usage.recomputedTokens += Math.max(0, Math.min(planned.to, sequence.request.turnStart) - planned.from);
-    const sealed = commitSlice(sequence, planned, { cache, opens });
-    persister.sealed(sequence, sealed);
-    for (const sample of samples) this.#accept(sequence, sample);
-    if (
-      sequence.finishReason !== undefined &&
-      (sequence.request.session === undefined || sequence.nextPosition === undefined)
-    ) {
-      void this.#settle(sequence);
-    }
-  }
-
-  #accept(sequence: Sequence, sample: Sample): void {
-    const [nowMs, previousMs] = [this.#parts.clock.nowMs(), sequence.lastTokenMs];
-    sequence.lastTokenMs = nowMs;
-    takeSample(sequence, sample, nowMs);
-    this.#observer.token(sequence, nowMs, previousMs);
-    if (sequence.finishReason !== undefined) this.#conclude(sequence);
-    else if (sequence.generatedCount === 1) void this.#residency.fillRest(sequence);
   }
 
   /**
@@ -407,85 +281,8 @@ export class Engine {
     this.#attachedOne = false;
     for (const sequence of this.#active) {
       if (sequence.phase !== "running" && sequence.phase !== "waiting") continue;
-      if (sequence.drop(cache, (block) => block.lost) > 0) this.#dropSuspended(sequence);
+      if (sequence.drop(cache, (block) => block.lost) > 0) this.#stepper.drop(sequence);
     }
-  }
-
-  #dropSuspended(sequence: Sequence): void {
-    if (!sequence.suspended) return;
-    this.#parts.runner.discard(sequence.suspended.checkpoint);
-    discardSlice(sequence.suspended.planned, this.#parts);
-    sequence.suspended = undefined;
-    sequence.unpin(this.#parts.cache);
-  }
-
-  #cancel(sequence: Sequence): void {
-    sequence.abortRequested = true;
-    sequence.abort.abort();
-    this.wake();
-  }
-
-  #endAborted(): void {
-    const { clock, settings } = this.#parts;
-    for (const sequence of [...this.#queue, ...this.#active]) {
-      if (sequence.phase === "settling" || sequence.phase === "ended") continue;
-      sequence.error ??= lateness(sequence, clock.nowMs(), settings.turnMsMax) ?? wentInCircles(sequence);
-      if (!sequence.abortRequested && sequence.error === undefined) continue;
-      if (sequence.phase === "queued") this.#queue.remove(sequence);
-      else if (sequence.phase === "attaching") {
-        // Its memory is written to until the store has answered, but nobody need wait for that.
-        this.#conclude(sequence);
-        continue;
-      }
-      void this.#settle(sequence);
-    }
-  }
-
-  /** Persists what the turn left (also an aborted one's), then gives everything back. */
-  async #settle(sequence: Sequence): Promise<void> {
-    const { cache, opens, persister, clock, log } = this.#parts;
-    sequence.phase = "settling";
-    this.#conclude(sequence);
-    try {
-      this.#dropSuspended(sequence);
-      await persister.copied(sequence);
-      if (leavesKv(sequence)) await persister.endTurn(sequence);
-      if (sequence.error === undefined) parkTail(sequence, opens);
-    } catch (error) {
-      log("persist.failed", { requestId: sequence.request.requestId, error: String(error) });
-    }
-    const blocks = sequence.reservedCount;
-    sequence.releaseAll(cache, opens);
-    sequence.phase = "ended";
-    if (this.#active.delete(sequence)) {
-      this.#tenants.finish(sequence.namespace, blocks);
-      if (sequence.sessionKey !== undefined) this.#busySessions.delete(sequence.sessionKey);
-    }
-    this.#tenants.leave(sequence.namespace, clock.nowMs());
-    this.#observer.settled(sequence, clock.nowMs());
-    this.wake();
-  }
-
-  /** The one terminal event of a request; later calls do nothing. */
-  #conclude(sequence: Sequence): void {
-    if (sequence.concluded) return;
-    sequence.concluded = true;
-    const { usage } = sequence;
-    const nowMs = this.#parts.clock.nowMs();
-    usage.totalMs = nowMs - sequence.queuedAtMs;
-    this.#observer.concluded(sequence, outcomeOf(sequence), nowMs);
-    try {
-      tellEnd(sequence);
-    } catch (error) {
-      this.#parts.log("sink.failed", { requestId: sequence.request.requestId, error: String(error) });
-    }
-  }
-
-  /** Ends one sequence with an error; the others go on. */
-  #fail(sequence: Sequence, error: unknown): void {
-    this.#parts.log("sequence.failed", { requestId: sequence.request.requestId, error: describeError(error) });
-    sequence.error ??= error;
-    this.wake();
   }
 
   /** After a failed step no running sequence can be trusted: all end with an error. With its device gone the engine ends without a word, as if it had died. */

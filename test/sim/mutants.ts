@@ -143,7 +143,7 @@ export const MUTANTS: readonly Mutant[] = [
   {
     name: "layer-end",
     what: "pages of a layer are scored before its summaries have come",
-    file: "engine/engine.ts",
+    file: "engine/stepper.ts",
     find: "const layerEnd = summaryLayerEnd(sequence, planned);",
     replace: "const layerEnd = undefined;",
     isTight: true,
