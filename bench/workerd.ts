@@ -1,11 +1,11 @@
 /** A bare workerd on a free port: what the edge costs without wrangler around it. */
 import { spawn } from "node:child_process";
-import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdir, readFile, rm, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Readable } from "node:stream";
 import { rolldown } from "rolldown";
+import { makeRunFolder, noteProcess } from "./temp-folder.ts";
 
 const LISTEN_MS_MAX = 20_000;
 
@@ -19,6 +19,8 @@ export interface WorkerdOptions {
   files?: Readonly<Record<string, string | Uint8Array>>;
   /** Folders to make in it, for disk services. */
   folders?: readonly string[];
+  /** Its V8 can be asked for what it holds, and to collect it: {@link BareWorkerd.inspectorUrl}. */
+  isInspected?: boolean;
 }
 
 /** A running workerd, until it is closed. */
@@ -26,6 +28,8 @@ export interface BareWorkerd {
   version: string;
   url: string;
   pid: number;
+  /** Web socket of the inspector of the Worker `main`, where it was asked for. */
+  inspectorUrl?: string;
   close(): Promise<void>;
 }
 
@@ -34,15 +38,17 @@ export async function startWorkerd(options: WorkerdOptions): Promise<BareWorkerd
   const require = createRequire(createRequire(import.meta.url).resolve("wrangler"));
   const program = (require("workerd") as { default: string }).default;
   const { version } = require("workerd/package.json") as { version: string };
-  const folder = await mkdtemp(join(tmpdir(), "quire-bench-workerd-"));
+  const folder = await makeRunFolder();
   await bundle(options.entry, join(folder, "worker.js"));
   const files = { ...options.files, "config.capnp": options.config };
   for (const [name, contents] of Object.entries(files)) await writeFile(join(folder, name), contents);
   for (const name of options.folders ?? []) await mkdir(join(folder, name));
-  const child = spawn(program, ["serve", "config.capnp", "--control-fd=3", "--experimental"], {
+  const inspector = options.isInspected ? ["--inspector-addr=127.0.0.1:0"] : [];
+  const child = spawn(program, ["serve", "config.capnp", "--control-fd=3", "--experimental", ...inspector], {
     cwd: folder,
     stdio: ["ignore", "ignore", "inherit", "pipe"],
   });
+  if (child.pid !== undefined) await noteProcess(folder, child.pid);
   const gone = new Promise<void>((resolve) => child.once("close", () => resolve()));
   const close = async (): Promise<void> => {
     child.kill("SIGKILL");
@@ -50,8 +56,11 @@ export async function startWorkerd(options: WorkerdOptions): Promise<BareWorkerd
     await rm(folder, { recursive: true, force: true });
   };
   try {
-    const port = await listeningPort(child.stdio[3] as Readable, gone);
-    return { version, url: `http://127.0.0.1:${port}`, pid: child.pid ?? 0, close };
+    const ports = await listeningPorts(child.stdio[3] as Readable, gone, options.isInspected === true);
+    return {
+      ...{ version, url: `http://127.0.0.1:${ports.http}`, pid: child.pid ?? 0, close },
+      ...(ports.inspector === undefined ? {} : { inspectorUrl: `ws://127.0.0.1:${ports.inspector}/main` }),
+    };
   } catch (error) {
     await close();
     throw error;
@@ -78,16 +87,26 @@ async function bundle(input: string, file: string): Promise<void> {
   await build.close();
 }
 
-async function listeningPort(control: Readable, gone: Promise<void>): Promise<number> {
-  const found = new Promise<number>((resolve, reject) => {
+async function listeningPorts(
+  control: Readable,
+  gone: Promise<void>,
+  isInspected: boolean,
+): Promise<{ http: number; inspector: number | undefined }> {
+  const found = new Promise<{ http: number; inspector: number | undefined }>((resolve, reject) => {
     let text = "";
     control.setEncoding("utf8").on("data", (chunk: string) => {
       text += chunk;
-      const port = /"event":"listen".*?"port":(\d+)/.exec(text)?.[1];
-      if (port !== undefined) resolve(Number(port));
+      const [http, inspector] = [portOf(text, "listen"), portOf(text, "listen-inspector")];
+      if (http !== undefined && (inspector !== undefined || !isInspected)) resolve({ http, inspector });
     });
     void gone.then(() => reject(new Error("workerd ended before it listened")));
     setTimeout(() => reject(new Error("workerd does not listen")), LISTEN_MS_MAX).unref();
   });
   return found;
+}
+
+/** workerd writes a line of JSON for each of its sockets. */
+function portOf(text: string, event: string): number | undefined {
+  const port = new RegExp(`"event":"${event}".*?"port":(\\d+)`).exec(text)?.[1];
+  return port === undefined ? undefined : Number(port);
 }

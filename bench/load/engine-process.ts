@@ -11,16 +11,21 @@ export interface EngineProcessOptions {
   args: readonly string[];
   engineKey: string;
   logPath: string;
+  /** Its V8 can be asked to collect: {@link EngineProcess.inspectorUrl}. */
+  isInspected?: boolean;
   context: Pick<BenchContext, "env" | "signal">;
 }
 
 /** A running engine. */
 export interface EngineProcess {
   url: string;
+  /** Web socket of its V8's inspector, where it was asked for. */
+  inspectorUrl?: string | undefined;
   child: Child;
 }
 
 const repositoryRoot = fileURLToPath(new URL("../..", import.meta.url));
+const program = `${repositoryRoot}/bin/quire.mjs`;
 const readyMsMax = 180_000;
 
 /**
@@ -28,21 +33,27 @@ const readyMsMax = 180_000;
  * @throws {UsageError} with the last words of an engine that did not come up; nothing is left of it.
  */
 export async function startEngineProcess(options: EngineProcessOptions): Promise<EngineProcess | undefined> {
-  const { args, engineKey, logPath, context } = options;
+  const { args, engineKey, logPath, isInspected, context } = options;
   const ready = Promise.withResolvers<string>();
+  const inspector = isInspected ? ["--inspect=127.0.0.1:0"] : [];
+  let inspectorUrl: string | undefined;
   const child = startChild({
     name: "the engine",
     program: process.execPath,
-    args: [...ENGINE_NODE_FLAGS, `${repositoryRoot}/bin/quire.mjs`, "serve", "--port=0", "--host=127.0.0.1", ...args],
+    args: [...ENGINE_NODE_FLAGS, ...inspector, program, "serve", "--port=0", "--host=127.0.0.1", ...args],
     cwd: repositoryRoot,
     env: { ...context.env, QUIRE_ENGINE_KEY: engineKey },
     logPath,
-    isWarning: (line) => readyUrl(line) !== undefined,
-    onWarning: (line) => ready.resolve(readyUrl(line) ?? ""),
+    isWarning: () => true,
+    onWarning(line) {
+      inspectorUrl ??= /^Debugger listening on (ws:\S+)$/.exec(line)?.[1];
+      const url = readyUrl(line);
+      if (url !== undefined) ready.resolve(url);
+    },
   });
   try {
     const url = await waitForReady(child, ready.promise, context.signal);
-    if (url !== undefined) return { url, child };
+    if (url !== undefined) return { url, inspectorUrl, child };
   } catch (error) {
     child.kill();
     await child.ended;

@@ -115,6 +115,12 @@ export const loadFlags = {
     fallback: "0",
     parse: parseInteger({ min: 0, max: 100 }),
   },
+  collect: {
+    help: "seconds between two collections of garbage in the processes of the run's own, at most; memory is then read behind them; 0: none",
+    placeholder: "SECONDS",
+    fallback: "0",
+    parse: parseNumber({ min: 0, max: 600 }),
+  },
   html: {
     help: "file for a page with plots",
     placeholder: "FILE",

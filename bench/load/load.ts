@@ -72,7 +72,8 @@ async function playLoad(values: LoadValues, opened: OpenTarget, context: BenchCo
   const generator = { name: "generator", pid: process.pid };
   const processes = () => (own === undefined ? [] : [...own.processes(), generator]);
   const engines = () => own?.engines() ?? [];
-  const watch = watchRun({ measures, clock: systemClock, durationMs, processes, engines, context });
+  const collectMs = collectMsOf(values);
+  const watch = watchRun({ measures, clock: systemClock, durationMs, processes, collectMs, engines, context });
   const killer = killEvery(values["kill-every"], opened, watch.note);
   try {
     const { times, played } = await measure({ values, measures, target, signal: context.signal });
@@ -89,6 +90,11 @@ async function playLoad(values: LoadValues, opened: OpenTarget, context: BenchCo
     watch.stop();
     await killer.end();
   }
+}
+
+/** Thirds of the run have enough samples also where it is short: a third of what is behind the warm-up gets eight. */
+function collectMsOf({ collect, duration }: LoadValues): number {
+  return 1000 * Math.min(collect, Math.max(1, duration / 30));
 }
 
 /** Kills an engine every so often while the run lasts; how often is known at the end. */

@@ -58,6 +58,7 @@ async function findPlace(values: LoadValues, context: BenchContext): Promise<Pla
   });
   const own = await startOwnStack({
     ...{ kind, engineArgs, context, model: values.model },
+    isInspected: values.collect > 0,
     ...{ engineCount: values.engines, spareCount: values.spare, tenantCount: values.tenants.length },
   });
   return own === undefined ? undefined : { url: own.url, key: own.key, own };

@@ -3,8 +3,7 @@
  * and before them the whole edge in a bare workerd (or nothing, for the engine alone).
  */
 import { createHash, randomBytes } from "node:crypto";
-import { mkdtemp, readFile, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
@@ -13,6 +12,7 @@ import { UsageError } from "../../cli/usage-error.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import type { BenchContext } from "../bench.ts";
 import { edgeConfig, edgeModelFiles } from "../edge/edge-stack.ts";
+import { makeRunFolder } from "../temp-folder.ts";
 import { type BareWorkerd, startWorkerd } from "../workerd.ts";
 import { type EngineProcess, startEngineProcess } from "./engine-process.ts";
 import type { ProcessAtWork } from "./memory.ts";
@@ -50,6 +50,8 @@ export interface OwnStackOptions {
   model: string;
   /** Flags of the engine, as `quire serve` takes them. */
   engineArgs: readonly string[];
+  /** Garbage of its processes can be collected from outside. */
+  isInspected: boolean;
   context: BenchContext;
 }
 
@@ -62,7 +64,7 @@ const knownMsMax = 30_000;
  * @throws {UsageError} with the last words of what did not come up; nothing is left of it.
  */
 export async function startOwnStack(options: OwnStackOptions): Promise<OwnStack | undefined> {
-  const stack = new Stack(options, await mkdtemp(join(tmpdir(), "quire-bench-")));
+  const stack = new Stack(options, await makeRunFolder());
   try {
     if (await stack.start()) return stack;
     await stack.stop();
@@ -123,10 +125,11 @@ class Stack implements OwnStack {
   }
 
   processes(): ProcessAtWork[] {
-    const engines = this.#engines.flatMap(({ child: { pid, endedWith } }, index) =>
-      pid === undefined || endedWith !== undefined ? [] : [{ name: `engine ${index + 1}`, pid }],
+    const engines = this.#engines.flatMap(({ inspectorUrl, child: { pid, endedWith } }, index) =>
+      pid === undefined || endedWith !== undefined ? [] : [{ name: `engine ${index + 1}`, pid, inspectorUrl }],
     );
-    return [...engines, ...(this.#workerd ? [{ name: "edge", pid: this.#workerd.pid }] : [])];
+    const { pid, inspectorUrl } = this.#workerd ?? {};
+    return [...engines, ...(pid === undefined ? [] : [{ name: "edge", pid, inspectorUrl }])];
   }
 
   async stop(): Promise<void> {
@@ -139,12 +142,12 @@ class Stack implements OwnStack {
   }
 
   async #startEngine(index: number): Promise<boolean> {
-    const { engineArgs, context } = this.#options;
+    const { engineArgs, isInspected, context } = this.#options;
     const logPath = join(this.#folder, `engine-${index}.log`);
     const edge = this.#workerd ? [`--edge=${this.#workerd.url}`] : [];
     const args = [`--store=fs:${join(this.#folder, "pages")}`, ...edge, ...engineArgs];
     try {
-      const engine = await startEngineProcess({ args, engineKey: this.#engineKey, logPath, context });
+      const engine = await startEngineProcess({ args, engineKey: this.#engineKey, logPath, isInspected, context });
       if (engine === undefined) return false;
       this.#engines[index] = engine;
       if (this.#isStopping) engine.child.kill();
@@ -162,6 +165,7 @@ class Stack implements OwnStack {
     return startWorkerd({
       entry: fileURLToPath(new URL("../../test/workers/edge-worker.ts", import.meta.url)),
       config: edgeConfig,
+      isInspected: this.#options.isInspected,
       files: {
         "keys.json": JSON.stringify(keyTable(this.tenantKeys, this.referenceKey)),
         "engine-key": this.#engineKey,

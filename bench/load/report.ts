@@ -177,7 +177,7 @@ export function reportLines(result: LoadResult): string[] {
     "",
     ...summaryLines(totals),
     ...verificationLines(totals),
-    ...restLines(totals),
+    ...restLines(totals, result.settings.url === undefined),
     ...errorLines(totals),
     ...(result.bars.length === 0 ? [] : ["", ...barLines(result.bars)]),
   ];
@@ -256,25 +256,33 @@ function retryLines({ told, cameBack, admitted }: LoadTotals["retryAfter"]): str
   return [`Retry-After: ${told} were told to wait, ${cameBack} came back, ${admitted} of them were then taken in`];
 }
 
-function restLines(totals: LoadTotals): string[] {
+function restLines(totals: LoadTotals, isOwn: boolean): string[] {
   const { enginesAtRest, memory } = totals;
-  const trends = memory.flatMap(({ name, growth, firstThirdBytes = 0, lastThirdBytes = 0 }) =>
-    growth === undefined
-      ? []
-      : [`${name} ${mebibytes(firstThirdBytes)} to ${mebibytes(lastThirdBytes)} MiB (${percent(growth)} %)`],
-  );
+  if (!isOwn) return ["memory, and what engines hold at rest: not judged, the target is not this run's own"];
   return [
     ...(enginesAtRest.length === 0
       ? []
       : [`at rest: ${leakedCount(totals)} leaked blocks and slots in ${enginesAtRest.length} engines`]),
-    ...(trends.length === 0
-      ? []
-      : [`memory, lowest of the first and the last third behind the warm-up: ${trends.join(", ")}`]),
+    ...memory.flatMap(memoryLine),
+  ];
+}
+
+function memoryLine({ name, isCollected, peakBytes, growth, ...lowest }: MemoryTrend): string[] {
+  const { firstThirdBytes, lastThirdBytes, firstThirdHeapBytes, lastThirdHeapBytes } = lowest;
+  if (growth === undefined || firstThirdBytes === undefined || lastThirdBytes === undefined) return [];
+  const how = isCollected ? "behind collections of garbage" : "as it was";
+  const heap =
+    firstThirdHeapBytes === undefined || lastThirdHeapBytes === undefined
+      ? ""
+      : `; heap in use ${mebibytes(firstThirdHeapBytes)} to ${mebibytes(lastThirdHeapBytes)} MiB`;
+  return [
+    `memory of ${name}, ${how}, lowest of the first and the last third behind the warm-up: ${mebibytes(firstThirdBytes)} to ` +
+      `${mebibytes(lastThirdBytes)} MiB (${percent(growth)} %)${heap}; highest seen at any moment ${mebibytes(peakBytes)} MiB`,
   ];
 }
 
 function mebibytes(bytes: number): string {
-  return (bytes / 2 ** 20).toFixed(0);
+  return (bytes / 2 ** 20).toFixed(1);
 }
 
 function errorLines({ errors, errorExamples }: LoadTotals): string[] {

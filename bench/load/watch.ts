@@ -26,6 +26,8 @@ export interface WatchOptions {
   durationMs: number;
   /** Processes as they run now. */
   processes(): readonly ProcessAtWork[];
+  /** Garbage of processes with an inspector is collected so often; 0: never. */
+  collectMs: number;
   /** Engines as they run now. */
   engines(): readonly EngineAddress[];
   context: Pick<BenchContext, "progress" | "terminal">;
@@ -67,6 +69,15 @@ export function watchRun(options: WatchOptions): Watch {
     parts.push(...(await memoryParts(options.engines(), atS)));
   };
   const timers = [setInterval(() => void sample(), sampleMs), setInterval(() => void samplePart(), partsMs)];
+  let isCollecting = false;
+  const collect = async (): Promise<void> => {
+    // One at a time: a busy machine may take longer than there is between two.
+    if (isCollecting) return;
+    isCollecting = true;
+    await memory.sampleCollected(options.processes(), () => Math.round(clock.nowMs() - startMs) / 1000);
+    isCollecting = false;
+  };
+  if (options.collectMs > 0) timers.push(setInterval(() => void collect(), options.collectMs));
   if (live === undefined) timers.push(setInterval(() => context.progress(progressLine(samples)), progressMs));
   return {
     samples,

@@ -40,6 +40,28 @@ describe("memory of a run", () => {
     expect(book.trends(100).find(({ name }) => name === "killed")).toMatchObject({ fromS: 0, toS: 59 });
   });
 
+  it("is judged by what is left behind collections of garbage, where there were any", () => {
+    const book = new MemoryBook();
+    // Grows by a third between two collections, and keeps nothing.
+    remember(book, "garbage", 1, [0, 100], (atS) => 100 + atS / 3);
+    remember(book, "leak", 2, [0, 100], (atS) => 150 + atS / 3);
+    for (let atS = 0; atS < 100; atS += 4) {
+      book.addCollected({ name: "garbage", pid: 1 }, { atS, bytes: 100 * MIB, heapBytes: 10 * MIB });
+      // 100 at 20 s, 140.5 at 74 s and 76 s.
+      book.addCollected({ name: "leak", pid: 2 }, { atS, bytes: (85 + 0.75 * atS) * MIB, heapBytes: atS * MIB });
+    }
+    const [garbage, leak] = book.trends(100);
+    expect(garbage).toMatchObject({ isCollected: true, growth: 0, peakBytes: 133 * MIB });
+    expect(leak).toMatchObject({ isCollected: true, firstThirdBytes: 100 * MIB, lastThirdBytes: 142 * MIB });
+    expect(leak).toMatchObject({ growth: 0.42, firstThirdHeapBytes: 20 * MIB, lastThirdHeapBytes: 76 * MIB });
+    const result = resultWith(({ totals }) => Object.assign(totals, { memory: book.trends(100) }));
+    expect(result.bars.filter(({ isMet }) => !isMet).map(({ name }) => name)).toEqual(["growth of memory, leak"]);
+    expect(reportLines(result).join("\n")).toContain(
+      "memory of leak, behind collections of garbage, lowest of the first and the last third behind the warm-up: 100.0 to 142.0 MiB (42.0 %); " +
+        "heap in use 20.0 to 76.0 MiB; highest seen at any moment 183.0 MiB",
+    );
+  });
+
   it.skipIf(process.platform !== "linux")("is asked of the system", async () => {
     const before = await residentBytes(process.pid);
     expect(before! / process.memoryUsage.rss()).toBeCloseTo(1, 0);
@@ -132,6 +154,18 @@ describe("the bars of a soak", () => {
       "growth of memory, engine 1",
     ]);
     expect(missed(({ totals }) => Object.assign(totals, { memory: [] }))).toEqual(["growth of memory"]);
+  });
+
+  it("are not those of memory and leaks where the target is not the run's own, and the report says so", () => {
+    const foreign = resultWith((result) => {
+      Object.assign(result.settings, { url: "http://edge" });
+      Object.assign(result.totals, { memory: [], enginesAtRest: [] });
+    });
+    expect(foreign.bars.map(({ name, isMet }) => [name, isMet])).toEqual([
+      ["wrong texts", true],
+      ["lost turns", true],
+    ]);
+    expect(reportLines(foreign).join("\n")).toContain("memory, and what engines hold at rest: not judged");
   });
 
   it("stand in the report and on the page, with memory, leaks and fairness", () => {
