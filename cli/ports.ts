@@ -14,21 +14,24 @@ export interface PortRequest {
  * Binds the port for a moment and resolves to its number, which is free again by then.
  * @throws {UsageError} when it cannot be bound.
  */
-export function findPort({ host, port, flag }: PortRequest): Promise<number> {
+export function findPort(request: PortRequest): Promise<number> {
+  const { host, port } = request;
   return new Promise((resolve, reject) => {
     const server = createServer();
-    server.once("error", (error: NodeJS.ErrnoException) => {
-      // Nothing listens there, whatever the port.
-      if (["ENOTFOUND", "EADDRNOTAVAIL"].includes(error.code ?? "")) {
-        reject(new UsageError(`${host} is no address of this machine (${error.code}); choose another with --host`));
-        return;
-      }
-      const reason = error.code === "EADDRINUSE" ? "is taken" : `cannot be used on ${host} (${error.code})`;
-      reject(new UsageError(`port ${port} ${reason}; choose another with ${flag}`));
-    });
+    server.once("error", (error) => reject(portRefusal(request, error)));
     server.listen({ host, port, exclusive: true }, () => {
       const address = server.address();
       server.close(() => resolve(typeof address === "object" && address !== null ? address.port : port));
     });
   });
+}
+
+/** Says in one line why `listen` failed with `error`. */
+export function portRefusal({ host, port, flag }: PortRequest, error: NodeJS.ErrnoException): UsageError {
+  // Nothing listens there, whatever the port.
+  if (["ENOTFOUND", "EADDRNOTAVAIL"].includes(error.code ?? "")) {
+    return new UsageError(`${host} is no address of this machine (${error.code}); choose another with --host`);
+  }
+  const reason = error.code === "EADDRINUSE" ? "is taken" : `cannot be used on ${host} (${error.code})`;
+  return new UsageError(`port ${port} ${reason}; choose another with ${flag}`);
 }

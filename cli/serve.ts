@@ -6,7 +6,7 @@ import { jsonLog } from "./engine-log.ts";
 import { describeFlags, type FlagValues, parseFlags, parseHttpUrl, parsePort, parseText } from "./flags.ts";
 import { loadReport } from "./load-report.ts";
 import { openModelFolder } from "./model-folder.ts";
-import { findPort } from "./ports.ts";
+import { findPort, portRefusal } from "./ports.ts";
 import { listenForStop } from "./stop-request.ts";
 import { warmUpReport } from "./warm-up-report.ts";
 
@@ -68,10 +68,15 @@ async function runServe(values: FlagValues<typeof serveFlags>): Promise<number> 
   const stop = listenForStop(process, () => performance.now());
   process.channel?.unref();
   const model = await openModelFolder(values.model);
-  const port = await findPort({ host: values.host, port: values.port, flag: "--port" });
+  const wanted = { host: values.host, port: values.port, flag: "--port" };
+  const port = await findPort(wanted);
   const released = Promise.withResolvers<string>();
   const onRelease = () => released.resolve("the edge lets it go");
-  const opening = openServer(values, { onRelease, port, modelFolder: model.path, modelId: model.modelId });
+  const place = { onRelease, port, modelFolder: model.path, modelId: model.modelId };
+  const opening = openServer(values, place).catch((error: NodeJS.ErrnoException) => {
+    // Somebody else took the port while weights were loaded.
+    throw error.syscall === "listen" ? portRefusal({ ...wanted, port }, error) : error;
+  });
   // Large weights take minutes, and nothing is lost by an end before anybody is served.
   const server = await Promise.race([opening, stop.requested]);
   if (typeof server === "string") {

@@ -269,10 +269,16 @@ async function serve(options: EngineServerOptions, parts: Parts): Promise<Engine
     log,
     sessions: sessionCalls(opened, store, settings),
   });
-  await new Promise<void>((done, failed) => {
-    http.once("error", failed);
-    http.listen(options.port, options.host, done);
-  });
+  try {
+    await new Promise<void>((done, failed) => {
+      http.once("error", failed);
+      http.listen(options.port, options.host, done);
+    });
+  } catch (error) {
+    // Its loop runs already, and holds the pool.
+    await opened.engine.stop(0);
+    throw error;
+  }
   const { port } = http.address() as AddressInfo;
   const url = `http://${options.host.includes(":") ? `[${options.host}]` : options.host}:${port}`;
   const beat = (): EngineHeartbeat => heartbeat(opened, parts, options.publicUrl ?? url);

@@ -121,6 +121,28 @@ describe("a taken port", () => {
       expect(result).toEqual({ code: 1, signal: null, stdout: "", stderr });
     });
   });
+
+  it("is the same line also where somebody takes it while the model is loaded", { timeout: 60_000 }, async () => {
+    // The second to listen is the engine: the first one only looked whether the port is free.
+    const preload = `
+      import { Server } from "node:net";
+      const { listen } = Server.prototype;
+      let count = 0;
+      Server.prototype.listen = function (...args) {
+        if (++count === 2) args[0] = globalThis.taken.address().port;
+        return listen.apply(this, args);
+      };
+      globalThis.taken = new Server();
+      listen.call(globalThis.taken, 0, "127.0.0.1").unref();
+    `;
+    const node = ["--import", `data:text/javascript,${encodeURIComponent(preload)}`, quirePath];
+    const model = ["--model", "weights/house-0", "--device", "wasm", "--threads", "1", "--pool-bytes", "16M"];
+    const result = await runProgram(process.execPath, [...node, "serve", "--port=0", "--store=memory:", ...model]);
+    expect(result).toMatchObject({ code: 1, signal: null, stdout: "" });
+    expect(result.stderr.trimEnd().split("\n").at(-1)).toMatch(
+      /^quire: port \d+ is taken; choose another with --port$/,
+    );
+  });
 });
 
 describe("the Node it runs on", () => {

@@ -5,6 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import fc from "fast-check";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
+import { Engine } from "../../engine/engine.ts";
 import { type EngineServer, startEngineServer } from "../../engine/server.ts";
 import { encodeFrame, FrameDecoder } from "../../protocol/frames.ts";
 import { ENGINE_PATHS, type EngineEvent, type GenerateRequest, type SessionStatus } from "../../protocol/generate.ts";
@@ -13,6 +14,7 @@ import { LIMITS } from "../../protocol/limits.ts";
 import { engineAudience, signRequest } from "../../protocol/signature.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
 import { request as tinyRequest } from "./harness.ts";
+import { HOUSE_0_SERVER } from "./house-server.ts";
 
 const KEY = "engine-key-for-tests";
 const PROMPT = [256, 257, ...Buffer.from("A short passage about nothing much. What is it?"), 258];
@@ -41,6 +43,17 @@ beforeAll(async () => {
 afterAll(async () => {
   await server.stop(1000);
   await rm(folder, { recursive: true, force: true });
+});
+
+describe("an engine whose port is taken", () => {
+  it("ends its loop before it says so", async () => {
+    const stop = vi.spyOn(Engine.prototype, "stop");
+    const port = Number(new URL(server.url).port);
+    await expect(startEngineServer({ ...HOUSE_0_SERVER, port })).rejects.toMatchObject({ code: "EADDRINUSE" });
+    expect(stop).toHaveBeenCalledTimes(1);
+    expect(stop.mock.settledResults[0]?.type).toBe("fulfilled");
+    stop.mockRestore();
+  });
 });
 
 function house(fields: Partial<GenerateRequest> = {}): GenerateRequest {
