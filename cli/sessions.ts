@@ -4,7 +4,7 @@ import { open, rename, rm } from "node:fs/promises";
 import type { Readable } from "node:stream";
 import type { PageStore } from "../storage/contract.ts";
 import { FormatError } from "../storage/format-error.ts";
-import { deleteManifestAndTails } from "../storage/gc.ts";
+import { deleteManifestAndTail } from "../storage/gc.ts";
 import { loadManifest } from "../storage/manifest.ts";
 import { exportSession, importSession } from "../storage/session-archive.ts";
 import { type ListedSession, listSessions } from "../storage/session-list.ts";
@@ -162,7 +162,7 @@ async function show(store: PageStore, found: ListedSession, given: ReadonlySet<s
 }
 
 async function remove(store: PageStore, found: ListedSession): Promise<number> {
-  await deleteManifestAndTails(store, found.key);
+  await deleteManifestAndTail(store, found.key);
   process.stderr.write(
     `quire: ${found.record?.sessionId ?? found.key} is deleted; what no other session shares goes with the next quire gc\n`,
   );

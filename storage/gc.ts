@@ -111,8 +111,9 @@ export async function collectGarbage(
 }
 
 /**
- * Deletes a session's manifest, then its tails. Its segments and summaries may be shared; they go with the next garbage
- * collection after nobody names them. What is left of a crash is garbage, and not a session with holes.
+ * Deletes a session's manifest, then the tail that it names: another one may be that of a turn under the same name, which will be committed. Its segments
+ * and summaries may be shared; they go, as all that nobody names, with the next garbage collection. What is left of a crash is garbage, and not a
+ * session with holes.
  * @throws {StoreError}
  */
 export function deleteSession(
@@ -121,18 +122,20 @@ export function deleteSession(
   sessionId: string,
   signal?: AbortSignal,
 ): Promise<void> {
-  return deleteManifestAndTails(store, keys.session(sessionId), signal);
+  return deleteManifestAndTail(store, keys.session(sessionId), signal);
 }
 
-/** {@link deleteSession} by the key of its manifest, of any layout version. @throws {StoreError} */
-export async function deleteManifestAndTails(
+/** {@link deleteSession} by the key of its manifest, of any layout version; of one that cannot be read only the manifest. @throws {StoreError} */
+export async function deleteManifestAndTail(
   store: PageStore,
   manifestKey: string,
   signal?: AbortSignal,
 ): Promise<void> {
+  const record = await readManifest(store, manifestKey, signal);
   await store.delete([manifestKey]);
-  const tails: string[] = [];
-  for await (const { key } of listAll(store, `${manifestKey.replace("/session/", "/tail/")}/`, signal)) tails.push(key);
+  if (record === undefined || typeof record === "string") return;
+  const tailPrefix = `${manifestKey.replace("/session/", "/tail/")}/`;
+  const tails = [...record.objectKeys].filter((key) => key.startsWith(tailPrefix));
   await deleteInOrder(store, tails, signal);
 }
 

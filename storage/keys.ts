@@ -3,7 +3,7 @@
  *
  *   kv/<namespace>/<fingerprint16>.<numericsId>.<layout>/seg/<chain>
  *                                                       /sum-<kind>/<chain>-<tokenCount>-layers
- *                                                       /tail/<sessionKey>/<chain>-<generation>
+ *                                                       /tail/<sessionKey>/<chain>-<generation>-<writing>
  *                                                       /session/<sessionKey>
  *
  * `<layout>` is the layout version and a digest of the geometry: engines with other settings never read each other's
@@ -24,6 +24,8 @@ export const ROOT_PREFIX = "kv/";
 const LAYERS_SUFFIX = "-layers";
 const NAMESPACE_PATTERN = /^[0-9a-f]{1,64}$/;
 const FINGERPRINT_PATTERN = /^[0-9a-f]{16,64}$/;
+const WRITING_PATTERN = /^[0-9a-f]{1,32}$/;
+const TAIL_PATTERN = /\/[0-9a-f]{64}-\d+-([0-9a-f]{1,32})$/;
 const NUMERICS_PATTERN = /^[A-Za-z0-9._-]{1,96}$/;
 
 /** Whose bytes, of which model, and in which numerics and layout. */
@@ -45,6 +47,11 @@ export function summaryFormOf(objectKey: string): SummaryForm {
   return objectKey.endsWith(LAYERS_SUFFIX) ? "layers" : "slots";
 }
 
+/** What tells the tail of this key from others of its chain and generation; undefined for one that was named without. */
+export function tailWritingOf(objectKey: string): string | undefined {
+  return TAIL_PATTERN.exec(objectKey)?.[1];
+}
+
 /** Makes the keys of one namespace, model, numerics and layout. Chains are 64 hex digits. */
 export interface ObjectKeys {
   readonly namespace: string;
@@ -53,7 +60,11 @@ export interface ObjectKeys {
   segment(chain: string): string;
   /** `chain` at the end of the run, `tokenCount` its length. `slots`: as objects were named that do not lie layer by layer. */
   summary(kind: SummaryObjectKind, chain: string, tokenCount: number, form?: SummaryForm): string;
-  tail(sessionId: string, chain: string, generation: number): string;
+  /**
+   * `writing`, hex digits of its own for every tail that is put: whoever deletes one takes none that another has put again meanwhile. Undefined: as
+   * engines named tails that did not tell them apart.
+   */
+  tail(sessionId: string, chain: string, generation: number, writing?: string): string;
   /** Every tail of a session begins with this. */
   tailPrefix(sessionId: string): string;
   /** The session's manifest. */
@@ -86,8 +97,8 @@ export function objectKeys(space: KeySpace): ObjectKeys {
     segment: (chain) => `${prefix}seg/${checkedChain(chain)}`,
     summary: (kind, chain, tokenCount, form = "layers") =>
       `${prefix}sum-${kind}/${checkedChain(chain)}-${checkedCount(tokenCount)}${form === "layers" ? LAYERS_SUFFIX : ""}`,
-    tail: (sessionId, chain, generation) =>
-      `${tailPrefix(sessionId)}${checkedChain(chain)}-${checkedCount(generation)}`,
+    tail: (sessionId, chain, generation, writing) =>
+      `${tailPrefix(sessionId)}${checkedChain(chain)}-${checkedCount(generation)}${writing === undefined ? "" : `-${checkedWriting(writing)}`}`,
     tailPrefix,
     session: (sessionId) => `${prefix}session/${sessionKeyOf(sessionId)}`,
   };
@@ -119,6 +130,11 @@ function geometryTag(geometry: KvGeometry): string {
 function checkedChain(chain: string): string {
   assert(isChainHex(chain), "keys: chain must be 64 lower-case hex digits");
   return chain;
+}
+
+function checkedWriting(writing: string): string {
+  assert(WRITING_PATTERN.test(writing), "keys: a writing must be 1-32 lower-case hex digits");
+  return writing;
 }
 
 function checkedCount(count: number): number {

@@ -5,7 +5,7 @@
  */
 import type { PageStore } from "./contract.ts";
 import { FormatError, refuseUnless } from "./format-error.ts";
-import { type ObjectKeys, objectKeys, summaryFormOf } from "./keys.ts";
+import { type ObjectKeys, objectKeys, summaryFormOf, tailWritingOf } from "./keys.ts";
 import { commitManifest, decodeManifest, encodeManifest, type Manifest } from "./manifest.ts";
 import { decodeSegment } from "./segment.ts";
 import { decodeSummaryObject } from "./summary-object.ts";
@@ -132,7 +132,7 @@ function newKeyOf(
   file: { oldKey: string; name: string; sessionId: string },
 ): string {
   const { tail, chain, generation } = manifest;
-  if (file.oldKey === tail?.objectKey) return keys.tail(file.sessionId, chain, generation);
+  if (file.oldKey === tail?.objectKey) return keys.tail(file.sessionId, chain, generation, tailWritingOf(file.name));
   const segment = manifest.segments.find(({ objectKey }) => objectKey === file.oldKey);
   const run = manifest.summaries.find(({ objectKey }) => objectKey === file.oldKey);
   const last = run && manifest.segments[(run.fromToken + run.tokenCount) / manifest.geometry.segmentTokens - 1];

@@ -2,7 +2,7 @@
  * Commits of turns: summary objects and the tail, then the manifest with compare-and-swap, segments before all. At most one commit per
  * session at a time and per `manifestCommitMs`; a newer turn of a session replaces one that still waits.
  */
-
+import { randomBytes } from "node:crypto";
 import type { Span } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { StoreError } from "../../storage/contract.ts";
@@ -161,7 +161,7 @@ export class CommitQueue {
       const over =
         result.outcome === "stored" || (await this.#reload(state, objectKeys, { manifest, endedMs: whole.endedMs }));
       if (result.outcome === "stored") adopt(state, { manifest, etag: result.etag });
-      // Whatever the manifest in force names stays, also where another writer came to the same tail.
+      // Whatever the manifest in force names stays.
       for (const key of [oldTail, tail?.objectKey])
         if (key !== undefined && key !== state.tailKey && (over || key !== oldTail)) await this.#discard(key);
       if (over) return;
@@ -207,7 +207,8 @@ export class CommitQueue {
       summary: (index, kind) => tail.summaries.get(kind)?.[index] as Uint8Array,
       open: tail.open,
     });
-    const objectKey = objectKeys.tail(snapshot.sessionId, snapshot.chain, generation);
+    const writing = randomBytes(8).toString("hex");
+    const objectKey = objectKeys.tail(snapshot.sessionId, snapshot.chain, generation, writing);
     await retried(this.#options, (signal) => this.#options.store.put(objectKey, bytes, { signal }));
     return {
       objectKey,

@@ -75,6 +75,23 @@ describe("garbage collection", () => {
     expect(await keysOf(store)).toEqual([]);
   });
 
+  it("takes of a deleted session what its manifest names, and of one that cannot be read only that; the rest goes once it is old", async () => {
+    const { store, clock } = clockedStore();
+    const nextTail = keys.tail("one", chainOf("of a turn that is not committed yet"), 1, "ab");
+    const tailsOf = async (id: string) => (await store.list(keys.tailPrefix(id))).keys.map(({ key }) => key);
+    await save(store, one);
+    await store.put(nextTail, Buffer.from("x"));
+    await deleteSession(store, keys, "one");
+    expect(await tailsOf("one")).toEqual([nextTail]);
+    await save(store, fork);
+    await store.put(fork.key, Buffer.from("damaged"));
+    await deleteSession(store, keys, "fork");
+    expect(await store.get(fork.key)).toBeUndefined();
+    expect(await tailsOf("fork")).toHaveLength(1);
+    await collectGarbage(store, "kv/", { graceMs: HOUR_MS, nowMs: clock.nowMs + HOUR_MS + 1 });
+    expect(await keysOf(store)).toEqual([]);
+  });
+
   it("deletes sessions that were not used for long, with what they alone named", async () => {
     const { store, clock } = clockedStore();
     await save(
@@ -241,8 +258,8 @@ describe("garbage collection", () => {
         live.set(sessionId, new Set(session.objects.keys()));
       } else if (action < 0.8) {
         await deleteSession(store, keys, sessionId);
+        for (const key of live.get(sessionId) ?? []) if (key.startsWith(keys.tailPrefix(sessionId))) stored.delete(key);
         live.delete(sessionId);
-        for (const key of stored.keys()) if (key.startsWith(keys.tailPrefix(sessionId))) stored.delete(key);
       } else {
         await collectGarbage(store, "kv/", { graceMs: HOUR_MS, nowMs: clock.nowMs });
         const named = new Set([...live.values()].flatMap((names) => [...names]));

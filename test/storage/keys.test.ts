@@ -4,7 +4,7 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { AssertionError } from "../../protocol/assert.ts";
 import { isStoreKey } from "../../storage/key-rules.ts";
-import { namespacePrefix, objectKeys, parseObjectKey, summaryFormOf } from "../../storage/keys.ts";
+import { namespacePrefix, objectKeys, parseObjectKey, summaryFormOf, tailWritingOf } from "../../storage/keys.ts";
 import { chainOf, SMALL, sampleKeys, TINY } from "./samples.ts";
 
 describe("object keys", () => {
@@ -22,6 +22,10 @@ describe("object keys", () => {
     for (const form of ["layers", "slots"] as const)
       expect(summaryFormOf(keys.summary("none", chain, 64, form))).toBe(form);
     expect(keys.tail("séance", chain, 7)).toBe(`${keys.prefix}tail/${sessionKey}/${chain}-7`);
+    expect(keys.tail("séance", chain, 7, "0f1e")).toBe(`${keys.prefix}tail/${sessionKey}/${chain}-7-0f1e`);
+    expect(tailWritingOf(keys.tail("séance", chain, 7, "0f1e"))).toBe("0f1e");
+    expect(tailWritingOf(keys.tail("séance", chain, 7))).toBeUndefined();
+    expect(() => keys.tail("séance", chain, 7, "../x")).toThrow(AssertionError);
     expect(keys.session("séance")).toBe(`${keys.prefix}session/${sessionKey}`);
     expect(keys.tail("séance", chain, 7).startsWith(keys.tailPrefix("séance"))).toBe(true);
   });

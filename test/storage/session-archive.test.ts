@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { loadManifest, objectKeysOf } from "../../storage/manifest.ts";
+import { commitManifest, loadManifest, objectKeysOf } from "../../storage/manifest.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
 import { type ArchiveFile, exportSession, importSession, MANIFEST_FILE } from "../../storage/session-archive.ts";
 import { listSessions } from "../../storage/session-list.ts";
@@ -37,6 +37,17 @@ describe("a session archive", () => {
     await importSession(home, back, { namespace: "ab01" });
     for (const item of (await store.list("")).keys)
       expect((await home.get(item.key))?.bytes, item.key).toEqual((await store.get(item.key))!.bytes);
+  });
+
+  it("keeps what tells a tail from others of its turn", async () => {
+    const { store, key } = await archive();
+    const { manifest, etag } = (await loadManifest(store, key))!;
+    const objectKey = sampleKeys(WHOLE_GEOMETRY).tail("s", manifest.chain, manifest.generation, "0f1e");
+    await store.put(objectKey, (await store.get(manifest.tail!.objectKey))!.bytes);
+    const generation = manifest.generation + 1;
+    await commitManifest(store, key, { ...manifest, generation, tail: { ...manifest.tail!, objectKey } }, etag);
+    const moved = await importSession(new MemoryStore(), exportSession(store, key), TARGET);
+    expect(moved?.tail?.objectKey).toMatch(/^kv\/cd02\/.*-0f1e$/);
   });
 
   it("takes another id, and the place of a session only where it is told to", async () => {

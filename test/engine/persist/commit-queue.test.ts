@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { StoreError } from "../../../storage/contract.ts";
 import { beginEnvelope, sealEnvelope } from "../../../storage/envelope.ts";
+import { deleteSession } from "../../../storage/gc.ts";
 import { MemoryStore } from "../../../storage/memory-store.ts";
 import { faultyStore } from "../../storage/faulty-store.ts";
 import { CommitWorld } from "./commit-world.ts";
@@ -208,5 +209,38 @@ describe("a session that is deleted", () => {
     expect(await world.manifest()).toBeUndefined();
     expect(waiting.released).toBe(1);
     expect(world.queue.status(waiting.sessionKey)).toBeUndefined();
+  });
+
+  it("takes no tail from a turn that is committed under its name meanwhile, were it the same turn again", async () => {
+    for (const branch of ["a", "b"]) {
+      const store = new MemoryStore();
+      const [one, other] = [new CommitWorld(store), new CommitWorld(store)];
+      await one.push(await one.turn("a", 70));
+      const remove = store.delete.bind(store);
+      store.delete = async (keys) => {
+        await remove(keys);
+        if (keys.some((key) => key.includes("/session/"))) await other.push(await other.turn(branch, 70));
+      };
+      await deleteSession(store, one.keys, "s");
+      expect(await other.readAll(), branch).toMatchObject({ generation: 1, tokenCount: 70, tail: { tokenCount: 6 } });
+      expect(await other.countOf("tail"), branch).toBe(1);
+    }
+  });
+
+  it("takes no tail from one that has put its tail and is about to commit it", async () => {
+    const store = new MemoryStore();
+    const [one, other] = [new CommitWorld(store), new CommitWorld(store)];
+    await one.push(await one.turn("a", 70));
+    const put = store.put.bind(store);
+    const again = await other.turn("a", 70);
+    let deletions = 0;
+    store.put = async (key, ...rest) => {
+      const result = await put(key, ...rest);
+      if (key.includes("/tail/") && deletions++ === 0) await deleteSession(store, one.keys, "s");
+      return result;
+    };
+    await other.push(again);
+    expect(deletions).toBe(1);
+    expect(await other.readAll()).toMatchObject({ tokenCount: 70, tail: { tokenCount: 6 } });
   });
 });
