@@ -119,6 +119,9 @@ export const LIMITS = {
   runningSaveMs: 1_000,
   runningAlarmMs: 15_000,
   runningAttemptCountMax: 4,
+  /** A turn that was ended before it came does not run for so long (its body comes within `requestMsMax`); so many are remembered of a session. */
+  stoppedTurnMsMax: 60_000,
+  stoppedTurnCountMax: 64,
   /** Connections that follow one resumable turn; one more ends the oldest. */
   streamListenerCountMax: 4,
   /** Keys in the secret table, and in the key ring. */

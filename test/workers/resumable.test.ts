@@ -408,6 +408,27 @@ describe("Idempotency-Key", () => {
     await response.text();
   });
 
+  it("that was ended before its turn came keeps that from running, and nothing else of the session", async () => {
+    const world = await makeWorld();
+    const session = newId();
+    const quire = { session_id: session, resumable: true };
+    expect((await streamOf(session, { method: "DELETE", idempotencyKey: "turn-1" })).status).toBe(404);
+    const refused = await world.chat("hi", { stream: true, quire }, options("turn-1"));
+    expect(refused.status).toBe(499);
+    expect(await refused.json()).toMatchObject({ error: { code: "cancelled" } });
+    expect(await world.engine.calls()).toHaveLength(0);
+    await world.engine.script(...says("x"));
+    const second = await world.chat("hi", { stream: true, quire }, options("turn-2"));
+    expect(second.status).toBe(200);
+    await second.text();
+    // A turn that ran is there under its name, also when it was asked to end when it had ended.
+    expect((await streamOf(session, { method: "DELETE", idempotencyKey: "turn-2" })).status).toBe(404);
+    const again = await world.chat("hi", { stream: true, quire }, options("turn-2"));
+    expect(again.status).toBe(200);
+    await again.text();
+    expect(await world.engine.calls()).toHaveLength(1);
+  });
+
   it("that is malformed is 400", async () => {
     const world = await makeWorld();
     const quire = { session_id: newId(), resumable: true };

@@ -3,6 +3,7 @@ import { QuireError } from "../../protocol/errors.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { settlePlace } from "../limits/admission.ts";
 import { logError } from "../log.ts";
+import { RecentMap } from "../recent-map.ts";
 import { indexOf } from "../stubs.ts";
 import type { ResumeRequest, TurnAnswer, TurnFeed, TurnJob, TurnName } from "../turn-job.ts";
 import { exportLog, unpackCommit } from "./log-image.ts";
@@ -11,6 +12,7 @@ import { type LogCommit, versionOf } from "./log-store.ts";
 import { NextTurn, newMemory } from "./next-turn.ts";
 import { isNamed, Replays } from "./replays.ts";
 import { type LostTurn, RunningStore } from "./running-store.ts";
+import { wireError } from "./turn-accounts.ts";
 import {
   busyAnswer,
   type CourseOptions,
@@ -57,6 +59,11 @@ export class SessionLog extends LogObject {
   readonly #replays = new Replays(this.ctx.storage, () => Date.now());
   readonly #memory = newMemory(new NextTurn(() => Date.now()));
   readonly #lost = new RunningStore(this.ctx.storage, () => Date.now());
+  /** Turns by the client's name that were ended before they came: a request that ends one may overtake the one that begins it. */
+  readonly #stopped = new RecentMap<true>({
+    ...{ countMax: LIMITS.stoppedTurnCountMax, ageMsMax: LIMITS.stoppedTurnMsMax },
+    now: () => Date.now(),
+  });
   #running: Running | undefined;
   /** While the session is being deleted. */
   #isLeaving = false;
@@ -81,9 +88,11 @@ export class SessionLog extends LogObject {
     this.#takeUpLost();
     const { idempotencyKey, form } = asked;
     const again = idempotencyKey === undefined ? undefined : this.#replays.resume({ idempotencyKey, form, from: 0 });
-    return enterTurn(asked, { env: this.env, next: this.#memory.next }, async (entry) =>
-      again ? this.#openAgain(entry.job, again) : this.#open(entry),
-    );
+    const isStopped = idempotencyKey !== undefined && this.#stopped.get(idempotencyKey) === true;
+    return enterTurn(asked, { env: this.env, next: this.#memory.next }, async (entry) => {
+      if (again) return this.#openAgain(entry.job, again);
+      return isStopped ? saysOnly(stoppedAnswer()) : this.#open(entry);
+    });
   }
 
   /** A turn that was asked for before, under the same name. */
@@ -158,13 +167,17 @@ export class SessionLog extends LogObject {
   }
 
   /**
-   * Ends the turn that runs, as a client does that goes away.
+   * Ends the turn that runs, as a client does that goes away. One that has not come yet does not run either, if it comes under the name that its
+   * client gave it within `LIMITS.stoppedTurnMsMax`.
    * @returns false when none runs, or another one
    */
   async stopTurn(name: TurnName): Promise<boolean> {
     this.#takeUpLost();
     const running = this.#running;
-    if (!running || !isNamed(name, running.id, running.idempotencyKey)) return false;
+    if (!running || !isNamed(name, running.id, running.idempotencyKey)) {
+      if (name.idempotencyKey !== undefined) this.#stopped.put(name.idempotencyKey, true);
+      return false;
+    }
     running.stop();
     return true;
   }
@@ -307,6 +320,10 @@ export class SessionLog extends LogObject {
     const keepMs = this.open().meta() ? LIMITS.sessionIdleMsMax : LIMITS.replayKeepMs;
     await this.ctx.storage.setAlarm(Date.now() + keepMs);
   }
+}
+
+function stoppedAnswer(): TurnAnswer {
+  return { status: "refused", error: wireError(new QuireError("cancelled", "The turn was ended before it began.")) };
 }
 
 /** Whether a turn can be taken up by another object. Logprobs are not written; a turn with several choices has no one order. */
