@@ -64,8 +64,8 @@ export interface EngineStatus {
 /** What is taken of the engine's memory. */
 export function memoryStatus({ cache, host, opens, runner }: EngineParts) {
   return {
-    freeBlockCount: cache.unreservedCount,
-    blockCount: cache.capacity,
+    freeBlockCount: cache.reservations.unreservedCount,
+    blockCount: cache.reservations.capacity,
     heldBlockCount: runner.pool.spec.blockCount - cache.freeDeviceBlockCount - cache.idleDeviceBlockCount,
     heldSlotCount: opens.takenCount,
     leftLayerCount: cache.leftLayerCount,

@@ -68,12 +68,12 @@ export class Engine {
     const { settings, cache, fetcher, supply, clock, opens } = parts;
     this.#queue = new WaitingQueue({
       ...{ tenants: this.#tenants, queueMax: settings.queueMax, runningMax: settings.runningMax },
-      blocksMax: cache.capacity,
+      blocksMax: cache.reservations.capacity,
       isResident: (key) => cache.has(key),
     });
     this.#admission = new Admission({
       ...{ settings, queue: this.#queue, tenants: this.#tenants, cost: this.#cost, active: this.#active },
-      freeBlocks: () => (this.#preemption.suspendedCount > 0 ? 0 : cache.unreservedCount),
+      freeBlocks: () => (this.#preemption.suspendedCount > 0 ? 0 : cache.reservations.unreservedCount),
     });
     this.metrics = this.#openMetrics();
     this.#observer = new Observers([this.metrics, this.traces, new RequestLog(parts.log)]);

@@ -1,133 +1,40 @@
 /**
- * Logical blocks, where they are and who owns them: the one residency map. A logical block is 64 sealed tokens of all layers: a device
- * block per layer (or none yet), a summary slot, a copy in host memory, and where its bytes are stored. Sequences hold references (loosely, if
- * their context is larger than the pool: loose-layers.ts); a published block is found by its chain by any sequence of the same namespace; one without references stays until its room is needed, and
- * then goes to the host pool, where it is still found.
+ * Logical blocks (logical-block.ts) and who owns them: the one residency map. Sequences hold references (loosely, if their context is larger than
+ * the pool: loose-layers.ts); a published block is found by its chain by any sequence of the same namespace; one without references stays until
+ * its room is needed, and then goes to the host pool, where it is still found.
  */
-import { type KvPool, NOT_RESIDENT, type SummaryKind } from "../../kernels/contract.ts";
+import { NOT_RESIDENT } from "../../kernels/contract.ts";
 import { assert } from "../../protocol/assert.ts";
 import { donateLayers, donateSummaries, moveSummaries } from "./block-gifts.ts";
 import type { FreeList } from "./free-list.ts";
-import type { HostCopy, HostPool } from "./host-pool.ts";
-import type { LayeredSummaries } from "./layered-summaries.ts";
-import { LooseLayers, type Reservation } from "./loose-layers.ts";
-import type { StoredSegment } from "./stored-segment.ts";
-
-/** Of so many blocks that were released longest ago, the one of least priority and heat leaves the device. */
-const EVICTION_WINDOW = 8;
-
-/** 64 sealed tokens of one sequence position; shared by every sequence whose chain runs through it. Fields are the cache's to change. */
-export class LogicalBlock {
-  /** `namespace:chain`, set when it is published. */
-  key: string | undefined;
-  /** Logical block index: tokens `[64 index, 64 index + 64)`. */
-  readonly index: number;
-  /** Device block of each layer, or NOT_RESIDENT. */
-  readonly deviceBlocks: Int32Array;
-  summarySlot: number = NOT_RESIDENT;
-  /** Kinds that its summary slot holds; it is never scored by another. */
-  summaries: Set<SummaryKind> = new Set();
-  /** What comes into its summary slot layer by layer: the first layer is there. */
-  incoming: LayeredSummaries | undefined;
-  residentLayerCount = 0;
-  refCount = 1;
-  /** Of these, references of sequences whose context is larger than the pool: its layers may leave the device one by one. */
-  looseCount = 0;
-  /** References of sequences that are suspended: they need its bytes somewhere, not on the device. */
-  parkCount = 0;
-  published = false;
-  host: HostCopy | undefined;
-  /** Of the sequences that released it: the highest priority, and how often the last one's queries chose it of late. */
-  priority = Number.NEGATIVE_INFINITY;
-  heat = 0;
-  /** Set once its segment is (being) stored. */
-  stored: StoredSegment | undefined;
-  /** Its stored bytes cannot be trusted or are gone: whoever holds it must compute it again, into a fresh block. */
-  lost = false;
-
-  constructor(index: number, layerCount: number) {
-    this.index = index;
-    this.deviceBlocks = new Int32Array(layerCount).fill(NOT_RESIDENT);
-  }
-
-  /** Every layer is on the device. */
-  get resident(): boolean {
-    return this.residentLayerCount === this.deviceBlocks.length;
-  }
-
-  /** Every layer is on the device or in host memory: nothing of it need be read from the store. */
-  get isHere(): boolean {
-    if (this.resident) return true;
-    const { host } = this;
-    if (!host?.isReady) return false;
-    return this.deviceBlocks.every((id, layer) => id !== NOT_RESIDENT || host.layers[layer] !== undefined);
-  }
-
-  /** All of its bytes can be had from the store. */
-  get isStored(): boolean {
-    return this.stored?.isWritten === true;
-  }
-
-  /** Only sequences hold it that ask for what they need of it whenever they need it. */
-  get isLoose(): boolean {
-    return this.looseCount > 0 && this.looseCount === this.refCount;
-  }
-
-  /** Every layer can be had from somewhere. */
-  get isWhole(): boolean {
-    if (this.resident || this.isStored) return true;
-    return this.deviceBlocks.every((id, layer) => id !== NOT_RESIDENT || this.host?.has(layer) === true);
-  }
-}
-
-/** The tier behind the device. */
-export interface HostTier {
-  copies: HostPool;
-  pool: KvPool;
-}
-
-/** The free ids a cache hands out; nobody else takes from them. */
-export interface BlockCacheOptions {
-  layerCount: number;
-  deviceBlocks: FreeList;
-  summarySlots: FreeList;
-  /** Where blocks go that leave the device; absent: they are gone. */
-  host?: HostTier;
-}
+import type { HostTier } from "./host-pool.ts";
+import { IdleBlocks } from "./idle-blocks.ts";
+import { LogicalBlock } from "./logical-block.ts";
+import { LooseLayers } from "./loose-layers.ts";
+import { type BlockMemory, Reservations } from "./reservations.ts";
 
 /** Owner of all device blocks, summary slots and host copies. One release path: {@link BlockCache.release}. */
 export class BlockCache {
+  /** What sequences have set aside of its memory. */
+  readonly reservations: Reservations;
   readonly #layerCount: number;
   readonly #deviceBlocks: FreeList;
   readonly #summarySlots: FreeList;
   readonly #host: HostTier | undefined;
   readonly #published = new Map<string, LogicalBlock>();
-  /** On the device, without references but those of suspended sequences, in order of release. */
-  readonly #idle = new Set<LogicalBlock>();
+  readonly #idle = new IdleBlocks();
   readonly #loose = new LooseLayers();
-  #reservedBlocks = 0;
-  #reservedSlots = 0;
   #lossNoticed = false;
   #leftLayerCount = 0;
   /** While a step runs: its tables name memory that must not leave. */
   #running: Promise<void> | undefined;
 
-  constructor(options: BlockCacheOptions) {
+  constructor(options: BlockMemory) {
     this.#layerCount = options.layerCount;
     this.#deviceBlocks = options.deviceBlocks;
     this.#summarySlots = options.summarySlots;
     this.#host = options.host;
-  }
-
-  /** Logical blocks that sequences may still reserve. */
-  get unreservedCount(): number {
-    const byBlocks = Math.floor((this.#deviceBlocks.count - this.#reservedBlocks) / this.#layerCount);
-    return Math.min(byBlocks, this.#summarySlots.count - this.#reservedSlots);
-  }
-
-  /** Logical blocks that the pool holds when empty. */
-  get capacity(): number {
-    return Math.min(Math.floor(this.#deviceBlocks.count / this.#layerCount), this.#summarySlots.count);
+    this.reservations = new Reservations(options);
   }
 
   /** Every block that is found by its key. */
@@ -141,9 +48,7 @@ export class BlockCache {
 
   /** Device blocks of logical blocks that nothing references. */
   get idleDeviceBlockCount(): number {
-    let count = 0;
-    for (const block of this.#idle) count += block.residentLayerCount;
-    return count;
+    return this.#idle.deviceBlockCount;
   }
 
   /** Device blocks that no logical block holds. */
@@ -154,41 +59,6 @@ export class BlockCache {
   /** Layers of blocks that have left the device while sequences held them. */
   get leftLayerCount(): number {
     return this.#leftLayerCount;
-  }
-
-  /** Sets room for `count` logical blocks aside: references within it never fail to find memory. False when there is not enough. */
-  reserve(count: number): boolean {
-    return this.reserveParts({ deviceBlocks: count * this.#layerCount, summarySlots: count, hostBytes: 0 });
-  }
-
-  unreserve(count: number): void {
-    this.unreserveParts({ deviceBlocks: count * this.#layerCount, summarySlots: count, hostBytes: 0 });
-  }
-
-  /** As {@link reserve}, in its parts; host memory too. False when there is not enough of one of them: nothing is set aside then. */
-  reserveParts({ deviceBlocks, summarySlots, hostBytes }: Reservation): boolean {
-    if (deviceBlocks > this.#deviceBlocks.count - this.#reservedBlocks) return false;
-    if (summarySlots > this.#summarySlots.count - this.#reservedSlots) return false;
-    if (hostBytes > 0 && this.#host?.copies.reserve(hostBytes) !== true) return false;
-    this.#reservedBlocks += deviceBlocks;
-    this.#reservedSlots += summarySlots;
-    return true;
-  }
-
-  unreserveParts({ deviceBlocks, summarySlots, hostBytes }: Reservation): void {
-    this.#reservedBlocks -= deviceBlocks;
-    this.#reservedSlots -= summarySlots;
-    assert(this.#reservedBlocks >= 0 && this.#reservedSlots >= 0, "unreserved more than was reserved");
-    if (hostBytes > 0) this.#host?.copies.unreserve(hostBytes);
-  }
-
-  /** What {@link reserveParts} could set aside in an empty engine; and what a layer of a block takes in host memory. */
-  get capacityParts(): Reservation & { hostBlockBytes: number } {
-    const { copies, pool } = this.#host ?? {};
-    return {
-      ...{ deviceBlocks: this.#deviceBlocks.count, summarySlots: this.#summarySlots.count },
-      ...{ hostBytes: copies?.bytesMax ?? 0, hostBlockBytes: pool?.blockBytes ?? 0 },
-    };
   }
 
   /** Whether {@link acquire} would find a block with all its layers on the device or in host memory; nothing is touched. */
@@ -396,13 +266,7 @@ export class BlockCache {
 
   /** Of what is idle. False where nothing is. */
   #evictOne(): boolean {
-    let chosen: LogicalBlock | undefined;
-    let seen = 0;
-    for (const block of this.#idle) {
-      if (chosen === undefined || block.priority < chosen.priority) chosen = block;
-      else if (block.priority === chosen.priority && block.heat < chosen.heat) chosen = block;
-      if (++seen === EVICTION_WINDOW) break;
-    }
+    const chosen = this.#idle.leastWorth();
     if (chosen === undefined) return false;
     this.#leaveDevice(chosen);
     return true;
@@ -492,9 +356,4 @@ export class BlockCache {
     block.summaries = new Set();
     block.incoming = undefined;
   }
-}
-
-/** A block's summary slot holds this kind, or the first layers of it, and the others are on their way. */
-export function isScoredBy({ summaries, incoming }: LogicalBlock, kind: SummaryKind): boolean {
-  return summaries.has(kind) || incoming?.kind === kind;
 }

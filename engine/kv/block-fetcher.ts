@@ -10,9 +10,10 @@ import type { PageStore } from "../../storage/contract.ts";
 import type { KvGeometry } from "../../storage/geometry.ts";
 import { checksumIndex, segmentRange } from "../../storage/segment.ts";
 import type { Clock } from "../settings.ts";
-import type { BlockCache, LogicalBlock } from "./block-cache.ts";
+import type { BlockCache } from "./block-cache.ts";
 import { blockRuns } from "./block-runs.ts";
 import type { Gate, GateClass } from "./gate.ts";
+import type { LogicalBlock } from "./logical-block.ts";
 import type { ReadAhead } from "./read-ahead.ts";
 import type { StoredSegment } from "./stored-segment.ts";
 

@@ -1,6 +1,6 @@
 /** What one logical block gives to another of the same key, whose bytes are the same. Only the block cache calls these. */
 import { NOT_RESIDENT } from "../../kernels/contract.ts";
-import type { LogicalBlock } from "./block-cache.ts";
+import type { LogicalBlock } from "./logical-block.ts";
 
 /** The slot goes with what it holds; `to` has none. */
 export function moveSummaries(from: LogicalBlock, to: LogicalBlock): void {

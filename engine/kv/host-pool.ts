@@ -5,7 +5,7 @@
  */
 import { type KvPool, NOT_RESIDENT, type SummaryKind } from "../../kernels/contract.ts";
 import { assert } from "../../protocol/assert.ts";
-import type { LogicalBlock } from "./block-cache.ts";
+import type { LogicalBlock } from "./logical-block.ts";
 
 /** What of one logical block is in host memory. */
 export class HostCopy {
@@ -49,6 +49,13 @@ export interface HostPoolCounts {
   copies: number;
   /** Copies that gave way. */
   evictions: number;
+}
+
+/** The tier behind the device. */
+export interface HostTier {
+  copies: HostPool;
+  /** What is copied; its blocks are the device's. */
+  pool: KvPool;
 }
 
 /** Copies of one engine's blocks. Only the block cache speaks to it. */

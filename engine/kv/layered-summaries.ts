@@ -5,7 +5,7 @@
 import type { KvPool, SummaryKind } from "../../kernels/contract.ts";
 import { assert } from "../../protocol/assert.ts";
 import { isSectionIntact, layerSummary, type SummaryHead, summaryRange } from "../../storage/summary-object.ts";
-import type { LogicalBlock } from "./block-cache.ts";
+import type { LogicalBlock } from "./logical-block.ts";
 
 /** What they are made of. */
 export interface LayeredSummariesOptions {

@@ -2,16 +2,7 @@
  * What of the device is held loosely: layers of blocks whose holders have a context larger than the pool, and ask for what a step chose. They leave one
  * by one, used longest ago first; what a suspended step will attend to when it goes on is pinned until it has.
  */
-import type { LogicalBlock } from "./block-cache.ts";
-
-/** What a sequence sets aside whose context is larger than the pool. */
-export interface Reservation {
-  /** Of one layer each. */
-  deviceBlocks: number;
-  summarySlots: number;
-  /** For what must leave the device before the store has it. */
-  hostBytes: number;
-}
+import type { LogicalBlock } from "./logical-block.ts";
 
 /** One layer of one logical block. */
 export interface LooseLayer {

@@ -5,7 +5,7 @@ import { summarizeKeys } from "../../kernels/summary-codec.ts";
 import { assert } from "../../protocol/assert.ts";
 import { poolFormOf, unpackBlock } from "../../storage/block-encoding.ts";
 import type { KvGeometry } from "../../storage/geometry.ts";
-import type { LogicalBlock } from "./block-cache.ts";
+import type { LogicalBlock } from "./logical-block.ts";
 
 /** The stored bytes of a block that is on the device or in host memory, layer by layer; as they are at the moment of the call. */
 export function readLayers(pool: KvPool, { deviceBlocks, host }: LogicalBlock): Promise<Uint8Array[]> {

@@ -2,7 +2,7 @@
 import { BLOCK_TOKENS } from "../../kernels/contract.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { PrefixFilter, type PrefixKey, prefixKeyOf, ROUTE_STRIDE_TOKENS } from "../../protocol/prefix-filter.ts";
-import type { LogicalBlock } from "./block-cache.ts";
+import type { LogicalBlock } from "./logical-block.ts";
 
 const STRIDE_BLOCKS = ROUTE_STRIDE_TOKENS / BLOCK_TOKENS;
 

@@ -23,10 +23,10 @@ import type { Sequence } from "../sequence/sequence.ts";
 import { incomingSummaries } from "../sequence/summary-layers.ts";
 import { countedReads, countFetch } from "../sequence/traffic.ts";
 import type { Clock, EngineLog } from "../settings.ts";
-import type { LogicalBlock } from "./block-cache.ts";
 import { allLayers, type BlockFetcher, indexInSegment } from "./block-fetcher.ts";
 import type { Gate } from "./gate.ts";
 import { LayeredSummaries } from "./layered-summaries.ts";
+import type { LogicalBlock } from "./logical-block.ts";
 import type { RangeRef, ReadAhead } from "./read-ahead.ts";
 import { readLayers, rebuildSummary } from "./rebuild-summary.ts";
 

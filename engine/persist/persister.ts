@@ -9,8 +9,8 @@ import { type SummaryObjectKind, summaryObjectKinds } from "../../storage/geomet
 import type { Manifest } from "../../storage/manifest.ts";
 import { decodeSegmentHeader, encodeSegment, segmentBytes } from "../../storage/segment.ts";
 import { tailBytes } from "../../storage/tail.ts";
-import type { LogicalBlock } from "../kv/block-cache.ts";
 import { allLayers } from "../kv/block-fetcher.ts";
+import type { LogicalBlock } from "../kv/logical-block.ts";
 import { readLayers, rebuildSummary } from "../kv/rebuild-summary.ts";
 import type { StoredSegment } from "../kv/stored-segment.ts";
 import type { Sequence } from "../sequence/sequence.ts";

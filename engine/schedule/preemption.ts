@@ -51,7 +51,8 @@ export class Preemption {
   admit(sequence: Sequence): boolean {
     const { cache } = this.#options;
     const { workingSet, startBlocks } = sequence;
-    if (!(workingSet ? cache.reserveParts(workingSet) : cache.reserve(startBlocks))) return false;
+    if (!(workingSet ? cache.reservations.reserveParts(workingSet) : cache.reservations.reserve(startBlocks)))
+      return false;
     sequence.reservedCount = sequence.startBlocks;
     sequence.admittedOrder = ++this.#admittedCount;
     return true;
@@ -82,7 +83,7 @@ export class Preemption {
 
   #reserve(sequence: Sequence, blocks: number): boolean {
     const { cache, tenants } = this.#options;
-    if (!cache.reserve(blocks)) return false;
+    if (!cache.reservations.reserve(blocks)) return false;
     sequence.reservedCount += blocks;
     tenants.reserve(sequence.namespace, blocks);
     return true;
@@ -118,7 +119,7 @@ export class Preemption {
     }
     sequence.opens.clear();
     sequence.park(cache);
-    cache.unreserve(sequence.reservedCount);
+    cache.reservations.unreserve(sequence.reservedCount);
     tenants.reserve(sequence.namespace, -sequence.reservedCount);
     sequence.reservedCount = 0;
     observer.preempted(sequence, clock.nowMs());

@@ -4,7 +4,7 @@
  * its decodes thinned out: they take turns in a small part of the step. Streams far ahead of their readers give way to prompts (pacing.ts).
  */
 import { PAGE_TOKENS } from "../../kernels/contract.ts";
-import type { LogicalBlock } from "../kv/block-cache.ts";
+import type { LogicalBlock } from "../kv/logical-block.ts";
 import type { PlannedSlice } from "../sequence/planned-slice.ts";
 import { firstRow } from "../sequence/runs.ts";
 import type { Sequence } from "../sequence/sequence.ts";

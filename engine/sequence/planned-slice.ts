@@ -1,6 +1,6 @@
 import type { StepSlice } from "../../kernels/contract.ts";
-import type { LogicalBlock } from "../kv/block-cache.ts";
 import type { BlockLayer } from "../kv/block-fetcher.ts";
+import type { LogicalBlock } from "../kv/logical-block.ts";
 import type { PendingChoice } from "./runs.ts";
 
 /** Rows `[from, to)` of a sequence, with the memory they are written to. */

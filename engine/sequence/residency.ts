@@ -1,9 +1,10 @@
 /** Brings blocks that sequences need from the store to the device, and tells them when they may go on. */
 import type { SummaryKind } from "../../kernels/contract.ts";
 import type { Checkpoint } from "../../models/contract.ts";
-import type { BlockCache, LogicalBlock } from "../kv/block-cache.ts";
+import type { BlockCache } from "../kv/block-cache.ts";
 import { allLayers, type BlockFetcher, type BlockLayer } from "../kv/block-fetcher.ts";
 import type { GateClass } from "../kv/gate.ts";
+import type { LogicalBlock } from "../kv/logical-block.ts";
 import type { SummarySupply } from "../kv/summary-supply.ts";
 import type { EngineObserver } from "../observer.ts";
 import type { Clock } from "../settings.ts";

@@ -17,9 +17,10 @@ import type {
   TokenLogprob,
 } from "../../protocol/generate.ts";
 import { bytesToIds } from "../../protocol/ids.ts";
-import type { BlockCache, LogicalBlock } from "../kv/block-cache.ts";
+import type { BlockCache } from "../kv/block-cache.ts";
 import type { BlockLayer } from "../kv/block-fetcher.ts";
 import { CHAIN_ROOT, extendChain } from "../kv/chain.ts";
+import type { LogicalBlock } from "../kv/logical-block.ts";
 import type { OpenBlock, OpenBlocks } from "../kv/open-blocks.ts";
 import { DENSE, formatHow, SpanList } from "../kv/provenance.ts";
 import { type Way, Ways } from "../kv/way.ts";
@@ -346,8 +347,8 @@ export class Sequence {
     this.opens.clear();
     this.forgetSaved(cache);
     this.unpin(cache);
-    if (this.workingSet === undefined) cache.unreserve(this.reservedCount);
-    else if (this.reservedCount > 0) cache.unreserveParts(this.workingSet);
+    if (this.workingSet === undefined) cache.reservations.unreserve(this.reservedCount);
+    else if (this.reservedCount > 0) cache.reservations.unreserveParts(this.workingSet);
     this.reservedCount = 0;
   }
 

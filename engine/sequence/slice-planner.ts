@@ -11,7 +11,8 @@ import {
 } from "../../kernels/contract.ts";
 import { assert } from "../../protocol/assert.ts";
 import { LIMITS } from "../../protocol/limits.ts";
-import { type BlockCache, isScoredBy, type LogicalBlock } from "../kv/block-cache.ts";
+import type { BlockCache } from "../kv/block-cache.ts";
+import { isScoredBy, type LogicalBlock } from "../kv/logical-block.ts";
 import type { OpenBlocks } from "../kv/open-blocks.ts";
 import { groupStarts } from "../kv/provenance.ts";
 import type { PlannedSlice } from "./planned-slice.ts";

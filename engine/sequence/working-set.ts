@@ -9,8 +9,8 @@ import { policyNamed } from "../../models/selection/registry.ts";
 import { QuireError } from "../../protocol/errors.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import type { BlockCache } from "../kv/block-cache.ts";
-import type { Reservation } from "../kv/loose-layers.ts";
 import { type How, parseHow } from "../kv/provenance.ts";
+import type { Reservation } from "../kv/reservations.ts";
 import type { PlannedSlice } from "./planned-slice.ts";
 import type { Sequence } from "./sequence.ts";
 import { missedBlocks } from "./traffic.ts";
@@ -42,8 +42,8 @@ interface PoolCapacity extends Reservation {
 
 /** Sets out what a sequence needs whose context the pool cannot hold; nothing for others. @throws {QuireError} as {@link workingSetOf}. */
 export function confine(sequence: Sequence, shape: PoolShape, cache: BlockCache): void {
-  if (sequence.blocksMax <= cache.capacity) return;
-  sequence.confine(workingSetOf(sequence, shape, cache.capacityParts), shape.layerCount);
+  if (sequence.blocksMax <= cache.reservations.capacity) return;
+  sequence.confine(workingSetOf(sequence, shape, cache.reservations.capacityParts), shape.layerCount);
 }
 
 /**

@@ -1,8 +1,8 @@
 /** What an engine keeps of sessions that are over, counted object by object: as many after 45 sessions as after 15. */
 import { queryObjects } from "node:v8";
 import { expect, it } from "vitest";
-import { LogicalBlock } from "../../engine/kv/block-cache.ts";
 import { HostCopy } from "../../engine/kv/host-pool.ts";
+import { LogicalBlock } from "../../engine/kv/logical-block.ts";
 import { SpanList } from "../../engine/kv/provenance.ts";
 import { BlockHeat } from "../../engine/sequence/block-heat.ts";
 import { Sequence } from "../../engine/sequence/sequence.ts";

@@ -34,7 +34,7 @@ function world(maxTokens = 2) {
     layerCount: LAYERS,
     nowMs: 0,
   });
-  cache.reserve(sequence.startBlocks);
+  cache.reservations.reserve(sequence.startBlocks);
   const cost = new CostModel();
   // So quick that a prompt is one step.
   for (let step = 0; step < 10; step++) cost.observe({ rows: 200, sampledRows: 1, attendedTokens: 20_000 }, 1);

@@ -1,7 +1,8 @@
 /** The block cache against a naive twin that counts with plain lists. */
 import { expect, it } from "vitest";
-import { BlockCache, type LogicalBlock } from "../../../engine/kv/block-cache.ts";
+import { BlockCache } from "../../../engine/kv/block-cache.ts";
 import { FreeList } from "../../../engine/kv/free-list.ts";
+import type { LogicalBlock } from "../../../engine/kv/logical-block.ts";
 import { NOT_RESIDENT, type SummaryKind } from "../../../kernels/contract.ts";
 import { uniform } from "../tiny-model.ts";
 
@@ -106,17 +107,6 @@ function run(seed: number, steps: number): void {
     expect(new Set(ids).size, fail("no device block has two owners")).toBe(ids.length);
   }
 }
-
-it("never promises more than it holds", () => {
-  const cache = new BlockCache({ layerCount: LAYERS, deviceBlocks: new FreeList(10), summarySlots: new FreeList(9) });
-  expect(cache.capacity).toBe(5);
-  expect(cache.reserve(3)).toBe(true);
-  expect(cache.reserve(3)).toBe(false);
-  expect(cache.unreservedCount).toBe(2);
-  cache.unreserve(3);
-  expect(cache.reserve(5)).toBe(true);
-  expect(() => cache.unreserve(6)).toThrow(/more than was reserved/);
-});
 
 it("gives a known block the summaries that it lacks, slot and all, and never takes any away", () => {
   const summarySlots = new FreeList(4);

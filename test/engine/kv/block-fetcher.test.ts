@@ -1,5 +1,5 @@
 import { beforeEach, describe, expect, it } from "vitest";
-import { BlockCache, type LogicalBlock } from "../../../engine/kv/block-cache.ts";
+import { BlockCache } from "../../../engine/kv/block-cache.ts";
 import {
   BlockFetcher,
   type BlockFetcherOptions,
@@ -9,6 +9,7 @@ import {
 import { FreeList } from "../../../engine/kv/free-list.ts";
 import { Gate } from "../../../engine/kv/gate.ts";
 import { HostPool } from "../../../engine/kv/host-pool.ts";
+import type { LogicalBlock } from "../../../engine/kv/logical-block.ts";
 import { ReadAhead } from "../../../engine/kv/read-ahead.ts";
 import type { StoredSegment } from "../../../engine/kv/stored-segment.ts";
 import type { KvPool } from "../../../kernels/contract.ts";

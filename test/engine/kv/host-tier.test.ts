@@ -1,8 +1,9 @@
 /** The residency map with its host tier against the bytes that were written when each block was sealed. */
 import { describe, expect, it } from "vitest";
-import { BlockCache, type LogicalBlock } from "../../../engine/kv/block-cache.ts";
+import { BlockCache } from "../../../engine/kv/block-cache.ts";
 import { FreeList } from "../../../engine/kv/free-list.ts";
 import { HostPool } from "../../../engine/kv/host-pool.ts";
+import type { LogicalBlock } from "../../../engine/kv/logical-block.ts";
 import { type KvPool, NOT_RESIDENT, type SummaryKind } from "../../../kernels/contract.ts";
 import { uniform } from "../tiny-model.ts";
 
@@ -294,19 +295,21 @@ describe("a block that is held loosely", () => {
   it("has blocks of layers, summaries and host memory set aside, all of them or none", () => {
     const here = world(4, 4, 6);
     const parts = { deviceBlocks: 5, summarySlots: 4, hostBytes: 3 * COPY_BYTES };
-    expect(here.cache.reserveParts(parts)).toBe(true);
-    expect(here.cache.unreservedCount).toBe(1);
+    expect(here.cache.reservations.reserveParts(parts)).toBe(true);
+    expect(here.cache.reservations.unreservedCount).toBe(1);
     for (const more of [
       { deviceBlocks: 4, summarySlots: 1, hostBytes: 0 },
       { deviceBlocks: 1, summarySlots: 3, hostBytes: 0 },
       { deviceBlocks: 1, summarySlots: 1, hostBytes: 2 * COPY_BYTES },
     ])
-      expect(here.cache.reserveParts(more)).toBe(false);
+      expect(here.cache.reservations.reserveParts(more)).toBe(false);
     expect(here.cache.chargeHost(2 * COPY_BYTES), "of suspended sequences").toBe(false);
-    expect(here.cache.reserveParts({ deviceBlocks: 3, summarySlots: 2, hostBytes: COPY_BYTES })).toBe(true);
-    here.cache.unreserveParts({ deviceBlocks: 8, summarySlots: 6, hostBytes: 4 * COPY_BYTES });
-    expect(here.cache.unreservedCount).toBe(4);
-    expect(() => here.cache.unreserveParts(parts)).toThrow(/more than was reserved/);
+    expect(here.cache.reservations.reserveParts({ deviceBlocks: 3, summarySlots: 2, hostBytes: COPY_BYTES })).toBe(
+      true,
+    );
+    here.cache.reservations.unreserveParts({ deviceBlocks: 8, summarySlots: 6, hostBytes: 4 * COPY_BYTES });
+    expect(here.cache.reservations.unreservedCount).toBe(4);
+    expect(() => here.cache.reservations.unreserveParts(parts)).toThrow(/more than was reserved/);
   });
 });
 

@@ -1,7 +1,8 @@
 import { describe, expect, it } from "vitest";
-import { BlockCache, isScoredBy, type LogicalBlock } from "../../../engine/kv/block-cache.ts";
+import { BlockCache } from "../../../engine/kv/block-cache.ts";
 import { FreeList } from "../../../engine/kv/free-list.ts";
 import { LayeredSummaries } from "../../../engine/kv/layered-summaries.ts";
+import { isScoredBy, type LogicalBlock } from "../../../engine/kv/logical-block.ts";
 import type { KvPool, SummaryKind } from "../../../kernels/contract.ts";
 import { kvGeometry } from "../../../storage/geometry.ts";
 import { decodeSummaryHead, decodeSummaryObject, summaryRange, summarySlot } from "../../../storage/summary-object.ts";

@@ -1,5 +1,5 @@
 import { expect, it } from "vitest";
-import type { LogicalBlock } from "../../../engine/kv/block-cache.ts";
+import type { LogicalBlock } from "../../../engine/kv/logical-block.ts";
 import { Residency, type ResidencyOptions } from "../../../engine/sequence/residency.ts";
 import type { Sequence } from "../../../engine/sequence/sequence.ts";
 

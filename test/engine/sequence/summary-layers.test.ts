@@ -1,8 +1,9 @@
 /** Steps of several batches: what the first does to the second, and what is left when one fails. */
 import { describe, expect, it } from "vitest";
-import { BlockCache, type LogicalBlock } from "../../../engine/kv/block-cache.ts";
+import { BlockCache } from "../../../engine/kv/block-cache.ts";
 import { FreeList } from "../../../engine/kv/free-list.ts";
 import type { LayeredSummaries } from "../../../engine/kv/layered-summaries.ts";
+import type { LogicalBlock } from "../../../engine/kv/logical-block.ts";
 import { OpenBlocks } from "../../../engine/kv/open-blocks.ts";
 import type { PlannedPart } from "../../../engine/schedule/step-planner.ts";
 import { Sequence } from "../../../engine/sequence/sequence.ts";
