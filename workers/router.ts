@@ -129,7 +129,7 @@ async function listModels(request: Request, env: Env): Promise<Response> {
 
 /** Models with a live engine; with them, where a prompt router is bound, the name that leaves the choice to it. */
 async function modelsOf(env: Env, namespace: string): Promise<{ id: string; createdS: number }[]> {
-  const live = await fleetOf(env, namespace).models();
+  const live = await within(LIMITS.statusMsMax, fleetOf(env, namespace).models());
   const [first] = live;
   const isRouted = env.PROMPT_ROUTER !== undefined && first !== undefined;
   return isRouted ? [...live, { id: AUTO_MODEL, createdS: first.createdS }] : live;

@@ -108,6 +108,22 @@ describe("a session that is being deleted", () => {
     expect(await stub().info()).toBeUndefined();
     expect(await stub().write("next", undefined, packCommit(commit))).toBe(true);
   });
+
+  it("is free again when the index does not say that it has forgotten it", async () => {
+    const { stub, commitOf } = newSession(false);
+    await stub().write("first", undefined, packCommit(commitOf("x")));
+    const forgotten = vi.spyOn(TenantIndex.prototype, "forget").mockReturnValueOnce(new Promise(() => undefined));
+    const hurried = hurry(LIMITS.indexMsMax);
+    const removed = runInDurableObject(stub(), (session: SessionLog) =>
+      session.remove().catch((thrown) => thrown.code),
+    );
+    expect(await removed).toBe("deadline_exceeded");
+    hurried.mockRestore();
+    forgotten.mockRestore();
+    expect(await stub().info()).toBeDefined();
+    expect(await stub().remove()).toBe(true);
+    expect(await stub().info()).toBeUndefined();
+  });
 });
 
 describe("a hold that was lost on its way", () => {

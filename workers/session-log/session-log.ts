@@ -1,6 +1,7 @@
 /** Durable Object, one per session: its log, and the turns that must outlive their client's connection. */
 import { QuireError } from "../../protocol/errors.ts";
 import { LIMITS } from "../../protocol/limits.ts";
+import { within } from "../deadline.ts";
 import { settlePlace } from "../limits/admission.ts";
 import { logError } from "../log.ts";
 import { RecentMap } from "../recent-map.ts";
@@ -250,7 +251,7 @@ export class SessionLog extends LogObject {
     if (!meta) return false;
     this.#isLeaving = true;
     try {
-      await indexOf(this.env, meta.namespace).forget(meta.id);
+      await within(LIMITS.indexMsMax, indexOf(this.env, meta.namespace).forget(meta.id));
       this.#replays.clear();
       await this.wipe();
     } finally {
