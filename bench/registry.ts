@@ -58,6 +58,10 @@ export const benches: Readonly<Record<string, BenchEntry>> = {
     summary: "answers of a second turn on an engine that resumes lazily against one that has everything",
     load: async () => (await import("./resume/second-turn.ts")).secondTurnBench,
   },
+  foretell: {
+    summary: "what can be known of the blocks that a resumed turn will choose, before they have come",
+    load: async () => (await import("./resume/foretell.ts")).foretellBench,
+  },
   "tight-pool": {
     summary: "decode in a pool that is smaller than the context: speed, bytes moved, memory of the process",
     load: async () => (await import("./tight/tight-pool.ts")).tightPoolBench,

@@ -257,7 +257,8 @@ export function openSlotsFor(position: number, rowCount: number): Int32Array {
   return Int32Array.from({ length: last - first + 1 }, (_, i) => (first + i) % OPEN_SLOTS);
 }
 
-function greedyAt(position: number) {
+/** Sampling of the token at a position: the most likely. */
+export function greedyAt(position: number) {
   return {
     ...{ temperature: 0, topK: 0, topP: 1, minP: 0 },
     ...{ frequencyPenalty: 0, presencePenalty: 0, repetitionPenalty: 1 },

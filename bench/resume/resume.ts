@@ -15,7 +15,7 @@ import { type Content, type ContentOptions, contentOf, fillContext } from "./con
 import { engineReadyMs } from "./engine-ready.ts";
 import { type BenchMode, type ResumeCase, type ResumeRow, Resumer, resumeRow, sessionBytes } from "./measure-resume.ts";
 import { storeFilledSession } from "./stored-session.ts";
-import { countFlag, linkFlags, turnFlags } from "./turn-flags.ts";
+import { contentFlags, countFlag, linkFlags, turnFlags } from "./turn-flags.ts";
 import { measureWriting } from "./writing.ts";
 
 /** The model that ships, where it is asked beside another one. */
@@ -31,24 +31,9 @@ function parseMode(text: string): BenchMode {
   return mode;
 }
 
-function parseKeys(text: string): "random" | "drift" {
-  if (text === "random" || text === "drift") return text;
-  throw new UsageError("must be random or drift");
-}
-
 const flags = {
   ...modelFlags,
-  text: {
-    help: "a text file that a --model reads as its context and prompts; without it KV and tokens are seeded",
-    placeholder: "PATH",
-    parse: parseText,
-  },
-  keys: {
-    help: "seeded keys: drift (a part stays for some hundred tokens, a part is common, as a text's keys are) or random (alike everywhere: queries choose all over the context, the worst case)",
-    placeholder: "KIND",
-    fallback: "drift",
-    parse: parseKeys,
-  },
+  ...contentFlags,
   "house-text": {
     help: `a text that the house model reads (${HOUSE.contextTokens} tokens, under what auto is there): which selected pages are there in default mode, where choices are a trained model's`,
     placeholder: "PATH",
