@@ -20,9 +20,9 @@ import { activationBytes, poolUnitBytes, weightBytes } from "../../models/plan-m
 import { QuireError } from "../../protocol/errors.ts";
 import { noiseWeights } from "../gpu/noise.ts";
 import { openGpu } from "../gpu/open-gpu.ts";
-import { sequenceTable } from "../kernels/attention-cases.ts";
 import { SeededWeights } from "../make-shape/seeded-weights.ts";
 import { type ShapeName, shapeConfig } from "../shapes.ts";
+import { sequenceTable } from "./sequence-table.ts";
 
 /** Rows of a prefill chunk, as the engine takes them. */
 export const CHUNK_ROWS = 512;

@@ -5,6 +5,7 @@ import { policyNamed } from "../../models/selection/registry.ts";
 import type { SelectionConfiguration } from "../../protocol/generate.ts";
 import { openSlotsFor } from "../decode/bench-model.ts";
 import { fillRandom } from "../decode/fill-random.ts";
+import { sequenceTable } from "../decode/sequence-table.ts";
 import type { KernelCase, KernelWork } from "./kernel-case.ts";
 import { type CaseInput, filled } from "./linear-cases.ts";
 
@@ -82,24 +83,6 @@ export async function attentionCases(input: AttentionInput): Promise<KernelCase[
       ...{ size: `${rows} x ${contextTokens}`, flops: flops(rows, contextTokens + rows / 2) },
     }),
   ];
-}
-
-/** Where the KV of one of several sequences is; each has blocks and summaries of its own. */
-export function sequenceTable({
-  sequence,
-  layerCount,
-  blockCapacity,
-}: {
-  sequence: number;
-  layerCount: number;
-  blockCapacity: number;
-}): Pick<StepSlice, "blockIds" | "blockCapacity" | "summarySlots"> {
-  const blocks = layerCount * blockCapacity;
-  return {
-    blockIds: Int32Array.from({ length: blocks }, (_, i) => sequence * blocks + i),
-    blockCapacity,
-    summarySlots: Int32Array.from({ length: blockCapacity }, (_, i) => sequence * blockCapacity + i),
-  };
 }
 
 interface Attention {

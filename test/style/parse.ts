@@ -38,7 +38,8 @@ export function walkSyntax(root: unknown, visit: (node: SyntaxNode) => void): vo
   }
 }
 
-function isNode(value: unknown): value is SyntaxNode {
+/** Whether a value of a syntax tree is a node. */
+export function isNode(value: unknown): value is SyntaxNode {
   return typeof value === "object" && value !== null && typeof (value as SyntaxNode).type === "string";
 }
 

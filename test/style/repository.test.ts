@@ -1,4 +1,5 @@
 import { beforeAll, describe, expect, it } from "vitest";
+import { checkCircles } from "./circles.ts";
 import { checkBarrel, checkImports } from "./import-rule.ts";
 import { type ParsedFile, parseFile } from "./parse.ts";
 import { checkDocstrings, checkGlobals, checkLength, checkName, checkNotes } from "./rules.ts";
@@ -21,6 +22,10 @@ describe("the repository", () => {
 
   it("keeps the import rule", () => {
     expect(describeViolations(parsed.flatMap(checkImports))).toBe("");
+  });
+
+  it("has no files that import each other by value", () => {
+    expect(describeViolations(checkCircles(parsed))).toBe("");
   });
 
   it("has no barrels but the SDK's", () => {

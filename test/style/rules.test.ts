@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import { checkCircles } from "./circles.ts";
 import { checkBarrel, checkImports } from "./import-rule.ts";
 import { parseFile } from "./parse.ts";
 import { checkDocstrings, checkGlobals, checkLength, checkName, checkNotes } from "./rules.ts";
@@ -46,6 +47,34 @@ describe("the import rule", () => {
     ["storage/a.ts", `// import { x } from "../kernels/contract.ts";\nconst text = 'import "../kernels/contract.ts"';`],
   ])("accepts in %s: %s", (path, text) => {
     expect(importMessages(path, text)).toEqual([]);
+  });
+});
+
+describe("the circle rule", () => {
+  const circles = (files: Record<string, string>) =>
+    checkCircles(Object.entries(files).map(([path, text]) => parsed(path, text))).map(({ message }) => message);
+  const named = (...paths: string[]) => `imported by value in a circle: ${paths.join(", ")}`;
+
+  it("refuses files that load each other, however far around, and names each circle once", () => {
+    const three = {
+      "a/x.ts": `import { y } from "./y.ts";`,
+      "a/y.ts": `export { z } from "../b/z.ts";`,
+      "b/z.ts": `import "../a/x.ts";`,
+      "b/outside.ts": `import { x } from "../a/x.ts";`,
+    };
+    expect(circles(three)).toEqual([named("a/x.ts", "a/y.ts", "b/z.ts")]);
+    const two = { "p.ts": `import { type Q } from "./q.ts";`, "q.ts": `export * from "./p.ts";` };
+    expect(circles({ ...three, ...two })).toEqual([named("a/x.ts", "a/y.ts", "b/z.ts"), named("p.ts", "q.ts")]);
+    expect(circles({ "a.ts": `import { a } from "./a.ts";` })).toEqual([named("a.ts")]);
+  });
+
+  it("accepts types in a circle, and two ways to one file", () => {
+    const files = {
+      "a.ts": `import { b } from "./b.ts"; import { c } from "./c.ts"; import { join } from "node:path";`,
+      "b.ts": `import type { A } from "./a.ts"; import { c } from "./c.ts";`,
+      "c.ts": `export type { B } from "./b.ts"; export const c = "./a.ts";`,
+    };
+    expect(circles(files)).toEqual([]);
   });
 });
 
