@@ -104,8 +104,10 @@ async function send(text) {
   const times = { began: performance.now(), first: undefined };
   try {
     let usage;
+    let isWhole = false;
     for await (const payload of payloads(await openTurn(text, controller.signal))) {
-      if (payload === "[DONE]") break;
+      isWhole = payload === "[DONE]";
+      if (isWhole) break;
       const event = JSON.parse(payload);
       if (event.error) throw new ApiError(event.error.message, event.error.code);
       usage = event.usage ?? usage;
@@ -116,6 +118,7 @@ async function send(text) {
       }
       if (choice?.finish_reason === "length") reply.note("Ended at the longest reply.");
     }
+    if (!isWhole) throw new ApiError("The reply broke off before its end.");
     if (usage) showUsage(usage, { ...times, ended: performance.now() });
   } catch (error) {
     failTurn(error, { controller, user, reply });
@@ -128,18 +131,16 @@ async function send(text) {
   }
 }
 
-/** A turn without a word of reply did not happen: its text goes back to the field. */
+/** A turn without a word of reply did not happen: its text goes back to the field, before what was typed meanwhile. */
 function failTurn(error, { controller, user, reply }) {
+  const isStopped = controller.signal.aborted;
   if (reply.message.text === "") {
     for (const added of [user, reply]) added.remove();
-    ui.input.value = user.message.text;
-    countInput();
+    fillInput(user.message.text, ui.input.value);
+  } else {
+    reply.note(isStopped ? "Stopped." : "Broken off.");
   }
-  if (controller.signal.aborted) {
-    if (reply.message.text !== "") reply.note("Stopped.");
-    return;
-  }
-  showError(error);
+  if (!isStopped) showError(error);
 }
 
 function addMessage(message) {
@@ -260,6 +261,8 @@ function showBusy(busy) {
   ui.log.setAttribute("aria-busy", String(busy));
   ui.stop.hidden = !busy;
   ui.send.hidden = busy;
+  // Whoever goes to another session takes the conversation from the page, and a turn that is asked again into the other session.
+  ui.session.readOnly = busy;
   for (const id of ["new", "fork", "delete", "demo"]) byId(id).disabled = busy;
   for (const button of ui.suggestions.children) button.disabled = busy;
 }
@@ -389,6 +392,11 @@ function showSuggestions() {
   );
 }
 
+function fillInput(...texts) {
+  ui.input.value = texts.filter(Boolean).join("\n");
+  countInput();
+}
+
 function countInput() {
   ui.counter.textContent = ui.input.value.length > 200 ? `${count(ui.input.value.length)} characters` : "";
 }
@@ -407,12 +415,20 @@ function submit() {
 }
 
 function remember() {
-  const kept = { key: ui.key.value, session: ui.session.value, messages: state.messages, facts: state.facts };
+  const { messages, facts } = state;
+  const kept = { key: ui.key.value, session: ui.session.value, draft: ui.input.value, messages, facts };
   try {
     sessionStorage.setItem(STORAGE, JSON.stringify(kept));
   } catch {
     // A full or forbidden storage costs the picture of the conversation after a reload, nothing else.
   }
+}
+
+/** The key that the address brings, which does not stay there; null without one. */
+function takeKey() {
+  const key = new URLSearchParams(location.hash.slice(1)).get("key");
+  if (key !== null) history.replaceState(null, "", location.pathname);
+  return key;
 }
 
 function recall() {
@@ -422,11 +438,13 @@ function recall() {
   } catch {
     // As in remember().
   }
-  const given = new URLSearchParams(location.hash.slice(1)).get("key");
-  if (given !== null) history.replaceState(null, "", location.pathname);
-  ui.key.value = given ?? kept.key ?? "";
+  ui.key.value = takeKey() ?? kept.key ?? "";
   ui.session.value = kept.session ?? newSessionId();
-  for (const message of kept.messages ?? []) addMessage(message);
+  const messages = kept.messages ?? [];
+  // The page was left before the first word of a reply: that turn did not happen.
+  const [asked] = messages.at(-1)?.text === "" ? messages.splice(-2) : [];
+  fillInput(asked?.text, kept.draft);
+  for (const message of messages) addMessage(message);
   state.facts = kept.facts ?? [];
   showSuggestions();
 }
@@ -460,6 +478,15 @@ ui.key.addEventListener("change", () => {
   remember();
   guarded(connect)();
 });
+// The link that npm start prints, followed where the page is open already.
+addEventListener("hashchange", () => {
+  const key = takeKey();
+  if (key === null) return;
+  ui.key.value = key;
+  remember();
+  guarded(connect)();
+});
+addEventListener("pagehide", remember);
 
 if (matchMedia("(max-width: 48rem)").matches) for (const id of ["settings", "usage"]) byId(id).open = false;
 recall();

@@ -1,0 +1,152 @@
+/** The playground in a browser, against a server whose answers the test writes word by word. */
+import { readFileSync } from "node:fs";
+import { createServer, type ServerResponse } from "node:http";
+import type { AddressInfo } from "node:net";
+import { setTimeout } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
+import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
+import { type BrowserPage, openBrowserPage } from "../support/chromium.ts";
+
+const FILES: Record<string, [name: string, type: string]> = {
+  "/": ["index.html", "text/html"],
+  "/app.js": ["app.js", "text/javascript"],
+  "/style.css": ["style.css", "text/css"],
+};
+const LOOKS_MAX = 400;
+
+interface Turn {
+  key: string | undefined;
+  body: { messages: { content: string }[]; quire: { session_id: string } };
+  answer: ServerResponse;
+}
+
+/** An edge that knows one model and leaves every turn to the test. */
+async function openEdge() {
+  const turns: Turn[] = [];
+  const keys: (string | undefined)[] = [];
+  const server = createServer(async (request, response) => {
+    const [name, type] = FILES[request.url ?? ""] ?? [];
+    const key = request.headers.authorization?.replace("Bearer ", "");
+    if (name !== undefined) {
+      response.setHeader("content-type", String(type));
+      response.end(readFileSync(fileURLToPath(new URL(`../../web/${name}`, import.meta.url))));
+    } else if (request.url === "/v1/models") {
+      keys.push(key);
+      response.setHeader("content-type", "application/json").end(JSON.stringify({ data: [{ id: "tiny" }] }));
+    } else {
+      let text = "";
+      for await (const chunk of request) text += chunk;
+      response.setHeader("content-type", "text/event-stream");
+      response.flushHeaders();
+      turns.push({ key, body: JSON.parse(text), answer: response });
+    }
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const close = () => new Promise((resolve) => server.close(resolve).closeAllConnections());
+  return { url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, turns, keys, close };
+}
+
+describe("the playground in a browser", () => {
+  let edge: Awaited<ReturnType<typeof openEdge>>;
+  let page: BrowserPage | undefined;
+
+  beforeAll(async () => {
+    edge = await openEdge();
+    page = await openBrowserPage(`${edge.url}/#key=first`);
+  });
+  afterAll(async () => {
+    await page?.close();
+    await edge.close();
+  });
+  beforeEach(async ({ skip }) => {
+    if (page === undefined && process.env.CI === undefined) skip("no browser for this platform");
+    await evaluate(`document.getElementById("input").value = ""`);
+    await seen("document.getElementById('status').textContent", "Connected: tiny");
+    await evaluate("document.getElementById('new').click()");
+  });
+
+  const evaluate = async (expression: string) => page?.evaluate(expression);
+  const value = (id: string) => evaluate(`document.getElementById("${id}").value`);
+  const texts = (selector: string) =>
+    evaluate(`[...document.querySelectorAll(${JSON.stringify(selector)})].map((one) => one.textContent)`);
+  const alert = `document.getElementById("alert-text").textContent`;
+  const say = (answer: ServerResponse, content: string) =>
+    answer.write(`data: ${JSON.stringify({ choices: [{ delta: { content } }] })}\n\n`);
+
+  /** Waits until an expression has a value; the page may be between two loads meanwhile. */
+  async function seen(expression: string, wanted: unknown): Promise<void> {
+    for (let look = 0; ; look++) {
+      const found = await evaluate(expression).catch(String);
+      if (JSON.stringify(found) === JSON.stringify(wanted)) return;
+      if (look === LOOKS_MAX) expect(found).toEqual(wanted);
+      await setTimeout(25);
+    }
+  }
+
+  /** Types a message, sends it, and gives the turn that comes of it. */
+  async function ask(text: string): Promise<Turn> {
+    const before = edge.turns.length;
+    await evaluate(`document.getElementById("input").value = ${JSON.stringify(text)}`);
+    await evaluate(`document.getElementById("send").click()`);
+    for (let look = 0; edge.turns.length === before && look < LOOKS_MAX; look++) await setTimeout(25);
+    return edge.turns.at(-1) as Turn;
+  }
+
+  it("shows a reply as it comes, and takes the next message when it is whole", async () => {
+    const { answer, body, key } = await ask("<b>hi</b>");
+    expect(key).toBe("first");
+    expect(body.messages).toEqual([{ role: "user", content: "<b>hi</b>" }]);
+    say(answer, "one ");
+    await seen(`document.querySelector(".assistant .text").textContent`, "one ");
+    say(answer, "two");
+    answer.end("data: [DONE]\n\n");
+    await seen(`document.getElementById("send").hidden`, false);
+    expect(await texts(".message h3, .message .text")).toEqual(["You", "<b>hi</b>", "Model", "one two"]);
+    expect(await evaluate(alert)).toBe("");
+  });
+
+  it("says so when a reply ends before its end", async () => {
+    const { answer } = await ask("hi");
+    say(answer, "half");
+    answer.end();
+    await seen(alert, "The reply broke off before its end.");
+    expect(await texts(".message .text, .message .note")).toEqual(["hi", "half", "Broken off."]);
+  });
+
+  it("keeps what is there of a turn when the page is loaded again in the middle of it", async () => {
+    const { answer } = await ask("hi");
+    say(answer, "half a");
+    await seen(`document.querySelector(".assistant .text").textContent`, "half a");
+    const session = await value("session");
+    await evaluate("location.reload()").catch(() => undefined);
+    await seen(`document.getElementById("send").hidden`, false);
+    await seen(`document.querySelectorAll(".message").length`, 2);
+    expect(await texts(".message .text")).toEqual(["hi", "half a"]);
+    expect(await value("session")).toBe(session);
+  });
+
+  it("gives the message back of a turn that had no word of reply when the page was loaded again", async () => {
+    await ask("what then?");
+    await evaluate("location.reload()").catch(() => undefined);
+    await seen(`document.getElementById("input").value`, "what then?");
+    expect(await texts(".message")).toEqual([]);
+  });
+
+  it("goes on with one session while a turn runs, and loses nothing that was typed meanwhile when it fails", async () => {
+    const { answer } = await ask("first");
+    expect(await evaluate(`document.getElementById("session").readOnly`)).toBe(true);
+    await evaluate(`document.getElementById("input").value = "second"`);
+    answer.end(`data: ${JSON.stringify({ error: { message: "No engine.", code: "no_engine" } })}\n\n`);
+    await seen(alert, "No engine. [no_engine]");
+    expect(await value("input")).toBe("first\nsecond");
+    expect(await evaluate(`document.getElementById("session").readOnly`)).toBe(false);
+  });
+
+  it("takes the key of a link that is followed while the page is open, and does not leave it in the address", async () => {
+    await evaluate(`location.hash = "key=second"`);
+    await seen("location.href", `${edge.url}/`);
+    for (let look = 0; edge.keys.at(-1) !== "second" && look < LOOKS_MAX; look++) await setTimeout(25);
+    expect(edge.keys.at(-1)).toBe("second");
+    expect(await value("key")).toBe("second");
+  });
+});
