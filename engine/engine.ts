@@ -19,7 +19,7 @@ import { WaitingQueue } from "./schedule/waiting-queue.ts";
 import { describeError } from "./sequence/endings.ts";
 import { LookAhead } from "./sequence/look-ahead.ts";
 import { Residency } from "./sequence/residency.ts";
-import { Sequence, type SequenceSink, startBlocksOf } from "./sequence/sequence.ts";
+import { type ResolvedSelection, Sequence, type SequenceSink } from "./sequence/sequence.ts";
 import { confine } from "./sequence/working-set.ts";
 import { Stepper } from "./stepper.ts";
 import { RequestLog } from "./trace/request-log.ts";
@@ -73,7 +73,7 @@ export class Engine {
     });
     this.#admission = new Admission({
       ...{ settings, queue: this.#queue, tenants: this.#tenants, cost: this.#cost, active: this.#active },
-      freeBlocks: () => (this.#preemption.suspendedCount > 0 ? 0 : cache.reservations.unreservedCount),
+      hasRoomFor: (sequence) => this.#preemption.hasRoomFor(sequence),
     });
     this.metrics = this.#openMetrics();
     this.#observer = new Observers([this.metrics, this.traces, new RequestLog(parts.log)]);
@@ -141,13 +141,18 @@ export class Engine {
     if (this.#draining) throw new QuireError("shutting_down", "The engine is shutting down.", { retryAfterMs: 1000 });
     const { spec } = runner.pool;
     const nowMs = clock.nowMs();
-    const waitMs = this.#admission.waitMs(request.namespace, startBlocksOf(request, settings.reserve));
     const asked = resolveSelection(request, { ...spec, ...settings });
-    const selection = this.#admission.underPressure(asked, waitMs);
     const checked = { ...request, spans: replayableSpans(request.spans, spec) };
     const { layerCount } = runner.config;
-    const sequence = new Sequence({ request: checked, selection, sink, layerCount, nowMs, reserve: settings.reserve });
-    confine(sequence, { ...spec, ...settings }, cache);
+    const sequenceOf = (selection: ResolvedSelection): Sequence => {
+      const made = new Sequence({ request: checked, selection, sink, layerCount, nowMs, reserve: settings.reserve });
+      confine(made, { ...spec, ...settings }, cache);
+      return made;
+    };
+    const wanted = sequenceOf(asked);
+    const waitMs = this.#admission.waitMs(wanted);
+    const selection = this.#admission.underPressure(asked, waitMs);
+    const sequence = selection === asked ? wanted : sequenceOf(selection);
     this.#admission.check(sequence, waitMs, nowMs);
     this.#tenants.enter(sequence.namespace, nowMs);
     this.#queue.add(sequence);

@@ -97,7 +97,7 @@ async function* guesses(
         const first = await foretelling.pass(pass);
         yield { guess: `${inPlace} in place`, rows, budgetShare, ...(await foretelling.judge(first)) };
         if (rowShare < 1) continue;
-        const second = either(first, await foretelling.pass({ ...pass, known: first }));
+        const second = either(first, await foretelling.pass({ ...pass, budgetTokens: budget, known: first }));
         yield { guess: "... and once more with these", rows, budgetShare, ...(await foretelling.judge(second)) };
       }
     }

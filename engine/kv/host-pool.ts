@@ -162,11 +162,15 @@ export class HostPool {
     return true;
   }
 
-  /** Promises room for copies of loosely held blocks. False when there is not enough that could be cleared. */
-  reserve(bytes: number): boolean {
-    if (this.#chargedBytes + this.#reservedBytes + bytes > this.bytesMax) return false;
+  /** Whether so much could be promised: what is promised already, and what nothing can clear, is not there. */
+  hasRoomFor(bytes: number): boolean {
+    return this.#chargedBytes + this.#reservedBytes + bytes <= this.bytesMax;
+  }
+
+  /** Promises room for copies of loosely held blocks. */
+  reserve(bytes: number): void {
+    assert(this.hasRoomFor(bytes), "more host memory was set aside than there is");
     this.#reservedBytes += bytes;
-    return true;
   }
 
   unreserve(bytes: number): void {

@@ -58,20 +58,26 @@ export class Reservations {
 
   /** Sets room for `count` logical blocks aside. False when there is not enough. */
   reserve(count: number): boolean {
-    return this.reserveParts(this.#partsOf(count));
+    return this.reserveParts(this.partsOf(count));
   }
 
   /** Gives up room for `count` logical blocks. */
   unreserve(count: number): void {
-    this.unreserveParts(this.#partsOf(count));
+    this.unreserveParts(this.partsOf(count));
+  }
+
+  /** Whether {@link reserveParts} would find enough of each. */
+  hasRoomFor({ deviceBlocks, summarySlots, hostBytes }: Reservation): boolean {
+    const { host } = this.#memory;
+    if (deviceBlocks > this.#memory.deviceBlocks.count - this.#deviceBlocks) return false;
+    if (summarySlots > this.#memory.summarySlots.count - this.#summarySlots) return false;
+    return hostBytes === 0 || host?.copies.hasRoomFor(hostBytes) === true;
   }
 
   /** As {@link reserve}, in its parts; host memory too. False when there is not enough of one of them: nothing is set aside then. */
   reserveParts({ deviceBlocks, summarySlots, hostBytes }: Reservation): boolean {
-    const { host } = this.#memory;
-    if (deviceBlocks > this.#memory.deviceBlocks.count - this.#deviceBlocks) return false;
-    if (summarySlots > this.#memory.summarySlots.count - this.#summarySlots) return false;
-    if (hostBytes > 0 && host?.copies.reserve(hostBytes) !== true) return false;
+    if (!this.hasRoomFor({ deviceBlocks, summarySlots, hostBytes })) return false;
+    if (hostBytes > 0) this.#memory.host?.copies.reserve(hostBytes);
     this.#deviceBlocks += deviceBlocks;
     this.#summarySlots += summarySlots;
     return true;
@@ -85,7 +91,8 @@ export class Reservations {
     if (hostBytes > 0) this.#memory.host?.copies.unreserve(hostBytes);
   }
 
-  #partsOf(count: number): Reservation {
+  /** What `count` logical blocks take. */
+  partsOf(count: number): Reservation {
     return { deviceBlocks: count * this.#memory.layerCount, summarySlots: count, hostBytes: 0 };
   }
 }

@@ -25,8 +25,8 @@ export interface AdmissionOptions {
   cost: CostModel;
   /** The running ones. */
   active: ReadonlySet<Sequence>;
-  /** Logical blocks that may still be reserved. */
-  freeBlocks(): number;
+  /** Whether a request would find the blocks that it starts with. */
+  hasRoomFor(sequence: Sequence): boolean;
 }
 
 /** Admission of one engine. */
@@ -45,14 +45,15 @@ export class Admission {
   }
 
   /**
-   * Predicted milliseconds until a request of a tenant begins with its own prompt: waiting for a place, at the pace at which the tenant's
+   * Predicted milliseconds until a request begins with its own prompt: waiting for a place, at the pace at which its tenant's
    * requests have been getting one, and for the prompts that are being read.
    */
-  waitMs(namespace: string, blocksMax: number): number {
-    const { tenants, active, settings, freeBlocks } = this.#options;
+  waitMs(sequence: Sequence): number {
+    const { tenants, active, settings, hasRoomFor } = this.#options;
+    const { namespace } = sequence;
     const own = tenants.waitingCount(namespace);
-    // An empty engine has room for whatever it takes in, also for what is larger than its pool.
-    const hasRoom = active.size === 0 || freeBlocks() >= blocksMax;
+    // An empty engine has room for whatever it takes in.
+    const hasRoom = active.size === 0 || hasRoomFor(sequence);
     const hasPlace = active.size < settings.runningMax && hasRoom && own === 0;
     return (hasPlace ? 0 : (own + 1) * tenants.paceMs(namespace)) + this.#promptsMs(namespace);
   }

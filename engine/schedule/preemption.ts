@@ -47,6 +47,12 @@ export class Preemption {
     return this.#suspended().length;
   }
 
+  /** Whether a request would find what it starts with, now that nobody waits to go on. */
+  hasRoomFor({ workingSet, startBlocks }: Sequence): boolean {
+    const { reservations } = this.#options.cache;
+    return this.suspendedCount === 0 && reservations.hasRoomFor(workingSet ?? reservations.partsOf(startBlocks));
+  }
+
   /** Sets aside what a request starts with. False when there is not enough. */
   admit(sequence: Sequence): boolean {
     const { cache } = this.#options;

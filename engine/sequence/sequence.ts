@@ -413,7 +413,7 @@ export class Sequence {
 }
 
 /** Blocks that are set aside when a request is admitted: in mode `prompt` those of its prompt and the next one. */
-export function startBlocksOf(request: GenerateRequest, reserve: ReserveMode): number {
+function startBlocksOf(request: GenerateRequest, reserve: ReserveMode): number {
   const blocksMax = blocksOf(request);
   const promptBlocks = Math.floor(request.tokens.byteLength / 4 / BLOCK_TOKENS);
   return reserve === "full" ? blocksMax : Math.min(blocksMax, promptBlocks + 1);

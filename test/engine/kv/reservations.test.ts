@@ -43,6 +43,7 @@ it("sets aside exactly what fits in every part, and nothing where one part does 
       hostBytes: Math.floor(next() * 50),
     };
     const fits = parts.every((part) => sum(part) + one[part] <= limits[part]);
+    expect(room.hasRoomFor(one), `step ${step}`).toBe(fits);
     if (next() < 0.6) {
       expect(room.reserveParts(one), `step ${step}`).toBe(fits);
       if (fits) held.push(one);

@@ -108,6 +108,42 @@ describe("a smaller budget in times of need", () => {
   });
 });
 
+describe("a context larger than the pool", () => {
+  /** 126 blocks of a pool of 100; its working set, one layer of them, is 64. */
+  const long = {
+    ...{ tokens: idsToBytes(randomIds(1, 8_000)), maxTokens: 16 },
+    selection: { policy: "streaming", budgetTokens: 256, exact: true },
+  } as const;
+  const settings = { waitMsMax: 500, degradeWaitMs: 100, degradedBudgetTokens: 128, reserve: "full" } as const;
+
+  /** What becomes of it while a request runs that has set so many blocks aside. */
+  async function besideBlocks(blockCount: number): Promise<SimulatedTurn> {
+    const simulated = simulateEngine({ blockCount: 100, summarySlotCount: 400, settings });
+    const scenario = async () => {
+      const tokens = idsToBytes(randomIds(2, 64));
+      const other = simulateTurn(simulated, { tokens, maxTokens: blockCount * 64 - 64 });
+      await simulated.clock.sleep(2_000);
+      const turn = await simulateTurn(simulated, long);
+      await other;
+      return turn;
+    };
+    return await simulated.run(scenario());
+  }
+
+  it("begins at once, under its own budget, where there is room for its working set", async () => {
+    const { error, usage } = await besideBlocks(20);
+    expect(error).toBeUndefined();
+    expect(usage?.queueMs).toBeLessThan(50);
+    expect([usage?.budgetTokens, usage?.budgetTokensAsked]).toEqual([256, undefined]);
+  });
+
+  it("is told to come back where there is not", async () => {
+    const { error } = await besideBlocks(99);
+    expect(error).toMatchObject({ code: "queue_full", retryAfterMs: expect.any(Number) });
+    expect(String(error)).toContain("would begin after about 1 s");
+  });
+});
+
 describe("a deadline for the first token", () => {
   it("refuses what cannot make it, and ends what did not", async () => {
     const simulated = simulateEngine({ settings: { runningMax: 1 } });

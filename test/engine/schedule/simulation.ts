@@ -49,6 +49,8 @@ export function simulateEngine(options: {
   cost?: StepCost;
   settings?: Partial<EngineSettings>;
   blockCount?: number;
+  /** Default: as many as blocks. */
+  summarySlotCount?: number;
   /** Made with the engine's time. Segments are whole, tails are not: what the device holds are zeros. */
   store?: (time: VirtualTime) => PageStore;
 }): SimulatedEngine {
@@ -61,7 +63,7 @@ export function simulateEngine(options: {
     stepsMs,
     rowsMax,
     cost: options.cost ?? HOUSE_COST,
-    blockCount: options.blockCount ?? 4096,
+    pool: emptyPool(options.blockCount ?? 4096, options.summarySlotCount),
   });
   const opened = openEngine({
     runner,
@@ -87,7 +89,7 @@ function timedRunner(options: {
   stepsMs: number[];
   rowsMax: number;
   cost: StepCost;
-  blockCount: number;
+  pool: KvPool;
 }): ModelRunner {
   const { clock, stepsMs, cost } = options;
   const config = { ...TINY_CONFIG, contextTokensMax: 65_536 };
@@ -96,7 +98,7 @@ function timedRunner(options: {
     fingerprint: "51a0000000000001",
     rowsMax: options.rowsMax,
     sampledMax: ENGINE_DEFAULTS.runningMax,
-    pool: emptyPool(options.blockCount),
+    pool: options.pool,
     async step(sequences) {
       const ms = costOf(sequences, cost);
       stepsMs.push(ms);
@@ -123,14 +125,14 @@ function resultOf({ slice, sample }: SequenceStep): SequenceResult {
   return { misses: [], traffic: emptyTraffic(), ...(sample === undefined ? {} : { sample: { tokenId } }) };
 }
 
-function emptyPool(blockCount: number): KvPool {
+function emptyPool(blockCount: number, summarySlotCount = blockCount): KvPool {
   const { layerCount, kvHeadCount, headDim } = TINY_CONFIG;
   const shape = { layerCount, kvHeadCount, headDim, encoding: "int8", summaryKinds: [] } as const;
   const geometry = kvGeometry({ ...shape, segmentTokens: 256 });
   const nothing = async () => new Uint8Array(0);
   const zeros = new Uint8Array(geometry.blockBytes);
   return {
-    spec: { ...shape, blockCount: blockCount * layerCount, openSlotCount: 512, summarySlotCount: blockCount },
+    spec: { ...shape, blockCount: blockCount * layerCount, openSlotCount: 512, summarySlotCount },
     blockBytes: geometry.blockBytes,
     openSlotBytes: 0,
     summaryBytes: geometry.summaryBytes,
