@@ -131,16 +131,16 @@ function readMessage(value: unknown, path: string): ChatMessage {
       `Invalid value: '${quoted(role)}'. Supported values are: ${ROLES.map((name) => `'${name}'`).join(", ")}.`,
     );
   }
-  const content = readContent(fields, known, path);
-  const name = fields.string("name");
   if (known === "assistant") {
-    // What a client has in hand when it sends back the message object that it received.
+    // What a client has in hand when it sends back the message object that it received. One with tool calls has no content: they are what is refused.
     fields.unsupported("tool_calls", (calls) => Array.isArray(calls) && calls.length === 0);
     fields.unsupported("function_call", () => false);
     fields.unsupported("audio", () => false);
     fields.unsupported("refusal", () => false);
     fields.unsupported("annotations", (list) => Array.isArray(list) && list.length === 0);
   }
+  const content = readContent(fields, known, path);
+  const name = fields.string("name");
   fields.refuseOthers();
   return name === undefined ? { role: known, content } : { role: known, content, name: name.toWellFormed() };
 }

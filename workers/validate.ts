@@ -59,7 +59,8 @@ export function readStop(fields: Fields): string[] {
     if (encoder.encode(stop).byteLength > LIMITS.stopStringBytesMax) {
       throw invalid(param, `Invalid '${param}': a stop string has at most ${LIMITS.stopStringBytesMax} bytes.`);
     }
-    return stop;
+    // Half a character would be found in a whole one, and cut it.
+    return stop.toWellFormed();
   });
 }
 

@@ -51,6 +51,7 @@ describe("the stream", () => {
       { text: "one\n\ntwo", stop: ["\n\n", "never"], shown: "one" },
       { text: "aXbYc", stop: ["Y", "X"], shown: "a" },
       { text: "price: 5€!", stop: ["€"], shown: "price: 5" },
+      { text: "a😀bXc", stop: ["\ude00", "X"], shown: "a😀b" },
     ];
     for (const { text, stop, shown } of cases) {
       const events = await stream(world, [...oneByOne(ids(text)), { do: "hang" }], { stop });

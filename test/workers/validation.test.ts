@@ -30,7 +30,7 @@ const CHAT_REFUSALS: [string, object, string][] = [
   ["an unknown field in a message", { messages: [{ role: "user", content: "a", x: 1 }] }, "messages[0].x"],
   [
     "an assistant's tool calls",
-    { messages: [{ role: "assistant", content: "a", tool_calls: [{ id: "1" }] }] },
+    { messages: [{ role: "assistant", content: null, tool_calls: [{ id: "1" }] }] },
     "messages[0].tool_calls",
   ],
   ["an unknown field", { frobnicate: 1 }, "frobnicate"],
