@@ -1,7 +1,8 @@
 /** The data folder of `quire start`: secrets, generated settings, logs, and the edge's state. */
 import { createHash, randomBytes } from "node:crypto";
-import { chmod, mkdir, readFile, rename, writeFile } from "node:fs/promises";
+import { chmod, readFile, rename, writeFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
+import { makeFolder } from "../storage/make-folder.ts";
 import { lockHolder, takeProcessLock } from "./process-lock.ts";
 import { UsageError } from "./usage-error.ts";
 
@@ -38,7 +39,7 @@ export interface DataFolder {
 export async function openDataFolder(folder: string): Promise<DataFolder> {
   const path = resolve(folder);
   try {
-    await mkdir(join(path, "logs"), { recursive: true, mode: 0o700 });
+    await makeFolder(join(path, "logs"), { mode: 0o700 });
     await chmod(path, 0o700);
   } catch (error) {
     throw notWritten(folder, error);

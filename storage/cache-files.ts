@@ -1,7 +1,8 @@
 /** The folder of a disk cache: files that only grow, may vanish at any time, and belong to nobody. Several processes may share it. */
-import { mkdir, open, readdir, stat, unlink, utimes } from "node:fs/promises";
+import { open, readdir, stat, unlink, utimes } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { ignoreAbsent, toStoreError } from "./fs-store.ts";
+import { makeFolder } from "./make-folder.ts";
 
 const FILE_PATTERN = /^[0-9a-f]{64}\.qc$/;
 
@@ -32,10 +33,10 @@ export interface CacheFiles {
 export async function openCacheFolder(path: string): Promise<CacheFiles> {
   const folder = resolve(path);
   try {
-    await mkdir(folder, { recursive: true, mode: 0o700 });
+    await makeFolder(folder, { mode: 0o700 });
     await readdir(folder);
   } catch (error) {
-    throw toStoreError(error, `cannot use the folder ${folder} as a disk cache`);
+    throw toStoreError(error, `cannot use the folder ${folder} as a disk cache (--disk-cache)`);
   }
   return new FolderFiles(folder);
 }

@@ -28,6 +28,7 @@ import {
   readFileHeader,
 } from "./fs-object.ts";
 import { assertKey, assertPrefix, assertRange } from "./key-rules.ts";
+import { makeFolder } from "./make-folder.ts";
 
 const LIST_KEYS_MAX = 1000;
 const TEMPORARY_FOLDER = "~tmp";
@@ -66,16 +67,19 @@ export class FsStore implements PageStore {
 
   /**
    * Opens the store, making the folder where there is none, and removes what dead writers left.
-   * @throws {StoreError} `denied` or `unavailable` when the folder cannot be used.
+   * @throws {StoreError} `denied`, `unavailable` or `timeout` when the folder cannot be used.
    */
   static async open(path: string, options: FsStoreOptions = {}): Promise<FsStore> {
     const root = resolve(path);
     const temporary = join(root, TEMPORARY_FOLDER);
+    const deadlineMs = options.putMsMax ?? LIMITS.storePutMsMax;
     try {
-      await mkdir(temporary, { recursive: true });
-      await removeOldFiles(temporary, (options.now ?? Date.now)() - TEMPORARY_AGE_MS_MAX);
+      await withDeadline({ deadlineMs, what: `opening the folder ${root} (--store)` }, async () => {
+        await makeFolder(temporary);
+        await removeOldFiles(temporary, (options.now ?? Date.now)() - TEMPORARY_AGE_MS_MAX);
+      });
     } catch (error) {
-      throw toStoreError(error, `cannot use the folder ${root} as a page store`);
+      throw toStoreError(error, `cannot use the folder ${root} as a page store (--store)`);
     }
     return new FsStore(root, new FolderLock(join(root, LOCK_FILE)), options);
   }

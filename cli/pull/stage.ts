@@ -1,6 +1,7 @@
 /** The staging folder of a pull, inside the model's folder, so that moving files into place is a rename. */
-import { mkdir, rm, stat } from "node:fs/promises";
+import { rm, stat } from "node:fs/promises";
 import { join } from "node:path";
+import { makeFolder } from "../../storage/make-folder.ts";
 import { lockHolder, takeProcessLock } from "../process-lock.ts";
 import { onDisk } from "./part-file.ts";
 import { PullError } from "./pull-error.ts";
@@ -24,7 +25,7 @@ export async function isStageLeft(out: string): Promise<boolean> {
 /** Opens or makes the staging folder of a model's folder. @throws {PullError} when another pull is at work there. */
 export async function openStage(out: string): Promise<Stage> {
   const folder = join(out, stageName);
-  await onDisk(out, () => mkdir(folder, { recursive: true }));
+  await onDisk(out, () => makeFolder(folder));
   const lock = await onDisk(folder, () => takeProcessLock(folder));
   if (!lock) throw new PullError(`${out}: ${await lockHolder(folder)} is pulling into it`);
   return {
