@@ -1,48 +1,32 @@
-/**
- * `npm run sim -- --seeds N [--first K] [--jobs J]`: lives of the seeds K to K+N-1; a failing seed prints its one-line replay. Ends after
- * `--failures` of them.
- * `npm run sim -- --tight`, with either: lives of contexts that outgrow the pool, which else are those of one seed in 32.
- * `npm run sim -- --seed K`: one life, with what it saw. `npm run sim -- --mutants`: takes each safeguard out in turn and expects a seed to fail.
- */
+/** `npm run sim`: simulated lives by the command line (flags.ts); a failing seed prints its one-line replay. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { fileURLToPath } from "node:url";
-import { parseArgs } from "node:util";
+import { UsageError } from "../../cli/usage-error.ts";
+import { parseSimCommand, SIM_HELP, type SimCommand } from "./flags.ts";
 import { MUTANT_SEEDS_MAX, MUTANTS } from "./mutants.ts";
 import { SimFailure, type SimReport } from "./report.ts";
 import { simulate } from "./world.ts";
 
-const { values } = parseArgs({
-  options: {
-    seeds: { type: "string" },
-    seed: { type: "string" },
-    first: { type: "string", default: "1" },
-    jobs: { type: "string", default: "1" },
-    failures: { type: "string", default: "5" },
-    mutants: { type: "boolean", default: false },
-    tight: { type: "boolean", default: false },
-  },
-});
-
-const how = values.tight ? { tight: true } : {};
-
-if (values.mutants) process.exitCode = await runMutants();
-else if (values.seed !== undefined) process.exitCode = await replay(whole(values.seed, "seed", 0));
-else {
-  const range = { first: whole(values.first, "first", 0), count: whole(values.seeds ?? "100", "seeds", 1) };
-  const jobs = whole(values.jobs, "jobs", 1);
-  process.exitCode = jobs === 1 ? await runSeeds(range) : await runJobs(range, jobs);
+try {
+  const command = parseSimCommand(process.argv.slice(2));
+  if (command === undefined) process.stdout.write(SIM_HELP);
+  else process.exitCode = await run(command);
+} catch (error) {
+  if (!(error instanceof UsageError)) throw error;
+  console.error(`sim: ${error.message}`);
+  process.exitCode = 2;
 }
 
-function whole(text: string, flag: string, min: number): number {
-  const value = Number(text);
-  if (Number.isSafeInteger(value) && value >= min) return value;
-  console.error(`sim: --${flag} must be a whole number from ${min} on, not "${text}"`);
-  process.exit(2);
+function run(command: SimCommand): Promise<number> {
+  const { mutants, seed, jobs } = command;
+  if (mutants) return runMutants();
+  if (seed !== undefined) return replay(seed, command);
+  return jobs === 1 ? runSeeds(command) : runJobs(command);
 }
 
-async function replay(seed: number): Promise<number> {
+async function replay(seed: number, { tight }: SimCommand): Promise<number> {
   try {
-    console.log(await simulate(seed, how));
+    console.log(await simulate(seed, tight ? { tight } : {}));
     return 0;
   } catch (error) {
     console.error(error instanceof SimFailure ? error.message : error);
@@ -50,16 +34,15 @@ async function replay(seed: number): Promise<number> {
   }
 }
 
-async function runSeeds({ first, count }: { first: number; count: number }): Promise<number> {
+async function runSeeds({ first, seeds, failures: failuresMax, tight }: SimCommand): Promise<number> {
   const startMs = performance.now();
-  const failuresMax = whole(values.failures, "failures", 1);
   const total: Partial<Record<keyof SimReport, number>> = {};
   let failures = 0;
   let lives = 0;
-  for (let seed = first; seed < first + count && failures < failuresMax; seed++) {
+  for (let seed = first; seed < first + seeds && failures < failuresMax; seed++) {
     lives += 1;
     try {
-      const report = await simulate(seed, how);
+      const report = await simulate(seed, tight ? { tight } : {});
       for (const key of Object.keys(report) as (keyof SimReport)[]) total[key] = (total[key] ?? 0) + report[key];
     } catch (error) {
       failures += 1;
@@ -76,25 +59,14 @@ async function runSeeds({ first, count }: { first: number; count: number }): Pro
   return failures > 0 ? 1 : 0;
 }
 
-async function runJobs({ first, count }: { first: number; count: number }, jobs: number): Promise<number> {
-  const each = Math.ceil(count / jobs);
-  const starts = Array.from({ length: jobs }, (_, job) => first + job * each).filter((start) => start < first + count);
-  const codes = await Promise.all(
-    starts.map((start) =>
-      exitCode(
-        child(
-          [
-            "--first",
-            String(start),
-            "--seeds",
-            String(Math.min(each, first + count - start)),
-            ...(values.tight ? ["--tight"] : []),
-          ],
-          "inherit",
-        ),
-      ),
-    ),
-  );
+async function runJobs({ first, seeds, jobs, failures, tight }: SimCommand): Promise<number> {
+  const each = Math.ceil(seeds / jobs);
+  const starts = Array.from({ length: jobs }, (_, job) => first + job * each).filter((start) => start < first + seeds);
+  const flagsOf = (start: number) => [
+    ...["--first", String(start), "--seeds", String(Math.min(each, first + seeds - start))],
+    ...["--failures", String(failures), ...(tight ? ["--tight"] : [])],
+  ];
+  const codes = await Promise.all(starts.map((start) => exitCode(child(flagsOf(start), "inherit"))));
   return codes.some((code) => code !== 0) ? 1 : 0;
 }
 

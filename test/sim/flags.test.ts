@@ -1,0 +1,29 @@
+import { describe, expect, it } from "vitest";
+import { UsageError } from "../../cli/usage-error.ts";
+import { parseSimCommand, SIM_HELP } from "./flags.ts";
+
+describe("the command line of the simulation", () => {
+  it("is read with its defaults", () => {
+    const usual = { seeds: 100, first: 1, jobs: 1, failures: 5, seed: undefined, tight: false, mutants: false };
+    expect(parseSimCommand([])).toEqual(usual);
+    const args = ["--seeds", "1000", "--jobs=2", "--first", "7", "--failures", "1", "--tight"];
+    expect(parseSimCommand(args)).toEqual({ ...usual, seeds: 1000, jobs: 2, first: 7, failures: 1, tight: true });
+    expect(parseSimCommand(["--mutants", "--seed", "0"])).toEqual({ ...usual, seed: 0, mutants: true });
+  });
+
+  it("is explained where that is asked for, whatever else there is", () => {
+    expect(parseSimCommand(["--seeds", "x", "--help"])).toBeUndefined();
+    for (const flag of ["seeds", "first", "jobs", "failures", "seed", "tight", "mutants"])
+      expect(SIM_HELP).toContain(`\n  --${flag} `);
+  });
+
+  it.each([
+    [["--sedes", "5"], "unknown flag --sedes"],
+    [["--seeds"], "--seeds needs a value"],
+    [["--seeds", "0"], '--seeds: must be a whole number from 1 to 1000000000, not "0"'],
+    [["--jobs", "1.5"], '--jobs: must be a whole number from 1 to 64, not "1.5"'],
+    [["42"], 'unexpected argument "42"'],
+  ])("refuses %j with one clear line", (args, message) => {
+    expect(() => parseSimCommand(args)).toThrow(new UsageError(message));
+  });
+});
