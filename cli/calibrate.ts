@@ -22,7 +22,7 @@ import { assertWritable, writeOutput } from "./output-file.ts";
 import { listenForStop } from "./stop-request.ts";
 import { UsageError } from "./usage-error.ts";
 
-const { kinds, budgets, contexts, documents, tokens, text, device, threads, weights, kv } = evalFlags;
+const { kinds, budgets, documents, tokens, text, device, threads, weights, kv } = evalFlags;
 
 /** What is promised of the next token where nothing else is. */
 const DIVERGENCE_MAX = 0.01;
@@ -54,7 +54,12 @@ const calibrateFlags = {
     ...evalFlags.out,
     help: "folder that keeps what was measured: a run that was stopped goes on there; without it nothing is kept",
   },
-  ...{ kinds, contexts, budgets, documents, tokens, text, device, threads, weights, kv },
+  contexts: {
+    ...evalFlags.contexts,
+    help: "tokens before a window, and of a conversation",
+    fallback: "2048,4096,8192,16384",
+  },
+  ...{ kinds, budgets, documents, tokens, text, device, threads, weights, kv },
 } as const;
 
 type CalibrateValues = FlagValues<typeof calibrateFlags>;
@@ -86,6 +91,8 @@ async function calibrate(model: string, values: CalibrateValues): Promise<void> 
       policies: [values.selection],
       cases: promise.answersLostMax === undefined ? 0 : values.cases,
       ablation: undefined,
+      ...{ lengths: values.contexts, continued: [], continuations: 0, generated: 1 },
+      ...{ "bytes-max": 1, trained: Math.max(...values.contexts) },
     };
     const run = await runEval({ ...measured, out: folder, seed: 1, quick: "false" }, folder, {
       print: (line) => void process.stdout.write(`${line}\n`),
@@ -96,7 +103,7 @@ async function calibrate(model: string, values: CalibrateValues): Promise<void> 
       env: process.env,
     });
     if (run.interrupted) throw new UsageError("stopped; nothing was written");
-    const figures = figuresOf(run.candidates, run.windows, run.tasks);
+    const figures = figuresOf(run);
     const rows = calibrationRows(figures, values.selection, promise);
     const { fingerprint } = run.model;
     const [selection] = run.resolved as [SelectionConfiguration];

@@ -12,8 +12,8 @@ import { poolFormOf } from "../../storage/block-encoding.ts";
 import { BLOCK_TOKENS, kvGeometry, type StoredEncoding } from "../../storage/geometry.ts";
 import { openTokenizer } from "../../tokenizer/open.ts";
 import { defineBench } from "../bench.ts";
+import { best, logSoftmax } from "../distribution.ts";
 import { documentsOf, readText } from "../eval/subject.ts";
-import { best, logSoftmax } from "../eval/window.ts";
 import { poolCounts, Sequence } from "../recall/sequence.ts";
 import { type Column, renderTable } from "../table.ts";
 

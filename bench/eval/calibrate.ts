@@ -12,9 +12,6 @@ export interface SelectionPromise {
   answersLostMax?: number;
 }
 
-/** Kinds of questions of which dense answers less than this share say nothing about a selection. */
-const DENSE_SHARE_MIN = 0.5;
-
 /** What was found at one context. */
 export interface CalibrationRow {
   contextTokens: number;
@@ -55,7 +52,7 @@ function rowOf(figure: FidelityFigure, tasks: readonly TaskFigure[]): Calibratio
       task.name === name &&
       task.budgetTokens === budgetTokens &&
       task.lengthTokens === contextTokens &&
-      task.denseRight >= DENSE_SHARE_MIN * task.cases,
+      task.beyondDense === undefined,
   );
   const { low } = pairedDifference(asked.flatMap(({ pairs }) => pairs));
   const answers = low === undefined ? {} : { answersLost: -low };

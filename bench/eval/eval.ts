@@ -5,21 +5,22 @@ import { UsageError } from "../../cli/usage-error.ts";
 import { type BenchContext, type BenchResult, defineBench } from "../bench.ts";
 import { describeMachine } from "../machine.ts";
 import { figuresOf } from "./figures.ts";
-import { type EvalValues, evalFlags, quickValues } from "./flags.ts";
+import { type EvalValues, evalFlags, gridValues } from "./flags.ts";
 import { ablationLines, runAblations } from "./lab/ablation.ts";
 import type { AblationName } from "./lab/ablation-names.ts";
 import { pageOf } from "./page.ts";
 import { runEval } from "./run.ts";
-import { csvOf, fidelityCsv, fidelityLines, tasksCsv } from "./tables.ts";
+import { summaryOf } from "./summary.ts";
+import { continuationsCsv, csvOf, fidelityCsv, fidelityLines, tasksCsv } from "./tables.ts";
 
 /** The instrument. */
 export const evalBench = defineBench({
   summary:
     "Judges selections on a model that the engine loads: how much of the attention they keep, at which bytes, layer by layer and\n" +
     "head by head; what the model then makes of a text; and whether it still answers questions. Writes --out/index.html (for people),\n" +
-    "figures.json and two CSV files. What the figures mean: docs/selection.md.",
+    "tables.md (the same in short), figures.json and CSV files. What the figures mean: docs/selection.md.",
   flags: evalFlags,
-  run: (values, context) => evaluate(quickValues(values), context),
+  run: (values, context) => evaluate(gridValues(values), context),
 });
 
 async function ablate(names: readonly AblationName[], values: EvalValues, context: BenchContext): Promise<BenchResult> {
@@ -39,7 +40,7 @@ async function evaluate(values: EvalValues, context: BenchContext): Promise<Benc
   if (folder === undefined) throw new UsageError("--out is needed: a folder for the report");
   if (values.ablation !== undefined) return await ablate(values.ablation, values, context);
   const run = await runEval(values, folder, context);
-  const figures = figuresOf(run.candidates, run.windows, run.tasks);
+  const figures = figuresOf(run);
   const { model, interrupted } = run;
   if (run.windows.length === 0) return { ok: true, data: { settings: values, model, interrupted } };
   const machine = describeMachine();
@@ -48,10 +49,20 @@ async function evaluate(values: EvalValues, context: BenchContext): Promise<Benc
     "figures.json": `${JSON.stringify({ machine, ...data }, undefined, 1)}\n`,
     "fidelity.csv": csvOf(fidelityCsv, figures.fidelity),
     "tasks.csv": csvOf(tasksCsv, figures.tasks),
+    "continuations.csv": csvOf(continuationsCsv, figures.continuations),
+    "tables.md": summaryOf(figures, { trainedTokens: values.trained, command: commandOf(values) }),
     "index.html": pageOf(figures, { values, model, machine, interrupted }),
   };
   for (const [name, text] of Object.entries(files)) await writeFile(join(folder, name), text);
   for (const line of fidelityLines(figures.fidelity)) context.print(line);
   context.print(`report: ${join(folder, "index.html")}`);
   return { ok: true, data };
+}
+
+/** The command that makes these figures. */
+function commandOf(values: EvalValues): string {
+  const { quick, out: _, ablation: __, ...rest } = values;
+  if (quick === "true") return "npm run eval -- --out DIR --quick";
+  const flags = Object.entries(rest).flatMap(([name, value]) => (value === undefined ? [] : [`--${name} "${value}"`]));
+  return `npm run eval -- --out DIR ${flags.join(" ")}`;
 }

@@ -1,9 +1,12 @@
 /** What a run's results say: means over texts with their intervals, paired differences over questions. */
-import type { Candidate } from "./grid.ts";
+import { wilsonInterval } from "../recall/report.ts";
+import { type ContinuationFigure, continuationFigures } from "./continuation-figures.ts";
+import type { EvalRun } from "./run.ts";
 import {
   type Estimate,
   estimate,
   estimateShare,
+  groupBy,
   mapEstimate,
   meanOf,
   type PairedAnswer,
@@ -59,6 +62,8 @@ export interface TaskFigure {
   cases: number;
   right: number;
   denseRight: number;
+  /** What dense makes of such questions: too few are right, or no more than chance explains (Wilson's 95 % interval); absent: it can answer them. */
+  beyondDense?: "by chance" | "below half";
   /** Which questions were answered rightly, under the selection and densely, and about which document each was. */
   pairs: PairedAnswer[];
   /** Share of right answers minus dense's, over the same questions. */
@@ -84,14 +89,19 @@ export interface Figures {
   fidelity: FidelityFigure[];
   tasks: TaskFigure[];
   depths: DepthFigure[];
+  continuations: ContinuationFigure[];
 }
 
+/** Kinds of questions of which dense answers less than this share say nothing about a selection. */
+const DENSE_SHARE_MIN = 0.5;
+
 /** Works out the figures. Windows of one text are one value each: intervals are over texts. */
-export function figuresOf(
-  candidates: readonly Candidate[],
-  windows: readonly PlacedWindow[],
-  tasks: readonly TaskResult[],
-): Figures {
+export function figuresOf({
+  candidates,
+  windows,
+  tasks,
+  continuations,
+}: Pick<EvalRun, "candidates" | "windows" | "tasks" | "continuations">): Figures {
   const contexts = [...new Set(windows.map(({ contextTokens }) => contextTokens))].sort((a, b) => a - b);
   return {
     fidelity: contexts.flatMap((contextTokens) => {
@@ -100,6 +110,7 @@ export function figuresOf(
     }),
     tasks: taskFigures(tasks),
     depths: depthFigures(tasks),
+    continuations: continuationFigures(continuations),
   };
 }
 
@@ -168,6 +179,8 @@ function taskFigures(tasks: readonly TaskResult[]): TaskFigure[] {
     const pairs = answers.map(({ isRight, task: { denseRight, document } }) => {
       return { ours: isRight, theirs: denseRight, cluster: document };
     });
+    const denseRight = pairs.filter(({ theirs }) => theirs).length;
+    const beyondDense = beyond(denseRight, answers.length, task.chance);
     return {
       kind: task.kind,
       lengthTokens: task.lengthTokens,
@@ -175,12 +188,18 @@ function taskFigures(tasks: readonly TaskResult[]): TaskFigure[] {
       budgetTokens,
       cases: answers.length,
       right: pairs.filter(({ ours }) => ours).length,
-      denseRight: pairs.filter(({ theirs }) => theirs).length,
+      denseRight,
+      ...(beyondDense === undefined ? {} : { beyondDense }),
       pairs,
       difference: pairedDifference(pairs),
       bytesShare: meanOf(answers.map(({ bytes }) => bytes)) / meanOf(answers.map((answer) => answer.task.denseBytes)),
     };
   });
+}
+
+function beyond(right: number, cases: number, chance: number): TaskFigure["beyondDense"] {
+  if (chance > 0 && wilsonInterval(right, cases).min <= chance) return "by chance";
+  return right < DENSE_SHARE_MIN * cases ? "below half" : undefined;
 }
 
 function depthFigures(tasks: readonly TaskResult[]): DepthFigure[] {
@@ -201,18 +220,6 @@ function depthFigures(tasks: readonly TaskResult[]): DepthFigure[] {
       denseRight: answers.filter(({ task }) => task.denseRight).length,
     };
   });
-}
-
-/** Groups in the order in which their first members stand. */
-function groupBy<T>(items: readonly T[], keyOf: (item: T) => string): T[][] {
-  const groups = new Map<string, T[]>();
-  for (const item of items) {
-    const key = keyOf(item);
-    const group = groups.get(key) ?? [];
-    group.push(item);
-    groups.set(key, group);
-  }
-  return [...groups.values()];
 }
 
 function medianOf(values: readonly number[]): number {

@@ -1,15 +1,33 @@
 /** The flags of the instrument. */
 import { engineFlags } from "../../cli/engine-flags.ts";
-import { type FlagValues, parseChoice, parseInteger, parseRequestedSelectionFlag, parseText } from "../../cli/flags.ts";
+import {
+  type FlagValues,
+  parseChoice,
+  parseInteger,
+  parseNumber,
+  parseRequestedSelectionFlag,
+  parseText,
+} from "../../cli/flags.ts";
 import { POLICY_NAMES } from "../../models/selection/registry.ts";
 import type { SelectionRequest } from "../../protocol/generate.ts";
 import { splitSelections } from "../../protocol/selection.ts";
 import { switchFlag } from "../bench.ts";
 import { budgetFlag, parseDistinct, parseList, policiesFlag } from "../decode/flags.ts";
+import { CONTINUATIONS_PER_TEXT_MAX } from "./continuation.ts";
 import { ABLATIONS } from "./lab/ablation-names.ts";
 
 const { model, device, threads, weights, kv } = engineFlags;
 const CONTEXT_TOKENS_MAX = 1_048_576;
+
+/** Without `--contexts`: what fits into half an hour on two cores. */
+const DEFAULT: { [Name in "contexts" | "lengths" | "continued"]: readonly number[] } = {
+  contexts: [2048, 4096, 8192, 16_384],
+  lengths: [4096, 8192],
+  continued: [8192, 16_384],
+};
+const CASE_FILE = "weights/house/eval-documents.jsonl.gz";
+/** Kinds of questions of the default grid: the easiest (`code`), and three that the house model decides by chance or cannot do, are left out. */
+const DEFAULT_KINDS = ["single", "multi-key", "table", "variable", "frequent", "second-turn"];
 
 function parseContext(text: string): number {
   const value = parseInteger({ min: 64, max: CONTEXT_TOKENS_MAX })(text);
@@ -18,6 +36,10 @@ function parseContext(text: string): number {
 
 function countFlag<const Fallback extends string>(help: string, fallback: Fallback, min = 0) {
   return { help, placeholder: "COUNT", fallback, parse: parseInteger({ min, max: 100_000 }) } as const;
+}
+
+function contextsFlag(help: string) {
+  return { help, placeholder: "LIST", parse: parseList(parseContext) } as const;
 }
 
 /** Selections between commas, none twice. @throws {UsageError} */
@@ -34,12 +56,13 @@ export const evalFlags = {
     parse: parseRequestedSelections,
   },
   budgets: budgetFlag("256,512,1024,2048"),
-  contexts: {
-    help: "tokens before a window, rounded up to whole blocks, between commas",
-    placeholder: "LIST",
-    fallback: "2048,4096,8192,16384",
-    parse: parseList(parseContext),
-  },
+  contexts: contextsFlag(
+    `tokens before a window, rounded up to whole blocks, between commas (default: ${DEFAULT.contexts})`,
+  ),
+  lengths: contextsFlag(
+    `tokens of the conversations in which questions are asked (default: --contexts, or ${DEFAULT.lengths})`,
+  ),
+  continued: contextsFlag(`tokens before a long generation (default: --contexts, or ${DEFAULT.continued})`),
   out: { help: "folder of the report; a run that was stopped goes on there", placeholder: "DIR", parse: parseText },
   documents: countFlag("texts; a window of each stands behind every context", "8", 1),
   tokens: countFlag("tokens of a window", "32", 1),
@@ -48,17 +71,34 @@ export const evalFlags = {
     placeholder: "FILE",
     parse: parseText,
   },
-  cases: countFlag("questions of each kind and length that every selection answers; 0 for none", "32"),
+  cases: countFlag("questions of each kind and length that every selection answers; 0 for none", "112"),
   kinds: {
-    help: "kinds of questions; without it all that the file has (house-0 was trained for code only)",
+    help: `kinds of questions (default: all that the file has; without --contexts ${DEFAULT_KINDS.join(", ")})`,
     placeholder: "K,K,...",
     parse: parseList(parseText),
   },
   "case-file": {
     help: "documents or cases with their sentences, as weights/house/train/documents.py and cases.py write them",
     placeholder: "FILE",
-    fallback: "weights/house/eval-documents.jsonl.gz",
+    fallback: CASE_FILE,
     parse: parseText,
+  },
+  continuations: countFlag(
+    `long generations behind each of --continued, at up to ${CONTINUATIONS_PER_TEXT_MAX} places of every text; 0 for none`,
+    "104",
+  ),
+  generated: countFlag("tokens of a long generation", "128", 1),
+  "bytes-max": {
+    help: "selections that read more than this share of dense's bytes behind a context, in the windows, neither answer nor continue there",
+    placeholder: "SHARE",
+    fallback: "0.6",
+    parse: parseNumber({ max: 1 }),
+  },
+  trained: {
+    help: "longest context that the model was trained on; what lies beyond is marked (the house model: 4096)",
+    placeholder: "TOKENS",
+    fallback: "4096",
+    parse: parseContext,
   },
   seed: {
     help: "of the random baseline",
@@ -79,18 +119,33 @@ multi-key): ${ABLATIONS.join(", ")}`,
   kv,
 } as const;
 
-/** The flags' values. */
-export type EvalValues = FlagValues<typeof evalFlags>;
+type GivenValues = FlagValues<typeof evalFlags>;
 
-/** What `--quick` stands for. */
-export function quickValues(values: EvalValues): EvalValues {
-  if (values.quick === "false") return values;
+/** The flags' values with the grid that they stand for. */
+export type EvalValues = Omit<GivenValues, keyof typeof DEFAULT> & {
+  [Name in keyof typeof DEFAULT]: readonly number[];
+};
+
+/** What is measured: as told, or the default grid, or what `--quick` stands for. */
+export function gridValues(given: GivenValues): EvalValues {
+  const { contexts, kinds, quick } = given;
+  const isDefault = contexts === undefined && given["case-file"] === CASE_FILE;
+  const values = {
+    ...given,
+    contexts: contexts ?? DEFAULT.contexts,
+    lengths: given.lengths ?? contexts ?? DEFAULT.lengths,
+    continued: given.continued ?? contexts ?? DEFAULT.continued,
+    kinds: kinds ?? (isDefault ? DEFAULT_KINDS : undefined),
+  };
+  if (quick === "false") return values;
   return {
     ...values,
     budgets: [256, 512],
-    contexts: [1024, 2048],
+    ...{ contexts: [1024, 2048], lengths: [2048], continued: [2048] },
     documents: 3,
     tokens: 16,
     cases: Math.min(values.cases, 5),
+    continuations: Math.min(values.continuations, 6),
+    generated: Math.min(values.generated, 32),
   };
 }

@@ -1,4 +1,5 @@
 /** Which plots the page has. */
+import type { ContinuationFigure } from "./continuation-figures.ts";
 import type { DepthFigure, FidelityFigure, TaskFigure } from "./figures.ts";
 import { heatMap } from "./heat-map.ts";
 import { linePlot, type PlotOptions, type PlotSeries } from "./line-plot.ts";
@@ -154,10 +155,45 @@ export function taskPlots(tasks: readonly TaskFigure[], names: readonly string[]
   });
 }
 
-/** Kinds of questions together; every question counts once. */
+/** Kinds of questions together, as far as dense can answer them; every question counts once. */
 function pooled(tasks: readonly TaskFigure[]): Estimate {
-  const pairs = tasks.flatMap(({ pairs: each }) => each);
-  return pairedDifference(pairs);
+  const answered = tasks.filter(({ beyondDense }) => beyondDense === undefined);
+  return pairedDifference(answered.flatMap(({ pairs }) => pairs));
+}
+
+/** Agreement along dense's text and the step of the first difference against bytes, one plot each per context. */
+export function continuationPlots(continuations: readonly ContinuationFigure[], names: readonly string[]): string[] {
+  const contexts = [...new Set(continuations.map(({ contextTokens }) => contextTokens))];
+  const measures = [
+    {
+      ...{ title: "Steps as dense", yLabel: "of a long generation", write: (value: number) => percent(value) },
+      of: (row: ContinuationFigure) => row.agreement,
+    },
+    {
+      ...{ title: "First difference from dense", yLabel: "step", write: (value: number) => value.toFixed(0) },
+      of: (row: ContinuationFigure) => row.divergedAt,
+    },
+  ];
+  return measures.flatMap(({ title, yLabel, write, of }) =>
+    contexts.map((contextTokens) => {
+      const series = names.map((name, index): PlotSeries => {
+        const mine = continuations.filter((row) => row.name === name && row.contextTokens === contextTokens);
+        const points = mine.map((row) => {
+          const { mean, low, high } = of(row);
+          const tip = `${name}, budget ${row.budgetTokens}: ${withBounds(of(row), write)} at ${percent(row.bytesShare)} of the bytes`;
+          return { x: row.bytesShare, y: mean, low, high, tip };
+        });
+        return { ...colorOf(name, index), points };
+      });
+      const options = {
+        title: `${title}, ${tokens(contextTokens)} tokens`,
+        xLabel: "bytes of a step, of dense",
+        yLabel,
+      };
+      const xTick = (value: number): string => `${Number((value * 100).toPrecision(2))} %`;
+      return linePlot({ ...options, xScale: "log", yScale: "linear", xTick, yTick: write }, series);
+    }),
+  );
 }
 
 /** Right answers by depth and length, one map per selection at the middle budget. */

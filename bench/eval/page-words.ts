@@ -41,6 +41,23 @@ export function number(value: number): string {
   return Math.abs(value) >= 100 ? value.toFixed(0) : Math.abs(value) >= 10 ? value.toFixed(1) : value.toFixed(2);
 }
 
+/** A difference of shares in points, with its sign. */
+export function points(share: number): string {
+  const value = (share * 100).toFixed(1);
+  return share > 0 && value !== "0.0" ? `+${value}` : value.replace("-0.0", "0.0");
+}
+
+/** As {@link points}, with its interval. */
+export function pointsOf(estimate: Estimate): string {
+  return withBounds(estimate, points);
+}
+
+/** A share in per cent with the ends of its interval. */
+export function shareOf({ mean, low, high }: Estimate): string {
+  const ends = low === undefined || high === undefined ? "" : ` (${digits(low)} to ${digits(high)})`;
+  return `${digits(mean)}${ends} %`;
+}
+
 /** A count of tokens: 2K for 2048. */
 export function tokens(count: number): string {
   return count % 1024 === 0 ? `${count / 1024}K` : String(count);

@@ -1,13 +1,16 @@
 /** The report as one HTML page that needs nothing else: tables and plots with what they mean beside them. */
 import type { Machine } from "../machine.ts";
 import { machineLine } from "../machine.ts";
+import { budgetFigures, LOSSLESS_RULE, losslessRows } from "./budgets.ts";
+import type { ContinuationFigure } from "./continuation-figures.ts";
 import type { FidelityFigure, Figures } from "./figures.ts";
 import type { EvalValues } from "./flags.ts";
 import { heatMap } from "./heat-map.ts";
 import { escapeText } from "./line-plot.ts";
-import { depthMaps, fidelityPlots, layerPlots, taskPlots } from "./page-plots.ts";
+import { continuationPlots, depthMaps, fidelityPlots, layerPlots, taskPlots } from "./page-plots.ts";
 import { colorOf, namesOf, number, percent, percentOf, tokens } from "./page-words.ts";
 import type { EvalRun } from "./run.ts";
+import { continuationColumns, lengthsOf, losslessColumns } from "./summary.ts";
 import { type Columns, htmlTable } from "./tables.ts";
 
 /** What the page says beside the figures. */
@@ -33,6 +36,7 @@ dt { font-weight: 600; margin-top: 0.6em; } dd { margin-left: 1.5em; max-width: 
 /** The page. */
 export function pageOf(figures: Figures, context: PageContext): string {
   const { fidelity, tasks } = figures;
+  const { values } = context;
   const names = namesOf(fidelity);
   const sections = [
     intro(figures, context),
@@ -58,12 +62,18 @@ export function pageOf(figures: Figures, context: PageContext): string {
     ),
   ];
   if (tasks.length > 0) {
+    const lengths = lengthsOf(tasks);
     sections.push(
+      section(
+        "From which budget on nothing is lost",
+        LOSSLESS_RULE,
+        htmlTable(losslessColumns(lengths, values.trained), losslessRows(budgetFigures(figures), lengths)),
+      ),
       section(
         "Questions",
         "The same questions under every selection and densely, from the same KV of the document, which was read densely. Plotted is the difference of the shares of " +
           "right answers to dense, with its 95 % interval; on the line nothing is lost. What a model cannot answer densely says nothing " +
-          "about a selection.",
+          "about a selection: where dense answers less than half, or no more than a toss of coins would, the kind is marked and counts in no sum.",
         plots(taskPlots(tasks, names)),
         htmlTable(taskColumns, tasks),
         "<p>Share of right answers by length and by where in the passage the answer stands (0: at its front).</p>",
@@ -71,6 +81,7 @@ export function pageOf(figures: Figures, context: PageContext): string {
       ),
     );
   }
+  if (figures.continuations.length > 0) sections.push(continuationSection(figures, names));
   sections.push(section("How to read it", "", glossary));
   const title = `Selections on ${context.model.id}`;
   return `<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>${escapeText(title)}</title><style>${STYLE}</style></head>
@@ -85,10 +96,36 @@ function intro({ fidelity, tasks }: Figures, { values, model, machine, interrupt
   return `${interrupted ? '<p class="warn">The run was stopped before its end: run it again to go on.</p>' : ""}
 <p>${escapeText(`${model.id}: ${model.parameters}; weights ${values.weights}, KV ${values.kv}; ${model.device}; numerics ${model.numericsId}.`)}<br>
 ${escapeText(`Texts: ${windows} pieces of ${text}, ${values.tokens} tokens each behind every context, read token by token.${questions}`)}<br>
-${escapeText(machineLine(machine))}</p>
+${escapeText(machineLine(machine))}${beyondTraining(values)}</p>
 <p>A <em>selection</em> reads part of the KV cache in each step. This page shows, for the same bytes, how much of what full attention sees
 each one keeps, what the model then makes of real text, and whether it still answers questions. <em>oracle</em> knows the attention
 weights and takes the best pages; <em>random</em> takes any. A selection is worth its bytes when it is near the former and far from the latter.</p>`;
+}
+
+/** Says which of the lengths the model was not trained for. */
+function beyondTraining({ contexts, lengths, continued, trained }: EvalValues): string {
+  const beyond = [...new Set([...contexts, ...lengths, ...continued])]
+    .filter((length) => length > trained)
+    .sort((a, b) => a - b);
+  if (beyond.length === 0) return "";
+  return `<br>\nBeyond the ${tokens(trained)} tokens that the model was trained on, and to be read apart: ${beyond.map(tokens).join(", ")}.`;
+}
+
+function continuationSection({ continuations }: Figures, names: readonly string[]): string {
+  const [first] = continuations as [ContinuationFigure, ...ContinuationFigure[]];
+  const contexts = [...new Set(continuations.map(({ contextTokens }) => contextTokens))];
+  const fresh = contexts.map((context) => {
+    const { freshShare } = continuations.find(({ contextTokens }) => contextTokens === context) as ContinuationFigure;
+    return `${percent(freshShare)} at ${tokens(context)}`;
+  });
+  return section(
+    "Long generation",
+    `Behind each context dense writes ${first.tokenCount} tokens, greedily, with what it has said made less likely (penalty 1.3), since a small model repeats itself ` +
+      `without end otherwise; of all runs of four tokens in its texts ${fresh.join(", ")} are new. Each selection reads the text along: up to the first difference its own text ` +
+      "would have been the same. Means over texts; a text without a difference counts with its whole length.",
+    plots(continuationPlots(continuations, names)),
+    htmlTable(continuationColumns, continuations),
+  );
 }
 
 function section(title: string, text: string, ...content: string[]): string {
@@ -161,6 +198,7 @@ const taskColumns: Columns<Figures["tasks"][number]> = [
   ["questions", (row) => row.cases],
   ["right", (row) => percent(row.right / row.cases)],
   ["dense", (row) => percent(row.denseRight / row.cases)],
+  ["dense is", (row) => row.beyondDense ?? ""],
   ["difference", (row) => percentOf(row.difference, true)],
   ["bytes of dense", (row) => percent(row.bytesShare)],
 ];
@@ -213,6 +251,8 @@ stays below this even when every page it takes is a right one.</dd>
 <dt>Output error</dt><dd>Distance of a head's output from that of full attention, over the latter's length.</dd>
 <dt>KL, top-1, perplexity</dt><dd>The model reads the text token by token through the sparse path, in all layers at once, and its KV is its own.
 KL is from dense to the selection; top-1 is how often the likeliest next token is dense's; perplexity is the growth over dense.</dd>
+<dt>First difference, steps as dense</dt><dd>Of a long generation: the step from which on the selection's own text would be another one, and the share of all steps at
+which, behind dense's words, it would say dense's next.</dd>
 <dt>Intervals</dt><dd>95 %: Student's t over texts (rows of one text are not independent); for answers, paired differences after Agresti and Min,
 widened by the design effect of asking many questions about one document.</dd>
 <dt>Bytes</dt><dd>Counted by the device while it attends; a selection that had not run would show it here.</dd>

@@ -7,12 +7,12 @@
 import type { SelectionPlan } from "../../kernels/contract.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
 import type { SelectionConfiguration } from "../../protocol/generate.ts";
+import { divergenceOf, logSoftmax } from "../distribution.ts";
 import { REPLY_TOKENS_MAX, splitDocument } from "../recall/ask.ts";
 import type { RecallDocument } from "../recall/cases.ts";
 import type { HeadOption } from "./allot.ts";
 import { meanOf } from "./statistics.ts";
 import type { EvalSubject } from "./subject.ts";
-import { divergenceOf, logSoftmax } from "./window.ts";
 
 /** A document and the text that its questions are about. */
 export interface Passage {

@@ -3,6 +3,7 @@
 import { calibrationBeside } from "../../cli/calibration-beside.ts";
 import { openModelFolder } from "../../cli/model-folder.ts";
 import { readHeadProfile } from "../../engine/calibration.ts";
+import type { SelectionPlan } from "../../kernels/contract.ts";
 import { UNCALIBRATED_SELECTION } from "../../models/selection/calibration.ts";
 import { resolveHeads } from "../../models/selection/head-profile.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
@@ -10,10 +11,13 @@ import { AUTO_SELECTION, type SelectionConfiguration } from "../../protocol/gene
 import type { BenchContext } from "../bench.ts";
 import { seededRandom } from "../random.ts";
 import { type CaseFile, documentsOfKind, kindsOf, readCases } from "../recall/cases.ts";
+import { continuationStarts, measureContinuation } from "./continuation.ts";
+import type { PlacedContinuation } from "./continuation-figures.ts";
 import type { PlacedWindow } from "./figures.ts";
 import type { EvalValues } from "./flags.ts";
 import { type Candidate, candidatesOf, summaryKindsOf } from "./grid.ts";
 import { Journal } from "./journal.ts";
+import { meanOf } from "./statistics.ts";
 import { documentsOf, type EvalSubject, openSubject, readText } from "./subject.ts";
 import { measureDocument, passagesOf, type TaskResult } from "./tasks.ts";
 import { measureWindow, type Window } from "./window.ts";
@@ -25,6 +29,7 @@ export interface EvalRun {
   resolved: readonly string[];
   windows: PlacedWindow[];
   tasks: TaskResult[];
+  continuations: PlacedContinuation[];
   model: { id: string; fingerprint: string; numericsId: string; device: string; parameters: string };
   /** Stopped before its end. */
   interrupted: boolean;
@@ -78,29 +83,37 @@ interface Work {
   context: BenchContext;
 }
 
-async function measureAll(work: Work): Promise<{ windows: PlacedWindow[]; tasks: TaskResult[] }> {
+async function measureAll(work: Work): Promise<Pick<EvalRun, "windows" | "tasks" | "continuations">> {
   const windows: PlacedWindow[] = [];
   const tasks: TaskResult[] = [];
+  const continuations: PlacedContinuation[] = [];
   try {
-    for await (const window of measureWindows(work)) windows.push(window);
-    for await (const results of measureTasks(work)) tasks.push(...results);
+    const texts = await textsOf(work);
+    for await (const window of measureWindows(work, texts)) windows.push(window);
+    for await (const results of measureTasks(work, windows)) tasks.push(...results);
+    for await (const each of measureContinuations(work, texts, windows)) continuations.push(each);
   } catch (error) {
     if (!work.context.signal.aborted) throw error;
   }
-  return { windows, tasks };
+  return { windows, tasks, continuations };
+}
+
+/** Ids of the texts that windows and long generations are taken from, as long as the longest of both needs. */
+async function textsOf({ values, subject, files }: Work): Promise<number[][]> {
+  const { contexts, continued, continuations, documents } = values;
+  const longest = Math.max(...contexts.map((each) => each + values.tokens), ...(continuations > 0 ? continued : []));
+  const text = values.text === undefined ? files.sentences.join("") : await readText(values.text);
+  return documentsOf(text, subject, { count: documents, tokens: longest + 1 });
 }
 
 /** A text is read once, up to its longest context; windows are measured on the way. */
-async function* measureWindows(work: Work): AsyncGenerator<PlacedWindow> {
-  const { values, subject, files, journal, context, candidates } = work;
-  const contexts = [...values.contexts].sort((a, b) => a - b);
-  const tokens = (contexts.at(-1) as number) + values.tokens + 1;
-  const text = values.text === undefined ? files.sentences.join("") : await readText(values.text);
-  const documents = documentsOf(text, subject, { count: values.documents, tokens });
-  const progress = new Progress(context, "windows", documents.length * contexts.length);
+async function* measureWindows(work: Work, texts: readonly number[][]): AsyncGenerator<PlacedWindow> {
+  const { values, subject, journal, context, candidates } = work;
+  const contexts = values.contexts.toSorted((a, b) => a - b);
+  const progress = new Progress(context, "windows", texts.length * contexts.length);
   const { runner, sequence, device, capture } = subject;
   const probe = { device, capture, pool: runner.pool, headCount: runner.config.headCount };
-  for (const [document, all] of documents.entries()) {
+  for (const [document, all] of texts.entries()) {
     sequence.rewind(0);
     for (const [place, contextTokens] of contexts.entries()) {
       const key = `window/${document}/${contextTokens}`;
@@ -116,15 +129,62 @@ async function* measureWindows(work: Work): AsyncGenerator<PlacedWindow> {
   }
 }
 
+/** A text is read up to the last place of each context; the others lie before it. */
+async function* measureContinuations(
+  work: Work,
+  texts: readonly number[][],
+  windows: readonly PlacedWindow[],
+): AsyncGenerator<PlacedContinuation> {
+  const { values, subject, journal, context } = work;
+  const { continuations: count, generated: tokenCount } = values;
+  const { signal } = context;
+  const perText = Math.ceil(count / texts.length);
+  const places = values.continued.flatMap((contextTokens) => {
+    const starts = continuationStarts(contextTokens, perText);
+    const all = texts.flatMap((ids, document) => starts.map((start) => ({ ids, document, contextTokens, start })));
+    return all.slice(0, count);
+  });
+  const progress = new Progress(context, "long generations", places.length);
+  let lastRead: string | undefined;
+  for (const { ids, document, contextTokens, start } of places) {
+    const text = `${contextTokens}/${document}`;
+    const result = await journal.take(`continuation/${text}/${start}`, async () => {
+      const { sequence } = subject;
+      // What was read for a later place of the same text is there up to this one.
+      sequence.rewind(lastRead === text ? start : 0);
+      await sequence.read(ids.slice(sequence.length, start), signal);
+      lastRead = text;
+      const candidates = judgedAt(work, windows, contextTokens);
+      return await measureContinuation(subject, { firstId: ids[start] as number, tokenCount, candidates, signal });
+    });
+    progress.step();
+    yield { ...result, document, contextTokens };
+  }
+}
+
+/** Candidates that generate, but those that read too many of dense's bytes behind a context, as its windows found. */
+function judgedAt({ candidates, values }: Work, windows: readonly PlacedWindow[], contextTokens: number) {
+  const here = windows.filter((window) => window.contextTokens === contextTokens);
+  return candidates.filter((candidate, index): candidate is Candidate & { plan: SelectionPlan } => {
+    const bytesOf = ({ results }: PlacedWindow): number => {
+      const { kvBytes = 0, metadataBytes = 0 } = results[index] ?? {};
+      return kvBytes + metadataBytes;
+    };
+    const share = meanOf(here.map(bytesOf)) / meanOf(here.map(({ denseBytes }) => denseBytes));
+    return typeof candidate.plan === "object" && !(share > values["bytes-max"]);
+  });
+}
+
 /** A document is read once at each length; its questions are one piece of work. */
-async function* measureTasks(work: Work): AsyncGenerator<TaskResult[]> {
-  const { values, subject, files, journal, context, candidates } = work;
+async function* measureTasks(work: Work, windows: readonly PlacedWindow[]): AsyncGenerator<TaskResult[]> {
+  const { values, subject, files, journal, context } = work;
   if (values.cases === 0) return;
   const { sentences, documents } = files;
   const sentenceTokens = sentences.map((sentence) => subject.tokenizer.encode(sentence).length);
   const asked = kindsOf(documents, values.kinds).map((kind) => documentsOfKind(documents, kind, values.cases));
-  const progress = new Progress(context, "documents", asked.flat().length * values.contexts.length);
-  for (const lengthTokens of values.contexts) {
+  const progress = new Progress(context, "documents", asked.flat().length * values.lengths.length);
+  for (const lengthTokens of values.lengths) {
+    const candidates = judgedAt(work, windows, lengthTokens);
     for (const ofKind of asked) {
       const passages = passagesOf(subject, ofKind, { sentences, sentenceTokens, lengthTokens });
       for (const [index, document] of ofKind.entries()) {

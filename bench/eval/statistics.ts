@@ -1,4 +1,4 @@
-/** Means with 95 % intervals, and paired differences. */
+/** Means with 95 % intervals, paired differences, and the groups that they are taken over. */
 
 /** A mean and its 95 % interval; without bounds where one value alone was seen. */
 export interface Estimate {
@@ -97,4 +97,16 @@ export function meanOf(values: ArrayLike<number>): number {
   let sum = 0;
   for (let index = 0; index < values.length; index++) sum += values[index] as number;
   return sum / values.length;
+}
+
+/** Groups in the order in which their first members stand. */
+export function groupBy<T>(items: readonly T[], keyOf: (item: T) => string): T[][] {
+  const groups = new Map<string, T[]>();
+  for (const item of items) {
+    const key = keyOf(item);
+    const group = groups.get(key) ?? [];
+    group.push(item);
+    groups.set(key, group);
+  }
+  return [...groups.values()];
 }

@@ -29,12 +29,15 @@ export interface EvalSubject extends Subject {
  * @throws {UsageError} for a context that the model does not reach, or a device that cannot be looked into.
  */
 export async function openSubject(
-  values: Pick<EvalValues, "model" | "contexts" | "tokens" | "device" | "threads" | "weights" | "kv">,
+  values: Pick<EvalValues, "model" | "contexts" | "tokens" | "device" | "threads" | "weights" | "kv"> &
+    Partial<Pick<EvalValues, "lengths" | "continued" | "generated">>,
   summaryKinds: readonly SummaryKind[],
 ): Promise<EvalSubject> {
   const { path: folder, modelId, readEdgeFile } = await openModelFolder(values.model);
   const config = await readModelConfig(folder);
-  const longest = Math.max(...values.contexts) + values.tokens;
+  const { contexts, tokens, lengths = [], continued = [], generated = 0 } = values;
+  const read = [...contexts.map((each) => each + tokens), ...lengths, ...continued.map((each) => each + generated)];
+  const longest = Math.max(...read);
   if (longest > config.contextTokensMax) {
     const message = `--contexts: ${longest} tokens with the window are more than the model's context of`;
     throw new UsageError(`${message} ${config.contextTokensMax}`);
@@ -60,7 +63,8 @@ export async function openSubject(
     rowsMax: ROWS_MAX,
     observe: capture.observe,
   });
-  return { device, capture, modelId, runner, sequence: new Sequence(runner, contextTokens), ...words };
+  const sequence = new Sequence(runner, contextTokens);
+  return { device, capture, modelId, runner, sequence, logits: () => capture.logits, ...words };
 }
 
 /**

@@ -32,8 +32,17 @@ export function htmlTable<Row>(columns: Columns<Row>, rows: readonly Row[]): str
   return `<table>\n<thead>${head}</thead>\n<tbody>\n${body.join("\n")}\n</tbody></table>`;
 }
 
+/** A table of Markdown. */
+export function markdownTable<Row>(columns: Columns<Row>, rows: readonly Row[]): string {
+  const line = (cells: readonly (string | number)[]): string =>
+    `| ${cells.map((cell) => String(cell).replaceAll("|", "\\|")).join(" | ")} |`;
+  const head = [line(columns.map(([header]) => header)), line(columns.map(() => "---"))];
+  return [...head, ...rows.map((row) => line(columns.map(([, cell]) => cell(row))))].join("\n");
+}
+
 type FidelityRow = Figures["fidelity"][number];
 type TaskRow = Figures["tasks"][number];
+type ContinuationRow = Figures["continuations"][number];
 
 function bounds<Row>(name: string, of: (row: Row) => Estimate | undefined): Columns<Row> {
   return [
@@ -72,8 +81,25 @@ export const tasksCsv: Columns<TaskRow> = [
   ["cases", (row) => row.cases],
   ["right", (row) => row.right],
   ["dense_right", (row) => row.denseRight],
+  ["beyond_dense", (row) => row.beyondDense ?? ""],
   ...bounds<TaskRow>("difference", (row) => row.difference),
   ["bytes_share", (row) => row.bytesShare],
+];
+
+/** `continuations.csv`. */
+export const continuationsCsv: Columns<ContinuationRow> = [
+  ["selection", (row) => row.name],
+  ["budget_tokens", (row) => row.budgetTokens],
+  ["context_tokens", (row) => row.contextTokens],
+  ["cases", (row) => row.cases],
+  ["tokens", (row) => row.tokenCount],
+  ...bounds<ContinuationRow>("diverged_at", (row) => row.divergedAt),
+  ["diverged_at_median", (row) => row.divergedAtMedian ?? ""],
+  ...bounds<ContinuationRow>("same", (row) => row.same),
+  ...bounds<ContinuationRow>("agreement", (row) => row.agreement),
+  ...bounds<ContinuationRow>("divergence_nats", (row) => row.divergence),
+  ["bytes_share", (row) => row.bytesShare],
+  ["dense_fresh_share", (row) => row.freshShare],
 ];
 
 /** The terminal's table: one line per selection, budget and context. */

@@ -15,12 +15,14 @@ export interface TaskResult {
   /** Where in the passage the answer stands, 0 to 1; absent where it is not in one place. */
   depth?: number;
   denseRight: boolean;
+  /** Share of such questions that a toss of coins would answer. */
+  chance: number;
   /** Of the steps that read the question and answered, densely. */
   denseBytes: number;
   replies: { name: string; budgetTokens: number; isRight: boolean; bytes: number }[];
 }
 
-/** Asks the questions of a document under every candidate that has a plan, and densely. */
+/** Asks the questions of a document under every candidate, and densely. */
 export async function measureDocument(
   subject: EvalSubject,
   options: {
@@ -29,14 +31,11 @@ export async function measureDocument(
     id: string;
     passage: string;
     lengthTokens: number;
-    candidates: readonly Candidate[];
+    candidates: readonly (Candidate & { plan: SelectionPlan })[];
     signal: AbortSignal;
   },
 ): Promise<TaskResult[]> {
-  const { document, id, passage, lengthTokens, candidates, signal } = options;
-  const selections = candidates.filter(
-    (each): each is Candidate & { plan: SelectionPlan } => typeof each.plan === "object",
-  );
+  const { document, id, passage, lengthTokens, candidates: selections, signal } = options;
   const plans: TurnPlan[] = [{ plan: { kind: "dense" } }, ...selections];
   const answers = await askDocument(subject, { document, passage, plans, signal });
   const bytes = ({ traffic }: Reply): number => traffic.kvBytes + traffic.metadataBytes;
@@ -49,6 +48,7 @@ export async function measureDocument(
       document: id,
       ...(depth === undefined ? {} : { depth }),
       denseRight: dense.isRight,
+      chance: chanceOf(question),
       denseBytes: bytes(dense),
       replies: replies.map((reply, place) => {
         const { name, budgetTokens } = selections[place] as Candidate;
@@ -70,6 +70,13 @@ export function passagesOf(
 ): string[] {
   const count = (text: string): number => tokenizer.encode(text).length;
   return asked.map((each) => passageOf(each, sentences, { tokens: lengthTokens, sentenceTokens, count }));
+}
+
+/** A reply to `absent` says that it is not there, or something else; other free text is never right by chance. */
+function chanceOf({ kind, turns }: RecallCase): number {
+  const { choices } = turns.at(-1) ?? {};
+  if (choices !== undefined) return 1 / choices.length;
+  return kind === "absent" ? 0.5 : 0;
 }
 
 function depthOf({ items, turns }: RecallCase): number | undefined {

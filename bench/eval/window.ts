@@ -1,6 +1,7 @@
 /** One window: some tokens of a text behind a context, read under every selection, one after the other and from the same KV. */
 import { setImmediate } from "node:timers/promises";
 import type { SelectionPlan, SliceTraffic } from "../../kernels/contract.ts";
+import { best, divergenceOf, logSoftmax } from "../distribution.ts";
 import type { Random } from "../random.ts";
 import type { Sequence } from "../recall/sequence.ts";
 import type { Capture } from "./capture.ts";
@@ -100,8 +101,8 @@ async function readDense(options: Parameters<typeof measureWindow>[0]) {
   return { rows, logits, stepMs, denseBytes: denseBytes / rows.length };
 }
 
-/** Steps of a CPU device never leave the microtask queue: without this a Ctrl-C would not be heard before the end. */
-async function pause(signal: AbortSignal): Promise<void> {
+/** Lets the event loop turn: steps of a CPU device never leave the microtask queue, and a Ctrl-C would not be heard before the end. */
+export async function pause(signal: AbortSignal): Promise<void> {
   await setImmediate();
   signal.throwIfAborted();
 }
@@ -151,28 +152,6 @@ function compareText(read: TextRead, dense: readonly Float32Array[], ids: readon
     kvBytes: read.traffic.kvBytes / rows.length,
     metadataBytes: read.traffic.metadataBytes / rows.length,
   };
-}
-
-/** KL(theirs, ours) of log probabilities, in nats; rounding never makes it negative. */
-export function divergenceOf(theirs: Float64Array, ours: Float64Array): number {
-  let divergence = 0;
-  for (let id = 0; id < theirs.length; id++) {
-    const logp = theirs[id] as number;
-    divergence += Math.exp(logp) * (logp - (ours[id] as number));
-  }
-  return Math.max(0, divergence);
-}
-
-/** Log probabilities of raw logits. */
-export function logSoftmax(logits: Float32Array): Float64Array {
-  const max = logits.reduce((a, b) => Math.max(a, b), Number.NEGATIVE_INFINITY);
-  const sum = logits.reduce((total, value) => total + Math.exp(value - max), 0);
-  return Float64Array.from(logits, (value) => value - max - Math.log(sum));
-}
-
-/** Index of the largest value, the first of equals. */
-export function best(values: Float64Array): number {
-  return values.reduce((top, value, index) => (value > (values[top] as number) ? index : top), 0);
 }
 
 function meanFidelity(rows: readonly RowFidelity[]): RowFidelity {

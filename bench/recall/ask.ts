@@ -1,8 +1,10 @@
 /** Asks a model about a document: the passage is read densely, once; each plan then reads each question and answers it. */
 import { BLOCK_TOKENS, type SliceTraffic } from "../../kernels/contract.ts";
 import type { ModelRunner } from "../../models/contract.ts";
+import { assert } from "../../protocol/assert.ts";
 import type { ChatMessage, ChatTemplate, Tokenizer } from "../../tokenizer/contract.ts";
-import { casesOf, isRight, type RecallCase, type RecallDocument, userMessage } from "./cases.ts";
+import { logSoftmax } from "../distribution.ts";
+import { type CaseTurn, casesOf, isRight, type RecallCase, type RecallDocument, userMessage } from "./cases.ts";
 import type { Sequence, TurnPlan } from "./sequence.ts";
 
 /** Longest reply; a longer one is cut. */
@@ -16,6 +18,8 @@ export interface Subject {
   sequence: Sequence;
   tokenizer: Tokenizer;
   template: ChatTemplate;
+  /** Raw logits of the row that was sampled last. */
+  logits(): Float32Array;
 }
 
 /** What came of one plan. */
@@ -110,6 +114,11 @@ export async function converse(
   let reply = "";
   for (let turn = 0; turn < question.turns.length; turn++) {
     messages.push(userMessage(question, turn, passage));
+    const { choices } = question.turns[turn] as CaseTurn;
+    if (choices !== undefined) {
+      assert(question.turns.length === 1, "an answer is chosen in a conversation of one turn");
+      return await likeliest(subject, { ...how, turn: question.turns[0] as CaseTurn, choices, prompt, signal });
+    }
     const ids = await sequence.answer(prompt, { ...how, tokensMax: REPLY_TOKENS_MAX, endIds, signal });
     const ended = endIds.includes(ids.at(-1) as number);
     reply = tokenizer.decode(ended ? ids.slice(0, -1) : ids);
@@ -122,6 +131,30 @@ export async function converse(
     prompt = [...(ended ? [] : ids.slice(-1)), ...tokenizer.encode(following, { special: true })];
   }
   return reply;
+}
+
+/** The words of a turn's `choices` that the model, having begun the answer, holds for likeliest; the first of equals. */
+async function likeliest(
+  subject: Subject,
+  options: TurnPlan & { turn: CaseTurn; choices: readonly string[]; prompt: readonly number[]; signal: AbortSignal },
+): Promise<string> {
+  const { turn, choices, prompt, signal, ...how } = options;
+  const { sequence, tokenizer } = subject;
+  const start = sequence.length;
+  const begun = [...prompt, ...tokenizer.encode(turn.answer.split(` ${turn.expect[0]}`)[0] as string)];
+  const scores: number[] = [];
+  for (const choice of choices) {
+    sequence.rewind(start);
+    const ids = tokenizer.encode(` ${choice}`);
+    await sequence.answer(begun, { ...how, tokensMax: 1, endIds: [], signal });
+    let score = 0;
+    for (const [place, id] of ids.entries()) {
+      if (place > 0) await sequence.advance(ids[place - 1] as number, how.plan);
+      score += logSoftmax(subject.logits())[id] as number;
+    }
+    scores.push(score);
+  }
+  return choices[scores.indexOf(Math.max(...scores))] as string;
 }
 
 function encodePrompt(

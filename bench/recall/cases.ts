@@ -12,6 +12,8 @@ export interface CaseTurn {
   answer: string;
   /** A right reply holds these texts, one behind the other; empty for small talk. */
   expect: string[];
+  /** The reply is the likeliest of these words in the place of `expect[0]` in `answer`, whose beginning is given; absent: what the model says. */
+  choices?: string[];
 }
 
 /** What a passage is made of; it has no length of its own. */

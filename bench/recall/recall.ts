@@ -85,6 +85,7 @@ export async function openSubject(
     ...(values.threads === undefined ? {} : { threads: values.threads }),
   });
   const contextTokens = Math.min(longest + repliesTokensMax, config.contextTokensMax);
+  let logits: Float32Array = new Float32Array(0);
   const summaryKinds = values.policy.flatMap((name) => policyNamed(name).summary ?? []);
   const runner = await openModel({
     folder,
@@ -96,8 +97,12 @@ export async function openSubject(
       ...poolCounts({ layerCount: config.layerCount, contextTokens, rowsMax }),
     },
     rowsMax,
+    observe: ({ stage, values: seen }) => {
+      if (stage === "logits") logits = seen;
+    },
   });
-  return { device, subject: { runner, sequence: new Sequence(runner, contextTokens), ...words } satisfies Subject };
+  const sequence = new Sequence(runner, contextTokens);
+  return { device, subject: { runner, sequence, logits: () => logits, ...words } satisfies Subject };
 }
 
 /** Counts of each policy over `asked`; undefined if the run was stopped before the last case. */

@@ -126,10 +126,13 @@ export class Sequence {
     return reply;
   }
 
-  /** One step over one token under `plan`; its logits are sampled greedily and given to the runner's observer. */
-  async advance(id: number, plan: SelectionPlan): Promise<number> {
+  /**
+   * One step over one token under `plan`; its logits are sampled greedily and given to the runner's observer. `choice`: what it attends to, as
+   * `StepSlice.choice`, in the place of what a page plan would choose.
+   */
+  async advance(id: number, plan: SelectionPlan, choice?: Uint8Array): Promise<number> {
     const position = this.#length;
-    const run = this.#runs.fieldsAt(position, plan);
+    const run = choice === undefined ? this.#runs.fieldsAt(position, plan) : { voters: "first" as const, choice };
     return this.#step([id], { plan, groupTokens: GROUP_TOKENS, isSampled: true, run });
   }
 

@@ -17,12 +17,33 @@ const FILES = { judge: "weights/house/eval-documents.jsonl.gz", choose: "weights
 const signal = new AbortController().signal;
 
 describe.each([
-  [FILES.judge, 1000],
-  [FILES.choose, 320],
-])("the documents of %s", (path, least) => {
+  [FILES.judge, 1000, 10],
+  [FILES.choose, 320, 9],
+])("the documents of %s", (path, least, kindCount) => {
   let file: CaseFile;
   beforeAll(async () => {
     file = await readCases(path);
+  });
+
+  it("tell the frequent value of a name more often than any other, each that can be chosen at least once", () => {
+    for (const { items, questions } of file.documents.filter(({ kind }) => kind === "frequent")) {
+      const told = items.map(({ text }) => text).join("");
+      for (const [turn] of questions) {
+        const { ask, expect: wanted, choices = [] } = turn as NonNullable<typeof turn>;
+        const [, attribute, name] = /^What is the ([a-z]+) of ([A-Z][a-z]+) most often\?$/.exec(ask) ?? [];
+        const values = [...told.matchAll(new RegExp(` The ${attribute} of ${name} is ([a-z]+)\\.`, "g"))].map(
+          ([, value]) => value,
+        );
+        const counts = new Map<string | undefined, number>();
+        for (const value of values) counts.set(value, (counts.get(value) ?? 0) + 1);
+        expect([...counts.keys()].sort()).toEqual([...choices].sort());
+        const [most, second] = [...counts].sort(([, a], [, b]) => b - a);
+        expect([most?.[0]]).toEqual(wanted);
+        expect(most?.[1]).toBeGreaterThan(second?.[1] ?? 0);
+        // No other name's value of the attribute is counted with it.
+        expect(values.length).toBe(12);
+      }
+    }
   });
 
   it("hold what is asked for, once, and nothing of what is absent", () => {
@@ -40,11 +61,11 @@ describe.each([
         expect(turns.length).toBe(kind === "second-turn" ? 4 : 1);
       }
     }
-    const rare = ["multi-value", "quote"];
+    const rare = ["multi-value", "quote", "frequent"];
     for (const kind of kindsOf(file.documents)) {
       expect(counts.get(kind)).toBeGreaterThanOrEqual(rare.includes(kind) ? 200 : least);
     }
-    expect(counts.size).toBe(9);
+    expect(counts.size).toBe(kindCount);
     expect(file.sentences.length).toBeGreaterThan(5_000);
   });
 });
@@ -102,6 +123,39 @@ describe("questions about one document", { timeout: 60_000 }, () => {
       expect(dense?.isRight).toBe(true);
       expect(quest?.traffic.kvBytes).toBeLessThan(0.5 * (dense?.traffic.kvBytes ?? 0));
     }
+  });
+
+  it("are answered with the word of several that the begun answer makes likeliest, where there is a choice", async () => {
+    const choices = ["red", "platinum", "green"];
+    const ask = "What is the colour of Badoru most often?";
+    const [answer, wanted] = ["The colour of Badoru is green.", ["green"]];
+    const turn = { ask, answer, expect: wanted, choices };
+    const own = { kind: "frequent", intro: "", start: 0, items: [], questions: [[turn]] };
+    const told = [" The colour of Badoru is green.", " The colour of Mikolo is red.", " The colour of Badoru is red."];
+    const text = `${passage}${told.join("")}${told[0]}`;
+    const [replies = []] = await askDocument(subject, { document: own, passage: text, plans, signal });
+    const { tokenizer, template, sequence, capture } = subject;
+    for (const [index, { plan }] of plans.entries()) {
+      const prompt = template.render([{ role: "user", content: `${text} ${ask}` }], { addGenerationPrompt: true });
+      const ids = tokenizer.encode(`${prompt}The colour of Badoru is`, { special: true });
+      const kept = Math.floor((ids.length - 48) / 64) * 64;
+      const scores: number[] = [];
+      for (const choice of choices) {
+        sequence.rewind(0);
+        await sequence.read(ids.slice(0, kept), signal);
+        await sequence.answer(ids.slice(kept), { plan, tokensMax: 1, endIds: [], signal });
+        let probability = 1;
+        for (const id of tokenizer.encode(` ${choice}`)) {
+          const weights = Array.from(capture.logits, (logit) => Math.exp(logit - 20));
+          probability *= (weights[id] as number) / weights.reduce((a, b) => a + b, 0);
+          await sequence.advance(id, plan);
+        }
+        scores.push(probability);
+      }
+      const likeliest = choices[scores.indexOf(Math.max(...scores))];
+      expect(replies[index]?.text).toBe(likeliest);
+    }
+    expect(replies[0]).toMatchObject({ text: "green", isRight: true });
   });
 
   it("are read in groups as an engine would: borders are places in the text, sixteen rows or what group() says", () => {

@@ -88,7 +88,8 @@ describe("a calibration that promises answers", () => {
     });
     const right = pairs.filter(({ ours }) => ours).length;
     const place = { kind, lengthTokens: 8192, name: "quest", budgetTokens, cases: 200, bytesShare: 0.1 };
-    return { ...place, right, denseRight: dense, pairs, difference: pairedDifference(pairs) };
+    const beyond = dense < 100 ? { beyondDense: "below half" as const } : {};
+    return { ...place, ...beyond, right, denseRight: dense, pairs, difference: pairedDifference(pairs) };
   };
   const fidelity = [256, 512, 1024].map((budgetTokens) =>
     figure({ contextTokens: 8192, budgetTokens, divergence: 0.02, stepMs: 1 }),

@@ -10,7 +10,8 @@ import { runBench } from "../run-bench.ts";
 
 const SMALL = [
   ...["--contexts", "256,512", "--budgets", "128,320", "--documents", "2", "--tokens", "3", "--threads", "1"],
-  ...["--cases", "2", "--kinds", "code", "--policies", "quest,streaming,quest+scope(layer)"],
+  ...["--cases", "2", "--kinds", "code", "--policies", "quest,streaming,quest+scope(layer)", "--bytes-max", "1"],
+  ...["--continuations", "3", "--generated", "4"],
 ];
 
 const run = (folder: string, ...more: string[]) => runBench(["eval", ...SMALL, "--out", folder, ...more]);
@@ -42,6 +43,7 @@ describe("npm run eval", { timeout: 120_000 }, () => {
       expect(idle).toMatchObject({ metadataBytes: 0, pagesShare: 1, mass: { mean: 1 }, outputError: { mean: 0 } });
       expect(idle?.text).toMatchObject({ divergence: { mean: 0 }, topAgreement: { mean: 1 } });
       expect(figures.tasks.map(({ cases }) => cases)).toEqual(Array(12).fill(2));
+      expect(figures.continuations.map(({ cases }) => cases)).toEqual(Array(12).fill(3));
 
       const csv = (await readFile(join(one, "fidelity.csv"), "utf8")).trimEnd().split("\n");
       expect(csv.length).toBe(21);
@@ -63,13 +65,71 @@ describe("npm run eval", { timeout: 120_000 }, () => {
     });
   });
 
+  it("asks nothing of selections that read too many of dense's bytes, and has a grid of its own for questions and long generations", async () => {
+    await withTempFolder(async (folder) => {
+      const few = [
+        "--contexts",
+        "256",
+        "--lengths",
+        "256,320",
+        "--continued",
+        "512",
+        "--budgets",
+        "128,320",
+        "--policies",
+        "streaming",
+      ];
+      const small = [
+        "--documents",
+        "1",
+        "--tokens",
+        "1",
+        "--cases",
+        "1",
+        "--kinds",
+        "code",
+        "--continuations",
+        "1",
+        "--generated",
+        "2",
+      ];
+      expect(await runBench(["eval", ...few, ...small, "--threads", "1", "--out", folder])).toMatchObject({ code: 0 });
+      const { tasks, continuations } = await figuresIn(folder);
+      // Behind 256 tokens a budget of 320 is dense. No window stands behind the other two.
+      expect(tasks.map(({ lengthTokens, budgetTokens }) => [lengthTokens, budgetTokens])).toEqual([
+        ...[
+          [256, 128],
+          [320, 128],
+          [320, 320],
+        ],
+      ]);
+      expect(continuations.map(({ contextTokens, budgetTokens }) => [contextTokens, budgetTokens])).toEqual([
+        ...[
+          [512, 128],
+          [512, 320],
+        ],
+      ]);
+    });
+  });
+
   it("judges as auto what the calibration beside the model names, without one the default", async () => {
     await withTempFolder(async (folder) => {
       const model = join(folder, "house-0");
       await cp("weights/house-0", model, { recursive: true });
       const few = ["--contexts", "256", "--budgets", "128", "--documents", "1", "--tokens", "1", "--cases", "0"];
       const judged = async (out: string) => {
-        const names = ["--threads", "1", "--policies", "quest,auto", "--model", model, "--out", join(folder, out)];
+        const names = [
+          "--threads",
+          "1",
+          "--continuations",
+          "0",
+          "--policies",
+          "quest,auto",
+          "--model",
+          model,
+          "--out",
+          join(folder, out),
+        ];
         expect(await runBench(["eval", ...few, ...names])).toMatchObject({ code: 0 });
         return (await figuresIn(join(folder, out))).fidelity.map(({ name }) => name);
       };
@@ -83,7 +143,7 @@ describe("npm run eval", { timeout: 120_000 }, () => {
   it("stops when it is told to, reports what it has, and goes on there", async () => {
     await withTempFolder(async (folder) => {
       const signals = new EventEmitter();
-      const args = [...SMALL, "--cases", "40", "--out", folder];
+      const args = [...SMALL, "--cases", "40", "--continuations", "0", "--out", folder];
       const code = await main(["eval", ...args], {
         ...{ env: {}, signals, out: () => undefined },
         // All windows are done: progress is said of the last, however long they took. A signal comes as a timer does, between turns of the event loop.

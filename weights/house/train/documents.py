@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Makes documents for evaluation: many facts of a kind stand in one passage, and each is asked for, so that a passage is read once for many questions.
 
-Usage: documents.py FOLDER CASES.jsonl.gz OUT.jsonl.gz [--questions 1000 | --questions KIND=COUNT,...] [--first 0] [--phrasings late]   (FOLDER as for cases.py)
+Usage: documents.py FOLDER CASES.jsonl.gz OUT.jsonl.gz [--questions 1000 | KIND=COUNT,... | 1000,KIND=COUNT,...] [--first 0] [--phrasings late]   (FOLDER as for cases.py)
 
---questions: of each kind, or of the kinds named only. --first: another number makes other documents. --phrasings: those of the evaluation (held), of the looks at a training run (dev), or of
+--questions: of each kind of cases.py, of the kinds named only, or of both (`frequent` is asked where it is named). --first: another number makes other documents. --phrasings: those of the evaluation (held), of the looks at a training run (dev), or of
 fresh_phrasings.py (fresh) or late_phrasings.py (late), which training has not seen. Sentences are those of CASES, in the same folder as OUT: line 1 is `{"sentencesOf": name}`. Every further line is a document:
-as a case of cases.py, with `questions`, each a list of turns, in the place of `turns`. The last turn of a question counts.
+as a case of cases.py, with `questions`, each a list of turns, in the place of `turns`. The last turn of a question counts. Where it has `choices`, the
+answer is chosen: the likeliest of these words at its place in the answer, and `expect` is the right one.
 """
 import argparse
 import os
@@ -24,10 +25,15 @@ from prompts import read_cases
 FACTS_PER_DOCUMENT = 16
 # What the house model cannot do is asked less often: enough to say so.
 QUESTIONS_MAX = {"multi-value": 200, "quote": 200}
+# Kinds of cases.py first: a document's seed has its kind's place in it.
+KINDS = (*cases.KINDS, "frequent")
+# How often each value of a name is told: as the word frequencies of a text, one over the rank.
+FREQUENT_COUNTS, FREQUENT_NAMES = (6, 3, 2, 1), 12
 
 
 def as_turn(question):
-    return {"ask": question.ask, "answer": question.answer, "expect": question.expect}
+    turn = {"ask": question.ask, "answer": question.answer, "expect": question.expect}
+    return turn if question.choices is None else {**turn, "choices": question.choices}
 
 
 def code(random, names, _pairs):
@@ -86,6 +92,18 @@ def absent(random, names, _pairs):
     return topic
 
 
+def frequent(random, names, _pairs):
+    """Names with several values, one told most often. Told and asked as plainly as codes are: what is asked for is the counting."""
+    topic = topics.Topic()
+    for _ in range(FREQUENT_NAMES):
+        attribute, name = words.draw(random, words.WORD_ATTRIBUTES), topics.spell(names.fresh())
+        values = [words.VALUES[attribute][i] for i in random.permutation(len(words.VALUES[attribute]))[: len(FREQUENT_COUNTS)]]
+        topic.items += [f" The {attribute} of {name} is {value}." for value, count in zip(values, FREQUENT_COUNTS) for _ in range(count)]
+        ask, answer = f"What is the {attribute} of {name} most often?", f"The {attribute} of {name} is {values[0]}."
+        topic.questions.append(topics.Question("frequent", ask, answer, values[:1], [values[i] for i in random.permutation(len(values))]))
+    return topic
+
+
 def joined(parts):
     topic = topics.Topic()
     for part in parts:
@@ -95,7 +113,7 @@ def joined(parts):
 
 
 TOPICS = {"code": code, "single": single, "multi-key": multi_key, "multi-value": multi_value, "table": table, "variable": variable, "quote": quote,
-          "absent": absent, "second-turn": single}
+          "absent": absent, "second-turn": single, "frequent": frequent}
 
 
 def conversation(random, kind, questions, index):
@@ -111,7 +129,7 @@ def conversation(random, kind, questions, index):
 
 def make_document(seed, kind, books, decode, sentence_count, split):
     # The last number keeps documents apart from cases of the same seed.
-    random = np.random.default_rng([seed, cases.KINDS.index(kind), 1])
+    random = np.random.default_rng([seed, KINDS.index(kind), 1])
     names = topics.Names(random, split)
     pairs = [[decode(ids) for ids in books.sentence_pair(random)] for _ in range(6)]
     topic = TOPICS[kind](random, names, pairs)
@@ -137,13 +155,14 @@ def make_documents(kind, first, questions, *rest):
 
 
 def question_counts(text):
-    """`1000`: of every kind; `single=2000,table=320`: of these."""
-    if text.isdigit():
-        return {kind: int(text) for kind in cases.KINDS}
-    counts = dict(part.split("=") for part in text.split(","))
-    if not set(counts) <= set(cases.KINDS):
-        raise argparse.ArgumentTypeError(f"kinds are {', '.join(cases.KINDS)}")
-    return {kind: int(count) for kind, count in counts.items()}
+    """`1000`: of every kind of cases.py; `single=2000,table=320`: of these; `1000,frequent=200`: both."""
+    counts = {}
+    for part in text.split(","):
+        kind, _, count = part.rpartition("=")
+        counts |= {each: int(count) for each in ([kind] if kind else cases.KINDS)}
+    if not set(counts) <= set(KINDS):
+        raise argparse.ArgumentTypeError(f"kinds are {', '.join(KINDS)}")
+    return counts
 
 
 def main():

@@ -30,12 +30,13 @@ from words import (
 
 @dataclass
 class Question:
-    """`expect`: texts that a right answer holds, in this order."""
+    """`expect`: texts that a right answer holds, in this order; `choices`: words of which the answer is one, where it is to be chosen."""
 
     kind: str
     ask: str
     answer: str
     expect: list[str]
+    choices: list[str] | None = None
 
 
 @dataclass
