@@ -1,5 +1,6 @@
 /** What of a stored session a log that was cut, went on, or became another one still finds; answers are held against a cold engine. */
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
+import { BlockFetcher } from "../../../engine/kv/block-fetcher.ts";
 import type { SelectionRequest } from "../../../protocol/generate.ts";
 import { idsToBytes } from "../../../protocol/ids.ts";
 import type { PageStore } from "../../../storage/contract.ts";
@@ -193,5 +194,30 @@ describe("another tenant", () => {
       expect(owner.usage.cachedTokens).toBe(session.ids.length);
       expect(owner.ids).toEqual(stranger.ids);
     }
+  });
+});
+
+describe("a first burst of which more than one read fails", () => {
+  it("is written down, and the turn reads what its queries choose: no failure is left for nobody, which would end the process", async () => {
+    const { store, session } = await stored(QUEST, 64);
+    const prompt = randomIds(3, 40);
+    const expected = await cold(session, prompt);
+    const engine = await open(store);
+    const { fetch } = BlockFetcher.prototype;
+    const reads = vi.spyOn(BlockFetcher.prototype, "fetch");
+    reads.mockImplementation(async function (this: BlockFetcher, ...asked) {
+      const at = reads.mock.calls.length;
+      if (at !== 2 && at !== 3) return await fetch.apply(this, asked);
+      await new Promise((resolve) => setImmediate(resolve));
+      throw new Error(`a mistake in read ${at}`);
+    });
+    const found = await session.fork("s").turn(engine, prompt, { topLogprobs: 0 });
+    expect(reads.mock.calls[2]?.[1]).toBe("fill");
+    reads.mockRestore();
+    expect(found.logprobs).toEqual(expected.logprobs);
+    expect(engine.logged).toContainEqual({
+      event: "attach.burst-failed",
+      fields: { requestId: expect.any(String), error: "Error: a mistake in read 2" },
+    });
   });
 });
