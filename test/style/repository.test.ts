@@ -1,6 +1,7 @@
 import { beforeAll, describe, expect, it } from "vitest";
 import { checkCircles } from "./circles.ts";
 import { checkBarrel, checkImports } from "./import-rule.ts";
+import { checkLinks } from "./links.ts";
 import { type ParsedFile, parseFile } from "./parse.ts";
 import { checkDocstrings, checkGlobals, checkLength, checkName, checkNotes } from "./rules.ts";
 import { describeViolations, isScript, listPaths, readSourceFiles, type SourceFile } from "./source-tree.ts";
@@ -42,6 +43,13 @@ describe("the repository", () => {
 
   it("leaves no notes about unfinished work", () => {
     expect(describeViolations(files.flatMap(checkNotes))).toBe("");
+  });
+
+  it("has documents whose links lead somewhere", () => {
+    const documents = files.filter(({ path }) => path.endsWith(".md"));
+    const texts = new Map(documents.map(({ path, text }) => [path, text]));
+    const paths = new Set(listPaths());
+    expect(describeViolations(documents.flatMap((one) => checkLinks(one, paths, texts)))).toBe("");
   });
 
   it("has a docstring on every export", () => {

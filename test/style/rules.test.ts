@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { checkCircles } from "./circles.ts";
 import { checkBarrel, checkImports } from "./import-rule.ts";
+import { checkLinks } from "./links.ts";
 import { parseFile } from "./parse.ts";
 import { checkDocstrings, checkGlobals, checkLength, checkName, checkNotes } from "./rules.ts";
 import { lineAt } from "./source-tree.ts";
@@ -75,6 +76,32 @@ describe("the circle rule", () => {
       "c.ts": `export type { B } from "./b.ts"; export const c = "./a.ts";`,
     };
     expect(circles(files)).toEqual([]);
+  });
+});
+
+describe("the link rule", () => {
+  const other = "# Other\n\n## What it does: load, memory\n\n```sh\n# no heading\n```\n";
+  const documents = new Map([["docs/other.md", other]]);
+  const links = (text: string) =>
+    checkLinks(
+      { path: "docs/a.md", text },
+      new Set(["docs/a.md", "docs/other.md", "docs/plot.png", "README.md"]),
+      documents,
+    );
+
+  it("refuses a file or a heading that is not there, and says where", () => {
+    const text = "# A\n\nSee [b](b.md), [o](other.md#no-heading)\nand [up](../docs/none/other.md).\n";
+    expect(links(text).map(({ line, message }) => [line, message])).toEqual([
+      [3, "docs/b.md is not there"],
+      [3, "docs/other.md has no heading #no-heading"],
+      [4, "docs/none/other.md is not there"],
+    ]);
+  });
+
+  it("accepts files, headings, other sites, and what stands in code", () => {
+    const text =
+      "[o](other.md#what-it-does-load-memory) ![p](plot.png) [r](../README.md) [w](https://example.org/x#y)\n\n```md\n[b](b.md)\n```\n";
+    expect(links(text)).toEqual([]);
   });
 });
 
