@@ -15,13 +15,19 @@ export interface BlockMemory {
   host?: HostTier;
 }
 
-/** What a sequence sets aside whose context is larger than the pool. */
+/** An amount of each kind of memory. */
 export interface Reservation {
   /** Of one layer each. */
   deviceBlocks: number;
   summarySlots: number;
   /** For what must leave the device before the store has it. */
   hostBytes: number;
+}
+
+/** What a sequence sets aside whose context is larger than the pool, and the steps that this is enough for. */
+export interface WorkingSet extends Reservation {
+  /** Query groups of one step at most, and its rows `LIMITS.looseRowsMax`. */
+  groupsMax: number;
 }
 
 /** Reservations of one block cache. */

@@ -1,7 +1,24 @@
 import type { StepSlice } from "../../kernels/contract.ts";
 import type { BlockLayer } from "../kv/block-fetcher.ts";
 import type { LogicalBlock } from "../kv/logical-block.ts";
-import type { PendingChoice } from "./runs.ts";
+
+/** What the row at `position` chose for those behind it. */
+export interface RunChoice {
+  position: number;
+  /** As `StepReadback.choices`. */
+  bytes: Uint8Array;
+}
+
+/** Choices of a slice that is asked for its last run's, as they come in: a step that was void goes on from some layer. */
+export interface PendingChoice {
+  /** First row of the slice's last run. */
+  position: number;
+  bytes: Uint8Array | undefined;
+  /** Layers before it are known. */
+  layer: number;
+  /** Every layer has chosen: where nothing is sampled, the last one does not. */
+  isWhole: boolean;
+}
 
 /** Rows `[from, to)` of a sequence, with the memory they are written to. */
 export interface PlannedSlice {

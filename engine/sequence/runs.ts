@@ -7,24 +7,6 @@ import type { SequenceResult } from "../../models/contract.ts";
 import type { PlannedSlice } from "./planned-slice.ts";
 import type { Sequence } from "./sequence.ts";
 
-/** What the row at `position` chose for those behind it. */
-export interface RunChoice {
-  position: number;
-  /** As `StepReadback.choices`. */
-  bytes: Uint8Array;
-}
-
-/** Choices of a slice that is asked for its last run's, as they come in: a step that was void goes on from some layer. */
-export interface PendingChoice {
-  /** First row of the slice's last run. */
-  position: number;
-  bytes: Uint8Array | undefined;
-  /** Layers before it are known. */
-  layer: number;
-  /** Every layer has chosen: where nothing is sampled, the last one does not. */
-  isWhole: boolean;
-}
-
 /** The row that chooses for `position`, which is selected under a policy with runs. */
 export function runStart(sequence: Sequence, position: number, run: number): number {
   return Math.max(sequence.spans.stretch(position).start, position - (position % run));

@@ -23,12 +23,11 @@ import { CHAIN_ROOT, extendChain } from "../kv/chain.ts";
 import type { LogicalBlock } from "../kv/logical-block.ts";
 import type { OpenBlock, OpenBlocks } from "../kv/open-blocks.ts";
 import { DENSE, formatHow, SpanList } from "../kv/provenance.ts";
+import type { WorkingSet } from "../kv/reservations.ts";
 import { type Way, Ways } from "../kv/way.ts";
 import type { ReserveMode } from "../settings.ts";
 import { BlockHeat } from "./block-heat.ts";
-import type { PlannedSlice } from "./planned-slice.ts";
-import type { RunChoice } from "./runs.ts";
-import type { WorkingSet } from "./working-set.ts";
+import type { PlannedSlice, RunChoice } from "./planned-slice.ts";
 
 /** Receives what a request produces. Calls come in order; exactly one of `done` and `failed` ends them. */
 export interface SequenceSink {

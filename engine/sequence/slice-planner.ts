@@ -15,8 +15,8 @@ import type { BlockCache } from "../kv/block-cache.ts";
 import { isScoredBy, type LogicalBlock } from "../kv/logical-block.ts";
 import type { OpenBlocks } from "../kv/open-blocks.ts";
 import { groupStarts } from "../kv/provenance.ts";
-import type { PlannedSlice } from "./planned-slice.ts";
-import { firstRow, keepChoice, type PendingChoice, runStart } from "./runs.ts";
+import type { PendingChoice, PlannedSlice } from "./planned-slice.ts";
+import { firstRow, keepChoice, runStart } from "./runs.ts";
 import type { Sequence } from "./sequence.ts";
 
 const NO_DRAFT = new Uint32Array(0);

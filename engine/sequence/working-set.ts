@@ -10,7 +10,7 @@ import { QuireError } from "../../protocol/errors.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import type { BlockCache } from "../kv/block-cache.ts";
 import { type How, parseHow } from "../kv/provenance.ts";
-import type { Reservation } from "../kv/reservations.ts";
+import type { Reservation, WorkingSet } from "../kv/reservations.ts";
 import type { PlannedSlice } from "./planned-slice.ts";
 import type { Sequence } from "./sequence.ts";
 import { missedBlocks } from "./traffic.ts";
@@ -19,12 +19,6 @@ import { missedBlocks } from "./traffic.ts";
 const GROUP_COUNTS = [LIMITS.looseRowsMax, LIMITS.looseRowsMax / 16, 1] as const;
 /** More groups than one must leave this share of the pool to other sequences. */
 const LEFT_SHARE = 1 / 2;
-
-/** What a sequence sets aside, and the steps that this is enough for. */
-export interface WorkingSet extends Reservation {
-  /** Query groups of one step at most, and its rows {@link LIMITS.looseRowsMax}. */
-  groupsMax: number;
-}
 
 /** What the sizes of a working set follow from. */
 export interface PoolShape {
