@@ -103,6 +103,11 @@ export const LIMITS = {
   sessionIdleMsMax: 30 * 24 * 3_600_000,
   /** Events of a turn that may wait for a slow client before reading from the engine pauses. */
   turnBufferBytesMax: 4 * 1024 * 1024,
+  /** What all turns of an isolate may so hold together, of its 128 MiB, and what each may while it is more. */
+  streamMemoryBytesMax: 24 * 1024 * 1024,
+  turnBufferTightBytes: 64 * 1024,
+  /** Events that are written to a client at once. */
+  streamWriteBytesMax: 16 * 1024,
   /** A resumable turn runs on without a listener for this long, and only while all it said fits into the next two limits. */
   resumableMsMax: 60_000,
   /** What of a resumable turn is kept for clients that come back. */

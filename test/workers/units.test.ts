@@ -153,9 +153,9 @@ describe("TurnStream", () => {
     });
     const reader = (readable as ReadableStream<Uint8Array>).getReader();
     let byteCount = 0;
-    // The last read may be of a heartbeat: there is nothing else left.
     while (!hasRoom) byteCount += (await reader.read()).value?.byteLength ?? 0;
-    expect(byteCount).toBeGreaterThan(6 * text.length);
+    // Two bytes a letter: of the six, one was on its way, and two are more than may wait.
+    expect(byteCount).toBeGreaterThan(4 * text.length);
     await reader.cancel();
     await until(() => {
       stream.send({ type: "begin", choice: 0 });

@@ -77,6 +77,18 @@ export class ReplayBuffer {
     return this.#events.slice(this.#indexOf(from));
   }
 
+  /**
+   * The first events from number `from` on, at most about `bytesMax` of them but one at least where there is one.
+   * @returns with them the number of the event behind them, and their bytes
+   */
+  next(from: number, bytesMax: number): { events: readonly NumberedEvent[]; end: number; bytes: number } {
+    const begin = this.#indexOf(from);
+    let [index, bytes] = [begin, 0];
+    while (index < this.#events.length && bytes < bytesMax) bytes += this.#events[index++]?.bytes ?? 0;
+    const events = this.#events.slice(begin, index);
+    return { events, end: (events.at(-1)?.number ?? from - 1) + 1, bytes };
+  }
+
   /** What {@link since} would give, in bytes. */
   bytesSince(from: number): number {
     let bytes = 0;
@@ -106,10 +118,14 @@ export class ReplayBuffer {
     this.dropBefore(before);
   }
 
-  /** Index of the first event whose number is at least `number`; looked for from the end, where listeners are. */
+  /** Index of the first event whose number is at least `number`. */
   #indexOf(number: number): number {
-    let index = this.#events.length;
-    while (index > 0 && (this.#events[index - 1]?.number ?? 0) >= number) index -= 1;
-    return index;
+    let [low, high] = [0, this.#events.length];
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if ((this.#events[middle]?.number ?? 0) < number) low = middle + 1;
+      else high = middle;
+    }
+    return low;
   }
 }

@@ -1,4 +1,4 @@
-/** What a session remembers of its last turn's stream: in memory while the object lives, in SQLite once a resumable turn has ended. */
+/** What a session remembers of its last turn's stream: in memory while it runs or is read, in SQLite once a resumable turn has ended. */
 import { LIMITS } from "../../protocol/limits.ts";
 import type { AnswerForm, AnswerHead, ResumeRequest, TurnFeed, TurnJob, TurnName } from "../turn-job.ts";
 import { FRAMES, sseCoding } from "./event-coding.ts";
@@ -11,6 +11,13 @@ interface KeptTurn {
   head: AnswerHead;
   numericsId: string;
   endedMs: number | undefined;
+}
+
+/** What a turn can be asked for by, and how long. */
+interface NamedTurn {
+  streamId: string;
+  idempotencyKey?: string | undefined;
+  endedMs?: number | undefined;
 }
 
 /** Holds one resumable turn, running or ended; a new one takes its place. */
@@ -48,6 +55,7 @@ export class Replays {
       this.#mayBeStored = true;
       const { stream: _, ...facts } = kept;
       keepReplay(this.#storage, { ...facts, streamId: stream.id, endedMs: kept.endedMs, ...stream.held });
+      this.#keepWhileRead(kept);
     } else if (isStale) {
       dropReplay(this.#storage);
       this.#mayBeStored = false;
@@ -69,18 +77,33 @@ export class Replays {
 
   /** The rest of the turn that is asked for; undefined when it is not the last one, is too old, or does not hold that event any more. */
   resume({ from, form, ...name }: ResumeRequest): TurnFeed | undefined {
-    if (!this.#isStale) this.#kept ??= this.#load();
-    const kept = this.#kept;
-    if (!kept || !isNamed(name, kept.stream.id, kept.idempotencyKey)) return undefined;
-    if (kept.endedMs !== undefined && this.#now() - kept.endedMs > LIMITS.replayKeepMs) return undefined;
-    return followTurn(kept, { from, form });
+    const kept = this.#kept ?? this.#load(name);
+    if (!kept || !this.#isMeant({ ...kept, streamId: kept.stream.id }, name)) return undefined;
+    const feed = followTurn(kept, { from, form });
+    // One that was read from the storage is there for others, too, while somebody reads it.
+    if (feed) this.#kept ??= kept;
+    else if (kept !== this.#kept) void kept.stream.close();
+    return feed;
   }
 
-  #load(): KeptTurn | undefined {
-    const stored = readReplay(this.#storage);
-    if (!stored) return undefined;
+  #isMeant({ streamId, idempotencyKey, endedMs = this.#now() }: NamedTurn, name: TurnName): boolean {
+    return isNamed(name, streamId, idempotencyKey) && this.#now() - endedMs <= LIMITS.replayKeepMs;
+  }
+
+  #load(name: TurnName): KeptTurn | undefined {
+    const stored = this.#isStale || !this.#mayBeStored ? undefined : readReplay(this.#storage);
+    if (!stored || !this.#isMeant(stored, name)) return undefined;
     const { idempotencyKey, head, numericsId, endedMs } = stored;
-    return { stream: TurnStream.ended(stored), idempotencyKey, head, numericsId, endedMs };
+    const kept = { stream: TurnStream.ended(stored), idempotencyKey, head, numericsId, endedMs };
+    this.#keepWhileRead(kept);
+    return kept;
+  }
+
+  /** What lies in the storage is in memory no longer than somebody reads it: most turns that have ended nobody asks for. */
+  #keepWhileRead(kept: KeptTurn): void {
+    void kept.stream.drained.then(() => {
+      if (this.#kept === kept) this.#kept = undefined;
+    });
   }
 }
 

@@ -155,6 +155,8 @@ export class Reply {
       if (held && this.#ended === undefined) break;
       const logprob = this.#logprobs[at];
       if (logprob) out.push(logprob);
+      // With 20 alternatives they take 2 KB a token: only those that wait for their text are kept.
+      this.#logprobs[at] = undefined;
       this.#releasedLogprobCount += 1;
     }
     return out;

@@ -1,4 +1,5 @@
 /** One reader of a turn: events over a byte stream, as fast as it takes them. */
+import { LIMITS } from "../../protocol/limits.ts";
 import type { EventCoding } from "./event-coding.ts";
 import type { ReplayBuffer } from "./replay-buffer.ts";
 
@@ -79,10 +80,12 @@ export class TurnListener {
   async #drain(): Promise<void> {
     const { buffer, coding, onWritten } = this.#options;
     while (!this.#left && this.#cursor < buffer.end) {
-      const bytes = coding.encode(buffer.since(this.#cursor));
-      this.#cursor = buffer.end;
-      this.#givenBytes = buffer.saidBytes;
-      if (bytes.byteLength > 0) await this.#write(bytes);
+      // Encoded, events take several times what they do here: never all that waits at once.
+      const { events, end, bytes } = buffer.next(this.#cursor, LIMITS.streamWriteBytesMax);
+      const encoded = coding.encode(events);
+      this.#cursor = end;
+      this.#givenBytes += bytes;
+      if (encoded.byteLength > 0) await this.#write(encoded);
       onWritten();
     }
     this.#rest();

@@ -3,6 +3,7 @@ import { LIMITS } from "../../protocol/limits.ts";
 import type { TurnEvent } from "../turn-job.ts";
 import type { EventCoding } from "./event-coding.ts";
 import { type NumberedEvent, ReplayBuffer } from "./replay-buffer.ts";
+import { isolateStreams, type StreamMemory } from "./stream-memory.ts";
 import { TurnListener } from "./turn-listener.ts";
 
 /** A new stream's name. */
@@ -10,14 +11,28 @@ export function newStreamId(): string {
   return crypto.randomUUID().replaceAll("-", "").slice(0, 20);
 }
 
+/** What a stream is made with. */
+export interface TurnStreamOptions {
+  resumable: boolean;
+  streamId?: string;
+  /** Lowest number of its events. */
+  first?: number;
+  /** Default `LIMITS.resumableMsMax`. */
+  absenceMsMax?: number;
+  revived?: boolean;
+  /** Default: the isolate's. */
+  memory?: StreamMemory;
+}
+
 /**
- * One producer. Events wait in memory while listeners are slow, up to `LIMITS.turnBufferBytesMax`; {@link ready} is how the producer waits
- * with them. While nothing is said a heartbeat goes out every `LIMITS.heartbeatMs`: a failed write, of whatever, is how the end of a
+ * One producer. Events wait in memory while listeners are slow, up to `LIMITS.turnBufferBytesMax`, or `turnBufferTightBytes` while the turns of the
+ * isolate hold too much together ({@link StreamMemory}); {@link ready} is how the producer waits with them. While nothing is said a heartbeat goes out every `LIMITS.heartbeatMs`: a failed write, of whatever, is how the end of a
  * listener is noticed.
  *
  * A stream that is not resumable has one listener and forgets what that one was given. A resumable one keeps its events (up to
  * `LIMITS.replayBytesMax` and `replayEventCountMax`, the oldest go first) for listeners that come later, and goes on without any for
- * `absenceMsMax` (default `LIMITS.resumableMsMax`), or until what nobody was given exceeds those bounds.
+ * `absenceMsMax` (default `LIMITS.resumableMsMax`), or until what nobody was given exceeds those bounds. While the isolate is short of memory it keeps
+ * less for those who come later, and waits for one.
  */
 export class TurnStream {
   /** Names this turn's events: what a client was given of another turn is not its beginning. */
@@ -28,40 +43,44 @@ export class TurnStream {
   readonly #buffer: ReplayBuffer;
   readonly #listeners: TurnListener[] = [];
   readonly #absenceMsMax: number;
+  readonly #memory: StreamMemory;
+  /** Resolved when a producer that waits should look again. */
+  #change = Promise.withResolvers<void>();
   readonly #gone = new AbortController();
+  readonly #drained = Promise.withResolvers<void>();
   readonly #heartbeat: ReturnType<typeof setInterval>;
   #absence: ReturnType<typeof setTimeout> | undefined;
   /** Whether anything was said since the last tick. */
   #spoke = false;
   #closed = false;
 
-  constructor(options: {
-    resumable: boolean;
-    streamId?: string;
-    first?: number;
-    absenceMsMax?: number;
-    revived?: boolean;
-  }) {
+  constructor(options: TurnStreamOptions) {
     this.id = options.streamId ?? newStreamId();
     this.resumable = options.resumable;
     this.revived = options.revived ?? false;
     this.#absenceMsMax = options.absenceMsMax ?? LIMITS.resumableMsMax;
+    this.#memory = options.memory ?? isolateStreams;
     this.#buffer = new ReplayBuffer(options.first);
     this.#heartbeat = setInterval(() => this.#tick(), LIMITS.heartbeatMs);
     if (this.revived) this.#awaitListener();
   }
 
-  /** A stream that has said all it will, with the events that are left of it. */
+  /** A stream that has said all it will, with the events that are left of it. To be closed by who does not get to read it. */
   static ended(replay: { streamId: string; first: number; events: readonly NumberedEvent[] }): TurnStream {
     const stream = new TurnStream({ resumable: true, streamId: replay.streamId, first: replay.first });
     for (const { event, number } of replay.events) stream.#buffer.push(event, number);
-    void stream.close();
+    stream.#closed = true;
     return stream;
   }
 
   /** Aborted when nobody listens any more, or somebody asked for the end. */
   get gone(): AbortSignal {
     return this.#gone.signal;
+  }
+
+  /** Resolves when everything is said and nobody reads it any more. */
+  get drained(): Promise<void> {
+    return this.#drained.promise;
   }
 
   /** What is held, for a store that outlives this object. */
@@ -82,9 +101,10 @@ export class TurnStream {
       onLeft: () => this.#left(listener),
     });
     this.#listeners.push(listener);
+    this.#look();
     if (this.#listeners.length > LIMITS.streamListenerCountMax) this.#listeners[0]?.cut();
     listener.wake();
-    if (this.#closed) void listener.end();
+    if (this.#closed) void this.#end(listener);
     return listener.readable;
   }
 
@@ -96,6 +116,7 @@ export class TurnStream {
     this.#buffer.push(event, number);
     for (const listener of this.#listeners) listener.wake();
     if (this.resumable) this.#bound();
+    this.#account();
   }
 
   /** Resolves when there is room for more, or `signal` is aborted. */
@@ -106,8 +127,7 @@ export class TurnStream {
     signal.addEventListener("abort", release);
     while (this.#isFull() && !signal.aborted) {
       const pumps = this.#listeners.flatMap(({ pump }) => pump ?? []);
-      if (pumps.length === 0) break;
-      await Promise.race([...pumps, aborted.promise]);
+      await Promise.race([...pumps, this.#change.promise, aborted.promise]);
     }
     signal.removeEventListener("abort", release);
   }
@@ -121,23 +141,52 @@ export class TurnStream {
   /** Delivers what is queued and ends the streams of all listeners. Never rejects. */
   async close(): Promise<void> {
     this.#closed = true;
-    clearInterval(this.#heartbeat);
     clearTimeout(this.#absence);
-    await Promise.all(this.#listeners.map((listener) => listener.end()));
+    this.#look();
+    await Promise.all(this.#listeners.map((listener) => this.#end(listener)));
+    this.#rest();
+  }
+
+  async #end(listener: TurnListener): Promise<void> {
+    await listener.end();
+    this.#left(listener);
+  }
+
+  #rest(): void {
+    if (!this.#closed || this.#listeners.length > 0) return;
+    clearInterval(this.#heartbeat);
+    this.#memory.release(this.id);
+    this.#drained.resolve();
   }
 
   #tick(): void {
-    if (!this.#spoke) for (const listener of this.#listeners) listener.beat();
+    this.#look();
+    this.#account();
+    if (!this.#spoke && !this.#closed) for (const listener of this.#listeners) listener.beat();
     this.#spoke = false;
+  }
+
+  #look(): void {
+    this.#change.resolve();
+    this.#change = Promise.withResolvers();
+  }
+
+  #account(): void {
+    this.#memory.hold(this.id, this.#buffer.bytes);
   }
 
   #left(listener: TurnListener): void {
     const index = this.#listeners.indexOf(listener);
     if (index >= 0) this.#listeners.splice(index, 1);
-    if (this.#listeners.length > 0 || this.#closed) return;
+    if (this.#listeners.length > 0) return;
+    if (this.#closed) {
+      this.#rest();
+      return;
+    }
     if (!this.resumable) {
       clearInterval(this.#heartbeat);
       this.#buffer.dropBefore(this.#buffer.end);
+      this.#account();
       this.stop();
       return;
     }
@@ -157,24 +206,33 @@ export class TurnStream {
 
   /** The fastest listener sets the pace: one that is dead and not yet noticed must not hold the others up. */
   #isFull(): boolean {
-    if (this.#listeners.length === 0) return false;
-    return this.#listeners.every(({ queuedBytes }) => queuedBytes > LIMITS.turnBufferBytesMax);
+    if (this.#closed) return false;
+    const { turnBufferBytesMax, turnBufferTightBytes } = LIMITS;
+    const { isTight } = this.#memory;
+    // Nobody listens: bounded by what may be kept, and not asked to wait for a reader while there is room.
+    if (this.#listeners.length === 0) return isTight && this.resumable && this.#buffer.bytes > turnBufferTightBytes;
+    const bytesMax = isTight ? turnBufferTightBytes : turnBufferBytesMax;
+    return this.#listeners.every(({ queuedBytes }) => queuedBytes > bytesMax);
   }
 
   /** What the only listener of a stream that cannot be resumed was given is of no more use. */
   #forget(): void {
-    if (!this.resumable) this.#buffer.dropBefore(this.#furthest());
+    if (this.resumable) return;
+    this.#buffer.dropBefore(this.#furthest());
+    this.#account();
   }
 
   #bound(): void {
-    const { replayBytesMax, replayEventCountMax } = LIMITS;
-    if (this.#buffer.bytes <= replayBytesMax && this.#buffer.count <= replayEventCountMax) return;
+    const { replayBytesMax, replayEventCountMax, turnBufferTightBytes } = LIMITS;
+    const isOver = this.#buffer.bytes > replayBytesMax || this.#buffer.count > replayEventCountMax;
     if (this.#listeners.length === 0) {
-      this.stop();
+      if (isOver) this.stop();
       return;
     }
+    const bytesMax = this.#memory.isTight ? turnBufferTightBytes : replayBytesMax;
+    if (!isOver && this.#buffer.bytes <= bytesMax) return;
     // An eighth at once: dropping one by one would move the whole buffer each time.
-    this.#buffer.trim((replayBytesMax * 7) / 8, (replayEventCountMax * 7) / 8, this.#furthest());
+    this.#buffer.trim((bytesMax * 7) / 8, (replayEventCountMax * 7) / 8, this.#furthest());
     for (const listener of this.#listeners.filter(({ cursor }) => cursor < this.#buffer.first)) listener.cut();
   }
 }
