@@ -1,5 +1,5 @@
 /** The log file of a child process. */
-import { closeSync, openSync, renameSync, statSync, writeSync } from "node:fs";
+import { closeSync, existsSync, openSync, renameSync, statSync, writeSync } from "node:fs";
 
 const bytesMaxDefault = 16 * 1024 * 1024;
 
@@ -56,7 +56,8 @@ export class ChildLog {
 
   #putAside(): void {
     const { path } = this.#options;
-    renameSync(path, `${path}.old`);
+    // Somebody may have taken it away, to have the room.
+    if (existsSync(path)) renameSync(path, `${path}.old`);
     this.#bytes = 0;
   }
 }

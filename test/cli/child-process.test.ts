@@ -1,4 +1,4 @@
-import { readFileSync, symlinkSync } from "node:fs";
+import { readFileSync, rmSync, symlinkSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, it } from "vitest";
@@ -104,6 +104,17 @@ describe.skipIf(process.platform !== "linux")("a child process (needs /proc, so 
       for (const line of ["fifth", "sixth"]) again.write(line);
       again.close();
       expect([text("y.log.old"), text("y.log")]).toEqual(["fourth\nfifth\n", "sixth\n"]);
+    }));
+
+  it("begins a log anew that somebody took away while it was written", () =>
+    withTempFolder(async (folder) => {
+      const path = join(folder, "y.log");
+      const log = new ChildLog({ path, bytesMax: 10, onGap: (message) => expect.fail(message) });
+      log.write("first of all");
+      rmSync(path);
+      for (const line of ["second", "third"]) log.write(line);
+      log.close();
+      expect(readFileSync(path, "utf8")).toBe("second\nthird\n");
     }));
 
   it("stops with all that it started", () =>
