@@ -1,7 +1,10 @@
 /** Long generation: a text that dense attention makes, and where and how far a selection that reads along would have made another one. */
 import type { SelectionPlan } from "../../kernels/contract.ts";
 import { best, divergenceOf, logSoftmax } from "../distribution.ts";
+import type { Random } from "../random.ts";
 import type { Sequence } from "../recall/sequence.ts";
+import { type Baseline, BaselineChoices } from "./baseline-choices.ts";
+import type { ProbeOptions } from "./fidelity.ts";
 import type { Candidate } from "./grid.ts";
 import { meanOf } from "./statistics.ts";
 import { pause } from "./window.ts";
@@ -12,6 +15,10 @@ export const CONTINUATIONS_PER_TEXT_MAX = 16;
 const CONTINUATION_STRIDE = 64;
 /** What a token's logit is divided by (multiplied, below 0) once it has been said: greedy text of a small model runs in circles without it. */
 const REPETITION_PENALTY = 1.3;
+
+const DENSE: SelectionPlan = { kind: "dense" };
+/** Steps between two turns of the event loop. */
+const STEPS_PER_PAUSE = 8;
 
 /** What a selection made of dense's text. */
 export interface ContinuationResult {
@@ -59,45 +66,59 @@ export async function measureContinuation(
     firstId: number;
     tokenCount: number;
     candidates: readonly (Candidate & { plan: SelectionPlan })[];
+    /** Baselines that read along as well. */
+    baselines?: { candidates: readonly Baseline[]; probe: ProbeOptions; random: Random };
     signal: AbortSignal;
   },
 ): Promise<Continuation> {
-  const { firstId, tokenCount, candidates, signal } = options;
+  const { firstId, tokenCount, baselines, signal } = options;
   const start = sequence.length;
   const perToken = (): number => (sequence.traffic.kvBytes + sequence.traffic.metadataBytes) / tokenCount;
   const said: number[] = [];
   const distributions: { logs: Float64Array; probabilities: Float64Array }[] = [];
+  const chosen: (Uint8Array | undefined)[][] = [];
+  const guide =
+    baselines && new BaselineChoices({ ...baselines.probe, baselines: baselines.candidates, random: baselines.random });
   sequence.rewind(start);
   for (let step = 0; step < tokenCount; step++) {
-    await pause(signal);
-    await sequence.advance(said.at(-1) ?? firstId, { kind: "dense" });
+    if (step % STEPS_PER_PAUSE === 0) await pause(signal);
+    if (baselines !== undefined) baselines.probe.capture.isOn = true;
+    await sequence.advance(said.at(-1) ?? firstId, DENSE);
+    if (baselines !== undefined) baselines.probe.capture.isOn = false;
+    if (guide !== undefined) chosen.push(await guide.at(sequence.slice(sequence.length - 1, 1, DENSE)));
     const logs = logSoftmax(logits());
     distributions.push({ logs, probabilities: logs.map(Math.exp) });
     said.push(nextToken(logits(), said));
   }
   const denseBytes = perToken();
-  const results: ContinuationResult[] = [];
-  for (const { name, budgetTokens, plan } of candidates) {
+  const follow = async (
+    { name, budgetTokens }: Candidate,
+    planAt: (step: number) => readonly [SelectionPlan, Uint8Array?],
+  ): Promise<ContinuationResult> => {
     sequence.rewind(start);
     const agrees: boolean[] = [];
     const divergences: number[] = [];
     for (let step = 0; step < tokenCount; step++) {
-      await pause(signal);
-      await sequence.advance(step === 0 ? firstId : (said[step - 1] as number), plan);
+      if (step % STEPS_PER_PAUSE === 0) await pause(signal);
+      await sequence.advance(step === 0 ? firstId : (said[step - 1] as number), ...planAt(step));
       agrees.push(nextToken(logits(), said.slice(0, step)) === said[step]);
       const { logs, probabilities } = distributions[step] as (typeof distributions)[number];
       divergences.push(divergenceOf(logs, logSoftmax(logits()), probabilities));
     }
     const divergedAt = agrees.indexOf(false);
-    results.push({
-      name,
-      budgetTokens,
-      ...(divergedAt < 0 ? {} : { divergedAt }),
-      agreement: meanOf(agrees.map(Number)),
-      divergence: meanOf(divergences),
-      bytes: perToken(),
-    });
+    const [agreement, divergence] = [meanOf(agrees.map(Number)), meanOf(divergences)];
+    return { name, budgetTokens, ...(divergedAt < 0 ? {} : { divergedAt }), agreement, divergence, bytes: perToken() };
+  };
+  const results: ContinuationResult[] = [];
+  for (const [index, baseline] of (baselines?.candidates ?? []).entries()) {
+    const plan = BaselineChoices.planOf(baseline);
+    const planAt = (step: number) => {
+      const choice = chosen[step]?.[index];
+      return choice === undefined ? ([DENSE] as const) : ([plan, choice] as const);
+    };
+    results.push(await follow(baseline, planAt));
   }
+  for (const candidate of options.candidates) results.push(await follow(candidate, () => [candidate.plan]));
   sequence.rewind(start);
   return { tokenCount, freshShare: freshShareOf(said), denseBytes, results };
 }

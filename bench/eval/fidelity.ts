@@ -127,16 +127,12 @@ export class FidelityProbe {
     const { headCount, pool } = this.#options;
     const { kvHeadCount, headDim } = pool.spec;
     const group = headCount / kvHeadCount;
-    const { budgetPages, sinkPages, recentPages } = splitBudget(options.budgetTokens);
     const traffic = emptyTraffic();
     const outputs: Float32Array[] = [];
     const attended = layers.map(({ attention, ranks }, layer) => {
       const output = new Float32Array(headCount * headDim);
       const chosen = ranks.map((rank, kvHead) => {
-        const pages =
-          options.kind === "oracle"
-            ? [...rank.keys()].filter((page) => (rank[page] as number) < budgetPages)
-            : randomPages(rank.length, { budgetPages, sinkPages, recentPages }, options.random);
+        const pages = baselinePages(rank, options);
         traffic.pagesSelected += pages.length;
         traffic.pagesInContext += rank.length;
         traffic.kvBytes += pages.length * options.pageBytes;
@@ -180,17 +176,35 @@ function judge(attention: LayerAttention, denseOutput: Float32Array): JudgedLaye
   const ranks: Uint32Array[] = [];
   const bestMass: Float64Array[] = [];
   for (const mass of attention.pageMass) {
-    const order = Array.from(mass.keys()).sort((a, b) => (mass[b] as number) - (mass[a] as number) || a - b);
-    const rank = new Uint32Array(mass.length);
+    const order = pagesByMass(mass);
     const best = new Float64Array(mass.length + 1);
-    for (const [place, page] of order.entries()) {
-      rank[page] = place;
-      best[place + 1] = (best[place] as number) + (mass[page] as number);
-    }
-    ranks.push(rank);
+    for (const [place, page] of order.entries()) best[place + 1] = (best[place] as number) + (mass[page] as number);
+    ranks.push(ranksOf(order));
     bestMass.push(best);
   }
   return { attention, ranks, bestMass, denseOutput };
+}
+
+/** Pages, those with most of the attention first; the lower of equals. */
+export function pagesByMass(mass: Float64Array): number[] {
+  return Array.from(mass.keys()).sort((a, b) => (mass[b] as number) - (mass[a] as number) || a - b);
+}
+
+/** The place of each page in an order of them. */
+export function ranksOf(order: readonly number[]): Uint32Array {
+  const ranks = new Uint32Array(order.length);
+  for (const [place, page] of order.entries()) ranks[page] = place;
+  return ranks;
+}
+
+/** What a baseline attends to: the best pages, or sinks, recent pages and random ones; ascending. `ranks`: of every page, 0 the best. */
+export function baselinePages(
+  ranks: Uint32Array,
+  { kind, budgetTokens, random }: { kind: "oracle" | "random"; budgetTokens: number; random: Random },
+): number[] {
+  const split = splitBudget(budgetTokens);
+  if (kind === "random") return randomPages(ranks.length, split, random);
+  return [...ranks.keys()].filter((page) => (ranks[page] as number) < split.budgetPages);
 }
 
 function compare(layers: readonly JudgedLayer[], chosen: Chosen, pageBytes: number): RowFidelity {

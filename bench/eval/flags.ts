@@ -71,7 +71,7 @@ export const evalFlags = {
     placeholder: "FILE",
     parse: parseText,
   },
-  cases: countFlag("questions of each kind and length that every selection answers; 0 for none", "112"),
+  cases: countFlag("questions of each kind and length that every selection answers; 0 for none", "100"),
   kinds: {
     help: `kinds of questions (default: all that the file has; without --contexts ${DEFAULT_KINDS.join(", ")})`,
     placeholder: "K,K,...",
@@ -85,7 +85,7 @@ export const evalFlags = {
   },
   continuations: countFlag(
     `long generations behind each of --continued, at up to ${CONTINUATIONS_PER_TEXT_MAX} places of every text; 0 for none`,
-    "104",
+    "100",
   ),
   generated: countFlag("tokens of a long generation", "128", 1),
   "bytes-max": {

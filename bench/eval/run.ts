@@ -11,8 +11,10 @@ import { AUTO_SELECTION, type SelectionConfiguration } from "../../protocol/gene
 import type { BenchContext } from "../bench.ts";
 import { seededRandom } from "../random.ts";
 import { type CaseFile, documentsOfKind, kindsOf, readCases } from "../recall/cases.ts";
+import type { Baseline } from "./baseline-choices.ts";
 import { continuationStarts, measureContinuation } from "./continuation.ts";
 import type { PlacedContinuation } from "./continuation-figures.ts";
+import type { ProbeOptions } from "./fidelity.ts";
 import type { PlacedWindow } from "./figures.ts";
 import type { EvalValues } from "./flags.ts";
 import { type Candidate, candidatesOf, summaryKindsOf } from "./grid.ts";
@@ -21,6 +23,9 @@ import { meanOf } from "./statistics.ts";
 import { documentsOf, type EvalSubject, openSubject, readText } from "./subject.ts";
 import { measureDocument, passagesOf, type TaskResult } from "./tasks.ts";
 import { measureWindow, type Window } from "./window.ts";
+
+/** Streams of the seed from here on are those of long generations. */
+const BASELINE_STREAM = 1_000_000;
 
 /** What was measured, and on what. */
 export interface EvalRun {
@@ -111,8 +116,8 @@ async function* measureWindows(work: Work, texts: readonly number[][]): AsyncGen
   const { values, subject, journal, context, candidates } = work;
   const contexts = values.contexts.toSorted((a, b) => a - b);
   const progress = new Progress(context, "windows", texts.length * contexts.length);
-  const { runner, sequence, device, capture } = subject;
-  const probe = { device, capture, pool: runner.pool, headCount: runner.config.headCount };
+  const { sequence } = subject;
+  const probe = probeOf(subject);
   for (const [document, all] of texts.entries()) {
     sequence.rewind(0);
     for (const [place, contextTokens] of contexts.entries()) {
@@ -155,11 +160,24 @@ async function* measureContinuations(
       await sequence.read(ids.slice(sequence.length, start), signal);
       lastRead = text;
       const candidates = judgedAt(work, windows, contextTokens);
-      return await measureContinuation(subject, { firstId: ids[start] as number, tokenCount, candidates, signal });
+      const firstId = ids[start] as number;
+      // Baselines take a scan of all keys for every token: once for each text.
+      const baselines = start === contextTokens ? baselinesOf(work, document) : {};
+      return await measureContinuation(subject, { firstId, tokenCount, candidates, ...baselines, signal });
     });
     progress.step();
     yield { ...result, document, contextTokens };
   }
+}
+
+function baselinesOf({ subject, values, candidates }: Work, document: number) {
+  const named = candidates.filter((candidate): candidate is Baseline => typeof candidate.plan === "string");
+  const random = seededRandom(values.seed, BASELINE_STREAM + document);
+  return { baselines: { candidates: named, probe: probeOf(subject), random } };
+}
+
+function probeOf({ device, capture, runner }: EvalSubject): ProbeOptions {
+  return { device, capture, pool: runner.pool, headCount: runner.config.headCount };
 }
 
 /** Candidates that generate, but those that read too many of dense's bytes behind a context, as its windows found. */

@@ -8,6 +8,7 @@ import {
 } from "../../../bench/eval/continuation.ts";
 import { continuationFigures } from "../../../bench/eval/continuation-figures.ts";
 import { type EvalSubject, openSubject } from "../../../bench/eval/subject.ts";
+import { seededRandom } from "../../../bench/random.ts";
 import { readCases } from "../../../bench/recall/cases.ts";
 import type { SelectionPlan } from "../../../kernels/contract.ts";
 import { policyNamed } from "../../../models/selection/registry.ts";
@@ -89,6 +90,28 @@ describe("long generation", () => {
     const runs = dense.said.slice(3).map((_, at) => dense.said.slice(at, at + 4).join());
     expect(measured.freshShare).toBeCloseTo(runs.filter((run, at) => runs.indexOf(run) === at).length / runs.length, 9);
     expect(subject.sequence.length).toBe(START);
+  });
+
+  it("has baselines that read what their budget buys: the best pages come nearer to dense than any ones, all pages are dense", async () => {
+    const { device, capture, runner, sequence } = subject;
+    const of = (plan: "oracle" | "random", budgetTokens: number) => ({ name: plan, plan, budgetTokens });
+    const probe = { device, capture, pool: runner.pool, headCount: runner.config.headCount };
+    const baselines = [of("oracle", 256), of("random", 256), of("oracle", 2_048)];
+    const { results, denseBytes } = await measureContinuation(subject, {
+      ...{ firstId: ids[START] as number, tokenCount: TOKENS, candidates: candidates.slice(0, 1), signal },
+      baselines: { candidates: baselines, probe, random: seededRandom(7) },
+    });
+    const [oracle, random, all, streaming] = results;
+    expect(streaming).toEqual(measured.results[0]);
+    expect(all).toMatchObject({ name: "oracle", agreement: 1, divergence: 0 });
+    for (const each of [oracle, random]) {
+      // 16 of 65 pages, at most three more of the row's own block; two rows of 24, which begin a page, see everything.
+      expect((each?.bytes ?? 0) / denseBytes).toBeGreaterThan((22 * 16) / 65 / 24);
+      expect((each?.bytes ?? 0) / denseBytes).toBeLessThan((22 * (19 / 65) + 2) / 24);
+    }
+    expect(oracle?.divergence).toBeLessThan(0.5 * (random?.divergence ?? 0));
+    expect(sequence.length).toBe(START);
+    expect(capture.isOn).toBe(false);
   });
 
   it("says less often what was said before, and the first of equals", () => {

@@ -43,7 +43,12 @@ describe("npm run eval", { timeout: 120_000 }, () => {
       expect(idle).toMatchObject({ metadataBytes: 0, pagesShare: 1, mass: { mean: 1 }, outputError: { mean: 0 } });
       expect(idle?.text).toMatchObject({ divergence: { mean: 0 }, topAgreement: { mean: 1 } });
       expect(figures.tasks.map(({ cases }) => cases)).toEqual(Array(12).fill(2));
-      expect(figures.continuations.map(({ cases }) => cases)).toEqual(Array(12).fill(3));
+      // Baselines once for each of the two texts.
+      const generated = figures.continuations.map(({ name, cases }) => [/^(oracle|random)$/.test(name), cases]);
+      expect(generated.filter(([isBaseline]) => isBaseline)).toEqual(Array(8).fill([true, 2]));
+      expect(generated.filter(([isBaseline]) => !isBaseline)).toEqual(Array(12).fill([false, 3]));
+      expect(await readFile(join(one, "tables.md"), "utf8")).toContain("| `quest` |");
+      expect((await readFile(join(one, "continuations.csv"), "utf8")).trimEnd().split("\n").length).toBe(21);
 
       const csv = (await readFile(join(one, "fidelity.csv"), "utf8")).trimEnd().split("\n");
       expect(csv.length).toBe(21);
@@ -103,7 +108,8 @@ describe("npm run eval", { timeout: 120_000 }, () => {
           [320, 320],
         ],
       ]);
-      expect(continuations.map(({ contextTokens, budgetTokens }) => [contextTokens, budgetTokens])).toEqual([
+      const generating = continuations.filter(({ name }) => name === "streaming");
+      expect(generating.map(({ contextTokens, budgetTokens }) => [contextTokens, budgetTokens])).toEqual([
         ...[
           [512, 128],
           [512, 320],
