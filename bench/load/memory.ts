@@ -11,6 +11,15 @@ export interface ProcessAtWork {
   inspectorUrl?: string | undefined;
 }
 
+/** Memory at one moment. */
+export interface MemoryPoint {
+  atS: number;
+  /** Resident. */
+  bytes: number;
+  /** In use by JavaScript, behind a collection. */
+  heapBytes?: number;
+}
+
 /** What became of one process's memory. */
 export interface MemoryTrend {
   name: string;
@@ -31,6 +40,8 @@ export interface MemoryTrend {
   /** The same of what JavaScript's heap had in use behind a collection. */
   firstThirdHeapBytes?: number;
   lastThirdHeapBytes?: number;
+  /** What was seen behind each collection. */
+  collected: readonly MemoryPoint[];
 }
 
 /** Of a run, what is left to filling pools and compiling. */
@@ -38,17 +49,10 @@ const WARM_UP_SHARE = 0.2;
 /** Fewer samples in a third say nothing. */
 const THIRD_SAMPLES_MIN = 3;
 
-interface Point {
-  atS: number;
-  bytes: number;
-  /** In use by JavaScript, behind a collection. */
-  heapBytes?: number;
-}
-
 interface Series extends Pick<ProcessAtWork, "name" | "pid"> {
-  points: Point[];
+  points: MemoryPoint[];
   /** Behind collections. */
-  collected: Point[];
+  collected: MemoryPoint[];
 }
 
 /** What was seen of each process. */
@@ -78,12 +82,12 @@ export class MemoryBook {
     }
   }
 
-  add(of: ProcessAtWork, point: Point): void {
+  add(of: ProcessAtWork, point: MemoryPoint): void {
     this.#seriesOf(of).points.push(point);
   }
 
   /** Adds a sample that was taken behind a collection. */
-  addCollected(of: ProcessAtWork, point: Point): void {
+  addCollected(of: ProcessAtWork, point: MemoryPoint): void {
     this.#seriesOf(of).collected.push(point);
   }
 
@@ -104,12 +108,20 @@ export class MemoryBook {
       const peakBytes = Math.max(...all.map(({ bytes }) => bytes));
       const isCollected = collected.length > 0;
       const growth = growthOf(isCollected ? collected : points, windowS);
-      return { ...of, fromS: Math.min(...times), toS: Math.max(...times), peakBytes, isCollected, ...growth };
+      return {
+        ...of,
+        fromS: Math.min(...times),
+        toS: Math.max(...times),
+        peakBytes,
+        isCollected,
+        collected,
+        ...growth,
+      };
     });
   }
 }
 
-function growthOf(points: readonly Point[], windowS: number): Partial<MemoryTrend> {
+function growthOf(points: readonly MemoryPoint[], windowS: number): Partial<MemoryTrend> {
   const startS = WARM_UP_SHARE * windowS;
   const third = (windowS - startS) / 3;
   const within = (fromS: number, toS: number) => points.filter(({ atS }) => atS >= fromS && atS <= toS);
@@ -123,7 +135,7 @@ function growthOf(points: readonly Point[], windowS: number): Partial<MemoryTren
   return { firstThirdBytes, lastThirdBytes, growth, ...heap };
 }
 
-function lowest(points: readonly Point[], part: "bytes" | "heapBytes"): number {
+function lowest(points: readonly MemoryPoint[], part: "bytes" | "heapBytes"): number {
   return Math.min(...points.map(({ [part]: bytes = Number.POSITIVE_INFINITY }) => bytes));
 }
 
