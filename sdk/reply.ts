@@ -1,4 +1,5 @@
 /** One reply while it is being written. */
+import { deferred } from "./deferred.ts";
 import {
   apiErrorFrom,
   isRecord,
@@ -50,7 +51,7 @@ export class Reply implements AsyncIterable<string> {
   #eventCount = 0;
   /** Our name of the turn: asked for twice because an answer was lost, it runs once. */
   #turnKey = crypto.randomUUID();
-  #wake = Promise.withResolvers<void>();
+  #wake = deferred<void>();
   #ended = false;
   /** The terminal event is here; what the connection does afterwards does not matter. */
   #complete = false;
@@ -111,7 +112,7 @@ export class Reply implements AsyncIterable<string> {
 
   async #run(http: Http, body: Record<string, unknown>): Promise<void> {
     const { signal } = this.#controller;
-    const { promise: complete, resolve: markComplete } = Promise.withResolvers<void>();
+    const { promise: complete, resolve: markComplete } = deferred<void>();
     const attempt = () => http.exchange(this.#request(body), signal, (answer) => this.#read(answer, markComplete));
     const attempts = withRetries(http.options, signal, attempt, {
       mayRetry: (error) => this.#mayRetry(error),
@@ -185,7 +186,7 @@ export class Reply implements AsyncIterable<string> {
     if (chunk.delta === "") return;
     this.#deltas.push(chunk.delta);
     this.#wake.resolve();
-    this.#wake = Promise.withResolvers();
+    this.#wake = deferred();
   }
 }
 
