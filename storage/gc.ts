@@ -3,7 +3,8 @@
  * young: objects are stored before the manifest that names them.
  *
  * What remains: a session that begins to name an old, unnamed object between the reading of manifests and the delete
- * loses that object. That is a miss, which is recomputed from the log, and never a wrong byte.
+ * loses that object, and one that comes back after all its time loses its pages if it has not committed when they are deleted.
+ * That is a miss, which is recomputed from the log, and never a wrong byte.
  */
 import { assert } from "../protocol/assert.ts";
 import { LIMITS } from "../protocol/limits.ts";
@@ -94,15 +95,25 @@ export async function collectGarbage(
   }
   const { records, blockedTenants, doomed } = await readManifests(store, sessions, options, report);
   const kept = withinQuota(records, sizes, options);
-  report.manifestCount = kept.length;
-  report.overQuotaCount = records.length - kept.length;
   const keptSet = new Set(kept);
-  for (const found of records) if (!keptSet.has(found)) doomed.push(found.item);
-  const named = new Set(kept.flatMap(({ record }) => [...record.objectKeys]));
+  for (const found of records) if (!keptSet.has(found)) doomed.push({ ...found, count: "overQuotaCount" });
+  const { gone, back } = await lookAgain(store, doomed, options.signal);
+  for (const { count } of gone) if (count !== undefined) report[count]++;
+  for (const { item, namespacePrefix, now } of back) {
+    if (typeof now === "object") continue;
+    report.unreadableKeys.push(item.key);
+    blockedTenants.add(namespacePrefix);
+  }
+  const live = [
+    ...kept.map(({ record }) => record),
+    ...back.flatMap(({ now }) => (typeof now === "object" ? now : [])),
+  ];
+  report.manifestCount = live.length;
+  const named = new Set(live.flatMap(({ objectKeys }) => [...objectKeys]));
   const garbage = candidates.filter(
     ({ key }) => !named.has(key) && !blockedTenants.has(parseObjectKey(key)?.namespacePrefix ?? ""),
   );
-  for (const { key, bytes } of [...doomed, ...garbage]) {
+  for (const { key, bytes } of [...gone.map(({ item }) => item), ...garbage]) {
     report.deletedKeys.push(key);
     report.deletedBytes += bytes;
   }
@@ -146,12 +157,21 @@ interface FoundSession {
   record: SessionRecord;
 }
 
+/** A manifest to be deleted, unless it has changed by then. */
+interface DoomedSession {
+  item: Listed;
+  /** As it was read; undefined for a damaged one. */
+  record?: SessionRecord;
+  /** Where it counts in the report; undefined for a damaged one, which does not. */
+  count?: "expiredCount" | "overQuotaCount";
+}
+
 interface Reachable {
   records: FoundSession[];
   /** Tenants of which a manifest could not be read. */
   blockedTenants: Set<string>;
-  /** Manifests to delete: expired or damaged. */
-  doomed: Listed[];
+  /** Expired or damaged. */
+  doomed: DoomedSession[];
 }
 
 async function readManifests(
@@ -167,22 +187,54 @@ async function readManifests(
     if (typeof outcome === "string") {
       report.unreadableKeys.push(item.key);
       reachable.blockedTenants.add(parseObjectKey(item.key)?.namespacePrefix ?? "");
-      if (outcome === "damaged" && isOld(item, options)) reachable.doomed.push(item);
+      if (outcome === "damaged" && isOld(item, options)) reachable.doomed.push({ item });
       return;
     }
     const namespace = parseObjectKey(item.key)?.namespace ?? "";
     const { sessionAgeMsMax } = keepingOf(options, namespace);
     if (sessionAgeMsMax !== undefined && options.nowMs - outcome.updatedMs > sessionAgeMsMax) {
-      report.expiredCount++;
-      reachable.doomed.push(item);
+      reachable.doomed.push({ item, record: outcome, count: "expiredCount" });
       return;
     }
     reachable.records.push({ item, namespace, record: outcome });
   };
-  for (let from = 0; from < sessions.length; from += LIMITS.storeConcurrency) {
-    await Promise.all(sessions.slice(from, from + LIMITS.storeConcurrency).map(readOne));
-  }
+  await forEachAtOnce(sessions, readOne);
   return reachable;
+}
+
+/** A manifest that was to be deleted, and is another one now. */
+interface ReturnedSession {
+  item: Listed;
+  namespacePrefix: string;
+  /** Not readable: whatever it names is not known. */
+  now: SessionRecord | "newer" | "damaged";
+}
+
+/** Manifests are read for longer than a turn may take: a session that has committed since has come back, and what it names is in use. */
+async function lookAgain(
+  store: PageStore,
+  doomed: readonly DoomedSession[],
+  signal: AbortSignal | undefined,
+): Promise<{ gone: DoomedSession[]; back: ReturnedSession[] }> {
+  const gone: DoomedSession[] = [];
+  const back: ReturnedSession[] = [];
+  await forEachAtOnce(doomed, async (session) => {
+    const { item, record } = session;
+    const now = await readManifest(store, item.key, signal);
+    if (now === undefined) return;
+    const isSame =
+      record === undefined
+        ? now === "damaged"
+        : typeof now === "object" && now.generation === record.generation && now.updatedMs === record.updatedMs;
+    if (isSame) gone.push(session);
+    else back.push({ item, namespacePrefix: parseObjectKey(item.key)?.namespacePrefix ?? "", now });
+  });
+  return { gone, back };
+}
+
+async function forEachAtOnce<T>(items: readonly T[], run: (item: T) => Promise<void>): Promise<void> {
+  for (let from = 0; from < items.length; from += LIMITS.storeConcurrency)
+    await Promise.all(items.slice(from, from + LIMITS.storeConcurrency).map(run));
 }
 
 /** Undefined: gone meanwhile. A read that looks damaged is tried once more: it may have been the read that failed. */

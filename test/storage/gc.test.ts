@@ -233,6 +233,38 @@ describe("garbage collection", () => {
     expect(report.manifestCount).toBe(1);
   });
 
+  it.each([
+    ["was not used for long", { sessionAgeMsMax: 24 * HOUR_MS }, "expiredCount"],
+    ["is beyond its tenant's bytes", { tenantBytesMax: 1 }, "overQuotaCount"],
+    ["is damaged", {}, undefined],
+  ] as const)("keeps a session that %s and is committed while the collection reads", async (_why, limits, count) => {
+    for (const comesBack of [false, true]) {
+      const { store, clock } = clockedStore();
+      await save(store, one);
+      if (count === undefined) await store.put(one.key, Buffer.from("damaged"));
+      clock.nowMs = one.manifest.updatedMs + 48 * HOUR_MS;
+      const options = { graceMs: HOUR_MS, nowMs: clock.nowMs, ...limits };
+      const get = store.get.bind(store);
+      let reads = 0;
+      store.get = async (key, getOptions) => {
+        const object = await get(key, getOptions);
+        // A damaged one is read twice before it is taken for damaged.
+        if (comesBack && key === one.key && ++reads === (count === undefined ? 2 : 1)) {
+          const next = { ...one.manifest, generation: one.manifest.generation + 1, updatedMs: clock.nowMs };
+          const result = await commitManifest(store, one.key, next, object?.etag);
+          expect(result.outcome).toBe("stored");
+        }
+        return object;
+      };
+      const report = await collectGarbage(store, "kv/", options);
+      const remaining = await keysOf(store);
+      if (count !== undefined) expect(report[count]).toBe(comesBack ? 0 : 1);
+      if (comesBack) expect(remaining).toEqual([...one.objects.keys(), one.key].sort());
+      else expect(remaining).not.toContain(one.key);
+      expect(report.manifestCount).toBe(comesBack ? 1 : 0);
+    }
+  });
+
   it("refuses a prefix that is less than a tenant", async () => {
     for (const prefix of ["", "kv", "kv/ab01", keys.prefix, "other/"]) {
       const run = collectGarbage(new MemoryStore(), prefix, { graceMs: 0, nowMs: 0 });
