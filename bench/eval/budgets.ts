@@ -21,14 +21,15 @@ export interface BudgetFigure {
   worst: { kind: string; difference: number };
   /** Of the windows behind a context of this length; absent where there were none. */
   perplexityGrowth?: Estimate;
-  /** See {@link LOSSLESS_RULE}. */
+  /** See {@link LOSSLESS_RULE}: by its answers, and by its perplexity as well. */
+  keepsAnswers: boolean;
   isLossless: boolean;
 }
 
 /** What {@link BudgetFigure.isLossless} means, in words. */
 export const LOSSLESS_RULE =
-  "Lossless: over all kinds of questions that dense can answer at most 1 point is lost, with 0 inside the interval or below it; no kind loses more than 2 points; " +
-  "perplexity behind a context of that length grows by 0.5 % at most, or its interval reaches below that. It is as sure as the questions are many.";
+  "Answers are kept: over all kinds of questions that dense can answer at most 1 point is lost, with 0 inside the interval or below it, and no kind loses more than 2 points. " +
+  "Lossless: besides, perplexity behind a context of that length grows by 0.5 % at most, or its interval reaches below that. Both are as sure as questions and texts are many.";
 
 /** In the order of the task figures, by length; kinds that dense cannot answer are not looked at. */
 export function budgetFigures({ tasks, fidelity }: Pick<Figures, "tasks" | "fidelity">): BudgetFigure[] {
@@ -49,25 +50,20 @@ export function budgetFigures({ tasks, fidelity }: Pick<Figures, "tasks" | "fide
       worst: { kind: worst.kind, difference: worst.difference.mean },
       ...(growth === undefined ? {} : { perplexityGrowth: growth }),
     };
-    return { ...figure, isLossless: isLossless(figure) };
+    const keepsAnswers =
+      difference.mean >= -LOSS_MAX &&
+      (difference.high ?? difference.mean) >= 0 &&
+      worst.difference.mean >= -LOSS_OF_A_KIND_MAX;
+    const keepsText = (growth?.low ?? growth?.mean ?? 0) <= PERPLEXITY_GROWTH_MAX;
+    return { ...figure, keepsAnswers, isLossless: keepsAnswers && keepsText };
   });
 }
 
-function isLossless({ difference, worst, perplexityGrowth }: Omit<BudgetFigure, "isLossless">): boolean {
-  const growth = perplexityGrowth?.low ?? perplexityGrowth?.mean ?? 0;
-  return (
-    difference.mean >= -LOSS_MAX &&
-    (difference.high ?? difference.mean) >= 0 &&
-    worst.difference >= -LOSS_OF_A_KIND_MAX &&
-    growth <= PERPLEXITY_GROWTH_MAX
-  );
-}
-
-/** A selection with the smallest of its budgets from which on it is lossless, by length. */
+/** A selection with the smallest of its budgets from which on it keeps dense's answers, and is lossless, by length. */
 export interface LosslessRow {
   name: string;
   /** At each of the lengths; undefined where no measured budget is, or a larger one again is not. */
-  at: (BudgetFigure | undefined)[];
+  at: { answers: BudgetFigure | undefined; all: BudgetFigure | undefined }[];
 }
 
 /** One row per selection, one entry per length. */
@@ -77,7 +73,10 @@ export function losslessRows(budgets: readonly BudgetFigure[], lengths: readonly
     at: lengths.map((lengthTokens) => {
       const here = mine.filter((row) => row.lengthTokens === lengthTokens);
       here.sort((a, b) => a.budgetTokens - b.budgetTokens);
-      return here[here.findLastIndex((row) => !row.isLossless) + 1];
+      return {
+        answers: here[here.findLastIndex((row) => !row.keepsAnswers) + 1],
+        all: here[here.findLastIndex((row) => !row.isLossless) + 1],
+      };
     }),
   }));
 }

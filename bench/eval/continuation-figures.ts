@@ -1,6 +1,6 @@
 /** What long generations say: where selections part with dense's text, and how they agree behind that. */
 import type { Continuation, ContinuationResult } from "./continuation.ts";
-import { type Estimate, estimate, estimateShare, groupBy, meanOf } from "./statistics.ts";
+import { type Estimate, estimate, estimateShare, groupBy, mapEstimate, meanOf } from "./statistics.ts";
 
 /** A continuation with where it was taken. */
 export interface PlacedContinuation extends Continuation {
@@ -47,13 +47,17 @@ export function continuationFigures(continuations: readonly PlacedContinuation[]
     const median = steps[Math.floor((steps.length - 1) / 2)] as number;
     return {
       ...{ name: result.name, budgetTokens: result.budgetTokens, contextTokens, cases: cases.length, tokenCount },
-      divergedAt: estimate(perText(({ divergedAt = tokenCount }) => divergedAt)),
+      divergedAt: notNegative(perText(({ divergedAt = tokenCount }) => divergedAt)),
       ...(median === tokenCount ? {} : { divergedAtMedian: median }),
       same: estimateShare(perText(({ divergedAt }) => Number(divergedAt === undefined))),
       agreement: estimateShare(perText(({ agreement }) => agreement)),
-      divergence: estimate(perText(({ divergence }) => divergence)),
+      divergence: notNegative(perText(({ divergence }) => divergence)),
       bytesShare: meanOf(cases.map((one) => one.result.bytes)) / meanOf(cases.map((one) => one.placed.denseBytes)),
       freshShare: meanOf(cases.map((one) => one.placed.freshShare)),
     };
   });
+}
+
+function notNegative(values: readonly number[]): Estimate {
+  return mapEstimate(estimate(values), (value) => Math.max(0, value));
 }

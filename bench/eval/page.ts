@@ -41,7 +41,7 @@ export function pageOf(figures: Figures, context: PageContext): string {
   const sections = [
     intro(figures, context),
     legend(names),
-    section("At a glance", glanceText(fidelity), htmlTable(glanceColumns(figures), glanceRows(fidelity))),
+    section("At a glance", glanceText(figures), htmlTable(glanceColumns(figures), glanceRows(figures))),
     section(
       "Fidelity against bytes",
       "One plot per context. The further left a selection reaches a height, the cheaper it is. Bytes are those that a token's step reads " +
@@ -75,7 +75,7 @@ export function pageOf(figures: Figures, context: PageContext): string {
           "right answers to dense, with its 95 % interval; on the line nothing is lost. What a model cannot answer densely says nothing " +
           "about a selection: where dense answers less than half, or no more than a toss of coins would, the kind is marked and counts in no sum.",
         plots(taskPlots(tasks, names)),
-        htmlTable(taskColumns, tasks),
+        folded("Every kind, selection and budget", htmlTable(taskColumns, tasks)),
         "<p>Share of right answers by length and by where in the passage the answer stands (0: at its front).</p>",
         plots(depthMaps(figures.depths, names)),
       ),
@@ -124,8 +124,12 @@ function continuationSection({ continuations }: Figures, names: readonly string[
       `without end otherwise; of all runs of four tokens in its texts ${fresh.join(", ")} are new. Each selection reads the text along: up to the first difference its own text ` +
       "would have been the same. Means over texts; a text without a difference counts with its whole length.",
     plots(continuationPlots(continuations, names)),
-    htmlTable(continuationColumns, continuations),
+    folded("Every selection and budget", htmlTable(continuationColumns, continuations)),
   );
+}
+
+function folded(title: string, content: string): string {
+  return `<details><summary>${escapeText(title)}</summary>\n${content}\n</details>`;
 }
 
 function section(title: string, text: string, ...content: string[]): string {
@@ -150,17 +154,26 @@ function legend(names: readonly string[]): string {
   return `<p class="legend">${names.map(item).join("")}</p>`;
 }
 
-function glanceRows(fidelity: readonly FidelityFigure[]): FidelityFigure[] {
-  const longest = Math.max(...fidelity.map(({ contextTokens }) => contextTokens));
-  const here = fidelity.filter(({ contextTokens }) => contextTokens === longest);
+/** The longest context behind which questions were asked as well, or the longest of all. */
+function glanceContext({ fidelity, tasks }: Figures): number {
+  const measured = fidelity.map(({ contextTokens }) => contextTokens);
+  const asked = measured.filter((context) => tasks.some(({ lengthTokens }) => lengthTokens === context));
+  return Math.max(...(asked.length > 0 ? asked : measured));
+}
+
+function glanceRows(figures: Figures): FidelityFigure[] {
+  const { fidelity } = figures;
+  const here = fidelity.filter(({ contextTokens }) => contextTokens === glanceContext(figures));
   return namesOf(fidelity).flatMap((name) => here.filter((row) => row.name === name));
 }
 
-function glanceText(fidelity: readonly FidelityFigure[]): string {
-  const longest = Math.max(...fidelity.map(({ contextTokens }) => contextTokens));
-  const dense = fidelity.find(({ contextTokens, text }) => contextTokens === longest && text)?.text?.denseStepMs;
+function glanceText(figures: Figures): string {
+  const { fidelity, tasks } = figures;
+  const context = glanceContext(figures);
+  const dense = fidelity.find(({ contextTokens, text }) => contextTokens === context && text)?.text?.denseStepMs;
   const speed = dense === undefined ? "" : ` A dense step takes ${number(dense)} ms on this machine.`;
-  return `At ${tokens(longest)} tokens of context, the longest measured.${speed} Intervals are 95 %.`;
+  const asked = tasks.length > 0 ? " at which questions were asked" : " measured";
+  return `At ${tokens(context)} tokens of context, the longest${asked}.${speed} Intervals are 95 %.`;
 }
 
 function glanceColumns({ tasks }: Figures): Columns<FidelityFigure> {

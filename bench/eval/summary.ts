@@ -7,14 +7,14 @@ import { type Columns, markdownTable } from "./tables.ts";
 
 /** Columns of long generations. */
 export const continuationColumns: Columns<ContinuationFigure> = [
-  ["selection", (row) => `\`${row.name}\``],
+  ["selection", (row) => row.name],
   ["behind", (row) => tokens(row.contextTokens)],
   ["budget", (row) => row.budgetTokens],
   ["bytes", (row) => percent(row.bytesShare)],
   ["cases", (row) => row.cases],
   ["first difference at step", (row) => withBounds(row.divergedAt, (value) => value.toFixed(0))],
   ["median", (row) => row.divergedAtMedian ?? `over ${row.tokenCount}`],
-  [`never differs`, (row) => shareOf(row.same)],
+  ["never differs", (row) => shareOf(row.same)],
   ["steps as dense", (row) => shareOf(row.agreement)],
   ["KL, nats", (row) => withBounds(row.divergence, (value) => value.toExponential(1))],
 ];
@@ -22,13 +22,15 @@ export const continuationColumns: Columns<ContinuationFigure> = [
 /** Columns of {@link losslessRows}, one per length. */
 export function losslessColumns(lengths: readonly number[], trainedTokens: number): Columns<LosslessRow> {
   return [
-    ["selection", (row) => `\`${row.name}\``],
+    ["selection", (row) => row.name],
     ...lengths.map((length, index): Columns<LosslessRow>[number] => [
       lengthName(length, trainedTokens),
       ({ at }) => {
-        const found = at[index];
-        if (found === undefined) return "none measured";
-        return `from ${found.budgetTokens} tokens: ${pointsOf(found.difference)} at ${percent(found.bytesShare)} of the bytes`;
+        const { answers, all } = at[index] as LosslessRow["at"][number];
+        if (answers === undefined) return "no budget measured";
+        const kept = `${pointsOf(answers.difference)} points at ${percent(answers.bytesShare)} of the bytes`;
+        const lossless = all === undefined ? "lossless at none measured" : `lossless from ${all.budgetTokens}`;
+        return `answers from ${answers.budgetTokens} tokens (${kept}); ${lossless}`;
       },
     ]),
   ];
@@ -65,17 +67,18 @@ export function summaryOf(figures: Figures, options: { trainedTokens: number; co
       const found = here.find((row) => row.name === name && row.budgetTokens === budget);
       if (found === undefined) return "";
       const text = `${pointsOf(found.difference)} at ${percent(found.bytesShare)}`;
-      return found.isLossless ? `**${text}**` : text;
+      return found.keepsAnswers ? `**${text}**` : text;
     };
     sections.push(
       `## Answers, ${lengthName(length, options.trainedTokens)}, ${Math.max(0, ...here.map(({ cases }) => cases))} questions of kinds that dense can answer`,
       markdownTable(
         [
-          ["selection", (name: string) => `\`${name}\``],
+          ["selection", (name: string) => name],
           ...steps.map((budget): Columns<string>[number] => [String(budget), (name) => cell(name, budget)]),
         ],
         [...new Set(here.map(({ name }) => name))],
       ),
+      "Bold: answers are kept.",
       `## By kind, ${lengthName(length, options.trainedTokens)}`,
       kindTable(tasks.filter(({ lengthTokens }) => lengthTokens === length)),
     );
@@ -94,7 +97,7 @@ function kindTable(tasks: readonly TaskFigure[]): string {
   const kinds = [...new Set(tasks.map(({ kind }) => kind))];
   const of = (kind: string) => tasks.filter((task) => task.kind === kind);
   const columns: Columns<string> = [
-    ["kind", (kind) => `\`${kind}\``],
+    ["kind", (kind) => kind],
     ["questions", (kind) => (of(kind)[0] as TaskFigure).cases],
     [
       "dense right",
@@ -124,7 +127,7 @@ function glanceTable(figures: Figures, contextTokens: number): string {
   const answers = budgets.filter(({ lengthTokens }) => lengthTokens === contextTokens);
   const long = figures.continuations.filter((row) => row.contextTokens === contextTokens);
   const columns: Columns<FidelityFigure> = [
-    ["selection", (row) => (row.text === undefined ? row.name : `\`${row.name}\``)],
+    ["selection", (row) => row.name],
     ["budget", (row) => row.budgetTokens],
     ["bytes a token, of dense's", (row) => percent(row.bytesShare)],
     ["attention kept", (row) => percent(row.mass.mean)],

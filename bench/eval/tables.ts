@@ -32,12 +32,13 @@ export function htmlTable<Row>(columns: Columns<Row>, rows: readonly Row[]): str
   return `<table>\n<thead>${head}</thead>\n<tbody>\n${body.join("\n")}\n</tbody></table>`;
 }
 
-/** A table of Markdown. */
+/** A table of Markdown; names in the first column are set as code. */
 export function markdownTable<Row>(columns: Columns<Row>, rows: readonly Row[]): string {
   const line = (cells: readonly (string | number)[]): string =>
     `| ${cells.map((cell) => String(cell).replaceAll("|", "\\|")).join(" | ")} |`;
   const head = [line(columns.map(([header]) => header)), line(columns.map(() => "---"))];
-  return [...head, ...rows.map((row) => line(columns.map(([, cell]) => cell(row))))].join("\n");
+  const cells = (row: Row) => columns.map(([, cell], place) => (place === 0 ? `\`${cell(row)}\`` : cell(row)));
+  return [...head, ...rows.map((row) => line(cells(row)))].join("\n");
 }
 
 type FidelityRow = Figures["fidelity"][number];

@@ -61,18 +61,53 @@ describe("a selection", () => {
   it("is lossless from the budget on behind which none loses anything", () => {
     const at = (lost: readonly number[]) => {
       const tasks = lost.flatMap((count, index) => asked("single", 256 << index, { dense: 95, lost: count }));
-      return losslessRows(budgetFigures(figures(tasks)), [8192, 4096])[0]?.at.map((found) => found?.budgetTokens);
+      return losslessRows(budgetFigures(figures(tasks)), [8192, 4096])[0]?.at.map(({ answers, all }) => {
+        expect(all).toBe(answers);
+        return answers?.budgetTokens;
+      });
     };
     expect(at([9, 1, 0])).toEqual([512, undefined]);
     expect(at([0, 9, 0])).toEqual([1024, undefined]);
     expect(at([0, 0, 9])).toEqual([undefined, undefined]);
   });
 
+  it("needs its perplexity as well: half a per cent more at most, or an interval that reaches below that", () => {
+    const { tasks } = figures(asked("single", 512, { dense: 95 }));
+    const behind = (growth: { mean: number; low?: number; high?: number }) => {
+      const of = { mean: 1, count: 2 };
+      const place = {
+        name: "quest",
+        budgetTokens: 512,
+        contextTokens: 8192,
+        isActive: true,
+        kvBytes: 1,
+        metadataBytes: 1,
+      };
+      const shares = { bytesShare: 0.1, pagesShare: 0.1, mass: of, oracleMass: of, pageRecall: of, outputError: of };
+      const text = {
+        perplexityGrowth: { ...growth, count: 2 },
+        divergence: of,
+        topAgreement: of,
+        stepMs: 1,
+        denseStepMs: 1,
+      };
+      const fidelity = [{ ...place, ...shares, text, massByHead: [], errorByHead: [] }];
+      const [figure] = budgetFigures({ tasks, fidelity });
+      return [figure?.keepsAnswers, figure?.isLossless];
+    };
+    expect(behind({ mean: 0.005 })).toEqual([true, true]);
+    expect(behind({ mean: 0.02 })).toEqual([true, false]);
+    expect(behind({ mean: 0.02, low: 0.004, high: 0.036 })).toEqual([true, true]);
+    expect(behind({ mean: 0.02, low: 0.006, high: 0.034 })).toEqual([true, false]);
+  });
+
   it("stands in tables that say what lies beyond the training", () => {
     const all = figures([...asked("single", 256, { dense: 95, lost: 9 }), ...asked("single", 512, { dense: 95 })]);
     const text = summaryOf({ ...all, fidelity: [] }, { trainedTokens: 4096, command: "npm run eval" });
     expect(text).toContain("| selection | 8K (beyond the 4K of training) |");
-    expect(text).toMatch(/\| `quest` \| from 512 tokens: 0\.0 \(-[0-9.]+ to \+[0-9.]+\) at 20\.0 % of the bytes \|/);
+    expect(text).toMatch(
+      /\| `quest` \| answers from 512 tokens \(0\.0 \(-[0-9.]+ to \+[0-9.]+\) points at 20\.0 % of the bytes\); lossless from 512 \|/,
+    );
     expect(text).toMatch(/\| `quest` \| -9\.0 \([^|]*\) at 20\.0 % \| \*\*0\.0 /);
     expect(summaryOf(all, { trainedTokens: 8192, command: "" })).not.toContain("beyond the");
   });
