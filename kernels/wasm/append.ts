@@ -1,5 +1,5 @@
 /** RoPE, the open slots, and the sealing of full blocks. */
-import { NOT_RESIDENT, type StepSlice, SUMMARY_KINDS } from "../contract.ts";
+import { BLOCK_TOKENS, NOT_RESIDENT, type StepSlice, SUMMARY_KINDS } from "../contract.ts";
 import { openHeadAt, openSlotValuesAt } from "../layout.ts";
 import { sealedByStep } from "../validate.ts";
 import type { Machine } from "./machine.ts";
@@ -22,7 +22,9 @@ export interface AppendArgs {
 }
 
 /** What rotating or copying an element costs, in multiply-adds of a product. */
-const ROTATE_WORK = 16;
+const ROTATE_WORK = 32;
+/** What sealing an element of a block costs, in the same. */
+const SEAL_WORK = 64;
 
 /** Writes {position, open slot} of every row of the step. */
 export function writeRowTable(words: Int32Array, at: number, slices: readonly StepSlice[]): void {
@@ -77,7 +79,7 @@ function seal(machine: Machine, { pool, layer }: AppendArgs, slices: readonly St
   const taskCount = (records.length / 4) * kvHeadCount;
   machine.threads.queue(OP.seal, {
     taskCount,
-    work: taskCount * 64 * headDim * 4,
+    work: taskCount * BLOCK_TOKENS * headDim * SEAL_WORK,
     args: [
       ...[
         table,

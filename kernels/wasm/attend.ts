@@ -27,8 +27,6 @@ export interface AttendTiles {
   headsPerTask: number;
   /** Multiply-adds. */
   work: number;
-  /** Whether a task asks for a block while it computes the one in front of it. */
-  isAhead: boolean;
 }
 
 /** Rows that share what they read: one query group, one block of positions. */
@@ -49,8 +47,6 @@ const TILE_QUERIES = 32;
 const TASKS_PER_THREAD_MIN = 4;
 /** Steps whose tiles have at most this many queries wait for memory more than they compute: assembly/attend.ts has the same. */
 const FEW_QUERIES = 8;
-/** What a task may ask for ahead: with the block in front of it, it stays in a core's first caches. */
-const AHEAD_BYTES_MAX = 32 * 1024;
 const PARTIAL_BYTES_MAX = 32 * 1024 * 1024;
 /** Pieces of memory that a task asks for at once, assembly/attend.ts has the same. */
 const PIECES_BYTES = 256;
@@ -89,12 +85,10 @@ export function prepareTiles(
   const uncut = isCut ? tiles.reduce((sum, tile) => sum + tile.splitCount, 0) : tiles.length;
   const headTasks = isFew && !isByHead ? Math.min(kvHeadCount, Math.ceil(tasksWanted / uncut)) : kvHeadCount;
   const headsPerTask = Math.ceil(kvHeadCount / headTasks);
-  // One sequence alone finds its blocks in the cache, or waits for memory that cannot be any quicker.
-  const isAhead = isFew && tiles.length > 1 && headsPerTask * headBlockBytes(step.pool.spec) <= AHEAD_BYTES_MAX;
   const tokens = tiles.reduce((sum, tile) => sum + tile.rowCount * attendedTokens(tile), 0);
   return {
     ...{ at, count: tiles.length, queryMax, splitMax: isCut ? splitMax : 0 },
-    ...{ splitsPerTask: Math.ceil(splitMax / Math.max(1, runs)), headsPerTask, isAhead },
+    ...{ splitsPerTask: Math.ceil(splitMax / Math.max(1, runs)), headsPerTask },
     work: tokens * step.headCount * headDim * 2,
   };
 }
@@ -103,7 +97,7 @@ export function prepareTiles(
 export function attend(machine: Machine, step: StepGroups, tiles: AttendTiles, args: AttendArgs): void {
   if (tiles.count === 0) return;
   const { kvHeadCount, headDim, encoding } = step.pool.spec;
-  const { splitMax, splitsPerTask, queryMax, headsPerTask, work, isAhead } = tiles;
+  const { splitMax, splitsPerTask, queryMax, headsPerTask, work } = tiles;
   // Per query: itself, two outputs, two states, the scores of a block, two factors, and codes of 16 bits padded to eights.
   const queryBytes = (headDim * 3 + 4 + BLOCK_TOKENS + 2) * 4 + Math.ceil(headDim / 8) * 16;
   machine.threads.ensureScratch(PIECES_BYTES + headsPerTask * (16 + queryMax * queryBytes));
@@ -114,7 +108,7 @@ export function attend(machine: Machine, step: StepGroups, tiles: AttendTiles, a
       ...[tiles.at, kvHeadCount, step.headCount / kvHeadCount, headDim, args.q, args.out, 0, blocksAt, blockBytes],
       ...[encoding === "int8" ? 1 : 0, layout.keyScalesAt, layout.valuesAt, layout.valueScalesAt, openAt],
       ...[openSlotBytes, keysOffset, openSlotValuesAt(spec) * 4 + keysOffset, splitMax, queryMax, headsPerTask],
-      ...[args.layer, isAhead ? 1 : 0, splitsPerTask],
+      ...[args.layer, splitsPerTask],
     ],
     floats: [[6, 1 / Math.sqrt(headDim)]] as [number, number][],
   };
@@ -146,11 +140,6 @@ function runsOfBusiest({ pool }: StepGroups, tiles: readonly Tile[], layer: numb
   const busiest = Math.max(...pages);
   if (busiest === Math.min(...pages) || busiest * 2 <= share) return 1;
   return Math.ceil((busiest * TASKS_PER_THREAD_MIN) / share);
-}
-
-/** Keys and values of a sealed block in one KV head. */
-function headBlockBytes({ encoding, headDim }: StepGroups["pool"]["spec"]): number {
-  return 2 * BLOCK_TOKENS * headDim * (encoding === "int8" ? 1 : 4);
 }
 
 function tilesOf(selection: GroupSelection, isSparse: boolean, headsPerKvHead: number): Tile[] {

@@ -15,6 +15,12 @@ const STAGE_BYTES = 4 * 1024 * 1024;
 const PART_ROWS = 64;
 /** What quantizing an input costs, in multiply-adds of a product. */
 const QUANTIZE_WORK = 32;
+/** The same of decoding an element of a table, of `silu(gate) * up`, and of an element of a norm. */
+const EMBED_WORK = 64;
+const SILU_WORK = 64;
+const NORM_WORK = 16;
+/** What looking at a logit costs, in the same. */
+const ARGMAX_WORK = 8;
 /** Products of one op; assembly/products.ts has their place among the arguments. */
 export const PRODUCTS_MAX = 8;
 /** Parts per thread: a late thread costs a part of the op, not the op. */
@@ -64,7 +70,7 @@ export function embed(machine: Machine, outAt: number, table: WasmMatrix, tokens
   const taskCount = rowParts(machine, tokens.length);
   machine.threads.queue(EMBED_OP[table.encoding], {
     taskCount,
-    work: tokens.length * table.inWidth,
+    work: tokens.length * table.inWidth * EMBED_WORK,
     args: [outAt, table.at, tokensAt, tokens.length, table.inWidth, taskCount],
   });
 }
@@ -95,7 +101,7 @@ export function rmsNorm(
   const taskCount = rowParts(machine, rows);
   machine.threads.queue(OP.rmsNorm, {
     taskCount,
-    work: rows * width * 2,
+    work: rows * width * NORM_WORK,
     args: [at.out, at.x, at.weight, rows, width, taskCount],
     floats: [[6, eps]],
   });
@@ -106,7 +112,7 @@ export function siluMul(machine: Machine, at: { out: number; gate: number; up: n
   const taskCount = rowParts(machine, elements);
   machine.threads.queue(OP.siluMul, {
     taskCount,
-    work: elements * 8,
+    work: elements * SILU_WORK,
     args: [at.out, at.gate, at.up, elements, taskCount],
   });
 }
@@ -139,15 +145,16 @@ export function matmuls(machine: Machine, x: number, rows: number, products: rea
 }
 
 /** Of each row of `count` values the index of the largest, the lower of equals; NaN counts as -Infinity. Everything that waits has run then. */
-export function argmaxRows(machine: Machine, rowsAt: readonly number[], count: number): number[] {
-  machine.opArena.clear();
-  const outs = rowsAt.map((valuesAt) => {
-    const out = machine.opArena.take(4);
-    machine.threads.queue(OP.argmax, { taskCount: 1, work: count, args: [valuesAt, count, out] });
-    return out;
+export function argmaxRows(machine: Machine, arena: Arena, rowsAt: readonly number[], count: number): Uint32Array {
+  const table = arena.take(rowsAt.length * 4);
+  machine.heap.words.set(rowsAt, table / 4);
+  machine.threads.queue(OP.argmax, {
+    taskCount: rowsAt.length,
+    work: rowsAt.length * count * ARGMAX_WORK,
+    args: [table, count],
   });
   machine.threads.finish();
-  return outs.map((out) => (machine.heap.words[out / 4] as number) >>> 0);
+  return new Uint32Array(machine.heap.words.buffer, table, rowsAt.length);
 }
 
 function quantizedInputs(machine: Machine, x: number, inWidth: number, rows: number): number {

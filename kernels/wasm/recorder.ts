@@ -207,6 +207,7 @@ export class WasmRecorder implements StepRecorder {
     this.#run(() => {
       const largest = argmaxRows(
         this.#machine,
+        this.#arenas.step,
         at.filter((_, index) => isPlainArgmax(rows[index] as SampleRow)),
         width,
       );

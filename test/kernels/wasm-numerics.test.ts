@@ -1,9 +1,11 @@
 /** What the SIMD kernels could get wrong where random data would not show it. */
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import type { Device } from "../../kernels/contract.ts";
+import { encodeBlockHead } from "../../kernels/block-codec.ts";
+import { type Device, NOT_RESIDENT } from "../../kernels/contract.ts";
 import { openWasmDevice } from "../../kernels/wasm/open-wasm.ts";
 import { markExercised } from "../exercised.ts";
-import { poisoned, results, upload } from "./support/floats.ts";
+import { expectSameBits } from "./support/compare.ts";
+import { bytesOf, poisoned, results, upload } from "./support/floats.ts";
 import { Random, SEED } from "./support/random.ts";
 
 describe("wasm numerics", () => {
@@ -86,6 +88,53 @@ describe("wasm numerics", () => {
     step.embed({ out, table, tokens: Uint32Array.from({ length: outWidth }, (_, index) => index) });
     await step.submit();
     expect(await results(device, out)).toEqual(weights);
+  });
+
+  it("a block with infinities and NaNs of any bits is sealed as the definition has it, with one NaN", async () => {
+    const shape = { layerCount: 1, kvHeadCount: 2, headDim: 20, encoding: "int8" } as const;
+    const pool = device.kvPool({ ...shape, summaryKinds: [], blockCount: 1, openSlotCount: 1, summarySlotCount: 1 });
+    const random = new Random(SEED);
+    const [keys, values] = [0, 1].map(() =>
+      Float32Array.from({ length: 2 * 64 * 20 }, () => Math.fround(random.next() * 2 - 1)),
+    ) as [Float32Array<ArrayBuffer>, Float32Array<ArrayBuffer>];
+    const bits = [0x7fc00000, 0xffc00001, 0x7fffffff, 0x7f800001, 0x7f800000, 0xff800000];
+    for (const part of [keys, values]) {
+      const words = new Uint32Array(part.buffer);
+      for (const [index, word] of bits.entries()) words[(index * 11 + 3) * 20 + index * 3] = word;
+      // A token, and a channel of all tokens, of zeros.
+      for (let head = 0; head < 2; head++) part.fill(0, (head * 64 + 9) * 20, (head * 64 + 10) * 20);
+      for (let token = 0; token < 128; token++) part[token * 20 + 1] = token % 2 === 0 ? 0 : -0;
+    }
+    pool.writeOpen(0, 64, bytesOf(Float32Array.of(...keys, ...values)));
+    // The last row is appended as it is: its angle is 0.
+    const row = (part: Float32Array) =>
+      Float32Array.from({ length: 40 }, (_, i) => part[(Math.floor(i / 20) * 64 + 63) * 20 + (i % 20)]!);
+    const step = device.begin([
+      {
+        ...{ position: 63, rowCount: 1, blockIds: Int32Array.of(0), blockCapacity: 1, plan: { kind: "dense" } },
+        ...{ summarySlots: Int32Array.of(NOT_RESIDENT), openSlots: Int32Array.of(0), groupStarts: Int32Array.of(0) },
+      },
+    ]);
+    const rope = {
+      cos: upload(device, "cos", new Float32Array(64 * 10).fill(1)),
+      sin: upload(device, "sin", new Float32Array(64 * 10)),
+      positionCount: 64,
+    };
+    const [q, k, v] = [row(keys), row(keys), row(values)].map((floats) => upload(device, "row", floats));
+    step.append({ pool, layer: 0, headCount: 2, q: q!, k: k!, v: v!, rope });
+    await step.submit();
+    const expected = new Uint8Array(pool.blockBytes);
+    for (const head of [0, 1]) {
+      const [from, end] = [head * 64 * 20, (head + 1) * 64 * 20];
+      encodeBlockHead(shape, expected, head, keys.subarray(from, end), values.subarray(from, end));
+    }
+    // JavaScript leaves open which NaN it stores.
+    const words = new Uint32Array(expected.buffer);
+    new Float32Array(expected.buffer).forEach((value, at) => {
+      const isScale = (at >= 640 && at < 680) || at >= 1320;
+      if (isScale && Number.isNaN(value)) words[at] = 0x7fc00000;
+    });
+    expectSameBits(await pool.readBlock(0), expected);
   });
 
   it("the exponential is right to 1e-6 over its range, and ends well beyond it", async () => {

@@ -1,9 +1,9 @@
 // RoPE on the way into the open slots, and the sealing of full blocks.
 import { arg, argAt, partStart, scratchOf } from "./control";
 import { decodeKeys } from "./kv-decode";
-import { codeOf, codes4 } from "./matmul-int8";
+import { codes4 } from "./matmul-int8";
 import { blockCentreBytes, summarizeBlock, summaryHeadBytes, writeBlockCentre } from "./summaries";
-import { maxLanes } from "./vector";
+import { larger4 } from "./vector";
 
 /**
  * Rotates q in place and k into the open slot of its row, copies v there. args: q, k, v, cos, sin, rows {position, slot}, rowCount,
@@ -154,25 +154,37 @@ export function blockCentresTask(task: i32, thread: i32): void {
 function encodeKeys4(codes: usize, scales: usize, keys: usize, headDim: usize): void {
   let largest = f32x4.splat(0);
   for (let token: usize = 0; token < 64; token++) {
-    largest = f32x4.max(largest, f32x4.abs(v128.load(keys + token * headDim * 4)));
+    largest = larger4(largest, f32x4.abs(v128.load(keys + token * headDim * 4)));
   }
-  const scale = f32x4.div(largest, f32x4.splat(127));
+  const scale = scaleOf(largest);
   v128.store(scales, scale);
-  const zero = f32x4.eq(scale, f32x4.splat(0));
   for (let token: usize = 0; token < 64; token++) {
-    const wide = v128.andnot(codes4(v128.load(keys + token * headDim * 4), scale), zero);
-    const narrow = i16x8.narrow_i32x4_s(wide, wide);
-    v128.store32_lane(codes + token * headDim, i8x16.narrow_i16x8_s(narrow, narrow), 0);
+    storeCodes4(codes + token * headDim, v128.load(keys + token * headDim * 4), scale);
   }
 }
 
 /** One value vector: one scale. */
 function encodeValue(codes: usize, scaleAt: usize, value: usize, headDim: usize): void {
   let largest = f32x4.splat(0);
-  for (let at: usize = 0; at < headDim * 4; at += 16) largest = f32x4.max(largest, f32x4.abs(v128.load(value + at)));
-  const scale = maxLanes(largest) / <f32>127;
-  store<f32>(scaleAt, scale);
-  for (let channel: usize = 0; channel < headDim; channel++) {
-    store<i8>(codes + channel, <i8>codeOf(load<f32>(value + channel * 4), scale));
-  }
+  for (let at: usize = 0; at < headDim * 4; at += 16) largest = larger4(largest, f32x4.abs(v128.load(value + at)));
+  largest = larger4(largest, v128.shuffle<f32>(largest, largest, 2, 3, 0, 1));
+  const scales = scaleOf(larger4(largest, v128.shuffle<f32>(largest, largest, 1, 0, 3, 2)));
+  v128.store32_lane(scaleAt, scales, 0);
+  for (let channel: usize = 0; channel < headDim; channel += 4) storeCodes4(codes + channel, v128.load(value + channel * 4), scales);
+}
+
+/** The largest magnitude over 127; one and the same NaN, whichever there was. */
+// @ts-ignore: decorator
+@inline
+function scaleOf(largest: v128): v128 {
+  return v128.bitselect(f32x4.div(largest, f32x4.splat(127)), f32x4.splat(NaN), f32x4.eq(largest, largest));
+}
+
+/** Stores four codes of 8 bits; 0 where the scale is 0. */
+// @ts-ignore: decorator
+@inline
+function storeCodes4(to: usize, x: v128, scales: v128): void {
+  const wide = v128.andnot(codes4(x, scales), f32x4.eq(scales, f32x4.splat(0)));
+  const narrow = i16x8.narrow_i32x4_s(wide, wide);
+  v128.store32_lane(to, i8x16.narrow_i16x8_s(narrow, narrow), 0);
 }

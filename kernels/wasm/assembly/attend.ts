@@ -15,7 +15,7 @@ import { addValuesInt8, quantizeQuery, quantizeWeights, queryCodeBytes, scoreInt
 import { arg, argAt, argF32, scratchOf } from "./control";
 import { scoreTokens } from "./dot";
 import { fetchAcross, fetchLines } from "./prefetch";
-import { exp1, exp4, maxLanes, sumLanes } from "./vector";
+import { exp1, maxLanes, sumLanes, weigh16 } from "./vector";
 
 const TILE_BYTES: usize = 48;
 const NEGATIVE_INFINITY: f32 = -Infinity;
@@ -28,8 +28,7 @@ const PIECE_COUNT: usize = 16;
 
 // args: 0 tiles, 1 KV head count, 2 heads per KV head, 3 headDim, 4 q, 5 out, 6 scale, 7 blocks, 8 block bytes, 9 int8?, offsets in a
 // block: 10 key scales, 11 values, 12 value scales; 13 open slots, 14 slot bytes, offsets in a slot: 15 keys of the layer, 16 values;
-// 17 largest split count (0: a task does all splits), 18 queries of the largest tile, 19 KV heads of a task, 20 layer, 21 ask for the next block?,
-// 22 splits of a task
+// 17 largest split count (0: a task does all splits), 18 queries of the largest tile, 19 KV heads of a task, 20 layer, 21 splits of a task
 
 // The scratch of a task in one KV head: whether the split has a token, the queries, state per query {max, sum} of the split and of all
 // splits, scores, outputs of both; over int8 blocks also the factor of each query, that of its weights, and its codes.
@@ -93,14 +92,14 @@ function queryCodesAt(scratch: usize): usize {
 /** Task = (tile * tasks of a tile + first KV head / KV heads of a task) [* runs of splits + run]. */
 export function attendTask(task: i32, thread: i32): void {
   const isCut = arg(17) != 0;
-  const runCount = isCut ? (arg(17) + arg(22) - 1) / arg(22) : 1;
+  const runCount = isCut ? (arg(17) + arg(21) - 1) / arg(21) : 1;
   const unit = task / runCount;
   const headTasks = (arg(1) + arg(19) - 1) / arg(19);
   const tile = argAt(0) + <usize>(unit / headTasks) * TILE_BYTES;
   const first = (unit % headTasks) * arg(19);
   const end = min(arg(1), first + arg(19));
-  const firstSplit = (task % runCount) * arg(22);
-  const endSplit = min(load<i32>(tile, 36), firstSplit + arg(22));
+  const firstSplit = (task % runCount) * arg(21);
+  const endSplit = min(load<i32>(tile, 36), firstSplit + arg(21));
   const scratch = scratchOf(thread);
   if (isCut && firstSplit >= endSplit) return;
   store<i32>(scratch, 0);
@@ -256,7 +255,6 @@ function attendSplit(tile: usize, first: i32, headEnd: i32, split: i32, splitEnd
     const from = argAt(7) + <usize>id * argAt(8);
     const tokens: u64 = tokenMasks == 0 ? <u64>-1 : load<u64>(tokenMasks + ((<usize>block) << 3));
     if (isSparse && block >= load<i32>(scratch)) fetchAhead(tile, first, headEnd, block, min(ownBlock, splitEnd * 8), scratch);
-    if (arg(21) != 0 && !isSparse) fetchNext(tile, first, headEnd, block + 1, scratch);
     for (let kvHead = first; kvHead < headEnd; kvHead++) {
       const pages = pageMasks == 0 ? 15 : pagesOf(tile, kvHead, block);
       if (pages == 0) continue;
@@ -400,38 +398,6 @@ function fetchAhead(tile: usize, first: i32, headEnd: i32, block: i32, limit: i3
   store<i32>(scratch, sum, 4);
 }
 
-/**
- * Reads one word of every cache line of a block that is read as a whole, or of the open one's tokens so far, before the one in front of it is
- * computed. Of many sequences side by side neither is one's block still in a core's cache nor does the next one lie behind it, where hardware would follow.
- */
-function fetchNext(tile: usize, first: i32, headEnd: i32, block: i32, scratch: usize): void {
-  const isOpen = block == load<i32>(tile, 8) >> 6;
-  const id = isOpen ? 0 : load<i32>(blockIdsOf(tile) + ((<usize>block) << 2));
-  if (id < 0) return;
-  const headDim = <usize>arg(3);
-  let sum = 0;
-  if (isOpen) {
-    const bytes = <usize>((load<i32>(tile, 8) & 63) + load<i32>(tile, 4)) * headDim << 2;
-    const from = argAt(13) + <usize>load<u32>(tile, 28) * argAt(14);
-    for (let kvHead = first; kvHead < headEnd; kvHead++) {
-      const head = from + <usize>kvHead * headDim * 256;
-      sum += fetchLines(head + argAt(15), bytes) + fetchLines(head + argAt(16), bytes);
-    }
-  } else {
-    const headCount = <usize>(headEnd - first);
-    const headBytes = arg(9) != 0 ? headDim << 6 : headDim << 8;
-    const from = argAt(7) + <usize>id * argAt(8);
-    const keys = from + <usize>first * headBytes;
-    sum += fetchLines(keys, headCount * headBytes) + fetchLines(keys + argAt(11), headCount * headBytes);
-    if (arg(9) != 0) {
-      sum += fetchLines(from + argAt(10) + <usize>first * headDim * 4, headCount * headDim * 4);
-      sum += fetchLines(from + argAt(12) + <usize>first * 256, headCount * 256);
-    }
-  }
-  // Loads whose result is not used might be left out.
-  store<i32>(scratch, sum, 4);
-}
-
 /** The block the rows lie in: row i sees tokens up to `first + i`. */
 function attendOpen(tile: usize, kvHead: i32, first: i32, scratch: usize): void {
   const headDim = <usize>arg(3);
@@ -482,12 +448,7 @@ function softmaxPages(scores: usize, pages: i32, state: usize, output: usize): v
   const shift = f32x4.splat(most == NEGATIVE_INFINITY ? 0 : most);
   let sums = f32x4.splat(0);
   for (let left = pages; left != 0; left &= left - 1) {
-    const first = scores + (<usize>ctz(left) << 6);
-    for (let at = first; at < first + 64; at += 16) {
-      const weights = exp4(f32x4.sub(v128.load(at), shift));
-      v128.store(at, weights);
-      sums = f32x4.add(sums, weights);
-    }
+    sums = weigh16(scores + (<usize>ctz(left) << 6), shift, sums);
   }
   const keep: f32 = before == most ? 1 : before == NEGATIVE_INFINITY ? 0 : exp1(before - most);
   store<f32>(state, most);

@@ -7,7 +7,7 @@
 import { arg, argAt, partStart } from "./control";
 import { keepTouched, touchAhead } from "./prefetch";
 import { matrixOf, put } from "./products";
-import { larger4, maxLanes, nearestInt4 } from "./vector";
+import { codeLeast8, codeMost8, larger4, nearestInt4 } from "./vector";
 
 const WEIGHT_BLOCK_BYTES: usize = 288;
 const INPUT_BLOCK_BYTES: usize = 80;
@@ -97,19 +97,21 @@ export function quantizeRowsTask(task: i32): void {
 function quantizeBlock(to: usize, x: usize): void {
   let largest = f32x4.abs(v128.load(x));
   for (let at: usize = 16; at < 128; at += 16) largest = larger4(largest, f32x4.abs(v128.load(x + at)));
-  const scale = maxLanes(largest) / <f32>127;
-  let sums = i32x4.splat(0);
+  largest = larger4(largest, v128.shuffle<f32>(largest, largest, 2, 3, 0, 1));
+  largest = larger4(largest, v128.shuffle<f32>(largest, largest, 1, 0, 3, 2));
   // 0 / 0 is no number, its code so is 0.
-  const scales = f32x4.splat(scale);
+  const scales = f32x4.div(largest, f32x4.splat(127));
+  const ones = i16x8.splat(1);
+  let sums = i32x4.splat(0);
   for (let at: usize = 0; at < 128; at += 32) {
     const codes = i16x8.narrow_i32x4_s(codes4(v128.load(x + at), scales), codes4(v128.load(x + at, 16), scales));
-    sums = i32x4.add(sums, i32x4.dot_i16x8_s(codes, i16x8.splat(1)));
+    sums = i32x4.add(sums, i32x4.dot_i16x8_s(codes, ones));
     v128.store(to + (at >> 1), codes);
   }
-  store<f32>(to, scale, 64);
-  const sum = i32x4.extract_lane(sums, 0) + i32x4.extract_lane(sums, 1)
-    + i32x4.extract_lane(sums, 2) + i32x4.extract_lane(sums, 3);
-  store<i32>(to, sum << 7, 68);
+  v128.store32_lane(to, scales, 0, 64);
+  sums = i32x4.add(sums, v128.shuffle<i32>(sums, sums, 2, 3, 0, 1));
+  sums = i32x4.add(sums, v128.shuffle<i32>(sums, sums, 1, 0, 3, 2));
+  v128.store32_lane(to, i32x4.shl(sums, 7), 0, 68);
 }
 
 /**
@@ -121,7 +123,7 @@ function quantizeBlock(to: usize, x: usize): void {
 export function codes4(x: v128, scales: v128): v128 {
   const quotients = f32x4.div(x, scales);
   const codes = v128.and(nearestInt4(quotients), f32x4.eq(quotients, quotients));
-  return i32x4.min_s(i32x4.max_s(codes, i32x4.splat(-127)), i32x4.splat(127));
+  return i32x4.min_s(i32x4.max_s(codes, codeLeast8()), codeMost8());
 }
 
 function quantizeShortBlock(to: usize, x: usize, count: i32): void {
@@ -218,19 +220,35 @@ function fourRowsTimesPanel(product: i32, row: i32, rowEnd: i32, panel: i32): vo
   for (let block: usize = 0; block < blocks; block++) {
     let word0 = i32x4.splat(0), upper0 = i32x4.splat(0), word1 = i32x4.splat(0), upper1 = i32x4.splat(0);
     let word2 = i32x4.splat(0), upper2 = i32x4.splat(0), word3 = i32x4.splat(0), upper3 = i32x4.splat(0);
-    for (let i: usize = 0; i < 16; i++) {
-      const v = v128.load(w + i * 16);
-      const u = i16x8.shr_s(v, 8);
-      let xs = v128.load32_splat(x0 + i * 4);
+    for (let i: usize = 0; i < 16; i += 2) {
+      const codes = w + i * 16;
+      const p0 = x0 + i * 4, p1 = x1 + i * 4, p2 = x2 + i * 4, p3 = x3 + i * 4;
+      let v = v128.load(codes);
+      let u = i16x8.shr_s(v, 8);
+      let xs = v128.load32_splat(p0);
       word0 = i32x4.add(word0, i32x4.dot_i16x8_s(v, xs));
       upper0 = i32x4.add(upper0, i32x4.dot_i16x8_s(u, xs));
-      xs = v128.load32_splat(x1 + i * 4);
+      xs = v128.load32_splat(p1);
       word1 = i32x4.add(word1, i32x4.dot_i16x8_s(v, xs));
       upper1 = i32x4.add(upper1, i32x4.dot_i16x8_s(u, xs));
-      xs = v128.load32_splat(x2 + i * 4);
+      xs = v128.load32_splat(p2);
       word2 = i32x4.add(word2, i32x4.dot_i16x8_s(v, xs));
       upper2 = i32x4.add(upper2, i32x4.dot_i16x8_s(u, xs));
-      xs = v128.load32_splat(x3 + i * 4);
+      xs = v128.load32_splat(p3);
+      word3 = i32x4.add(word3, i32x4.dot_i16x8_s(v, xs));
+      upper3 = i32x4.add(upper3, i32x4.dot_i16x8_s(u, xs));
+      v = v128.load(codes, 16);
+      u = i16x8.shr_s(v, 8);
+      xs = v128.load32_splat(p0, 4);
+      word0 = i32x4.add(word0, i32x4.dot_i16x8_s(v, xs));
+      upper0 = i32x4.add(upper0, i32x4.dot_i16x8_s(u, xs));
+      xs = v128.load32_splat(p1, 4);
+      word1 = i32x4.add(word1, i32x4.dot_i16x8_s(v, xs));
+      upper1 = i32x4.add(upper1, i32x4.dot_i16x8_s(u, xs));
+      xs = v128.load32_splat(p2, 4);
+      word2 = i32x4.add(word2, i32x4.dot_i16x8_s(v, xs));
+      upper2 = i32x4.add(upper2, i32x4.dot_i16x8_s(u, xs));
+      xs = v128.load32_splat(p3, 4);
       word3 = i32x4.add(word3, i32x4.dot_i16x8_s(v, xs));
       upper3 = i32x4.add(upper3, i32x4.dot_i16x8_s(u, xs));
     }

@@ -74,11 +74,12 @@ export function gatherRowsTask(task: i32): void {
 }
 
 /**
- * The index of the largest value, the lower of equals; NaN counts as -Infinity, and without a larger value the index is 0.
- * args: values, count, out (u32)
+ * The index of a row's largest value, the lower of equals; NaN counts as -Infinity, and without a larger value the index is 0. Task = row.
+ * args: addresses of the rows (each becomes the index), count
  */
-export function argmaxTask(): void {
-  const values = argAt(0);
+export function argmaxTask(task: i32): void {
+  const row = argAt(0) + ((<usize>task) << 2);
+  const values = <usize>load<u32>(row);
   const count = arg(1);
   const end = values + (<usize>count << 2);
   const vectorEnd = values + (<usize>(count & ~7) << 2);
@@ -93,7 +94,7 @@ export function argmaxTask(): void {
     const value = load<f32>(at);
     if (value > most) most = value;
   }
-  store<u32>(argAt(2), most == -Infinity ? 0 : indexOf(values, vectorEnd, most));
+  store<u32>(row, most == -Infinity ? 0 : indexOf(values, vectorEnd, most));
 }
 
 /** The index of the first value that equals `value`; there is one. */

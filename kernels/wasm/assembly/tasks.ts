@@ -68,7 +68,7 @@ export function runTask(op: i32, task: i32, thread: i32): void {
     case OP_VOTE_STATS: return voteStatsTask(task);
     case OP_VOTE_SUM: return voteSumTask(task);
     case OP_CHOOSE: return chooseTask(task);
-    case OP_ARGMAX: return argmaxTask();
+    case OP_ARGMAX: return argmaxTask(task);
     case OP_BLOCK_CENTRES: return blockCentresTask(task, thread);
     case OP_ATTEND: return attendTask(task, thread);
     case OP_ATTEND_MERGE: return attendMergeTask(task, thread);

@@ -46,7 +46,7 @@ export function sumLanes4i(a: v128, b: v128, c: v128, d: v128): v128 {
 }
 
 /**
- * Writes the constants of the exponential to where it reads them. A vector constant in the code costs the host's compiler several
+ * Writes the constants of the exponential, and the least and the largest code of 8 bits, to where they are read. A vector constant in the code costs the host's compiler several
  * instructions at every use, a load that fills all lanes is one.
  */
 export function writeExpTable(): void {
@@ -63,6 +63,8 @@ export function writeExpTable(): void {
   store<f32>(EXP_TABLE, 1.6666665459e-1, 40);
   store<f32>(EXP_TABLE, 5.0000001201e-1, 44);
   store<f32>(EXP_TABLE, 1.0, 48);
+  store<i32>(EXP_TABLE, -127, 52);
+  store<i32>(EXP_TABLE, 127, 56);
 }
 
 /** 1 in every lane, after {@link writeExpTable}. */
@@ -70,6 +72,19 @@ export function writeExpTable(): void {
 @inline
 export function one4(): v128 {
   return expConstant(12);
+}
+
+/** The least code of 8 bits, as integers of 32 bits. */
+// @ts-ignore: decorator
+@inline
+export function codeLeast8(): v128 {
+  return expConstant(13);
+}
+/** The largest. */
+// @ts-ignore: decorator
+@inline
+export function codeMost8(): v128 {
+  return expConstant(14);
 }
 
 // @ts-ignore: decorator
@@ -117,7 +132,59 @@ export function exp1(x: f32): f32 {
 // @ts-ignore: decorator
 @inline
 export function nearestInt4(x: v128): v128 {
-  return i32x4.sub(f32x4.add(x, f32x4.splat(12582912.0)), i32x4.splat(0x4b400000));
+  // 1.5 * 2^23 as a number, and its bits as an integer.
+  const rounder = expConstant(3);
+  return i32x4.sub(f32x4.add(x, rounder), rounder);
+}
+
+/**
+ * Replaces 16 numbers by e^(x - shift), with the bits of {@link exp4}, and adds these to `sums` vector by vector. No number is above `shift`, but for a NaN in
+ * place of either. Four vectors side by side, because one alone is a chain of operations that wait for each other; loops over the constants, because
+ * without them the compiler puts the four one behind the other again.
+ */
+export function weigh16(at: usize, shift: v128, sums: v128): v128 {
+  const least = expConstant(0);
+  let a = f32x4.pmax(f32x4.sub(v128.load(at), shift), least);
+  let b = f32x4.pmax(f32x4.sub(v128.load(at, 16), shift), least);
+  let c = f32x4.pmax(f32x4.sub(v128.load(at, 32), shift), least);
+  let d = f32x4.pmax(f32x4.sub(v128.load(at, 48), shift), least);
+  const rounder = expConstant(3);
+  const inverse = expConstant(2);
+  const powerA = f32x4.add(f32x4.mul(a, inverse), rounder);
+  const powerB = f32x4.add(f32x4.mul(b, inverse), rounder);
+  const powerC = f32x4.add(f32x4.mul(c, inverse), rounder);
+  const powerD = f32x4.add(f32x4.mul(d, inverse), rounder);
+  for (let part: usize = 16; part < 24; part += 4) {
+    const ln2 = v128.load32_splat(EXP_TABLE + part);
+    a = f32x4.sub(a, f32x4.mul(f32x4.sub(powerA, rounder), ln2));
+    b = f32x4.sub(b, f32x4.mul(f32x4.sub(powerB, rounder), ln2));
+    c = f32x4.sub(c, f32x4.mul(f32x4.sub(powerC, rounder), ln2));
+    d = f32x4.sub(d, f32x4.mul(f32x4.sub(powerD, rounder), ln2));
+  }
+  let yA = expConstant(6), yB = yA, yC = yA, yD = yA;
+  for (let coefficient: usize = 28; coefficient < 48; coefficient += 4) {
+    const next = v128.load32_splat(EXP_TABLE + coefficient);
+    yA = f32x4.add(f32x4.mul(yA, a), next);
+    yB = f32x4.add(f32x4.mul(yB, b), next);
+    yC = f32x4.add(f32x4.mul(yC, c), next);
+    yD = f32x4.add(f32x4.mul(yD, d), next);
+  }
+  sums = f32x4.add(sums, weigh4(at, shift, a, yA, powerA));
+  sums = f32x4.add(sums, weigh4(at + 16, shift, b, yB, powerB));
+  sums = f32x4.add(sums, weigh4(at + 32, shift, c, yC, powerC));
+  return f32x4.add(sums, weigh4(at + 48, shift, d, yD, powerD));
+}
+
+/** The end of {@link exp4}: from the reduced argument, the polynomial, and what has the exponent in its low bits. */
+// @ts-ignore: decorator
+@inline
+function weigh4(at: usize, shift: v128, r: v128, y: v128, shifted: v128): v128 {
+  const one = one4();
+  const power = i32x4.add(i32x4.shl(shifted, 23), one);
+  const whole = f32x4.mul(f32x4.add(f32x4.add(f32x4.mul(f32x4.mul(y, r), r), r), one), power);
+  const weight = v128.andnot(whole, f32x4.lt(f32x4.sub(v128.load(at), shift), expConstant(0)));
+  v128.store(at, weight);
+  return weight;
 }
 
 /** Stores the first `count` (1..8) of eight f32. */
