@@ -2,7 +2,7 @@
 import { Environment, Interpreter, Template } from "@huggingface/jinja";
 import { QuireError } from "../protocol/errors.ts";
 import type { ChatMessage, ChatTemplate } from "./contract.ts";
-import { hasMarkCharacters, markText } from "./marks.ts";
+import { hasMarkCharacters, textMarker } from "./marks.ts";
 import { callPython, PYTHON_FUNCTIONS } from "./template-python.ts";
 
 /** What a template is compiled from. */
@@ -33,16 +33,21 @@ export function compileChatTemplate(parts: ChatTemplateParts): ChatTemplate {
     };
   }
   const program = parse(source);
+  const mark = textMarker(parts.specials);
+  const normalize = parts.normalize ?? ((same: string) => same);
+  const marked = (text: string) => mark(normalize(text.toWellFormed()));
+  // The same for every rendering, which writes into a scope of its own.
+  const shared = new Environment();
+  for (const [name, value] of Object.entries(globals())) shared.set(name, value);
+  shared.set("bos_token", parts.bosToken);
+  shared.set("eos_token", parts.eosToken);
   return {
     render(messages, options) {
-      const environment = new Environment();
-      for (const [name, value] of Object.entries(globals())) environment.set(name, value);
-      environment.set("bos_token", parts.bosToken);
-      environment.set("eos_token", parts.eosToken);
+      const environment = new Environment(shared);
       environment.set("add_generation_prompt", options.addGenerationPrompt);
       environment.set(
         "messages",
-        messages.map((message) => markMessage(message, parts)),
+        messages.map((message) => markMessage(message, marked)),
       );
       try {
         return String(new Interpreter(environment).run(program).value);
@@ -69,9 +74,7 @@ function parse(source: string): Template["parsed"] {
   }
 }
 
-function markMessage(message: ChatMessage, parts: ChatTemplateParts): Record<string, string> {
-  const normalize = parts.normalize ?? ((same: string) => same);
-  const mark = (text: string): string => markText(normalize(text.toWellFormed()), parts.specials);
+function markMessage(message: ChatMessage, mark: (text: string) => string): Record<string, string> {
   const marked: Record<string, string> = {
     role: message.role === "developer" ? "system" : message.role,
     content: mark(message.content),

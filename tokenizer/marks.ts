@@ -20,47 +20,70 @@ export function hasMarkCharacters(text: string): boolean {
 }
 
 /**
- * Marks `text` (well-formed UTF-16) against the special tokens `specials` (non-empty, without mark characters).
+ * What marks texts (well-formed UTF-16) against the special tokens `specials` (non-empty, without mark characters).
  * Holds for templates that place the text whole, trimmed, or split at something: not for one that deletes from its middle.
  */
-export function markText(text: string, specials: readonly string[]): string {
-  const marked = new Set<number>();
-  for (const special of specials) {
-    for (let at = text.indexOf(special); at >= 0; at = text.indexOf(special, at + 1)) marked.add(at);
-  }
-  const from = text.length - text.trimStart().length;
-  const to = text.trimEnd().length;
-  for (const [start, end] of [
-    [0, text.length],
-    [from, to],
-  ] as const) {
-    if (start < end) markEnds(text, { start, end }, specials, marked);
-  }
-  if (marked.size === 0 && !MARK_ANY.test(text)) return text;
-  return rewrite(text, marked);
+export function textMarker(specials: readonly string[]): (text: string) => string {
+  const parts = partsOf(specials);
+  return (text) => {
+    const marked = new Set<number>();
+    for (const special of specials) {
+      for (let at = text.indexOf(special); at >= 0; at = text.indexOf(special, at + 1)) marked.add(at);
+    }
+    const start = text.length - text.trimStart().length;
+    const end = text.trimEnd().length;
+    if (text.length > 0) markEnds(text, { start: 0, end: text.length }, parts, marked);
+    const isTrimmed = start > 0 || end < text.length;
+    if (isTrimmed && start < end) markEnds(text, { start, end }, parts, marked);
+    if (marked.size === 0 && !MARK_ANY.test(text)) return text;
+    return rewrite(text, marked);
+  };
 }
 
-/** Takes the marks out: the inverse of {@link markText}. */
+/** Proper parts of special tokens, by the code unit that shows whether a text can meet them: few texts can, and there are hundreds of parts. */
+interface SpecialParts {
+  /** What such a token goes on with behind its beginning, by its first unit. */
+  rests: ReadonlyMap<number, readonly string[]>;
+  /** What such a token begins with, by its last unit. */
+  beginnings: ReadonlyMap<number, readonly string[]>;
+}
+
+function partsOf(specials: readonly string[]): SpecialParts {
+  const rests = new Map<number, string[]>();
+  const beginnings = new Map<number, string[]>();
+  const add = (map: Map<number, string[]>, unit: number, part: string): void => {
+    const parts = map.get(unit);
+    if (parts) parts.push(part);
+    else map.set(unit, [part]);
+  };
+  for (const special of specials) {
+    for (let cut = 1; cut < special.length; cut++) {
+      add(rests, special.charCodeAt(cut), special.slice(cut));
+      add(beginnings, special.charCodeAt(cut - 1), special.slice(0, cut));
+    }
+  }
+  return { rests, beginnings };
+}
+
+/** Takes the marks out: the inverse of {@link textMarker}. */
 export function unmark(text: string): string {
   return MARK_ANY.test(text) ? text.replace(MARK_RUN, unmarkOne) : text;
 }
 
+/** `start < end`. */
 function markEnds(
   text: string,
-  range: { start: number; end: number },
-  specials: readonly string[],
+  { start, end }: { start: number; end: number },
+  { rests, beginnings }: SpecialParts,
   marked: Set<number>,
 ): void {
-  const { start, end } = range;
-  const headLengthMax = Math.max(0, ...specials.map((special) => special.length));
-  const head = text.slice(start, Math.min(end, start + headLengthMax));
-  const tail = text.slice(Math.max(start, end - headLengthMax), end);
-  for (const special of specials) {
-    for (let cut = 1; cut < special.length; cut++) {
-      const rest = special.slice(cut);
-      if (head.startsWith(rest) || (head.length === end - start && rest.startsWith(head))) marked.add(start);
-      if (tail.endsWith(special.slice(0, cut))) marked.add(lastCodePointAt(text, end));
-    }
+  for (const rest of rests.get(text.charCodeAt(start)) ?? []) {
+    const length = Math.min(rest.length, end - start);
+    if (text.startsWith(rest.slice(0, length), start)) marked.add(start);
+  }
+  for (const beginning of beginnings.get(text.charCodeAt(end - 1)) ?? []) {
+    const from = end - beginning.length;
+    if (from >= start && text.startsWith(beginning, from)) marked.add(lastCodePointAt(text, end));
   }
 }
 

@@ -3,7 +3,7 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { compileChatTemplate } from "../../tokenizer/chat-template.ts";
 import type { ChatMessage } from "../../tokenizer/contract.ts";
-import { hasMarkCharacters, markText, unmark } from "../../tokenizer/marks.ts";
+import { hasMarkCharacters, textMarker, unmark } from "../../tokenizer/marks.ts";
 import { openTokenizer } from "../../tokenizer/open.ts";
 
 const read = (name: string): unknown =>
@@ -116,7 +116,7 @@ describe("marks", () => {
   it("are taken out without a trace, and nothing else is", () => {
     fc.assert(
       fc.property(fc.string({ unit: fc.constantFrom(..."<|end>😀a\uFDD0\uFDD9\uFDDF\uFDE0") }), (text) => {
-        const marked = markText(text, SPECIALS);
+        const marked = textMarker(SPECIALS)(text);
         expect(unmark(marked)).toBe(text);
         for (const special of SPECIALS) expect(marked.includes(special)).toBe(false);
       }),
@@ -125,7 +125,7 @@ describe("marks", () => {
   });
 
   it("leave ordinary text alone", () => {
-    expect(markText("if a < b | c > d", SPECIALS)).toBe("if a < b | c > d");
+    expect(textMarker(SPECIALS)("if a < b | c > d")).toBe("if a < b | c > d");
     expect(hasMarkCharacters("\uFDE0\uFDEF\uFFFD")).toBe(false);
   });
 
