@@ -13,7 +13,8 @@ export class Sha256 {
 
   /** The 32 bytes of the digest of `parts`, one after the other. */
   digest(...parts: readonly Uint8Array[]): Uint8Array<ArrayBuffer> {
-    const byteCount = parts.reduce((sum, part) => sum + part.byteLength, 0);
+    let byteCount = 0;
+    for (const part of parts) byteCount += part.byteLength;
     const paddedCount = (((byteCount + 8) >> 6) + 1) << 6;
     if (this.#padded.byteLength < paddedCount) this.#padded = new Uint8Array(paddedCount);
     const padded = this.#padded.fill(0, byteCount, paddedCount);

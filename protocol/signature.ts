@@ -7,7 +7,7 @@
  * The signature covers the digest and not the body, so that a receiver refuses a stranger before it reads a byte of his body.
  */
 import { assert } from "./assert.ts";
-import { type HmacKey, hex, hmacHex, hmacKey, sha256 } from "./digest.ts";
+import { contentDigestHex, type HmacKey, hex, hmacHex, hmacKey } from "./digest.ts";
 import { LIMITS } from "./limits.ts";
 
 /** The audience of engines' requests to the edge. */
@@ -69,7 +69,8 @@ export async function signRequest(
 ): Promise<string> {
   const timestamp = String(Math.floor(nowMs));
   const nonce = hex(crypto.getRandomValues(new Uint8Array(16)).buffer);
-  const digest = hex(await sha256(body));
+  const named = contentDigestHex(body);
+  const digest = typeof named === "string" ? named : await named;
   const key = typeof secret === "string" ? firstKeyOf(secret) : secret;
   const signature = await hmacHex(key, signedText(target, { timestamp, nonce, digest }));
   return `Quire-HMAC ts=${timestamp},nonce=${nonce},digest=${digest},sig=${signature}`;

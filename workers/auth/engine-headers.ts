@@ -19,15 +19,14 @@ export async function engineHeaders(request: EngineRequest): Promise<Record<stri
   const type = { "content-type": "application/x-quire-frames" };
   if (engineKey === "") return type;
   const target = { audience: engineAudience(engineId), method: "POST", path };
-  return { ...type, authorization: await signRequest(await knownKeyOf(engineKey), target, body, Date.now()) };
+  const key = isolateSigningKeys.get(engineKey) ?? (await newKeyOf(engineKey));
+  return { ...type, authorization: await signRequest(key, target, body, Date.now()) };
 }
 
 /** One per isolate: derived from the secret, so that sharing cannot be observed. */
 const isolateSigningKeys = new RecentMap<HmacKey>({ countMax: 4 });
 
-async function knownKeyOf(secret: string): Promise<HmacKey> {
-  const known = isolateSigningKeys.get(secret);
-  if (known) return known;
+async function newKeyOf(secret: string): Promise<HmacKey> {
   const key = await signingKeyOf(secret);
   isolateSigningKeys.put(secret, key);
   return key;

@@ -148,18 +148,19 @@ export function keyTableJson(table: KeyTable): Record<string, unknown> {
   return Object.fromEntries([...table].map(([hash, record]) => [hash, keyRecordJson(record)]));
 }
 
+const utf8 = new TextEncoder();
+
 /** A table that is asked often. */
 export class KeyIndex {
   readonly #entries: readonly { hash: Uint8Array; record: KeyRecord }[];
 
   constructor(table: KeyTable) {
-    const encoder = new TextEncoder();
-    this.#entries = [...table].map(([hash, record]) => ({ hash: encoder.encode(hash), record }));
+    this.#entries = [...table].map(([hash, record]) => ({ hash: utf8.encode(hash), record }));
   }
 
   /** The record of a hash. All entries are compared, each in constant time: the time taken tells nothing of any of them. */
   find(hash: string): KeyRecord | undefined {
-    const wanted = new TextEncoder().encode(hash);
+    const wanted = utf8.encode(hash);
     let found: KeyRecord | undefined;
     for (const entry of this.#entries) if (equalInConstantTime(entry.hash, wanted)) found = entry.record;
     return found;

@@ -13,11 +13,13 @@ export async function namespaceOf(tenant: string, salt: string | undefined): Pro
 /** One per isolate: derived from the secret and a name, so that sharing cannot be observed; deriving takes two calls of the platform's cryptography. */
 const isolateNamespaces = new RecentMap<string>({ countMax: LIMITS.keyCacheCountMax });
 
-/** {@link namespaceOf}, remembered. */
-export async function knownNamespaceOf(tenant: string, salt: string | undefined): Promise<string> {
+/** {@link namespaceOf}, remembered: at once where it is known. */
+export function knownNamespaceOf(tenant: string, salt: string | undefined): string | Promise<string> {
   const name = `${salt} ${tenant}`;
-  const known = isolateNamespaces.get(name);
-  if (known !== undefined) return known;
+  return isolateNamespaces.get(name) ?? learnNamespace(name, tenant, salt);
+}
+
+async function learnNamespace(name: string, tenant: string, salt: string | undefined): Promise<string> {
   const namespace = await namespaceOf(tenant, salt);
   isolateNamespaces.put(name, namespace);
   return namespace;

@@ -1,6 +1,6 @@
 /** From a job and the log to the ids of a prompt. Writes nothing. */
 
-import { hex, sha256 } from "../../protocol/digest.ts";
+import { contentDigestHex } from "../../protocol/digest.ts";
 import { QuireError } from "../../protocol/errors.ts";
 import type { Span } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
@@ -127,7 +127,7 @@ async function prepareChat(
     });
   }
   const newText = assets.template.render(transcript, { addGenerationPrompt: true });
-  const { oldText, checkpoints } = await describeLog(stored, assets, memory);
+  const { oldText, checkpoints } = stored.length === 0 ? NO_TEXT : await describeLog(stored, assets, memory);
   const { keep, appended } = planTurn({
     ...{ log, checkpoints, oldText, newText },
     encode: (text) => encode(assets, text, "messages"),
@@ -174,6 +174,9 @@ function isReplay(stored: readonly StoredMessage[], matched: number): boolean {
   return stored.slice(0, matched).some((message) => message.role !== "user");
 }
 
+/** Of a log that nothing is known of. */
+const NO_TEXT: { oldText: string; checkpoints: readonly Checkpoint[] } = { oldText: "", checkpoints: [] };
+
 /**
  * The text that the log stands for, up to its last border, and where the two are known to agree. Nothing when the template now renders
  * the same messages differently (a date in it, another model file): then nothing can be relied on.
@@ -182,13 +185,13 @@ async function describeLog(
   stored: readonly StoredMessage[],
   assets: ModelAssets,
   memory: RenderMemory,
-): Promise<{ oldText: string; checkpoints: Checkpoint[] }> {
+): Promise<typeof NO_TEXT> {
   const borders = stored.slice(0, stored.findLastIndex(({ textEnd }) => textEnd !== undefined) + 1);
   const last = borders.at(-1);
-  if (!last) return { oldText: "", checkpoints: [] };
+  if (!last) return NO_TEXT;
   const kept = last.textHash === undefined ? undefined : memory.find(last.textHash);
   const oldText = kept ?? (await renderAgain(borders, assets));
-  if (oldText === undefined) return { oldText: "", checkpoints: [] };
+  if (oldText === undefined) return NO_TEXT;
   const checkpoints = borders.flatMap(({ tokenEnd, textEnd }) =>
     tokenEnd === undefined || textEnd === undefined ? [] : [{ tokens: tokenEnd, textLength: textEnd }],
   );
@@ -203,9 +206,11 @@ async function renderAgain(borders: readonly StoredMessage[], assets: ModelAsset
   return (await hashText(text)) === last?.textHash ? text : undefined;
 }
 
+const utf8 = new TextEncoder();
+
 /** Names a rendered text. */
 export async function hashText(text: string): Promise<string> {
-  return hex(await sha256(new TextEncoder().encode(text)));
+  return contentDigestHex(utf8.encode(text));
 }
 
 /** A message without what the log knows of it. */
