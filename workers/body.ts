@@ -35,27 +35,34 @@ export async function readBytes(request: Request, limits: BodyLimits = {}): Prom
     throw new QuireError("unsupported_encoding", "A request body is taken as it is: send it without Content-Encoding.");
   }
   // A declared length is only a chance to refuse early: bodies in chunks have none, and one that lies is counted.
-  if (Number(request.headers.get("content-length") ?? 0) > bytesMax) throw tooLarge(bytesMax);
+  const declared = Number(request.headers.get("content-length") ?? Number.NaN);
+  if (declared > bytesMax) throw tooLarge(bytesMax);
   if (request.body === null) return new Uint8Array(0);
   const chunks: Uint8Array<ArrayBuffer>[] = [];
   let byteCount = 0;
   const reader: ReadableStreamDefaultReader<Uint8Array<ArrayBuffer>> = request.body.getReader();
   const endMs = Date.now() + msMax;
-  const declared = Number(request.headers.get("content-length") ?? Number.NaN);
+  const late = Promise.withResolvers<never>();
+  const giveUp = () => late.reject(new QuireError("request_timeout", "The body of your request came too slowly."));
+  let timer = setTimeout(giveUp, Math.min(idleMsMax, msMax));
   try {
     for (;;) {
-      const { done, value } = await readWithin(reader, Math.min(idleMsMax, endMs - Date.now()));
+      const { done, value } = await Promise.race([reader.read(), late.promise]);
       if (done) return concat(chunks, byteCount);
       byteCount += value.byteLength;
       if (byteCount > bytesMax) throw tooLarge(bytesMax);
       chunks.push(value);
       // All that was promised is there: its end is not worth another turn of the event loop.
       if (byteCount === declared) return concat(chunks, byteCount);
+      clearTimeout(timer);
+      timer = setTimeout(giveUp, Math.min(idleMsMax, endMs - Date.now()));
     }
   } catch (thrown) {
     // Not awaited: a client that says nothing may not answer to this, either.
     void reader.cancel().catch(() => undefined);
     throw thrown;
+  } finally {
+    clearTimeout(timer);
   }
 }
 
@@ -79,21 +86,6 @@ export function parseJsonObject(bytes: Uint8Array): Record<string, unknown> {
   return value as Record<string, unknown>;
 }
 
-async function readWithin(
-  reader: ReadableStreamDefaultReader<Uint8Array<ArrayBuffer>>,
-  msMax: number,
-): Promise<ReadableStreamReadResult<Uint8Array<ArrayBuffer>>> {
-  const late = Promise.withResolvers<never>();
-  const timer = setTimeout(() => {
-    late.reject(new QuireError("request_timeout", "The body of your request came too slowly."));
-  }, msMax);
-  try {
-    return await Promise.race([reader.read(), late.promise]);
-  } finally {
-    clearTimeout(timer);
-  }
-}
-
 function tooLarge(bytesMax: number): QuireError {
   return new QuireError("request_too_large", `The request body is over the limit of ${bytesMax} bytes.`);
 }
@@ -110,9 +102,11 @@ function concat(chunks: readonly Uint8Array<ArrayBuffer>[], byteCount: number): 
   return bytes;
 }
 
+const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: false });
+
 function decodeUtf8(bytes: Uint8Array): string {
   try {
-    return new TextDecoder("utf-8", { fatal: true, ignoreBOM: false }).decode(bytes);
+    return utf8.decode(bytes);
   } catch (cause) {
     throw new QuireError("invalid_request", "The body of your request is not valid UTF-8.", { cause });
   }

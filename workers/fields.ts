@@ -29,8 +29,9 @@ export class Fields {
 
   /** Marks a field as known and returns it as it is; `null` becomes undefined. */
   raw(name: string): unknown {
+    if (!Object.hasOwn(this.#record, name)) return undefined;
     this.#known.add(name);
-    const value = Object.hasOwn(this.#record, name) ? this.#record[name] : undefined;
+    const value = this.#record[name];
     return value === null ? undefined : value;
   }
 
@@ -81,6 +82,12 @@ export class Fields {
     const value = this.raw(name);
     if (value === undefined || isNoOp(value)) return;
     throw invalid(this.path(name), `'${this.path(name)}' is not supported by this server.`);
+  }
+
+  /** A method was asked for every field that is there. */
+  get isAllKnown(): boolean {
+    for (const name in this.#record) if (!this.#known.has(name)) return false;
+    return true;
   }
 
   /** @throws {QuireError} naming the first field that no method was asked for. */

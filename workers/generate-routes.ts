@@ -1,8 +1,9 @@
 /** POST /v1/chat/completions and POST /v1/completions. */
 import { QuireError } from "../protocol/errors.ts";
+import type { SelectionRequest } from "../protocol/generate.ts";
 import { LIMITS } from "../protocol/limits.ts";
-import { authenticate } from "./auth/authenticate.ts";
-import { readJsonObject } from "./body.ts";
+import { authenticate, type Tenant } from "./auth/authenticate.ts";
+import { parseJsonObject, readBytes } from "./body.ts";
 import { chainHashes, chainStart } from "./chain.ts";
 import { within } from "./deadline.ts";
 import type { Env } from "./env.ts";
@@ -10,7 +11,7 @@ import { isolateModelNames, unknownModel } from "./fleet/model-names.ts";
 import { fleetOf, type ResolvedModel } from "./fleet.ts";
 import { type Caller, inPlace, settlePlace } from "./limits/admission.ts";
 import type { Place } from "./limits/place.ts";
-import { isolateRouterHealth } from "./prompt-router/auto-model.ts";
+import { AUTO_MODEL, isolateRouterHealth } from "./prompt-router/auto-model.ts";
 import { chooseModel } from "./prompt-router/choose-model.ts";
 import { jsonAnswer, sseAnswer, streamAnswer } from "./respond.ts";
 import { selectionDefaults } from "./selection-defaults.ts";
@@ -18,7 +19,7 @@ import { readIdempotencyKey, SESSION_HEADER } from "./session-id.ts";
 import { startTurn } from "./turn-events.ts";
 import type { TurnOptions } from "./turn-job.ts";
 import { namesSelection, type ResponseOptions } from "./validate.ts";
-import { type ValidationContext, validateChat } from "./validate-chat.ts";
+import { type ChatRequest, type ValidationContext, validateChat } from "./validate-chat.ts";
 import { validateCompletion } from "./validate-completion.ts";
 
 /** Answers a chat request. @throws {QuireError} for whatever is known before the first header. */
@@ -27,27 +28,42 @@ export async function chatCompletions(request: Request, env: Env, requestId: str
   const caller = { request, env, tenant };
   return inPlace(
     caller,
-    () => readJsonObject(request),
-    async (body, place) => {
+    () => readBytes(request),
+    async (bytes, place) => {
+      const body = parseJsonObject(bytes);
       const chat = validateChat(body, validationContext(request, env));
-      const { model, selection } = await chooseModel(chat, {
-        env,
-        namespace: tenant.namespace,
-        requestId,
-        namesSelection: namesSelection(body),
-        health: isolateRouterHealth,
-        // Nobody waits for this.
-        count: (outcome) =>
-          void fleetOf(env, tenant.namespace)
-            .countRouting(outcome)
-            .catch(() => undefined),
-        resolve: (name) => resolveModel(env, tenant.namespace, name),
-      });
+      const { model, selection } = knownModel(chat) ?? (await choose(chat, body, { env, tenant, requestId }));
       const chain = await chainHashes(chainStart(model), chat.messages);
       const options = { ...chat.turn, selection, input: { kind: "chat" as const, messages: chat.messages, chain } };
       return answerTurn({ ...caller, requestId, place, model, response: chat, options, kind: "chat" });
     },
   );
+}
+
+/** What there is to choose where a client names a model that was there a moment ago; undefined where that has to be found out. */
+function knownModel({ model: name, turn }: ChatRequest): { model: string; selection: SelectionRequest } | undefined {
+  const model = name === undefined || name === AUTO_MODEL ? undefined : isolateModelNames.get(name);
+  return model === undefined ? undefined : { model, selection: turn.selection };
+}
+
+function choose(
+  chat: ChatRequest,
+  body: Record<string, unknown>,
+  { env, tenant, requestId }: { env: Env; tenant: Tenant; requestId: string },
+): Promise<{ model: string; selection: SelectionRequest }> {
+  return chooseModel(chat, {
+    env,
+    namespace: tenant.namespace,
+    requestId,
+    namesSelection: namesSelection(body),
+    health: isolateRouterHealth,
+    // Nobody waits for this.
+    count: (outcome) =>
+      void fleetOf(env, tenant.namespace)
+        .countRouting(outcome)
+        .catch(() => undefined),
+    resolve: (name) => resolveModel(env, tenant.namespace, name),
+  });
 }
 
 /** Answers a completion request. @throws {QuireError} for whatever is known before the first header. */
@@ -56,9 +72,9 @@ export async function completions(request: Request, env: Env, requestId: string)
   const caller = { request, env, tenant };
   return inPlace(
     caller,
-    () => readJsonObject(request),
-    async (body, place) => {
-      const completion = validateCompletion(body, validationContext(request, env));
+    () => readBytes(request),
+    async (bytes, place) => {
+      const completion = validateCompletion(parseJsonObject(bytes), validationContext(request, env));
       const model = await resolveModel(env, tenant.namespace, completion.model);
       const { turn: options } = completion;
       return answerTurn({ ...caller, requestId, place, model, response: completion, options, kind: "text" });

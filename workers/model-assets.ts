@@ -64,12 +64,17 @@ export class ModelAssetCache {
     this.#models = new RecentMap({ countMax: modelCountMax, ageMsMax, now });
   }
 
+  /** The assets of a model that is loaded. */
+  known(model: string): ModelAssets | undefined {
+    return this.#models.get(model);
+  }
+
   /**
    * The assets of a model.
    * @throws {QuireError} `internal` when a file is missing or broken: an engine serves a model whose files nobody uploaded.
    */
   async get(bucket: AssetBucket, model: string): Promise<ModelAssets> {
-    const known = this.#models.get(model);
+    const known = this.known(model);
     if (known) return known;
     const assets = await loadModelAssets(bucket, model);
     this.#models.put(model, assets);

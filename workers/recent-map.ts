@@ -14,7 +14,7 @@ interface AgelessOptions {
   now?: undefined;
 }
 
-/** Values by key; the least recently used go first. A value's age counts from when it was put in, however often it is used. */
+/** Values by key; the least recently used go first, of those that were put in or used since it was half full. A value's age counts from when it was put in, however often it is used. */
 export class RecentMap<Value> {
   readonly #countMax: number;
   readonly #ageMsMax: number;
@@ -31,9 +31,11 @@ export class RecentMap<Value> {
   get(key: string, ageMsMax: number = this.#ageMsMax): Value | undefined {
     const known = this.#entries.get(key);
     if (!known || this.#now() - known.putMs >= ageMsMax) return undefined;
-    // Moves to the end: the first key is the least recently used.
-    this.#entries.delete(key);
-    this.#entries.set(key, known);
+    // Moves to the end: the first key is the least recently used. While there is much room, it does not matter which that is.
+    if (2 * this.#entries.size > this.#countMax) {
+      this.#entries.delete(key);
+      this.#entries.set(key, known);
+    }
     return known.value;
   }
 

@@ -27,14 +27,19 @@ const HEARTBEAT_BYTES_MAX = 16 * 1024;
 type Handler = (request: IRequest, env: Env, requestId: string) => Promise<Response> | Response;
 type Handlers = Readonly<Record<string, Handler>>;
 
+/** Turns are nearly all that comes: they need not be compared with every path in turn. */
+const TURNS: ReadonlyMap<string, typeof completions> = new Map([
+  ["/v1/chat/completions", chatCompletions],
+  ["/v1/completions", completions],
+]);
+
 /** Path, then the handlers by method; any other method of a known path is 405. */
 const ROUTES: readonly [string, Handlers][] = [
   ["/", { GET: () => playground("index.html") }],
   ["/app.js", { GET: () => playground("app.js") }],
   ["/style.css", { GET: () => playground("style.css") }],
   ["/healthz", { GET: () => Response.json({ status: "ok" }) }],
-  ["/v1/chat/completions", { POST: chatCompletions }],
-  ["/v1/completions", { POST: completions }],
+  ...[...TURNS].map(([path, POST]): [string, Handlers] => [path, { POST }]),
   ["/v1/models", { GET: listModels }],
   ["/v1/models/:id", { GET: getModel }],
   [
@@ -70,7 +75,7 @@ export async function handle(request: Request, env: Env): Promise<Response> {
   const requestId = requestIdOf(request.headers);
   let response: Response;
   try {
-    response = request.method === "OPTIONS" ? preflight() : await router.fetch(request, env, requestId);
+    response = request.method === "OPTIONS" ? preflight() : await route(request, env, requestId);
   } catch (thrown) {
     response = errorResponse(thrown, requestId);
   }
@@ -79,6 +84,12 @@ export async function handle(request: Request, env: Env): Promise<Response> {
   const cors = corsHeaders(request.headers.get("origin"), env);
   for (const [name, value] of Object.entries(cors)) response.headers.set(name, value);
   return response;
+}
+
+function route(request: Request, env: Env, requestId: string): Promise<Response> {
+  const { url } = request;
+  const turn = request.method === "POST" ? TURNS.get(url.slice(url.indexOf("/", url.indexOf("//") + 2))) : undefined;
+  return turn ? turn(request, env, requestId) : router.fetch(request, env, requestId);
 }
 
 function buildRouter() {

@@ -112,24 +112,28 @@ class PlacedTurn {
   }
 
   async #try(session: Session | undefined, isNew: boolean): Promise<StartedTurn | undefined> {
-    const job = session ? { ...this.#job, session } : this.#job;
-    let isHere = !job.resumable && session?.forkFrom === undefined;
-    let answer = isHere ? await this.#ask(job, (asked) => runInWorker(asked, this.#context, { isNew })) : undefined;
+    let isHere = !this.#job.resumable && session?.forkFrom === undefined;
+    let answer: TurnAnswer | undefined;
+    if (isHere) answer = this.#heard(await runInWorker(this.#asked(session), this.#context, { isNew }));
     if (session && (answer === undefined || answer.status === "long")) {
       isHere = false;
-      const stub = sessionOf(this.#context.env, job.namespace, session.id);
-      answer = await this.#ask(job, (asked) => openTurn(stub, asked));
+      const stub = sessionOf(this.#context.env, this.#job.namespace, session.id);
+      answer = this.#heard(await openTurn(stub, this.#asked(session)));
     }
     if (answer?.status === "streaming") return { ...answer, sessionId: session?.id, isHere };
     if (answer?.status === "refused") throw readError(answer.error);
     return undefined;
   }
 
-  /** Gives the turn to whom runs it, and with it the question for its place, until one has asked. */
-  async #ask(job: TurnJob, run: (asked: TurnJob) => Promise<TurnAnswer>): Promise<TurnAnswer> {
+  /** The turn for whom is to run it, and with it the question for its place, until one has asked. */
+  #asked(session: Session | undefined): TurnJob {
     const place = this.#place;
     const asked = place.admission ? undefined : place.handOver();
-    const answer = await run({ ...job, leaseId: place.leaseId, place: asked });
+    return { ...this.#job, ...(session && { session }), leaseId: place.leaseId, place: asked };
+  }
+
+  #heard(answer: TurnAnswer): TurnAnswer {
+    const place = this.#place;
     // A turn that failed is told why, whatever the limiter said.
     if (answer.status === "refused") place.answered(undefined, answer.leaseId);
     else place.answered(answer.admission, answer.leaseId);

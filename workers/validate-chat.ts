@@ -51,8 +51,10 @@ export function validateChat(body: Record<string, unknown>, context: ValidationC
     selection: readSelection(quire, context.selectionDefaults),
     topLogprobs: readTopLogprobs(fields),
   };
-  refuseUnsupported(fields);
-  fields.refuseOthers();
+  if (!fields.isAllKnown) {
+    refuseUnsupported(fields);
+    fields.refuseOthers();
+  }
   return { ...response, messages, turn };
 }
 
@@ -115,7 +117,17 @@ function readMessages(fields: Fields): ChatMessage[] {
       `Invalid 'messages': array too long. Expected at most ${LIMITS.messageCountMax} messages.`,
     );
   }
-  return messages.map((message, index) => readMessage(message, `messages[${index}]`));
+  return messages.map((message, index) => plainMessage(message) ?? readMessage(message, `messages[${index}]`));
+}
+
+/** What nearly every message is: a role and a text, and nothing else. Undefined for any other. */
+function plainMessage(value: unknown): ChatMessage | undefined {
+  if (typeof value !== "object" || value === null) return undefined;
+  const { role, content } = value as Record<string, unknown>;
+  const known = ROLES.find((name) => name === role);
+  if (known === undefined || typeof content !== "string") return undefined;
+  for (const name in value) if (name !== "role" && name !== "content") return undefined;
+  return { role: known, content: content.toWellFormed() };
 }
 
 const ROLES = ["system", "developer", "user", "assistant"] as const;

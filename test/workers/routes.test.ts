@@ -71,6 +71,19 @@ describe("routes", () => {
     }
   });
 
+  it("a turn is found with a query and with a slash at its end, too", async () => {
+    for (const path of ["/v1/chat/completions", "/v1/completions"]) {
+      for (const end of ["", "/", "?a=b", "/?a=/v1"]) {
+        const response = await edge(`${path}${end}`, { method: "POST", body: "{}" });
+        expect(response.status, path + end).toBe(401);
+        expect(await response.json()).toMatchObject({ error: { code: "invalid_api_key" } });
+      }
+    }
+    const longer = await edge("/x/v1/chat/completions", { method: "POST", body: "{}" });
+    expect(longer.status).toBe(404);
+    await longer.text();
+  });
+
   it("answer HEAD as GET, without a body", async () => {
     const headers = { authorization: `Bearer ${KEY_A}` };
     for (const [path, status] of [

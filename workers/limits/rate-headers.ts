@@ -1,21 +1,33 @@
 /** What clients are told of their limits. */
 import { QuireError } from "../../protocol/errors.ts";
-import type { Admission, Limits, Quota } from "./tenant-budget.ts";
+import type { Admission, Limits } from "./tenant-budget.ts";
 
 /** `x-ratelimit-*` as OpenAI has them. */
-export function rateHeaders({ requests, tokens }: Pick<Admission, "requests" | "tokens">): Record<string, string> {
-  const of = (name: string, { limit, remaining, resetMs }: Quota) => ({
-    [`x-ratelimit-limit-${name}`]: String(limit),
-    [`x-ratelimit-remaining-${name}`]: String(remaining),
-    [`x-ratelimit-reset-${name}`]: duration(resetMs),
-  });
-  return { ...of("requests", requests), ...of("tokens", tokens) };
+export function rateHeaders({
+  requests,
+  tokens,
+}: Pick<Admission, "requests" | "tokens">): Readonly<Record<RateHeader, string>> {
+  return {
+    "x-ratelimit-limit-requests": String(requests.limit),
+    "x-ratelimit-remaining-requests": String(requests.remaining),
+    "x-ratelimit-reset-requests": duration(requests.resetMs),
+    "x-ratelimit-limit-tokens": String(tokens.limit),
+    "x-ratelimit-remaining-tokens": String(tokens.remaining),
+    "x-ratelimit-reset-tokens": duration(tokens.resetMs),
+  };
 }
 
 /** Names of {@link rateHeaders}, for browsers. */
-export const RATE_HEADER_NAMES: readonly string[] = ["requests", "tokens"].flatMap((name) =>
-  ["limit", "remaining", "reset"].map((what) => `x-ratelimit-${what}-${name}`),
-);
+export const RATE_HEADER_NAMES = [
+  "x-ratelimit-limit-requests",
+  "x-ratelimit-remaining-requests",
+  "x-ratelimit-reset-requests",
+  "x-ratelimit-limit-tokens",
+  "x-ratelimit-remaining-tokens",
+  "x-ratelimit-reset-tokens",
+] as const;
+
+type RateHeader = (typeof RATE_HEADER_NAMES)[number];
 
 /** The error of a request that a limit refuses. */
 export function rateRefusal(admission: Admission, limits: Limits): QuireError {

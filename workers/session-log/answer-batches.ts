@@ -1,7 +1,6 @@
 /** An engine's answer, piece by piece as the network brings it. */
 import { QuireError } from "../../protocol/errors.ts";
 import { FrameDecoder } from "../../protocol/frames.ts";
-import { ifWithin } from "../deadline.ts";
 
 /** The values of each piece that completes any. One reader, one call at a time. */
 export class AnswerBatches {
@@ -24,14 +23,11 @@ export class AnswerBatches {
     return ahead;
   }
 
-  /** What {@link next} would return, if that comes within `msMax`; otherwise nothing, and `next` is what returns it. Never rejects. */
-  async nextWithin(msMax: number): Promise<readonly unknown[]> {
+  /** What {@link next} would return, if that comes before `late` settles; otherwise nothing, and `next` is what returns it. Never rejects. */
+  async nextBefore(late: Promise<undefined>): Promise<readonly unknown[]> {
     const ahead = this.#read();
     this.#ahead = ahead;
-    const values = await ifWithin(
-      msMax,
-      ahead.catch(() => undefined),
-    );
+    const values = await Promise.race([ahead.catch(() => undefined), late]);
     if (values === undefined) return [];
     this.#ahead = undefined;
     return values;

@@ -14,19 +14,24 @@ import type { PickedEngine } from "../fleet-table.ts";
 import { AnswerBatches } from "./answer-batches.ts";
 
 const FRAMES_TYPE = "application/x-quire-frames";
-/** A first token that comes so soon leaves in one piece with the headers; later ones come when nobody minds that those waited. */
-const BEHIND_ADMISSION_MS = 1;
+/**
+ * A first token that comes so soon leaves in one piece with the headers; later ones come when nobody minds that those waited. A call that is not
+ * admitted by then is watched.
+ */
+const SLOW_MS = 2;
 
 /** What a call needs. */
 export interface EngineCallOptions {
   engine: PickedEngine;
   request: GenerateRequest;
   engineKey: string;
-  /** Ends the call, whatever it is doing. */
+  /** Ends a call that is not admitted yet; an admitted one is for {@link EngineCall.drop}. */
   signal: AbortSignal;
-  /** Ends a call that is not admitted yet; an admitted one is for {@link EngineCall.cancel}. */
+  /** Likewise; an admitted one is for {@link EngineCall.cancel}. */
   admission?: AbortSignal | undefined;
   fetch: typeof fetch;
+  /** Called where the engine takes longer than `SLOW_MS` to admit it. */
+  onSlow?: () => void;
 }
 
 /** An admitted generation. */
@@ -74,12 +79,12 @@ export function brokenOff(): QuireError {
  */
 export async function openEngineCall(options: EngineCallOptions): Promise<EngineCall> {
   const closing = new AbortController();
-  const { numericsId, rest, batches } = await admit(options, closing);
+  const { numericsId, first, batches } = await admit(options, closing);
   let cancelled: Promise<void> | undefined;
   return {
     numericsId,
     engineId: options.engine.engineId,
-    first: rest.length > 0 ? rest : await batches.nextWithin(BEHIND_ADMISSION_MS),
+    first,
     next: () => batches.next(),
     close: () => batches.close(),
     cancel: () => {
@@ -92,40 +97,95 @@ export async function openEngineCall(options: EngineCallOptions): Promise<Engine
 
 interface Admitted {
   numericsId: string;
-  /** What came with it. */
-  rest: readonly unknown[];
+  /** What came with it, or right behind it. */
+  first: readonly unknown[];
   batches: AnswerBatches;
 }
 
 async function admit(options: EngineCallOptions, closing: AbortController): Promise<Admitted> {
-  const signal = AbortSignal.any([options.signal, closing.signal]);
-  let late = false;
-  const leave = () => closing.abort();
-  options.admission?.addEventListener("abort", leave);
-  if (options.admission?.aborted) leave();
-  const timer = setTimeout(() => {
-    late = true;
-    closing.abort();
-  }, LIMITS.admissionMsMax);
+  const watch = new AdmissionWatch(options, closing);
   try {
-    const response = await post(options, ENGINE_PATHS.generate, options.request, signal);
-    const batches = await answerOf(response);
+    const response = await post(options, ENGINE_PATHS.generate, options.request, closing.signal);
+    const batches = answerOf(response);
     const [head, ...rest] = (await batches?.next()) ?? [];
     if (!batches || head === undefined) throw statusError(response.status);
     const first = checkEvent(head);
     if (first.type === "failed") throw failure(first);
     if (first.type !== "admitted") throw engineFailed(`the first event is ${first.type}`);
-    return { numericsId: first.numericsId, rest, batches };
+    if (options.signal.aborted) throw engineFailed("the call was ended");
+    watch.end();
+    return {
+      numericsId: first.numericsId,
+      first: rest.length > 0 ? rest : await batches.nextBefore(watch.slow),
+      batches,
+    };
   } catch (thrown) {
     closing.abort();
     if (options.admission?.aborted) throw new QuireError("cancelled", "The client left before its turn began.");
-    if (late) throw new QuireError("deadline_exceeded", "The engine did not answer in time.", { cause: thrown });
+    if (watch.isLate)
+      throw new QuireError("deadline_exceeded", "The engine did not answer in time.", { cause: thrown });
     if (thrown instanceof QuireError) throw thrown;
     throw engineFailed("the engine cannot be reached", thrown);
   } finally {
-    clearTimeout(timer);
-    options.admission?.removeEventListener("abort", leave);
+    watch.stop();
   }
+}
+
+/** Ends a call that is not admitted in time, or is not wanted any more. Most are admitted before there is anything to watch. */
+class AdmissionWatch {
+  readonly #options: EngineCallOptions;
+  readonly #closing: AbortController;
+  readonly #slow = Promise.withResolvers<undefined>();
+  readonly #soon: ReturnType<typeof setTimeout>;
+  #deadline: ReturnType<typeof setTimeout> | undefined;
+  #isOver = false;
+  isLate = false;
+
+  constructor(options: EngineCallOptions, closing: AbortController) {
+    this.#options = options;
+    this.#closing = closing;
+    this.#leaveIfOver();
+    this.#soon = setTimeout(() => this.#begin(), SLOW_MS);
+  }
+
+  /** Settles `SLOW_MS` behind the beginning, unless stopped. */
+  get slow(): Promise<undefined> {
+    return this.#slow.promise;
+  }
+
+  /** The call is admitted. */
+  end(): void {
+    this.#isOver = true;
+    if (this.#deadline === undefined) return;
+    const { signal, admission } = this.#options;
+    clearTimeout(this.#deadline);
+    signal.removeEventListener("abort", this.#leaveIfOver);
+    admission?.removeEventListener("abort", this.#leaveIfOver);
+  }
+
+  stop(): void {
+    this.end();
+    clearTimeout(this.#soon);
+  }
+
+  #begin(): void {
+    this.#slow.resolve(undefined);
+    if (this.#isOver) return;
+    const { signal, admission, onSlow } = this.#options;
+    this.#deadline = setTimeout(() => {
+      this.isLate = true;
+      this.#closing.abort();
+    }, LIMITS.admissionMsMax);
+    signal.addEventListener("abort", this.#leaveIfOver);
+    admission?.addEventListener("abort", this.#leaveIfOver);
+    this.#leaveIfOver();
+    onSlow?.();
+  }
+
+  readonly #leaveIfOver = (): void => {
+    const { signal, admission } = this.#options;
+    if (signal.aborted || admission?.aborted) this.#closing.abort();
+  };
 }
 
 async function post(
@@ -143,8 +203,7 @@ async function cancelCall(options: EngineCallOptions, closing: AbortController):
   const timer = setTimeout(() => closing.abort(), LIMITS.cancelMsMax);
   const cancel: CancelRequest = { version: PROTOCOL_VERSION, requestId: options.request.requestId };
   try {
-    const signal = AbortSignal.any([options.signal, closing.signal]);
-    const answer = await post(options, ENGINE_PATHS.cancel, cancel, signal);
+    const answer = await post(options, ENGINE_PATHS.cancel, cancel, closing.signal);
     await answer.body?.cancel();
     if (!answer.ok) closing.abort();
   } catch {
@@ -154,13 +213,13 @@ async function cancelCall(options: EngineCallOptions, closing: AbortController):
 }
 
 /** Undefined for an answer that says nothing but its status. */
-async function answerOf(response: Response): Promise<AnswerBatches | undefined> {
+function answerOf(response: Response): AnswerBatches | undefined {
   if (!response.body) return undefined;
   // A refusal may come as a frame under any status; a body that is not frames is not ours.
   if (response.ok || (response.headers.get("content-type") ?? "").startsWith(FRAMES_TYPE)) {
     return new AnswerBatches(response.body, (cause) => engineFailed("the connection to the engine was lost", cause));
   }
-  await response.body.cancel();
+  void response.body.cancel().catch(() => undefined);
   return undefined;
 }
 

@@ -19,11 +19,12 @@ export interface PromptToRoute {
 
 /** Names a session's prompts for routing; remembers the names, so that a turn pays for what is new. */
 export class PromptRouter {
-  readonly #chain = new BlockChain();
+  /** Made when there is a prompt to name: most turns go where the last one went. */
+  #chain: BlockChain | undefined;
 
   /** Of what is remembered. */
   get bytes(): number {
-    return this.#chain.bytes;
+    return this.#chain?.bytes ?? 0;
   }
 
   /** Engines compute a first turn densely; of later turns only the log has names that are known before they run. */
@@ -32,6 +33,7 @@ export class PromptRouter {
     const named = isFirst ? tokens : tokens.subarray(0, turnStart);
     const how = isFirst ? [{ end: tokens.length, how: "dense" }] : spans;
     const keys: PrefixKey[] = [];
+    this.#chain ??= new BlockChain();
     for (const [index, chain] of this.#chain.of(named, how, LIMITS.routedBlockCountMax).entries()) {
       if ((index + 1) % STRIDE_BLOCKS !== 0) continue;
       const words = new DataView(chain.buffer, chain.byteOffset);

@@ -108,7 +108,7 @@ export class SessionLog extends LogObject {
 
   async #open({ job, place, isReserved }: Entry): Promise<OpenedTurn> {
     if (this.#running || this.#isLeaving) return saysOnly(busyAnswer(job));
-    const stream = new TurnStream({ resumable: job.resumable });
+    const stream = new TurnStream({ resumable: job.resumable, isAttendedLater: true });
     const beside = () => void place.askBeside(() => stream.stop());
     return this.#course(job, stream, { beside, isReserved, done: [] }).open();
   }

@@ -5,6 +5,7 @@ import { LIMITS } from "../../protocol/limits.ts";
 import { within } from "../deadline.ts";
 import type { Env } from "../env.ts";
 import { fleetOf } from "../fleet.ts";
+import type { PickedEngine } from "../fleet-table.ts";
 import { askPlace, holdPlace, settlePlace } from "../limits/admission.ts";
 import { AskedPlace, keepPlace, nextRequest } from "../limits/place.ts";
 import { logError } from "../log.ts";
@@ -31,6 +32,8 @@ export interface TurnHost {
   read(): Promise<KnownLog | undefined>;
   /** Writes the turn, all of it or nothing. @throws when the log is not as it was read */
   commit(commit: LogCommit): Promise<void>;
+  /** The turn runs, or waits for an engine: from now on it may be ended by whoever listens to it. */
+  attend?(): void;
   /** The turn comes to nothing: leaves no trace of it. */
   giveUp(): Promise<void>;
   /** Ids of the first choice so far. */
@@ -59,14 +62,14 @@ export interface CourseOptions {
 /** A turn that is at an engine, or that nobody will run. */
 export interface OpenedTurn {
   /** What the Worker hears once the limiter has let it in. */
-  letOut(): Promise<TurnAnswer>;
+  letOut(): TurnAnswer | Promise<TurnAnswer>;
   /** Leaves nothing of it. */
   takeBack(): Promise<void>;
 }
 
 /** A turn of which there is nothing but what is said to it. */
 export function saysOnly(answer: TurnAnswer): OpenedTurn {
-  return { letOut: async () => answer, takeBack: async () => undefined };
+  return { letOut: () => answer, takeBack: async () => undefined };
 }
 
 /** What a turn is told whose session works on another one. */
@@ -96,15 +99,18 @@ export async function enterTurn(
   const reserved = asked.place && next.place.take(asked.place);
   const leaseId = reserved?.request.leaseId;
   const job = leaseId === undefined ? asked : { ...asked, leaseId };
-  const place = new AskedPlace(async () => {
-    return reserved?.admission ?? (job.place && askPlace(env, job.namespace, job.place));
+  const place = new AskedPlace(() => {
+    return reserved ? Promise.resolve(reserved.admission) : job.place && askPlace(env, job.namespace, job.place);
   });
-  const opened = await open({ job, place, isReserved: reserved !== undefined }).catch(async (thrown: unknown) => {
+  let opened: OpenedTurn;
+  try {
+    opened = await open({ job, place, isReserved: reserved !== undefined });
+  } catch (thrown) {
     // Of the place that was reserved nobody else knows.
     await settlePlace(env, { namespace: job.namespace, leaseId }, 0);
     throw thrown;
-  });
-  const admission = await place.ask();
+  }
+  const admission = reserved?.admission ?? (await place.ask());
   if (admission?.refusedBy !== undefined) {
     await opened.takeBack();
     return { status: "limited", admission };
@@ -129,6 +135,12 @@ interface RunningTurn {
 export class TurnCourse {
   readonly #options: CourseOptions;
   readonly #timers: ReturnType<typeof setTimeout>[] = [];
+  #isAttended = false;
+  #isTakenUp = false;
+  /** No timer is left of it. */
+  #isRested = false;
+  /** The fleet has to be told: the turn went there without asking. */
+  #untold: { engineId: string; newTokens: number } | undefined;
   #over: Promise<void> | undefined;
 
   constructor(options: CourseOptions) {
@@ -142,13 +154,12 @@ export class TurnCourse {
 
   /** Calls `act` if the turn still runs then. */
   later(ms: number, act: () => void): void {
-    this.#timers.push(setTimeout(act, ms));
+    if (!this.#isRested) this.#timers.push(setTimeout(act, ms));
   }
 
   /** Gets the turn to an engine, or lets it wait for one. Of a turn that does not get there nothing is left. Never rejects. */
   async open(): Promise<OpenedTurn> {
-    const { stream, isReserved } = this.#options;
-    this.#keepPlace(isReserved ? SOON_MS : undefined);
+    const { stream } = this.#options;
     const held = Promise.withResolvers<undefined>();
     const starting = this.#start(() => held.resolve(undefined));
     try {
@@ -158,7 +169,7 @@ export class TurnCourse {
         void starting.then(({ runner }) => runner.dispose()).catch(() => undefined);
         await this.#leave();
       };
-      return { letOut: async () => this.#letOut(turn ?? starting), takeBack };
+      return { letOut: () => this.#letOut(turn ?? starting), takeBack };
     } catch (thrown) {
       await this.#leave();
       return saysOnly(
@@ -169,7 +180,8 @@ export class TurnCourse {
 
   /** Goes on with a turn that was let out by an object that is lost. @param refusal why it cannot */
   takeUp(refusal: Error | undefined): void {
-    this.#keepPlace(SOON_MS);
+    this.#isTakenUp = true;
+    this.#attend();
     this.#over = this.#finish(refusal ? Promise.reject(refusal) : this.#start(() => undefined));
   }
 
@@ -179,9 +191,11 @@ export class TurnCourse {
     // Nobody knows the numerics of an engine that is being started.
     const numericsId = turn instanceof Promise ? "starting" : (turn.numericsId ?? "starting");
     host.begun(numericsId);
-    // Not awaited: the stream carries whatever happens. Begun before anybody follows the stream, so that a first token that is there leaves
-    // in one piece with what goes before it.
-    this.#over = this.#finish(turn);
+    // Said before anybody follows the stream, so that a first token that is there leaves in one piece with what goes before it; what else there is to
+    // do waits until that has left.
+    if (!(turn instanceof Promise)) turn.runner.sayFirst();
+    // Not awaited: the stream carries whatever happens.
+    this.#over = new Promise((resolve) => setTimeout(() => resolve(this.#finish(turn)), 0));
     const feed = followTurn({ stream, head: job.head, numericsId }, { from: 0, form: job.form });
     if (!feed) throw new Error("a new stream is held from its start");
     return { status: "streaming", ...feed };
@@ -195,23 +209,30 @@ export class TurnCourse {
     await stream.close();
   }
 
-  #keepPlace(firstMs: number | undefined): void {
-    const { env, job } = this.#options;
+  /** What a turn needs that runs or waits, and not to get there: a first token that comes at once does not wait for it. */
+  #attend(): void {
+    if (this.#isAttended || this.#isRested) return;
+    this.#isAttended = true;
+    const { env, job, host, stream, isReserved } = this.#options;
+    stream.attend();
     keepPlace(
       () => void holdPlace(env, job),
       (ms, act) => this.later(ms, act),
-      firstMs,
+      isReserved || this.#isTakenUp ? SOON_MS : undefined,
     );
+    host.attend?.();
+    if (this.#untold) this.#assignLater(this.#untold);
   }
 
   #rest(isSaid: boolean): void {
+    this.#isRested = true;
     for (const timer of this.#timers) clearTimeout(timer);
     this.#options.host.ended(isSaid);
   }
 
   async #start(onHeld: () => void): Promise<RunningTurn> {
-    const { env, job, host, memory, stream, done, beside } = this.#options;
-    const assets = await isolateAssets.get(env.PAGES, job.model);
+    const { env, job, host, memory, stream, done } = this.#options;
+    const assets = isolateAssets.known(job.model) ?? (await isolateAssets.get(env.PAGES, job.model));
     const known = job.session && (await host.read());
     const prepared = await prepareTurn(job, known, assets, memory.render);
     // A prompt that is all log (a turn asked for again) still has a last token to run.
@@ -226,18 +247,16 @@ export class TurnCourse {
       parentId: known?.meta.parentId,
       assets,
       stickyEngineId: known?.meta.engineId,
+      known: this.#remembered(prepared.tokens.length - turnStart),
       pick: (wanted) => this.#pick(wanted, { prepared, turnStart, spans, turnAgeMs, onHeld }),
       isAlive: async (engineId) => {
         const found = fleetOf(env, job.namespace).find({ model: job.model, engineId });
         return (await within(LIMITS.engineHeartbeatMs, found))?.engineId === engineId;
       },
       engineKey: env.QUIRE_ENGINE_KEY,
-      fetch: (input, init) => {
-        const sent = fetch(input, init);
-        // When the request has left: what is done in this turn of the event loop is done before that.
-        if (beside) setTimeout(beside, 0);
-        return sent;
-      },
+      fetch: (input, init) => fetch(input, init),
+      beside: this.#options.beside,
+      onRunning: () => this.#attend(),
       stream,
       done,
       onProgress: (ids) => host.progress(ids),
@@ -252,27 +271,30 @@ export class TurnCourse {
     }
   }
 
-  async #pick({ hasBegun, ...wanted }: EngineForTurn, prompt: PromptAtHand) {
+  #remembered(newTokens: number): PickedEngine | undefined {
+    const known = this.#options.memory.next.engine.take();
+    if (!known) return undefined;
+    this.#untold = { engineId: known.engineId, newTokens };
+    return { ...known, isRemembered: true };
+  }
+
+  #pick({ hasBegun, ...wanted }: EngineForTurn, prompt: PromptAtHand) {
     const { env, job, memory, stream, beside } = this.#options;
     const { namespace, model } = job;
     const { prepared, turnStart, spans, turnAgeMs, onHeld } = prompt;
     const { tokens } = prepared;
-    const known = wanted.excludeIds.length === 0 ? memory.next.engine.take() : undefined;
-    if (known) {
-      this.#assignLater(known.engineId, tokens.length - turnStart);
-      return { ...known, isRemembered: true };
-    }
     const described = memory.router.describe({ namespace, tokens, turnStart, spans, turnAgeMs });
     const picking = pickEngine({
       ...{ env, namespace, hasBegun, gone: stream.gone, onHeld },
       request: { model, ...wanted, prompt: described },
     });
+    this.#attend();
     beside?.();
     return picking;
   }
 
   /** A turn that went to an engine without asking counts there like any other; nobody waits for it, its first token least of all. */
-  #assignLater(engineId: string, newTokens: number): void {
+  #assignLater({ engineId, newTokens }: { engineId: string; newTokens: number }): void {
     const { env, job } = this.#options;
     this.later(SOON_MS, () => {
       fleetOf(env, job.namespace)

@@ -85,7 +85,11 @@ export class TurnListener {
       const encoded = coding.encode(events);
       this.#cursor = end;
       this.#givenBytes += bytes;
-      if (encoded.byteLength > 0) await this.#write(encoded);
+      try {
+        if (encoded.byteLength > 0) await this.#writer.write(encoded);
+      } catch {
+        this.#leave();
+      }
       onWritten();
     }
     this.#rest();

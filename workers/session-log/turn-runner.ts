@@ -36,11 +36,17 @@ export interface RunnerOptions {
   assets: ModelAssets;
   /** The engine that served this session last. */
   stickyEngineId: string | undefined;
+  /** Remembered from the last turn: this one goes there without asking. */
+  known: PickedEngine | undefined;
   pick: (wanted: EngineForTurn) => Promise<PickedEngine | undefined>;
   /** Whether the fleet still hears of an engine. */
   isAlive: (engineId: string) => Promise<boolean>;
   engineKey: string;
   fetch: typeof fetch;
+  /** Called when a request to an engine has left; undefined where nobody has anything to do beside the engine. */
+  beside: (() => void) | undefined;
+  /** Called once, when what has come of the reply by then has left, or is long in coming. */
+  onRunning: () => void;
   stream: TurnStream;
   /** Ids of the first choice that were generated before its object was lost. */
   done: readonly number[];
@@ -81,7 +87,9 @@ export class TurnRunner {
   /** Another engine is being picked: one for all choices, which fail together. */
   #replacing: Promise<boolean> | undefined;
   #firstCall: EngineCall | undefined;
-  readonly #firstReply: Reply;
+  readonly #first: ChoiceResult;
+  /** What {@link sayFirst} came to. */
+  #firstSaid: { isOver: boolean } | { thrown: unknown } | undefined;
   #maxTokens = 0;
   /** Callers choose their request ids: two that chose the same must not meet at an engine, where an id is how a call is cancelled. */
   readonly #callPrefix: string;
@@ -92,11 +100,7 @@ export class TurnRunner {
   constructor(options: RunnerOptions) {
     this.#options = options;
     this.#callPrefix = `${options.job.requestId}.${crypto.randomUUID()}`;
-    this.#firstReply = this.#newReply();
-    // Not closed: only a generation that ends by itself tells how its tokens were computed, and the log needs that to use them again.
-    options.stream.gone.addEventListener("abort", () => {
-      for (const call of this.#calls) void call.cancel();
-    });
+    this.#first = newResult(this.#newReply());
   }
 
   /** The engines that admitted a generation of this turn, in order: one, unless it was lost. */
@@ -115,17 +119,26 @@ export class TurnRunner {
    * @throws {QuireError} whatever the client has to hear instead of a stream.
    */
   async start(): Promise<string | undefined> {
-    const engine = await this.#nextEngine();
+    this.#engine = this.#options.known;
+    const engine = this.#engine ?? (await this.#nextEngine());
     this.#maxTokens = this.#boundTokens(engine.contextTokensMax);
-    this.#deadline = setTimeout(() => {
-      this.#late = true;
-      this.#stop.abort();
-    }, LIMITS.turnMsMax);
     const { done } = this.#options;
     if (done.length > 0) this.#sayAgain(done);
-    if (this.#isComplete(this.#firstReply)) return undefined;
-    this.#firstCall = await this.#open(0, this.#firstReply.ids);
+    const { reply } = this.#first;
+    if (this.#isComplete(reply)) return undefined;
+    this.#firstCall = await this.#open(0, reply.ids);
     return this.#firstCall.numericsId;
+  }
+
+  /** Before {@link run}, which is still to be called: says what came of the first choice with its admission, so that it leaves in the first write. */
+  sayFirst(): void {
+    this.#begin(0);
+    if (!this.#firstCall) return;
+    try {
+      this.#firstSaid = { isOver: this.#takeBatch(this.#firstCall.first, 0, this.#first) };
+    } catch (thrown) {
+      this.#firstSaid = { thrown };
+    }
   }
 
   /**
@@ -134,6 +147,17 @@ export class TurnRunner {
    * @throws {QuireError} when a choice fails.
    */
   async run(): Promise<ChoiceResult[]> {
+    try {
+      return this.#options.job.choiceCount === 1 ? [await this.#runChoice(0, () => undefined)] : await this.#runAll();
+    } catch (thrown) {
+      this.#end();
+      throw this.#late ? new QuireError("deadline_exceeded", "The turn took too long.", { cause: thrown }) : thrown;
+    } finally {
+      if (this.#deadline !== undefined) clearTimeout(this.#deadline);
+    }
+  }
+
+  async #runAll(): Promise<ChoiceResult[]> {
     const results: ChoiceResult[] = [];
     const waiting = Array.from({ length: this.#options.job.choiceCount - 1 }, (_, index) => index + 1);
     const begun = Promise.withResolvers<void>();
@@ -145,27 +169,43 @@ export class TurnRunner {
         results[index] = await this.#runChoice(index, () => undefined);
       }
     };
-    try {
-      await Promise.race([begun.promise, first]);
-      await Promise.all([first, ...Array.from({ length: Math.min(LANE_COUNT - 1, waiting.length) }, lane)]);
-    } catch (thrown) {
-      this.#stop.abort();
-      throw this.#late ? new QuireError("deadline_exceeded", "The turn took too long.", { cause: thrown }) : thrown;
-    } finally {
-      if (this.#deadline !== undefined) clearTimeout(this.#deadline);
-    }
+    await Promise.race([begun.promise, first]);
+    await Promise.all([first, ...Array.from({ length: Math.min(LANE_COUNT - 1, waiting.length) }, lane)]);
     return results;
+  }
+
+  /** Bounds the turn, and ends its calls when nobody listens any more. A first token that comes at once does not wait for this. */
+  #attend(): void {
+    if (this.#deadline !== undefined || this.#stop.signal.aborted) return;
+    this.#options.onRunning();
+    this.#deadline = setTimeout(() => {
+      this.#late = true;
+      this.#end();
+    }, LIMITS.turnMsMax);
+    // Not closed: only a generation that ends by itself tells how its tokens were computed, and the log needs that to use them again.
+    const { gone } = this.#options.stream;
+    const cancel = () => {
+      for (const call of this.#calls) void call.cancel();
+    };
+    gone.addEventListener("abort", cancel);
+    if (gone.aborted) cancel();
   }
 
   /** Ends everything, for a turn that was refused before it ran. */
   dispose(): void {
     if (this.#deadline !== undefined) clearTimeout(this.#deadline);
+    this.#end();
+  }
+
+  /** Ends everything now. */
+  #end(): void {
     this.#stop.abort();
+    for (const call of this.#calls) call.drop();
   }
 
   async #runChoice(index: number, onBegun: () => void): Promise<ChoiceResult> {
-    const reply = index === 0 ? this.#firstReply : this.#newReply();
-    const result: ChoiceResult = { reply, reason: "length", usage: undefined, spans: [] };
+    const result = index === 0 ? this.#first : newResult(this.#newReply());
+    const { reply } = result;
     if (index === 0) this.#begin(index);
     for (let attempt = 0; !this.#isComplete(reply); attempt++) {
       let call: EngineCall | undefined;
@@ -192,42 +232,46 @@ export class TurnRunner {
 
   async #follow(call: EngineCall, index: number, result: ChoiceResult, onBegun: () => void): Promise<void> {
     const { stream } = this.#options;
-    const over = AbortSignal.any([this.#stop.signal, stream.gone]);
-    const watch = new EngineWatch({
+    let watch: EngineWatch | undefined;
+    try {
+      if (this.#takeFirst(call, index, result)) return;
+      if (result.reply.generatedCount > 0) onBegun();
+      this.#attend();
+      watch = this.#watch(call);
+      if (result.reply.ended === "stop-string") await call.cancel();
+      for (let batch = await call.next(); batch; batch = await call.next()) {
+        watch.heard();
+        if (this.#takeBatch(batch, index, result)) return;
+        if (result.reply.generatedCount > 0) onBegun();
+        if (result.reply.ended === "stop-string") await call.cancel();
+        if (stream.isFull) await stream.ready(AbortSignal.any([this.#stop.signal, stream.gone]));
+      }
+      throw brokenOff();
+    } finally {
+      watch?.stop();
+      await call.close();
+    }
+  }
+
+  #watch(call: EngineCall): EngineWatch {
+    return new EngineWatch({
       silentMsMax: LIMITS.engineExpiryMs,
       intervalMs: LIMITS.engineHeartbeatMs,
       isAlive: () => this.#options.isAlive(call.engineId),
       onDead: () => call.drop(),
     });
-    try {
-      await this.#take(call, index, result, { onBegun, over, watch });
-    } finally {
-      watch.stop();
-      await call.close();
-    }
   }
 
-  async #take(
-    call: EngineCall,
-    index: number,
-    result: ChoiceResult,
-    { onBegun, over, watch }: { onBegun: () => void; over: AbortSignal; watch: EngineWatch },
-  ): Promise<void> {
-    const { stream } = this.#options;
-    // Before anything is waited for: what is there already leaves the session in its first write.
-    if (this.#takeBatch(call.first, index, result, onBegun)) return;
-    if (result.reply.ended === "stop-string") await call.cancel();
-    for (let batch = await call.next(); batch; batch = await call.next()) {
-      watch.heard();
-      if (this.#takeBatch(batch, index, result, onBegun)) return;
-      if (result.reply.ended === "stop-string") await call.cancel();
-      await stream.ready(over);
-    }
-    throw brokenOff();
+  /** What came with the admission, unless it is said. @returns whether the generation is over */
+  #takeFirst(call: EngineCall, index: number, result: ChoiceResult): boolean {
+    const said = call === this.#firstCall ? this.#firstSaid : undefined;
+    if (!said) return this.#takeBatch(call.first, index, result);
+    if ("thrown" in said) throw said.thrown;
+    return said.isOver;
   }
 
   /** @returns whether the generation is over */
-  #takeBatch(batch: readonly unknown[], index: number, result: ChoiceResult, onBegun: () => void): boolean {
+  #takeBatch(batch: readonly unknown[], index: number, result: ChoiceResult): boolean {
     const { stream } = this.#options;
     const { reply } = result;
     for (const value of batch) {
@@ -243,7 +287,6 @@ export class TurnRunner {
       }
       if (reply.ended !== undefined || stream.gone.aborted) continue;
       this.#push(index, reply, bytesToIds(event.ids), event.logprobs);
-      onBegun();
     }
     return false;
   }
@@ -261,7 +304,7 @@ export class TurnRunner {
 
   #sayAgain(done: readonly number[]): void {
     this.#begin(0);
-    this.#pushSingly(this.#firstReply, done);
+    this.#pushSingly(this.#first.reply, done);
   }
 
   #isComplete(reply: Reply): boolean {
@@ -299,7 +342,11 @@ export class TurnRunner {
     for (let failureCount = 1; ; failureCount++) {
       const { engineId, isRemembered = false } = this.#engine ?? {};
       try {
-        return await this.#call(index, done);
+        const call = await this.#call(index, done);
+        this.#calls.add(call);
+        if (!this.#servedIds.includes(call.engineId)) this.#servedIds.push(call.engineId);
+        if (this.#options.stream.gone.aborted) void call.cancel();
+        return call;
       } catch (thrown) {
         const { code } = toQuireError(thrown);
         const isRetried = RETRY_CODES.includes(code) || code === "deadline_exceeded";
@@ -344,22 +391,22 @@ export class TurnRunner {
     });
   }
 
-  async #call(index: number, done: readonly number[]): Promise<EngineCall> {
-    const { engineKey, fetch, stream } = this.#options;
+  #call(index: number, done: readonly number[]): Promise<EngineCall> {
+    const { engineKey, fetch, stream, beside } = this.#options;
     const engine = this.#engine;
     if (!engine) throw new QuireError("no_engine", "No engine was picked.");
-    const call = await openEngineCall({
+    const opening = openEngineCall({
       engine,
       request: this.#request(index, done),
       engineKey,
       signal: this.#stop.signal,
       admission: stream.gone,
       fetch,
+      onSlow: () => this.#attend(),
     });
-    this.#calls.add(call);
-    if (!this.#servedIds.includes(engine.engineId)) this.#servedIds.push(engine.engineId);
-    if (stream.gone.aborted) void call.cancel();
-    return call;
+    // When the request has left: what is done in this turn of the event loop is done before that.
+    if (beside) setTimeout(beside, 0);
+    return opening;
   }
 
   #request(index: number, done: readonly number[]): GenerateRequest {
@@ -416,6 +463,10 @@ export class TurnRunner {
       { param: room < 1 ? field : job.maxTokensParam },
     );
   }
+}
+
+function newResult(reply: Reply): ChoiceResult {
+  return { reply, reason: "length", usage: undefined, spans: [] };
 }
 
 function sessionOf(id: string, parentId: string | undefined): NonNullable<GenerateRequest["session"]> {

@@ -22,6 +22,8 @@ export interface TurnStreamOptions {
   revived?: boolean;
   /** Default: the isolate's. */
   memory?: StreamMemory;
+  /** Whoever runs the turn calls {@link TurnStream.attend}, when that holds nothing up. */
+  isAttendedLater?: boolean;
 }
 
 /**
@@ -48,7 +50,7 @@ export class TurnStream {
   #change = Promise.withResolvers<void>();
   readonly #gone = new AbortController();
   readonly #drained = Promise.withResolvers<void>();
-  readonly #heartbeat: ReturnType<typeof setInterval>;
+  #heartbeat: ReturnType<typeof setInterval> | undefined;
   #absence: ReturnType<typeof setTimeout> | undefined;
   /** Whether anything was said since the last tick. */
   #spoke = false;
@@ -61,8 +63,8 @@ export class TurnStream {
     this.#absenceMsMax = options.absenceMsMax ?? LIMITS.resumableMsMax;
     this.#memory = options.memory ?? isolateStreams;
     this.#buffer = new ReplayBuffer(options.first);
-    this.#heartbeat = setInterval(() => this.#tick(), LIMITS.heartbeatMs);
     if (this.revived) this.#awaitListener();
+    if (options.isAttendedLater !== true) this.attend();
   }
 
   /** A stream that has said all it will, with the events that are left of it. To be closed by who does not get to read it. */
@@ -119,13 +121,30 @@ export class TurnStream {
     this.#account();
   }
 
+  /** Begins with heartbeats, and with what is to be said now and then. */
+  attend(): void {
+    if (this.#closed && this.#listeners.length === 0) return;
+    this.#heartbeat ??= setInterval(() => this.#tick(), LIMITS.heartbeatMs);
+  }
+
+  /** There is something to wait for with {@link ready}. The fastest listener sets the pace: one that is dead and not yet noticed must not hold the others up. */
+  get isFull(): boolean {
+    if (this.#closed) return false;
+    const { turnBufferBytesMax, turnBufferTightBytes } = LIMITS;
+    const { isTight } = this.#memory;
+    // Nobody listens: bounded by what may be kept, and not asked to wait for a reader while there is room.
+    if (this.#listeners.length === 0) return isTight && this.resumable && this.#buffer.bytes > turnBufferTightBytes;
+    const bytesMax = isTight ? turnBufferTightBytes : turnBufferBytesMax;
+    return this.#listeners.every(({ queuedBytes }) => queuedBytes > bytesMax);
+  }
+
   /** Resolves when there is room for more, or `signal` is aborted. */
   async ready(signal: AbortSignal): Promise<void> {
-    if (!this.#isFull() || signal.aborted) return;
+    if (!this.isFull || signal.aborted) return;
     const aborted = Promise.withResolvers<void>();
     const release = () => aborted.resolve();
     signal.addEventListener("abort", release);
-    while (this.#isFull() && !signal.aborted) {
+    while (this.isFull && !signal.aborted) {
       const pumps = this.#listeners.flatMap(({ pump }) => pump ?? []);
       await Promise.race([...pumps, this.#change.promise, aborted.promise]);
     }
@@ -142,6 +161,7 @@ export class TurnStream {
   async close(): Promise<void> {
     this.#closed = true;
     clearTimeout(this.#absence);
+    if (this.#listeners.length > 0) this.attend();
     this.#look();
     await Promise.all(this.#listeners.map((listener) => this.#end(listener)));
     this.#rest();
@@ -202,17 +222,6 @@ export class TurnStream {
   /** Number of the first event that no listener was given. */
   #furthest(): number {
     return this.#listeners.reduce((most, { cursor }) => Math.max(most, cursor), 0);
-  }
-
-  /** The fastest listener sets the pace: one that is dead and not yet noticed must not hold the others up. */
-  #isFull(): boolean {
-    if (this.#closed) return false;
-    const { turnBufferBytesMax, turnBufferTightBytes } = LIMITS;
-    const { isTight } = this.#memory;
-    // Nobody listens: bounded by what may be kept, and not asked to wait for a reader while there is room.
-    if (this.#listeners.length === 0) return isTight && this.resumable && this.#buffer.bytes > turnBufferTightBytes;
-    const bytesMax = isTight ? turnBufferTightBytes : turnBufferBytesMax;
-    return this.#listeners.every(({ queuedBytes }) => queuedBytes > bytesMax);
   }
 
   /** What the only listener of a stream that cannot be resumed was given is of no more use. */

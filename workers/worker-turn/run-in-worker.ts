@@ -91,9 +91,9 @@ export async function runInWorker(
 
 /** Opens the turn on what is known here of the log, and again on what the object has where that is another one. */
 async function openConfirmed(turn: HereTurn, entry: Entry): Promise<OpenedTurn> {
-  const { session } = turn;
+  const { session, isNew } = turn;
   const opened = await openCourse(turn, entry);
-  if (!session) return opened;
+  if (!session || isNew) return opened;
   const verdict = await session.confirm().catch(async (thrown: unknown) => {
     await opened.takeBack();
     throw thrown;
@@ -108,20 +108,28 @@ async function openConfirmed(turn: HereTurn, entry: Entry): Promise<OpenedTurn> 
 
 function openCourse(turn: HereTurn, { job, place, isReserved }: Entry): Promise<OpenedTurn> {
   const { env, signal, turnId, session, isNew, memory, onEnded } = turn;
-  const stream = new TurnStream({ resumable: false, streamId: turnId });
+  const stream = new TurnStream({ resumable: false, streamId: turnId, isAttendedLater: true });
   const stop = () => stream.stop();
-  signal.addEventListener("abort", stop);
-  if (signal.aborted) stop();
   let isLetOut = false;
+  let isAttended = false;
+  const listenSoon = () => {
+    if (session && isLetOut && isAttended) course.later(SOON_MS, () => void session.listen(stop));
+  };
   const host: TurnHost = {
-    read: async () => session?.read(),
+    read: () => session?.read() ?? Promise.resolve(undefined),
+    attend: () => {
+      isAttended = true;
+      signal.addEventListener("abort", stop);
+      if (signal.aborted) stop();
+      listenSoon();
+    },
     commit: async (commit) => session?.write(commit),
     // Before that it may have to be opened again.
     giveUp: async () => (isLetOut ? session?.release() : undefined),
     progress: () => undefined,
     begun: () => {
       isLetOut = true;
-      if (session) course.later(SOON_MS, () => void session.listen(stop));
+      listenSoon();
     },
     ended: (isSaid) => {
       if (!isSaid) return;
