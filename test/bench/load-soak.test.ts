@@ -154,6 +154,14 @@ describe("the bars of a soak", () => {
       "growth of memory, engine 1",
     ]);
     expect(missed(({ totals }) => Object.assign(totals, { memory: [] }))).toEqual(["growth of memory"]);
+    // A leak that resident memory does not show: 2 MiB of JavaScript's heap are allowed.
+    const heap = (name: string, mebibytes: number) => {
+      const heapBytes = { firstThirdHeapBytes: 8 * MIB, lastThirdHeapBytes: (8 + mebibytes) * MIB };
+      return missed(({ totals }) => Object.assign(totals.memory[0]!, { name, ...heapBytes }));
+    };
+    expect(heap("edge", 2)).toEqual([]);
+    expect(heap("edge", 2.1)).toEqual(["growth of the edge's heap in use, MiB"]);
+    expect(heap("engine 1", 9)).toEqual([]);
   });
 
   it("are not those of memory and leaks where the target is not the run's own, and the report says so", () => {
