@@ -26,7 +26,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-
 h1 { font-size: 1.6em; } h2 { font-size: 1.2em; margin-top: 2em; border-bottom: 1px solid #ddd; }
 table { border-collapse: collapse; font-size: 13px; } th, td { padding: 3px 8px; text-align: right; border-bottom: 1px solid #eee; }
 td { white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #999; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; } td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 9em; max-width: 15em; } thead th { border-bottom: 2px solid #999; vertical-align: bottom; }
 .plots { display: flex; flex-wrap: wrap; gap: 10px; } .legend span { display: inline-block; margin-right: 1.2em; }
 .legend i { display: inline-block; width: 1.6em; height: 0; border-top: 3px solid; vertical-align: middle; margin-right: 0.4em; }
 .title { font-size: 12px; font-weight: 600; } .tick { font-size: 10px; fill: #555; } .label { font-size: 11px; fill: #333; }
