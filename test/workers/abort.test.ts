@@ -1,7 +1,8 @@
 import { describe, expect, it } from "vitest";
 import { LIMITS } from "../../protocol/limits.ts";
+import { handle } from "../../workers/router.ts";
 import type { Step } from "./fake-engine/script.ts";
-import { ASSISTANT, BOS, END, edge, ids, KEY_A, makeWorld, USER, until, type World } from "./world.ts";
+import { ASSISTANT, BOS, END, edge, env, ids, KEY_A, makeWorld, register, USER, until, type World } from "./world.ts";
 
 const HANG: Step = { do: "hang" };
 /** Tokens of a log in front of its first reply, whose question is "hi". */
@@ -132,6 +133,17 @@ describe("a client that goes away", () => {
       expect(finished).toBe(true);
       expect(abortedMs).toBeUndefined();
     }
+  });
+
+  it("waits for no engine when it was gone before its turn was opened", async () => {
+    const world = await makeWorld();
+    await register(world.engine, world.model);
+    await world.engine.script(HANG);
+    const body = JSON.stringify({ model: world.model, messages: [{ role: "user", content: "hi" }], stream: true });
+    const headers = { authorization: `Bearer ${KEY_A}` };
+    const signal = AbortSignal.abort();
+    const request = new Request("http://edge.test/v1/chat/completions", { method: "POST", headers, body, signal });
+    expect(await (await handle(request, env)).json()).toMatchObject({ error: { code: "cancelled" } });
   });
 
   it("is noticed without a session as well", async () => {
