@@ -151,9 +151,10 @@ describe("an engine that fails after its first token", () => {
 
   it("late and without a stream breaks the connection off, with the error in it", async () => {
     const { chat, engine } = await makeWorld();
-    await engine.script({ do: "admit" }, { do: "wait", ms: 700 }, { do: "destroy" });
+    await engine.script({ do: "admit" }, { do: "hold" }, { do: "destroy" });
     const response = await chat("hi");
     expect(response.status).toBe(200);
+    await engine.release();
     let text = "";
     const read = async () => {
       const pieces = response.body?.pipeThrough(new TextDecoderStream());
