@@ -110,6 +110,7 @@ function openCourse(turn: HereTurn, { job, place, isReserved }: Entry): Promise<
   const { env, signal, turnId, session, isNew, memory, onEnded } = turn;
   const stream = new TurnStream({ resumable: false, streamId: turnId, isAttendedLater: true });
   const stop = () => stream.stop();
+  if (signal.aborted) stop();
   let isLetOut = false;
   let isAttended = false;
   const listenSoon = () => {
