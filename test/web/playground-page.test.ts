@@ -12,7 +12,7 @@ const FILES: Record<string, [name: string, type: string]> = {
   "/app.js": ["app.js", "text/javascript"],
   "/style.css": ["style.css", "text/css"],
 };
-const LOOKS_MAX = 400;
+const LOOKS_MAX = 1_000;
 
 interface Turn {
   key: string | undefined;
@@ -60,8 +60,8 @@ describe("the playground in a browser", () => {
   });
   beforeEach(async ({ skip }) => {
     if (page === undefined && process.env.CI === undefined) skip("no browser for this platform");
+    await seen(status, "Connected: tiny");
     await evaluate(`document.getElementById("input").value = ""`);
-    await seen("document.getElementById('status').textContent", "Connected: tiny");
     await evaluate("document.getElementById('new').click()");
   });
 
@@ -69,6 +69,7 @@ describe("the playground in a browser", () => {
   const value = (id: string) => evaluate(`document.getElementById("${id}").value`);
   const texts = (selector: string) =>
     evaluate(`[...document.querySelectorAll(${JSON.stringify(selector)})].map((one) => one.textContent)`);
+  const status = `document.getElementById("status").textContent`;
   const alert = `document.getElementById("alert-text").textContent`;
   const say = (answer: ServerResponse, content: string) =>
     answer.write(`data: ${JSON.stringify({ choices: [{ delta: { content } }] })}\n\n`);
@@ -81,6 +82,13 @@ describe("the playground in a browser", () => {
       if (look === LOOKS_MAX) expect(found).toEqual(wanted);
       await setTimeout(25);
     }
+  }
+
+  /** Loads the page again, and waits until it is the new one that answers. */
+  async function reload(): Promise<void> {
+    await evaluate("globalThis.isLeft = true, location.reload()").catch(() => undefined);
+    await seen("globalThis.isLeft === true", false);
+    await seen(status, "Connected: tiny");
   }
 
   /** Types a message, sends it, and gives the turn that comes of it. */
@@ -118,7 +126,7 @@ describe("the playground in a browser", () => {
     say(answer, "half a");
     await seen(`document.querySelector(".assistant .text").textContent`, "half a");
     const session = await value("session");
-    await evaluate("location.reload()").catch(() => undefined);
+    await reload();
     await seen(`document.getElementById("send").hidden`, false);
     await seen(`document.querySelectorAll(".message").length`, 2);
     expect(await texts(".message .text")).toEqual(["hi", "half a"]);
@@ -127,7 +135,7 @@ describe("the playground in a browser", () => {
 
   it("gives the message back of a turn that had no word of reply when the page was loaded again", async () => {
     await ask("what then?");
-    await evaluate("location.reload()").catch(() => undefined);
+    await reload();
     await seen(`document.getElementById("input").value`, "what then?");
     expect(await texts(".message")).toEqual([]);
   });
