@@ -100,8 +100,8 @@ export function fidelityPlots(fidelity: readonly FidelityFigure[], names: readon
   );
 }
 
-/** Mass and output error by layer. */
-export function layerPlots(fidelity: readonly FidelityFigure[], names: readonly string[]): string[] {
+/** Mass and output error by layer; `contexts`: which ones these figures are of, in words. */
+export function layerPlots(fidelity: readonly FidelityFigure[], names: readonly string[], contexts: string): string[] {
   const budgets = [...new Set(fidelity.map(({ budgetTokens }) => budgetTokens))];
   const budget = budgets[Math.floor((budgets.length - 1) / 2)] as number;
   const rows = fidelity.filter((row) => row.isActive && row.budgetTokens === budget);
@@ -117,7 +117,7 @@ export function layerPlots(fidelity: readonly FidelityFigure[], names: readonly 
       return { ...colorOf(name, index), points };
     });
     const write = (value: number): string => percent(value);
-    const axis = { xLabel: "layer", yLabel: "", xScale: "linear", yScale: "linear" } as const;
+    const axis = { xLabel: `layer, contexts ${contexts}`, yLabel: "", xScale: "linear", yScale: "linear" } as const;
     const xTick = (value: number): string => (Number.isInteger(value) ? String(value) : "");
     return linePlot({ title: `${title}, budget ${budget}`, ...axis, xTick, yTick: write }, series);
   };

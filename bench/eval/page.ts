@@ -52,7 +52,7 @@ export function pageOf(figures: Figures, context: PageContext): string {
       "Layer by layer",
       "Mean over heads and contexts at which something was left out, at the middle budget. A layer that falls behind is one that would " +
         "deserve a larger budget or dense attention.",
-      plots(layerPlots(fidelity, names)),
+      ...layerRows(fidelity, names, values.trained),
       plots(headMaps(fidelity, names)),
     ),
     section(
@@ -130,6 +130,16 @@ function continuationSection({ continuations }: Figures, names: readonly string[
 
 function folded(title: string, content: string): string {
   return `<details><summary>${escapeText(title)}</summary>\n${content}\n</details>`;
+}
+
+/** Contexts beyond the training have plots of their own. */
+function layerRows(fidelity: readonly FidelityFigure[], names: readonly string[], trainedTokens: number): string[] {
+  const reach = (row: FidelityFigure) => row.contextTokens > trainedTokens;
+  const [within, beyond] = [fidelity.filter((row) => !reach(row)), fidelity.filter(reach)];
+  return [
+    plots(layerPlots(within, names, `to ${tokens(trainedTokens)}`)),
+    plots(layerPlots(beyond, names, `beyond ${tokens(trainedTokens)}`)),
+  ];
 }
 
 function section(title: string, text: string, ...content: string[]): string {
