@@ -9,7 +9,7 @@ import type { TurnJob } from "../../workers/turn-job.ts";
 
 const ADMITTED = { type: "admitted", engineId: "e", numericsId: "n" };
 const TOKENS = { type: "tokens", ids: Uint8Array.of(97, 0, 0, 0) };
-const DONE = { type: "done", reason: "length", usage: {}, spans: [] };
+const DONE = { type: "done", reason: "length", usage: { promptTokens: 2 }, spans: [{ end: 3, how: "dense" }] };
 
 /** A model whose token is the character of its number. */
 const assets = {
@@ -25,12 +25,12 @@ const assets = {
 } as unknown as ModelAssets;
 
 const job = {
-  ...{ requestId: "r", model: "m", namespace: "n", choiceCount: 1, stopStrings: [], maxTokens: 8 },
+  ...{ requestId: "r", model: "m", namespace: "n", choiceCount: 1, stopStrings: [] },
   ...{ head: { kind: "chat" }, input: { kind: "chat" }, sampling: { seed: 1, logitBias: [] } },
 } as unknown as TurnJob;
 
 /** A runner whose engine says `pieces`, one after the other, and what became of it. */
-function runnerOf(...pieces: readonly unknown[][]) {
+function runnerOf(pieces: readonly unknown[][], maxTokens = 8) {
   const stream = new TurnStream({ resumable: false, isAttendedLater: true });
   const waiting = [...pieces];
   let runningCount = 0;
@@ -45,7 +45,16 @@ function runnerOf(...pieces: readonly unknown[][]) {
     { highWaterMark: 0 },
   );
   const runner = new TurnRunner({
-    ...{ job, stream, assets, tokens: Uint32Array.of(1, 2), turnStart: 0, spans: [], parentId: undefined, done: [] },
+    ...{
+      job: { ...job, maxTokens },
+      stream,
+      assets,
+      tokens: Uint32Array.of(1, 2),
+      turnStart: 0,
+      spans: [],
+      parentId: undefined,
+      done: [],
+    },
     ...{ stickyEngineId: undefined, engineKey: "", beside: undefined },
     known: { engineId: "e", url: "http://engine", contextTokensMax: 64 },
     pick: async () => undefined,
@@ -61,7 +70,10 @@ function runnerOf(...pieces: readonly unknown[][]) {
 
 describe("a turn whose first token comes with its admission", () => {
   it("says it before it does anything else, in one write", async () => {
-    const { runner, stream, saysRunning } = runnerOf([ADMITTED, TOKENS], [TOKENS, DONE]);
+    const { runner, stream, saysRunning } = runnerOf([
+      [ADMITTED, TOKENS],
+      [TOKENS, DONE],
+    ]);
     await runner.start();
     runner.sayFirst();
     const reader = (stream.subscribe(0, FRAMES) as ReadableStream<Uint8Array>).getReader();
@@ -78,19 +90,28 @@ describe("a turn whose first token comes with its admission", () => {
   });
 
   it("hears of what was wrong with it when it runs", async () => {
-    const { runner, stream } = runnerOf([ADMITTED, { type: "tokens", ids: "no ids" }]);
+    const { runner, stream } = runnerOf([[ADMITTED, { type: "tokens", ids: "no ids" }]]);
     await runner.start();
     runner.sayFirst();
     await expect(runner.run()).rejects.toMatchObject({ code: "engine_failed" });
     await stream.close();
   });
 
-  it("is over at once where that was all", async () => {
-    const { runner, stream, saysRunning } = runnerOf([ADMITTED, TOKENS, DONE]);
+  it("hears the accounts of it, too, where that was the whole reply", async () => {
+    const { runner, stream } = runnerOf([[ADMITTED, TOKENS], [DONE]], 1);
     await runner.start();
     runner.sayFirst();
     const [result] = await runner.run();
-    expect(result).toMatchObject({ reason: "length", spans: [] });
+    expect(result).toMatchObject({ usage: DONE.usage, spans: DONE.spans });
+    await stream.close();
+  });
+
+  it("is over at once where that was all", async () => {
+    const { runner, stream, saysRunning } = runnerOf([[ADMITTED, TOKENS, DONE]]);
+    await runner.start();
+    runner.sayFirst();
+    const [result] = await runner.run();
+    expect(result).toMatchObject({ reason: "length", usage: DONE.usage, spans: DONE.spans });
     expect(result?.reply.ids).toEqual([97]);
     expect(saysRunning()).toBe(0);
     await stream.close();

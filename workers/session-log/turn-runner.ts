@@ -207,7 +207,9 @@ export class TurnRunner {
     const result = index === 0 ? this.#first : newResult(this.#newReply());
     const { reply } = result;
     if (index === 0) this.#begin(index);
-    for (let attempt = 0; !this.#isComplete(reply); attempt++) {
+    // Its words may be complete by now, and their accounts are not.
+    const isOpen = index === 0 && this.#firstCall !== undefined;
+    for (let attempt = 0; (attempt === 0 && isOpen) || !this.#isComplete(reply); attempt++) {
       let call: EngineCall | undefined;
       try {
         call = (attempt === 0 && index === 0 && this.#firstCall) || (await this.#open(index, reply.ids));
