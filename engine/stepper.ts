@@ -161,7 +161,8 @@ export class Stepper {
     countChoices(sequence, result);
     collectChoice(planned, result);
     if (result.checkpoint) {
-      residency.suspend(sequence, planned, result.checkpoint, wanted);
+      const { checkpoint, chosenBlocks } = result;
+      residency.suspend(sequence, planned, { checkpoint, missed: wanted, chosenBlocks });
       return;
     }
     sequence.heat.tick();

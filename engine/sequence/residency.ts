@@ -10,6 +10,7 @@ import type { EngineObserver } from "../observer.ts";
 import type { Clock } from "../settings.ts";
 import type { PlannedSlice } from "./planned-slice.ts";
 import type { Sequence } from "./sequence.ts";
+import { missedByFollowers } from "./shared-choice.ts";
 import { type RowRange, scoredKind } from "./slice-planner.ts";
 import { summaryLayerEnd } from "./summary-layers.ts";
 import { countFetch } from "./traffic.ts";
@@ -29,6 +30,14 @@ export interface ResidencyOptions {
   fail(sequence: Sequence, error: unknown): void;
 }
 
+/** Why and where a step ended before its last layer. */
+export interface Suspension {
+  checkpoint: Checkpoint;
+  missed: readonly BlockLayer[];
+  /** As `SequenceResult.chosenBlocks`. */
+  chosenBlocks?: Uint32Array | undefined;
+}
+
 /** Residency of one engine's sequences. */
 export class Residency {
   readonly #options: ResidencyOptions;
@@ -38,10 +47,10 @@ export class Residency {
   }
 
   /**
-   * A step found these missing: the sequence goes on when those of the first layer are there; what later layers may miss is read behind it. With
-   * nothing missing it only paused.
+   * A step found these missing: the sequence goes on when those of the first layer are there; what layers that take over its choice lack of it is
+   * read with it, what later ones may miss behind it. With nothing missing it only paused.
    */
-  suspend(sequence: Sequence, planned: PlannedSlice, checkpoint: Checkpoint, missed: readonly BlockLayer[]): void {
+  suspend(sequence: Sequence, planned: PlannedSlice, { checkpoint, missed, chosenBlocks }: Suspension): void {
     const layers = missed.length > 0 ? missed.map(({ layer }) => layer) : [checkpoint.layer];
     // The checkpoint may be of an earlier layer, whose choice this one takes over.
     const missedLayer = Math.min(...layers);
@@ -55,8 +64,10 @@ export class Residency {
       sequence,
       missed.filter(({ layer }) => layer === missedLayer),
     );
-    // Where the pool is too small for all, what is only guessed would push out what is known to be needed.
+    // Where the pool is too small for all, what is read ahead would push out what is needed first.
     if (sequence.workingSet) return;
+    if (chosenBlocks)
+      void this.fetch(sequence, missedByFollowers(sequence, planned, missedLayer, chosenBlocks), "demand");
     void this.fetch(
       sequence,
       missed.filter(({ layer }) => layer > missedLayer),
