@@ -54,7 +54,7 @@ function world(maxTokens = 2) {
     cost,
     tenants: new Tenants(),
     residency: {
-      suspend: (one: Sequence, planned: unknown, checkpoint: unknown) =>
+      suspend: (one: Sequence, planned: unknown, { checkpoint }: Suspension) =>
         Object.assign(one, { suspended: { planned, checkpoint, guessedLayer: 1 }, phase: "waiting" }),
       fillRest: () => void told.push("fill"),
     },
