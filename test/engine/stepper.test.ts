@@ -5,6 +5,7 @@ import { FreeList } from "../../engine/kv/free-list.ts";
 import { OpenBlocks } from "../../engine/kv/open-blocks.ts";
 import { CostModel } from "../../engine/schedule/cost-model.ts";
 import { Tenants } from "../../engine/schedule/tenants.ts";
+import type { Suspension } from "../../engine/sequence/residency.ts";
 import { Sequence } from "../../engine/sequence/sequence.ts";
 import { ENGINE_DEFAULTS } from "../../engine/settings.ts";
 import { Stepper, type StepperOptions } from "../../engine/stepper.ts";
