@@ -25,7 +25,7 @@ const STYLE = `
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1240px; margin: 2em auto; padding: 0 1em; }
 h1 { font-size: 1.6em; } h2 { font-size: 1.2em; margin-top: 2em; border-bottom: 1px solid #ddd; }
 table { border-collapse: collapse; font-size: 13px; } th, td { padding: 3px 8px; text-align: right; border-bottom: 1px solid #eee; }
-td { white-space: nowrap; }
+td { white-space: nowrap; } .words td { white-space: normal; text-align: left; } .words th { text-align: left; }
 th:first-child, td:first-child { text-align: left; } td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 9em; max-width: 15em; } thead th { border-bottom: 2px solid #999; vertical-align: bottom; }
 .plots { display: flex; flex-wrap: wrap; gap: 10px; } .legend span { display: inline-block; margin-right: 1.2em; }
 .legend i { display: inline-block; width: 1.6em; height: 0; border-top: 3px solid; vertical-align: middle; margin-right: 0.4em; }
@@ -67,7 +67,7 @@ export function pageOf(figures: Figures, context: PageContext): string {
       section(
         "From which budget on nothing is lost",
         LOSSLESS_RULE,
-        htmlTable(losslessColumns(lengths, values.trained), losslessRows(budgetFigures(figures), lengths)),
+        `<div class="words">${htmlTable(losslessColumns(lengths, values.trained), losslessRows(budgetFigures(figures), lengths))}</div>`,
       ),
       section(
         "Questions",
