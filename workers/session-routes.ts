@@ -1,8 +1,13 @@
-/** GET and DELETE /v1/sessions/:id and /v1/sessions/:id/stream, POST /v1/sessions/:id/fork. */
+/**
+ * GET and DELETE /v1/sessions/:id and /v1/sessions/:id/stream, POST /v1/sessions/:id/fork. A session's object that does not answer within
+ * `LIMITS.sessionMsMax` is `deadline_exceeded`.
+ */
 import { QuireError } from "../protocol/errors.ts";
 import type { SessionStatus } from "../protocol/generate.ts";
+import { LIMITS } from "../protocol/limits.ts";
 import { authenticate, type Tenant } from "./auth/authenticate.ts";
 import type { Scope } from "./auth/key-record.ts";
+import { within } from "./deadline.ts";
 import type { Env } from "./env.ts";
 import { countRequest } from "./limits/admission.ts";
 import { streamAnswer } from "./respond.ts";
@@ -19,14 +24,17 @@ import type { ResumeRequest, SessionInfo } from "./turn-job.ts";
 export async function getSession(request: Request, env: Env, id: string): Promise<Response> {
   const { namespace } = await countedTenant(request, env, "sessions:read");
   checkSessionId(id, "id");
-  const [info, stored] = await Promise.all([infoOf(env, namespace, id), sessionOf(env, namespace, id).stored()]);
-  return Response.json(sessionBody(info, stored));
+  const stored = within(LIMITS.sessionMsMax, sessionOf(env, namespace, id).stored());
+  const [info, status] = await Promise.all([infoOf(env, namespace, id), stored]);
+  return Response.json(sessionBody(info, status));
 }
 
 /** Deletes a session. @throws {QuireError} `session_not_found`, `session_busy`. */
 export async function deleteSession(request: Request, env: Env, id: string): Promise<Response> {
   const { namespace } = await countedTenant(request, env, "sessions:write");
-  const removed = await sessionOf(env, namespace, checkSessionId(id, "id")).remove();
+  const session = sessionOf(env, namespace, checkSessionId(id, "id"));
+  // Behind the log goes what is stored of it.
+  const removed = await within<boolean | "busy">(LIMITS.sessionMsMax + LIMITS.storePutMsMax, session.remove());
   if (removed === "busy") {
     throw new QuireError("session_busy", "This session is working on a turn.", { retryAfterMs: 1_000 });
   }
@@ -40,7 +48,7 @@ export async function forkSession(request: Request, env: Env, parentId: string):
   checkSessionId(parentId, "id");
   const id = newSessionId();
   const fork = sessionOf(env, namespace, id);
-  if (!(await fork.adopt({ id, parentId, namespace }))) throw notFound(parentId);
+  if (!(await within(LIMITS.sessionMsMax, fork.adopt({ id, parentId, namespace })))) throw notFound(parentId);
   // Under its own name nothing is stored yet: until its first turn it lives on its parent's pages.
   return Response.json(sessionBody(await infoOf(env, namespace, id), { persistedTokens: 0, pending: false }));
 }
@@ -58,7 +66,7 @@ export async function resumeStream(request: Request, env: Env, id: string): Prom
   const { namespace } = await countedTenant(request, env, "generate");
   const { from, ...name } = readTurnName(request.headers);
   const session = sessionOf(env, namespace, checkSessionId(id, "id"));
-  const feed = await session.resume({ from, form: "sse", ...name });
+  const feed = await within(LIMITS.sessionMsMax, session.resume({ from, form: "sse", ...name }));
   if (!feed) throw streamNotFound(id);
   const out = streamAnswer({ feed, resumable: true, signal: request.signal });
   out.headers.set(SESSION_HEADER, id);
@@ -69,7 +77,8 @@ export async function resumeStream(request: Request, env: Env, id: string): Prom
 export async function stopStream(request: Request, env: Env, id: string): Promise<Response> {
   const { namespace } = await countedTenant(request, env, "generate");
   const { from: _, ...name } = readTurnName(request.headers);
-  if (!(await sessionOf(env, namespace, checkSessionId(id, "id")).stopTurn(name))) throw streamNotFound(id);
+  const session = sessionOf(env, namespace, checkSessionId(id, "id"));
+  if (!(await within(LIMITS.sessionMsMax, session.stopTurn(name)))) throw streamNotFound(id);
   return Response.json({ id, object: "session.stream.stopped", stopped: true });
 }
 
@@ -99,7 +108,7 @@ async function countedTenant(request: Request, env: Env, scope: Scope): Promise<
 }
 
 async function infoOf(env: Env, namespace: string, id: string): Promise<SessionInfo> {
-  const info = await sessionOf(env, namespace, id).info();
+  const info = await within(LIMITS.sessionMsMax, sessionOf(env, namespace, id).info());
   if (!info) throw notFound(id);
   return info;
 }

@@ -10,7 +10,7 @@ import { sessionOf } from "../../workers/stubs.ts";
 import { TenantIndex } from "../../workers/tenant-index.ts";
 import type { TurnJob } from "../../workers/turn-job.ts";
 import { HeldSession } from "../../workers/worker-turn/held-session.ts";
-import { env, ids, watchTimers } from "./world.ts";
+import { env, hurry, ids, watchTimers } from "./world.ts";
 
 /** A session that nobody has used, and a turn of it. */
 function newSession(isNew: boolean) {
@@ -27,13 +27,6 @@ function newSession(isNew: boolean) {
   // A new one each time: a stub stays with an object that was lost.
   const stub = () => sessionOf(env, namespace, "s");
   return { stub, commitOf, held: new HeldSession(env, { job, turnId: "ours", isNew }) };
-}
-
-/** Timers of so many milliseconds ring at once, until it is restored. */
-function hurry(msMax: number) {
-  const set = globalThis.setTimeout;
-  const hurried = (act: () => void, ms?: number) => set(act, ms === msMax ? 1 : ms);
-  return vi.spyOn(globalThis, "setTimeout").mockImplementation(hurried as typeof setTimeout);
 }
 
 describe("the session of a first turn", () => {

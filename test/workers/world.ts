@@ -224,6 +224,13 @@ export async function until(condition: () => Promise<boolean> | boolean, msMax =
   }
 }
 
+/** Timers of so many milliseconds ring at once, until it is restored. */
+export function hurry(msMax: number) {
+  const set = globalThis.setTimeout;
+  const hurried = (act: () => void, ms?: number) => set(act, ms === msMax ? 1 : ms);
+  return vi.spyOn(globalThis, "setTimeout").mockImplementation(hurried as typeof setTimeout);
+}
+
 /** Timers that are set from now on, until it is disposed of. `ring` acts as if the time of the next of so many milliseconds had come. */
 export function watchTimers(): Disposable & { ring: (ms: number) => Promise<void> } {
   const timed = vi.spyOn(globalThis, "setTimeout");

@@ -2,7 +2,7 @@
 import { DurableObject } from "cloudflare:workers";
 import type { SessionStatus } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
-import { within } from "../deadline.ts";
+import { ifWithin, within } from "../deadline.ts";
 import type { Env } from "../env.ts";
 import { fleetOf } from "../fleet.ts";
 import { sessionOf } from "../stubs.ts";
@@ -58,7 +58,7 @@ export abstract class LogObject extends DurableObject<Env> {
    */
   async adopt(options: { id: string; parentId: string; namespace: string }): Promise<boolean> {
     const parent = sessionOf(this.env, options.namespace, options.parentId);
-    const packed = await parent.image();
+    const packed = await within(LIMITS.sessionMsMax, parent.image());
     if (!packed) return false;
     await this.#import(unpackValue<LogImage>(packed), { ...options, named: true });
     return true;
@@ -66,7 +66,7 @@ export abstract class LogObject extends DurableObject<Env> {
 
   /** Starts as a copy of another session's beginning; when that is not to be had, as an empty session. */
   protected async adoptPrefix(id: string, namespace: string, fork: ForkPoint): Promise<void> {
-    const packed = await sessionOf(this.env, namespace, fork.sessionId).image(fork);
+    const packed = await ifWithin(LIMITS.sessionMsMax, sessionOf(this.env, namespace, fork.sessionId).image(fork));
     if (!packed) return;
     await this.#import(unpackValue<LogImage>(packed), { id, parentId: fork.sessionId, namespace, named: false });
   }
