@@ -1,6 +1,11 @@
 /** Ports are checked before anything starts, so that a taken one is said in one line. */
+import { randomInt } from "node:crypto";
 import { createServer } from "node:net";
 import { UsageError } from "./usage-error.ts";
+
+/** Below those that systems give to outgoing connections (Linux from 32768 on, others from 49152): one of these could take the port before its server does. */
+const FREE_PORTS = { from: 20_000, end: 32_000 };
+const TRIES_MAX = 20;
 
 /** An address to listen on and the flag that chose its port. */
 export interface PortRequest {
@@ -14,7 +19,17 @@ export interface PortRequest {
  * Binds the port for a moment and resolves to its number, which is free again by then.
  * @throws {UsageError} when it cannot be bound.
  */
-export function findPort(request: PortRequest): Promise<number> {
+export async function findPort(request: PortRequest): Promise<number> {
+  if (request.port !== 0) return await listenOnce(request);
+  for (let tries = 0; tries < TRIES_MAX; tries++) {
+    const port = randomInt(FREE_PORTS.from, FREE_PORTS.end);
+    const found = await listenOnce({ ...request, port }).catch(() => undefined);
+    if (found !== undefined) return found;
+  }
+  return await listenOnce(request);
+}
+
+function listenOnce(request: PortRequest): Promise<number> {
   const { host, port } = request;
   return new Promise((resolve, reject) => {
     const server = createServer();
