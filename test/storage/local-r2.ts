@@ -2,9 +2,9 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { cp, mkdtemp, rm } from "node:fs/promises";
-import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { delimiter, dirname, join, resolve } from "node:path";
+import { findPort } from "../../cli/ports.ts";
 
 const READY_MS_MAX = 25_000;
 const STOP_MS_MAX = 5_000;
@@ -29,7 +29,7 @@ export async function startLocalR2(): Promise<LocalR2> {
 async function startOnFreePort(): Promise<LocalR2> {
   const folder = await mkdtemp(join(tmpdir(), "quire-local-r2-"));
   for (const name of FIXTURES) await cp(join(import.meta.dirname, "fixtures", name), join(folder, name));
-  const port = await freePort();
+  const port = await findPort({ host: "127.0.0.1", port: 0, flag: "--port" });
   const wrangler = resolve(import.meta.dirname, "../../node_modules/wrangler/bin/wrangler.js");
   const options = [
     "dev",
@@ -83,16 +83,6 @@ function environment(folder: string): NodeJS.ProcessEnv {
     CLOUDFLARE_CF_FETCH_ENABLED: "false",
     X_LOCAL_OBSERVABILITY: "false",
   };
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, "127.0.0.1");
-  await once(server, "listening");
-  const address = server.address();
-  server.close();
-  await once(server, "close");
-  if (address === null || typeof address === "string") throw new Error("no port");
-  return address.port;
 }
 
 async function untilReady(child: ChildProcess, url: string): Promise<void> {
