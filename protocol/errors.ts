@@ -66,9 +66,16 @@ export interface ErrorBody {
   error: { message: string; type: string; param: string | null; code: string };
 }
 
-/** Anything thrown becomes a {@link QuireError}; what is not one already becomes `internal` with safe text. */
+/**
+ * Anything thrown becomes a {@link QuireError}; what is not one already becomes `internal` with safe text. One that was thrown in another
+ * object arrives without its class, with its name and fields.
+ */
 export function toQuireError(thrown: unknown): QuireError {
   if (thrown instanceof QuireError) return thrown;
+  if (thrown instanceof Error && thrown.name === "QuireError") {
+    const { code, message, param, retryAfterMs, headers } = thrown as Partial<QuireError> & Error;
+    if (isErrorCode(code)) return new QuireError(code, message, { param, retryAfterMs, headers, cause: thrown.cause });
+  }
   return new QuireError("internal", "The server had an internal error.", { cause: thrown });
 }
 

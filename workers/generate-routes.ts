@@ -7,6 +7,7 @@ import { parseJsonObject, readBytes } from "./body.ts";
 import { chainHashes, chainStart } from "./chain.ts";
 import { within } from "./deadline.ts";
 import type { Env } from "./env.ts";
+import { invalid } from "./fields.ts";
 import { isolateModelNames, unknownModel } from "./fleet/model-names.ts";
 import { fleetOf, type ResolvedModel } from "./fleet.ts";
 import { type Caller, inPlace, settlePlace } from "./limits/admission.ts";
@@ -129,9 +130,7 @@ function validationContext(request: Request, env: Env): ValidationContext {
 }
 
 async function resolveModel(env: Env, namespace: string, name: string | undefined): Promise<string> {
-  if (name === undefined) {
-    throw new QuireError("model_not_found", "You must provide a model parameter.", { param: "model" });
-  }
+  if (name === undefined || name === "") throw invalid("model", "Missing required parameter: 'model'.");
   const remembered = isolateModelNames.get(name);
   if (remembered !== undefined) return remembered;
   const resolved = await within<ResolvedModel>(LIMITS.engineExpiryMs, fleetOf(env, namespace).resolveModel(name));

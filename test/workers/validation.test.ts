@@ -227,9 +227,16 @@ describe("validation", () => {
   });
 
   it("asks for a model that exists", async () => {
-    const missing = await world.chat(HI, { model: undefined });
-    expect(missing.status).toBe(404);
-    expect(await missing.json()).toMatchObject({ error: { code: "model_not_found", param: "model" } });
+    for (const path of ["/v1/chat/completions", "/v1/completions"]) {
+      const words = path === "/v1/completions" ? { prompt: "a" } : { messages: [{ role: "user", content: "hi" }] };
+      for (const none of [undefined, null, ""]) {
+        const missing = await world.post(path, { ...words, model: none });
+        expect(missing.status).toBe(400);
+        expect(await missing.json()).toMatchObject({
+          error: { code: "invalid_request", param: "model", message: "Missing required parameter: 'model'." },
+        });
+      }
+    }
     const unknown = await world.chat(HI, { model: "gpt-4" });
     expect(unknown.status).toBe(404);
     expect(await unknown.json()).toMatchObject({
