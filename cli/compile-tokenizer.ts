@@ -21,7 +21,7 @@ const flags = {
 export const compileTokenizerCommand: Command = {
   help: () =>
     "Usage: quire compile-tokenizer MODEL [flags]\n\n" +
-    "Compiles the tokenizer of MODEL (a HF folder, a GGUF file or a tokenizer.json) into flat tables, which an edge opens in\n" +
+    "Compiles the tokenizer of MODEL (a HF folder, a GGUF file or a tokenizer.json) into flat tables, which an edge opens in " +
     `milliseconds (docs/tokenizer-format.md). 'quire start' does this by itself.\n\n${describeFlags(flags)}\n`,
   run: runCompile,
 };

@@ -68,13 +68,14 @@ function parseOne(flag: Flag<unknown>, text: string, source: string): unknown {
   }
 }
 
-/** The help text's lines, one flag each. */
-export function describeFlags(flags: Flags): string {
-  const rows = Object.entries(flags).map(([name, flag]) => {
+/** The help text's lines, one flag each, and behind them the switches (flags without a value), which are their help texts by name. */
+export function describeFlags(flags: Flags, switches: Readonly<Record<string, string>> = {}): string {
+  const rows = Object.entries(flags).map(([name, flag]): [left: string, right: string] => {
     const notes = [flag.fallback === undefined ? "" : `default ${flag.fallback}`, flag.env ?? ""].filter(Boolean);
     const suffix = notes.length === 0 ? "" : ` (${notes.join(", ")})`;
-    return [`  --${name} ${flag.placeholder}`, `${flag.help}${suffix}`] as const;
+    return [`  --${name} ${flag.placeholder}`, `${flag.help}${suffix}`];
   });
+  for (const [name, help] of Object.entries(switches)) rows.push([`  --${name}`, help]);
   const width = Math.max(...rows.map(([left]) => left.length)) + 2;
   return rows.map(([left, right]) => left.padEnd(width) + right).join("\n");
 }

@@ -6,7 +6,7 @@ import type { Command } from "./command.ts";
 import { describeFlags, parseBytes, parseFlags, parseText } from "./flags.ts";
 import { parseSpan } from "./keys/flags.ts";
 import { namespaceMeant, namespaceOfTenant, openPlace, prefixOf, storeFlags, tenantFlags } from "./store/flags.ts";
-import { describeSwitches, takeSwitches } from "./store/switches.ts";
+import { takeSwitches } from "./store/switches.ts";
 import { count, size } from "./store/tables.ts";
 import { UsageError } from "./usage-error.ts";
 
@@ -56,7 +56,7 @@ const switches = {
 
 /** The command. */
 export const gcCommand: Command = {
-  help: () => `Usage: quire gc [flags]\n\n${describeFlags(gcFlags)}\n${describeSwitches(switches)}`,
+  help: () => `Usage: quire gc [flags]\n\n${describeFlags(gcFlags, switches)}\n`,
   run: (args) => runGc(args, process.env),
 };
 

@@ -44,7 +44,7 @@ const usualMemoryBytes = [1, 2, 3, 4, 8, 16].map((count) => count * gibibyte);
 /** The command. */
 export const inspectCommand: Command = {
   help: () =>
-    `Usage: quire inspect MODEL [flags]\n\n  MODEL    HF model folder or GGUF file\n\n${describeFlags(inspectFlags)}\n  --json   one JSON object instead of text\n`,
+    `Usage: quire inspect MODEL [flags]\n\n  MODEL    HF model folder or GGUF file\n\n${describeFlags(inspectFlags, { json: "one JSON object instead of text" })}\n`,
   async run(args) {
     const isFlagValue = (index: number) => /^--[^=]+$/.test(args[index - 1] ?? "") && args[index - 1] !== "--json";
     const models = args.filter((arg, index) => !arg.startsWith("-") && !isFlagValue(index));

@@ -33,8 +33,7 @@ const SHARES = [0, 0.5, 1, 2, 4, 8, 64] as const;
 
 const profileFlags = {
   by: {
-    help: `copying: the share of attention on what is copied, in a text of random tokens; damage: what dense replies to the questions of --case-file lose
-when the head streams, as KL of the next token in nats`,
+    help: "copying: the share of attention on what is copied, in a text of random tokens; damage: what dense replies to the questions of --case-file lose when the head streams, as KL of the next token in nats",
     placeholder: "MEASURE",
     fallback: "copying",
     parse: parseChoice(["copying", "damage"]),

@@ -4,7 +4,7 @@ import { rekeyStore } from "../storage/rekey.ts";
 import type { Command } from "./command.ts";
 import { describeFlags, parseFlags } from "./flags.ts";
 import { namespaceMeant, openPlace, prefixOf, storeFlags, tenantFlags } from "./store/flags.ts";
-import { describeSwitches, takeSwitches } from "./store/switches.ts";
+import { takeSwitches } from "./store/switches.ts";
 import { count, size } from "./store/tables.ts";
 import { UsageError } from "./usage-error.ts";
 
@@ -20,7 +20,7 @@ Engines may run meanwhile, with the same list. Afterwards the other keys can go.
 
 /** The command. */
 export const rekeyCommand: Command = {
-  help: () => `${usage}${describeFlags(rekeyFlags)}\n${describeSwitches(switches)}`,
+  help: () => `${usage}${describeFlags(rekeyFlags, switches)}\n`,
   run: (args) => runRekey(args, process.env),
 };
 

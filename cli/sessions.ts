@@ -13,7 +13,7 @@ import { describeFlags, type Flags, type FlagValues, parseFlags, parseText } fro
 import { orRefuse } from "./output-file.ts";
 import { namespaceMeant, openPlace, prefixOf, storeFlags, tenantFlags } from "./store/flags.ts";
 import { describeSession } from "./store/session-report.ts";
-import { describeSwitches, takeSwitches } from "./store/switches.ts";
+import { takeSwitches } from "./store/switches.ts";
 import { size, table, time } from "./store/tables.ts";
 import { readTar, TAR_END, tarEntry } from "./store/tar.ts";
 import { UsageError } from "./usage-error.ts";
@@ -46,7 +46,7 @@ const usage = `Usage: quire sessions <action> [flags]
 /** The command. */
 export const sessionsCommand: Command = {
   help: () =>
-    `${usage}${describeFlags({ ...placeFlags, out: exportFlags.out, in: importFlags.in, as: importFlags.as })}\n${describeSwitches(switches)}`,
+    `${usage}${describeFlags({ ...placeFlags, out: exportFlags.out, in: importFlags.in, as: importFlags.as }, switches)}\n`,
   run: (args) => runSessions(args, process.env),
 };
 

@@ -37,7 +37,7 @@ const BAR_WIDTH = 24;
 /** The command. */
 export const traceCommand: Command = {
   help: () =>
-    `Usage: quire trace ID [flags]\n\n  ID       value of the x-request-id header of a response (or an engine's request id)\n\n${describeFlags(traceFlags)}\n  --json   the trace as one JSON object\n\nAn engine remembers its latest ${LIMITS.traceCountMax} requests.\n`,
+    `Usage: quire trace ID [flags]\n\n  ID       value of the x-request-id header of a response (or an engine's request id)\n\n${describeFlags(traceFlags, { json: "the trace as one JSON object" })}\n\nAn engine remembers its latest ${LIMITS.traceCountMax} requests.\n`,
   async run(args) {
     const { id, isJson, flags } = splitArguments(args);
     const trace = await fetchTrace(id, parseFlags(traceFlags, flags, process.env));

@@ -6,7 +6,7 @@ import type { Command } from "./command.ts";
 import { describeFlags, parseFlags, parseText } from "./flags.ts";
 import { namespaceMeant, openPlace, prefixOf, storeFlags, tenantFlags } from "./store/flags.ts";
 import { progressReport } from "./store/progress.ts";
-import { describeSwitches, takeSwitches } from "./store/switches.ts";
+import { takeSwitches } from "./store/switches.ts";
 import { count } from "./store/tables.ts";
 
 const verifyFlags = {
@@ -28,7 +28,7 @@ Reads every object that a session names. Exit code 0: everything is whole (or wa
 
 /** The command. */
 export const verifyCommand: Command = {
-  help: () => `${usage}${describeFlags(verifyFlags)}\n${describeSwitches(switches)}`,
+  help: () => `${usage}${describeFlags(verifyFlags, switches)}\n`,
   run: (args) => runVerify(args, process.env),
 };
 

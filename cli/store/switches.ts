@@ -11,10 +11,3 @@ export function takeSwitches(
     given: new Set(args.filter(isSwitch).map((arg) => arg.slice(2))),
   };
 }
-
-/** The help text's lines, one switch each. */
-export function describeSwitches(switches: Readonly<Record<string, string>>): string {
-  return Object.entries(switches)
-    .map(([name, help]) => `  --${name.padEnd(15)}${help}\n`)
-    .join("");
-}

@@ -38,9 +38,16 @@ describe("quire", () => {
     expect(names).toContain("profile-heads");
     const write = vi.spyOn(process.stdout, "write").mockReturnValue(true);
     for (const name of names) expect(await main([name, "--help"])).toBe(0);
-    const lines = `${overview}\n${write.mock.calls.flat().join("")}`.split("\n");
+    const helps = write.mock.calls.flat().map(String);
     write.mockRestore();
+    const lines = [overview, ...helps].join("\n").split("\n");
     expect(lines.filter((line) => line.length > 80)).toEqual([]);
+    for (const help of helps) {
+      // Flags are one table: what they mean begins in one column, and goes on in it.
+      const table = help.slice(Math.max(0, help.search(/^ {2}--/m))).split(/\n(?=\n|$)/)[0] ?? "";
+      const columns = table.split("\n").map((line) => (/^ {2}--\S+(?: \S+)*? {2,}|^ +/.exec(line)?.[0] ?? "").length);
+      expect([help, new Set(columns).size]).toEqual([help, table.startsWith("  --") ? 1 : expect.any(Number)]);
+    }
   });
 
   it("says its version", async () => {

@@ -1,6 +1,6 @@
 /** The command line of `npm run sim`. */
 import { describeFlags, parseFlags, parseInteger } from "../../cli/flags.ts";
-import { describeSwitches, takeSwitches } from "../../cli/store/switches.ts";
+import { takeSwitches } from "../../cli/store/switches.ts";
 
 const SEED_MAX = 2 ** 48;
 
@@ -47,5 +47,5 @@ export const SIM_HELP = `Usage: npm run sim -- [flags]
 
 Lives the lives of seeded worlds: the real engines over simulated stores, clocks and deaths, against a plain transcript (docs/reliability.md).
 
-${describeFlags(flags)}
-${describeSwitches(switches)}`;
+${describeFlags(flags, switches)}
+`;
