@@ -223,7 +223,7 @@ function showUsage(usage, { began, first, ended }) {
   byId("reused-meter").value = share(cached, usage.prompt_tokens);
   byId("reused-text").textContent =
     `${count(cached)} of ${count(usage.prompt_tokens)} tokens${percent(cached, usage.prompt_tokens)}`;
-  byId("selected-meter").value = share(quire.pages_selected, quire.pages_in_context);
+  byId("selected-meter").value = quire.pages_in_context > 0 ? share(quire.pages_selected, quire.pages_in_context) : 1;
   byId("selected-text").textContent =
     quire.pages_in_context > 0
       ? `${count(quire.pages_selected)} of ${count(quire.pages_in_context)}${percent(quire.pages_selected, quire.pages_in_context)}`

@@ -113,6 +113,23 @@ describe("the playground in a browser", () => {
     expect(await evaluate(alert)).toBe("");
   });
 
+  it("shows how much of the pages a turn attended to, and a full bar where nothing was selected", async () => {
+    for (const [selected, inContext, share] of [
+      [25, 100, 0.25],
+      [0, 0, 1],
+    ]) {
+      const { answer } = await ask("hi");
+      const quire = { pages_selected: selected, pages_in_context: inContext };
+      answer.write(
+        `data: ${JSON.stringify({ choices: [], usage: { prompt_tokens: 8, completion_tokens: 1, quire } })}\n\n`,
+      );
+      answer.end("data: [DONE]\n\n");
+      await seen(`document.getElementById("send").hidden`, false);
+      await seen(`document.getElementById("selected-meter").value`, share);
+    }
+    expect(await texts("#selected-text")).toEqual(["all of them: below the budget, or dense"]);
+  });
+
   it("says so when a reply ends before its end", async () => {
     const { answer } = await ask("hi");
     say(answer, "half");
