@@ -1,4 +1,4 @@
-/** Links of documents to files, and to headings within them: what they name is there. */
+/** Links of documents to files, and to headings within them: what they name is there. Fences of code stand alone. */
 import { posix } from "node:path";
 import { lineAt, type SourceFile, type Violation } from "./source-tree.ts";
 
@@ -18,6 +18,14 @@ export function checkLinks(
     if (heading === undefined) return [];
     return headingsOf(documents.get(file) ?? "").has(heading) ? [] : report(`${file} has no heading #${heading}`);
   });
+}
+
+/** Violations of one document: three backticks open or close a block, at the beginning of a line that holds nothing but a language. */
+export function checkFences({ path, text }: SourceFile): Violation[] {
+  const message = "``` stands within a line: the block is none";
+  return [...text.matchAll(/^.*```.*$/gm)]
+    .filter(([line]) => !/^ *```[a-z]*$/.test(line))
+    .map(({ index }) => ({ path, line: lineAt(text, index), rule: "fence", message }));
 }
 
 /** Anchors of a document's headings, as GitHub makes them. */

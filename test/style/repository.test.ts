@@ -1,7 +1,7 @@
 import { beforeAll, describe, expect, it } from "vitest";
 import { checkCircles } from "./circles.ts";
 import { checkBarrel, checkImports } from "./import-rule.ts";
-import { checkLinks } from "./links.ts";
+import { checkFences, checkLinks } from "./links.ts";
 import { type ParsedFile, parseFile } from "./parse.ts";
 import { checkDocstrings, checkGlobals, checkLength, checkName, checkNotes } from "./rules.ts";
 import { describeViolations, isScript, listPaths, readSourceFiles, type SourceFile } from "./source-tree.ts";
@@ -50,6 +50,11 @@ describe("the repository", () => {
     const texts = new Map(documents.map(({ path, text }) => [path, text]));
     const paths = new Set(listPaths());
     expect(describeViolations(documents.flatMap((one) => checkLinks(one, paths, texts)))).toBe("");
+  });
+
+  it("has documents whose blocks of code are blocks", () => {
+    const documents = files.filter(({ path }) => path.endsWith(".md"));
+    expect(describeViolations(documents.flatMap(checkFences))).toBe("");
   });
 
   it("has a docstring on every export", () => {
