@@ -4,7 +4,7 @@
 // Tasks of few queries that read everything take all KV heads, block by block, keys before values, because these lie side by side: one
 // thread reads random pieces of 4 KiB at 8 GB/s and of 64 KiB at 18 GB/s. Those that read chosen pages take one KV head, and ask for the
 // next 16 pieces before they need the first.
-// Measured figures: docs/kernels.md.
+// Measured figures: docs/cpu-kernels.md.
 //
 // Tile record, mirrored in kernels/wasm/attend.ts:
 //   0 first row   4 row count   8 position of the first row   12 block ids [layer][capacity]   16 page masks (0: all pages)
