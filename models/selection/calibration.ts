@@ -14,7 +14,7 @@ export const CALIBRATION_FILE = "selection.json";
 
 /**
  * What `auto` stands for on a model that nobody has calibrated: Quest's extremes, which find a single key that is unlike its page, weighed
- * and combined so that they keep as much of the attention as means do (figures in docs/selection.md).
+ * and combined so that they keep as much of the attention as means do (figures in docs/selection-tried.md).
  */
 export const UNCALIBRATED_SELECTION: SelectionConfiguration = "quest+radius(0.5)+combine(sum)";
 
