@@ -17,6 +17,8 @@ export interface EdgeStackOptions {
   gapMs: number;
   /** From the admission to the first token. */
   firstMs: number;
+  /** The edge's V8 can be asked for what it holds: {@link EdgeStack.inspectorUrl}. */
+  isInspected?: boolean;
 }
 
 /** A running stack, until it is closed. */
@@ -27,6 +29,8 @@ export interface EdgeStack {
   model: string;
   workerdVersion: string;
   workerdPid: number;
+  /** Web socket of the edge's inspector, where it was asked for. */
+  inspectorUrl?: string;
   /** When the engine sent each token of its last generation, milliseconds since 1970. */
   sentMs: Float64Array;
   close(): Promise<void>;
@@ -57,7 +61,8 @@ export const edgeConfig = workerdConfig({
 });
 
 /** Starts both and waits until the edge knows the engine. @throws {Error} when it does not; nothing is left then. */
-export async function openEdgeStack({ tokenCount, gapMs, firstMs }: EdgeStackOptions): Promise<EdgeStack> {
+export async function openEdgeStack(options: EdgeStackOptions): Promise<EdgeStack> {
+  const { tokenCount, gapMs, firstMs, isInspected = false } = options;
   const apiKey = `qk-${randomBytes(16).toString("hex")}`;
   const engineKey = randomBytes(32).toString("hex");
   const sentMs = new SharedArrayBuffer(8 * tokenCount);
@@ -72,6 +77,7 @@ export async function openEdgeStack({ tokenCount, gapMs, firstMs }: EdgeStackOpt
   const workerd = await startWorkerd({
     entry: fileURLToPath(new URL("../../test/workers/edge-worker.ts", import.meta.url)),
     config: edgeConfig,
+    isInspected,
     files: {
       "keys.json": JSON.stringify({ [createHash("sha256").update(apiKey).digest("hex")]: { tenant: "bench" } }),
       "engine-key": engineKey,
@@ -106,6 +112,7 @@ export async function openEdgeStack({ tokenCount, gapMs, firstMs }: EdgeStackOpt
     model,
     workerdVersion: workerd.version,
     workerdPid: workerd.pid,
+    ...(workerd.inspectorUrl === undefined ? {} : { inspectorUrl: workerd.inspectorUrl }),
     sentMs: stamps,
     close,
   };

@@ -4,7 +4,8 @@ import { FrameDecoder } from "../../protocol/frames.ts";
 
 /** The values of each piece that completes any. One reader, one call at a time. */
 export class AnswerBatches {
-  readonly #reader: ReadableStreamDefaultReader<Uint8Array>;
+  /** Undefined once the stream is in error or given up. */
+  #reader: ReadableStreamDefaultReader<Uint8Array> | undefined;
   readonly #failed: (cause: unknown) => QuireError;
   readonly #decoder = new FrameDecoder();
   /** Being read ahead of {@link next}. */
@@ -35,19 +36,25 @@ export class AnswerBatches {
 
   /** Nobody reads the rest. Never rejects. */
   async close(): Promise<void> {
+    const reader = this.#reader;
+    this.#reader = undefined;
     // After an abort the stream is already in error; there is nothing left to tell it.
-    await this.#reader.cancel().catch(() => undefined);
+    await reader?.cancel().catch(() => undefined);
   }
 
   async #read(): Promise<readonly unknown[] | undefined> {
     try {
-      for (;;) {
+      while (this.#reader) {
         const { done, value } = await this.#reader.read();
-        if (done) return undefined;
+        if (done) break;
         const values = this.#decoder.push(value);
         if (values.length > 0) return values;
       }
+      return undefined;
     } catch (thrown) {
+      // workerd keeps a stream's error alive as long as the stream, and the error its stack: this object, and the turn that called it. If they led
+      // back to the stream, nothing of them would ever be collected.
+      await this.close();
       throw thrown instanceof QuireError ? thrown : this.#failed(thrown);
     }
   }
