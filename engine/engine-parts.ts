@@ -2,6 +2,7 @@
 import type { DeviceLostError } from "../kernels/device-lost.ts";
 import type { ModelRunner } from "../models/contract.ts";
 import type { DiskCache } from "../storage/disk-cache.ts";
+import type { StoreSpeed } from "../storage/read-times.ts";
 import type { StoreActivity } from "../storage/store-activity.ts";
 import type { Attacher } from "./kv/attacher.ts";
 import type { BlockCache } from "./kv/block-cache.ts";
@@ -30,8 +31,8 @@ export interface EngineParts {
   storeActivity: StoreActivity;
   /** The tier on the local disk, where there is one. */
   diskCache?: DiskCacheStatus | undefined;
-  /** What a read of the page store takes at least; undefined before it is known. */
-  storeLatencyMs(): number | undefined;
+  /** What reads of the page store take; undefined before it is known. */
+  storeSpeed(): StoreSpeed | undefined;
   clock: Clock;
   log: EngineLog;
   /** The device is gone and the engine has stopped, in the middle of its turns: whoever holds it ends it like a process that died. */

@@ -89,7 +89,7 @@ export class Engine {
       wake: () => this.wake(),
     });
     this.#lookAhead = new LookAhead({
-      ...{ cache, clock, residency, latencyMs: parts.storeLatencyMs, runner: parts.runner },
+      ...{ cache, clock, residency, latencyMs: () => parts.storeSpeed()?.latencyMs, runner: parts.runner },
       onGuess: (sequence, layer, blocks) => this.traces.guessed(sequence, clock.nowMs(), { layer, blocks }),
     });
     this.#stepper = new Stepper({

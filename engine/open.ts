@@ -162,7 +162,7 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
     persister,
     storeActivity: store.activity,
     diskCache: options.diskCache,
-    storeLatencyMs: () => store.times.speed?.latencyMs,
+    storeSpeed: () => store.times.speed,
     clock,
     log,
     onDeviceLost: options.onDeviceLost,

@@ -12,6 +12,7 @@ import { addLoads } from "./schedule/step-load.ts";
 import { type PlannedPart, StepPlanner } from "./schedule/step-planner.ts";
 import type { Tenants } from "./schedule/tenants.ts";
 import type { LookAhead } from "./sequence/look-ahead.ts";
+import { Patience } from "./sequence/patience.ts";
 import type { PlannedSlice } from "./sequence/planned-slice.ts";
 import type { Residency } from "./sequence/residency.ts";
 import { collectChoice } from "./sequence/runs.ts";
@@ -24,7 +25,10 @@ import { noteAttended } from "./sequence/working-set.ts";
 
 /** What a stepper works with; all of it stays the engine's. */
 export interface StepperOptions {
-  parts: Pick<EngineParts, "settings" | "runner" | "cache" | "opens" | "fetcher" | "persister" | "clock">;
+  parts: Pick<
+    EngineParts,
+    "settings" | "runner" | "cache" | "opens" | "fetcher" | "persister" | "clock" | "storeSpeed"
+  >;
   /** Sequences that may be in a step. */
   active: ReadonlySet<Sequence>;
   cost: CostModel;
@@ -45,11 +49,14 @@ export class Stepper {
   readonly #options: StepperOptions;
   readonly #planner: StepPlanner;
   readonly #speculation = new Speculation();
+  readonly #patience: Patience;
 
   constructor(options: StepperOptions) {
     this.#options = options;
-    const { settings, runner, cache, opens } = options.parts;
+    const { settings, runner, cache, opens, clock, fetcher, storeSpeed } = options.parts;
     const { layerCount, summaryKinds } = runner.pool.spec;
+    const latencyMs = () => storeSpeed()?.latencyMs;
+    this.#patience = new Patience({ clock, latencyMs, comingCount: () => fetcher.inFlightLayerCount });
     this.#planner = new StepPlanner({
       ...{ settings, rowsMax: runner.rowsMax, sampledMax: runner.sampledMax },
       ...{ cost: options.cost, tenants: options.tenants, speculation: this.#speculation },
@@ -77,8 +84,9 @@ export class Stepper {
     const step = { ...this.#sequenceStep(sequence, planned), resumeFrom: checkpoint };
     // Where blocks are on their way, each layer sees those that have come before it.
     const pauses = step.exact && parts.fetcher.inFlightCount > 0;
+    const startMs = parts.clock.nowMs();
     const [result] = await this.#runStep([{ sequence, slice: planned, step: { ...step, pauses } }]);
-    this.#finishSlice(sequence, planned, result as SequenceResult);
+    this.#finishSlice({ sequence, planned, ms: parts.clock.nowMs() - startMs }, result as SequenceResult);
     return true;
   }
 
@@ -105,18 +113,18 @@ export class Stepper {
     const results = await this.#runStep(
       batch.map(({ sequence, slice }) => ({ sequence, slice, step: this.#sequenceStep(sequence, slice) })),
     );
-    this.#account(batch, results, startMs);
+    const ms = this.#account(batch, results, startMs);
     for (const [index, { sequence, slice }] of batch.entries()) {
       try {
-        this.#finishSlice(sequence, slice, results[index] as SequenceResult);
+        this.#finishSlice({ sequence, planned: slice, ms }, results[index] as SequenceResult);
       } catch (error) {
         this.#options.fail(sequence, error);
       }
     }
   }
 
-  /** A step's time teaches what steps cost, and is shared out among those who were in it. */
-  #account(batch: readonly PlannedPart[], results: readonly SequenceResult[], startMs: number): void {
+  /** A step's time teaches what steps cost, and is shared out among those who were in it. Returns it. */
+  #account(batch: readonly PlannedPart[], results: readonly SequenceResult[], startMs: number): number {
     const { cost, observer, parts, tenants } = this.#options;
     const endMs = parts.clock.nowMs();
     const [ms, load] = [endMs - startMs, batch.map((part) => part.load).reduce(addLoads)];
@@ -124,16 +132,16 @@ export class Stepper {
     tenants.chargeStep(batch, ms, cost);
     // A step that was void ended early: its time says nothing of its rows.
     if (results.every((result) => result.checkpoint === undefined)) cost.observe(load, ms);
+    return ms;
   }
 
   #sequenceStep(sequence: Sequence, planned: PlannedSlice): SequenceStep {
     const { draft } = planned;
     const last = planned.to - draft.length === sequence.tokenCount && sequence.finishReason === undefined;
-    const patient = !sequence.started && this.#options.parts.clock.nowMs() < sequence.missWaitUntilMs;
     const layerEnd = summaryLayerEnd(sequence, planned);
     return {
       ...{ slice: planned.slice, tokens: planned.tokens, layerEnd },
-      exact: planned.exact || patient || sequence.finishReason !== undefined,
+      exact: planned.exact || sequence.finishReason !== undefined || this.#patience.waits(sequence, planned),
       ...(last ? { sample: sampleParams(sequence, draft.length) } : {}),
       ...(draft.length > 0 ? { draftSamples: Array.from(draft, (_, ahead) => sampleParams(sequence, ahead)) } : {}),
     };
@@ -153,7 +161,11 @@ export class Stepper {
     }
   }
 
-  #finishSlice(sequence: Sequence, planned: PlannedSlice, result: SequenceResult): void {
+  /** `ms`: what the step took. */
+  #finishSlice(
+    { sequence, planned, ms }: { sequence: Sequence; planned: PlannedSlice; ms: number },
+    result: SequenceResult,
+  ): void {
     const { parts, residency, settle } = this.#options;
     countTraffic(sequence.usage, result.traffic);
     const { wanted, passedBy } = missedBlocks(sequence, result);
@@ -162,6 +174,9 @@ export class Stepper {
     collectChoice(planned, result);
     if (result.checkpoint) {
       const { checkpoint, chosenBlocks } = result;
+      const layer = wanted.length === 0 ? checkpoint.layer : Math.min(...wanted.map((item) => item.layer));
+      const blockCount = wanted.filter((item) => item.layer === layer).length;
+      this.#patience.stopped(planned, { layer, blockCount, ms });
       residency.suspend(sequence, planned, { checkpoint, missed: wanted, chosenBlocks });
       return;
     }

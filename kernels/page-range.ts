@@ -91,6 +91,14 @@ export function choosingLayer(plan: SelectionPlan, layer: number): number | unde
   return layer < denseLayers ? undefined : layer - ((layer - denseLayers) % layersPerChoice);
 }
 
+/** The layers that score pages under a plan, ascending: of these it needs summaries. */
+export function scoringLayers(plan: SelectionPlan, layerCount: number): number[] {
+  if (plan.kind === "dense" || plan.scorer === undefined) return [];
+  return Array.from({ length: layerCount }, (_, layer) => layer).filter(
+    (layer) => choosingLayer(plan, layer) === layer,
+  );
+}
+
 /** What a layer does under a plan: attends to everything, chooses, or takes over what the layer before attends to. */
 export type LayerRole = "everything" | "chooses" | "takes-over";
 

@@ -12,6 +12,7 @@ import { type KvGeometry, type SummaryObjectKind, sameGeometry, summaryObjectKin
 import { loadManifest, type Manifest, type SummaryRef, type WholeRef } from "../../storage/manifest.ts";
 import { decodeTail, type Tail } from "../../storage/tail.ts";
 import type { SessionKeys } from "../persist/session-keys.ts";
+import { WHOLE_WAIT_FACTOR } from "../sequence/patience.ts";
 import type { Sequence } from "../sequence/sequence.ts";
 import { nextRows } from "../sequence/slice-planner.ts";
 import { countedReads, countFetch } from "../sequence/traffic.ts";
@@ -97,6 +98,7 @@ export class Attacher {
     sequence.usage.cachedTokens = cachedTokens;
     sequence.usage.source = { device, host, store: cachedTokens - device - host };
     // Reading summaries is part of the wait; but of what they choose, some is waited for in any case.
+    sequence.wholeWaitUntilMs = startMs + WHOLE_WAIT_FACTOR * missWaitMs;
     sequence.missWaitUntilMs = Math.max(startMs + missWaitMs, clock.nowMs() + missWaitMs / 2);
   }
 
@@ -148,7 +150,7 @@ export class Attacher {
       if (!hasGap(sequence, end - summaryRunTokens, end)) continue;
       const chain = sequence.chain(end / BLOCK_TOKENS - 1);
       const objectKey = keys.of(namespace).summary(kind, chain, summaryRunTokens);
-      heads.push(supply.headOf({ objectKey, kind, tokenCount: summaryRunTokens }));
+      heads.push(supply.headOf(sequence, { objectKey, kind, tokenCount: summaryRunTokens }));
     }
     if (heads.length > 0) sequence.readAhead.push(ahead.beginHeads(heads));
   }
@@ -335,7 +337,7 @@ export class Attacher {
     const rows = nextRows(sequence, LIMITS.stepRowsMax);
     if (sequence.usage.resume?.mode === "full" && !sequence.workingSet && !sequence.abortRequested) {
       const blocks = sequence.blocks.filter((block) => block !== undefined);
-      const summaries = supply.bringLayer(sequence, geometry.layerCount - 1);
+      const summaries = supply.bringAll(sequence, "demand");
       countFetch(sequence, await fetcher.fetch(allLayers(blocks), "demand"));
       await summaries;
     } else if (rows && rows.plan.kind !== "dense" && !sequence.abortRequested) {

@@ -78,6 +78,13 @@ export class BlockFetcher {
     return this.#inFlight.size;
   }
 
+  /** Layers of blocks that are on their way or wait for their turn. */
+  get inFlightLayerCount(): number {
+    let count = 0;
+    for (const layers of this.#inFlight.values()) count += layers.size;
+    return count;
+  }
+
   /**
    * Resolves when every wanted layer is resident or its block is lost; never rejects. Callers hold references to the blocks; those that
    * are released meanwhile are read in vain. Returns what this call itself read.

@@ -1,10 +1,11 @@
 /**
  * Summaries of one object that come in layer by layer, for the blocks of its run of segments: a step may begin when the first layer is there, and ends before
- * the first that is not (`layerEnd`). A block has the kind once its last layer has come; until then it names these (`LogicalBlock.incoming`).
+ * the first that it scores and that is not (`layerEnd`). A block has the kind once all layers have come; until then it names these (`LogicalBlock.incoming`).
  */
 import type { KvPool, SummaryKind } from "../../kernels/contract.ts";
 import { assert } from "../../protocol/assert.ts";
 import { isSectionIntact, layerSummary, type SummaryHead, summaryRange } from "../../storage/summary-object.ts";
+import type { GateClass } from "./gate.ts";
 import type { LogicalBlock } from "./logical-block.ts";
 
 /** What they are made of. */
@@ -14,9 +15,15 @@ export interface LayeredSummariesOptions {
   /** The sections of the first layers, one at least. */
   first: Uint8Array;
   /** Reads the sections of layers `[from, to)`. */
-  read(from: number, to: number): Promise<Uint8Array>;
-  /** Told once why the rest does not come, and which blocks lack it. */
+  read(range: LayerRange, kind: GateClass): Promise<Uint8Array>;
+  /** Told once why the rest does not come, and which blocks lack it. Not of reads of class `fill`: nobody needs those as yet. */
   onLost(blocks: readonly LogicalBlock[], error: unknown): void;
+}
+
+/** Layers `[from, to)`. */
+export interface LayerRange {
+  from: number;
+  to: number;
 }
 
 /** A block, the slot that it had when it was given these, and which of the run's blocks it is. */
@@ -30,9 +37,10 @@ interface Holder {
 export class LayeredSummaries {
   readonly #options: LayeredSummariesOptions;
   readonly #holders: Holder[] = [];
-  readonly #asks: { to: number; over: Promise<void> }[] = [];
+  readonly #asks: (LayerRange & { over: Promise<void> })[] = [];
   readonly #firstLayers: number;
-  #there: number;
+  /** By layer. */
+  readonly #isThere: boolean[];
   #isLost = false;
   /** Bytes of one layer of all blocks. */
   readonly layerBytes: number;
@@ -45,7 +53,7 @@ export class LayeredSummaries {
     const shape = { ...head, segmentCount: head.segments.length };
     this.layerBytes = summaryRange(shape, { fromLayer: 0, toLayer: 1 }).bytes;
     this.#firstLayers = Math.max(1, Math.ceil(first.byteLength / this.layerBytes));
-    this.#there = this.#firstLayers;
+    this.#isThere = Array.from({ length: this.#layerCount }, (_, layer) => layer < this.#firstLayers);
     for (let layer = 0; layer < this.#firstLayers; layer++) this.#verify(layer, this.#section(first, layer));
   }
 
@@ -53,14 +61,19 @@ export class LayeredSummaries {
     return this.#options.head.kind as SummaryKind;
   }
 
-  /** Layers `[0, n)` are there. */
-  get layersThere(): number {
-    return this.#there;
+  /** The first of these layers that is not there; undefined: they all are. */
+  firstLacking(layers: readonly number[]): number | undefined {
+    return layers.find((layer) => this.#isThere[layer] !== true);
   }
 
-  /** Layers `[0, n)` are there or on their way. */
-  get layersAsked(): number {
-    return this.#asks.at(-1)?.to ?? this.#firstLayers;
+  /** A layer is there or on its way. */
+  isAsked(layer: number): boolean {
+    return this.#isThere[layer] === true || this.#asks.some(({ from, to }) => layer >= from && layer < to);
+  }
+
+  /** Layers that are on their way. */
+  get comingCount(): number {
+    return this.#isThere.filter((isThere, layer) => !isThere && this.isAsked(layer)).length;
   }
 
   get #layerCount(): number {
@@ -82,33 +95,36 @@ export class LayeredSummaries {
     }
   }
 
-  /** Has layers up to and with this one read, where that was not begun; resolves when they are there, or will not come. */
-  async want(layer: number): Promise<void> {
-    const to = Math.min(layer + 1, this.#layerCount);
-    const from = this.layersAsked;
-    if (to > from && !this.#isLost) {
-      const before = this.#asks.at(-1)?.over;
-      this.#asks.push({ to, over: this.#take({ from, to }, this.#options.read(from, to), before) });
-    }
-    await this.#asks.find((ask) => ask.to >= to)?.over;
+  /** Has these layers read, ascending, where that was not begun; resolves when they are there, or will not come. Never rejects. */
+  async want(layers: readonly number[], kind: GateClass): Promise<void> {
+    const unasked = layers.filter((layer) => !this.isAsked(layer));
+    if (!this.#isLost) for (const range of rangesOf(unasked)) this.#ask(range, kind);
+    const asks = this.#asks.filter(({ from, to }) => layers.some((layer) => layer >= from && layer < to));
+    await Promise.all(asks.map(({ over }) => over));
+    // It was on its way for nobody, and did not come.
+    const isNeeded = kind === "demand" && !this.#isLost && !layers.every((layer) => this.isAsked(layer));
+    if (isNeeded) await this.want(layers, kind);
   }
 
-  /** In order, whatever comes first: a block has a layer only with those before it. All that was asked for, or nothing. Never rejects. */
-  async #take(
-    { from, to }: { from: number; to: number },
-    reading: Promise<Uint8Array>,
-    before: Promise<void> | undefined,
-  ): Promise<void> {
-    try {
-      const [bytes] = await Promise.all([reading, before]);
-      if (this.#isLost) return;
-      if (bytes.byteLength !== (to - from) * this.layerBytes)
-        throw new Error(`${bytes.byteLength} bytes came of the summaries of layers ${from} to ${to - 1}`);
-      for (let layer = from; layer < to; layer++) this.#verify(layer, this.#section(bytes, layer - from));
-      for (let layer = from; layer < to; layer++) this.#write(layer, this.#section(bytes, layer - from));
-    } catch (error) {
-      if (!this.#isLost) this.#lose(error);
-    }
+  #ask(range: LayerRange, kind: GateClass): void {
+    const reading = this.#options.read(range, kind);
+    const ask = { ...range, over: Promise.resolve() };
+    this.#asks.push(ask);
+    ask.over = this.#take(range, reading).catch((error: unknown) => {
+      // What was read before anybody needed it is asked for again when somebody does.
+      if (kind === "fill") this.#asks.splice(this.#asks.indexOf(ask), 1);
+      else if (!this.#isLost) this.#lose(error);
+    });
+  }
+
+  /** All of a read, or nothing. @throws {Error} where it failed, or is not what the head says. */
+  async #take({ from, to }: LayerRange, reading: Promise<Uint8Array>): Promise<void> {
+    const bytes = await reading;
+    if (this.#isLost) return;
+    if (bytes.byteLength !== (to - from) * this.layerBytes)
+      throw new Error(`${bytes.byteLength} bytes came of the summaries of layers ${from} to ${to - 1}`);
+    for (let layer = from; layer < to; layer++) this.#verify(layer, this.#section(bytes, layer - from));
+    for (let layer = from; layer < to; layer++) this.#write(layer, this.#section(bytes, layer - from));
   }
 
   #section(bytes: Uint8Array, index: number): Uint8Array {
@@ -124,8 +140,8 @@ export class LayeredSummaries {
     const { pool, head } = this.#options;
     for (const { slot, index } of this.#waiting())
       pool.writeSummary(slot, this.kind, layerSummary(head.geometry, section, index), layer);
-    this.#there = layer + 1;
-    if (this.#there < this.#layerCount) return;
+    this.#isThere[layer] = true;
+    if (this.#isThere.includes(false)) return;
     for (const { block } of this.#waiting()) {
       block.summaries.add(this.kind);
       block.incoming = undefined;
@@ -143,4 +159,15 @@ export class LayeredSummaries {
     for (const block of blocks) block.incoming = undefined;
     this.#options.onLost(blocks, error);
   }
+}
+
+/** Neighbours joined. */
+function rangesOf(layers: readonly number[]): LayerRange[] {
+  const ranges: LayerRange[] = [];
+  for (const layer of layers) {
+    const last = ranges.at(-1);
+    if (last?.to === layer) last.to += 1;
+    else ranges.push({ from: layer, to: layer + 1 });
+  }
+  return ranges;
 }

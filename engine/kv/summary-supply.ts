@@ -3,7 +3,15 @@
  * lost span, may score another. They come from the object of that kind, else from the block's own bytes; a block that gets them from
  * neither must not be scored, and is computed again.
  */
-import { BLOCK_TOKENS, type KvPool, NOT_RESIDENT, type SummaryKind } from "../../kernels/contract.ts";
+import {
+  BLOCK_TOKENS,
+  type KvPool,
+  NOT_RESIDENT,
+  type SelectionPlan,
+  type SummaryKind,
+} from "../../kernels/contract.ts";
+import { scoringLayers } from "../../kernels/page-range.ts";
+import { policyNamed } from "../../models/selection/registry.ts";
 import { type PageStore, StoreError } from "../../storage/contract.ts";
 import { FormatError } from "../../storage/format-error.ts";
 import type { KvGeometry, SummaryObjectKind } from "../../storage/geometry.ts";
@@ -24,7 +32,7 @@ import { incomingSummaries } from "../sequence/summary-layers.ts";
 import { countedReads, countFetch } from "../sequence/traffic.ts";
 import type { Clock, EngineLog } from "../settings.ts";
 import { allLayers, type BlockFetcher, indexInSegment } from "./block-fetcher.ts";
-import type { Gate } from "./gate.ts";
+import type { Gate, GateClass } from "./gate.ts";
 import { LayeredSummaries } from "./layered-summaries.ts";
 import type { LogicalBlock } from "./logical-block.ts";
 import type { RangeRef, ReadAhead } from "./read-ahead.ts";
@@ -71,11 +79,16 @@ export class SummarySupply {
   }
 
   /** Where the beginning of an object lies that is read layer by layer: its head and the first layers, which come while the manifest and the tail are awaited. */
-  headOf({ objectKey, kind, tokenCount }: Pick<SummaryRef, "objectKey" | "kind" | "tokenCount">): RangeRef {
+  headOf(
+    { selection }: Pick<Sequence, "selection">,
+    { objectKey, kind, tokenCount }: Pick<SummaryRef, "objectKey" | "kind" | "tokenCount">,
+  ): RangeRef {
     const { geometry, firstBytesMax } = this.#options;
     const shape = { geometry, kind, segmentCount: tokenCount / geometry.segmentTokens };
     const { bytes } = summaryRange(shape, { fromLayer: 0, toLayer: 1 });
-    const layers = Math.min(geometry.layerCount, Math.max(1, Math.floor(firstBytesMax / Math.max(1, bytes))));
+    const plan = policyNamed(selection.policy).plan(selection.budgetTokens);
+    const countMax = leadingLayers(scoringLayers(plan, geometry.layerCount)) ?? geometry.layerCount;
+    const layers = Math.min(countMax, Math.max(1, Math.floor(firstBytesMax / Math.max(1, bytes))));
     return { objectKey, ...summaryRange(shape, { fromLayer: -1, toLayer: layers }) };
   }
 
@@ -97,22 +110,22 @@ export class SummarySupply {
   async #openLayers(sequence: Sequence, ref: SummaryRef): Promise<SummaryRun> {
     const { ahead, pool, geometry, clock, getMsMax } = this.#options;
     const { sha256, kind, fromToken, tokenCount } = ref;
-    const range = this.headOf(ref);
+    const range = this.headOf(sequence, ref);
     // One that is not under way is asked for at once, before what is wanted less.
     const taken = ahead.takeHead(range);
     const begun = taken && (await taken);
     if (begun) countFetch(sequence, { bytes: begun.bytes.byteLength, blocks: 0 });
     const signal = () => AbortSignal.any([sequence.abort.signal, clock.deadline(getMsMax)]);
-    const bytes = begun?.bytes ?? (await this.#get(sequence, range, signal));
+    const bytes = begun?.bytes ?? (await this.#get(sequence, { range, kind: "demand", signal }));
     const head = decodeSummaryHead(bytes, { sha256, geometry, kind, fromToken, tokenCount });
     if (kind === "none") return { ...head, give() {} };
     const shape = { geometry, kind, segmentCount: head.segments.length };
     const layers = new LayeredSummaries({
       ...{ pool, head, first: bytes.subarray(summaryRange(shape, { fromLayer: -1, toLayer: 0 }).bytes) },
-      read: (fromLayer, toLayer) => {
+      read: ({ from: fromLayer, to: toLayer }, gateClass) => {
         const place = { objectKey: ref.objectKey, ...summaryRange(shape, { fromLayer, toLayer }) };
         // For whoever holds the blocks: they are read also when the sequence that began is gone.
-        return this.#get(sequence, place, () => clock.deadline(getMsMax));
+        return this.#get(sequence, { range: place, kind: gateClass, signal: () => clock.deadline(getMsMax) });
       },
       onLost: (blocks, error) => this.#lost(sequence, ref, blocks, error),
     });
@@ -131,24 +144,33 @@ export class SummarySupply {
   }
 
   /**
-   * Has the summaries of the next layers read, as many as come while the store answers a question for blocks: to be called behind such a question, so that they come
-   * while the layer is computed that asked it. Nothing while more are on their way: those of the last time may have come and not been taken in yet.
+   * Has the summaries of the next layers read that a plan scores, as many as come while the store answers a question for blocks: to be called behind such a question, so
+   * that they come while the layer is computed that asked it. Nothing while more are on their way: those of the last time may have come and not been taken in yet.
    */
-  readOn(sequence: Sequence): void {
+  readOn(sequence: Sequence, plan: SelectionPlan): void {
     const runs = incomingSummaries(sequence);
     if (runs.length === 0) return;
-    const layers = this.#layersAhead(sequence, runs);
-    if (runs.some(({ layersAsked, layersThere }) => layersAsked - layersThere > layers)) return;
-    const next = Math.min(...runs.map(({ layersAsked }) => layersAsked));
-    for (const run of runs) void run.want(next + layers - 1);
+    const countMax = this.#layersAhead(sequence, runs);
+    if (runs.some(({ comingCount }) => comingCount > countMax)) return;
+    const scored = scoringLayers(plan, this.#options.geometry.layerCount);
+    const next = scored.filter((layer) => runs.some((run) => !run.isAsked(layer))).slice(0, countMax);
+    for (const run of runs) void run.want(next, "demand");
   }
 
-  /** Resolves when a sequence's blocks have the summaries of this layer, or lack them for good. Those behind it are asked for as well. Never rejects. */
-  async bringLayer(sequence: Sequence, layer: number): Promise<void> {
+  /** Resolves when a sequence's blocks have the summaries of this layer, or lack them for good. Those of the next that the plan scores are asked for as well. Never rejects. */
+  async bringLayer(sequence: Sequence, plan: SelectionPlan, layer: number): Promise<void> {
     const runs = incomingSummaries(sequence);
-    const there = runs.map((run) => run.want(layer));
-    for (const run of runs) void run.want(layer + this.#layersAhead(sequence, runs));
+    const there = runs.map((run) => run.want([layer], "demand"));
+    const behind = scoringLayers(plan, this.#options.geometry.layerCount).filter((scored) => scored > layer);
+    const next = behind.slice(0, this.#layersAhead(sequence, runs));
+    for (const run of runs) void run.want(next, "demand");
     await Promise.all(there);
+  }
+
+  /** Resolves when a sequence's blocks have the summaries of all layers, also of those that its plan does not score, or lack them for good. Never rejects. */
+  async bringAll(sequence: Sequence, kind: GateClass): Promise<void> {
+    const layers = Array.from({ length: this.#options.geometry.layerCount }, (_, layer) => layer);
+    await Promise.all(incomingSummaries(sequence).map((run) => run.want(layers, kind)));
   }
 
   #layersAhead({ selection }: Sequence, runs: readonly LayeredSummaries[]): number {
@@ -160,13 +182,11 @@ export class SummarySupply {
 
   async #get(
     sequence: Sequence,
-    { objectKey, offset, bytes }: RangeRef,
-    signal: () => AbortSignal,
+    { range: { objectKey, ...range }, kind, signal }: { range: RangeRef; kind: GateClass; signal: () => AbortSignal },
   ): Promise<Uint8Array> {
     const { store, gate } = this.#options;
     const counted = countedReads(store, sequence);
-    const range = { offset, bytes };
-    const object = await gate.run("demand", () => counted.get(objectKey, { range, signal: signal() }));
+    const object = await gate.run(kind, () => counted.get(objectKey, { range, signal: signal() }));
     if (!object) throw new Error("a summary object is not in the store");
     return object.bytes;
   }
@@ -250,6 +270,11 @@ export class SummarySupply {
     this.#options.pool.writeSummary(block.summarySlot, kind, slot);
     block.summaries.add(kind);
   }
+}
+
+/** Layers that are read at once where only some are scored: up to the first of these. Undefined where neighbours are. */
+function leadingLayers([first = 0, second = first + 1]: readonly number[]): number | undefined {
+  return second > first + 1 ? first + 1 : undefined;
 }
 
 /** All at once; where the pool cannot hold all, as many as half of what is set aside. */

@@ -56,18 +56,21 @@ export class Residency {
     const missedLayer = Math.min(...layers);
     sequence.suspended = { planned, checkpoint, guessedLayer: Math.max(...layers) };
     if (missed.length === 0) {
-      this.#options.supply.readOn(sequence);
+      this.#options.supply.readOn(sequence, planned.slice.plan);
       this.#waitForLayer(sequence, planned, checkpoint.layer);
       return;
     }
-    this.wait(
+    const { plan } = planned.slice;
+    this.#fetchAndWait(
       sequence,
       missed.filter(({ layer }) => layer === missedLayer),
     );
     // Where the pool is too small for all, what is read ahead would push out what is needed first.
-    if (sequence.workingSet) return;
-    if (chosenBlocks)
+    const isRoomy = !sequence.workingSet;
+    if (isRoomy && chosenBlocks)
       void this.fetch(sequence, missedByFollowers(sequence, planned, missedLayer, chosenBlocks), "demand");
+    this.#options.supply.readOn(sequence, plan);
+    if (!isRoomy) return;
     void this.fetch(
       sequence,
       missed.filter(({ layer }) => layer > missedLayer),
@@ -81,16 +84,15 @@ export class Residency {
     const layerEnd = summaryLayerEnd(sequence, planned);
     if (layerEnd === undefined || layer < layerEnd) return;
     observer.missed(sequence, 0, clock.nowMs(), layer);
-    this.#waitFor(sequence, supply.bringLayer(sequence, layer));
+    this.#waitFor(sequence, supply.bringLayer(sequence, planned.slice.plan, layer));
   }
 
   /** The sequence goes on when these are on the device or known to be lost. */
-  wait(sequence: Sequence, wanted: readonly BlockLayer[]): void {
-    const { clock, observer, supply } = this.#options;
+  #fetchAndWait(sequence: Sequence, wanted: readonly BlockLayer[]): void {
+    const { clock, observer } = this.#options;
     const layers = new Set(wanted.map(({ layer }) => layer));
     observer.missed(sequence, wanted.length, clock.nowMs(), layers.size === 1 ? wanted[0]?.layer : undefined);
     this.#waitFor(sequence, this.fetch(sequence, wanted, "demand"));
-    supply.readOn(sequence);
   }
 
   /** A suspended sequence goes on when what of it is in host memory is on the device again. */
@@ -103,7 +105,7 @@ export class Residency {
   /** What rows need before they can run (`rowNeeds`): summaries where their plan scores pages, else the blocks themselves. */
   bring(sequence: Sequence, rows: RowRange, blocks: readonly LogicalBlock[]): void {
     const kind = scoredKind(rows.plan);
-    if (kind === undefined) this.wait(sequence, allLayers(blocks));
+    if (kind === undefined) this.#fetchAndWait(sequence, allLayers(blocks));
     else this.#waitForSummaries(sequence, kind, blocks);
   }
 
@@ -165,6 +167,9 @@ export class Residency {
       }
     });
     await Promise.all(fillers);
+    // Of layers that this turn does not score: another's policy may.
+    if (sequence.phase === "running" || sequence.phase === "waiting")
+      await this.#options.supply.bringAll(sequence, "fill");
     if (absent.length > 0) this.#options.observer.filled(sequence, this.#options.clock.nowMs());
   }
 }

@@ -124,6 +124,8 @@ export class Sequence {
   started = false;
   /** Default mode: until then, the prompt's steps wait for missing pages. */
   missWaitUntilMs = 0;
+  /** They wait longer where everything that they select, and then the first token, is to be expected by then. */
+  wholeWaitUntilMs = 0;
   /** When its last token was sampled: whose is longest ago is first where decodes take turns. */
   lastTokenMs = 0;
   abortRequested = false;

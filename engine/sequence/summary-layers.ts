@@ -1,23 +1,27 @@
 /** Up to which layer a sequence's blocks can be scored, while their summaries come in layer by layer. */
 import { BLOCK_TOKENS } from "../../kernels/contract.ts";
+import { scoringLayers } from "../../kernels/page-range.ts";
 import type { LayeredSummaries } from "../kv/layered-summaries.ts";
 import type { PlannedPart } from "../schedule/step-planner.ts";
 import type { PlannedSlice } from "./planned-slice.ts";
 import type { Sequence, SuspendedStep } from "./sequence.ts";
 import { discardSlice, fillTables, rowNeeds, scoredKind } from "./slice-planner.ts";
 
-/** First layer whose summaries some block before a slice's rows lacks as yet; undefined: they have those of all layers, or are not scored. */
+/** First layer that a slice's rows score and whose summaries some block before them lacks as yet; undefined: they have those of all that are scored. */
 export function summaryLayerEnd(
   sequence: Sequence,
   { slice, to }: Pick<PlannedSlice, "slice" | "to">,
 ): number | undefined {
   const kind = scoredKind(slice.plan);
   if (kind === undefined) return undefined;
-  let end: number | undefined;
-  for (const block of sequence.blocks.slice(0, Math.ceil(to / BLOCK_TOKENS))) {
-    if (block?.incoming?.kind === kind) end = Math.min(end ?? Number.POSITIVE_INFINITY, block.incoming.layersThere);
-  }
-  return end;
+  const incoming = new Set<LayeredSummaries>();
+  for (const block of sequence.blocks.slice(0, Math.ceil(to / BLOCK_TOKENS)))
+    if (block?.incoming?.kind === kind) incoming.add(block.incoming);
+  if (incoming.size === 0) return undefined;
+  const scored = scoringLayers(slice.plan, slice.blockIds.length / slice.blockCapacity);
+  const lacking = Array.from(incoming, (summaries) => summaries.firstLacking(scored) ?? Number.POSITIVE_INFINITY);
+  const end = Math.min(...lacking);
+  return end === Number.POSITIVE_INFINITY ? undefined : end;
 }
 
 /** A suspended step cannot go on: what was on its way to its blocks did not come. */

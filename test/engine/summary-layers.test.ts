@@ -3,10 +3,11 @@ import { describe, expect, it } from "vitest";
 import type { SelectionRequest } from "../../protocol/generate.ts";
 import { idsToBytes } from "../../protocol/ids.ts";
 import { type GetOptions, StoreError, type StoreObject } from "../../storage/contract.ts";
+import { kvGeometry } from "../../storage/geometry.ts";
 import { summaryFormOf } from "../../storage/keys.ts";
 import { commitManifest, loadManifest } from "../../storage/manifest.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
-import { decodeSummaryObject } from "../../storage/summary-object.ts";
+import { decodeSummaryObject, summaryRange } from "../../storage/summary-object.ts";
 import { encodeSummariesByBlock } from "../storage/summaries-by-block.ts";
 import {
   expectNothingHeld,
@@ -136,6 +137,65 @@ describe("summaries that come in layer by layer", () => {
       expect(bytes).toBe(stored256.reduce((sum, object) => sum + object.bytes - 32, 0));
     },
   );
+
+  const SHARED: SelectionRequest = { ...QUEST, policy: "quest+share(2)" };
+
+  /** Of which layers summaries are asked for, and what becomes of that; `isStarted`: whether the first token has come. */
+  async function resumedShared(answer: (layer: number) => "good" | "fails" = () => "good") {
+    const { store, session } = await stored(SHARED);
+    const fresh = await open(store, { summaryFirstBytesMax: 1024 * 1024 });
+    const segmentTokens = 64;
+    const geometry = kvGeometry({ ...fresh.runner.pool.spec, segmentTokens });
+    const startOf = (layer: number, segmentCount: number) =>
+      summaryRange({ geometry, kind: "min-max", segmentCount }, { fromLayer: layer, toLayer: layer + 1 }).offset;
+    const layers = Array.from({ length: LAYERS }, (_, layer) => layer);
+    const asked: { layer: number; isStarted: boolean }[] = [];
+    const get = store.get.bind(store);
+    store.get = async (key, options) => {
+      if (!key.includes("/sum-")) return await get(key, options);
+      const { offset, bytes } = options!.range!;
+      const segmentCount = Number(/-(\d+)-layers$/.exec(key)![1]) / segmentTokens;
+      const wanted = layers.filter((layer) => {
+        const start = startOf(layer, segmentCount);
+        return start >= offset && start < offset + bytes;
+      });
+      const events = fresh.engine.traces.find("resumed")!.events;
+      const isStarted = events.some(({ name }) => name === "first token");
+      for (const layer of wanted) asked.push({ layer, isStarted });
+      if (wanted.some((layer) => answer(layer) === "fails")) throw new StoreError("unavailable", "down");
+      return await get(key, options);
+    };
+    const askedOf = (isStarted: boolean) =>
+      [...new Set(asked.flatMap((one) => (one.isStarted === isStarted ? [one.layer] : [])))].toSorted();
+    return { store, session, fresh, askedOf };
+  }
+
+  it("are read of the layers that score before the first token, of those that take a choice over behind it", async () => {
+    const { session, fresh, askedOf } = await resumedShared();
+    const { expected } = await stored(SHARED);
+    const found = await session.turn(fresh, PROMPT, { ...ONE, maxTokens: 8, requestId: "resumed" });
+    expect(found.logprobs![0]).toEqual(expected.logprobs![0]);
+    await untilIdle(fresh);
+    expect(askedOf(false)).toEqual([0, 2, 4]);
+    expect(askedOf(true)).toEqual([1, 3]);
+    expect([found.usage.recomputedTokens, fresh.logged]).toEqual([0, []]);
+  });
+
+  it("that nobody scores disturb nobody where they do not come, and whoever scores them asks again", async () => {
+    let isDown = true;
+    const { session, fresh, askedOf } = await resumedShared((layer) => (isDown && layer % 2 === 1 ? "fails" : "good"));
+    const turn = await session.turn(fresh, PROMPT, { ...ONE, maxTokens: 8, requestId: "resumed" });
+    await untilIdle(fresh);
+    expect(askedOf(true)).toEqual([1, 3]);
+    expect([turn.usage.recomputedTokens, fresh.logged]).toEqual([0, []]);
+    isDown = false;
+    const next = Object.assign(session.fork("s"), { selection: QUEST });
+    const { store } = await stored(SHARED);
+    const expected = await next.fork("s").turn(await open(store), randomIds(3, 30), ONE);
+    const found = await next.turn(fresh, randomIds(3, 30), ONE);
+    expect(found.logprobs).toEqual(expected.logprobs);
+    expect([found.usage.recomputedTokens, fresh.logged]).toEqual([0, []]);
+  });
 
   const BEFALLS: Record<string, (read: () => Promise<StoreObject | undefined>) => Promise<StoreObject | undefined>> = {
     "a bit flips": async (read) => {

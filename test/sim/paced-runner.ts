@@ -3,6 +3,7 @@
  * the store come in before, during and after them.
  */
 import type { KvPool, SummaryKind } from "../../kernels/contract.ts";
+import { choosingLayer } from "../../kernels/page-range.ts";
 import type { Checkpoint, ModelRunner, SequenceResult, SequenceStep } from "../../models/contract.ts";
 import type { VirtualProcess, VirtualTime } from "./virtual-time.ts";
 
@@ -40,6 +41,7 @@ export function pacedRunner(runner: ModelRunner, { process, time, tell }: PacedO
             plan.kind !== "dense" &&
             plan.scorer?.summary === kind &&
             summarySlots.includes(slot) &&
+            (layer === undefined || choosingLayer(plan, layer) === layer) &&
             isBelow(layer, layerEnd),
         );
         if (reads) tell(`summaries in slot ${slot} were written while a step read them`);

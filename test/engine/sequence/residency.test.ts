@@ -18,6 +18,7 @@ function started(): Sequence {
 function world() {
   const asked: number[][] = [];
   const answers: (() => void)[] = [];
+  const summariesBehind: string[] = [];
   let filled = 0;
   const residency = new Residency({
     fetcher: {
@@ -28,6 +29,11 @@ function world() {
       },
     },
     clock: { nowMs: () => 0 },
+    supply: {
+      async bringAll(_sequence: Sequence, kind: string) {
+        summariesBehind.push(`${asked.length} ${kind}`);
+      },
+    },
     observer: {
       filled() {
         filled += 1;
@@ -35,11 +41,11 @@ function world() {
     },
   } as unknown as ResidencyOptions);
   const settled = () => new Promise<void>((resolve) => setImmediate(resolve));
-  return { residency, asked, answers, settled, filledCount: () => filled };
+  return { residency, asked, answers, settled, summariesBehind, filledCount: () => filled };
 }
 
 it("what streams in behind a turn is asked for eight segments at a time, the latest first, each once", async () => {
-  const { residency, asked, answers, settled, filledCount } = world();
+  const { residency, asked, answers, settled, summariesBehind, filledCount } = world();
   const sequence = started();
   const done = residency.fillRest(sequence);
   expect(asked.length).toBe(8);
@@ -54,6 +60,7 @@ it("what streams in behind a turn is asked for eight segments at a time, the lat
   await done;
   expect(asked.flat().toSorted((a, b) => a - b)).toEqual(sequence.blocks.map((_, index) => index));
   expect([sequence.usage.bytesFetched, filledCount()]).toEqual([10 * SEGMENTS, 1]);
+  expect(summariesBehind).toEqual([`${SEGMENTS} fill`]);
 });
 
 it("ends with its sequence", async () => {

@@ -50,7 +50,7 @@ function plannedParts() {
   });
   const block = second!.sequence.blocks[0]!;
   block.summaries.delete("min-max");
-  block.incoming = { kind: "min-max", layersThere: 1 } as LayeredSummaries;
+  block.incoming = { kind: "min-max", firstLacking: () => 1 } as unknown as LayeredSummaries;
   const better = () => whole(second!.sequence, 0);
   return { parts: [second!, first!], block, better, memory, takenCount: () => memory.opens.takenCount };
 }

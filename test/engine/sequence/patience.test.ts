@@ -1,0 +1,91 @@
+/** How long a prompt of default mode waits: in any case up to a moment; longer where it gets everything in time, or for nothing. */
+import { expect, it } from "vitest";
+import { Patience } from "../../../engine/sequence/patience.ts";
+import type { PlannedSlice } from "../../../engine/sequence/planned-slice.ts";
+import type { Sequence } from "../../../engine/sequence/sequence.ts";
+import { policyNamed } from "../../../models/selection/registry.ts";
+
+const LAYERS = 16;
+const BLOCKS = 76;
+const LATENCY_MS = 30;
+
+interface Pace {
+  policy: string;
+  layerMs: number;
+  blockMs: number;
+}
+
+/**
+ * A prompt that is admitted at 0 and begins at 85 ms, on a device that takes so long for a layer and a link that brings so many blocks. Returns the layer at which it goes
+ * on without what it misses (undefined: it never does) and when its last layer is computed.
+ */
+function lived({ policy, layerMs, blockMs }: Pace, changes: { tokenCount?: number; wholeWaitUntilMs?: number } = {}) {
+  let [nowMs, linkFreeMs] = [85, 0];
+  const plan = policyNamed(policy).plan(2048);
+  const slice = { plan, blockCapacity: 4, blockIds: new Int32Array(4 * LAYERS) };
+  const planned = { slice, from: 0, to: 64 } as unknown as PlannedSlice;
+  const sequence = { started: false, missWaitUntilMs: 300, wholeWaitUntilMs: 750, tokenCount: 64, ...changes };
+  const share = Number(/share\((\d+)\)/.exec(policy)?.[1] ?? 1);
+  /** When the blocks of each layer are there. */
+  const thereMs: number[] = [];
+  const patience = new Patience({
+    clock: { nowMs: () => nowMs },
+    latencyMs: () => LATENCY_MS,
+    comingCount: () => BLOCKS * thereMs.filter((ms) => ms > nowMs).length,
+  });
+  let isPatient = patience.waits(sequence as Sequence, planned);
+  let [ms, passedAt] = [0, undefined as number | undefined];
+  for (let layer = 0; layer < LAYERS; layer++) {
+    nowMs += layerMs / 2;
+    ms += layerMs / 2;
+    if (isPatient && layer % share === 0) {
+      linkFreeMs = Math.max(linkFreeMs, nowMs + LATENCY_MS);
+      for (let of = layer; of < Math.min(layer + share, LAYERS); of++) thereMs[of] = linkFreeMs += BLOCKS * blockMs;
+    }
+    if (isPatient && thereMs[layer]! > nowMs) {
+      patience.stopped(planned, { layer, blockCount: BLOCKS, ms });
+      nowMs = thereMs[layer]!;
+      isPatient = patience.waits(sequence as Sequence, planned);
+      ms = 0;
+      if (!isPatient) passedAt = layer;
+    }
+    nowMs += layerMs / 2;
+    ms += layerMs / 2;
+  }
+  return { passedAt, endMs: nowMs };
+}
+
+const QUICK = { layerMs: 25, blockMs: 0.35 };
+
+it("waits for all that two choices bring, and not for sixteen", () => {
+  const shared = lived({ ...QUICK, policy: "quest+share(8)" });
+  expect(shared.passedAt).toBeUndefined();
+  expect(shared.endMs).toBeLessThan(750);
+  const single = lived({ ...QUICK, policy: "quest" });
+  expect(single.passedAt).toBe(2);
+  expect(single.endMs).toBeLessThan(750);
+});
+
+it("waits no longer than it must where device or store are too slow for that", () => {
+  expect(lived({ policy: "quest+share(4)", layerMs: 60, blockMs: 0.35 }).passedAt).toBe(4);
+  const slowLink = lived({ policy: "quest+share(8)", layerMs: 25, blockMs: 1.5 });
+  expect(slowLink.passedAt).toBeLessThan(3);
+  expect(slowLink.endMs).toBeLessThan(750);
+  expect(lived({ ...QUICK, policy: "quest+share(8)" }, { wholeWaitUntilMs: 0 }).passedAt).toBeLessThan(8);
+});
+
+it("goes on waiting for what costs nothing: blocks that come sooner than it computes with them", () => {
+  const late = lived({ policy: "quest+share(16)", layerMs: 60, blockMs: 0.35 });
+  expect([late.passedAt, late.endMs > 750]).toEqual([undefined, true]);
+});
+
+it("waits up to the moment only with a part of a prompt, and not once it went on without", () => {
+  expect(lived({ ...QUICK, policy: "quest+share(8)" }, { tokenCount: 128 }).passedAt).toBeLessThan(8);
+  const patience = new Patience({ clock: { nowMs: () => 400 }, latencyMs: () => undefined, comingCount: () => 0 });
+  const slice = { plan: policyNamed("quest").plan(2048), blockCapacity: 1, blockIds: new Int32Array(2) };
+  const planned = { slice, from: 0, to: 64 } as unknown as PlannedSlice;
+  const sequence = { started: false, missWaitUntilMs: 300, wholeWaitUntilMs: 750, tokenCount: 64 } as Sequence;
+  expect(patience.waits(sequence, planned)).toBe(false);
+  patience.stopped(planned, { layer: 1, blockCount: 0, ms: 1 });
+  expect(patience.waits(sequence, planned)).toBe(false);
+});
