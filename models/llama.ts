@@ -8,6 +8,7 @@ import type { Checkpoint, ModelConfig, ModelRunner, SequenceResult, SequenceStep
 import { LlamaStep, type StepParts } from "./llama-step.ts";
 import type { LlamaWeights } from "./llama-weights.ts";
 import { type Observe, Observer } from "./observer.ts";
+import { ropeFrequencies } from "./rope-frequencies.ts";
 import { RopePositions } from "./rope-table.ts";
 
 /** What a runner is made of; the pool must have the model's layers, KV heads and head width. */
@@ -66,7 +67,7 @@ export class LlamaRunner implements ModelRunner {
     this.rowsMax = rowsMax;
     this.#device = device;
     this.sampledMax = sampledMax;
-    this.#rope = new RopePositions(device, config);
+    this.#rope = new RopePositions(device, { ...ropeFrequencies(config), positionCount: config.contextTokensMax });
     this.#parts = {
       config,
       pool,

@@ -1,6 +1,5 @@
 import type { Device, RopeTable } from "../kernels/contract.ts";
-import type { ModelConfig } from "./contract.ts";
-import { ropeFrequencies } from "./rope-frequencies.ts";
+import type { RopeFrequencies } from "./rope-frequencies.ts";
 
 /** Positions computed at a time. */
 const CHUNK_POSITIONS = 1024;
@@ -16,18 +15,16 @@ export class RopePositions {
   readonly #magnitude: number;
   readonly #filled: Uint8Array;
 
-  constructor(device: Device, config: ModelConfig) {
-    const half = config.headDim / 2;
-    const bytes = config.contextTokensMax * half * 4;
+  constructor(device: Device, { inverse, magnitude, positionCount }: RopeFrequencies & { positionCount: number }) {
+    const bytes = positionCount * inverse.byteLength;
     this.#device = device;
-    const { inverse, magnitude } = ropeFrequencies(config);
     this.#invFreq = inverse;
     this.#magnitude = magnitude;
-    this.#filled = new Uint8Array(Math.ceil(config.contextTokensMax / CHUNK_POSITIONS));
+    this.#filled = new Uint8Array(Math.ceil(positionCount / CHUNK_POSITIONS));
     this.table = {
       cos: device.buffer("rope.cos", bytes),
       sin: device.buffer("rope.sin", bytes),
-      positionCount: config.contextTokensMax,
+      positionCount,
     };
   }
 

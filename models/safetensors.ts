@@ -26,12 +26,21 @@ interface TensorEntry {
   bytes: number;
 }
 
+/** A file's tensors, and what it says of itself. */
+export interface SafetensorsSource extends TensorSource {
+  /**
+   * `__metadata__`; empty where there is none.
+   * @throws {QuireError} `invalid_request` where it is not an object of texts: who only wants tensors need not care.
+   */
+  metadata(): ReadonlyMap<string, string>;
+}
+
 /**
  * Opens a file and checks its header: lengths inside the file, known dtypes, shapes that match their bytes, no overlap, no holes.
  * The caller closes it.
  * @throws {QuireError} `invalid_request`, one line with the file's name, when it is missing, truncated or malformed.
  */
-export async function openSafetensors(path: string): Promise<TensorSource> {
+export async function openSafetensors(path: string): Promise<SafetensorsSource> {
   const name = basename(path);
   const file = await openWeightsFile(path, name);
   try {
@@ -43,15 +52,31 @@ export async function openSafetensors(path: string): Promise<TensorSource> {
   }
 }
 
-class SafetensorsFile implements TensorSource {
+interface Header {
+  entries: ReadonlyMap<string, TensorEntry>;
+  /** `__metadata__` as it stands there, unchecked. */
+  metadata: unknown;
+}
+
+class SafetensorsFile implements SafetensorsSource {
   readonly #name: string;
   readonly #file: FileHandle;
   readonly #entries: ReadonlyMap<string, TensorEntry>;
+  readonly #metadata: unknown;
 
-  constructor(name: string, file: FileHandle, entries: ReadonlyMap<string, TensorEntry>) {
+  constructor(name: string, file: FileHandle, { entries, metadata }: Header) {
     this.#name = name;
     this.#file = file;
     this.#entries = entries;
+    this.#metadata = metadata;
+  }
+
+  metadata(): ReadonlyMap<string, string> {
+    const found = this.#metadata ?? {};
+    if (!isObject(found) || !Object.values(found).every((value) => typeof value === "string")) {
+      failFile(this.#name, "__metadata__ is not an object of texts");
+    }
+    return new Map(Object.entries(found as Record<string, string>));
   }
 
   get names(): string[] {
@@ -106,7 +131,7 @@ async function readHeader(name: string, file: FileHandle, fileBytes: number): Pr
   return header;
 }
 
-function parseHeader(name: string, header: Uint8Array, fileBytes: number): Map<string, TensorEntry> {
+function parseHeader(name: string, header: Uint8Array, fileBytes: number): Header {
   let json: unknown;
   try {
     json = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(header));
@@ -122,7 +147,7 @@ function parseHeader(name: string, header: Uint8Array, fileBytes: number): Map<s
     entries.set(tensor, parseEntry(name, tensor, value, { dataOffset, dataBytes: fileBytes - dataOffset }));
   }
   checkCoverage(name, entries, { dataOffset, fileBytes });
-  return entries;
+  return { entries, metadata: json.__metadata__ };
 }
 
 function parseEntry(

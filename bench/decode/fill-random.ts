@@ -3,6 +3,7 @@
  * blocks, scales and summaries are what a prefill would leave, in seconds instead of minutes.
  */
 import { BLOCK_TOKENS, type DeviceBuffer } from "../../kernels/contract.ts";
+import { ropeFrequencies } from "../../models/rope-frequencies.ts";
 import { RopePositions } from "../../models/rope-table.ts";
 import { assert } from "../../protocol/assert.ts";
 import { type Random, seededRandom } from "../random.ts";
@@ -37,7 +38,7 @@ export async function fillRandom(
   const end = Math.ceil(tokenCount / BLOCK_TOKENS) * BLOCK_TOKENS;
   assert(end <= model.capacityTokens, `the pool holds ${model.capacityTokens} tokens, not ${end}`);
   if (end === 0) return;
-  const rope = new RopePositions(device, { ...config, contextTokensMax: end });
+  const rope = new RopePositions(device, { ...ropeFrequencies(config), positionCount: end });
   rope.ensure(0, end - 1);
   const random = seededRandom(seed, 1);
   const keyBytes = CHUNK_ROWS * config.kvHeadCount * config.headDim * 4;

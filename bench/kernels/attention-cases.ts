@@ -1,5 +1,6 @@
 /** Cases of appending, selecting and attending behind a context of seeded KV. */
 import { BLOCK_TOKENS, type KvPool, type StepReadback, type StepSlice } from "../../kernels/contract.ts";
+import { ropeFrequencies } from "../../models/rope-frequencies.ts";
 import { RopePositions } from "../../models/rope-table.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
 import type { SelectionConfiguration } from "../../protocol/generate.ts";
@@ -98,7 +99,7 @@ function appendCases(
   { pool, headCount, layerCount, q, end, slices }: Attention & { end: number; slices: readonly StepSlice[] },
 ): KernelCase[] {
   const { kvHeadCount, headDim } = pool.spec;
-  const rope = new RopePositions(input.device, { ...input.config, contextTokensMax: end });
+  const rope = new RopePositions(input.device, { ...ropeFrequencies(input.config), positionCount: end });
   rope.ensure(0, end - 1);
   const k = filled(input, "k", BLOCK_TOKENS * kvHeadCount * headDim);
   const v = filled(input, "v", BLOCK_TOKENS * kvHeadCount * headDim);

@@ -3,6 +3,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { shapeConfig } from "../../bench/shapes.ts";
 import type { Device, Matrix, SelectionPlan } from "../../kernels/contract.ts";
 import { openWasmDevice } from "../../kernels/wasm/open-wasm.ts";
+import { ropeFrequencies } from "../../models/rope-frequencies.ts";
 import { RopePositions } from "../../models/rope-table.ts";
 import { markExercised } from "../exercised.ts";
 import { poisoned, results, upload } from "./support/floats.ts";
@@ -128,7 +129,7 @@ describe.each([1, 2])("ops that wait, %i threads", (threads) => {
       ...{ layerCount, kvHeadCount, headDim, encoding: "int8", summaryKinds: ["min-max"] },
       ...{ blockCount: 2 * layerCount, openSlotCount: 1, summarySlotCount: 2 },
     });
-    const rope = new RopePositions(device, config);
+    const rope = new RopePositions(device, { ...ropeFrequencies(config), positionCount: config.contextTokensMax });
     rope.ensure(0, 127);
     const random = new Random(SEED);
     const filled = (label: string, heads: number) =>

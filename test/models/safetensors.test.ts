@@ -50,6 +50,27 @@ const entry = (dtype: unknown, shape: unknown, begin: unknown, end: unknown): En
 });
 
 describe("safetensors", () => {
+  it("gives the metadata that a file has; one that is malformed is refused when it is asked for", async () => {
+    const metadataOf = async (header: unknown): Promise<unknown> => {
+      const file = await openSafetensors(await put(encode(header, new Uint8Array(0))));
+      try {
+        return [...file.metadata()];
+      } finally {
+        await file.close();
+      }
+    };
+    expect(await metadataOf({})).toEqual([]);
+    expect(await metadataOf({ __metadata__: { format: "pt", model: "m" } })).toEqual([
+      ["format", "pt"],
+      ["model", "m"],
+    ]);
+    for (const wrong of ["text", ["a"], { format: 1 }]) {
+      await expect(metadataOf({ __metadata__: wrong })).rejects.toThrow(
+        "model.safetensors: __metadata__ is not an object of texts",
+      );
+    }
+  });
+
   it("reads every dtype, values exact", async () => {
     const data = new Uint8Array(8 + 12 + 6);
     const view = new DataView(data.buffer);
