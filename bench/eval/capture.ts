@@ -15,7 +15,8 @@ export class Capture {
   readonly #width: number;
   #logits: Float32Array = new Float32Array(0);
 
-  constructor(device: Device, { layerCount, headCount, headDim }: ModelConfig) {
+  constructor(device: Device, shape: Pick<ModelConfig, "layerCount" | "headCount" | "headDim">) {
+    const { layerCount, headCount, headDim } = shape;
     this.#width = headCount * headDim;
     const buffers = (name: string) =>
       Array.from({ length: layerCount }, (_, layer) => device.buffer(`eval.${name}.${layer}`, this.#width * 4));

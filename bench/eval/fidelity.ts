@@ -269,7 +269,8 @@ function bitCount(mask: number): number {
   return count;
 }
 
-function relativeError(ours: Float32Array, exact: Float32Array): number {
+/** Distance of one vector from another, over the latter's length. */
+export function relativeError(ours: Float32Array, exact: Float32Array): number {
   let [distance, length] = [0, 0];
   for (const [index, value] of exact.entries()) {
     distance += (value - (ours[index] as number)) ** 2;

@@ -3,6 +3,7 @@ import { wilsonInterval } from "../recall/report.ts";
 import { type ContinuationFigure, continuationFigures } from "./continuation-figures.ts";
 import type { EvalRun } from "./run.ts";
 import {
+  bootstrapEstimate,
   type Estimate,
   estimate,
   estimateShare,
@@ -95,7 +96,7 @@ export interface Figures {
 /** Kinds of questions of which dense answers less than this share say nothing about a selection. */
 const DENSE_SHARE_MIN = 0.5;
 
-/** Works out the figures. Windows of one text are one value each: intervals are over texts. */
+/** Works out the figures. Windows of one text are one value each: intervals are over texts, but over rows where there is one text and its rows are known. */
 export function figuresOf({
   candidates,
   windows,
@@ -119,8 +120,10 @@ function fidelityFigure(contextTokens: number, windows: readonly PlacedWindow[],
   const { name, budgetTokens } = results[0] as WindowResult;
   const mean = (f: (result: WindowResult) => number): number => meanOf(results.map(f));
   const cells = (key: "mass" | "oracleMass" | "pageRecall" | "outputError"): Estimate => {
-    const values = results.map((result) => meanOf(result[key].flat()));
-    return key === "outputError" ? estimate(values) : estimateShare(values);
+    const [alone, ...more] = results.map((result) => meanOf(result[key].flat())) as [number, ...number[]];
+    const rows = more.length === 0 ? results[0]?.rows?.map((row) => row[key]) : undefined;
+    if (rows !== undefined) return bootstrapEstimate(rows);
+    return key === "outputError" ? estimate([alone, ...more]) : estimateShare([alone, ...more]);
   };
   const byHead = (key: "mass" | "outputError"): number[][] =>
     (results[0] as WindowResult)[key].map((row, layer) =>
@@ -149,8 +152,8 @@ function fidelityFigure(contextTokens: number, windows: readonly PlacedWindow[],
             perplexityGrowth: mapEstimate(estimate(texts.map((t) => t.loss - t.denseLoss)), Math.expm1),
             divergence: estimate(texts.map((t) => t.divergence)),
             topAgreement: estimateShare(texts.map((t) => t.topAgreement)),
-            stepMs: medianOf(windows.map(({ stepMs }) => stepMs[index] as number)),
-            denseStepMs: medianOf(windows.map(({ denseStepMs }) => denseStepMs)),
+            stepMs: medianOf(windows.map(({ stepMs }) => stepMs?.[index] as number)),
+            denseStepMs: medianOf(windows.map(({ denseStepMs }) => denseStepMs as number)),
           },
         }),
     massByHead: byHead("mass"),

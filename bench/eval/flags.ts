@@ -8,6 +8,7 @@ import {
   parseRequestedSelectionFlag,
   parseText,
 } from "../../cli/flags.ts";
+import { UsageError } from "../../cli/usage-error.ts";
 import { POLICY_NAMES } from "../../models/selection/registry.ts";
 import type { SelectionRequest } from "../../protocol/generate.ts";
 import { splitSelections } from "../../protocol/selection.ts";
@@ -106,6 +107,11 @@ export const evalFlags = {
     fallback: "1",
     parse: parseInteger({ min: 0, max: 2 ** 32 - 1 }),
   },
+  trace: {
+    help: "instead of a model: traces that another system captured (docs/traces.md), one text each, between commas; of the other flags those of selections and KV count",
+    placeholder: "LIST",
+    parse: parseList(parseText),
+  },
   ablation: {
     help: `instead of all that: published methods taken apart, at the first of the contexts and budgets, on questions of --kinds (without it
 multi-key): ${ABLATIONS.join(", ")}`,
@@ -119,15 +125,16 @@ multi-key): ${ABLATIONS.join(", ")}`,
   kv,
 } as const;
 
-type GivenValues = FlagValues<typeof evalFlags>;
+/** The flags' values as given. */
+export type GivenValues = FlagValues<typeof evalFlags>;
 
-/** The flags' values with the grid that they stand for. */
-export type EvalValues = Omit<GivenValues, keyof typeof DEFAULT> & {
+/** The flags' values of a model, with the grid that they stand for. */
+export type EvalValues = Omit<GivenValues, keyof typeof DEFAULT | "trace"> & {
   [Name in keyof typeof DEFAULT]: readonly number[];
 };
 
 /** What is measured: as told, or the default grid, or what `--quick` stands for. */
-export function gridValues(given: GivenValues): EvalValues {
+export function gridValues({ trace: _, ...given }: GivenValues): EvalValues {
   const { contexts, kinds, quick } = given;
   const isDefault = contexts === undefined && given["case-file"] === CASE_FILE;
   const values = {
@@ -148,4 +155,13 @@ export function gridValues(given: GivenValues): EvalValues {
     continuations: Math.min(values.continuations, 6),
     generated: Math.min(values.generated, 32),
   };
+}
+
+/** Flags without a value of their own that say nothing of a trace. */
+const OF_A_MODEL = ["contexts", "lengths", "continued", "text", "kinds", "ablation"] as const;
+
+/** @throws {UsageError} for flags that were given beside `--trace` and would be overlooked. */
+export function refuseModelFlags(given: GivenValues): void {
+  const name = OF_A_MODEL.find((each) => given[each] !== undefined) ?? (given.quick === "true" ? "quick" : undefined);
+  if (name !== undefined) throw new UsageError(`--${name} says nothing of a trace: its contexts are those of its rows`);
 }

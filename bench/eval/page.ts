@@ -1,24 +1,22 @@
 /** The report as one HTML page that needs nothing else: tables and plots with what they mean beside them. */
-import type { Machine } from "../machine.ts";
-import { machineLine } from "../machine.ts";
 import { budgetFigures, LOSSLESS_RULE, losslessRows } from "./budgets.ts";
 import type { ContinuationFigure } from "./continuation-figures.ts";
 import type { FidelityFigure, Figures } from "./figures.ts";
-import type { EvalValues } from "./flags.ts";
 import { heatMap } from "./heat-map.ts";
 import { escapeText } from "./line-plot.ts";
 import { continuationPlots, depthMaps, fidelityPlots, layerPlots, taskPlots } from "./page-plots.ts";
 import { colorOf, namesOf, number, percent, percentOf, tokens } from "./page-words.ts";
-import type { EvalRun } from "./run.ts";
 import { continuationColumns, lengthsOf, losslessColumns } from "./summary.ts";
-import { type Columns, htmlTable } from "./tables.ts";
+import { type Columns, filledColumns, htmlTable } from "./tables.ts";
 
 /** What the page says beside the figures. */
 export interface PageContext {
-  values: EvalValues;
-  model: EvalRun["model"];
-  machine: Machine;
-  interrupted: boolean;
+  /** What was judged. */
+  modelId: string;
+  /** HTML below the title: what was measured, on what, and what the reader must know of it. */
+  intro: string;
+  /** Longer contexts have plots of their own; absent: all are plotted together. */
+  trainedTokens?: number;
 }
 
 const STYLE = `
@@ -36,23 +34,23 @@ dt { font-weight: 600; margin-top: 0.6em; } dd { margin-left: 1.5em; max-width: 
 /** The page. */
 export function pageOf(figures: Figures, context: PageContext): string {
   const { fidelity, tasks } = figures;
-  const { values } = context;
+  const { modelId, trainedTokens } = context;
   const names = namesOf(fidelity);
   const sections = [
-    intro(figures, context),
+    context.intro,
     legend(names),
-    section("At a glance", glanceText(figures), htmlTable(glanceColumns(figures), glanceRows(figures))),
+    section("At a glance", glanceText(figures), glanceTable(figures)),
     section(
       "Fidelity against bytes",
       "One plot per context. The further left a selection reaches a height, the cheaper it is. Bytes are those that a token's step reads " +
-        "in all layers, summaries and keys read for scoring included, over those of a dense step. Bars are 95 % intervals over texts.",
+        "in all layers, summaries and keys read for scoring included, over those of a dense step. Bars are 95 % intervals.",
       ...plotRows(fidelityPlots(fidelity, names)),
     ),
     section(
       "Layer by layer",
       "Mean over heads and contexts at which something was left out, at the middle budget. A layer that falls behind is one that would " +
         "deserve a larger budget or dense attention.",
-      ...layerRows(fidelity, names, values.trained),
+      ...layerRows(fidelity, names, trainedTokens),
       plots(headMaps(fidelity, names)),
     ),
     section(
@@ -67,7 +65,7 @@ export function pageOf(figures: Figures, context: PageContext): string {
       section(
         "From which budget on nothing is lost",
         LOSSLESS_RULE,
-        `<div class="words">${htmlTable(losslessColumns(lengths, values.trained), losslessRows(budgetFigures(figures), lengths))}</div>`,
+        `<div class="words">${htmlTable(losslessColumns(lengths, trainedTokens), losslessRows(budgetFigures(figures), lengths))}</div>`,
       ),
       section(
         "Questions",
@@ -83,32 +81,9 @@ export function pageOf(figures: Figures, context: PageContext): string {
   }
   if (figures.continuations.length > 0) sections.push(continuationSection(figures, names));
   sections.push(section("How to read it", "", glossary));
-  const title = `Selections on ${context.model.id}`;
+  const title = `Selections on ${modelId}`;
   return `<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>${escapeText(title)}</title><style>${STYLE}</style></head>
 <body>\n<h1>${escapeText(title)}</h1>\n${sections.join("\n")}\n</body></html>\n`;
-}
-
-function intro({ fidelity, tasks }: Figures, { values, model, machine, interrupted }: PageContext): string {
-  const questions =
-    tasks.length === 0 ? "" : ` Questions: ${Math.max(...tasks.map(({ cases }) => cases))} of each kind and length.`;
-  const text = values.text === undefined ? "held-out books" : values.text;
-  const windows = fidelity[0]?.mass.count ?? 0;
-  return `${interrupted ? '<p class="warn">The run was stopped before its end: run it again to go on.</p>' : ""}
-<p>${escapeText(`${model.id}: ${model.parameters}; weights ${values.weights}, KV ${values.kv}; ${model.device}; numerics ${model.numericsId}.`)}<br>
-${escapeText(`Texts: ${windows} pieces of ${text}, ${values.tokens} tokens each behind every context, read token by token.${questions}`)}<br>
-${escapeText(machineLine(machine))}${beyondTraining(values)}</p>
-<p>A <em>selection</em> reads part of the KV cache in each step. This page shows, for the same bytes, how much of what full attention sees
-each one keeps, what the model then makes of real text, and whether it still answers questions. <em>oracle</em> knows the attention
-weights and takes the best pages; <em>random</em> takes any. A selection is worth its bytes when it is near the former and far from the latter.</p>`;
-}
-
-/** Says which of the lengths the model was not trained for. */
-function beyondTraining({ contexts, lengths, continued, trained }: EvalValues): string {
-  const beyond = [...new Set([...contexts, ...lengths, ...continued])]
-    .filter((length) => length > trained)
-    .sort((a, b) => a - b);
-  if (beyond.length === 0) return "";
-  return `<br>\nBeyond the ${tokens(trained)} tokens that the model was trained on, and to be read apart: ${beyond.map(tokens).join(", ")}.`;
 }
 
 function continuationSection({ continuations }: Figures, names: readonly string[]): string {
@@ -133,7 +108,12 @@ function folded(title: string, content: string): string {
 }
 
 /** Contexts beyond the training have plots of their own. */
-function layerRows(fidelity: readonly FidelityFigure[], names: readonly string[], trainedTokens: number): string[] {
+function layerRows(
+  fidelity: readonly FidelityFigure[],
+  names: readonly string[],
+  trainedTokens: number | undefined,
+): string[] {
+  if (trainedTokens === undefined) return [plots(layerPlots(fidelity, names, "together"))];
   const reach = (row: FidelityFigure) => row.contextTokens > trainedTokens;
   const [within, beyond] = [fidelity.filter((row) => !reach(row)), fidelity.filter(reach)];
   return [
@@ -175,6 +155,11 @@ function glanceRows(figures: Figures): FidelityFigure[] {
   const { fidelity } = figures;
   const here = fidelity.filter(({ contextTokens }) => contextTokens === glanceContext(figures));
   return namesOf(fidelity).flatMap((name) => here.filter((row) => row.name === name));
+}
+
+function glanceTable(figures: Figures): string {
+  const rows = glanceRows(figures);
+  return htmlTable(filledColumns(glanceColumns(figures), rows), rows);
 }
 
 function glanceText(figures: Figures): string {
@@ -276,7 +261,7 @@ stays below this even when every page it takes is a right one.</dd>
 KL is from dense to the selection; top-1 is how often the likeliest next token is dense's; perplexity is the growth over dense.</dd>
 <dt>First difference, steps as dense</dt><dd>Of a long generation: the step from which on the selection's own text would be another one, and the share of all steps at
 which, behind dense's words, it would say dense's next.</dd>
-<dt>Intervals</dt><dd>95 %: Student's t over texts (rows of one text are not independent); for answers, paired differences after Agresti and Min,
+<dt>Intervals</dt><dd>95 %: Student's t over texts (rows of one text are not independent), or where there is one trace alone a bootstrap over its rows; for answers, paired differences after Agresti and Min,
 widened by the design effect of asking many questions about one document.</dd>
 <dt>Bytes</dt><dd>Counted by the device while it attends; a selection that had not run would show it here.</dd>
 </dl>`;

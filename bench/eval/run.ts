@@ -19,6 +19,7 @@ import type { PlacedWindow } from "./figures.ts";
 import type { EvalValues } from "./flags.ts";
 import { type Candidate, candidatesOf, summaryKindsOf } from "./grid.ts";
 import { Journal } from "./journal.ts";
+import { Progress } from "./progress.ts";
 import { meanOf } from "./statistics.ts";
 import { documentsOf, type EvalSubject, openSubject, readText } from "./subject.ts";
 import { measureDocument, passagesOf, type TaskResult } from "./tasks.ts";
@@ -214,34 +215,5 @@ async function* measureTasks(work: Work, windows: readonly PlacedWindow[]): Asyn
         yield results;
       }
     }
-  }
-}
-
-/** Says how far a run is, at most every few seconds. */
-class Progress {
-  readonly #context: BenchContext;
-  readonly #what: string;
-  readonly #count: number;
-  readonly #startMs = performance.now();
-  #done = 0;
-  #saidMs = this.#startMs;
-
-  constructor(context: BenchContext, what: string, count: number) {
-    this.#context = context;
-    this.#what = what;
-    this.#count = count;
-  }
-
-  step(): void {
-    this.#done += 1;
-    const nowMs = performance.now();
-    if (nowMs - this.#saidMs < 3_000 && this.#done < this.#count) return;
-    this.#saidMs = nowMs;
-    const takenS = (nowMs - this.#startMs) / 1_000;
-    const leftS = (takenS / this.#done) * (this.#count - this.#done);
-    const bar = "#".repeat(Math.round((this.#done / this.#count) * 20)).padEnd(20, ".");
-    this.#context.progress(
-      `[${bar}] ${this.#done} of ${this.#count} ${this.#what}, ${takenS.toFixed(0)} s, about ${leftS.toFixed(0)} s left`,
-    );
   }
 }

@@ -3,7 +3,7 @@ import { budgetFigures, LOSSLESS_RULE, type LosslessRow, losslessRows } from "./
 import type { ContinuationFigure } from "./continuation-figures.ts";
 import type { FidelityFigure, Figures, TaskFigure } from "./figures.ts";
 import { percent, points, pointsOf, shareOf, tokens, withBounds } from "./page-words.ts";
-import { type Columns, markdownTable } from "./tables.ts";
+import { type Columns, filledColumns, markdownTable } from "./tables.ts";
 
 /** Columns of long generations. */
 export const continuationColumns: Columns<ContinuationFigure> = [
@@ -20,7 +20,7 @@ export const continuationColumns: Columns<ContinuationFigure> = [
 ];
 
 /** Columns of {@link losslessRows}, one per length. */
-export function losslessColumns(lengths: readonly number[], trainedTokens: number): Columns<LosslessRow> {
+export function losslessColumns(lengths: readonly number[], trainedTokens: number | undefined): Columns<LosslessRow> {
   return [
     ["selection", (row) => row.name],
     ...lengths.map((length, index): Columns<LosslessRow>[number] => [
@@ -37,8 +37,9 @@ export function losslessColumns(lengths: readonly number[], trainedTokens: numbe
 }
 
 /** A length with what a reader must know of it. */
-export function lengthName(lengthTokens: number, trainedTokens: number): string {
-  return `${tokens(lengthTokens)}${lengthTokens > trainedTokens ? ` (beyond the ${tokens(trainedTokens)} of training)` : ""}`;
+export function lengthName(lengthTokens: number, trainedTokens: number | undefined): string {
+  const isBeyond = trainedTokens !== undefined && lengthTokens > trainedTokens;
+  return `${tokens(lengthTokens)}${isBeyond ? ` (beyond the ${tokens(trainedTokens)} of training)` : ""}`;
 }
 
 /** Lengths at which questions were asked, ascending. */
@@ -46,8 +47,8 @@ export function lengthsOf(tasks: readonly TaskFigure[]): number[] {
   return [...new Set(tasks.map(({ lengthTokens }) => lengthTokens))].sort((a, b) => a - b);
 }
 
-/** `tables.md`. `command`: how the figures were made. */
-export function summaryOf(figures: Figures, options: { trainedTokens: number; command: string }): string {
+/** `tables.md`. `trainedTokens`: longer contexts are marked; `command`: how the figures were made. */
+export function summaryOf(figures: Figures, options: { trainedTokens?: number; command: string }): string {
   const { tasks, fidelity, continuations } = figures;
   const lengths = lengthsOf(tasks);
   const budgets = budgetFigures(figures);
@@ -152,7 +153,7 @@ function glanceTable(figures: Figures, contextTokens: number): string {
   const rows = figures.fidelity.filter((row) => row.contextTokens === contextTokens && row.isActive);
   const names = [...new Set(rows.map(({ name }) => name))];
   return markdownTable(
-    columns,
+    filledColumns(columns, rows),
     names.flatMap((name) => rows.filter((row) => row.name === name)),
   );
 }

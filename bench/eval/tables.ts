@@ -15,6 +15,11 @@ export function csvOf<Row>(columns: Columns<Row>, rows: readonly Row[]): string 
   return `${lines.map((line) => line.join(",")).join("\n")}\n`;
 }
 
+/** The columns in which some row says something: of what was not measured there is no column. */
+export function filledColumns<Row>(columns: Columns<Row>, rows: readonly Row[]): Columns<Row> {
+  return columns.filter(([, cell]) => rows.some((row) => cell(row) !== ""));
+}
+
 /** A table of HTML; cells are escaped. */
 export function htmlTable<Row>(columns: Columns<Row>, rows: readonly Row[]): string {
   const line = (tag: string, cells: readonly (string | number)[]) =>
@@ -121,5 +126,8 @@ export function fidelityLines(rows: readonly FidelityRow[]): string[] {
     { header: "ppl %", cell: (row) => share(row.text?.perplexityGrowth.mean, 2) },
     { header: "ms", cell: (row) => row.text?.stepMs.toFixed(2) ?? "" },
   ];
-  return renderTable(columns, rows);
+  return renderTable(
+    columns.filter(({ cell }) => rows.some((row) => cell(row) !== "")),
+    rows,
+  );
 }

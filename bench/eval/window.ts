@@ -15,7 +15,12 @@ export interface WindowResult extends RowFidelity {
   budgetTokens: number;
   /** Absent for baselines, which generate nothing. */
   text?: TextResult;
+  /** Where rows alone tell how sure a mean is: each of them, in order. */
+  rows?: RowMeans[];
 }
+
+/** One row's means over layers and heads; see {@link RowFidelity}. */
+export type RowMeans = Record<"mass" | "oracleMass" | "pageRecall" | "outputError", number>;
 
 /** What a model that reads a text under a selection makes of it, token after token; KV of the window's rows is the selection's own. */
 export interface TextResult {
@@ -35,9 +40,9 @@ export interface TextResult {
 export interface Window {
   results: WindowResult[];
   denseBytes: number;
-  /** Median over the rows of a step, by selection (in the order of `results`; 0 for baselines), and dense. */
-  stepMs: number[];
-  denseStepMs: number;
+  /** Where text was read. Median over the rows of a step, by selection (in the order of `results`; 0 for baselines), and dense. */
+  stepMs?: number[];
+  denseStepMs?: number;
 }
 
 /** Reads `ids` (the window's tokens and the one behind them) from where `sequence` is, at a block's border; leaves it there. */
@@ -74,7 +79,7 @@ export async function measureWindow(options: {
 }
 
 async function readDense(options: Parameters<typeof measureWindow>[0]) {
-  const { sequence, ids, candidates, random, signal } = options;
+  const { sequence, ids, signal } = options;
   const { capture } = options.probe;
   const probe = new FidelityProbe(options.probe);
   const start = sequence.length;
@@ -83,22 +88,41 @@ async function readDense(options: Parameters<typeof measureWindow>[0]) {
   try {
     for (const id of ids.slice(0, -1)) {
       await pause(signal);
-      const before = sequence.traffic.kvBytes;
-      capture.isOn = true;
-      await sequence.advance(id, { kind: "dense" });
-      capture.isOn = false;
-      const bytes = sequence.traffic.kvBytes - before;
-      const slice = sequence.slice(sequence.length - 1, 1, { kind: "dense" });
-      rows.push(await probe.measure(slice, candidates, { denseBytes: bytes, random }));
-      denseBytes += bytes;
+      const row = await measureRow(probe, id, options);
+      rows.push(row.fidelity);
+      denseBytes += row.denseBytes;
     }
   } finally {
     probe.close();
-    capture.isOn = false;
   }
   sequence.rewind(start);
   const { logits, stepMs } = await readText({ sequence, capture, ids, plan: { kind: "dense" } });
   return { rows, logits, stepMs, denseBytes: denseBytes / rows.length };
+}
+
+/** Reads one token densely and judges every candidate on the queries of that step; one entry per candidate. `denseBytes`: K and V that the step read. */
+export async function measureRow(
+  probe: FidelityProbe,
+  id: number,
+  options: {
+    probe: Pick<ProbeOptions, "capture">;
+    sequence: Sequence;
+    candidates: readonly Candidate[];
+    random: Random;
+  },
+): Promise<{ fidelity: RowFidelity[]; denseBytes: number }> {
+  const { sequence, candidates, random } = options;
+  const { capture } = options.probe;
+  const before = sequence.traffic.kvBytes;
+  capture.isOn = true;
+  try {
+    await sequence.advance(id, { kind: "dense" });
+  } finally {
+    capture.isOn = false;
+  }
+  const denseBytes = sequence.traffic.kvBytes - before;
+  const slice = sequence.slice(sequence.length - 1, 1, { kind: "dense" });
+  return { fidelity: await probe.measure(slice, candidates, { denseBytes, random }), denseBytes };
 }
 
 /** Lets the event loop turn: steps of a CPU device never leave the microtask queue, and a Ctrl-C would not be heard before the end. */
@@ -154,7 +178,8 @@ function compareText(read: TextRead, dense: readonly Float32Array[], ids: readon
   };
 }
 
-function meanFidelity(rows: readonly RowFidelity[]): RowFidelity {
+/** Means over rows, cell by cell. */
+export function meanFidelity(rows: readonly RowFidelity[]): RowFidelity {
   const cells = (key: "mass" | "oracleMass" | "pageRecall" | "outputError"): number[][] =>
     (rows[0] as RowFidelity)[key].map((layer, index) =>
       layer.map((_, head) => meanOf(rows.map((row) => row[key][index]?.[head] as number))),

@@ -56,9 +56,14 @@ function openSlotCount(rowsMax: number): number {
   return Math.ceil(rowsMax / BLOCK_TOKENS) + 1;
 }
 
+/** What a {@link Sequence} needs of a runner. */
+export type SteppedRunner = Pick<ModelRunner, "rowsMax" | "step"> & {
+  config: Pick<ModelRunner["config"], "layerCount">;
+};
+
 /** Owns the whole pool of its runner; everything stays resident. */
 export class Sequence {
-  readonly #runner: ModelRunner;
+  readonly #runner: SteppedRunner;
   readonly #blockCapacity: number;
   readonly #blockIds: Int32Array;
   readonly #summarySlots: Int32Array;
@@ -66,7 +71,7 @@ export class Sequence {
   readonly #runs = new RunChoices();
   #traffic: SliceTraffic = emptyTraffic();
 
-  constructor(runner: ModelRunner, contextTokens: number) {
+  constructor(runner: SteppedRunner, contextTokens: number) {
     const { layerCount } = runner.config;
     this.#runner = runner;
     this.#blockCapacity = Math.ceil(contextTokens / BLOCK_TOKENS);

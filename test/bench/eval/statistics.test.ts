@@ -1,6 +1,13 @@
 /** Intervals against textbook values, and whether they hold what they promise. */
 import { describe, expect, it } from "vitest";
-import { estimate, estimateShare, mapEstimate, meanOf, pairedDifference } from "../../../bench/eval/statistics.ts";
+import {
+  bootstrapEstimate,
+  estimate,
+  estimateShare,
+  mapEstimate,
+  meanOf,
+  pairedDifference,
+} from "../../../bench/eval/statistics.ts";
 import { seededRandom } from "../../../bench/random.ts";
 
 describe("estimates", () => {
@@ -115,4 +122,43 @@ describe("paired differences", () => {
     }
     expect(inside / 2_000).toBeGreaterThan(0.93);
   });
+});
+
+describe("a bootstrap over rows", () => {
+  const normal = (random: () => number): number =>
+    Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
+
+  it("has the mean, the same interval for the same values, and none for one", () => {
+    const values = [1, 2, 3, 4, 5, 6];
+    const { mean, low, high, count } = bootstrapEstimate(values);
+    expect([mean, count]).toEqual([3.5, 6]);
+    expect(low).toBeGreaterThan(1);
+    expect(high).toBeLessThan(6);
+    expect(bootstrapEstimate(values)).toEqual({ mean, low, high, count });
+    expect(bootstrapEstimate([7])).toEqual({ mean: 7, count: 1 });
+    expect(bootstrapEstimate([7, 7])).toEqual({ mean: 7, low: 7, high: 7, count: 2 });
+  });
+
+  it.each([
+    // As wide as that of independent values, where they are; and wider where neighbours are alike, though not all that it would take.
+    [0, 0.88, 0.97],
+    [0.5, 0.75, 0.9],
+  ])(
+    "of 40 rows, each like the one before by %d, holds the true mean about as often as it may",
+    (alike, least, most) => {
+      const random = seededRandom(9);
+      let inside = 0;
+      for (let sample = 0; sample < 300; sample++) {
+        let value = normal(random);
+        const rows = Array.from({ length: 40 }, () => {
+          value = alike * value + Math.sqrt(1 - alike ** 2) * normal(random);
+          return value;
+        });
+        const { low = 1, high = -1 } = bootstrapEstimate(rows);
+        if (low <= 0 && 0 <= high) inside += 1;
+      }
+      expect(inside / 300).toBeGreaterThan(least);
+      expect(inside / 300).toBeLessThan(most);
+    },
+  );
 });
