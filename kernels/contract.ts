@@ -154,12 +154,14 @@ export type CombineRule = "max" | "softmax-sum";
 export type SelectionScope = "kv-head" | "layer";
 
 /**
- * Which layers choose; absent fields: each for itself. Layers below `denseLayers` attend to everything. Of the layers behind them every
- * `layersPerChoice`-th chooses, and those between take over what it chose for the same group and KV head (pages and tokens), whatever of
- * it is resident in their own layer. So a step must go through these layers one by one, beginning at one that chooses.
+ * Which layers choose; absent fields: each for itself. Layers below `denseLayers` attend to everything, those behind them and below `ownLayers`
+ * choose each for itself. Of the layers behind these every `layersPerChoice`-th chooses, and those between take over what it chose for the same
+ * group and KV head (pages and tokens), whatever of it is resident in their own layer. So a step must go through these layers one by one,
+ * beginning at one that chooses.
  */
 export interface LayerRule {
   denseLayers?: number;
+  ownLayers?: number;
   layersPerChoice?: number;
 }
 

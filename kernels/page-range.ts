@@ -87,8 +87,9 @@ export interface PageRange {
 /** The layer whose choice a layer attends to: itself or an earlier one. Undefined for a layer that attends to everything. */
 export function choosingLayer(plan: SelectionPlan, layer: number): number | undefined {
   if (plan.kind === "dense") return undefined;
-  const { denseLayers = 0, layersPerChoice = 1 } = plan;
-  return layer < denseLayers ? undefined : layer - ((layer - denseLayers) % layersPerChoice);
+  const { denseLayers = 0, ownLayers = 0, layersPerChoice = 1 } = plan;
+  if (layer < denseLayers) return undefined;
+  return layer < ownLayers ? layer : layer - ((layer - Math.max(denseLayers, ownLayers)) % layersPerChoice);
 }
 
 /** The layers that score pages under a plan, ascending: of these it needs summaries. */

@@ -86,8 +86,9 @@ function assertPlan(plan: SelectionPlan, fail: (message: string) => string): voi
   for (const name of ["budgetPages", "sinkPages", "recentPages"] as const) {
     assert(Number.isInteger(plan[name]) && plan[name] >= 0, fail(`${name} must be an integer >= 0`));
   }
-  const { denseLayers = 0, layersPerChoice = 1 } = plan;
+  const { denseLayers = 0, ownLayers = 0, layersPerChoice = 1 } = plan;
   assert(Number.isInteger(denseLayers) && denseLayers >= 0, fail("denseLayers must be an integer >= 0"));
+  assert(Number.isInteger(ownLayers) && ownLayers >= 0, fail("ownLayers must be an integer >= 0"));
   assert(Number.isInteger(layersPerChoice) && layersPerChoice >= 1, fail("layersPerChoice must be an integer >= 1"));
   if (plan.kind === "pages" && plan.massShare !== undefined) {
     assert(plan.massShare > 0 && plan.massShare <= 1, fail("massShare must be above 0 and at most 1"));

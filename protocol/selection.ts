@@ -130,6 +130,12 @@ export const MODIFIERS = {
     policies: ["streaming", ...SELECTIVE],
     help: "the first layers, which attend to everything",
   },
+  "own-layers": {
+    argument: "COUNT",
+    rule: { min: 0, max: 1024, step: 1 },
+    policies: SELECTIVE,
+    help: "the first layers, which choose each for itself where a choice serves several",
+  },
   share: {
     argument: "LAYERS",
     rule: { min: 1, max: 1024, step: 1 },

@@ -53,6 +53,7 @@ const EFFECTS: Readonly<Record<ModifierName, ModifierEffect>> = {
   // Nothing of a plan either: which rows of a prompt share one, see SelectionPolicy.groupTokens.
   group: { version: 1, apply: (plan) => plan },
   "dense-layers": { version: 1, apply: (plan, value) => ({ ...plan, denseLayers: Number(value) }) },
+  "own-layers": { version: 1, apply: (plan, value) => ({ ...plan, ownLayers: Number(value) }) },
   share: { version: 1, apply: (plan, value) => ({ ...plan, layersPerChoice: Number(value) }) },
   reuse: { version: 1, apply: (plan, value) => ({ ...paged(plan), rowsPerChoice: Number(value) }) },
   "layer-budgets": {

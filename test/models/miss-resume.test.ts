@@ -122,6 +122,7 @@ describe.each([false, true])("on the wasm device, misses deferred to the readbac
     { name: "quest+share(2)", missing: [2, 3], from: [2, 2] },
     { name: "tokenselect+share(4)", missing: [2], from: [0] },
     { name: "quest+dense-layers(1)+share(3)", missing: [0, 3], from: [0, 1] },
+    { name: "quest+own-layers(1)+share(3)", missing: [0, 3], from: [0, 1] },
     { name: "quest+share(3)", missing: [0, 2, 3], from: [0, 0, 3] },
   ])("$name goes on from the layer that chose, after misses in $missing", async ({ name, missing, from }) => {
     const { runner, conversations } = await open(policyNamed(name).plan(128), 2);

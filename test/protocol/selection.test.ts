@@ -57,12 +57,12 @@ describe("the configuration language", () => {
     ["Quest", `"Quest" at position 0`],
     [
       "quest+",
-      `the end at position 6 of "quest+": expected a modifier of quest: radius, combine, scope, top-p, coarse, sink, recent, first-turn, group, dense-layers, share, reuse, layer-budgets, head-budgets, heads`,
+      `the end at position 6 of "quest+": expected a modifier of quest: radius, combine, scope, top-p, coarse, sink, recent, first-turn, group, dense-layers, own-layers, share, reuse, layer-budgets, head-budgets, heads`,
     ],
     ["quest+candidates(2)", `"candidates" at position 6`],
     [
       "tokenselect+scope(layer)",
-      `expected a modifier of tokenselect: radius, candidates, sink, recent, first-turn, group, dense-layers, share`,
+      `expected a modifier of tokenselect: radius, candidates, sink, recent, first-turn, group, dense-layers, own-layers, share`,
     ],
     ["dense+sink(16)", `"sink" at position 6 of "dense+sink(16)": there is no further modifier`],
     ["quest sink(16)", `"sink" at position 6 of "quest sink(16)": expected "+" or the end`],

@@ -107,24 +107,26 @@ export function describeSelection(lane: Lane): void {
       });
     });
 
-    it.each([{ denseLayers: 1, layersPerChoice: 2 }, { layersPerChoice: 3 }])(
-      "layers by the rule %o, plans side by side, with gaps",
-      async (rule) => {
-        const deep = { ...shape, layerCount: 4 };
-        const twin = new Twin(lane, deep, { blockCapacity: 3 * 5 });
-        const parts: Part[] = [];
-        for (const [index, name] of ["quest", "mean-deviation per layer", "tokens of few pages"].entries()) {
-          const plan = PLANS.find((each) => each.name === name)?.plan as SelectionPlan;
-          const sequence = makeSequence(deep, 290 + index, SEED + index);
-          await twin.fill(sequence, 284);
-          const absent = index === 2 ? [{ block: 0 }, { block: 2 }] : [];
-          // One slice goes without the rule.
-          const ruled = index === 1 ? plan : { ...plan, ...rule };
-          parts.push({ sequence, position: 284, rowCount: 6, groupStarts: [0, 4], plan: ruled, absent });
-        }
-        await twin.run(parts);
-      },
-    );
+    it.each([
+      { denseLayers: 1, layersPerChoice: 2 },
+      { layersPerChoice: 3 },
+      { ownLayers: 1, layersPerChoice: 2 },
+      { denseLayers: 1, ownLayers: 2, layersPerChoice: 2 },
+    ])("layers by the rule %o, plans side by side, with gaps", async (rule) => {
+      const deep = { ...shape, layerCount: 4 };
+      const twin = new Twin(lane, deep, { blockCapacity: 3 * 5 });
+      const parts: Part[] = [];
+      for (const [index, name] of ["quest", "mean-deviation per layer", "tokens of few pages"].entries()) {
+        const plan = PLANS.find((each) => each.name === name)?.plan as SelectionPlan;
+        const sequence = makeSequence(deep, 290 + index, SEED + index);
+        await twin.fill(sequence, 284);
+        const absent = index === 2 ? [{ block: 0 }, { block: 2 }] : [];
+        // One slice goes without the rule.
+        const ruled = index === 1 ? plan : { ...plan, ...rule };
+        parts.push({ sequence, position: 284, rowCount: 6, groupStarts: [0, 4], plan: ruled, absent });
+      }
+      await twin.run(parts);
+    });
 
     it("every plan at once, each slice with its own, resident or not", async () => {
       const plans: SelectionPlan[] = [{ kind: "dense" }, ...PLANS.map(({ plan }) => plan)];

@@ -22,6 +22,10 @@ const UNEVEN: { name: string; plan: SelectionPlan }[] = [
   { name: "shares of a shared choice", plan: { ...SMALL, ...BY_BEST, layerShares: [1.5, 0.4], layersPerChoice: 2 } },
   { name: "shares of a layer's choice", plan: { ...SMALL, ...BY_VOTE, scope: "layer", layerShares: [1, 0.5, 3] } },
   { name: "some heads choose, the largest", plan: { ...SMALL, ...BY_BEST, retrievalHeads: HEADS } },
+  {
+    name: "shares where the first layer chooses for itself",
+    plan: { ...SMALL, ...BY_BEST, layerShares: [1.5, 0.4], ownLayers: 1, layersPerChoice: 2 },
+  },
   { name: "some heads choose, by vote", plan: { ...SMALL, ...BY_VOTE, retrievalHeads: HEADS, denseLayers: 1 } },
   {
     name: "some heads see everything",

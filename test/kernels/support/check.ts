@@ -287,7 +287,7 @@ function votersOf(at: GroupAt): GroupAt {
 function checkSelection(at: GroupAt, { score: tolerance }: Tolerances): Asked {
   const given: SelectionPlan = at.part.plan ?? { kind: "dense" };
   const { p0, p1 } = positionsOf(at);
-  const { denseLayers = 0, layersPerChoice = 1 } = given.kind === "dense" ? {} : given;
+  const { denseLayers = 0, ownLayers = 0, layersPerChoice = 1 } = given.kind === "dense" ? {} : given;
   const plan: SelectionPlan = at.layer < denseLayers ? { kind: "dense" } : given;
   const head = { layer: at.layer, index: at.layer * at.memory.shape.kvHeadCount + at.view.kvHead };
   const range = plainRange(plan, { p0, p1 }, head);
@@ -297,7 +297,8 @@ function checkSelection(at: GroupAt, { score: tolerance }: Tolerances): Asked {
   }
   const { choice } = at.part;
   if (choice !== undefined && at.view.group === 0) return checkGiven(at, range, choice);
-  if ((at.layer - denseLayers) % layersPerChoice !== 0) return checkTakenOver(at, range);
+  const isOwn = at.layer < ownLayers || (at.layer - Math.max(denseLayers, ownLayers)) % layersPerChoice === 0;
+  if (!isOwn) return checkTakenOver(at, range);
   const pages = at.view.pages!;
   expect(pages, "ascending, each once").toEqual([...new Set(pages)].sort((a, b) => a - b));
   expectAllIn(range.forced, pages);

@@ -243,8 +243,10 @@ function plainTake(plan: SelectionPlan, budget: number, head: { layer: number; i
     const own = head.index < plan.headShares.length ? plan.headShares[head.index]! : plan.headShares.at(-1)!;
     return own === 1 / 0 ? 1 / 0 : Math.floor(budget * own);
   }
-  const { layerShares = [1], denseLayers = 0, layersPerChoice = 1 } = plan;
-  const chooser = denseLayers + Math.floor((head.layer - denseLayers) / layersPerChoice) * layersPerChoice;
+  const { layerShares = [1], denseLayers = 0, ownLayers = 0, layersPerChoice = 1 } = plan;
+  const first = Math.max(denseLayers, ownLayers);
+  const shared = first + Math.floor((head.layer - first) / layersPerChoice) * layersPerChoice;
+  const chooser = head.layer < first ? head.layer : shared;
   const share = chooser < layerShares.length ? layerShares[chooser]! : layerShares.at(-1)!;
   return share === 1 / 0 ? 1 / 0 : Math.floor(budget * share);
 }

@@ -14,6 +14,7 @@ describe("modifiers", () => {
     expect(plan("quest+sink(128)")).toEqual({ ...quest, sinkPages: 8 });
     expect(plan("quest+top-p(0.9)")).toEqual({ ...quest, massShare: 0.9 });
     expect(plan("quest+dense-layers(2)+share(3)")).toEqual({ ...quest, denseLayers: 2, layersPerChoice: 3 });
+    expect(plan("quest+own-layers(1)+share(3)")).toEqual({ ...quest, ownLayers: 1, layersPerChoice: 3 });
     expect(plan("quest+reuse(8)")).toEqual({ ...quest, rowsPerChoice: 8 });
     expect(plan("quest+recent(256)")).toEqual({ ...quest, recentPages: 16 });
     expect(plan("mean-deviation+combine(max)")).toEqual({ ...plan("mean-deviation"), combine: "max" });
