@@ -15,6 +15,8 @@ export const LIMITS = {
   stopStringBytesMax: 512,
   topLogprobsMax: 20,
   choiceCountMax: 8,
+  /** Of a list of prompts, their choices together. */
+  listedChoiceCountMax: 64,
   logitBiasCountMax: 1024,
   /** A selection configuration such as `quest+scope(layer)`; it is part of what names stored bytes. */
   selectionCharsMax: 640,

@@ -22,8 +22,8 @@ export interface SamplingOptions {
 /** The words of a turn. */
 export type TurnInput =
   | { kind: "chat"; messages: ChatMessage[] /** Transcript hash after each message (`chain.ts`). */; chain: string[] }
-  | { kind: "raw"; text: string }
-  | { kind: "raw-ids"; ids: number[] };
+  /** Texts or token ids. With a session there is one; of several each has as many choices, in their order. */
+  | { kind: "raw"; prompts: readonly (string | number[])[] };
 
 /** A validated request, before it has a session. */
 export interface TurnOptions {

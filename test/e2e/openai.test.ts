@@ -168,6 +168,21 @@ describe("completions", () => {
     }
     expect(text).toBe(answer("Kelino"));
   });
+
+  it("answer a list of prompts in their order, whole and streamed", async () => {
+    const other = `<|bos|><|user|>${passage}${ask("Badoru")}<|assistant|>`;
+    const request = { model, prompt: [prompt, other, prompt], temperature: 0, max_tokens: 100 };
+    const expected = [answer("Kelino"), answer("Badoru"), answer("Kelino")];
+    const { choices } = await client.completions.create(request);
+    expect(choices.map(({ index, text, finish_reason }) => [index, text, finish_reason])).toEqual(
+      expected.map((text, index) => [index, text, "stop"]),
+    );
+    const texts = ["", "", ""];
+    for await (const chunk of await client.completions.create({ ...request, stream: true })) {
+      for (const { index, text } of chunk.choices) texts[index] += text;
+    }
+    expect(texts).toEqual(expected);
+  });
 });
 
 describe("models", () => {

@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import type { Step } from "./fake-engine/script.ts";
 import { BOS, END, eventsOf, ids, makeWorld, says } from "./world.ts";
 
 describe("POST /v1/completions", () => {
@@ -70,6 +71,66 @@ describe("POST /v1/completions", () => {
         text_offset: [0, 1],
       },
     });
+  });
+
+  it("answers a list of prompts with the choices of each, in their order", async () => {
+    const { post, engine } = await makeWorld();
+    const texts = ["one", "two", "three", "four"];
+    const usage = { cachedTokens: 1, source: { device: 1, host: 0, store: 0 }, kvBytesRead: 10, totalMs: 5 };
+    for (const text of texts) {
+      const [admit, tokens] = says(text);
+      await engine.script(admit as Step, tokens as Step, { do: "done", reason: "stop", usage });
+    }
+    const before = (await engine.calls()).length;
+    const response = await post("/v1/completions", { prompt: ["ab", "cde"], n: 2, seed: 7, max_tokens: 9 });
+    const body = (await response.json()) as { choices: { index: number; text: string }[]; usage: object };
+    const calls = (await engine.calls()).slice(before);
+    // Choices of other prompts do not wait for the first one's first token, so which call got which script is not said.
+    expect(
+      calls.map(({ request }) => [request.tokens, request.sampling.seed, request.maxTokens, request.turnStart]),
+    ).toEqual(
+      expect.arrayContaining([
+        [ids("ab"), 7, 9, 0],
+        [ids("ab"), 8, 9, 0],
+        [ids("cde"), 7, 9, 0],
+        [ids("cde"), 8, 9, 0],
+      ]),
+    );
+    expect(calls).toHaveLength(4);
+    expect(body.choices.map(({ index }) => index)).toEqual([0, 1, 2, 3]);
+    expect(body.choices.map(({ text }) => text).sort()).toEqual([...texts].sort());
+    expect(body.choices[0]?.text).toBe("one");
+    expect(body.usage).toMatchObject({
+      prompt_tokens: 5,
+      completion_tokens: texts.join("").length + 4,
+      prompt_tokens_details: { cached_tokens: 2 },
+      quire: { source: { device: 2, host: 0, store: 0 }, kv_bytes_read: 20, total_ms: 5 },
+    });
+  });
+
+  it("holds each prompt of a list against the context, and asks for no more of the others than there is room", async () => {
+    const { post, engine } = await makeWorld();
+    const long = await post("/v1/completions", { prompt: ["a", "b".repeat(32_768)] });
+    expect(long.status).toBe(400);
+    expect(await long.json()).toMatchObject({ error: { code: "context_length_exceeded", param: "prompt" } });
+    const before = (await engine.calls()).length;
+    await (await post("/v1/completions", { prompt: ["a", "b".repeat(32_765)] })).text();
+    const asked = (await engine.calls()).slice(before).map(({ request }) => [request.tokens.length, request.maxTokens]);
+    expect(asked).toEqual(
+      expect.arrayContaining([expect.arrayContaining([1, 16]), expect.arrayContaining([32_765, 3])]),
+    );
+  });
+
+  it("streams a list of prompts: each piece names its choice", async () => {
+    const { post, engine } = await makeWorld();
+    await engine.script(...says("a"));
+    await engine.script(...says("b"));
+    const events = await eventsOf(await post("/v1/completions", { prompt: [[97], [98]], stream: true }));
+    const pieces = events.filter((event) => event !== "[DONE]") as { choices: { index: number; text: string }[] }[];
+    const said = ["", ""];
+    for (const { choices } of pieces) for (const { index, text } of choices) said[index] += text;
+    expect(said).toEqual(["a", "b"]);
+    expect(events.at(-1)).toBe("[DONE]");
   });
 
   it("appends to a session's log, raw", async () => {

@@ -50,6 +50,7 @@ function runnerOf(pieces: readonly unknown[][], maxTokens = 8) {
       stream,
       assets,
       tokens: Uint32Array.of(1, 2),
+      otherPrompts: [],
       turnStart: 0,
       spans: [],
       parentId: undefined,

@@ -18,6 +18,8 @@ import { type Checkpoint, planTurn } from "./turn-plan.ts";
 export interface PreparedTurn {
   /** The whole prompt: what is kept of the log, and what is new. */
   tokens: Uint32Array<ArrayBuffer>;
+  /** Of a list of prompts, those behind the first; they have no log. */
+  otherPrompts: Uint32Array<ArrayBuffer>[];
   /** Log tokens that stay. */
   keepTokens: number;
   /** Spans of the kept tokens. */
@@ -64,8 +66,8 @@ export async function prepareTurn(
   const prepared =
     job.input.kind === "chat"
       ? await prepareChat(job, job.input, { named: meta?.named === true, stored, log, memory }, assets)
-      : prepareRaw(rawIds(job, assets, log.length === 0), log);
-  if (prepared.tokens.length === 0) {
+      : prepareRaw(rawPrompts(job.input.prompts, assets, log.length === 0), log);
+  if ([prepared.tokens, ...prepared.otherPrompts].some(({ length }) => length === 0)) {
     throw new QuireError("invalid_request", "The prompt has no tokens.", {
       param: kind === "chat" ? "messages" : "prompt",
     });
@@ -75,17 +77,30 @@ export async function prepareTurn(
 
 type Planned = Omit<PreparedTurn, "spans">;
 
-function rawIds(job: TurnJob, assets: ModelAssets, atStart: boolean): number[] {
-  if (job.input.kind === "raw-ids") return job.input.ids;
-  const text = job.input.kind === "raw" ? job.input.text : "";
-  const ids = encode(assets, text, "prompt");
+/** Ids of each prompt, of which no more are read together than of one. */
+function rawPrompts(prompts: readonly (string | number[])[], assets: ModelAssets, atStart: boolean): number[][] {
+  let countMax: number = LIMITS.promptTokensMax;
+  return prompts.map((prompt) => {
+    const ids = typeof prompt === "string" ? rawIds(prompt, assets, { atStart, countMax }) : prompt;
+    countMax -= ids.length;
+    return ids;
+  });
+}
+
+function rawIds(
+  text: string,
+  assets: ModelAssets,
+  { atStart, countMax }: { atStart: boolean; countMax: number },
+): number[] {
+  const ids = encode(assets, text, "prompt", countMax);
   return atStart && assets.bosToken !== undefined && ids[0] !== assets.bosToken ? [assets.bosToken, ...ids] : ids;
 }
 
-function prepareRaw(ids: number[], log: Uint32Array): Planned {
-  const tokens = concat(log, ids);
+function prepareRaw([first = [], ...others]: number[][], log: Uint32Array): Planned {
+  const tokens = concat(log, first);
   return {
     tokens,
+    otherPrompts: others.map((ids) => Uint32Array.from(ids)),
     keepTokens: log.length,
     keepMessages: 0,
     newMessages: [],
@@ -141,6 +156,7 @@ async function prepareChat(
   });
   return {
     tokens,
+    otherPrompts: [],
     keepTokens: keep,
     keepMessages,
     newMessages,
@@ -151,11 +167,15 @@ async function prepareChat(
 }
 
 /** @throws {QuireError} `context_length_exceeded` for a text of more tokens than any context: it is not read to its end */
-function encode({ tokenizer }: ModelAssets, text: string, param: string): number[] {
-  const { promptTokensMax: countMax } = LIMITS;
-  const ids = tokenizer.encode(text, { special: true, countMax });
-  if (ids.length <= countMax) return ids;
-  const message = `The ${param} ${param === "messages" ? "have" : "has"} more than ${countMax} tokens, which no model here takes.`;
+function encode(
+  { tokenizer }: ModelAssets,
+  text: string,
+  param: string,
+  countMax: number = LIMITS.promptTokensMax,
+): number[] {
+  const ids = countMax < 1 ? [] : tokenizer.encode(text, { special: true, countMax });
+  if (countMax > 0 && ids.length <= countMax) return ids;
+  const message = `The ${param} ${param === "messages" ? "have" : "has"} more than ${LIMITS.promptTokensMax} tokens, which no model here takes.`;
   throw new QuireError("context_length_exceeded", message, { param });
 }
 
@@ -224,7 +244,10 @@ function checkVocabulary(job: TurnJob, assets: ModelAssets): void {
     throw new QuireError("invalid_request", `Invalid '${param}': the model has no token ${id}.`, { param });
   };
   for (const [id] of job.sampling.logitBias) if (id >= size) refuse("logit_bias", id);
-  if (job.input.kind === "raw-ids") for (const id of job.input.ids) if (id >= size) refuse("prompt", id);
+  if (job.input.kind === "chat") return;
+  for (const prompt of job.input.prompts) {
+    if (typeof prompt !== "string") for (const id of prompt) if (id >= size) refuse("prompt", id);
+  }
 }
 
 function concat(head: Uint32Array, tail: readonly number[]): Uint32Array<ArrayBuffer> {

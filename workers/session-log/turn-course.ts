@@ -242,6 +242,7 @@ export class TurnCourse {
     const runner = new TurnRunner({
       job,
       tokens: prepared.tokens,
+      otherPrompts: prepared.otherPrompts,
       turnStart,
       spans,
       parentId: known?.meta.parentId,

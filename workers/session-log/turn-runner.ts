@@ -30,6 +30,8 @@ export interface EngineForTurn {
 export interface RunnerOptions {
   job: TurnJob;
   tokens: Uint32Array<ArrayBuffer>;
+  /** Of a list of prompts, those behind the first: the choices are theirs in turn, as many of each. */
+  otherPrompts: readonly Uint32Array<ArrayBuffer>[];
   turnStart: number;
   spans: Span[];
   parentId: string | undefined;
@@ -90,7 +92,9 @@ export class TurnRunner {
   readonly #first: ChoiceResult;
   /** What {@link sayFirst} came to. */
   #firstSaid: { isOver: boolean } | { thrown: unknown } | undefined;
-  #maxTokens = 0;
+  readonly #prompts: readonly Uint32Array<ArrayBuffer>[];
+  /** Of a choice of each prompt. */
+  #maxTokens: number[] = [];
   /** Callers choose their request ids: two that chose the same must not meet at an engine, where an id is how a call is cancelled. */
   readonly #callPrefix: string;
   #callCount = 0;
@@ -100,6 +104,7 @@ export class TurnRunner {
   constructor(options: RunnerOptions) {
     this.#options = options;
     this.#callPrefix = `${options.job.requestId}.${crypto.randomUUID()}`;
+    this.#prompts = [options.tokens, ...options.otherPrompts];
     this.#first = newResult(this.#newReply());
   }
 
@@ -121,11 +126,11 @@ export class TurnRunner {
   async start(): Promise<string | undefined> {
     this.#engine = this.#options.known;
     const engine = this.#engine ?? (await this.#nextEngine());
-    this.#maxTokens = this.#boundTokens(engine.contextTokensMax);
+    this.#maxTokens = this.#prompts.map(({ length }) => this.#boundTokens(length, engine.contextTokensMax));
     const { done } = this.#options;
     if (done.length > 0) this.#sayAgain(done);
     const { reply } = this.#first;
-    if (this.#isComplete(reply)) return undefined;
+    if (this.#isComplete(0, reply)) return undefined;
     this.#firstCall = await this.#open(0, reply.ids);
     return this.#firstCall.numericsId;
   }
@@ -142,7 +147,8 @@ export class TurnRunner {
   }
 
   /**
-   * Runs all choices to their end; the first one's first token starts the others, so that they find its prompt in the engine's cache.
+   * Runs all choices to their end; the first one's first token starts the others, so that they find its prompt in the engine's cache (of a list
+   * of prompts they start at once).
    * When the reader goes away, the work is cancelled and what was let out so far is returned, with the engine's accounts of it.
    * @throws {QuireError} when a choice fails.
    */
@@ -169,7 +175,7 @@ export class TurnRunner {
         results[index] = await this.#runChoice(index, () => undefined);
       }
     };
-    await Promise.race([begun.promise, first]);
+    if (this.#prompts.length === 1) await Promise.race([begun.promise, first]);
     await Promise.all([first, ...Array.from({ length: Math.min(LANE_COUNT - 1, waiting.length) }, lane)]);
     return results;
   }
@@ -209,7 +215,7 @@ export class TurnRunner {
     if (index === 0) this.#begin(index);
     // Its words may be complete by now, and their accounts are not.
     const isOpen = index === 0 && this.#firstCall !== undefined;
-    for (let attempt = 0; (attempt === 0 && isOpen) || !this.#isComplete(reply); attempt++) {
+    for (let attempt = 0; (attempt === 0 && isOpen) || !this.#isComplete(index, reply); attempt++) {
       let call: EngineCall | undefined;
       try {
         call = (attempt === 0 && index === 0 && this.#firstCall) || (await this.#open(index, reply.ids));
@@ -218,7 +224,7 @@ export class TurnRunner {
       } catch (thrown) {
         if (this.#options.stream.gone.aborted) break;
         // The words are complete; only their accounts are lost.
-        if (this.#isComplete(reply)) break;
+        if (this.#isComplete(index, reply)) break;
         if (call === undefined || this.#stop.signal.aborted || attempt + 1 >= FAILURE_COUNT_MAX) throw thrown;
         if (!this.#mayGoOn(thrown) || !(await this.#replaceEngine(call.engineId))) throw thrown;
       } finally {
@@ -309,8 +315,14 @@ export class TurnRunner {
     this.#pushSingly(this.#first.reply, done);
   }
 
-  #isComplete(reply: Reply): boolean {
-    return reply.ended !== undefined || reply.ids.length >= this.#maxTokens;
+  #isComplete(index: number, reply: Reply): boolean {
+    return reply.ended !== undefined || reply.ids.length >= (this.#maxTokens[this.#place(index).prompt] ?? 0);
+  }
+
+  /** Which prompt a choice is of, and which of its choices it is. */
+  #place(index: number): { prompt: number; choice: number } {
+    const each = this.#options.job.choiceCount / this.#prompts.length;
+    return { prompt: Math.floor(index / each), choice: index % each };
   }
 
   #newReply(): Reply {
@@ -412,7 +424,9 @@ export class TurnRunner {
   }
 
   #request(index: number, done: readonly number[]): GenerateRequest {
-    const { job, tokens, turnStart, spans, parentId, assets } = this.#options;
+    const { job, turnStart, spans, parentId, assets } = this.#options;
+    const { prompt, choice } = this.#place(index);
+    const tokens = this.#prompts[prompt] ?? this.#options.tokens;
     const all = new Uint32Array(tokens.length + done.length);
     all.set(tokens);
     all.set(done, tokens.length);
@@ -431,7 +445,7 @@ export class TurnRunner {
       turnStart,
       spans,
       ...(done.length === 0 ? {} : { replyStart: tokens.length }),
-      maxTokens: this.#maxTokens - done.length,
+      maxTokens: (this.#maxTokens[prompt] ?? 0) - done.length,
       stopTokens: [...assets.stopTokens],
       sampling: {
         temperature: sampling.temperature ?? assets.sampling.temperature,
@@ -439,7 +453,7 @@ export class TurnRunner {
         topP: topP === 0 ? 1 : topP,
         topK: topP === 0 ? 1 : Math.min(sampling.topK ?? assets.sampling.topK, assets.tokenizer.vocabularySize),
         minP: sampling.minP ?? 0,
-        seed: (sampling.seed + index) % 2 ** 32,
+        seed: (sampling.seed + choice) % 2 ** 32,
         frequencyPenalty: sampling.frequencyPenalty ?? 0,
         presencePenalty: sampling.presencePenalty ?? 0,
         repetitionPenalty: sampling.repetitionPenalty ?? assets.sampling.repetitionPenalty,
@@ -452,16 +466,16 @@ export class TurnRunner {
     };
   }
 
-  #boundTokens(contextTokensMax: number): number {
-    const { job, tokens } = this.#options;
-    const room = contextTokensMax - tokens.length;
+  #boundTokens(promptTokens: number, contextTokensMax: number): number {
+    const { job } = this.#options;
+    const room = contextTokensMax - promptTokens;
     const wanted = job.maxTokens ?? Math.min(job.maxTokensDefault, room);
     if (room >= 1 && wanted <= room) return wanted;
     const field = job.input.kind === "chat" ? "messages" : "prompt";
     throw new QuireError(
       "context_length_exceeded",
-      `This model's maximum context length is ${contextTokensMax} tokens. However, you requested ${tokens.length + Math.max(1, wanted)} ` +
-        `tokens (${tokens.length} in the ${field}, ${Math.max(1, wanted)} in the completion). Please reduce the length of either one.`,
+      `This model's maximum context length is ${contextTokensMax} tokens. However, you requested ${promptTokens + Math.max(1, wanted)} ` +
+        `tokens (${promptTokens} in the ${field}, ${Math.max(1, wanted)} in the completion). Please reduce the length of either one.`,
       { param: room < 1 ? field : job.maxTokensParam },
     );
   }
