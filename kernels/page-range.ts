@@ -96,7 +96,7 @@ export function choosingLayer(plan: SelectionPlan, layer: number): number | unde
 export function scoringLayers(plan: SelectionPlan, layerCount: number): number[] {
   if (plan.kind === "dense" || plan.scorer === undefined) return [];
   return Array.from({ length: layerCount }, (_, layer) => layer).filter(
-    (layer) => choosingLayer(plan, layer) === layer,
+    (layer) => layerRole(plan, layer) === "chooses",
   );
 }
 

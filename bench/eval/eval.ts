@@ -68,7 +68,7 @@ async function evaluateTraces(
   values: GivenValues & { trace: readonly string[] },
   context: BenchContext,
 ): Promise<BenchResult> {
-  refuseModelFlags(values);
+  refuseModelFlags(values, context.env);
   const folder = reportFolder(values);
   const run = await runTraces(values, folder, context);
   const { model, traces, interrupted, candidates, windows } = run;

@@ -1,6 +1,8 @@
 /** The flags of the instrument. */
 import { engineFlags } from "../../cli/engine-flags.ts";
 import {
+  type Flag,
+  type Flags,
   type FlagValues,
   parseChoice,
   parseInteger,
@@ -157,11 +159,20 @@ export function gridValues({ trace: _, ...given }: GivenValues): EvalValues {
   };
 }
 
-/** Flags without a value of their own that say nothing of a trace. */
-const OF_A_MODEL = ["contexts", "lengths", "continued", "text", "kinds", "ablation"] as const;
+/** Flags that a trace is judged by; the others are a model's. */
+const OF_A_TRACE: readonly string[] = ["trace", "policies", "budgets", "device", "threads", "kv", "seed", "out"];
 
-/** @throws {UsageError} for flags that were given beside `--trace` and would be overlooked. */
-export function refuseModelFlags(given: GivenValues): void {
-  const name = OF_A_MODEL.find((each) => given[each] !== undefined) ?? (given.quick === "true" ? "quick" : undefined);
-  if (name !== undefined) throw new UsageError(`--${name} says nothing of a trace: its contexts are those of its rows`);
+/** @param given parsed with `env` @throws {UsageError} for flags that were given beside `--trace` and would be overlooked */
+export function refuseModelFlags(given: GivenValues, env: NodeJS.ProcessEnv): void {
+  const isGiven = ([name, flag]: [string, Flag<unknown>]): boolean => {
+    if (OF_A_TRACE.includes(name)) return false;
+    const text = (flag.env === undefined ? undefined : env[flag.env]) || flag.fallback;
+    return given[name as keyof GivenValues] !== (text === undefined ? undefined : flag.parse(text));
+  };
+  const [name] = Object.entries(evalFlags as Flags).find(isGiven) ?? [];
+  if (name !== undefined) {
+    throw new UsageError(
+      `--${name} says nothing of a trace: it is measured without a model, at the contexts of its rows`,
+    );
+  }
 }

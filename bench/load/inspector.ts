@@ -6,6 +6,15 @@ const ANSWER_MS_MAX = 10_000;
 /** Calls a method; resolves to what its answer says. @throws {Error} for an answer that is an error */
 export type InspectorCall = (method: string, params?: object) => Promise<Record<string, unknown>>;
 
+/** An event, which has a method, or an answer, which has the number of its call. */
+interface InspectorMessage {
+  id?: number;
+  method?: string;
+  params?: unknown;
+  result?: Record<string, unknown>;
+  error?: unknown;
+}
+
 /**
  * Has all garbage of the process collected. What its console has said goes, too: with an inspector V8 keeps the last 1,000 messages, with all that they name.
  * @param url of the inspector's web socket
@@ -39,14 +48,22 @@ export async function inspect<T>(
   const timer = setTimeout(() => fail("does not answer"), ANSWER_MS_MAX);
   socket.addEventListener("error", () => fail("cannot be reached"));
   socket.addEventListener("close", () => fail("is gone"));
+  /** By the number of the call. */
+  const calls = new Map<number, PromiseWithResolvers<Record<string, unknown>> & { method: string }>();
   socket.addEventListener("message", ({ data }) => {
-    const { method, params } = JSON.parse(String(data)) as { method?: string; params?: unknown };
+    const { id, method, params, result, error } = JSON.parse(String(data)) as InspectorMessage;
     if (method !== undefined) onEvent(method, params);
+    const call = id === undefined ? undefined : calls.get(id);
+    // Some answers have neither.
+    if (error === undefined) call?.resolve(result ?? {});
+    else call?.reject(new Error(`${call.method}: ${JSON.stringify(error)}`));
   });
-  let id = 0;
-  const send: InspectorCall = (method, params) => {
-    id += 1;
-    return Promise.race([call(socket, { id, method, params }), failed.promise]);
+  const send: InspectorCall = (method, params = {}) => {
+    const id = calls.size + 1;
+    const call = { method, ...Promise.withResolvers<Record<string, unknown>>() };
+    calls.set(id, call);
+    socket.send(JSON.stringify({ id, method, params }));
+    return Promise.race([call.promise, failed.promise]);
   };
   try {
     await Promise.race([opened(socket), failed.promise]);
@@ -59,23 +76,4 @@ export async function inspect<T>(
 
 function opened(socket: WebSocket): Promise<void> {
   return new Promise((resolve) => socket.addEventListener("open", () => resolve(), { once: true }));
-}
-
-/** Resolves to what the answer of this number says. */
-function call(
-  socket: WebSocket,
-  { id, method, params = {} }: { id: number; method: string; params?: object | undefined },
-): Promise<Record<string, unknown>> {
-  return new Promise((resolve, reject) => {
-    const listen = ({ data }: MessageEvent): void => {
-      const answer = JSON.parse(String(data)) as { id?: number; result?: Record<string, unknown>; error?: unknown };
-      if (answer.id !== id) return;
-      socket.removeEventListener("message", listen);
-      // Some answers have neither.
-      if (answer.error === undefined) resolve(answer.result ?? {});
-      else reject(new Error(`${method}: ${JSON.stringify(answer.error)}`));
-    };
-    socket.addEventListener("message", listen);
-    socket.send(JSON.stringify({ id, method, params }));
-  });
 }

@@ -316,7 +316,7 @@ export class TurnRunner {
   }
 
   #isComplete(index: number, reply: Reply): boolean {
-    return reply.ended !== undefined || reply.ids.length >= (this.#maxTokens[this.#place(index).prompt] ?? 0);
+    return reply.ended !== undefined || reply.ids.length >= (this.#maxTokens[this.#place(index).prompt] as number);
   }
 
   /** Which prompt a choice is of, and which of its choices it is. */
@@ -426,7 +426,7 @@ export class TurnRunner {
   #request(index: number, done: readonly number[]): GenerateRequest {
     const { job, turnStart, spans, parentId, assets } = this.#options;
     const { prompt, choice } = this.#place(index);
-    const tokens = this.#prompts[prompt] ?? this.#options.tokens;
+    const tokens = this.#prompts[prompt] as Uint32Array<ArrayBuffer>;
     const all = new Uint32Array(tokens.length + done.length);
     all.set(tokens);
     all.set(done, tokens.length);
@@ -445,7 +445,7 @@ export class TurnRunner {
       turnStart,
       spans,
       ...(done.length === 0 ? {} : { replyStart: tokens.length }),
-      maxTokens: (this.#maxTokens[prompt] ?? 0) - done.length,
+      maxTokens: (this.#maxTokens[prompt] as number) - done.length,
       stopTokens: [...assets.stopTokens],
       sampling: {
         temperature: sampling.temperature ?? assets.sampling.temperature,

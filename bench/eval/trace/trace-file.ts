@@ -183,12 +183,12 @@ function checkTensors(
   }
   const kv = [tokenCount, kvHeadCount, headDim];
   const rows = [positions.length, headCount, headDim];
-  const wanted = new Map([
-    ...layers.flatMap((layer) => {
-      const parts = PARTS.filter((part) => part !== "output" || hasOutputs);
-      return parts.map((part) => [tensorName(layer, part), part === "key" || part === "value" ? kv : rows] as const);
-    }),
-  ]);
+  const parts = PARTS.filter((part) => part !== "output" || hasOutputs);
+  const wanted = new Map(
+    layers.flatMap((layer) =>
+      parts.map((part) => [tensorName(layer, part), part === "key" || part === "value" ? kv : rows] as const),
+    ),
+  );
   for (const [tensor, shape] of wanted) {
     const found = tensors.shape(tensor);
     if (found === undefined) failFile(file, `tensor ${tensor} is missing`);

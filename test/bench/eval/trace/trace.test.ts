@@ -265,6 +265,8 @@ describe("the report of traces", { timeout: 60_000 }, () => {
       expect(await refusal("--policies", "sign-hash")).toContain("multiple of 8; t.safetensors has 12");
       expect(await refusal("--contexts", "256")).toContain("--contexts says nothing of a trace");
       expect(await refusal("--quick")).toContain("--quick says nothing of a trace");
+      expect(await refusal("--model", "weights/house-1")).toContain("--model says nothing of a trace");
+      expect(await refusal("--documents", "3")).toContain("--documents says nothing of a trace");
       expect((await evaluate("/dev/null/x", path)).err).toContain("--out: /dev/null/x cannot be used");
       expect((await evaluate(join(folder, "out"), join(folder, "none"))).err).toContain("none: cannot be opened");
       await writeTrace(
