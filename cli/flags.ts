@@ -63,8 +63,9 @@ function parseOne(flag: Flag<unknown>, text: string, source: string): unknown {
   try {
     return flag.parse(text);
   } catch (error) {
-    if (error instanceof UsageError) throw new UsageError(`${source}: ${error.message}, not "${text}"`);
-    throw error;
+    if (!(error instanceof UsageError)) throw error;
+    const isQuoted = error.message.includes(JSON.stringify(text));
+    throw new UsageError(`${source}: ${error.message}${isQuoted ? "" : `, not "${text}"`}`);
   }
 }
 

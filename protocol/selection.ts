@@ -334,7 +334,9 @@ class Scanner {
   #unexpected(expected: string): QuireError {
     const rest = this.#match(/[a-z0-9.-]+/iy) || this.#text.slice(this.#at, this.#at + 1);
     const found = rest === "" ? "the end" : JSON.stringify(rest);
-    return selectionRefusal(`${found} at position ${this.#at} of ${JSON.stringify(this.#text)}: ${expected}`);
+    const isAll = rest !== "" && rest === this.#text;
+    const place = isAll ? "" : ` at position ${this.#at} of ${JSON.stringify(this.#text)}`;
+    return selectionRefusal(`${found}${place}: ${expected}`);
   }
 }
 

@@ -104,7 +104,7 @@ describe("quire calibrate", () => {
     [[], "calibrate needs a model folder"],
     [["weights/house-0", "--divergence-max", "0"], "--divergence-max: must be a number above 0"],
     [["weights/house-0", "--answers-lost-max", "101"], "--answers-lost-max: must be a number above 0, at most 100"],
-    [["weights/house-0", "--selection", "auto"], `--selection: "auto" at position 0`],
+    [["weights/house-0", "--selection", "auto"], `--selection: "auto": expected a policy`],
     [["/nowhere"], "/nowhere: is not there"],
   ])("refuses %j in one line", async (args, message) => {
     let code = 0;

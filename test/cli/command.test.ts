@@ -66,6 +66,12 @@ describe("quire", () => {
     [["start"], { QUIRE_PORT: "http" }, 'QUIRE_PORT: must be a whole number from 0 to 65535, not "http"'],
     [["serve", "--device", "abacus"], {}, '--device: must be one of auto, wasm, webgpu, reference, not "abacus"'],
     [["start", "--pool-bytes=lots"], {}, '--pool-bytes: must be a size such as 512M or 2G, not "lots"'],
+    [
+      ["start", "--policy", "foo"],
+      {},
+      '--policy: "foo": expected a policy: dense, streaming, quest, mean-deviation, arkvale, infllm, sign-hash, tokenselect, auto',
+    ],
+    [["start", "--policy", "quest("], {}, '--policy: "(" at position 5 of "quest(": expected "+" or the end'],
     [["start", "--model", "weights/none"], {}, "model folder weights/none is not there; name one with --model"],
     [["start", "--model", "protocol"], {}, "model folder protocol has no config.json"],
     ...["inspect", "calibrate", "profile-heads"].map((command): [string[], Record<string, string>, string] => {

@@ -52,9 +52,9 @@ describe("the configuration language", () => {
       "",
       `the end at position 0 of "": expected a policy: dense, streaming, quest, mean-deviation, arkvale, infllm, sign-hash, tokenselect`,
     ],
-    ["magic", `"magic" at position 0 of "magic": expected a policy: dense`],
-    ["questx", `"questx" at position 0`],
-    ["Quest", `"Quest" at position 0`],
+    ["magic", `': "magic": expected a policy: dense`],
+    ["questx", `': "questx": expected a policy`],
+    ["Quest", `': "Quest": expected a policy`],
     [
       "quest+",
       `the end at position 6 of "quest+": expected a modifier of quest: radius, combine, scope, top-p, coarse, sink, recent, first-turn, group, dense-layers, own-layers, share, reuse, layer-budgets, head-budgets, heads`,
@@ -127,7 +127,7 @@ describe("the configuration language", () => {
     expect(parseRequestedSelection("quest + sink(64)")).toBe("quest+sink(64)");
     expect(() => parseRequestedSelection("autos")).toThrow(/expected a policy: dense, .*, tokenselect, auto/);
     expect(() => parseRequestedSelection("auto+sink(64)")).toThrow(QuireError);
-    expect(messageOf("auto")).toContain(`"auto" at position 0`);
+    expect(messageOf("auto")).toContain(`': "auto": expected a policy`);
     expect(isCanonicalSelection("auto")).toBe(false);
   });
 

@@ -171,7 +171,7 @@ describe("npm run eval", { timeout: 120_000 }, () => {
   it.each([
     [[], "--out is needed"],
     [["--out", "/dev/null/x"], "--out: /dev/null/x cannot be used"],
-    [["--out", "x", "--policies", "best"], `"best" at position 0`],
+    [["--out", "x", "--policies", "best"], `"best": expected a policy`],
     [["--out", "x", "--contexts", "999999"], "are more than the model's context of 32768"],
     [["--out", "x", "--text", "/nowhere"], "--text: /nowhere cannot be read"],
   ])("refuses %j", async (args, message) => {
