@@ -68,12 +68,15 @@ interface Room extends EngineHttpOptions {
 }
 
 async function handle(options: Room, request: IncomingMessage, response: ServerResponse): Promise<void> {
-  const path = new URL(request.url ?? "/", "http://engine").pathname;
-  if (path === "/healthz") return json(response, 200, { ok: true, engine: options.engineId, ...options.engine.status });
-  if (path === "/metrics") return metrics(options, response);
+  const path = pathOf(request.url ?? "/");
+  if (path === "/healthz" || path === "/metrics") {
+    if (request.method !== "GET" && request.method !== "HEAD") return notAllowed(response, "GET, HEAD");
+    if (path === "/metrics") return metrics(options, response);
+    return json(response, 200, { ok: true, engine: options.engineId, ...options.engine.status });
+  }
   const known = Object.values(ENGINE_PATHS).some((candidate) => candidate === path);
   if (!known) return plain(response, 404, "no such path");
-  if (request.method !== "POST") return plain(response, 405, "use POST");
+  if (request.method !== "POST") return notAllowed(response, "POST");
   if (path === ENGINE_PATHS.generate) return await generate(options, request, response);
   const digest = await options.door.admit(request, path);
   if (digest === "refused") return refuse(response);
@@ -90,6 +93,11 @@ async function handle(options: Room, request: IncomingMessage, response: ServerR
     return json(response, 200, await options.sessions.status(namespace, sessionId));
   await options.sessions.delete(namespace, sessionId);
   response.writeHead(204).end();
+}
+
+/** The path of a request's target; empty for one that has none (`//`). */
+function pathOf(target: string): string {
+  return URL.parse(target, "http://engine")?.pathname ?? "";
 }
 
 async function generate(options: Room, request: IncomingMessage, response: ServerResponse): Promise<void> {
@@ -152,6 +160,11 @@ function trace({ engine }: Room, body: unknown, response: ServerResponse): void 
 /** Without a reason, and without reading what else a stranger sends. */
 function refuse(response: ServerResponse): void {
   response.writeHead(401, { "content-type": "text/plain", connection: "close" }).end("not authorized\n");
+}
+
+function notAllowed(response: ServerResponse, allow: string): void {
+  response.setHeader("allow", allow);
+  plain(response, 405, `use ${allow}`);
 }
 
 function plain(response: ServerResponse, status: number, message: string): void {

@@ -1,5 +1,6 @@
 /** The engine's HTTP interface, spoken to as the edge does, with hostile clients among them. */
 import { mkdtemp, rm } from "node:fs/promises";
+import { get } from "node:http";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -306,8 +307,24 @@ describe("bad input gets one clear answer", () => {
   it("refuses a wrong key, a wrong path and a wrong method", async () => {
     expect((await post(ENGINE_PATHS.generate, encodeFrame(house()), { key: "wrong" })).status).toBe(401);
     expect((await post("/v1/nothing", new Uint8Array(0))).status).toBe(404);
-    expect((await fetch(server.url + ENGINE_PATHS.generate)).status).toBe(405);
+    const got = await fetch(server.url + ENGINE_PATHS.generate);
+    expect([got.status, got.headers.get("allow")]).toEqual([405, "POST"]);
     expect(await (await fetch(`${server.url}/healthz`)).json()).toMatchObject({ ok: true });
+    for (const path of ["/healthz", "/metrics"]) {
+      expect((await fetch(server.url + path, { method: "HEAD" })).status).toBe(200);
+      for (const method of ["POST", "PUT", "DELETE", "OPTIONS"]) {
+        const refused = await fetch(server.url + path, { method });
+        expect([refused.status, refused.headers.get("allow")]).toEqual([405, "GET, HEAD"]);
+      }
+    }
+  });
+
+  it.each(["//", "///", "//:99999999/", "*", "http://", "/%zz", "//healthz"])("has no path %j", async (path) => {
+    const { port } = new URL(server.url);
+    const status = await new Promise((resolve, reject) => {
+      get({ host: "127.0.0.1", port, path }, (response) => resolve(response.resume().statusCode)).on("error", reject);
+    });
+    expect(status).toBe(404);
   });
 
   it("answers seeded nonsense of the edge's own signature with a refusal that names a field, or runs it", async () => {
