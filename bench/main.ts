@@ -1,5 +1,6 @@
 /** `npm run bench -- NAME [flags]`: finds the benchmark, runs it, writes its result. */
 import { appendFile, writeFile } from "node:fs/promises";
+import { foldHelp } from "../cli/fold-help.ts";
 import { listenForStop, type SignalSource } from "../cli/stop-request.ts";
 import { UsageError } from "../cli/usage-error.ts";
 import { QuireError } from "../protocol/errors.ts";
@@ -42,7 +43,7 @@ export async function main(args: readonly string[], options: MainOptions): Promi
 
 async function runNamed([name, ...rest]: readonly string[], options: MainOptions): Promise<number> {
   if (name === undefined || name === "--help" || name === "-h") {
-    options.out(overview());
+    options.out(foldHelp(overview()));
     return 0;
   }
   if (name.startsWith("-")) throw new UsageError(`unknown flag ${name}; the benchmark's name comes first`);
@@ -52,7 +53,7 @@ async function runNamed([name, ...rest]: readonly string[], options: MainOptions
   }
   const bench = await entry.load();
   if (rest.includes("--help") || rest.includes("-h")) {
-    options.out(`Usage: npm run bench -- ${name} [flags]\n\n${bench.help()}`);
+    options.out(foldHelp(`Usage: npm run bench -- ${name} [flags]\n\n${bench.help()}`));
     return 0;
   }
   const { jsonPath, run } = bench.prepare(rest, options.env);

@@ -51,7 +51,7 @@ function readArgs(flags: Flags, args: readonly string[]): Map<string, string> {
   for (const token of tokens) {
     if (token.kind === "positional") throw new UsageError(`unexpected argument "${token.value}"`);
     if (token.kind === "option-terminator") continue;
-    if (!Object.hasOwn(flags, token.name)) throw new UsageError(`unknown flag ${token.rawName}`);
+    if (!Object.hasOwn(flags, token.name)) throw new UsageError(`unknown flag ${token.rawName}; --help lists them`);
     const isMissing = token.value === undefined || (token.inlineValue === false && token.value.startsWith("-"));
     if (isMissing) throw new UsageError(`${token.rawName} needs a value`);
     given.set(token.name, token.value ?? "");

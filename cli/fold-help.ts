@@ -2,9 +2,20 @@
 
 const columnCount = 80;
 
-/** The text in lines of at most 80 columns, cut between words; what goes on from a second column stays in it. */
+/**
+ * The text in lines of at most 80 columns, cut between words; what goes on from a second column stays in it. A line of prose that is longer goes on
+ * in the one behind it: where such lines end is their source's affair.
+ */
 export function foldHelp(text: string): string {
-  return text.split("\n").flatMap(foldLine).join("\n");
+  const paragraphs: string[] = [];
+  let goesOn = false;
+  for (const line of text.split("\n")) {
+    const isProse = /^\S/.test(line);
+    if (goesOn && isProse) paragraphs[paragraphs.length - 1] += ` ${line}`;
+    else paragraphs.push(line);
+    goesOn = isProse && (goesOn || line.length > columnCount);
+  }
+  return paragraphs.flatMap(foldLine).join("\n");
 }
 
 function foldLine(line: string): string[] {

@@ -77,7 +77,7 @@ export async function main(args: readonly string[]): Promise<number> {
       process.stdout.write(`${version()}\n`);
       return 0;
     }
-    if (name.startsWith("-")) throw new UsageError(`unknown flag ${name}`);
+    if (name.startsWith("-")) throw new UsageError(`unknown flag ${name}; quire --help lists the commands`);
     const command = await loadCommand(name);
     if (command === undefined) throw new UsageError(`unknown command "${name}"; quire --help lists them`);
     if (rest.includes("--help") || rest.includes("-h")) {

@@ -106,7 +106,7 @@ export const edgeBench = defineBench({
     "the difference is what the edge adds. The floor is a Worker and one object that pass bytes on and do nothing; a new session is a new object,\n" +
     "whose storage workerd makes first. A later turn comes within a second of the one before it. What the edge does between an engine's admission and its first\n" +
     "token costs nobody anything where that takes a moment (--first).\n" +
-    " One connection, one turn at a time, kinds in an order drawn for each round. A busy machine only ever makes it slower: there the\n" +
+    "One connection, one turn at a time, kinds in an order drawn for each round. A busy machine only ever makes it slower: there the\n" +
     `fastest tenth (p10) tells more than the median. Bars at the median: ${REQUEST_MS_MAX} ms a request, ${TOKEN_MS_MAX} ms a token.`,
   flags,
   async run(values, context) {

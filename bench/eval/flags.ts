@@ -115,8 +115,7 @@ export const evalFlags = {
     parse: parseList(parseText),
   },
   ablation: {
-    help: `instead of all that: published methods taken apart, at the first of the contexts and budgets, on questions of --kinds (without it
-multi-key): ${ABLATIONS.join(", ")}`,
+    help: `instead of all that: published methods taken apart, at the first of the contexts and budgets, on questions of --kinds (without it multi-key): ${ABLATIONS.join(", ")}`,
     placeholder: "LIST",
     parse: parseList(parseChoice(ABLATIONS)),
   },

@@ -56,9 +56,9 @@ describe("quire", () => {
 
   it.each([
     [["sing"], {}, 'unknown command "sing"; quire --help lists them'],
-    [["--loud"], {}, "unknown flag --loud"],
-    [["start", "--prot", "1"], {}, "unknown flag --prot"],
-    [["serve", "-x"], {}, "unknown flag -x"],
+    [["--loud"], {}, "unknown flag --loud; quire --help lists the commands"],
+    [["start", "--prot", "1"], {}, "unknown flag --prot; --help lists them"],
+    [["serve", "-x"], {}, "unknown flag -x; --help lists them"],
     [["start", "here"], {}, 'unexpected argument "here"'],
     [["start", "--port"], {}, "--port needs a value"],
     [["start", "--port", "--data", "x"], {}, "--port needs a value"],
@@ -107,7 +107,8 @@ describe("quire", () => {
 
   it("ends as a process with that line and exit code 1", async () => {
     const result = await runQuire(["start", "--prot", "1"]);
-    expect(result).toEqual({ code: 1, signal: null, stdout: "", stderr: "quire: unknown flag --prot\n" });
+    const stderr = "quire: unknown flag --prot; --help lists them\n";
+    expect(result).toEqual({ code: 1, signal: null, stdout: "", stderr });
   });
 });
 

@@ -1,6 +1,7 @@
 /** `npm run sim`: simulated lives by the command line (flags.ts); a failing seed prints its one-line replay. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { fileURLToPath } from "node:url";
+import { foldHelp } from "../../cli/fold-help.ts";
 import { UsageError } from "../../cli/usage-error.ts";
 import { parseSimCommand, SIM_HELP, type SimCommand } from "./flags.ts";
 import { MUTANT_SEEDS_MAX, MUTANTS } from "./mutants.ts";
@@ -9,7 +10,7 @@ import { simulate } from "./world.ts";
 
 try {
   const command = parseSimCommand(process.argv.slice(2));
-  if (command === undefined) process.stdout.write(SIM_HELP);
+  if (command === undefined) process.stdout.write(foldHelp(SIM_HELP));
   else process.exitCode = await run(command);
 } catch (error) {
   if (!(error instanceof UsageError)) throw error;
