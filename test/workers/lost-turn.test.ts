@@ -1,11 +1,12 @@
 /** The session's object is lost while a turn runs: a resumable turn goes on in the next one, any other in its Worker. */
 import { runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
-import { describe, expect, inject, it } from "vitest";
+import { describe, expect, inject, it, onTestFinished, vi } from "vitest";
 import { LIMITS } from "../../protocol/limits.ts";
 import { limiterOf } from "../../workers/limits/tenant-limiter.ts";
 import type { SessionLog } from "../../workers/session-log/session-log.ts";
+import { TenantIndex } from "../../workers/tenant-index.ts";
 import type { Step } from "./fake-engine/script.ts";
-import { END, env, ids, logOf, makeWorld, streamOf, until, type World } from "./world.ts";
+import { END, env, ids, logOf, makeWorld, says, streamOf, until, type World } from "./world.ts";
 
 const TEXT = "Ein Satz – äöü – und 🙂 漢字, lang genug, um mitten darin verloren zu gehen. ".repeat(2);
 const replies: Step[] = [
@@ -176,6 +177,26 @@ describe("a resumable turn whose object is lost", () => {
     expect(events.at(-1)?.isError).toBe(true);
     expect(await world.engine.calls()).toHaveLength(2 + LIMITS.runningAttemptCountMax);
     expect((await world.chat("ho", { quire: { session_id: session } })).status).toBe(200);
+  });
+
+  it("that is in the log is not written down any more, while its last words wait for others", async () => {
+    const talk = await newTalk();
+    const { world, session, stub } = talk;
+    const entered = Promise.withResolvers<void>();
+    const put = vi.spyOn(TenantIndex.prototype, "put").mockImplementation(() => entered.promise);
+    onTestFinished(() => put.mockRestore());
+    await world.engine.script(...says("at once"));
+    const response = await world.chat("hi", { stream: true, quire: { session_id: session, resumable: true } });
+    await until(() => put.mock.calls.length > 0);
+    await new Promise((resolve) => setTimeout(resolve, 2 * LIMITS.runningNoteMs));
+    entered.resolve();
+    expect((await readEvents(response)).at(-1)?.isEnd).toBe(true);
+    // It would be run once more, or its alarm would end the session.
+    const left = await runInDurableObject(stub(), async (_, { storage }) => {
+      return { isNoted: storage.kv.get("running/0000") !== undefined, alarmMs: await storage.getAlarm() };
+    });
+    expect(left.isNoted).toBe(false);
+    expect((left.alarmMs ?? 0) - Date.now()).toBeGreaterThan(LIMITS.sessionIdleMsMax / 2);
   });
 
   it("that was over is not run again", async () => {

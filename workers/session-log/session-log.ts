@@ -128,18 +128,29 @@ export class SessionLog extends LogObject {
   }
 
   #host(job: TurnJob, stream: TurnStream, later: TurnCourse["later"]): TurnHost {
+    // Written or given up: were it noted now, the next object would run it again, or its alarm end the session.
+    let isSettled = false;
+    const note = (numericsId: string) => {
+      if (!isSettled) this.#note(job, { streamId: stream.id, numericsId });
+    };
     return {
       read: async () => {
         const { id = "", forkFrom } = job.session ?? {};
         if (forkFrom && !this.open().meta()) await this.adoptPrefix(id, job.namespace, forkFrom);
         return this.open().known();
       },
-      commit: (commit) => this.#write(commit),
-      giveUp: () => this.#giveUp(job),
+      commit: (commit) => {
+        isSettled = true;
+        return this.#write(commit);
+      },
+      giveUp: () => {
+        isSettled = true;
+        return this.#giveUp(job);
+      },
       progress: (ids) => this.#lost.progress(ids),
       begun: (numericsId) => {
         this.#replays.begin(stream, job, numericsId);
-        if (isNotable(job)) later(LIMITS.runningNoteMs, () => this.#note(job, { streamId: stream.id, numericsId }));
+        if (isNotable(job)) later(LIMITS.runningNoteMs, () => note(numericsId));
       },
       ended: (isSaid) => {
         if (isSaid) this.#keepReplay(job, stream);
