@@ -1,12 +1,14 @@
 /** `quire devices`: what can compute on this machine. */
+import { execFile } from "node:child_process";
 import { availableParallelism, cpus } from "node:os";
-import { type AdapterReport, adapterReport, NoAdapterError, requestAdapter } from "../kernels/webgpu/adapter.ts";
+import { fileURLToPath } from "node:url";
+import { mayHaveGpu } from "../kernels/auto-device.ts";
 import { poolPartsMax } from "../kernels/webgpu/pool.ts";
 import type { Command } from "./command.ts";
+import type { FoundGpu, GpuReport } from "./find-gpu.ts";
 import { UsageError } from "./usage-error.ts";
 
-/** The GPU, or why there is none. */
-type GpuReport = AdapterReport | { reason: string };
+const LOOK_MS_MAX = 60_000;
 
 /** The command. */
 export const devicesCommand: Command = {
@@ -25,13 +27,23 @@ export const devicesCommand: Command = {
   },
 };
 
+/**
+ * Asks in a process of its own (`find-gpu.ts`): what Vulkan's loader and Dawn warn of goes to file descriptor 2, which only a parent can keep, and a
+ * driver that crashes ends only that process. The warnings are shown but where there is no GPU to warn of.
+ * @throws {UsageError} what that process refuses
+ */
 async function findGpu(): Promise<GpuReport> {
-  try {
-    return adapterReport(await requestAdapter());
-  } catch (error) {
-    if (error instanceof NoAdapterError) return { reason: error.message.replace(/^device webgpu: /, "") };
-    throw error;
-  }
+  const { code, stdout, stderr } = await new Promise<{ code: unknown; stdout: string; stderr: string }>((resolve) => {
+    const args = [fileURLToPath(new URL("find-gpu.ts", import.meta.url))];
+    execFile(process.execPath, args, { timeout: LOOK_MS_MAX, killSignal: "SIGKILL" }, (error, stdout, stderr) => {
+      resolve({ code: error?.signal ?? error?.code ?? 0, stdout, stderr });
+    });
+  });
+  const found: FoundGpu =
+    code === 0 ? JSON.parse(stdout) : { reason: `the driver ended the process that asked it for a GPU (${code})` };
+  if ("refusal" in found) throw new UsageError(found.refusal);
+  if (!("reason" in found) || mayHaveGpu()) process.stderr.write(stderr);
+  return found;
 }
 
 function describe(cpu: { model: string; threads: number }, gpu: GpuReport): string {

@@ -86,7 +86,8 @@ export async function openAutoDevice({
   return device;
 }
 
-function mayHaveGpu(): boolean {
+/** Whether a GPU, or a driver of one that the environment names, may be here; only Linux says so without asking a driver. */
+export function mayHaveGpu(): boolean {
   const { VK_ICD_FILENAMES, VK_DRIVER_FILES } = process.env;
   if (process.platform !== "linux" || VK_ICD_FILENAMES !== undefined || VK_DRIVER_FILES !== undefined) return true;
   return GPU_NODES.some((path) => existsSync(path));

@@ -1,5 +1,7 @@
 /** `quire devices`, and what a GPU that is not there does to `--device webgpu`. */
 import { describe, expect, it } from "vitest";
+import { mayHaveGpu } from "../../kernels/auto-device.ts";
+import { softwareGpuFolder } from "../support/software-gpu.ts";
 import { runQuire } from "./run-quire.ts";
 
 /** A Vulkan loader that is told of a driver that does not exist finds no other. */
@@ -18,6 +20,28 @@ describe("quire devices", () => {
       wasm: { threads: expect.any(Number) },
       webgpu: { reason: expect.any(String) },
     });
+  });
+
+  it.skipIf(mayHaveGpu())("says it without the warnings of a Vulkan that is not there", async () => {
+    expect(await runQuire(["devices"])).toMatchObject({ code: 0, stderr: "" });
+    const loader = softwareGpuFolder();
+    if (loader !== undefined) {
+      // A loader without a driver warns of other things.
+      const bare = { LD_LIBRARY_PATH: loader, XDG_DATA_DIRS: "/nowhere", XDG_CONFIG_DIRS: "/nowhere" };
+      expect(await runQuire(["devices"], bare)).toMatchObject({ code: 0, stderr: "" });
+    }
+  });
+
+  it.skipIf(process.platform !== "linux")("shows them where a driver is named, which they may be about", async () => {
+    expect((await runQuire(["devices"], NO_DRIVER)).stderr).toMatch(/^Warning: /m);
+  });
+
+  it("survives a driver that does not", async () => {
+    const dies = 'if (process.argv[1]?.endsWith("find-gpu.ts")) process.kill(process.pid, "SIGSEGV");';
+    const env = { NODE_OPTIONS: `--import data:text/javascript,${encodeURIComponent(dies)}` };
+    const { code, stdout } = await runQuire(["devices"], env);
+    expect(code).toBe(0);
+    expect(stdout).toMatch(/\nwebgpu +the driver ended the process that asked it for a GPU \(SIGSEGV\)\n$/);
   });
 
   it.skipIf(!canHideDrivers)("is what an engine says in one line when it is to run on a GPU", async () => {
