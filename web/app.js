@@ -154,7 +154,7 @@ function addMessage(message) {
   text.className = "text";
   text.textContent = message.text;
   element.append(heading, text);
-  if (message.text.length > LONG_TEXT_LENGTH) addMore(element, message.text.length);
+  if (message.text.length > LONG_TEXT_LENGTH) addMore(element, text);
   ui.log.append(element);
   state.atEnd = true;
   followEnd();
@@ -188,13 +188,16 @@ function followEnd() {
   if (state.atEnd) ui.log.scrollTop = ui.log.scrollHeight;
 }
 
-function addMore(element, length) {
+/** Only the beginning of a long text is on the page until all of it is asked for: a browser takes longer to lay out 20 MB than to send them. */
+function addMore(element, text) {
+  const whole = text.textContent;
   const more = document.createElement("button");
   more.type = "button";
   more.className = "more";
   element.classList.add("long");
   const label = (shown) => {
-    more.textContent = shown ? "Show less" : `Show all ${count(length)} characters`;
+    text.textContent = shown ? whole : whole.slice(0, LONG_TEXT_LENGTH);
+    more.textContent = shown ? "Show less" : `Show all ${count(whole.length)} characters`;
     more.setAttribute("aria-expanded", String(shown));
   };
   label(false);

@@ -24,6 +24,8 @@ const FLAGS = [
 export interface BrowserPage {
   /** The value of an expression, as JSON carries it. @throws {Error} when it throws. */
   evaluate(expression: string): Promise<unknown>;
+  /** Gives the window another size, in CSS pixels. */
+  resize(window: { width: number; height: number }): Promise<void>;
   /** Ends the browser and removes its profile. */
   close(): Promise<void>;
 }
@@ -54,6 +56,9 @@ export async function openBrowserPage(url: string): Promise<BrowserPage | undefi
     if (errorText !== undefined) throw new Error(`the browser cannot open ${url}: ${errorText}`);
     return {
       close,
+      async resize(window) {
+        await call("Emulation.setDeviceMetricsOverride", { ...window, deviceScaleFactor: 1, mobile: false });
+      },
       async evaluate(expression) {
         const answer = await call("Runtime.evaluate", { expression, returnByValue: true, awaitPromise: true });
         const { result, exceptionDetails } = answer as { result: { value?: unknown }; exceptionDetails?: object };

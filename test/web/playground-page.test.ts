@@ -130,6 +130,48 @@ describe("the playground in a browser", () => {
     expect(await texts("#selected-text")).toEqual(["all of them: below the budget, or dense"]);
   });
 
+  it.each([
+    { width: 1280, height: 800 },
+    { width: 1280, height: 500 },
+    { width: 800, height: 500 },
+    { width: 844, height: 390 },
+    { width: 390, height: 844 },
+  ])("has every question about the passage, the field and some of the talk in a window of %j", async (window) => {
+    await page?.resize(window);
+    await evaluate(`document.getElementById("demo").click()`);
+    const box = (selector: string) =>
+      evaluate(`(({ left, top, right, bottom, height }) => ({ left, top, right, bottom, height }))(
+        document.querySelector(${JSON.stringify(selector)}).getBoundingClientRect())`) as Promise<
+        Record<string, number>
+      >;
+    const place = await box("#suggestions");
+    for (let index = 1; index <= 6; index++) {
+      const chip = await box(`#suggestions button:nth-of-type(${index})`);
+      expect(chip.left).toBeGreaterThanOrEqual(place.left ?? 0);
+      expect(chip.top).toBeGreaterThanOrEqual(place.top ?? 0);
+      expect(chip.right).toBeLessThanOrEqual(Math.min(place.right ?? 0, window.width));
+      expect(chip.bottom).toBeLessThanOrEqual(place.bottom ?? 0);
+    }
+    expect((await box("#log")).height).toBeGreaterThanOrEqual(120);
+    expect((await box("#send")).bottom).toBeLessThanOrEqual(window.height);
+    await page?.resize({ width: 800, height: 600 });
+  });
+
+  it("shows the beginning of a long message, all of it where that is asked for, and lays nothing else out", async () => {
+    const { answer } = await ask("word ".repeat(2_000));
+    say(answer, "read");
+    answer.end("data: [DONE]\n\n");
+    await seen(`document.getElementById("send").hidden`, false);
+    const shown = `document.querySelector(".user .text").textContent.length`;
+    expect(await evaluate(shown)).toBe(1_200);
+    await evaluate(`document.querySelector(".user .more").click()`);
+    expect(await evaluate(shown)).toBe(10_000);
+    await evaluate(`document.querySelector(".user .more").click()`);
+    expect(await evaluate(shown)).toBe(1_200);
+    await reload();
+    await seen(shown, 1_200);
+  });
+
   it("says so when a reply ends before its end", async () => {
     const { answer } = await ask("hi");
     say(answer, "half");
