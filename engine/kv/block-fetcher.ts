@@ -14,7 +14,7 @@ import type { BlockCache } from "./block-cache.ts";
 import { blockRuns } from "./block-runs.ts";
 import type { Gate, GateClass } from "./gate.ts";
 import type { LogicalBlock } from "./logical-block.ts";
-import type { ReadAhead } from "./read-ahead.ts";
+import { type ReadAhead, rangeName } from "./read-ahead.ts";
 import type { StoredSegment } from "./stored-segment.ts";
 
 /** Copied from host memory between two turns of the event loop. */
@@ -39,6 +39,12 @@ interface RangeRead {
   blocks: LogicalBlock[];
 }
 
+/** One that is on its way, or waits for its turn. */
+interface ReadInFlight {
+  read: RangeRead;
+  done: Promise<void>;
+}
+
 /** What a fetcher works with. */
 export interface BlockFetcherOptions {
   /** The store, or reads ahead of it, which have their places already. */
@@ -58,7 +64,7 @@ export interface BlockFetcherOptions {
 /** Reads for all sequences of an engine. */
 export class BlockFetcher {
   readonly #options: BlockFetcherOptions;
-  readonly #inFlight = new Map<LogicalBlock, Map<number, Promise<void>>>();
+  readonly #inFlight = new Map<LogicalBlock, Map<number, ReadInFlight>>();
   #lossNoticed = false;
   /** When what was filled so far has used up its share of time. */
   #fillFreeMs = 0;
@@ -87,7 +93,7 @@ export class BlockFetcher {
 
   /**
    * Resolves when every wanted layer is resident or its block is lost; never rejects. Callers hold references to the blocks; those that
-   * are released meanwhile are read in vain. Returns what this call itself read.
+   * are released meanwhile are read in vain. Reads begin layer by layer; one that waits as fill and is demanded now takes its layer's turn. Returns what this call itself read.
    */
   async fetch(wanted: readonly BlockLayer[], kind: GateClass): Promise<FetchTotals> {
     const totals: FetchTotals = { bytes: 0, blocks: 0 };
@@ -95,25 +101,46 @@ export class BlockFetcher {
     const leaving = wanted.flatMap(({ block, layer }) => block.host?.arriving.get(layer) ?? []);
     if (leaving.length > 0) await Promise.all(leaving);
     const fresh: BlockLayer[] = [];
+    const known = new Set<ReadInFlight>();
     const inHost = wanted.filter(isInHost);
     if (inHost.length > 0) pending.push(this.#fromHost(inHost));
     for (const item of wanted) {
       const { block, layer } = item;
       // Whoever held it may have let go while it was on its way to host memory.
       if (block.lost || block.refCount === 0 || block.deviceBlocks[layer] !== NOT_RESIDENT || isInHost(item)) continue;
-      const known = this.#inFlight.get(block)?.get(layer);
-      if (known) pending.push(known);
+      const inFlight = this.#inFlight.get(block)?.get(layer);
+      if (inFlight) known.add(inFlight);
       else fresh.push(item);
     }
-    for (const read of readsOf(fresh, this.#options.geometry.blockBytes)) {
-      const run = () => this.#read(read, totals);
-      // One that holds a place while it waits for a read that has none yet would be a deadlock.
-      const done = this.#isBegun(read) ? run() : this.#options.gate.run(kind, run);
-      for (const block of read.blocks) this.#track(block, read.layer, done);
-      pending.push(done);
-    }
+    const raised = kind === "demand" ? Array.from(known, ({ read }) => read) : [];
+    const reads = new Set(readsOf(fresh, this.#options.geometry.blockBytes));
+    for (const { done } of known) pending.push(done);
+    // Sorting keeps equals in order: of a layer, what waits already comes first.
+    for (const read of [...raised, ...reads].sort((a, b) => a.layer - b.layer))
+      if (reads.has(read)) pending.push(this.#begin(read, kind, totals));
+      else this.#raise(read);
     await Promise.all(pending);
     return totals;
+  }
+
+  #begin(read: RangeRead, kind: GateClass, totals: FetchTotals): Promise<void> {
+    const { gate } = this.#options;
+    const run = () => this.#read(read, totals);
+    const isBegun = this.#isBegun(read);
+    if (isBegun && kind === "demand") this.#raise(read);
+    // One that holds a place while it waits for a read that has none yet would be a deadlock.
+    const done = isBegun ? run() : gate.run(kind, run, this.#nameOf(read));
+    for (const block of read.blocks) this.#track(block, { read, done });
+    return done;
+  }
+
+  #raise(read: RangeRead): void {
+    this.#options.gate.raise(this.#nameOf(read));
+  }
+
+  /** What it is called at the gate, whoever began it. */
+  #nameOf(read: RangeRead): string {
+    return rangeName(read.segment.objectKey, this.#rangeOf(read));
   }
 
   /** Brings every layer of these blocks that is in host memory, and nothing else. Never rejects. */
@@ -205,10 +232,12 @@ export class BlockFetcher {
     this.#options.cache.markLost(block);
   }
 
-  #track(block: LogicalBlock, layer: number, done: Promise<void>): void {
-    const layers = this.#inFlight.get(block) ?? new Map<number, Promise<void>>();
+  #track(block: LogicalBlock, inFlight: ReadInFlight): void {
+    const { layer } = inFlight.read;
+    const { done } = inFlight;
+    const layers = this.#inFlight.get(block) ?? new Map<number, ReadInFlight>();
     this.#inFlight.set(block, layers);
-    layers.set(layer, done);
+    layers.set(layer, inFlight);
     const over = () => {
       layers.delete(layer);
       if (layers.size === 0) this.#inFlight.delete(block);

@@ -43,7 +43,7 @@ export class ReadAhead implements Pick<PageStore, "get"> {
     const { store, gate, clock, getMsMax } = this.#options;
     const own = new Map<string, { bytes: number; read: Promise<StoreObject | undefined> }>();
     for (const { objectKey, offset, bytes } of heads) {
-      const name = nameOf(objectKey, { offset, bytes });
+      const name = rangeName(objectKey, { offset, bytes });
       if (this.#begun.has(name)) continue;
       const range = { offset, bytes };
       const read = gate.run("demand", () => store.get(objectKey, { range, signal: clock.deadline(getMsMax) }));
@@ -57,7 +57,7 @@ export class ReadAhead implements Pick<PageStore, "get"> {
 
   /** A head that was begun, once. Undefined, at once or later: it was not, or it is not there, or could not be had; then whoever needs it reads it. */
   takeHead({ objectKey, offset, bytes }: RangeRef): Promise<StoreObject | undefined> | undefined {
-    const name = nameOf(objectKey, { offset, bytes });
+    const name = rangeName(objectKey, { offset, bytes });
     const begun = this.#begun.get(name);
     this.#begun.delete(name);
     return begun?.catch(() => undefined);
@@ -68,12 +68,11 @@ export class ReadAhead implements Pick<PageStore, "get"> {
     const { store, gate, clock, getMsMax } = this.#options;
     const own = new Map<string, { bytes: number; read: Promise<StoreObject | undefined> }>();
     for (const { objectKey, offset, bytes } of ranges) {
-      const name = nameOf(objectKey, { offset, bytes });
+      const name = rangeName(objectKey, { offset, bytes });
       if (this.#begun.has(name)) continue;
-      // A guess: it takes no place from what is known to be needed.
-      const read = gate.run("fill", () =>
-        store.get(objectKey, { range: { offset, bytes }, signal: clock.deadline(getMsMax) }),
-      );
+      // A guess: it takes no place from what is known to be needed, until it is (`Gate.raise`).
+      const get = () => store.get(objectKey, { range: { offset, bytes }, signal: clock.deadline(getMsMax) });
+      const read = gate.run("fill", get, name);
       // Who asks for it hears of its failure.
       read.catch(() => {});
       this.#begun.set(name, read);
@@ -94,12 +93,12 @@ export class ReadAhead implements Pick<PageStore, "get"> {
 
   /** Whether a read of exactly this range is under way or waits for its place: whoever asks for it needs no place of its own. */
   isBegun(objectKey: string, range: { offset: number; bytes: number }): boolean {
-    return this.#begun.has(nameOf(objectKey, range));
+    return this.#begun.has(rangeName(objectKey, range));
   }
 
   /** A range that was begun, once; anything else is read from the store. @throws {StoreError} */
   get(objectKey: string, options: GetOptions = {}): Promise<StoreObject | undefined> {
-    const name = options.range && nameOf(objectKey, options.range);
+    const name = options.range && rangeName(objectKey, options.range);
     const begun = name === undefined ? undefined : this.#begun.get(name);
     if (begun === undefined || name === undefined) return this.#options.store.get(objectKey, options);
     this.#begun.delete(name);
@@ -107,6 +106,7 @@ export class ReadAhead implements Pick<PageStore, "get"> {
   }
 }
 
-function nameOf(objectKey: string, range: { offset: number; bytes: number }): string {
+/** What a read of a range is called, here and at the gate. */
+export function rangeName(objectKey: string, range: { offset: number; bytes: number }): string {
   return `${objectKey}@${range.offset}+${range.bytes}`;
 }

@@ -187,6 +187,40 @@ describe("reads", () => {
     for (const block of blocks) expectRight(block);
   });
 
+  it("that wait as fill go before other fill once they are demanded, in their layer's turn", async () => {
+    const blocks = [...(await segment(0)), ...(await segment(1)), ...(await segment(2))].filter(
+      ({ index }) => index % 2 === 0,
+    );
+    const { gate, clock } = options;
+    const slow = {
+      ...store,
+      get: (...args: Parameters<typeof store.get>) => time.sleep(5).then(() => store.get(...args)),
+    };
+    const ahead = new ReadAhead({ store: slow as typeof store, gate, clock, getMsMax: 1_000 });
+    const filling = new BlockFetcher({ ...options, store: ahead });
+    const rangeOf = ({ block, layer }: BlockLayer) => {
+      const { objectKey, objectOffset } = block.stored!;
+      const { offset, bytes } = segmentRange(GEOMETRY, layer, indexInSegment(block, block.stored!), 1);
+      return { objectKey, offset: objectOffset + offset, bytes };
+    };
+    // Half of them were begun ahead, all of them fill: four of the twelve find a place at once.
+    const [begun, others] = [all(blocks.slice(0, 3)), all(blocks.slice(3))];
+    ahead.begin(begun.map(rangeOf));
+    const fills = [filling.fetch(begun, "fill"), filling.fetch(others, "fill")];
+    const demanded = [4, 2].flatMap((at) => all(blocks.slice(at, at + 1)));
+    await run(filling.fetch(demanded, "demand"));
+    // Two are on their way, and no more than two of the others pass: fill has two places of four.
+    const count = written.size;
+    expect(demanded.every(({ block, layer }) => written.has(block.deviceBlocks[layer] as number))).toBe(true);
+    expect(count).toBeLessThanOrEqual(8);
+    const of = (layer: number) =>
+      store.ranges.findIndex((range) => range?.offset === rangeOf({ block: blocks[4]!, layer }).offset);
+    expect(of(0)).toBeLessThan(of(1));
+    await run(Promise.all(fills));
+    expect(store.ranges).toHaveLength(12);
+    for (const block of blocks) expectRight(block);
+  });
+
   it("that nobody wants any more take no memory", async () => {
     const blocks = await segment(0);
     let open = () => {};

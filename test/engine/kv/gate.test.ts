@@ -58,3 +58,54 @@ it("lets demand pass fill that came before it", async () => {
   await Promise.all([first, ...rest]);
   expect(order).toEqual(["demand", "fill"]);
 });
+
+it("takes fill that is raised for demand, behind what waits of that", async () => {
+  const gate = new Gate(2, 1);
+  const order: string[] = [];
+  const ends: (() => void)[] = [];
+  const task = (name: string) => () => {
+    order.push(name);
+    return new Promise<void>((resolve) => ends.push(resolve));
+  };
+  const all = ["one", "two", "three"].map((name) => gate.run("fill", task(name), name));
+  all.push(gate.run("demand", task("demanded")), gate.run("demand", task("demanded next")));
+  expect(order, "fill has one place of two").toEqual(["one", "demanded"]);
+  gate.raise("three");
+  gate.raise("one");
+  gate.raise("nobody");
+  while (gate.runningCount > 0) {
+    ends.shift()?.();
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  await Promise.all(all);
+  expect(order).toEqual(["one", "demanded", "demanded next", "three", "two"]);
+  expect([gate.runningCount, gate.waitingCount]).toEqual([0, 0]);
+});
+
+it("counts what was raised as demand: fill keeps its own places", async () => {
+  const gate = new Gate(4, 1);
+  let fillCount = 0;
+  const ends: (() => void)[] = [];
+  const all = ["a", "b", "c", "d"].map((name) =>
+    gate.run(
+      "fill",
+      () => {
+        fillCount += 1;
+        return new Promise<void>((resolve) => ends.push(resolve));
+      },
+      name,
+    ),
+  );
+  await new Promise((resolve) => setImmediate(resolve));
+  expect(fillCount).toBe(1);
+  gate.raise("d");
+  gate.raise("b");
+  await new Promise((resolve) => setImmediate(resolve));
+  expect(fillCount, "two go as demand, beside the one that fills").toBe(3);
+  ends.splice(1).forEach((end) => void end());
+  await new Promise((resolve) => setImmediate(resolve));
+  expect(fillCount, "the one that fills has not ended").toBe(3);
+  for (; gate.runningCount > 0; await new Promise((resolve) => setImmediate(resolve)))
+    ends.splice(0).forEach((end) => void end());
+  await Promise.all(all);
+});
