@@ -9,6 +9,7 @@ import {
   QuireConnectionError,
 } from "./errors.ts";
 import { type Http, type HttpAnswer, type HttpRequest, parseJson } from "./http.ts";
+import { randomId } from "./random-id.ts";
 import { withRetries } from "./retry.ts";
 import { SseParser } from "./sse.ts";
 import { type Chunk, type FinishReason, readChunk, type Usage } from "./wire.ts";
@@ -50,7 +51,7 @@ export class Reply implements AsyncIterable<string> {
   /** Events that arrived, over all connections. */
   #eventCount = 0;
   /** Our name of the turn: asked for twice because an answer was lost, it runs once. */
-  #turnKey = crypto.randomUUID();
+  #turnKey = randomId();
   #wake = deferred<void>();
   #ended = false;
   /** The terminal event is here; what the connection does afterwards does not matter. */
@@ -140,7 +141,7 @@ export class Reply implements AsyncIterable<string> {
     // The server ended the turn: only one that said nothing can be asked for again, as a new one.
     if (isNew && saysEnd) {
       this.#lastEventId = undefined;
-      this.#turnKey = crypto.randomUUID();
+      this.#turnKey = randomId();
     }
     return isNew;
   }

@@ -1,6 +1,7 @@
 /** A conversation that the server remembers. */
 import { isRecord, QuireApiError, QuireConnectionError } from "./errors.ts";
 import type { Http } from "./http.ts";
+import { randomId } from "./random-id.ts";
 import { Reply } from "./reply.ts";
 import { type Message, type SendOptions, turnBody } from "./wire.ts";
 
@@ -32,7 +33,7 @@ export class Session {
   /** Made by `Quire.session`. */
   constructor(http: Http, options: SessionOptions) {
     const { id, model, ...defaults } = options;
-    this.id = id ?? `s-${crypto.randomUUID()}`;
+    this.id = id ?? `s-${randomId()}`;
     this.model = model ?? "default";
     this.#http = http;
     this.#defaults = defaults;

@@ -314,7 +314,9 @@ function beginSession(id) {
   remember();
 }
 
-const newSessionId = () => `s-${crypto.randomUUID()}`;
+const hex = (word) => word.toString(16).padStart(8, "0");
+/** Random; crypto.randomUUID is not there in a page that came over plain http from another machine. */
+const newSessionId = () => `s-${[...crypto.getRandomValues(new Uint32Array(4))].map(hex).join("")}`;
 const sessionPath = () => `/v1/sessions/${encodeURIComponent(ui.session.value)}`;
 
 async function fork() {

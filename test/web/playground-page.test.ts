@@ -113,6 +113,15 @@ describe("the playground in a browser", () => {
     expect(await evaluate(alert)).toBe("");
   });
 
+  it("names its sessions also in a page that came over plain http, whose crypto has no randomUUID", async () => {
+    await evaluate(`document.getElementById("session").value = "", delete Crypto.prototype.randomUUID`);
+    await evaluate("document.getElementById('new').click()");
+    const name = await value("session");
+    expect(name).toMatch(/^s-[0-9a-f]{32}$/);
+    await evaluate("document.getElementById('new').click()");
+    expect(await value("session")).not.toBe(name);
+  });
+
   it("shows how much of the pages a turn attended to, and a full bar where nothing was selected", async () => {
     for (const [selected, inContext, share] of [
       [25, 100, 0.25],
