@@ -2,23 +2,20 @@
  * Ablations of published methods: rules of the laboratory answer questions of the case file. A passage is read densely on the CPU device; the question
  * and the answer are then read row by row, in f32, by the model's own forward pass with the rule in the place of selection.
  */
-import { openModelFolder } from "../../../cli/model-folder.ts";
-import { BLOCK_TOKENS, PAGE_TOKENS } from "../../../kernels/contract.ts";
+import { PAGE_TOKENS } from "../../../kernels/contract.ts";
 import { openDevice } from "../../../kernels/open.ts";
-import { openModel } from "../../../models/open.ts";
 import type { BenchContext } from "../../bench.ts";
-import { converse, splitPrompt } from "../../recall/ask.ts";
 import { casesOf, isRight, kindsOf, type RecallCase, type RecallDocument, readCases } from "../../recall/cases.ts";
-import { poolCounts, Sequence } from "../../recall/sequence.ts";
 import type { EvalValues } from "../flags.ts";
 import { type Estimate, meanOf, pairedDifference } from "../statistics.ts";
 import { type EvalSubject, openSubject } from "../subject.ts";
 import { passagesOf } from "../tasks.ts";
 import type { AblationName } from "./ablation-names.ts";
-import { Lab } from "./lab-device.ts";
+import { LabBench } from "./lab-bench.ts";
 import { meanRule, questRule } from "./page-rules.ts";
 import type { Rule } from "./rule.ts";
 import { runRule } from "./run-rules.ts";
+import { type Asked, type LayoutFigures, type PanelFigures, runScoreAblation, scoreLines } from "./score-ablation.ts";
 import { reuseRule, voteRule } from "./token-rules.ts";
 
 /** Every row, `reuse(4)`, and `reuse` under a threshold. */
@@ -29,9 +26,15 @@ const RUNS = [
   ...[0.9, 0.7].map((cosineMin) => ({ runTokens: 16, cosineMin })),
 ];
 
+/** An ablation whose rules answer questions. */
+type RuleAblation = Exclude<AblationName, "scores">;
+
+/** What came of an ablation. */
+export type AnyFigures = AblationFigures | PanelFigures | LayoutFigures;
+
 /** One rule over all questions. */
 export interface AblationFigures {
-  ablation: AblationName;
+  ablation: RuleAblation;
   rule: string;
   contextTokens: number;
   budgetTokens: number;
@@ -49,7 +52,7 @@ export interface AblationFigures {
 
 /** A rule, and what is counted while it runs. */
 interface Variant {
-  ablation: AblationName;
+  ablation: RuleAblation;
   rule: Rule;
   reused: { count: number; of: number };
 }
@@ -65,35 +68,68 @@ export async function runAblations(
   names: readonly AblationName[],
   values: EvalValues,
   context: BenchContext,
-): Promise<AblationFigures[]> {
+): Promise<AnyFigures[]> {
   const contextTokens = values.contexts[0] as number;
   const budgetTokens = values.budgets[0] as number;
-  const files = await readCases(values["case-file"]);
   const subject = await openSubject({ ...values, weights: "f32", kv: "f32", contexts: [contextTokens] }, []);
   const reference = await openDevice({ kind: "reference" });
   try {
-    const variants = names.flatMap((name) => variantsOf(name, { contextTokens, budgetTokens }, subject));
-    const questions = questionsOf(files.documents, values);
-    const sentenceTokens = files.sentences.map((sentence) => subject.tokenizer.encode(sentence).length);
-    const passages = passagesOf(subject, questions, { ...files, sentenceTokens, lengthTokens: contextTokens });
-    const bench = await LabBench.open(subject, {
-      folder: (await openModelFolder(values.model)).path,
-      reference,
-      contextTokens,
-    });
-    const answers = new Map<Rule | undefined, Answer[]>(
-      [undefined, ...variants.map(({ rule }) => rule)].map((rule) => [rule, []]),
-    );
-    for (const [index, question] of questions.entries()) {
-      if (context.signal.aborted) break;
-      await bench.answer(question, passages[index] as string, answers, context.signal);
-      context.progress(`${index + 1} of ${questions.length} questions under ${variants.length} rules and densely`);
+    const bench = await LabBench.open(subject, { model: values.model, reference, contextTokens });
+    const ruled = names.filter((name): name is RuleAblation => name !== "scores");
+    const variants = ruled.flatMap((name) => variantsOf(name, { contextTokens, budgetTokens }, subject));
+    const figures: AnyFigures[] = [];
+    if (variants.length > 0) {
+      const answers = await answersUnder(bench, await askedOf(subject, values, values.cases), variants, context);
+      figures.push(...variants.map((variant) => figuresOf(variant, answers, { contextTokens, budgetTokens })));
     }
-    return variants.map((variant) => figuresOf(variant, answers, { contextTokens, budgetTokens }));
+    if (names.includes("scores")) {
+      // One half of the questions is what scorers are fitted to.
+      const asked = await askedOf(subject, values, values.cases * 2);
+      figures.push(...(await runScoreAblation(bench, asked, subject.runner.config, context)));
+    }
+    return figures;
   } finally {
     await subject.device.close();
     await reference.close();
   }
+}
+
+/** Every question's replies under every rule, and densely (`undefined`). */
+async function answersUnder(
+  bench: LabBench,
+  asked: readonly Asked[],
+  variants: readonly Variant[],
+  context: BenchContext,
+): Promise<Map<Rule | undefined, Answer[]>> {
+  const answers = new Map<Rule | undefined, Answer[]>(
+    [undefined, ...variants.map(({ rule }) => rule)].map((rule) => [rule, []]),
+  );
+  for (const [index, { question, passage }] of asked.entries()) {
+    if (context.signal.aborted) break;
+    const read = await bench.read(question, passage, context.signal);
+    const wanted = question.turns.at(-1)?.expect ?? [];
+    for (const [rule, list] of answers) {
+      const text = await bench.answer(read, rule?.start(), context.signal);
+      const { measures } = bench;
+      list.push({
+        isRight: isRight(text, wanted),
+        mass: measures.map(({ mass }) => mass),
+        outputError: measures.map(({ outputError }) => outputError),
+      });
+    }
+    context.progress(`${index + 1} of ${asked.length} questions under ${variants.length} rules and densely`);
+  }
+  return answers;
+}
+
+/** Up to `count` questions of every kind, with their passages. */
+async function askedOf(subject: EvalSubject, values: EvalValues, count: number): Promise<Asked[]> {
+  const files = await readCases(values["case-file"]);
+  const questions = questionsOf(files.documents, { ...values, cases: count });
+  const sentenceTokens = files.sentences.map((sentence) => subject.tokenizer.encode(sentence).length);
+  const lengthTokens = values.contexts[0] as number;
+  const passages = passagesOf(subject, questions, { ...files, sentenceTokens, lengthTokens });
+  return questions.map((question, index) => ({ question, passage: passages[index] as string }));
 }
 
 /** One question of each document: no two of them are about the same passage. */
@@ -105,7 +141,7 @@ function questionsOf(documents: readonly RecallDocument[], values: EvalValues): 
 }
 
 function variantsOf(
-  ablation: AblationName,
+  ablation: RuleAblation,
   { contextTokens, budgetTokens }: { contextTokens: number; budgetTokens: number },
   { runner }: EvalSubject,
 ): Variant[] {
@@ -134,70 +170,6 @@ function variantsOf(
   return plain([meanRule(budgetTokens, false), meanRule(budgetTokens, true), meanRule(equalBytes, false)]);
 }
 
-/** A model twice: on the CPU device, which reads passages, and on the laboratory's, which answers. */
-class LabBench {
-  readonly #subject: EvalSubject;
-  readonly #own: EvalSubject;
-  readonly #lab: Lab;
-
-  private constructor(subject: EvalSubject, own: EvalSubject, lab: Lab) {
-    this.#subject = subject;
-    this.#own = own;
-    this.#lab = lab;
-  }
-
-  static async open(
-    subject: EvalSubject,
-    { folder, reference, contextTokens }: { folder: string; reference: EvalSubject["device"]; contextTokens: number },
-  ): Promise<LabBench> {
-    const lab = new Lab(reference);
-    const { layerCount } = subject.runner.config;
-    const counts = poolCounts({ layerCount, contextTokens: subject.sequence.capacityTokens, rowsMax: 1 });
-    const kv = { encoding: "f32", summaryKinds: [], ...counts } as const;
-    const runner = await openModel({ folder, device: lab.wrap(), encoding: "f32", kv, rowsMax: 1 });
-    const sequence = new Sequence(runner, subject.sequence.capacityTokens);
-    if (contextTokens > subject.sequence.capacityTokens) throw new RangeError("the sequence holds its context");
-    return new LabBench(subject, { ...subject, runner, sequence }, lab);
-  }
-
-  /** Adds an answer under every rule, and densely (`undefined`). */
-  async answer(
-    question: RecallCase,
-    passage: string,
-    answers: ReadonlyMap<Rule | undefined, Answer[]>,
-    signal: AbortSignal,
-  ): Promise<void> {
-    const { kept, rest } = splitPrompt(this.#subject, question, passage);
-    this.#subject.sequence.rewind(0);
-    await this.#subject.sequence.read(kept, signal);
-    await this.#copyBlocks(kept.length);
-    this.#lab.forget(0);
-    const wanted = question.turns.at(-1)?.expect ?? [];
-    for (const [rule, list] of answers) {
-      this.#own.sequence.adopt(kept.length);
-      this.#lab.forget(kept.length / BLOCK_TOKENS);
-      this.#lab.start(rule?.start());
-      const text = await converse(this.#own, { question, passage, plan: { kind: "dense" }, rest, signal });
-      const { measures } = this.#lab;
-      list.push({
-        isRight: isRight(text, wanted),
-        mass: measures.map(({ mass }) => mass),
-        outputError: measures.map(({ outputError }) => outputError),
-      });
-    }
-  }
-
-  async #copyBlocks(tokenCount: number): Promise<void> {
-    const { blockIds, blockCapacity } = this.#subject.sequence.slice(0, 1, { kind: "dense" });
-    for (let layer = 0; layer < this.#own.runner.config.layerCount; layer++) {
-      for (let block = 0; block < tokenCount / BLOCK_TOKENS; block++) {
-        const id = blockIds[layer * blockCapacity + block] as number;
-        this.#own.runner.pool.writeBlock(id, await this.#subject.runner.pool.readBlock(id));
-      }
-    }
-  }
-}
-
 function figuresOf(
   { ablation, rule, reused }: Variant,
   answers: ReadonlyMap<Rule | undefined, Answer[]>,
@@ -218,13 +190,16 @@ function figuresOf(
   };
 }
 
-/** One line per rule. */
-export function ablationLines(figures: readonly AblationFigures[]): string[] {
+/** One line for every rule, and those of the scores. */
+export function ablationLines(figures: readonly AnyFigures[]): string[] {
   const percent = (value: number) => `${(value * 100).toFixed(1)} %`;
-  return figures.map((each) => {
+  const scored = figures.filter((each): each is PanelFigures | LayoutFigures => each.ablation === "scores");
+  const ruled = figures.filter((each): each is AblationFigures => each.ablation !== "scores");
+  const lines = ruled.map((each) => {
     const { ablation, rule, cases, right, denseRight, mass, outputError, reusedShare } = each;
     const reused = reusedShare === undefined ? "" : `, kept in ${percent(reusedShare)} of the rows`;
     const interval = `${percent(each.difference.low ?? Number.NaN)} to ${percent(each.difference.high ?? Number.NaN)}`;
     return `${ablation}: ${rule}: ${right} of ${cases} right (dense ${denseRight}; difference ${interval}), mass ${percent(mass)}, output error ${percent(outputError)}${reused}`;
   });
+  return [...lines, ...scoreLines(scored)];
 }

@@ -91,6 +91,7 @@ export class Lab {
     );
     const row: RowView = {
       ...{ layer, position: slice.position, headCount, kvHeadCount, headDim, plainQuery, query, scores },
+      blocks: (kvHead) => perKvHead[kvHead] as HeadBlock[],
       digest: (kvHead, page) => this.#digest(layer, kvHead, page, perKvHead[kvHead] as HeadBlock[]),
     };
     const choice = this.#rule(row);

@@ -1,4 +1,5 @@
 /** What a selection rule of the laboratory is: a few lines of TypeScript that see everything about a row, whatever that would cost a device. */
+import type { HeadBlock } from "./row-attention.ts";
 
 /** What is known of a page of sealed keys and values in one KV head: f32 `[headDim]` each. */
 export interface PageDigest {
@@ -21,6 +22,8 @@ export interface RowView {
   query: Float32Array;
   /** `q.k / sqrt(headDim)`, `[headCount][position + 1]`. */
   scores: readonly Float64Array[];
+  /** Keys and values of a KV head up to the row's own block, `[64]` tokens each. */
+  blocks(kvHead: number): readonly HeadBlock[];
   /** Of a page before the row's own block. */
   digest(kvHead: number, page: number): PageDigest;
 }
@@ -34,8 +37,8 @@ export interface Estimate {
 
 /** What a row attends to. */
 export interface RowChoice {
-  /** Per KV head, `[position + 1]`: 1 for an attended token. Heads may share one. */
-  attended: readonly Uint8Array[];
+  /** Per KV head, `[position + 1]`: 1 for an attended token; undefined: everything. Heads may share one. */
+  attended: readonly (Uint8Array | undefined)[];
   /** Per KV head; absent: the rest is left out. */
   estimates?: readonly (readonly Estimate[])[];
 }

@@ -21,6 +21,9 @@ function rowOf(score: (head: number, token: number) => number, more: Partial<Row
     ...{ layer: 0, position: POSITION, headCount: 4, kvHeadCount: 2, headDim: 4 },
     ...{ plainQuery: Float32Array.of(1, 0), query: new Float32Array(16).fill(1) },
     scores: [0, 1, 2, 3].map((head) => Float64Array.from({ length: POSITION + 1 }, (_, token) => score(head, token))),
+    blocks: () => {
+      throw new Error("not asked for");
+    },
     digest: () => {
       throw new Error("not asked for");
     },
