@@ -101,8 +101,12 @@ export const LIMITS = {
   engineExpiryMs: 5_000,
   /** Rows of one tenant's transcript index; the least recently used go first. */
   indexRowCountMax: 100_000,
-  /** A session that nobody used for this long is deleted, with its index rows. */
+  /** A session that nobody used for this long is deleted, with its index rows, within a day. */
   sessionIdleMsMax: 30 * 24 * 3_600_000,
+  /** So many sessions of a tenant are asked at once whether it is time to go, the next ones after a pause, and one that did not answer later. */
+  expiryBatchMax: 32,
+  expiryPauseMs: 1_000,
+  expiryRetryMs: 3_600_000,
   /** Events of a turn that may wait for a slow client before reading from the engine pauses. */
   turnBufferBytesMax: 4 * 1024 * 1024,
   /** What all turns of an isolate may so hold together, of its 128 MiB, and what each may while it is more. */

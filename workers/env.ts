@@ -3,12 +3,14 @@ import type { KeyRing } from "./auth/key-ring.ts";
 import type { Fleet } from "./fleet.ts";
 import type { TenantLimiter } from "./limits/tenant-limiter.ts";
 import type { PromptRouterService } from "./prompt-router/contract.ts";
+import type { SessionExpiry } from "./session-expiry.ts";
 import type { SessionLog } from "./session-log/session-log.ts";
 import type { TenantIndex } from "./tenant-index.ts";
 
 /** Bindings (wrangler.toml) and secrets. */
 export interface Env {
   SESSION_LOG: DurableObjectNamespace<SessionLog>;
+  SESSION_EXPIRY: DurableObjectNamespace<SessionExpiry>;
   FLEET: DurableObjectNamespace<Fleet>;
   TENANT_INDEX: DurableObjectNamespace<TenantIndex>;
   KEY_RING: DurableObjectNamespace<KeyRing>;

@@ -5,6 +5,7 @@ import { handle } from "./router.ts";
 export { KeyRing } from "./auth/key-ring.ts";
 export { Fleet } from "./fleet.ts";
 export { TenantLimiter } from "./limits/tenant-limiter.ts";
+export { SessionExpiry } from "./session-expiry.ts";
 export { SessionLog } from "./session-log/session-log.ts";
 export { TenantIndex } from "./tenant-index.ts";
 

@@ -56,7 +56,7 @@ export const edgeConfig = workerdConfig({
     QUIRE_LIMITS: { file: "limits.json" },
     MODEL_FILES: { file: "model.json" },
   },
-  classes: ["SessionLog", "Fleet", "TenantIndex", "KeyRing", "TenantLimiter"],
+  classes: ["SessionLog", "SessionExpiry", "Fleet", "TenantIndex", "KeyRing", "TenantLimiter"],
   heapMiBMax: ISOLATE_MIB_MAX,
 });
 

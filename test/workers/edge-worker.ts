@@ -7,6 +7,7 @@ import { SessionLog as EdgeSessionLog } from "../../workers/session-log/session-
 export { KeyRing } from "../../workers/auth/key-ring.ts";
 export { Fleet } from "../../workers/fleet.ts";
 export { TenantLimiter } from "../../workers/limits/tenant-limiter.ts";
+export { SessionExpiry } from "../../workers/session-expiry.ts";
 export { TenantIndex } from "../../workers/tenant-index.ts";
 
 /** JSON: the texts of `models/<id>/...` by name. */

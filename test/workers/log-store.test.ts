@@ -1,5 +1,5 @@
-import { evictDurableObject, runDurableObjectAlarm, runInDurableObject } from "cloudflare:test";
-import { describe, expect, it } from "vitest";
+import { evictDurableObject, runInDurableObject } from "cloudflare:test";
+import { describe, expect, it, onTestFinished, vi } from "vitest";
 import type { Span } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { namespaceOf } from "../../workers/auth/namespace.ts";
@@ -116,13 +116,18 @@ describe("LogStore", () => {
     const id = response.headers.get("x-quire-session") ?? "";
     const namespace = await namespaceOf("a", env.QUIRE_TENANT_SALT);
     const stub = sessionOf(env, namespace, id);
-    const { chain, due } = await runInDurableObject(stub, async (_: object, state) => ({
-      chain: new LogStore(state.storage).messages().map((message) => message.chain),
-      due: await state.storage.getAlarm(),
-    }));
-    expect(due).toBeGreaterThan(Date.now() + LIMITS.sessionIdleMsMax - 60_000);
+    const { chain, usedMs } = await runInDurableObject(stub, (_: object, state) => {
+      const store = new LogStore(state.storage);
+      return { chain: store.messages().map((message) => message.chain), usedMs: store.meta()?.usedMs ?? 0 };
+    });
     expect(await indexOf(env, namespace).resolve(chain)).toMatchObject({ sessionId: id, messageCount: 2 });
-    expect(await runDurableObjectAlarm(stub)).toBe(true);
+    const time = vi.spyOn(Date, "now");
+    onTestFinished(() => time.mockRestore());
+    time.mockReturnValue(usedMs + LIMITS.sessionIdleMsMax - 1);
+    await stub.expire();
+    expect(await stub.info()).toBeDefined();
+    time.mockReturnValue(usedMs + LIMITS.sessionIdleMsMax);
+    await stub.expire();
     expect(await stub.info()).toBeUndefined();
     expect(await indexOf(env, namespace).resolve(chain)).toBeUndefined();
   });

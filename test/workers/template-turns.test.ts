@@ -149,7 +149,7 @@ async function runSession(
     store.commit(
       await buildCommit({
         ...{ job, session, prepared, assets, kept, old, nowMs: 0 },
-        ...{ spans: prepared.spans, newSpans: [], engineId: undefined, memory },
+        ...{ spans: prepared.spans, newSpans: [], engineId: undefined, memory, isListed: Promise.resolve(true) },
       }),
     );
   }

@@ -224,10 +224,10 @@ export async function until(condition: () => Promise<boolean> | boolean, msMax =
   }
 }
 
-/** Timers of so many milliseconds ring at once, until it is restored. */
-export function hurry(msMax: number) {
+/** Timers of so many milliseconds ring at once, or after `soonMs`, until it is restored. */
+export function hurry(msMax: number, soonMs = 1) {
   const set = globalThis.setTimeout;
-  const hurried = (act: () => void, ms?: number) => set(act, ms === msMax ? 1 : ms);
+  const hurried = (act: () => void, ms?: number) => set(act, ms === msMax ? soonMs : ms);
   return vi.spyOn(globalThis, "setTimeout").mockImplementation(hurried as typeof setTimeout);
 }
 

@@ -5,6 +5,7 @@ import { LIMITS } from "../../protocol/limits.ts";
 import { ifWithin, within } from "../deadline.ts";
 import type { Env } from "../env.ts";
 import { fleetOf } from "../fleet.ts";
+import { tryEnlist } from "../session-expiry.ts";
 import { sessionOf } from "../stubs.ts";
 import type { ForkPoint, SessionInfo } from "../turn-job.ts";
 import { exportLog, imageTokens, type LogImage } from "./log-image.ts";
@@ -60,7 +61,9 @@ export abstract class LogObject extends DurableObject<Env> {
     const parent = sessionOf(this.env, options.namespace, options.parentId);
     const packed = await within(LIMITS.sessionMsMax, parent.image());
     if (!packed) return false;
-    await this.#import(unpackValue<LogImage>(packed), { ...options, named: true });
+    const { namespace } = options;
+    const isListed = await tryEnlist(this.env, { namespace, objectId: this.objectId, usedMs: Date.now() });
+    await this.#import(unpackValue<LogImage>(packed), { ...options, named: true, isListed });
     return true;
   }
 
@@ -68,22 +71,17 @@ export abstract class LogObject extends DurableObject<Env> {
   protected async adoptPrefix(id: string, namespace: string, fork: ForkPoint): Promise<void> {
     const packed = await ifWithin(LIMITS.sessionMsMax, sessionOf(this.env, namespace, fork.sessionId).image(fork));
     if (!packed) return;
-    await this.#import(unpackValue<LogImage>(packed), { id, parentId: fork.sessionId, namespace, named: false });
+    // Listed by its first turn, which is about to run: nobody waits for that here.
+    const options = { id, parentId: fork.sessionId, namespace, named: false, isListed: false };
+    await this.#import(unpackValue<LogImage>(packed), options);
   }
 
   async #import(
     image: LogImage,
-    options: { id: string; parentId: string; namespace: string; named: boolean },
+    options: Pick<SessionMeta, "id" | "parentId" | "namespace" | "named" | "isListed">,
   ): Promise<void> {
-    const { id, parentId, namespace, named } = options;
-    const meta: SessionMeta = {
-      ...image.meta,
-      id,
-      parentId,
-      namespace,
-      named,
-      createdS: Math.floor(Date.now() / 1000),
-    };
+    const usedMs = Date.now();
+    const meta: SessionMeta = { ...image.meta, ...options, usedMs, createdS: Math.floor(usedMs / 1000) };
     this.open().commit({
       meta,
       keepTokens: 0,
@@ -92,7 +90,18 @@ export abstract class LogObject extends DurableObject<Env> {
       appendMessages: image.messages,
       spans: image.spans,
     });
-    await this.ctx.storage.setAlarm(Date.now() + LIMITS.sessionIdleMsMax);
+    await this.restAlarm();
+  }
+
+  /** The session's name in the list that has it asked whether it is time to go. */
+  protected get objectId(): string {
+    return this.ctx.id.toString();
+  }
+
+  /** Nobody uses the session now, or since then: it needs no alarm where a list has it, and else the one that ends it. */
+  protected async restAlarm(sinceMs = Date.now()): Promise<void> {
+    if (this.open().meta()?.isListed) await this.ctx.storage.deleteAlarm();
+    else await this.ctx.storage.setAlarm(sinceMs + LIMITS.sessionIdleMsMax);
   }
 
   /** Deletes through an engine what is stored of the session, where one answers. */

@@ -21,6 +21,10 @@ export interface SessionMeta {
   parentId?: string | undefined;
   /** The engine that served the last turn. */
   engineId?: string | undefined;
+  /** When its log was last written, milliseconds since 1970. Absent, like the next one, in logs of before: those have alarms of their own. */
+  usedMs?: number | undefined;
+  /** A list of its tenant has it asked whether it is time to go (`session-expiry.ts`); otherwise it has an alarm of its own. */
+  isListed?: boolean | undefined;
   /** Another one after each turn; absent in logs that were written before there were any. */
   version?: string | undefined;
 }

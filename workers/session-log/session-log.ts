@@ -5,6 +5,7 @@ import { within } from "../deadline.ts";
 import { settlePlace } from "../limits/admission.ts";
 import { logError } from "../log.ts";
 import { RecentMap } from "../recent-map.ts";
+import { enlist } from "../session-expiry.ts";
 import { indexOf } from "../stubs.ts";
 import type { ResumeRequest, TurnAnswer, TurnFeed, TurnJob, TurnName } from "../turn-job.ts";
 import { exportLog, unpackCommit } from "./log-image.ts";
@@ -162,6 +163,8 @@ export class SessionLog extends LogObject {
   #keepReplay(job: TurnJob, stream: TurnStream): void {
     try {
       this.#replays.end(stream);
+      // Nothing else ends what is left of a session that has no log.
+      if (job.resumable && !this.open().meta()) this.#setAlarm(LIMITS.replayKeepMs);
     } catch (thrown) {
       // Without it the turn is only not there for clients that come back after the object's death.
       logError(job.requestId, thrown);
@@ -272,16 +275,51 @@ export class SessionLog extends LogObject {
     return true;
   }
 
-  /** While a turn runs: looks after it, and takes it up when its object was lost. Otherwise nobody used the session for long, and it goes. */
+  /**
+   * Asked by a list that has the session: deletes it where nobody has used it for `LIMITS.sessionIdleMsMax`, else has it listed anew. Of a session that
+   * is not there nothing is written, and one that is listed no more has an alarm of its own.
+   * @throws when it is to be asked again: somebody else does not answer
+   */
+  async expire(): Promise<void> {
+    this.#takeUpLost();
+    const meta = this.open().meta();
+    if (!meta?.isListed) return;
+    const usedMs = this.#running ? Date.now() : (meta.usedMs ?? 0);
+    if (Date.now() - usedMs < LIMITS.sessionIdleMsMax) {
+      await enlist(this.env, { namespace: meta.namespace, objectId: this.objectId, usedMs });
+    } else if ((await this.remove()) === "busy") {
+      throw new QuireError("session_busy", "This session is being deleted.");
+    }
+  }
+
+  /** While a turn runs: looks after it, and takes it up when its object was lost. Otherwise ends a session that no list has. */
   override async alarm(): Promise<void> {
     this.#takeUpLost();
     if (!this.#running) {
-      if (!(await this.remove())) await this.wipe();
+      await this.#expireAlone();
       return;
     }
     await this.ctx.storage.setAlarm(Date.now() + LIMITS.runningAlarmMs);
     // A turn that nobody asks for lives as long as the handler does.
     await this.#running?.course?.over;
+  }
+
+  async #expireAlone(): Promise<void> {
+    const { storage } = this.ctx;
+    const meta = this.open().meta();
+    // A log of before, and what is there without a log, have no other alarm than the one that ends them.
+    const usedMs = meta?.usedMs ?? 0;
+    if (Date.now() - usedMs < LIMITS.sessionIdleMsMax) {
+      await this.restAlarm(usedMs);
+      return;
+    }
+    // An alarm that fails is repeated a few times only: whoever does not answer now is asked again then.
+    await storage.setAlarm(Date.now() + LIMITS.expiryRetryMs);
+    try {
+      if (!(await this.remove())) await this.wipe();
+    } catch (thrown) {
+      logError(`expire ${this.objectId}`, thrown);
+    }
   }
 
   /** Goes on with the turn that ran when an earlier object was lost, if there is one. Its client comes back for it, or nobody listens. */
@@ -309,15 +347,19 @@ export class SessionLog extends LogObject {
   #note(job: TurnJob, facts: { streamId: string; numericsId: string }): void {
     const startedMs = Date.now() - LIMITS.runningNoteMs;
     this.#lost.begin({ job, ...facts, startedMs, turnCount: this.open().meta()?.turnCount ?? 0 });
-    const alarmMs = Date.now() + LIMITS.runningAlarmMs;
-    this.ctx.storage.setAlarm(alarmMs, { allowUnconfirmed: true }).catch(() => undefined);
+    this.#setAlarm(LIMITS.runningAlarmMs);
+  }
+
+  /** Nobody waits for it: a storage that fails takes the object with it. */
+  #setAlarm(ms: number): void {
+    this.ctx.storage.setAlarm(Date.now() + ms, { allowUnconfirmed: true }).catch(() => undefined);
   }
 
   /** One write: a turn that is in the log is not taken up again. */
   async #write(commit: LogCommit): Promise<void> {
     this.open().commit(commit);
     this.#lost.clear();
-    await this.ctx.storage.setAlarm(Date.now() + LIMITS.sessionIdleMsMax);
+    await this.restAlarm();
   }
 
   /** After a turn that failed: the log is as it was, and a session that only this turn would have made is not there. */
@@ -328,9 +370,9 @@ export class SessionLog extends LogObject {
     }
     if (!this.#lost.isNoted) return;
     this.#lost.clear();
+    if (this.open().meta()) await this.restAlarm();
     // What is left of a session that has no turn is the error, for a client that comes back.
-    const keepMs = this.open().meta() ? LIMITS.sessionIdleMsMax : LIMITS.replayKeepMs;
-    await this.ctx.storage.setAlarm(Date.now() + keepMs);
+    else await this.ctx.storage.setAlarm(Date.now() + LIMITS.replayKeepMs);
   }
 }
 

@@ -26,6 +26,8 @@ export interface FinishedTurn {
   /** The session before the turn; undefined for its first. */
   old: SessionMeta | undefined;
   nowMs: number;
+  /** Whether a list has the session: it is written when that is known. */
+  isListed: Promise<boolean>;
   /** Given the text that the log stands for now. */
   memory: RenderMemory;
 }
@@ -46,6 +48,8 @@ export async function buildCommit(turn: FinishedTurn): Promise<LogCommit> {
     turnCount: (old?.turnCount ?? 0) + 1,
     parentId: old?.parentId,
     engineId: turn.engineId,
+    usedMs: turn.nowMs,
+    isListed: await turn.isListed,
     version: crypto.randomUUID(),
   };
   return {

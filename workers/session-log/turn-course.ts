@@ -10,7 +10,8 @@ import { askPlace, holdPlace, settlePlace } from "../limits/admission.ts";
 import { AskedPlace, keepPlace, nextRequest } from "../limits/place.ts";
 import { logError } from "../log.ts";
 import { isolateAssets, type ModelAssets } from "../model-assets.ts";
-import { indexOf } from "../stubs.ts";
+import { tryEnlist } from "../session-expiry.ts";
+import { indexOf, sessionOf } from "../stubs.ts";
 import type { TurnAnswer, TurnEvent, TurnJob } from "../turn-job.ts";
 import type { KnownLog, LogCommit } from "./log-store.ts";
 import type { NextTurn, TurnMemory } from "./next-turn.ts";
@@ -142,6 +143,8 @@ export class TurnCourse {
   /** The fleet has to be told: the turn went there without asking. */
   #untold: { engineId: string; newTokens: number } | undefined;
   #over: Promise<void> | undefined;
+  /** Whether a list has its session; undefined: it was not asked. */
+  #listed: Promise<boolean> | undefined;
 
   constructor(options: CourseOptions) {
     this.#options = options;
@@ -323,6 +326,8 @@ export class TurnCourse {
   /** @returns the last events of a turn that is in the log. @throws what ended a turn that is not */
   async #settle(turn: RunningTurn): Promise<TurnEvent[]> {
     const { env, job, stream, host, memory } = this.#options;
+    // Beside the reply.
+    if (job.session && !turn.known?.meta.isListed) this.later(SOON_MS, () => void this.#enlist(turn));
     const results = await turn.runner.run();
     const [first] = results;
     const isGone = stream.gone.aborted;
@@ -357,6 +362,7 @@ export class TurnCourse {
   async #commit(session: NonNullable<TurnJob["session"]>, turn: RunningTurn, choice: ChoiceResult): Promise<LogCommit> {
     const { job, host, memory } = this.#options;
     const { prepared, assets, spans, runner, known } = turn;
+    const isListed = this.#enlist(turn);
     const commit = await buildCommit({
       job,
       session,
@@ -368,10 +374,23 @@ export class TurnCourse {
       engineId: runner.engine?.engineId,
       old: known?.meta,
       nowMs: Date.now(),
+      isListed,
       memory: memory.render,
     });
     await host.commit(commit);
     return commit;
+  }
+
+  /** Sees to it, before there is a session, that somebody ends it when nobody uses it any more. Never rejects. */
+  #enlist({ known }: RunningTurn): Promise<boolean> {
+    const { env, job } = this.#options;
+    const { namespace, session } = job;
+    const enlistNow = (): Promise<boolean> => {
+      const objectId = sessionOf(env, namespace, session?.id ?? "").id.toString();
+      return tryEnlist(env, { namespace, objectId, usedMs: Date.now() });
+    };
+    this.#listed ??= known?.meta.isListed ? Promise.resolve(true) : enlistNow();
+    return this.#listed;
   }
 
   /** Without the index a turn is only slower, so this may fail. */
