@@ -103,7 +103,6 @@ function pathOf(target: string): string {
 async function generate(options: Room, request: IncomingMessage, response: ServerResponse): Promise<void> {
   const { tickets, engine } = options;
   const arrived = engine.expect();
-  let ticket: Ticket | undefined;
   const target = {
     write(frame: Uint8Array) {
       // A reply with a hole in it must not look whole: the stream is cut, which also ends the generation.
@@ -121,16 +120,15 @@ async function generate(options: Room, request: IncomingMessage, response: Serve
     response.writeHead(200, { "content-type": "application/x-quire-frames", "cache-control": "no-store" });
     if (tickets.has(checked.requestId))
       throw new QuireError("invalid_request", "This request id is running already.", { param: "requestId" });
-    ticket = engine.submit(checked, writer);
+    const ticket = engine.submit(checked, writer);
     writer.admitted(options.engineId, options.numericsId);
+    // It may have closed while its body was read: nobody would say so again.
+    if (response.destroyed) return ticket.cancel();
     tickets.set(checked.requestId, ticket);
-    const running = ticket;
     response.on("close", () => {
       tickets.delete(checked.requestId);
-      if (!response.writableFinished) running.cancel();
+      if (!response.writableFinished) ticket.cancel();
     });
-    // It may have closed while its body was read.
-    if (response.destroyed) running.cancel();
   } catch (error) {
     if (!(error instanceof QuireError) || error.code === "cancelled") logFailure(options.log, request, error);
     if (!response.headersSent) response.writeHead(200, { "content-type": "application/x-quire-frames" });
