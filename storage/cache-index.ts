@@ -10,6 +10,8 @@ const TOUCH_MS = 60_000;
 const FILES_MAX = 4096;
 /** Records of one file, at most; more is thrown away. */
 const RECORDS_MAX = 16_384;
+/** And of all files that are remembered, some 0.1 KB each. */
+const RECORDS_OF_ALL_MAX = 131_072;
 
 interface PlacedRecord extends CacheRecord {
   /** Where in the file it begins. */
@@ -30,14 +32,24 @@ type Look = "ok" | "damaged" | undefined;
 /** Of all files of one cache. The least recently used is forgotten first. */
 export class CacheIndex {
   readonly #files: CacheFiles;
+  readonly #recordsMax: number;
   readonly #known = new Map<string, KnownFile>();
+  #recordCount = 0;
 
-  constructor(files: CacheFiles) {
+  /** @param recordsMax of all files together, but for the one that is looked at */
+  constructor(files: CacheFiles, recordsMax = RECORDS_OF_ALL_MAX) {
     this.#files = files;
+    this.#recordsMax = recordsMax;
+  }
+
+  /** Records that are remembered. */
+  get recordCount(): number {
+    return this.#recordCount;
   }
 
   /** Forgets a file. */
   drop(name: string): void {
+    this.#recordCount -= this.#known.get(name)?.records.length ?? 0;
     this.#known.delete(name);
   }
 
@@ -88,8 +100,18 @@ export class CacheIndex {
       if (head === undefined || known.records.length >= RECORDS_MAX) return "damaged";
       const [first] = known.records;
       if (first !== undefined && (first.objectBytes !== head.objectBytes || first.etag !== head.etag)) return "damaged";
-      known.records.push({ ...head, at: known.endAt });
+      known.records.push({ ...head, etag: first?.etag ?? head.etag, at: known.endAt });
       known.endAt += head.headBytes + head.bytes;
+      if (this.#known.get(name) === known) this.#recordCount += 1;
+      this.#makeRoom(name);
+    }
+  }
+
+  /** Files used longest ago are forgotten, but for this one. */
+  #makeRoom(name: string): void {
+    for (const other of this.#known.keys()) {
+      if (this.#known.size <= FILES_MAX && this.#recordCount <= this.#recordsMax) return;
+      if (other !== name) this.drop(other);
     }
   }
 
@@ -122,8 +144,7 @@ export class CacheIndex {
     };
     this.#known.delete(name);
     this.#known.set(name, known);
-    const [oldest] = this.#known.keys();
-    if (this.#known.size > FILES_MAX) this.#known.delete(oldest as string);
+    this.#makeRoom(name);
     return known;
   }
 }
