@@ -44,15 +44,20 @@ export const LIMITS = {
   renderMemoryCharsMax: 256 * 1024,
   /** Requests waiting in one engine before it answers 429. */
   engineQueueMax: 64,
-  /** A client that is refused is told to come back within this, and at most so many of one tenant have a place kept for them. */
+  /** A client that is refused is told to come back within this, and at most so many of one tenant, and of all, have a place kept for them. */
   retryAfterMsMax: 600_000,
   retryPromisesMax: 4_096,
+  retryPromisesOfAllMax: 16_384,
   /** A request that would have to wait longer before its prompt is begun is refused. */
   waitMsMax: 300_000,
   /** Tokens that are guessed and checked in one step of a sequence (speculation). */
   draftTokensMax: 16,
-  /** Sessions whose last commit an engine remembers (0.7 KB each); a forgotten one is read again from the store. */
-  commitStatesMax: 2_048,
+  /**
+   * Sessions whose last commit an engine remembers, and how many of their summary objects together (some 0.4 KB each, one of each kind for 4,096 tokens): more
+   * than have KV in its memory. A forgotten one is read again from the store.
+   */
+  commitStatesMax: 512,
+  commitSummariesMax: 4_096,
   /** Traces that an engine remembers, and events of one. */
   traceCountMax: 256,
   traceEventCountMax: 512,

@@ -7,6 +7,7 @@
  * The signature covers the digest and not the body, so that a receiver refuses a stranger before it reads a byte of his body.
  */
 import { assert } from "./assert.ts";
+import { detached } from "./detached.ts";
 import { contentDigestHex, type HmacKey, hex, hmacHex, hmacKey } from "./digest.ts";
 import { LIMITS } from "./limits.ts";
 
@@ -123,7 +124,7 @@ export class ReplayGuard {
     if (this.#nonces.has(nonce)) return false;
     if (this.#nonces.size >= this.#countMax) this.#forgetAll(nowMs);
     if (this.#nonces.size >= this.#countMax) return false;
-    this.#nonces.set(nonce, expiresMs);
+    this.#nonces.set(detached(nonce), expiresMs);
     return true;
   }
 

@@ -4,7 +4,9 @@
  * refused at once (429 with a Retry-After that holds, see retry-promises.ts) instead of being found out by waiting.
  */
 import { PAGE_TOKENS } from "../../kernels/contract.ts";
+import { detached } from "../../protocol/detached.ts";
 import { QuireError } from "../../protocol/errors.ts";
+import { LIMITS } from "../../protocol/limits.ts";
 import { parseHow } from "../kv/provenance.ts";
 import type { ResolvedSelection, Sequence } from "../sequence/sequence.ts";
 import type { EngineSettings } from "../settings.ts";
@@ -34,6 +36,7 @@ export class Admission {
   readonly #options: AdmissionOptions;
   /** By tenant: each has a pace of its own. */
   readonly #promises = new Map<string, RetryPromises>();
+  readonly #kept = { count: 0 };
 
   constructor(options: AdmissionOptions) {
     this.#options = options;
@@ -41,7 +44,7 @@ export class Admission {
 
   /** Times to come back that were given and not yet kept. */
   get promisedCount(): number {
-    return [...this.#promises.values()].reduce((sum, { count }) => sum + count, 0);
+    return this.#kept.count;
   }
 
   /**
@@ -87,10 +90,21 @@ export class Admission {
     const { tenants } = this.#options;
     const paceMs = tenants.paceMs(namespace);
     const earliestMs = nowMs + Math.max(1, tenants.waitingCount(namespace) * RETRY_QUEUE_SHARE) * paceMs;
-    const promises = this.#promises.get(namespace) ?? new RetryPromises();
-    this.#promises.set(namespace, promises);
-    const retryAfterMs = promises.promise(retryKey(sequence.request), { nowMs, earliestMs, paceMs });
+    const promises = this.#promises.get(namespace) ?? new RetryPromises(this.#kept);
+    const hasRoom = this.#hasRoomToPromise(nowMs);
+    const retryAfterMs = promises.promise(retryKey(sequence.request), { nowMs, earliestMs, paceMs, hasRoom });
+    if (promises.count > 0) this.#promises.set(detached(namespace), promises);
     throw new QuireError("queue_full", refusal, { retryAfterMs: Math.ceil(retryAfterMs) });
+  }
+
+  /** Whether one more place may be kept, once what is over is forgotten. */
+  #hasRoomToPromise(nowMs: number): boolean {
+    if (this.#kept.count < LIMITS.retryPromisesOfAllMax) return true;
+    for (const [name, promises] of this.#promises) {
+      promises.forget(nowMs);
+      if (promises.count === 0) this.#promises.delete(name);
+    }
+    return this.#kept.count < LIMITS.retryPromisesOfAllMax;
   }
 
   /** Why a request cannot be taken now. */
@@ -103,7 +117,10 @@ export class Admission {
       return `The first token would come after about ${Math.ceil(ownMs)} ms; the request allows ${dueMs} ms.`;
     if (!queue.hasRoom(namespace, nowMs)) return `The engine's queue of ${settings.queueMax} is full.`;
     const promises = this.#promises.get(namespace);
-    if (promises?.redeem(retryKey(request), nowMs)) return undefined;
+    if (promises?.redeem(retryKey(request), nowMs)) {
+      if (promises.count === 0) this.#promises.delete(namespace);
+      return undefined;
+    }
     if (waitMs > settings.waitMsMax) return `The engine would begin after about ${Math.ceil(waitMs / 1000)} s.`;
     return this.#isPromised(namespace, nowMs) ? "The engine's queue is promised to others." : undefined;
   }

@@ -18,6 +18,12 @@ const WAIT_MS_MIN = 500;
 export class RetryPromises {
   /** When each was told to come back; ascending. */
   readonly #dueMs = new Map<string, number>();
+  readonly #kept: { count: number };
+
+  /** @param kept counts those of all tenants together */
+  constructor(kept: { count: number }) {
+    this.#kept = kept;
+  }
 
   get count(): number {
     return this.#dueMs.size;
@@ -25,7 +31,7 @@ export class RetryPromises {
 
   /** Places that are kept at some time until `untilMs`. */
   keptUntil(untilMs: number, nowMs: number): number {
-    this.#forget(nowMs);
+    this.forget(nowMs);
     let count = 0;
     for (const dueMs of this.#dueMs.values()) {
       if (dueMs > untilMs) break;
@@ -38,33 +44,45 @@ export class RetryPromises {
   redeem(key: string, nowMs: number): boolean {
     const dueMs = this.#dueMs.get(key);
     if (dueMs === undefined || nowMs < dueMs - EARLY_MS || nowMs > dueMs + KEPT_MS) return false;
-    return this.#dueMs.delete(key);
+    return this.#drop(key);
   }
 
   /**
    * Milliseconds after which a request may come back. One that comes too early keeps its time.
    * @param earliestMs when the first place that is not promised may be free
    * @param paceMs between two places
+   * @param hasRoom false: no further place is kept
    */
-  promise(key: string, { nowMs, earliestMs, paceMs }: { nowMs: number; earliestMs: number; paceMs: number }): number {
-    this.#forget(nowMs);
+  promise(
+    key: string,
+    { nowMs, earliestMs, paceMs, hasRoom }: { nowMs: number; earliestMs: number; paceMs: number; hasRoom: boolean },
+  ): number {
+    this.forget(nowMs);
     const known = this.#dueMs.get(key);
     if (known !== undefined && known > nowMs) return known - nowMs;
-    this.#dueMs.delete(key);
+    this.#drop(key);
     const lastMs = [...this.#dueMs.values()].at(-1) ?? 0;
     const dueMs = Math.max(earliestMs, lastMs + paceMs, nowMs + WAIT_MS_MIN);
     // Beyond the limits nothing is kept: the queue before is longer than anybody waits.
-    if (this.#dueMs.size >= LIMITS.retryPromisesMax || dueMs - nowMs > LIMITS.retryAfterMsMax)
-      return LIMITS.retryAfterMsMax;
+    const isFull = !hasRoom || this.#dueMs.size >= LIMITS.retryPromisesMax;
+    if (isFull || dueMs - nowMs > LIMITS.retryAfterMsMax) return LIMITS.retryAfterMsMax;
     this.#dueMs.set(key, dueMs);
+    this.#kept.count += 1;
     return dueMs - nowMs;
   }
 
-  #forget(nowMs: number): void {
+  /** Those whose time is over. */
+  forget(nowMs: number): void {
     for (const [key, dueMs] of this.#dueMs) {
       if (dueMs + KEPT_MS >= nowMs) return;
-      this.#dueMs.delete(key);
+      this.#drop(key);
     }
+  }
+
+  #drop(key: string): boolean {
+    const isKnown = this.#dueMs.delete(key);
+    if (isKnown) this.#kept.count -= 1;
+    return isKnown;
   }
 }
 
