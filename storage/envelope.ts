@@ -48,8 +48,7 @@ export function beginEnvelope(kind: EnvelopeKind, bodyBytes: number): OpenEnvelo
 }
 
 /** Writes the digest and returns the finished object. */
-export function sealEnvelope(envelope: OpenEnvelope): Uint8Array<ArrayBuffer> {
-  const { bytes } = envelope;
+export function sealEnvelope({ bytes }: Pick<OpenEnvelope, "bytes">): Uint8Array<ArrayBuffer> {
   const digestOffset = bytes.byteLength - DIGEST_BYTES;
   bytes.set(sha256(bytes.subarray(0, digestOffset)), digestOffset);
   return bytes;

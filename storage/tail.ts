@@ -8,7 +8,7 @@
  */
 import { assert } from "../protocol/assert.ts";
 import { CHAIN_BYTES, chainToBytes, readU32s, toHex, viewOf, writeU32s } from "./bytes.ts";
-import { beginEnvelope, openEnvelope, sealEnvelope } from "./envelope.ts";
+import { BODY_OFFSET, beginEnvelope, openEnvelope, sealEnvelope } from "./envelope.ts";
 import { FormatError, refuseUnless } from "./format-error.ts";
 import {
   BLOCK_TOKENS,
@@ -28,13 +28,11 @@ const GENERATION_OFFSET = GEOMETRY_BYTES + 8;
 const CHAIN_OFFSET = GEOMETRY_BYTES + 12;
 const IDS_OFFSET = CHAIN_OFFSET + CHAIN_BYTES;
 
-/** What a tail is made from. */
-export interface TailInput {
+/** What a tail is made from, before it is known which manifest will name it. */
+export interface TailParts {
   geometry: KvGeometry;
   /** First token of the tail, a multiple of `geometry.segmentTokens`. */
   fromToken: number;
-  /** Of the manifest that will name this tail; 1 or more. */
-  generation: number;
   /** Chain at the tail's end, 64 hex digits. */
   chain: string;
   /** The tail's token ids, at least one. */
@@ -45,6 +43,12 @@ export interface TailInput {
   summary(index: number, kind: StoredSummaryKind): Uint8Array;
   /** The `ids.length % 64` tokens of the open block, `openTokenBytes` each, as the open slot gives them. */
   open: Uint8Array;
+}
+
+/** What a tail is made from. */
+export interface TailInput extends TailParts {
+  /** Of the manifest that will name this tail; 1 or more. */
+  generation: number;
 }
 
 /** A decoded tail; blocks, summaries and open tokens are views into the object's bytes. */
@@ -70,9 +74,13 @@ export function tailBytes(geometry: KvGeometry, tokenCount: number): number {
 
 /** Encodes a tail; `envelopeDigest` of the result names it. @throws {AssertionError} for wrong sizes or positions. */
 export function encodeTail(input: TailInput): Uint8Array<ArrayBuffer> {
+  return sealTail(layTail(input), input.generation);
+}
+
+/** Copies all of a tail into the object that it will be, which {@link sealTail} finishes. @throws {AssertionError} for wrong sizes or positions. */
+export function layTail(input: TailParts): Uint8Array<ArrayBuffer> {
   const { geometry, ids } = input;
   assert(ids.length >= 1, "tail: holds no token");
-  assert(Number.isInteger(input.generation) && input.generation >= 1, "tail: impossible generation");
   assert(
     input.fromToken >= 0 && input.fromToken % geometry.segmentTokens === 0,
     "tail: does not begin at a segment border",
@@ -84,7 +92,6 @@ export function encodeTail(input: TailInput): Uint8Array<ArrayBuffer> {
   writeGeometry(body, 0, geometry);
   view.setUint32(FROM_TOKEN_OFFSET, input.fromToken, true);
   view.setUint32(TOKEN_COUNT_OFFSET, ids.length, true);
-  view.setUint32(GENERATION_OFFSET, input.generation, true);
   body.set(chainToBytes(input.chain), CHAIN_OFFSET);
   writeU32s(body, IDS_OFFSET, ids);
   for (let index = 0; index < blockCountOf(ids.length); index++) {
@@ -101,7 +108,14 @@ export function encodeTail(input: TailInput): Uint8Array<ArrayBuffer> {
   }
   assert(input.open.byteLength === at.end - at.open, "tail: open block of a wrong size");
   body.set(input.open, at.open);
-  return sealEnvelope(envelope);
+  return envelope.bytes;
+}
+
+/** Writes generation and digest into what {@link layTail} gave, in place, and returns it; the same bytes can be sealed again for another generation. */
+export function sealTail(bytes: Uint8Array<ArrayBuffer>, generation: number): Uint8Array<ArrayBuffer> {
+  assert(Number.isInteger(generation) && generation >= 1, "tail: impossible generation");
+  viewOf(bytes).setUint32(BODY_OFFSET + GENERATION_OFFSET, generation, true);
+  return sealEnvelope({ bytes });
 }
 
 /**

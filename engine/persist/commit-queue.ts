@@ -3,16 +3,17 @@
  * session at a time and per `manifestCommitMs`; a newer turn of a session replaces one that still waits.
  */
 import { randomBytes } from "node:crypto";
+import { detached } from "../../protocol/detached.ts";
 import type { Span } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { StoreError } from "../../storage/contract.ts";
 import { envelopeDigest } from "../../storage/envelope.ts";
 import { FormatError } from "../../storage/format-error.ts";
-import { BLOCK_TOKENS, type StoredSummaryKind } from "../../storage/geometry.ts";
+import { BLOCK_TOKENS } from "../../storage/geometry.ts";
 import { LAYOUT_VERSION, type ObjectKeys } from "../../storage/keys.ts";
 import { commitManifest, loadManifest, type Manifest, type SummaryRef } from "../../storage/manifest.ts";
 import { manifestVersionOf } from "../../storage/manifest-check.ts";
-import { encodeTail } from "../../storage/tail.ts";
+import { sealTail } from "../../storage/tail.ts";
 import { SpanList } from "../kv/provenance.ts";
 import type { StoredSegment } from "../kv/stored-segment.ts";
 import type { PersisterOptions } from "./persister-options.ts";
@@ -32,22 +33,26 @@ export interface TurnSnapshot {
   /** When the turn was over, milliseconds since 1970. */
   endedMs: number;
   segments: StoredSegment[];
-  tail:
-    | {
-        fromToken: number;
-        ids: Uint32Array;
-        blocks: Uint8Array[][];
-        /** Of each kind, one slot per block. */
-        summaries: Map<StoredSummaryKind, Uint8Array[]>;
-        open: Uint8Array;
-      }
-    | undefined;
+  /** As `layTail` gave it: the object that will be written, but for the generation. The queue's from now on. */
+  tail: { fromToken: number; tokenCount: number; bytes: Uint8Array<ArrayBuffer> } | undefined;
   /** Per layer, see {@link Manifest.hotBlocks}. */
   hotBlocks: number[][];
   /** Called once, when the snapshot is committed, replaced by a newer one or given up. */
   release(): void;
   /** Its manifest is in the store. */
   committed?(generation: number): void;
+}
+
+/** What a snapshot takes beside its bytes: itself and its commit, and of each of its segments what is kept with it. */
+const SNAPSHOT_BYTES = 4_096;
+const SEGMENT_BYTES = 1_024;
+
+/** Memory that a snapshot keeps while it waits: its tail, summaries of segments that are not written yet, and what names them. */
+export function snapshotBytes({ tail, segments, spans, hotBlocks }: TurnSnapshot): number {
+  const slots = segments.flatMap((segment) => [...segment.slots.values()]);
+  const slotBytes = slots.reduce((sum, { byteLength }) => sum + byteLength, 0);
+  const named = 16 * hotBlocks.flat().length + 128 * spans.length + SEGMENT_BYTES * segments.length;
+  return SNAPSHOT_BYTES + (tail?.bytes.byteLength ?? 0) + slotBytes + named;
 }
 
 /** What the engine knows of a session's durability. */
@@ -88,7 +93,9 @@ export class CommitQueue {
   /** The manifest that was found for a session. One that is being replaced right now is old news. */
   note(sessionKey: string, loaded: { manifest: Manifest; etag: string }): void {
     const state = this.#state(sessionKey);
-    if (state.running === undefined) adopt(state, loaded);
+    if (state.running !== undefined) return;
+    adopt(state, loaded);
+    this.#forgetOldest(state);
   }
 
   /** Undefined for a session that this engine knows nothing of. */
@@ -153,7 +160,7 @@ export class CommitQueue {
       if (state.forgotten) return;
       const oldTail = state.tailKey;
       const generation = state.generation + 1;
-      const tail = await this.#writeTail(objectKeys, snapshot, generation);
+      const tail = await this.#writeTail(objectKeys, snapshot, { generation, isFirst: attempt === 0 });
       const manifest: Manifest = { ...this.#header(snapshot), generation, summaries, ...(tail ? { tail } : {}) };
       const result = await retried(this.#options, (signal) =>
         commitManifest(store, objectKeys.session(snapshot.sessionId), manifest, state.etag, signal),
@@ -194,28 +201,23 @@ export class CommitQueue {
     };
   }
 
-  async #writeTail(objectKeys: ObjectKeys, snapshot: TurnSnapshot, generation: number): Promise<Manifest["tail"]> {
-    const { tail } = snapshot;
+  async #writeTail(
+    objectKeys: ObjectKeys,
+    { tail, sessionId, chain }: TurnSnapshot,
+    { generation, isFirst }: { generation: number; isFirst: boolean },
+  ): Promise<Manifest["tail"]> {
     if (!tail) return undefined;
-    const bytes = encodeTail({
-      geometry: this.#options.geometry,
-      fromToken: tail.fromToken,
-      generation,
-      chain: snapshot.chain,
-      ids: tail.ids,
-      block: (index, layer) => tail.blocks[index]?.[layer] as Uint8Array,
-      summary: (index, kind) => tail.summaries.get(kind)?.[index] as Uint8Array,
-      open: tail.open,
-    });
+    // A write of the attempt before that was given up may still read its bytes.
+    const bytes = sealTail(isFirst ? tail.bytes : tail.bytes.slice(), generation);
     const writing = randomBytes(8).toString("hex");
-    const objectKey = objectKeys.tail(snapshot.sessionId, snapshot.chain, generation, writing);
+    const objectKey = objectKeys.tail(sessionId, chain, generation, writing);
     await retried(this.#options, (signal) => this.#options.store.put(objectKey, bytes, { signal }));
     return {
       objectKey,
       objectBytes: bytes.byteLength,
       sha256: envelopeDigest(bytes),
       fromToken: tail.fromToken,
-      tokenCount: tail.ids.length,
+      tokenCount: tail.tokenCount,
     };
   }
 
@@ -253,7 +255,7 @@ export class CommitQueue {
   #state(sessionKey: string): SessionState {
     const known = this.#sessions.get(sessionKey);
     if (known) this.#sessions.delete(sessionKey);
-    const state = known ?? {
+    const state: SessionState = known ?? {
       etag: undefined,
       generation: 0,
       tokenCount: 0,
@@ -264,16 +266,21 @@ export class CommitQueue {
       waiting: undefined,
       running: undefined,
     };
-    this.#sessions.set(sessionKey, state);
-    if (this.#sessions.size > LIMITS.commitStatesMax) {
-      for (const [key, old] of this.#sessions) {
-        if (old.running === undefined) {
-          this.#sessions.delete(key);
-          break;
-        }
-      }
-    }
+    this.#sessions.set(detached(sessionKey), state);
+    this.#forgetOldest(state);
     return state;
+  }
+
+  /** Those used longest ago, but for `newest` and those whose commit waits or is under way. */
+  #forgetOldest(newest: SessionState): void {
+    let summaryCount = 0;
+    for (const { summaries } of this.#sessions.values()) summaryCount += summaries.length;
+    for (const [key, state] of this.#sessions) {
+      if (this.#sessions.size <= LIMITS.commitStatesMax && summaryCount <= LIMITS.commitSummariesMax) return;
+      if (state === newest || state.running !== undefined) continue;
+      this.#sessions.delete(key);
+      summaryCount -= state.summaries.length;
+    }
   }
 }
 

@@ -8,13 +8,13 @@ import { LIMITS } from "../../protocol/limits.ts";
 import { type SummaryObjectKind, summaryObjectKinds } from "../../storage/geometry.ts";
 import type { Manifest } from "../../storage/manifest.ts";
 import { decodeSegmentHeader, encodeSegment, segmentBytes } from "../../storage/segment.ts";
-import { tailBytes } from "../../storage/tail.ts";
+import { layTail, tailBytes } from "../../storage/tail.ts";
 import { allLayers } from "../kv/block-fetcher.ts";
 import type { LogicalBlock } from "../kv/logical-block.ts";
 import { readLayers, rebuildSummary } from "../kv/rebuild-summary.ts";
 import type { StoredSegment } from "../kv/stored-segment.ts";
 import type { Sequence } from "../sequence/sequence.ts";
-import { CommitQueue, type CommitStatus, type TurnSnapshot } from "./commit-queue.ts";
+import { CommitQueue, type CommitStatus, snapshotBytes, type TurnSnapshot } from "./commit-queue.ts";
 import type { PersisterOptions } from "./persister-options.ts";
 import { retried } from "./retry.ts";
 
@@ -64,7 +64,7 @@ export class Persister {
     const endedMs = this.#options.clock.wallMs();
     await this.copied(sequence);
     const tokenCount = sequence.computedCount;
-    const { session } = sequence.request;
+    const { requestId, session } = sequence.request;
     if (!session || tokenCount <= sequence.request.turnStart) return;
     const segments = await this.#segments(sequence, tokenCount);
     const segmentEnd = segments.length * this.#options.geometry.segmentTokens;
@@ -76,8 +76,7 @@ export class Persister {
     const end = tail ? tokenCount : segmentEnd;
     await this.copied(sequence);
     if (end === 0) return;
-    const heldBytes = tail ? bytesOf(tail) : 0;
-    this.#pendingBytes += heldBytes;
+    // What it calls keeps nothing of the sequence: it may wait for long.
     const snapshot: TurnSnapshot = {
       sessionKey: sequence.sessionKey as string,
       sessionId: session.id,
@@ -89,11 +88,17 @@ export class Persister {
       segments,
       tail,
       hotBlocks: sequence.heat.hottest(LIMITS.hotBlocksPerLayerMax, Math.floor(end / BLOCK_TOKENS)),
-      committed: (generation) => this.#options.onCommitted?.(sequence.request.requestId, { tokens: end, generation }),
+      committed: (generation) => this.#options.onCommitted?.(requestId, { tokens: end, generation }),
       release: () => {
         this.#pendingBytes -= heldBytes;
       },
     };
+    const heldBytes = snapshotBytes(snapshot);
+    if (this.#pendingBytes + heldBytes > this.#options.writeBehindBytesMax) {
+      this.#options.log("persist.dropped", { requestId, commit: true, pendingBytes: this.#pendingBytes });
+      return;
+    }
+    this.#pendingBytes += heldBytes;
     this.#commits.push(snapshot);
   }
 
@@ -160,7 +165,8 @@ export class Persister {
     if (known) return known;
     const { geometry, keys, log, writeBehindBytesMax } = this.#options;
     const objectBytes = segmentBytes(geometry);
-    if (this.#pendingBytes + objectBytes > writeBehindBytesMax) {
+    const heldBytes = objectBytes + geometry.summaryKinds.length * geometry.summaryBytes * this.#blocksPerSegment;
+    if (this.#pendingBytes + heldBytes > writeBehindBytesMax) {
       log("persist.dropped", { requestId: sequence.request.requestId, segmentIndex, pendingBytes: this.#pendingBytes });
       return undefined;
     }
@@ -174,7 +180,7 @@ export class Persister {
     );
     const objectKey = keys.of(sequence.namespace).segment(chain);
     const fromToken = segmentIndex * geometry.segmentTokens;
-    this.#pendingBytes += objectBytes;
+    this.#pendingBytes += heldBytes;
     const copied = this.#copySegment(blocks, { chain, fromToken, checksums, slots });
     track(sequence.copying, copied);
     const written = copied
@@ -199,7 +205,7 @@ export class Persister {
     };
     for (const block of blocks) block.stored = segment;
     void written.then((stored) => {
-      this.#pendingBytes -= objectBytes;
+      this.#pendingBytes -= heldBytes;
       segment.isWritten = stored;
       if (!stored) for (const block of blocks) if (block.stored === segment) block.stored = undefined;
     });
@@ -266,13 +272,16 @@ export class Persister {
     const openCount = tokenCount % BLOCK_TOKENS;
     if (openCount > 0 && !open) return undefined;
     const { bytes: blocks, summaries } = await this.#copy(sealed);
-    return {
+    const bytes = layTail({
+      geometry,
       fromToken,
-      ids: sequence.ids.slice(fromToken, tokenCount),
-      blocks,
-      summaries,
+      chain: sequence.chainAt(tokenCount),
+      ids: sequence.ids.subarray(fromToken, tokenCount),
+      block: (index, layer) => blocks[index]?.[layer] as Uint8Array,
+      summary: (index, kind) => summaries.get(kind)?.[index] as Uint8Array,
       open: open && openCount > 0 ? await pool.readOpen(open.slot, openCount) : new Uint8Array(0),
-    };
+    });
+    return { fromToken, tokenCount: tokenCount - fromToken, bytes };
   }
 }
 
@@ -290,11 +299,6 @@ function commonSegment(blocks: readonly LogicalBlock[]): StoredSegment | undefin
 function anySegment(blocks: readonly LogicalBlock[], sequence: Sequence): StoredSegment | undefined {
   const chain = sequence.chain((blocks.at(-1) as LogicalBlock).index);
   return blocks.find((block) => block.stored?.chain === chain && !block.stored.damaged)?.stored;
-}
-
-function bytesOf(tail: NonNullable<TurnSnapshot["tail"]>): number {
-  const parts = [...tail.blocks.flat(), ...[...tail.summaries.values()].flat(), tail.open];
-  return parts.reduce((sum, part) => sum + part.byteLength, 0);
 }
 
 function track(set: Set<Promise<unknown>>, promise: Promise<unknown>): void {

@@ -11,7 +11,7 @@ import type { ObjectKeys } from "../../../storage/keys.ts";
 import { loadManifest, type Manifest } from "../../../storage/manifest.ts";
 import { decodeSegmentHeader, encodeSegment, segmentBytes } from "../../../storage/segment.ts";
 import { decodeSummaryObject } from "../../../storage/summary-object.ts";
-import { decodeTail } from "../../../storage/tail.ts";
+import { decodeTail, layTail } from "../../../storage/tail.ts";
 import { noise } from "../../storage/random.ts";
 
 /** Segments of one block, two layers. */
@@ -94,12 +94,13 @@ export class CommitWorld {
       );
     const fromToken = segments.length * 64;
     const openCount = tokenCount - fromToken;
+    const chain = chainOf(`${branch}:${tokenCount}`);
     const snapshot = {
       sessionKey: `${NAMESPACE}/${options.sessionId ?? "s"}`,
       sessionId: options.sessionId ?? "s",
       namespace: NAMESPACE,
       tokenCount,
-      chain: chainOf(`${branch}:${tokenCount}`),
+      chain,
       spans: [{ end: tokenCount, how: "dense" }],
       endedMs: this.clock.wallMs(),
       segments,
@@ -107,13 +108,7 @@ export class CommitWorld {
       tail:
         openCount === 0
           ? undefined
-          : {
-              fromToken,
-              ids: Uint32Array.from({ length: openCount }, (_, i) => i),
-              blocks: [],
-              summaries: new Map(),
-              open: noise(tokenCount, openCount * GEOMETRY.openTokenBytes),
-            },
+          : { fromToken, tokenCount: openCount, bytes: openTail({ chain, fromToken, openCount }) },
       released: 0,
       release() {
         snapshot.released += 1;
@@ -183,6 +178,16 @@ export class CommitWorld {
     const { keys } = await this.store.list(`${this.keys.prefix}${kind}/`);
     return keys.length;
   }
+}
+
+/** A tail without a sealed block. */
+function openTail(of: { chain: string; fromToken: number; openCount: number }): Uint8Array<ArrayBuffer> {
+  const nothing = () => new Uint8Array(0);
+  return layTail({
+    ...{ geometry: GEOMETRY, chain: of.chain, fromToken: of.fromToken, block: nothing, summary: nothing },
+    ids: Uint32Array.from({ length: of.openCount }, (_, i) => i),
+    open: noise(of.fromToken + of.openCount, of.openCount * GEOMETRY.openTokenBytes),
+  });
 }
 
 interface TurnOptions {

@@ -1,0 +1,66 @@
+/** What waits to be written while the store does not follow: within one bound, and with nothing of the turns that left it. */
+import { queryObjects } from "node:v8";
+import { expect, it } from "vitest";
+import { Sequence } from "../../../engine/sequence/sequence.ts";
+import type { PageStore } from "../../../storage/contract.ts";
+import { MemoryStore } from "../../../storage/memory-store.ts";
+import { NAMESPACE, openForTest, randomIds, type TestEngine, TestSession, untilIdle } from "../harness.ts";
+
+/** A store that takes objects of some kind only once `release` was called. */
+function stallingStore(isStalled: (key: string) => boolean): { store: PageStore; release(): void } {
+  const store = new MemoryStore();
+  const put = store.put.bind(store);
+  const { promise: released, resolve: release } = Promise.withResolvers<void>();
+  store.put = async (key, ...rest) => {
+    if (isStalled(key)) await released;
+    return put(key, ...rest);
+  };
+  return { store, release };
+}
+
+/** A turn each of so many sessions; `tokenCount` of KV are left by each. */
+async function play(engine: TestEngine, count: number, tokenCount: number): Promise<void> {
+  for (let seed = 0; seed < count; seed++) {
+    const session = new TestSession(`s${seed}`, { policy: "dense", budgetTokens: 0, exact: true });
+    await session.turn(engine, randomIds(seed + 1, tokenCount - 2), { maxTokens: 2 });
+  }
+  await untilIdle(engine);
+}
+
+const waitingCount = ({ persister }: TestEngine, count: number) =>
+  Array.from({ length: count }, (_, seed) => persister.status(`${NAMESPACE}/s${seed}`)).filter((one) => one?.pending)
+    .length;
+
+it("keeps nothing of its sequences, and of each tail one copy", { timeout: 60_000 }, async () => {
+  const before = queryObjects(Sequence) as number;
+  const { store, release } = stallingStore((key) => !key.includes("/seg/"));
+  const engine = await openForTest({ store });
+  const buffersBefore = process.memoryUsage().arrayBuffers;
+  await play(engine, 40, 63);
+  expect(waitingCount(engine, 40)).toBe(40);
+  expect((queryObjects(Sequence) as number) - before).toBe(0);
+  expect(process.memoryUsage().arrayBuffers - buffersBefore).toBeLessThan(1.3 * engine.persister.pendingBytes);
+  release();
+  await engine.persister.flush();
+  expect(waitingCount(engine, 40)).toBe(0);
+  expect(engine.persister.pendingBytes).toBe(0);
+});
+
+it("counts commits, too: one more than there is room for is left out", { timeout: 60_000 }, async () => {
+  const writeBehindBytesMax = 64 * 1024;
+  // Whole segments, which are written; manifests are not.
+  const { store, release } = stallingStore((key) => key.includes("/session/"));
+  const engine = await openForTest({ store, settings: { writeBehindBytesMax } });
+  await play(engine, 30, 64);
+  const waiting = waitingCount(engine, 30);
+  expect(waiting).toBeGreaterThan(4);
+  expect(waiting).toBeLessThanOrEqual(16);
+  expect(engine.logged.filter(({ event }) => event === "persist.dropped").length).toBe(30 - waiting);
+  release();
+  await engine.persister.flush();
+  expect(engine.persister.pendingBytes).toBe(0);
+  // There is room again.
+  await play(engine, 30, 64);
+  await engine.persister.flush();
+  expect((await store.list("kv/")).keys.filter(({ key }) => key.includes("/session/")).length).toBe(30);
+});
