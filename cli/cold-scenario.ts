@@ -64,7 +64,7 @@ export async function playCold(stage: Stage, fillers: number, audience: ColdAudi
   const persisted = await stage.untilPersisted(session, first.usage.promptTokens + first.usage.completionTokens);
   const storedBytes = await stage.storedBytes();
   await reader.kill();
-  audience.step(`kill -9 ${reader.pid}: what it read is in the bucket only. A second engine starts, with nothing`);
+  audience.step(`kill -9 ${reader.pid}: only the bucket has what it read. A second engine starts`);
   const cold = await stage.addEngine();
   const requestId = `cold-${randomUUID()}`;
   const second = await ask(stage, { session, document: "", question: secondQuestion.question, requestId });

@@ -16,7 +16,9 @@ export interface TimelineRow {
   note: string;
 }
 
+/** Of the bars in text: as a rule, and at least where notes are to stand behind them. */
 const TEXT_WIDTH = 48;
+const TEXT_WIDTH_MIN = 24;
 
 /** The rows of a trace that a resumed session left: store, compute and tokens, in the order in which they began; times after admission. */
 export function timelineRows({ events }: Pick<RequestTrace, "events">): TimelineRow[] {
@@ -106,22 +108,30 @@ function endOf(rows: readonly TimelineRow[]): number {
   return Math.max(0.001, ...rows.flatMap(({ bars }) => bars.map(({ toMs }) => toMs)));
 }
 
-/** One line a row: label, bars over the whole time, when, what. */
-export function timelineText(rows: readonly TimelineRow[]): string[] {
+/** One line a row: label, bars over the whole time, when, what; the last below the bars where `columns` has no room for it behind them. */
+export function timelineText(rows: readonly TimelineRow[], columns = Number.POSITIVE_INFINITY): string[] {
   const endMs = endOf(rows);
   const labelWidth = Math.max(0, ...rows.map(({ label }) => label.length));
-  return rows.map(({ label, bars, note }) => {
-    const cells = Array<string>(TEXT_WIDTH).fill(" ");
+  const noteWidth = Math.max(0, ...rows.map(({ note }) => note.length));
+  const isBehind = columns - labelWidth - FIXED_WIDTH - 2 - noteWidth >= TEXT_WIDTH_MIN;
+  const room = columns - labelWidth - FIXED_WIDTH - (isBehind ? 2 + noteWidth : 0);
+  const width = Math.max(TEXT_WIDTH_MIN, Math.min(TEXT_WIDTH, room));
+  return rows.flatMap(({ label, bars, note }) => {
+    const cells = Array<string>(width).fill(" ");
     for (const { fromMs, toMs } of bars) {
-      const from = Math.min(TEXT_WIDTH - 1, Math.floor((fromMs / endMs) * TEXT_WIDTH));
-      const to = Math.max(from + 1, Math.round((toMs / endMs) * TEXT_WIDTH));
+      const from = Math.min(width - 1, Math.floor((fromMs / endMs) * width));
+      const to = Math.max(from + 1, Math.round((toMs / endMs) * width));
       cells.fill(fromMs === toMs ? "|" : "=", from, to);
     }
     const at = (bars[0] as TimelineBar).fromMs.toFixed(0).padStart(5);
     const until = (bars.at(-1) as TimelineBar).toMs.toFixed(0).padStart(5);
-    return `${label.padEnd(labelWidth)} |${cells.join("")}| ${at} -${until} ms  ${note}`;
+    const line = `${label.padEnd(labelWidth)} |${cells.join("")}| ${at} -${until} ms`;
+    return isBehind ? [`${line}  ${note}`] : [line, `${" ".repeat(labelWidth + 2)}${note}`];
   });
 }
+
+/** Of a line beside its label, its bars and its note: signs between them, and two times. */
+const FIXED_WIDTH = " || 12345 -12345 ms".length;
 
 const COLORS: Readonly<Record<TimelineRow["kind"], string>> = {
   store: "#2f6f9f",

@@ -17,7 +17,8 @@ const line = (text = ""): void => void process.stdout.write(`${text}\n`);
 
 function showTurn({ question, text, usage, latencyMs }: ColdDemoTurn): void {
   const cost = `${usage.cachedTokens} of ${usage.promptTokens} tokens reused, ${(latencyMs / 1000).toFixed(1)} s`;
-  line(`  ${question} ${styleText("green", text)}  ${styleText("dim", cost)}`);
+  line(`  ${question} ${styleText("green", text)}`);
+  line(`    ${styleText("dim", cost)}`);
 }
 
 /** What has to hold, and whether it does. */
@@ -35,13 +36,15 @@ async function show(outcome: ColdOutcome, path: string): Promise<boolean> {
   const { second, persisted, storedBytes, trace } = outcome;
   const rows = timelineRows(trace);
   const share = ((100 * second.usage.bytesBeforeFirstToken) / storedBytes).toFixed(0);
-  const caption = `${persisted.tokenCount} tokens, ${(storedBytes / 1e6).toFixed(1)} MB in the bucket; ${share} % of it was read before the first token, ${second.usage.firstTokenMs.toFixed(0)} ms after the request`;
+  const stored = `${persisted.tokenCount} tokens, ${(storedBytes / 1e6).toFixed(1)} MB in the bucket;`;
+  const read = `${share} % of it was read before the first token, ${second.usage.firstTokenMs.toFixed(0)} ms after the request`;
   line();
-  for (const text of timelineText(rows)) line(`  ${text}`);
+  const { columns = Number.POSITIVE_INFINITY } = process.stdout;
+  for (const text of timelineText(rows, columns - 2)) line(`  ${text}`);
   line();
-  line(`  ${caption}`);
+  for (const text of [stored, read]) line(`  ${text}`);
   await mkdir(dirname(path), { recursive: true });
-  await writeFile(path, timelineSvg("A cold engine answers from the bucket", caption, rows));
+  await writeFile(path, timelineSvg("A cold engine answers from the bucket", `${stored} ${read}`, rows));
   line(`  ${styleText("dim", `written: ${path}`)}`);
   line();
   const claims = claimsOf(outcome);
@@ -52,7 +55,7 @@ async function show(outcome: ColdOutcome, path: string): Promise<boolean> {
 
 async function play(signal: AbortSignal): Promise<number> {
   line();
-  line(styleText("bold", "Quire: an engine that has nothing answers about a document that another one has read"));
+  line(styleText("bold", "Quire: an engine that has nothing answers about what another one has read"));
   line("The house model, int8 KV, pages in a local R2 bucket through the S3 API.");
   const stage = await Stage.open(signal, undefined, "house");
   signal.addEventListener("abort", () => void stage.close());

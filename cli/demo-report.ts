@@ -13,10 +13,15 @@ export interface Claim {
 /** The screen: one method a paragraph. */
 export class DemoReport implements Audience {
   readonly #write: (text: string) => void;
+  readonly #columns: number;
 
-  /** @param write gets whole lines with their ends; styles are left out where the environment or the stream has none. */
-  constructor(write: (text: string) => void) {
+  /**
+   * @param write gets whole lines with their ends; styles are left out where the environment or the stream has none
+   * @param columns of the screen; undefined where it is none
+   */
+  constructor(write: (text: string) => void, columns: number | undefined) {
     this.#write = write;
+    this.#columns = columns ?? Number.POSITIVE_INFINITY;
   }
 
   title(): void {
@@ -46,15 +51,15 @@ export class DemoReport implements Audience {
     const recomputed = (quire.recomputedTokens ?? 0) > 0 ? `, ${count(quire.recomputedTokens ?? 0)} recomputed` : "";
     const cost = `${seconds(turn.latencyMs)}  cached ${count(cachedTokens)} of ${count(promptTokens)}${recomputed}${source}`;
     const question = (demoQuestions[index]?.question ?? "").padEnd(28);
-    this.#line(`    ${question} ${styleText("green", turn.text)}  ${styleText("dim", cost)}`);
+    const fits = `    ${question} ${turn.text}  ${cost}`.length <= this.#columns;
+    this.#line(`    ${question} ${styleText("green", turn.text)}${fits ? `  ${styleText("dim", cost)}` : ""}`);
+    if (!fits) this.#line(`      ${styleText("dim", cost)}`);
   }
 
   persisted(sessions: readonly { segmentCount: number; tokenCount: number }[], storedBytes: number): void {
     const [first] = sessions;
-    const segments = `${first?.segmentCount} sealed segments and a tail each, ${count(first?.tokenCount ?? 0)} tokens`;
-    this.#line(
-      styleText("dim", `    in the store: ${segments}, ${kilobytes(storedBytes)} in all, equal segments once`),
-    );
+    const segments = `${first?.segmentCount} segments and a tail each, ${count(first?.tokenCount ?? 0)} tokens`;
+    this.#line(styleText("dim", `    stored: ${segments}; in all ${kilobytes(storedBytes)}`));
   }
 
   /** The third answers side by side, and the claims. */
@@ -62,8 +67,17 @@ export class DemoReport implements Audience {
     const calm = outcome.undisturbed.at(-1) as Turn;
     const head = ["third answer", "text", "cached", "recomputed", "from the store", "pages", "attended to"];
     const rows = [row("never killed", calm), ...outcome.endings.map(({ name, turn }) => row(labels[name], turn))];
+    // The words stand above already, and a claim below says whether they are the same.
+    const whole = table([head, ...rows]);
+    const isWide = (whole[0] ?? "").length + 2 > this.#columns;
+    const shown = isWide
+      ? table(
+          [head, ...rows].map((cells) => cells.toSpliced(1, 1)),
+          1,
+        )
+      : whole;
     this.#line("");
-    for (const [index, line] of table([head, ...rows]).entries()) {
+    for (const [index, line] of shown.entries()) {
       this.#line(`  ${index === 0 ? styleText("dim", line) : line}`);
     }
     this.#line("");
@@ -163,12 +177,14 @@ function row(label: string, { text, usage }: Turn): string[] {
   ];
 }
 
-/** Columns as wide as they need to be; numbers, behind the first two, stand right. */
-function table(rows: readonly string[][]): string[] {
+/** Columns as wide as they need to be; numbers, behind the first ones, stand right. */
+function table(rows: readonly string[][], textColumns = 2): string[] {
   const widths = (rows[0] ?? []).map((_, column) => Math.max(...rows.map((cells) => cells[column]?.length ?? 0)));
   return rows.map((cells) =>
     cells
-      .map((cell, column) => (column < 2 ? cell.padEnd(widths[column] ?? 0) : cell.padStart(widths[column] ?? 0)))
+      .map((cell, column) =>
+        column < textColumns ? cell.padEnd(widths[column] ?? 0) : cell.padStart(widths[column] ?? 0),
+      )
       .join("  "),
   );
 }

@@ -6,7 +6,7 @@ import { runDemo } from "./run-demo.ts";
 
 async function play(signal: AbortSignal): Promise<number> {
   const startMs = performance.now();
-  const report = new DemoReport((text) => void process.stdout.write(text));
+  const report = new DemoReport((text) => void process.stdout.write(text), process.stdout.columns);
   report.title();
   const stage = await Stage.open(signal);
   // A turn that runs ends with the stage.

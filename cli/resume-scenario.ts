@@ -65,7 +65,7 @@ export async function playResume(
   await stage.killEngine();
   await stage.emptyStore();
 
-  audience.step("All pages are deleted; a new engine answers the first two questions of four conversations");
+  audience.step("All pages are deleted; a new engine answers two questions in four talks");
   await stage.startEngine();
   const sessions = endingNames.map((name) => open(`${name}-${run}`));
   const before: Turn[][] = [];

@@ -60,6 +60,19 @@ describe("the timeline of a cold resume", () => {
     expect(lines.find((text) => text.startsWith("first token"))).toContain("  190 -  190 ms  after 1.50 MB");
   });
 
+  it.each([80, 100, 120, 200])("fits into %d columns", (columns) => {
+    const rows = timelineRows({ events: EVENTS });
+    const lines = timelineText(rows, columns);
+    expect(lines.filter((line) => line.length > columns)).toEqual([]);
+    for (const { label, note } of rows) {
+      const at = lines.findIndex((line) => line.startsWith(`${label} `));
+      // What it was about stands behind its times, or below its bars.
+      expect([lines[at], lines[at + 1]].some((line) => line?.endsWith(note))).toBe(true);
+      const [first = 0, last = 0] = [lines[at]?.indexOf("|"), lines[at]?.lastIndexOf("|")];
+      expect(last - first - 1).toBeGreaterThanOrEqual(24);
+    }
+  });
+
   it("is an SVG whose words are escaped, with a bar for each stretch and ticks to its end", () => {
     const svg = timelineSvg("a < b & c", "caption", timelineRows({ events: EVENTS }));
     expect(svg).toMatch(/^<svg [^>]*viewBox="0 0 \d+ \d+"/);
