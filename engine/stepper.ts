@@ -56,7 +56,7 @@ export class Stepper {
     const { settings, runner, cache, opens, clock, fetcher, storeSpeed } = options.parts;
     const { layerCount, summaryKinds } = runner.pool.spec;
     const latencyMs = () => storeSpeed()?.latencyMs;
-    this.#patience = new Patience({ clock, latencyMs, comingCount: () => fetcher.inFlightLayerCount });
+    this.#patience = new Patience({ clock, latencyMs, comingCount: () => fetcher.demandedLayerCount });
     this.#planner = new StepPlanner({
       ...{ settings, rowsMax: runner.rowsMax, sampledMax: runner.sampledMax },
       ...{ cost: options.cost, tenants: options.tenants, speculation: this.#speculation },
@@ -141,7 +141,7 @@ export class Stepper {
     const layerEnd = summaryLayerEnd(sequence, planned);
     return {
       ...{ slice: planned.slice, tokens: planned.tokens, layerEnd },
-      exact: planned.exact || sequence.finishReason !== undefined || this.#patience.waits(sequence, planned),
+      exact: isExact(sequence, planned) || this.#patience.waits(sequence, planned),
       ...(last ? { sample: sampleParams(sequence, draft.length) } : {}),
       ...(draft.length > 0 ? { draftSamples: Array.from(draft, (_, ahead) => sampleParams(sequence, ahead)) } : {}),
     };
@@ -177,7 +177,8 @@ export class Stepper {
       const layer = wanted.length === 0 ? checkpoint.layer : Math.min(...wanted.map((item) => item.layer));
       const blockCount = wanted.filter((item) => item.layer === layer).length;
       this.#patience.stopped(planned, { layer, blockCount, ms });
-      residency.suspend(sequence, planned, { checkpoint, missed: wanted, chosenBlocks });
+      const end = isExact(sequence, planned) ? undefined : this.#patience.waitEnd(sequence, planned);
+      residency.suspend(sequence, planned, { checkpoint, missed: wanted, chosenBlocks, end });
       return;
     }
     sequence.heat.tick();
@@ -208,4 +209,9 @@ export class Stepper {
     if (sequence.finishReason !== undefined) conclude(sequence);
     else if (sequence.generatedCount === 1) void residency.fillRest(sequence);
   }
+}
+
+/** Whether rows attend to all that they select, whatever that takes: in default mode others need not. */
+function isExact(sequence: Sequence, planned: PlannedSlice): boolean {
+  return planned.exact || sequence.finishReason !== undefined;
 }

@@ -43,6 +43,7 @@ interface RangeRead {
 interface ReadInFlight {
   read: RangeRead;
   done: Promise<void>;
+  isDemanded: boolean;
 }
 
 /** What a fetcher works with. */
@@ -84,16 +85,18 @@ export class BlockFetcher {
     return this.#inFlight.size;
   }
 
-  /** Layers of blocks that are on their way or wait for their turn. */
-  get inFlightLayerCount(): number {
+  /** Layers of blocks that somebody demands, and that are on their way or wait for their turn. */
+  get demandedLayerCount(): number {
     let count = 0;
-    for (const layers of this.#inFlight.values()) count += layers.size;
+    for (const layers of this.#inFlight.values())
+      for (const { isDemanded } of layers.values()) if (isDemanded) count += 1;
     return count;
   }
 
   /**
    * Resolves when every wanted layer is resident or its block is lost; never rejects. Callers hold references to the blocks; those that
-   * are released meanwhile are read in vain. Reads begin layer by layer; one that waits as fill and is demanded now takes its layer's turn. Returns what this call itself read.
+   * are released meanwhile are read in vain. Reads begin layer by layer; one that waits as fill and is demanded now takes its layer's turn.
+   * Returns what this call itself read.
    */
   async fetch(wanted: readonly BlockLayer[], kind: GateClass): Promise<FetchTotals> {
     const totals: FetchTotals = { bytes: 0, blocks: 0 };
@@ -112,6 +115,7 @@ export class BlockFetcher {
       if (inFlight) known.add(inFlight);
       else fresh.push(item);
     }
+    if (kind === "demand") for (const inFlight of known) inFlight.isDemanded = true;
     const raised = kind === "demand" ? Array.from(known, ({ read }) => read) : [];
     const reads = new Set(readsOf(fresh, this.#options.geometry.blockBytes));
     for (const { done } of known) pending.push(done);
@@ -130,7 +134,8 @@ export class BlockFetcher {
     if (isBegun && kind === "demand") this.#raise(read);
     // One that holds a place while it waits for a read that has none yet would be a deadlock.
     const done = isBegun ? run() : gate.run(kind, run, this.#nameOf(read));
-    for (const block of read.blocks) this.#track(block, { read, done });
+    const inFlight = { read, done, isDemanded: kind === "demand" };
+    for (const block of read.blocks) this.#track(block, inFlight);
     return done;
   }
 

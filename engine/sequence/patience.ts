@@ -1,10 +1,12 @@
 /**
- * How long the prompt of a resumed turn waits for the blocks that it selects in default mode: up to a moment in any case (`Sequence.missWaitUntilMs`); longer where
- * that gets it all of them by a later one (`Sequence.wholeWaitUntilMs`), or where all of them come while it computes; judged by what its steps and its waits have taken.
+ * How long the prompt of a resumed turn waits for the blocks that it selects in default mode: up to a moment in any case
+ * (`Sequence.missWaitUntilMs`); longer where that gets it all of them by a later one (`Sequence.wholeWaitUntilMs`), or where all of them
+ * come while it computes; judged by what its steps and its waits have taken. A wait that proves longer ends, and the prompt goes on without.
  */
 import { layerRole, scoringLayers } from "../../kernels/page-range.ts";
 import type { Clock } from "../settings.ts";
 import type { PlannedSlice } from "./planned-slice.ts";
+import type { WaitEnd } from "./residency.ts";
 import type { Sequence } from "./sequence.ts";
 
 /** Times `missWaitMs`, counted from the admission as that is: by then the first token must be expected. */
@@ -13,7 +15,7 @@ export const WHOLE_WAIT_FACTOR = 2.5;
 /** What it works with. */
 export interface PatienceOptions {
   clock: Pick<Clock, "nowMs">;
-  /** Layers of blocks that are on their way to the device. */
+  /** Layers of blocks that are demanded and on their way to the device. */
   comingCount(): number;
   /** What a read of the store takes at least; undefined: not known yet. */
   latencyMs(): number | undefined;
@@ -71,32 +73,73 @@ export class Patience {
     if (sequence.started) return false;
     const nowMs = this.#options.clock.nowMs();
     const course = this.#courses.get(planned);
+    if (course?.isOver) return false;
     if (course !== undefined) noteWait(planned, course, nowMs);
     if (nowMs < sequence.missWaitUntilMs) return true;
-    if (course === undefined || course.isOver) return false;
-    const isLast = planned.to === sequence.tokenCount && !sequence.workingSet;
-    const { computingMs, waitingMs } = this.#rest(planned, course);
-    const isInTime = nowMs + computingMs + waitingMs <= sequence.wholeWaitUntilMs;
-    course.isOver = !isLast || !(isInTime || waitingMs === 0);
+    if (course === undefined) return false;
+    const { computingMs, choicesMs, linkMs } = this.#rest(planned, course);
+    const isInTime = nowMs + computingMs + choicesMs + linkMs <= sequence.wholeWaitUntilMs;
+    course.isOver = !mayWaitOn(sequence, planned) || !(isInTime || choicesMs + linkMs === 0);
     return !course.isOver;
   }
 
   /**
-   * What is left until its last layer is computed, of which only rows that are sampled are: computing, and, if it waits for all blocks, waits in which nothing computes:
-   * for each choice that is to be made yet, and for what comes slower than it is computed with. Infinite while nothing was waited for.
+   * When a wait that begins where this slice's step has ended is over, whatever has come: once the first token could not be there in time
+   * even if the rest came at once; where blocks were on their way and nothing was to be waited for, after as long as a read and a layer
+   * take. From then on the slice waits for nothing.
    */
-  #rest({ slice }: PlannedSlice, course: Course): { computingMs: number; waitingMs: number } {
+  waitEnd(sequence: Sequence, planned: PlannedSlice): WaitEnd | undefined {
+    const course = this.#courses.get(planned);
+    if (course === undefined) return undefined;
+    const giveUp = () => {
+      course.isOver = true;
+    };
+    const { missWaitUntilMs, wholeWaitUntilMs } = sequence;
+    if (!mayWaitOn(sequence, planned)) return { atMs: missWaitUntilMs, giveUp };
+    const { layerMs, computingMs, choicesMs } = this.#rest(planned, course);
+    const isOnItsWay = choicesMs === 0 && layerRole(planned.slice.plan, course.stop.layer) !== "chooses";
+    const graceMs = isOnItsWay ? (this.#options.latencyMs() ?? 0) + layerMs : 0;
+    const atMs = Math.max(wholeWaitUntilMs - computingMs - choicesMs, this.#options.clock.nowMs() + graceMs);
+    return { atMs: Math.max(missWaitUntilMs, atMs), giveUp };
+  }
+
+  /**
+   * What is left until its last layer is computed, of which only rows that are sampled are: computing, and, if it waits for all blocks, waits
+   * in which nothing computes: for each choice that is to be made yet, and for what comes slower than it is computed with. Infinite while
+   * nothing was waited for.
+   */
+  #rest({ slice }: PlannedSlice, course: Course): Rest {
     const { comingCount, latencyMs } = this.#options;
     const { stop, choiceWait, computedLayers, computedMs } = course;
     const layerCount = slice.blockIds.length / slice.blockCapacity;
-    const computingMs = ((layerCount - 1 - stop.layer) * (1 + INTAKE_SHARE) * computedMs) / computedLayers;
-    if (choiceWait === undefined) return { computingMs, waitingMs: Number.POSITIVE_INFINITY };
+    const layerMs = ((1 + INTAKE_SHARE) * computedMs) / computedLayers;
+    const computingMs = (layerCount - 1 - stop.layer) * layerMs;
+    if (choiceWait === undefined) return { layerMs, computingMs, choicesMs: Number.POSITIVE_INFINITY, linkMs: 0 };
     const choices = scoringLayers(slice.plan, layerCount).filter((layer) => layer > stop.layer);
     const blockMs = Math.max(0, choiceWait.ms - (latencyMs() ?? 0)) / choiceWait.blockCount;
     const unknownCount = (layerCount - (choices[0] ?? layerCount)) * choiceWait.blockCount;
     const comingMs = (comingCount() + unknownCount) * blockMs;
-    return { computingMs, waitingMs: choices.length * choiceWait.ms + Math.max(0, comingMs - computingMs) };
+    return {
+      ...{ layerMs, computingMs, choicesMs: choices.length * choiceWait.ms },
+      linkMs: Math.max(0, comingMs - computingMs),
+    };
   }
+}
+
+/** What is left of a step. */
+interface Rest {
+  /** One layer, its intake with it. */
+  layerMs: number;
+  computingMs: number;
+  /** Waits for choices that are to be made yet. */
+  choicesMs: number;
+  /** What comes slower than it is computed with. */
+  linkMs: number;
+}
+
+/** Only the end of a prompt waits for everything: what it waits for is what the first token attends to. */
+function mayWaitOn(sequence: Sequence, planned: PlannedSlice): boolean {
+  return planned.to === sequence.tokenCount && !sequence.workingSet;
 }
 
 function noteWait({ slice }: PlannedSlice, course: Course, nowMs: number): void {

@@ -30,12 +30,20 @@ export interface ResidencyOptions {
   fail(sequence: Sequence, error: unknown): void;
 }
 
+/** When a wait ends whether or not what it waits for has come, and who is told so. */
+export interface WaitEnd {
+  atMs: number;
+  giveUp(): void;
+}
+
 /** Why and where a step ended before its last layer. */
 export interface Suspension {
   checkpoint: Checkpoint;
   missed: readonly BlockLayer[];
   /** As `SequenceResult.chosenBlocks`. */
   chosenBlocks?: Uint32Array | undefined;
+  /** When its wait for blocks ends without them; undefined: it does not. */
+  end?: WaitEnd | undefined;
 }
 
 /** Residency of one engine's sequences. */
@@ -50,7 +58,7 @@ export class Residency {
    * A step found these missing: the sequence goes on when those of the first layer are there; what layers that take over its choice lack of it is
    * read with it, what later ones may miss behind it. With nothing missing it only paused.
    */
-  suspend(sequence: Sequence, planned: PlannedSlice, { checkpoint, missed, chosenBlocks }: Suspension): void {
+  suspend(sequence: Sequence, planned: PlannedSlice, { checkpoint, missed, chosenBlocks, end }: Suspension): void {
     const layers = missed.length > 0 ? missed.map(({ layer }) => layer) : [checkpoint.layer];
     // The checkpoint may be of an earlier layer, whose choice this one takes over.
     const missedLayer = Math.min(...layers);
@@ -64,6 +72,7 @@ export class Residency {
     this.#fetchAndWait(
       sequence,
       missed.filter(({ layer }) => layer === missedLayer),
+      end,
     );
     // Where the pool is too small for all, what is read ahead would push out what is needed first.
     const isRoomy = !sequence.workingSet;
@@ -87,12 +96,12 @@ export class Residency {
     this.#waitFor(sequence, supply.bringLayer(sequence, planned.slice.plan, layer));
   }
 
-  /** The sequence goes on when these are on the device or known to be lost. */
-  #fetchAndWait(sequence: Sequence, wanted: readonly BlockLayer[]): void {
+  /** The sequence goes on when these are on the device or known to be lost, or at the end of its patience. */
+  #fetchAndWait(sequence: Sequence, wanted: readonly BlockLayer[], end?: WaitEnd): void {
     const { clock, observer } = this.#options;
     const layers = new Set(wanted.map(({ layer }) => layer));
     observer.missed(sequence, wanted.length, clock.nowMs(), layers.size === 1 ? wanted[0]?.layer : undefined);
-    this.#waitFor(sequence, this.fetch(sequence, wanted, "demand"));
+    this.#waitFor(sequence, this.fetch(sequence, wanted, "demand"), { end });
   }
 
   /** A suspended sequence goes on when what of it is in host memory is on the device again. */
@@ -114,25 +123,36 @@ export class Residency {
     const { cache, clock, observer, supply } = this.#options;
     observer.missed(sequence, blocks.length, clock.nowMs());
     const asked = new Set(blocks);
-    this.#waitFor(sequence, supply.supply(sequence, kind, blocks), () => {
-      sequence.drop(cache, (block) => asked.has(block) && !block.summaries.has(kind));
-    });
+    const then = () => sequence.drop(cache, (block) => asked.has(block) && !block.summaries.has(kind));
+    this.#waitFor(sequence, supply.supply(sequence, kind, blocks), { then });
   }
 
   /** `then` is called if the sequence still waits: its blocks are nobody else's to use until then. */
-  #waitFor(sequence: Sequence, what: Promise<void>, then?: () => void): void {
+  #waitFor(
+    sequence: Sequence,
+    what: Promise<void>,
+    { then, end }: { then?: () => void; end?: WaitEnd | undefined } = {},
+  ): void {
     const { clock, fail, observer, wake } = this.#options;
+    let isOver = false;
+    const goOn = () => {
+      // What comes behind the end of a wait is not what a later one waits for.
+      if (isOver) return;
+      isOver = true;
+      if (sequence.phase === "waiting") {
+        then?.();
+        sequence.phase = "running";
+      }
+      observer.resumed(sequence, clock.nowMs());
+      wake();
+    };
     sequence.phase = "waiting";
-    void what
-      .catch((error: unknown) => fail(sequence, error))
-      .then(() => {
-        if (sequence.phase === "waiting") {
-          then?.();
-          sequence.phase = "running";
-        }
-        observer.resumed(sequence, clock.nowMs());
-        wake();
-      });
+    void what.catch((error: unknown) => fail(sequence, error)).then(goOn);
+    if (end === undefined) return;
+    void clock.sleep(Math.max(0, Math.ceil(end.atMs - clock.nowMs()))).then(() => {
+      if (!isOver) end.giveUp();
+      goOn();
+    });
   }
 
   /** Reads what is not on the device; what that cost is the sequence's. Never rejects. */

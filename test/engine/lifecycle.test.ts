@@ -255,7 +255,45 @@ describe("default mode", () => {
     expect(waited.ids[0]).toBe(expected.ids[0]);
     await expectNothingHeld(patient);
   });
+
+  it("ends a wait whose blocks do not come, long before the store's deadline", async () => {
+    const store = new StallingBlocks();
+    const writer = await openForTest({ store });
+    const session = new TestSession("s", { ...QUEST, exact: false });
+    await session.turn(writer, randomIds(1, 900));
+    await untilIdle(writer);
+    await writer.persister.flush();
+    await withoutHotBlocks(store);
+    const fresh = await openForTest({ store, settings: { missWaitMs: 200 } });
+    const { runner } = fresh;
+    const step = runner.step.bind(runner);
+    // The store is well until the turn has begun to compute, and answers nothing for its blocks from then on.
+    runner.step = (sequences) => {
+      store.isStalled = true;
+      return step(sequences);
+    };
+    const { usage, spans } = await session.turn(fresh, randomIds(2, 30), { maxTokens: 1 });
+    expect(usage.firstTokenMs).toBeGreaterThanOrEqual(199);
+    expect(usage.firstTokenMs).toBeLessThan(2_500);
+    expect(usage.pagesMissed).toBeGreaterThan(0);
+    expect(spans.some((span) => span.how.includes("~"))).toBe(true);
+    store.release();
+    await expectNothingHeld(fresh);
+  });
 });
+
+/** Ranges of segments are answered when it is released, once it is stalled. */
+class StallingBlocks extends MemoryStore {
+  isStalled = false;
+  readonly #released = Promise.withResolvers<void>();
+  release(): void {
+    this.#released.resolve();
+  }
+  override async get(...args: Parameters<MemoryStore["get"]>) {
+    if (this.isStalled && args[1]?.range && args[0].includes("/seg/")) await this.#released.promise;
+    return await super.get(...args);
+  }
+}
 
 async function withoutHotBlocks(store: MemoryStore): Promise<void> {
   const { keys } = await store.list("kv/");

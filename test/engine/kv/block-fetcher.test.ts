@@ -208,7 +208,11 @@ describe("reads", () => {
     ahead.begin(begun.map(rangeOf));
     const fills = [filling.fetch(begun, "fill"), filling.fetch(others, "fill")];
     const demanded = [4, 2].flatMap((at) => all(blocks.slice(at, at + 1)));
-    await run(filling.fetch(demanded, "demand"));
+    expect(filling.demandedLayerCount).toBe(0);
+    const demand = filling.fetch(demanded, "demand");
+    expect(filling.demandedLayerCount).toBe(demanded.length);
+    await run(demand);
+    expect(filling.demandedLayerCount).toBe(0);
     // Two are on their way, and no more than two of the others pass: fill has two places of four.
     const count = written.size;
     expect(demanded.every(({ block, layer }) => written.has(block.deviceBlocks[layer] as number))).toBe(true);

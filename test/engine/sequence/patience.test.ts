@@ -89,3 +89,52 @@ it("waits up to the moment only with a part of a prompt, and not once it went on
   patience.stopped(planned, { layer: 1, blockCount: 0, ms: 1 });
   expect(patience.waits(sequence, planned)).toBe(false);
 });
+
+/** A slice of 16 layers that has stopped at some of them: `ms` is what it computed before each, `until` when its blocks had come. */
+function stoppedAt(policy: string, stops: { layer: number; atMs: number; ms: number; until?: number }[]) {
+  let nowMs = 0;
+  const patience = new Patience({ clock: { nowMs: () => nowMs }, latencyMs: () => LATENCY_MS, comingCount: () => 0 });
+  const slice = {
+    plan: policyNamed(policy).plan(2048),
+    blockCapacity: 4,
+    blockIds: new Int32Array(4 * LAYERS),
+  };
+  const planned = { slice, from: 0, to: 64 } as unknown as PlannedSlice;
+  const sequence = { started: false, missWaitUntilMs: 300, wholeWaitUntilMs: 750, tokenCount: 64 } as Sequence;
+  for (const { layer, atMs, ms, until } of stops) {
+    nowMs = atMs;
+    patience.stopped(planned, { layer, blockCount: BLOCKS, ms });
+    if (until === undefined) continue;
+    nowMs = until;
+    patience.waits(sequence, planned);
+  }
+  return { patience, planned, sequence, end: () => patience.waitEnd(sequence, planned) };
+}
+
+it("ends its waits: the first ones at the moment, later ones when the first token could not be there in time", () => {
+  const choice = { layer: 0, atMs: 100, ms: 10, until: 150 };
+  expect(stoppedAt("quest", [{ layer: 0, atMs: 100, ms: 10 }]).end()?.atMs, "nothing was waited for as yet").toBe(300);
+  // 20 ms a layer and a tenth for taking in: eight layers behind layer 7.
+  const taken = stoppedAt("quest+share(16)", [choice, { layer: 7, atMs: 320, ms: 140 }]);
+  expect(taken.end()?.atMs).toBeCloseTo(750 - 8 * 22);
+  const chosen = stoppedAt("quest+share(8)", [choice, { layer: 8, atMs: 350, ms: 160 }]);
+  expect(chosen.end()?.atMs, "of two choices the last").toBeCloseTo(750 - 7 * 22);
+  const early = stoppedAt("quest+share(8)", [choice, { layer: 1, atMs: 160, ms: 20 }]);
+  expect(early.end()?.atMs, "another choice is to be waited for").toBeCloseTo(750 - 14 * 22 - 50);
+});
+
+it("where blocks come while it computes, waits for one no longer than a read and a layer take", () => {
+  const slow = stoppedAt("quest+share(16)", [
+    { layer: 0, atMs: 100, ms: 30, until: 150 },
+    { layer: 7, atMs: 600, ms: 420 },
+  ]);
+  // 60 ms a layer: the first token is late whatever comes.
+  expect(slow.end()?.atMs).toBeCloseTo(600 + LATENCY_MS + 66);
+});
+
+it("waits for nothing more once a wait has ended without its blocks", () => {
+  const { patience, planned, sequence, end } = stoppedAt("quest", [{ layer: 0, atMs: 100, ms: 10 }]);
+  expect(patience.waits(sequence, planned)).toBe(true);
+  end()?.giveUp();
+  expect(patience.waits(sequence, planned)).toBe(false);
+});

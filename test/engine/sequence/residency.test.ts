@@ -91,3 +91,43 @@ it("a wait that fails, which no wait is to do, ends its request and nothing else
   expect(failed).toEqual([[sequence, new Error("a programmer's error")]]);
   expect([sequence.phase, wakes]).toEqual(["running", 1]);
 });
+
+it("a wait ends at its end; what comes behind it does not end a later one", async () => {
+  const blocks: (() => void)[] = [];
+  const sleeps: { ms: number; over(): void }[] = [];
+  const told: string[] = [];
+  const residency = new Residency({
+    fetcher: {
+      async fetch() {
+        await new Promise<void>((resolve) => blocks.push(resolve));
+        return { bytes: 0, blocks: 0 };
+      },
+    },
+    supply: { readOn() {} },
+    clock: { nowMs: () => 40, sleep: (ms: number) => new Promise<void>((over) => sleeps.push({ ms, over })) },
+    observer: { missed() {}, resumed: () => told.push("resumed") },
+    wake: () => told.push("wake"),
+  } as unknown as ResidencyOptions);
+  const sequence = started();
+  const missed = [{ block: sequence.blocks[0] as LogicalBlock, layer: 0 }];
+  const planned = { slice: { plan: {} } } as never;
+  const wait = () => {
+    const end = { atMs: 100.5, giveUp: () => told.push("gave up") };
+    residency.suspend(sequence, planned, { checkpoint: { layer: 0 } as never, missed, end: end as never });
+  };
+  const settled = () => new Promise<void>((resolve) => setImmediate(resolve));
+  wait();
+  expect([sequence.phase, sleeps[0]?.ms]).toEqual(["waiting", 61]);
+  sleeps[0]?.over();
+  await settled();
+  expect([sequence.phase, told.splice(0)]).toEqual(["running", ["gave up", "resumed", "wake"]]);
+  wait();
+  blocks[0]?.();
+  await settled();
+  expect([sequence.phase, told]).toEqual(["waiting", []]);
+  blocks[1]?.();
+  await settled();
+  sleeps[1]?.over();
+  await settled();
+  expect([sequence.phase, told]).toEqual(["running", ["resumed", "wake"]]);
+});
