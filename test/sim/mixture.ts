@@ -30,6 +30,14 @@ export const SELECTIONS: readonly SelectionRequest[] = [
   { ...QUEST_AROUND, policy: "mean-deviation+reuse(8)" },
   { ...QUEST, policy: "quest+coarse(2)" },
 ];
+/** What those ask for whose layers share choices. */
+export const SELECTIONS_SHARED: readonly SelectionRequest[] = [
+  { ...QUEST, policy: "quest+own-layers(1)+share(2)" },
+  { ...QUEST_AROUND, policy: "quest+own-layers(1)+share(2)" },
+  { ...QUEST, policy: "mean-deviation+share(2)", budgetTokens: 144 },
+  { ...QUEST_AROUND, policy: "mean-deviation+share(2)+reuse(4)" },
+  DENSE,
+];
 /** Of the tenants. */
 export const NAMESPACES = ["00000000000000aa", "00000000000000bb"] as const;
 /** A conversation's first prompt, between two token counts, and the count beyond which its log is followed by a new one. */
@@ -55,6 +63,11 @@ export const TIGHT = { layerCount: 3, blockCount: 20, summarySlotCount: 40 } as 
 export const TIGHT_LENGTHS = { firstMin: 200, firstMax: 400, logMax: 540 };
 /** One seed in so many lives so. */
 export const TIGHT_EVERY = 32;
+/**
+ * Lives whose layers share choices, one seed in {@link TIGHT_EVERY}: of every two of them the contexts of one outgrow the pool. It holds two layers of such a
+ * context and a block of all, which is the least with which an engine takes a choice for two layers.
+ */
+export const SHARED = { layerCount: 3, blockCount: 27, summarySlotCount: 40 } as const;
 /** Host memory of their engines: enough for one turn at least. */
 export const TIGHT_HOST_BYTES = [64 * 1024, 128 * 1024, 256 * 1024];
 /** See {@link CROWDED_SHARE}. */
@@ -65,3 +78,24 @@ export const LONG_TOKENS = 100;
 export const PAGES: readonly StoredEncoding[] = ["int8", "int4", "int8", "f16"];
 /** Host memory of other engines: none, for some blocks, for all. */
 export const HOST_BYTES = [0, 12 * 1024, 256 * 1024];
+
+/** What of a life is not the usual. */
+export interface LifeKind {
+  /** Its contexts outgrow the pool. */
+  isTight: boolean;
+  /** Its layers share choices. */
+  isShared: boolean;
+}
+
+/** Of a seed; `tight`: whether contexts outgrow the pool, whatever the seed. */
+export function kindOf(seed: number, tight: boolean | undefined): LifeKind {
+  const isShared = tight === undefined && seed % TIGHT_EVERY === 18;
+  const isTight = isShared ? Math.floor(seed / TIGHT_EVERY) % 2 === 1 : seed % TIGHT_EVERY === 2;
+  return { isShared, isTight: tight ?? isTight };
+}
+
+/** The pool of such a life's engines. */
+export function poolOf(kind: LifeKind): { layerCount?: number; blockCount: number; summarySlotCount?: number } {
+  if (kind.isShared) return SHARED;
+  return kind.isTight ? TIGHT : { blockCount: ENGINE_BLOCKS };
+}

@@ -17,19 +17,20 @@ import { uniform } from "../engine/tiny-model.ts";
 import { cutLog, forkLog, type Log, turnRequest } from "./log.ts";
 import {
   CROWDED_SHARE,
-  ENGINE_BLOCKS,
   HOST_BYTES,
+  kindOf,
   LENGTHS,
   LENGTHS_AROUND,
+  type LifeKind,
   LOGS_MAX,
   LONG_TOKENS,
   NAMESPACES,
   PAGES,
+  poolOf,
   SELECTIONS,
+  SELECTIONS_SHARED,
   SIM_RATES,
-  TIGHT,
   TIGHT_CROWDED_SHARE,
-  TIGHT_EVERY,
   TIGHT_HOST_BYTES,
   TIGHT_LENGTHS,
   TWIN_TOKENS_MAX,
@@ -79,8 +80,7 @@ export async function simulate(
   // Devices are imported when the first is opened: that takes real time, of which there is none later.
   await (await openDevice({ kind: "reference" })).close();
   const time = new VirtualTime();
-  const isTight = options.tight ?? seed % TIGHT_EVERY === 2;
-  const world = new World(seed, time, { rates: options.rates ?? SIM_RATES, isTight });
+  const world = new World(seed, time, { rates: options.rates ?? SIM_RATES, kind: kindOf(seed, options.tight) });
   try {
     await time.run(world.live(options.rounds ?? 4), EVENTS_MAX);
   } catch (error) {
@@ -111,7 +111,7 @@ class World {
   readonly #seed: number;
   readonly #pages: StoredEncoding;
   readonly #disk: SimDisk | undefined;
-  readonly #isTight: boolean;
+  readonly #kind: LifeKind;
   readonly #time: VirtualTime;
   readonly #next: () => number;
   readonly #chooseTier: () => number;
@@ -130,10 +130,10 @@ class World {
   /** Twins share a runner, which takes one step at a time. */
   #twinTurn: Promise<unknown> = Promise.resolve();
 
-  constructor(seed: number, time: VirtualTime, { rates, isTight }: { rates: Partial<SimFaults>; isTight: boolean }) {
+  constructor(seed: number, time: VirtualTime, { rates, kind }: { rates: Partial<SimFaults>; kind: LifeKind }) {
     this.#seed = seed;
     this.#pages = PAGES[seed % PAGES.length] as StoredEncoding;
-    this.#isTight = isTight;
+    this.#kind = kind;
     this.#time = time;
     this.#next = uniform(seed);
     this.#chooseTier = uniform(seed ^ 0x9e3779b9);
@@ -148,7 +148,7 @@ class World {
   }
 
   async live(rounds: number): Promise<void> {
-    const layerCount = this.#isTight ? TIGHT.layerCount : 1;
+    const { layerCount = 1 } = poolOf(this.#kind);
     const { runner, device } = await openSimRunner({
       layerCount,
       blockCount: (layerCount * TWINS_MAX * TWIN_TOKENS_MAX) / 64,
@@ -171,7 +171,7 @@ class World {
 
   /** A message that says how to see it again. */
   at(what: string): string {
-    return `${what}\nseed ${this.#seed}, round ${this.#round}, ${this.#time.nowMs.toFixed(1)} ms; replay: npm run sim -- --seed ${this.#seed}${this.#isTight ? " --tight" : ""}`;
+    return `${what}\nseed ${this.#seed}, round ${this.#round}, ${this.#time.nowMs.toFixed(1)} ms; replay: npm run sim -- --seed ${this.#seed}${this.#kind.isTight && !this.#kind.isShared ? " --tight" : ""}`;
   }
 
   async #liveRound(): Promise<void> {
@@ -184,7 +184,7 @@ class World {
     if (this.#chooseTier() < 0.4) for (const { opened } of this.#engines) opened.demoteIdle();
     const chosen = new Set(Array.from({ length: 1 + Math.floor(this.#next() * 3) }, () => this.#pick(this.#logs)));
     // Now and then everybody comes to one engine, with long replies: they outgrow its pool together.
-    this.#isCrowded = this.#chooseTier() < (this.#isTight ? TIGHT_CROWDED_SHARE : CROWDED_SHARE);
+    this.#isCrowded = this.#chooseTier() < (this.#kind.isTight ? TIGHT_CROWDED_SHARE : CROWDED_SHARE);
     if (this.#isCrowded) for (const log of this.#logs) chosen.add(log);
     const troubles = this.#next() < 0.7 ? [this.#trouble()] : [];
     await Promise.all([...[...chosen].map((log) => this.#turn(log)), ...troubles]);
@@ -293,7 +293,7 @@ class World {
   }
 
   #lengthsOf({ selection }: Log): typeof LENGTHS {
-    if (this.#isTight) return TIGHT_LENGTHS;
+    if (this.#kind.isTight) return TIGHT_LENGTHS;
     return selection.exact ? LENGTHS : LENGTHS_AROUND;
   }
 
@@ -412,7 +412,7 @@ class World {
       parentId: undefined,
       ids: [],
       spans: [],
-      selection: this.#pick(SELECTIONS),
+      selection: this.#pick(this.#kind.isShared ? SELECTIONS_SHARED : SELECTIONS),
       twin,
     });
   }
@@ -435,11 +435,11 @@ class World {
   }
 
   async #openEngine(): Promise<SimEngine> {
-    const hostBytes = this.#isTight ? TIGHT_HOST_BYTES : HOST_BYTES;
+    const hostBytes = this.#kind.isTight || this.#kind.isShared ? TIGHT_HOST_BYTES : HOST_BYTES;
     const engine = await SimEngine.open({
       time: this.#time,
       store: this.#store,
-      ...(this.#isTight ? TIGHT : { blockCount: ENGINE_BLOCKS }),
+      ...poolOf(this.#kind),
       ...{ pages: this.#pages, disk: this.#disk },
       // Patience of default mode: long enough for most reads, or for none. Host memory: none, for some blocks, for all.
       settings: {
