@@ -47,6 +47,8 @@ const POLICIES = [
   { policy: "mean-deviation+reuse(4)+scope(layer)", blockCount: 9 },
   // Layer 0: one head of two chooses; layer 1: none.
   { policy: "quest+head-budgets(1,0)", blockCount: 9 },
+  // A choice for both layers: what it may take of both.
+  { policy: "quest+scope(layer)+share(2)", blockCount: 16 },
   { policy: "quest", blockCount: CONTEXT_BLOCKS + LAYERS },
   { policy: "tokenselect", blockCount: CONTEXT_BLOCKS + LAYERS },
   { policy: "dense", blockCount: CONTEXT_BLOCKS + LAYERS },
@@ -147,6 +149,13 @@ describe("a context larger than the pool", () => {
       [8, {}, {}, /may need 9 blocks of a layer on the device; the KV pool holds 8/],
       // Layer 1: twice five pages for each of two heads, in a block of their own each; two forced ones; one to be sealed in each layer.
       [23, {}, uneven("quest+head-budgets(0,0,2,2)"), /may need 24 blocks of a layer/],
+      // What a choice takes of both layers that share it, and one to be sealed in each.
+      [
+        15,
+        {},
+        uneven("quest+scope(layer)+share(2)"),
+        /may need 16 blocks of a layer on the device; the KV pool holds 15/,
+      ],
       [8, {}, { selection: { policy: "dense", budgetTokens: 0, exact: true } }, /may need 10 blocks of a layer/],
       [10, { settings: { hostPoolBytes: 10_000 } }, {}, /needs 0\.\d MiB of host memory, and there are 0\.0 MiB/],
       [10, { summarySlotCount: 7 }, {}, /may grow to 512 tokens; the KV pool holds summaries of 448/],
