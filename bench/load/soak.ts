@@ -7,11 +7,8 @@ import { type LoadResult, leakedCount } from "./report.ts";
 
 /** Resident memory of what lives through the run may grow so much from its first to its last third. */
 const GROWTH_MAX = 0.05;
-/**
- * And what JavaScript of the edge keeps behind a collection by so many MiB: a leak of a few hundred bytes a turn, of which resident memory says nothing. An
- * engine's heap is not judged by it: what it remembers of ended sessions and requests is bounded, and fills for thousands of turns.
- */
-const EDGE_HEAP_GROWTH_MIB_MAX = 2;
+/** And what JavaScript keeps behind a collection by so many MiB: a leak of a few hundred bytes a turn, of which resident memory says nothing. */
+const HEAP_GROWTH_MIB_MAX = 2;
 
 /** The load test's flags with other defaults. */
 const flags = {
@@ -64,10 +61,10 @@ export function soakBars({ totals, settings }: LoadResult): Bar[] {
     ...(isOwn ? [atMost("leaked blocks and slots at rest", leakedCount(totals), 0)] : []),
     ...(isOwn && growths.length === 0 ? [atMost("growth of memory", undefined, GROWTH_MAX)] : []),
     ...growths.map(({ name, growth }) => atMost(`growth of memory, ${name}`, growth, GROWTH_MAX)),
-    ...memory.flatMap(({ name, firstThirdHeapBytes: first, lastThirdHeapBytes: last }) =>
-      name !== "edge" || first === undefined || last === undefined
-        ? []
-        : [atMost("growth of the edge's heap in use, MiB", (last - first) / 2 ** 20, EDGE_HEAP_GROWTH_MIB_MAX)],
-    ),
+    ...memory.flatMap(({ name, firstThirdHeapBytes: first, lastThirdHeapBytes: last }) => {
+      if (name === "generator" || first === undefined || last === undefined) return [];
+      const whose = name === "edge" ? "the edge's" : `${name}'s`;
+      return [atMost(`growth of ${whose} heap in use, MiB`, (last - first) / 2 ** 20, HEAP_GROWTH_MIB_MAX)];
+    }),
   ];
 }

@@ -55,7 +55,10 @@ describe("memory of a run", () => {
     expect(leak).toMatchObject({ isCollected: true, firstThirdBytes: 100 * MIB, lastThirdBytes: 142 * MIB });
     expect(leak).toMatchObject({ growth: 0.42, firstThirdHeapBytes: 20 * MIB, lastThirdHeapBytes: 76 * MIB });
     const result = resultWith(({ totals }) => Object.assign(totals, { memory: book.trends(100) }));
-    expect(result.bars.filter(({ isMet }) => !isMet).map(({ name }) => name)).toEqual(["growth of memory, leak"]);
+    expect(result.bars.filter(({ isMet }) => !isMet).map(({ name }) => name)).toEqual([
+      "growth of memory, leak",
+      "growth of leak's heap in use, MiB",
+    ]);
     expect(reportLines(result).join("\n")).toContain(
       "memory of leak, behind collections of garbage, lowest of the first and the last third behind the warm-up: 100.0 to 142.0 MiB (42.0 %); " +
         "heap in use 20.0 to 76.0 MiB; highest seen at any moment 183.0 MiB",
@@ -161,7 +164,10 @@ describe("the bars of a soak", () => {
     };
     expect(heap("edge", 2)).toEqual([]);
     expect(heap("edge", 2.1)).toEqual(["growth of the edge's heap in use, MiB"]);
-    expect(heap("engine 1", 9)).toEqual([]);
+    expect(heap("engine 1", 2)).toEqual([]);
+    expect(heap("engine 1", 2.1)).toEqual(["growth of engine 1's heap in use, MiB"]);
+    // The generator is shown only.
+    expect(heap("generator", 9)).toEqual(["growth of memory"]);
   });
 
   it("are not those of memory and leaks where the target is not the run's own, and the report says so", () => {
