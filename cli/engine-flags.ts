@@ -1,4 +1,6 @@
 /** Flags of the engine that `quire start` and `quire serve` share; start hands them on. */
+import { existsSync } from "node:fs";
+import { fileURLToPath } from "node:url";
 import { SUMMARY_KINDS, type SummaryKind } from "../kernels/contract.ts";
 import { BUDGET_TOKENS_MIN } from "../models/selection/policy.ts";
 import { RESUME_MODES } from "../protocol/generate.ts";
@@ -6,14 +8,23 @@ import { SUMMARY_KIND_COUNT_MAX } from "../storage/geometry.ts";
 import { parseBudget, parseBytes, parseChoice, parseInteger, parseText } from "./flags.ts";
 import { UsageError } from "./usage-error.ts";
 
+const SHIPPED_MODEL = "weights/house";
+
+/** A path; the model that ships is found from any folder. */
+function parseModel(text: string): string {
+  const path = parseText(text);
+  if (path !== SHIPPED_MODEL || existsSync(path)) return path;
+  return fileURLToPath(new URL(`../${SHIPPED_MODEL}`, import.meta.url));
+}
+
 /** Device, numerics and memory of one engine. */
 export const engineFlags = {
   model: {
     help: "HF model folder or GGUF file; its name is the model's id",
     placeholder: "FOLDER",
     env: "QUIRE_MODEL",
-    fallback: "weights/house",
-    parse: parseText,
+    fallback: SHIPPED_MODEL,
+    parse: parseModel,
   },
   device: {
     help: "auto (a hardware GPU that passes a check, else the CPU), wasm (CPU, SIMD and threads), webgpu (a GPU; see quire devices) or reference (scalar, for checks)",

@@ -112,6 +112,18 @@ describe("quire", () => {
   });
 });
 
+describe("the model that ships", () => {
+  it("is found from any folder, where that has none of its own", () =>
+    withTempFolder(async (folder) => {
+      const serve = ["serve", "--device=wasm", "--threads=1", "--pool-bytes=1M", "--port=0", "--store=memory:"];
+      const run = () => runProgram(process.execPath, [quirePath, ...serve], {}, folder);
+      expect(await run()).toMatchObject({ code: 1, stderr: expect.stringContaining("a KV pool of 1.0 MiB") });
+      mkdirSync(join(folder, "weights/house"), { recursive: true });
+      const own = "quire: model folder weights/house has no config.json\n";
+      expect(await run()).toMatchObject({ code: 1, stderr: expect.stringContaining(own) });
+    }));
+});
+
 describe("a taken port", () => {
   const servers: Server[] = [];
   afterEach(() => {

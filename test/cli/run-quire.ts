@@ -17,9 +17,14 @@ export interface Finished {
 }
 
 /** Runs a program to its end; at most 30 s. */
-export function runProgram(program: string, args: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<Finished> {
+export function runProgram(
+  program: string,
+  args: readonly string[],
+  env: NodeJS.ProcessEnv = {},
+  cwd = repositoryRoot,
+): Promise<Finished> {
   const child = spawn(program, args, {
-    cwd: repositoryRoot,
+    cwd,
     env: { ...process.env, ...env },
     stdio: ["ignore", "pipe", "pipe"],
     timeout: 30_000,
