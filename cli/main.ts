@@ -67,7 +67,8 @@ async function loadCommand(name: string): Promise<Command | undefined> {
 
 /** Runs one invocation and resolves to its exit code; arguments are those after the program's name. */
 export async function main(args: readonly string[]): Promise<number> {
-  const [name, ...rest] = args;
+  // `quire help start` is `quire start --help`.
+  const [name, ...rest] = args[0] === "help" && args[1] !== undefined ? [args[1], "--help"] : args;
   try {
     if (name === undefined || name === "--help" || name === "-h" || name === "help") {
       process.stdout.write(foldHelp(overview));

@@ -41,6 +41,6 @@ export async function waitUntil(isTrue: () => Promise<boolean>, options: WaitOpt
 export function endedUnexpectedly(child: Child): UsageError {
   const decided = child.endedWith?.endsWith("exit code 1") === true;
   const lastLine = decided ? child.lastLines().findLast((line) => line.trim() !== "") : undefined;
-  const words = lastLine === undefined ? "" : `: ${lastLine.trim()}`;
+  const words = lastLine === undefined ? "" : `: ${lastLine.trim().replace(/^quire: /, "")}`;
   return new UsageError(`the ${child.name} ${child.endedWith ?? "ended"}${words} (log: ${child.logPath})`);
 }

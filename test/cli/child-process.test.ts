@@ -167,7 +167,7 @@ describe("waiting", () => {
       const { child } = start(folder, ["-e", 'console.log("quire: no such thing"); process.exit(1)']);
       await child.ended;
       await expect(waitUntil(() => Promise.resolve(false), { ...options, children: [child] })).rejects.toThrow(
-        /^the x ended with exit code 1: quire: no such thing \(log: /,
+        /^the x ended with exit code 1: no such thing \(log: /,
       );
     }));
 });

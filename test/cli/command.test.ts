@@ -27,6 +27,8 @@ describe("quire", () => {
     const start = await runQuire(["start", "--help"]);
     expect(start).toMatchObject({ code: 0, stderr: "" });
     expect(unfolded(start.stdout)).toMatch(/--port PORT port of the edge[^-]*default 8787, QUIRE_PORT\)/);
+    expect((await runQuire(["help", "start"])).stdout).toBe(start.stdout);
+    expect(await runQuire(["help", "sing"])).toMatchObject({ code: 1, stderr: expect.stringContaining('"sing"') });
     const serve = await runQuire(["serve", "--help"]);
     expect(serve).toMatchObject({ code: 0, stderr: "" });
     expect(unfolded(serve.stdout)).toMatch(/--store ADDRESS fs:FOLDER[^-]*default fs:/);

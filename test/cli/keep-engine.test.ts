@@ -87,7 +87,7 @@ describe("an engine that dies", () => {
     engines.at(-1)!.end("ended with exit code 1");
     expect(await outcome).toEqual(
       new UsageError(
-        "the engine ended with exit code 1: quire: no room for the pool (log: /logs/engine.log); " +
+        "the engine ended with exit code 1: no room for the pool (log: /logs/engine.log); " +
           "it was started again 5 times within a minute",
       ),
     );
