@@ -119,6 +119,7 @@ async function send(text) {
       if (choice?.finish_reason === "length") reply.note("Ended at the longest reply.");
     }
     if (!isWhole) throw new ApiError("The reply broke off before its end.");
+    reply.message.isWhole = true;
     if (usage) showUsage(usage, { ...times, ended: performance.now() });
   } catch (error) {
     failTurn(error, { controller, user, reply });
@@ -447,7 +448,8 @@ function recall() {
   ui.session.value = kept.session ?? newSessionId();
   const messages = kept.messages ?? [];
   // The page was left before the first word of a reply: that turn did not happen.
-  const [asked] = messages.at(-1)?.text === "" ? messages.splice(-2) : [];
+  const last = messages.at(-1);
+  const [asked] = last?.text === "" && !last.isWhole ? messages.splice(-2) : [];
   fillInput(asked?.text, kept.draft);
   for (const message of messages) addMessage(message);
   state.facts = kept.facts ?? [];

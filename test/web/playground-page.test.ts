@@ -201,6 +201,15 @@ describe("the playground in a browser", () => {
     expect(await value("session")).toBe(session);
   });
 
+  it("keeps a turn whose whole reply was no word when the page is loaded again", async () => {
+    const { answer } = await ask("say nothing");
+    answer.end("data: [DONE]\n\n");
+    await seen(`document.getElementById("send").hidden`, false);
+    await reload();
+    await seen(`document.querySelectorAll(".message").length`, 2);
+    expect(await value("input")).toBe("");
+  });
+
   it("gives the message back of a turn that had no word of reply when the page was loaded again", async () => {
     await ask("what then?");
     await reload();
