@@ -1,5 +1,5 @@
 import { execFile } from "node:child_process";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -61,3 +61,19 @@ it("has types that a strict program of an older library compiles against", async
   const flags = ["--strict", "--noEmit", "--module", "nodenext", "--target", "es2022", "--lib", "es2022,dom"];
   await run(join(root, "node_modules/.bin/tsc"), [...flags, "--types", "", use], { cwd: project });
 }, 60_000);
+
+it.each(["README.md", "docs/api.md"])(
+  "is what the examples of %s are written for",
+  async (name) => {
+    const fences = (await readFile(join(root, name), "utf8")).matchAll(/^```ts\n([\s\S]*?)^```$/gm);
+    const examples = [...fences].map(([, code = ""]) => code).filter((code) => code.includes('"quire/sdk"'));
+    expect(examples.length).toBeGreaterThan(0);
+    const given =
+      "declare const apiKey: string, signal: AbortSignal, process: { stdout: { write(text: string): unknown } };\n";
+    const files = examples.map((_, index) => join(project, `example-${index}.mts`));
+    await Promise.all(files.map((file, index) => writeFile(file, given + examples[index])));
+    const flags = ["--strict", "--noEmit", "--module", "nodenext", "--target", "es2022", "--lib", "es2022,dom"];
+    await run(join(root, "node_modules/.bin/tsc"), [...flags, "--types", "", ...files], { cwd: project });
+  },
+  60_000,
+);
