@@ -335,20 +335,21 @@ export class Attacher {
   async #firstBurst(sequence: Sequence): Promise<void> {
     const { fetcher, geometry, supply } = this.#options;
     const rows = nextRows(sequence, LIMITS.stepRowsMax);
+    const count = (read: FetchTotals) => countFetch(sequence, read);
     if (sequence.usage.resume?.mode === "full" && !sequence.workingSet && !sequence.abortRequested) {
       const blocks = sequence.blocks.filter((block) => block !== undefined);
       const summaries = supply.bringAll(sequence, "demand");
-      countFetch(sequence, await fetcher.fetch(allLayers(blocks), "demand"));
+      await fetcher.fetch(allLayers(blocks), "demand", count);
       await summaries;
     } else if (rows && rows.plan.kind !== "dense" && !sequence.abortRequested) {
       const wants = ({ index, layer }: BurstItem) => sequence.blocks[index]?.deviceBlocks[layer] === NOT_RESIDENT;
       const burst = burstOf(sequence, { from: rows.from, blockEnd: sequence.blocks.length, geometry, wants });
       const layersOf = (items: readonly BurstItem[]) =>
         items.map(({ index, layer }) => ({ block: sequence.blocks[index] as LogicalBlock, layer }));
-      const first = fetcher.fetch(layersOf(burst.forced.filter(({ layer }) => layer === 0)), "demand");
-      const forced = fetcher.fetch(layersOf(burst.forced.filter(({ layer }) => layer > 0)), "demand");
-      void this.#endBurst(sequence, [forced, fetcher.fetch(layersOf(burst.hot), "fill")]);
-      countFetch(sequence, await first);
+      const first = fetcher.fetch(layersOf(burst.forced.filter(({ layer }) => layer === 0)), "demand", count);
+      const forced = fetcher.fetch(layersOf(burst.forced.filter(({ layer }) => layer > 0)), "demand", count);
+      void this.#endBurst(sequence, [forced, fetcher.fetch(layersOf(burst.hot), "fill", count)]);
+      await first;
       return;
     }
     this.#forgetAhead(sequence);
@@ -357,7 +358,7 @@ export class Attacher {
   /** The rest comes in while the first layers are computed; a query that chooses a block waits for it as for any other. */
   async #endBurst(sequence: Sequence, reads: readonly Promise<FetchTotals>[]): Promise<void> {
     try {
-      await Promise.all(reads.map(async (read) => countFetch(sequence, await read)));
+      await Promise.all(reads);
     } catch (error) {
       this.#options.log("attach.burst-failed", { requestId: sequence.request.requestId, error: String(error) });
     }

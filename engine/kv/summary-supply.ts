@@ -245,7 +245,7 @@ export class SummarySupply {
     const lacking = () => blocks.filter((block) => isAlive(block) && !block.summaries.has(kind));
     if (lacking().length === 0) return;
     for (const batch of batchesOf(lacking(), sequence.workingSet?.deviceBlocks, geometry.layerCount)) {
-      countFetch(sequence, await fetcher.fetch(allLayers(batch), "demand"));
+      await fetcher.fetch(allLayers(batch), "demand", (read) => countFetch(sequence, read));
       await this.#rebuild(sequence, kind, batch);
     }
   }

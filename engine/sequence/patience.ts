@@ -1,7 +1,8 @@
 /**
  * How long the prompt of a resumed turn waits for the blocks that it selects in default mode: up to a moment in any case
- * (`Sequence.missWaitUntilMs`); longer where that gets it all of them by a later one (`Sequence.wholeWaitUntilMs`), or where all of them
- * come while it computes; judged by what its steps and its waits have taken. A wait that proves longer ends, and the prompt goes on without.
+ * (`Sequence.missWaitUntilMs`); longer where that gets it all of them by a later one (`Sequence.wholeWaitUntilMs`), or where they come
+ * nearly as fast as it computes; judged by what its steps and its waits have taken. A wait that proves longer ends, and the prompt goes on
+ * without.
  */
 import { layerRole, scoringLayers } from "../../kernels/page-range.ts";
 import type { Clock } from "../settings.ts";
@@ -46,6 +47,10 @@ interface Course {
 const CHOICE_SHARE = 0.5;
 /** Of computing, beside it: taking in what has come. */
 const INTAKE_SHARE = 0.1;
+/** Of what is left to compute: waits of so little are made however late it is. */
+const SMALL_SHARE = 1 / 8;
+/** A wait for a choice may take so many times what the last one took. */
+const CHOICE_GRACE = 1.5;
 
 /** For all sequences of an engine. */
 export class Patience {
@@ -79,14 +84,15 @@ export class Patience {
     if (course === undefined) return false;
     const { computingMs, choicesMs, linkMs } = this.#rest(planned, course);
     const isInTime = nowMs + computingMs + choicesMs + linkMs <= sequence.wholeWaitUntilMs;
-    course.isOver = !mayWaitOn(sequence, planned) || !(isInTime || choicesMs + linkMs === 0);
+    const isSmall = choicesMs + linkMs <= SMALL_SHARE * computingMs;
+    course.isOver = !mayWaitOn(sequence, planned) || !(isInTime || isSmall);
     return !course.isOver;
   }
 
   /**
    * When a wait that begins where this slice's step has ended is over, whatever has come: once the first token could not be there in time
-   * even if the rest came at once; where blocks were on their way and nothing was to be waited for, after as long as a read and a layer
-   * take. From then on the slice waits for nothing.
+   * even if the rest came at once; where little was to be waited for, when it takes longer than such waits do. From then on the slice
+   * waits for nothing.
    */
   waitEnd(sequence: Sequence, planned: PlannedSlice): WaitEnd | undefined {
     const course = this.#courses.get(planned);
@@ -97,8 +103,12 @@ export class Patience {
     const { missWaitUntilMs, wholeWaitUntilMs } = sequence;
     if (!mayWaitOn(sequence, planned)) return { atMs: missWaitUntilMs, giveUp };
     const { layerMs, computingMs, choicesMs } = this.#rest(planned, course);
-    const isOnItsWay = choicesMs === 0 && layerRole(planned.slice.plan, course.stop.layer) !== "chooses";
-    const graceMs = isOnItsWay ? (this.#options.latencyMs() ?? 0) + layerMs : 0;
+    const isChoice = layerRole(planned.slice.plan, course.stop.layer) === "chooses";
+    const choiceMs = isChoice ? (course.choiceWait?.ms ?? Number.POSITIVE_INFINITY) : 0;
+    const isSmall = choiceMs + choicesMs <= SMALL_SHARE * computingMs;
+    // Else a layer's blocks were asked for with those of the layer that chose.
+    const usualMs = isChoice ? CHOICE_GRACE * choiceMs : (this.#options.latencyMs() ?? 0) + layerMs;
+    const graceMs = isSmall ? usualMs : 0;
     const atMs = Math.max(wholeWaitUntilMs - computingMs - choicesMs, this.#options.clock.nowMs() + graceMs);
     return { atMs: Math.max(missWaitUntilMs, atMs), giveUp };
   }

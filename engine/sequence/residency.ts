@@ -158,7 +158,7 @@ export class Residency {
   /** Reads what is not on the device; what that cost is the sequence's. Never rejects. */
   async fetch(sequence: Sequence, wanted: readonly BlockLayer[], kind: GateClass): Promise<void> {
     try {
-      if (wanted.length > 0) countFetch(sequence, await this.#options.fetcher.fetch(wanted, kind));
+      if (wanted.length > 0) await this.#options.fetcher.fetch(wanted, kind, (read) => countFetch(sequence, read));
     } catch (error) {
       this.#options.fail(sequence, error);
     }
@@ -167,7 +167,7 @@ export class Residency {
   async #fill(sequence: Sequence, blocks: readonly LogicalBlock[]): Promise<void> {
     const held = blocks.filter((block) => sequence.blocks[block.index] === block);
     try {
-      countFetch(sequence, await this.#options.fetcher.fill(held));
+      await this.#options.fetcher.fill(held, (read) => countFetch(sequence, read));
     } catch (error) {
       this.#options.fail(sequence, error);
     }

@@ -142,6 +142,21 @@ describe("reads", () => {
     expect([store.ranges.length, fetcher.inFlightCount]).toEqual([4, 0]);
   });
 
+  it("are told of one by one as they end, before all of the call have", async () => {
+    const blocks = [...(await segment(0)), ...(await segment(1))];
+    const told: number[] = [];
+    const slow = {
+      ...store,
+      get: (key: string, ...rest: [GetOptions]) =>
+        time.sleep(key.endsWith("seg/1") ? 30 : 5).then(() => store.get(key, ...rest)),
+    };
+    const slowly = new BlockFetcher({ ...options, store: slow as typeof store });
+    const all = blocks.map((block) => ({ block, layer: 0 }));
+    const totals = slowly.fetch(all, "demand", ({ blocks: count }) => told.push(count, time.nowMs));
+    expect(await run(totals)).toEqual({ bytes: 8 * GEOMETRY.blockBytes, blocks: 8 });
+    expect(told).toEqual([4, 5, 4, 30]);
+  });
+
   it("leave out what was not asked for", async () => {
     const [first, , third, fourth] = await segment(0);
     await fetcher.fetch(

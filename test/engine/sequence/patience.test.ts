@@ -74,7 +74,7 @@ it("waits no longer than it must where device or store are too slow for that", (
   expect(lived({ ...QUICK, policy: "quest+share(8)" }, { wholeWaitUntilMs: 0 }).passedAt).toBeLessThan(8);
 });
 
-it("goes on waiting for what costs nothing: blocks that come sooner than it computes with them", () => {
+it("goes on waiting for what costs little: blocks that come nearly as soon as it computes with them", () => {
   const late = lived({ policy: "quest+share(16)", layerMs: 60, blockMs: 0.35 });
   expect([late.passedAt, late.endMs > 750]).toEqual([undefined, true]);
 });
@@ -130,6 +130,15 @@ it("where blocks come while it computes, waits for one no longer than a read and
   ]);
   // 60 ms a layer: the first token is late whatever comes.
   expect(slow.end()?.atMs).toBeCloseTo(600 + LATENCY_MS + 66);
+});
+
+it("waits for the last choices where they take little of what is left to compute, and no longer than half as long again", () => {
+  // 60 ms a layer: 13 of them are left.
+  const first = { layer: 0, atMs: 130, ms: 30, until: 180 };
+  const slow = stoppedAt("quest+own-layers(1)+share(15)", [first, { layer: 1, atMs: 290, ms: 60 }]);
+  expect(slow.end()?.atMs).toBeCloseTo(290 + 1.5 * 50);
+  const many = stoppedAt("quest+share(2)", [first, { layer: 2, atMs: 350, ms: 120 }]);
+  expect(many.end()?.atMs, "six more choices").toBe(350);
 });
 
 it("waits for nothing more once a wait has ended without its blocks", () => {

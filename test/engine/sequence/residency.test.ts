@@ -1,4 +1,5 @@
 import { expect, it } from "vitest";
+import type { FetchTotals } from "../../../engine/kv/block-fetcher.ts";
 import type { LogicalBlock } from "../../../engine/kv/logical-block.ts";
 import { Residency, type ResidencyOptions } from "../../../engine/sequence/residency.ts";
 import type { Sequence } from "../../../engine/sequence/sequence.ts";
@@ -22,10 +23,10 @@ function world() {
   let filled = 0;
   const residency = new Residency({
     fetcher: {
-      async fill(blocks: readonly LogicalBlock[]) {
+      async fill(blocks: readonly LogicalBlock[], told: (read: FetchTotals) => void) {
         asked.push(blocks.map(({ index }) => index));
         await new Promise<void>((resolve) => answers.push(resolve));
-        return { bytes: 10, blocks: 2 };
+        told({ bytes: 10, blocks: 2 });
       },
     },
     clock: { nowMs: () => 0 },
