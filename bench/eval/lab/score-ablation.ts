@@ -45,7 +45,11 @@ const LAYOUTS: readonly ({ scorer: string; alone: number } | { scorer: string; s
   { scorer: "quest", shares: [0.1, 0.19, 0.3, 0.145] },
   { scorer: "8 codes of 16, the best token's", shares: [0.1, 0.19, 0.3, 0.145] },
   { scorer: "8 codes of 16, the best token's", shares: [0.065, 0.155, 0.2, 0.112] },
+  { scorer: "16 codes of 16, the best token's", shares: [0.1, 0.19, 0.25, 0.145] },
+  { scorer: "16 codes of 16, the best token's", shares: [0.1, 0.19, 0.2, 0.145] },
+  { scorer: "signs, rotated", shares: [0.1, 0.19, 0.25, 0.145] },
   { scorer: "8 codes of 16: tokens", shares: [0.08, 0.12, 0.15, 0.1] },
+  { scorer: "16 codes of 16: tokens", shares: [0.1, 0.15, 0.15, 0.12] },
 ];
 
 /** One scorer on the rows of one head. */
@@ -242,7 +246,10 @@ function concatenated(parts: readonly Float32Array[]): Float32Array {
   return all;
 }
 
-/** A layout's rule; `share` tells the mean share of the bytes that heads have taken under it. */
+/**
+ * A layout's rule. `share`: of the bytes of all heads, each weighted alike, whatever rows it had: the last layer skips those of a prompt that nothing
+ * is sampled from.
+ */
 interface LayoutRule {
   rule: Rule;
   share: () => number;
@@ -253,7 +260,7 @@ function ruleOf(layout: (typeof LAYOUTS)[number], scorers: readonly Scorer[][]):
   const shares: readonly (number | undefined)[] = isAlone
     ? HEADS.map((_, at) => (at === COPYING ? layout.alone : undefined))
     : layout.shares;
-  const taken: number[] = [];
+  const taken = new Map<string, number[]>();
   const percents = shares.flatMap((share) => (share === undefined ? [] : `${(share * 100).toFixed(1)} %`));
   const name = `${layout.scorer}, ${percents.join(", ")} of ${isAlone ? "the copying head, all else dense" : "four heads, the others stream"}`;
   const rule = scoreRule(
@@ -265,9 +272,14 @@ function ruleOf(layout: (typeof LAYOUTS)[number], scorers: readonly Scorer[][]):
       const scorer = scorers[at]?.find((each) => each.name === layout.scorer) as Scorer;
       return { scorer, share };
     },
-    (share) => taken.push(share),
+    (share, layer, kvHead) => {
+      const head = `${layer}/${kvHead}`;
+      const own = taken.get(head) ?? [];
+      own.push(share);
+      taken.set(head, own);
+    },
   );
-  return { rule, share: () => meanOf(taken) };
+  return { rule, share: () => meanOf([...taken.values()].map(meanOf)) };
 }
 
 function panelFigures(rows: readonly RowScore[][], scorers: readonly Scorer[][]): PanelFigures[] {

@@ -15,11 +15,14 @@ interface HeadIndex {
   exact: (query: Float32Array) => Float64Array;
 }
 
-/** `roleOf`: what a KV head of a layer does. `noteBytes` hears of every row and KV head which share of its bytes it took. */
+/** Hears which share of its bytes a KV head took in a row. */
+export type NoteShare = (share: number, layer: number, kvHead: number) => void;
+
+/** `roleOf`: what a KV head of a layer does. */
 export function scoreRule(
   name: string,
   roleOf: (layer: number, kvHead: number) => HeadRole,
-  noteBytes: (share: number) => void = () => undefined,
+  note: NoteShare = () => undefined,
 ): Rule {
   return {
     name,
@@ -33,14 +36,14 @@ export function scoreRule(
         const attended = Array.from({ length: row.kvHeadCount }, (_, kvHead) => {
           const role = roleOf(row.layer, kvHead);
           if (role === "everything") {
-            noteBytes(1);
+            note(1, row.layer, kvHead);
             return undefined;
           }
           if (role === "streams") {
-            noteBytes(denseBytes(tokenCount - end + first, row.headDim) / dense);
+            note(denseBytes(tokenCount - end + first, row.headDim) / dense, row.layer, kvHead);
             return new Uint8Array(tokenCount).fill(1, 0, first).fill(1, end);
           }
-          noteBytes(role.share);
+          note(role.share, row.layer, kvHead);
           const { score, exact } = indexOf(indexes, row, kvHead, role.scorer);
           const queries = queriesOf(row, kvHead);
           const ranking = rankUnits(role.scorer, queries.map(score), candidates, () => queries.map(exact));

@@ -87,6 +87,7 @@ export function scorersFor(sample: HeadSample, headDim: number): Scorer[] {
     keyScorer({ name: "8 codes of 16, the best token's", ...pages, ...small, worth: "best" }),
     largeScorer,
     keyScorer({ name: "16 codes of 16", ...pages, ...middle }),
+    keyScorer({ name: "16 codes of 16, the best token's", ...pages, ...middle, worth: "best" }),
     { ...quest, name: "quest, then the keys of a quarter", exactShare: 0.25 },
     { ...largeScorer, name: "4 codes of 256, then the keys of a tenth", exactShare: 0.1 },
     keysThemselves("keys themselves, for nothing", PAGE_TOKENS),

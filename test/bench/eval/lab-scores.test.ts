@@ -424,12 +424,12 @@ describe("a rule of scorers", () => {
       },
     };
     const scorer = keysThemselves("", 16);
-    const shares: number[] = [];
+    const shares: number[][] = [];
     const roles = ["everything", "streams", { scorer, share: 0.4 }] as const;
     const rule = scoreRule(
       "",
       (layer, kvHead) => (layer === 1 ? roles[kvHead]! : "streams"),
-      (share) => shares.push(share),
+      (share, layer, kvHead) => shares.push([share, layer, kvHead]),
     );
     const attended = rule.start()(row)?.attended ?? [];
     expect(attended[0]).toBeUndefined();
@@ -438,9 +438,9 @@ describe("a rule of scorers", () => {
     const candidates = candidatesAt(POSITION);
     const ranking = rankUnits(scorer, [queryAt(4), queryAt(5)].map(score), candidates, () => []);
     expect(attended[2]).toEqual(takeWithin(0.4, scorer, candidates, ranking, HEAD_DIM));
-    expect(shares[0]).toBe(1);
-    expect(shares[1]).toBeLessThan(0.2);
-    expect(shares[2]).toBe(0.4);
+    expect(shares[0]).toEqual([1, 1, 0]);
+    expect(shares[1]?.[0]).toBeLessThan(0.2);
+    expect(shares[2]).toEqual([0.4, 1, 2]);
     expect(rule.start()({ ...row, position: 15 })).toBeUndefined();
   });
 });
@@ -463,10 +463,12 @@ describe("npm run eval -- --ablation scores", () => {
       }
       expect(new Set(panel.map(({ layer, kvHead }) => `${layer}/${kvHead}`)).size).toBe(4);
       // The model answers so little densely, and the rules' forward pass is the model's.
-      for (const { cases, denseRight, divergence, share } of layouts) {
+      for (const { rule, cases, denseRight, divergence, share } of layouts) {
         expect([cases, denseRight]).toEqual([1, 1]);
         expect(divergence.mean).toBeGreaterThanOrEqual(0);
         expect(share).toBeLessThan(1);
+        // Seven heads see everything, whatever rows their layers had.
+        if (rule.startsWith("quest, 20.0 % of the copying head")) expect(share).toBeCloseTo(7.2 / 8, 9);
       }
     });
   }, 180_000);
