@@ -16,6 +16,9 @@ export interface BarRow {
 /** The figure of default mode's pages. */
 export const PAGES_THERE = "selected pages that are there at the first token";
 
+/** The figure of the store, which no selection changes. */
+export const STORED_BYTES = "stored bytes of a token / K and V in f16";
+
 /** What is measured beside the turns; undefined: it was left out. */
 export interface OtherFigures {
   /** Stored bytes of a token against its K and V in f16. */
@@ -41,7 +44,7 @@ export function barRows(rows: readonly ResumeRow[], other: OtherFigures): BarRow
     [PAGES_THERE, missed === undefined ? undefined : 1 - missed, 0.95, "%", true],
     ["decode speed, lazy / resident", per(resident?.msPerToken, lazy?.msPerToken), 0.7, "x", true],
     ["decode speed, default mode / resident", per(resident?.msPerToken, lazyDefault?.msPerToken), 0.7, "x", true],
-    ["stored bytes of a token / K and V in f16", other.storedShare, 0.58, "x"],
+    [STORED_BYTES, other.storedShare, 0.58, "x"],
     ["start of the engine's process to ready, house model", other.readyMs, 1500, "ms"],
     ["decode speed with write-behind / without", other.persistingShare, 0.95, "x", true],
     ["decode speed while the store answers nothing / while it answers", other.stalledShare, 0.95, "x", true],

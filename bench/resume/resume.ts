@@ -1,6 +1,6 @@
 /** `npm run bench -- resume`: the first token of a turn on an engine that has just started, over a store far away. */
 import { calibrationBeside } from "../../cli/calibration-beside.ts";
-import { parseText } from "../../cli/flags.ts";
+import { parseSelectionFlag, parseText } from "../../cli/flags.ts";
 import { UsageError } from "../../cli/usage-error.ts";
 import type { SummaryKind } from "../../kernels/contract.ts";
 import { chooseSelection } from "../../models/selection/calibration.ts";
@@ -10,7 +10,7 @@ import { type BenchContext, defineBench } from "../bench.ts";
 import { type BenchModel, openBenchModel } from "../decode/bench-model.ts";
 import { contextsFlag, modelFlags, parseList } from "../decode/flags.ts";
 import { type Column, renderTable } from "../table.ts";
-import { type BarRow, barColumns, barRows, type OtherFigures, PAGES_THERE } from "./bars.ts";
+import { type BarRow, barColumns, barRows, type OtherFigures, PAGES_THERE, STORED_BYTES } from "./bars.ts";
 import { type Content, type ContentOptions, contentOf, fillContext } from "./content.ts";
 import { engineReadyMs } from "./engine-ready.ts";
 import { type BenchMode, type ResumeCase, type ResumeRow, Resumer, resumeRow, sessionBytes } from "./measure-resume.ts";
@@ -20,6 +20,8 @@ import { measureWriting } from "./writing.ts";
 
 /** The model that ships, where it is asked beside another one. */
 const HOUSE = { folder: "weights/house", contextTokens: 16_384 } as const;
+/** What is measured beside the policy: layer 0 of bench-213m chooses for itself, layer 1 for itself and all others. */
+const BESIDE = "quest+scope(layer)+group(64)+own-layers(1)+share(15)";
 /** Of a model of another size the bars of milliseconds and bytes say nothing. */
 const isOfHouse = ({ figure }: BarRow): boolean => figure === PAGES_THERE || figure.startsWith("decode speed");
 
@@ -47,6 +49,12 @@ const flags = {
     parse: parseList(parseMode),
   },
   ...turnFlags({ turns: "the turn", budget: "2048" }),
+  beside: {
+    help: "a selection that is measured beside it at the longest context, with figures of its own; none: nothing is",
+    placeholder: "NAME",
+    fallback: BESIDE,
+    parse: (text: string) => (text === "none" ? undefined : parseSelectionFlag(text)),
+  },
   prompt: countFlag("tokens of the turn, and of the one before it", "64", { min: 1, max: 4_096 }),
   tokens: countFlag("tokens of the reply", "64", { min: 1, max: 4_096 }),
   ...linkFlags,
@@ -92,7 +100,8 @@ interface Settings {
 export const resumeBench = defineBench({
   summary:
     "Stores a session, goes on with it for a turn, then runs its next turn on an engine that has nothing, over a store with a latency and a bandwidth.\n" +
-    "Prints each mode, and at the longest context every figure that a resume is judged by, beside its bar.",
+    "Prints each mode, and at the longest context every figure that a resume is judged by, beside its bar; there also those of a selection in which a\n" +
+    "choice serves several layers (--beside).",
   flags,
   async run(values, context) {
     const { prompt, tokens, rtt, mbps, stall } = values;
@@ -113,25 +122,32 @@ export const resumeBench = defineBench({
       ...{ ...asked, model: HOUSE.folder, text: houseText, textFlag: "--house-text", contexts: [contextTokens] },
       ...{ stall: 0, figures: isOfHouse, summary: summaryOf(auto), settings: { ...settings, selection: auto } },
     };
+    const beside: ModelValues | undefined = values.beside && {
+      ...{ ...asked, contexts: contexts.slice(-1), stall: 0, figures: ({ figure }) => figure !== STORED_BYTES },
+      ...{ summary: summaryOf({ policy: values.beside, budgetTokens: values.budget }, "--beside") },
+      settings: { ...settings, selection: { policy: values.beside, budgetTokens: values.budget } },
+    };
     // Texts are read before anything is measured: of one that is not there, or too short, nobody hears after ten minutes.
     const content = await contentOf(asked, tokensMaxOf(asked));
     const houseContent = houseText === undefined ? undefined : await contentOf(house, tokensMaxOf(house));
     const first = await measureModel(asked, content, context);
+    const ofBeside = beside && (await measureModel(beside, content, context));
     const ofHouse = houseContent && (await measureModel(house, houseContent, context));
     const houseBars = ofHouse?.bars.map((bar) => ({ ...bar, figure: `${bar.figure}, house model` })) ?? [];
-    const bars = [...first.bars, ...houseBars];
+    const besideBars = ofBeside?.bars.map((bar) => ({ ...bar, figure: `${bar.figure}, ${values.beside}` })) ?? [];
+    const bars = [...first.bars, ...besideBars, ...houseBars];
     context.print("");
     for (const line of barTable(bars)) context.print(line);
-    const houseRows = ofHouse?.rows ?? [];
-    const ok = [...first.rows, ...houseRows].every(({ identical }) => identical !== false);
-    return { ok, data: { settings: values, device: first.device, rows: first.rows, houseRows, bars } };
+    const [besideRows, houseRows] = [ofBeside?.rows ?? [], ofHouse?.rows ?? []];
+    const ok = [...first.rows, ...besideRows, ...houseRows].every(({ identical }) => identical !== false);
+    return { ok, data: { settings: values, device: first.device, rows: first.rows, besideRows, houseRows, bars } };
   },
 });
 
 /** What a selection scores. @throws {UsageError} for one that scores nothing. */
-function summaryOf({ policy }: ResumeCase["selection"]): SummaryKind {
+function summaryOf({ policy }: ResumeCase["selection"], flag = "--policy"): SummaryKind {
   const { summary } = policyNamed(policy);
-  if (summary === undefined) throw new UsageError("--policy: must be one that scores pages");
+  if (summary === undefined) throw new UsageError(`${flag}: must be one that scores pages`);
   return summary;
 }
 

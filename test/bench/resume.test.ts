@@ -9,6 +9,13 @@ import { withTempFolder } from "../cli/run-quire.ts";
 import { noise } from "../storage/random.ts";
 import { runBench } from "./run-bench.ts";
 
+/** What a run writes down. */
+interface Measured {
+  rows: ResumeRow[];
+  besideRows: ResumeRow[];
+  bars: BarRow[];
+}
+
 describe("bench resume", () => {
   it("resumes a stored session in every mode, and the replies of exact modes are right", () =>
     withTempFolder(async (folder) => {
@@ -20,14 +27,17 @@ describe("bench resume", () => {
         "--rtt=5",
         "--mbps=125",
         "--stall=300",
+        "--beside=quest+share(2)",
         `--json=${path}`,
       ];
       const modes = ["recompute", "full", "lazy", "lazy-default", "resident"];
       const run = await runBench(["resume", "--shape=tiny", "--threads=1", `--modes=${modes.join(",")}`, ...what]);
       expect(run.code).toBe(0);
       expect(run.out).toMatch(/context {2}mode .* identical/);
-      const { rows, bars } = JSON.parse(await readFile(path, "utf8")) as { rows: ResumeRow[]; bars: BarRow[] };
+      const { rows, besideRows, bars } = JSON.parse(await readFile(path, "utf8")) as Measured;
       expect(rows.map(({ mode }) => mode)).toEqual(modes);
+      expect(besideRows.map(({ mode }) => mode)).toEqual(modes);
+      expect(besideRows.filter(({ identical }) => identical === false)).toEqual([]);
       const [recompute, full, lazy, lazyDefault, resident] = rows as [
         ResumeRow,
         ResumeRow,
@@ -46,7 +56,11 @@ describe("bench resume", () => {
       const byFigure = new Map(bars.map((bar) => [bar.figure, bar]));
       expect(byFigure.get("first token, exact")?.value).toBe(lazy.ttftMs);
       expect(byFigure.get("full restore / lazy, exact")?.value).toBeCloseTo(full.ttftMs / lazy.ttftMs);
-      expect(bars).toHaveLength(12);
+      const isBeside = ({ figure }: BarRow) => figure.endsWith(", quest+share(2)");
+      expect(bars.filter((bar) => !isBeside(bar))).toHaveLength(12);
+      // Of the selection beside it: all that depends on a selection.
+      expect(bars.filter(isBeside)).toHaveLength(8);
+      expect(byFigure.get("first token, exact, quest+share(2)")?.value).toBe(besideRows[2]?.ttftMs);
       // int8 K and V are half of f16, scales (16 + 64 + 64 floats for 64 * 16 pairs) and summaries come on top.
       const stored = byFigure.get("stored bytes of a token / K and V in f16");
       expect(stored?.value).toBeGreaterThan(0.5);
@@ -64,9 +78,11 @@ describe("bench resume", () => {
     withTempFolder(async (folder) => {
       const path = join(folder, "resume.json");
       const what = ["--contexts=512,256", "--modes=lazy", "--budget=128", "--tokens=2", "--rtt=1", "--stall=0"];
-      const run = await runBench(["resume", "--shape=tiny", "--threads=1", ...what, `--json=${path}`]);
+      const run = await runBench(["resume", "--shape=tiny", "--threads=1", ...what, "--beside=none", `--json=${path}`]);
       expect(run.code).toBe(0);
-      const { rows, bars } = JSON.parse(await readFile(path, "utf8")) as { rows: ResumeRow[]; bars: BarRow[] };
+      const { rows, besideRows, bars } = JSON.parse(await readFile(path, "utf8")) as Measured;
+      expect(besideRows).toEqual([]);
+      expect(bars).toHaveLength(3);
       const longest = rows.find(({ context }) => context === 512);
       expect(rows).toHaveLength(2);
       expect(bars.find(({ figure }) => figure === "first token, exact")?.value).toBe(longest?.ttftMs);
@@ -75,6 +91,7 @@ describe("bench resume", () => {
   it.each([
     [["--contexts=100"], /must be multiples of 256/],
     [["--policy=dense"], /--policy: must be one that scores pages/],
+    [["--beside=dense"], /--beside: must be one that scores pages/],
     [["--text=x.txt"], /--text: needs a --model/],
     [["--house-text=/nowhere.txt"], /--house-text: \/nowhere.txt cannot be read \(ENOENT\)/],
     [["--house-text=README.md"], /--house-text: a text of 16640 tokens is more than there is; a longer text\n/],
