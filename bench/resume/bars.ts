@@ -19,13 +19,17 @@ export const PAGES_THERE = "selected pages that are there at the first token";
 /** The figure of the store, which no selection changes. */
 export const STORED_BYTES = "stored bytes of a token / K and V in f16";
 
-/** What is measured beside the turns; undefined: it was left out. */
-export interface OtherFigures {
+/** What is measured of an engine beside its turns. */
+export interface EngineFigures {
+  readyMs: number;
+  persistingShare: number;
+  stalledShare: number;
+}
+
+/** What is judged beside turns; what is absent was left out. */
+export interface OtherFigures extends Partial<EngineFigures> {
   /** Stored bytes of a token against its K and V in f16. */
   storedShare: number;
-  readyMs: number | undefined;
-  persistingShare: number | undefined;
-  stalledShare: number | undefined;
 }
 
 /** The bars of one context; figures that were not measured are left out. */

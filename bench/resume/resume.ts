@@ -10,7 +10,7 @@ import { type BenchContext, defineBench } from "../bench.ts";
 import { type BenchModel, openBenchModel } from "../decode/bench-model.ts";
 import { contextsFlag, modelFlags, parseList } from "../decode/flags.ts";
 import { type Column, renderTable } from "../table.ts";
-import { type BarRow, barColumns, barRows, type OtherFigures, PAGES_THERE, STORED_BYTES } from "./bars.ts";
+import { type BarRow, barColumns, barRows, type EngineFigures, PAGES_THERE, STORED_BYTES } from "./bars.ts";
 import { type Content, type ContentOptions, contentOf, fillContext } from "./content.ts";
 import { engineReadyMs } from "./engine-ready.ts";
 import { type BenchMode, type ResumeCase, type ResumeRow, Resumer, resumeRow, sessionBytes } from "./measure-resume.ts";
@@ -23,7 +23,8 @@ const HOUSE = { folder: "weights/house", contextTokens: 16_384 } as const;
 /** What is measured beside the policy: layer 0 of bench-213m chooses for itself, layer 1 for itself and all others. */
 const BESIDE = "quest+scope(layer)+group(64)+own-layers(1)+share(15)";
 /** Of a model of another size the bars of milliseconds and bytes say nothing. */
-const isOfHouse = ({ figure }: BarRow): boolean => figure === PAGES_THERE || figure.startsWith("decode speed");
+const isOfHouse = ({ figure }: BarRow): boolean => figure === PAGES_THERE || figure.startsWith("decode speed, ");
+const isOfSelection = ({ figure }: BarRow): boolean => figure !== STORED_BYTES;
 
 const modes = ["recompute", "full", "lazy", "lazy-default", "resident"] as const;
 
@@ -117,13 +118,13 @@ export const resumeBench = defineBench({
     const { contextTokens } = HOUSE;
     const auto = chooseSelection(await calibrationBeside(HOUSE.folder), { contextTokens, budgetTokens: 0 });
     const { "house-text": houseText, ...others } = values;
-    const asked: ModelValues = { ...others, contexts, settings, stall, summary, figures: () => true };
+    const asked: ModelValues = { ...others, contexts, settings, summary };
     const house: ModelValues = {
       ...{ ...asked, model: HOUSE.folder, text: houseText, textFlag: "--house-text", contexts: [contextTokens] },
-      ...{ stall: 0, figures: isOfHouse, summary: summaryOf(auto), settings: { ...settings, selection: auto } },
+      ...{ summary: summaryOf(auto), settings: { ...settings, selection: auto } },
     };
     const beside: ModelValues | undefined = values.beside && {
-      ...{ ...asked, contexts: contexts.slice(-1), stall: 0, figures: ({ figure }) => figure !== STORED_BYTES },
+      ...{ ...asked, contexts: contexts.slice(-1) },
       ...{ summary: summaryOf({ policy: values.beside, budgetTokens: values.budget }, "--beside") },
       settings: { ...settings, selection: { policy: values.beside, budgetTokens: values.budget } },
     };
@@ -133,9 +134,11 @@ export const resumeBench = defineBench({
     const first = await measureModel(asked, content, context);
     const ofBeside = beside && (await measureModel(beside, content, context));
     const ofHouse = houseContent && (await measureModel(house, houseContent, context));
-    const houseBars = ofHouse?.bars.map((bar) => ({ ...bar, figure: `${bar.figure}, house model` })) ?? [];
-    const besideBars = ofBeside?.bars.map((bar) => ({ ...bar, figure: `${bar.figure}, ${values.beside}` })) ?? [];
-    const bars = [...first.bars, ...besideBars, ...houseBars];
+    // Last: nothing of a store that answered nothing is to bear on turns.
+    const other = stall === 0 || context.signal.aborted ? undefined : await measureEngine(asked, stall, context);
+    const besideBars = barsOf(ofBeside, isOfSelection).map(named(`${values.beside}`));
+    const houseBars = barsOf(ofHouse, isOfHouse).map(named("house model"));
+    const bars = [...barsOf(first, () => true, other), ...besideBars, ...houseBars];
     context.print("");
     for (const line of barTable(bars)) context.print(line);
     const [besideRows, houseRows] = [ofBeside?.rows ?? [], ofHouse?.rows ?? []];
@@ -156,10 +159,27 @@ interface ModelValues extends ContentOptions {
   threads: number | undefined;
   contexts: readonly number[];
   settings: Settings;
-  stall: number;
   summary: SummaryKind;
-  /** Which of the figures that a resume is judged by are this model's. */
-  figures(bar: BarRow): boolean;
+}
+
+/** What was measured of one model and selection. */
+interface ModelFigures {
+  rows: ResumeRow[];
+  /** Stored bytes of a token against its K and V in f16, at the last context. */
+  storedShare: number;
+  device: string;
+}
+
+/** Figures of the last context against their bars. */
+function barsOf(figures: ModelFigures | undefined, isOne: (bar: BarRow) => boolean, other?: EngineFigures): BarRow[] {
+  if (figures === undefined) return [];
+  const { rows, storedShare } = figures;
+  const ofLast = rows.filter((row) => row.context === rows.at(-1)?.context);
+  return barRows(ofLast, { storedShare, ...other }).filter(isOne);
+}
+
+function named(name: string): (bar: BarRow) => BarRow {
+  return (bar) => ({ ...bar, figure: `${bar.figure}, ${name}` });
 }
 
 /** Of the longest context, with both turns behind it. */
@@ -167,18 +187,18 @@ function tokensMaxOf({ contexts, settings: { prompt, tokens } }: ModelValues): n
   return Math.max(...contexts) + 2 * (prompt + tokens);
 }
 
-/** Every context of a model, printed as a table, and the bars of the last one. */
-async function measureModel(
-  values: ModelValues,
-  content: Content,
-  context: BenchContext,
-): Promise<{ rows: ResumeRow[]; bars: BarRow[]; device: string }> {
-  const { contexts, settings, seed, stall, summary } = values;
-  const { tokens, rtt, mbps, selection } = settings;
-  const model = await openBenchModel({
-    ...{ shape: values.shape, model: values.model, seed, threads: values.threads },
-    ...{ contextTokens: tokensMaxOf(values), summaryKinds: [summary], kvEncoding: "int8" },
+function openModelOf(values: ModelValues): Promise<BenchModel> {
+  return openBenchModel({
+    ...{ shape: values.shape, model: values.model, seed: values.seed, threads: values.threads },
+    ...{ contextTokens: tokensMaxOf(values), summaryKinds: [values.summary], kvEncoding: "int8" },
   });
+}
+
+/** Every context of a model, printed as a table. */
+async function measureModel(values: ModelValues, content: Content, context: BenchContext): Promise<ModelFigures> {
+  const { contexts, settings } = values;
+  const { rtt, mbps, selection } = settings;
+  const model = await openModelOf(values);
   const rows: ResumeRow[] = [];
   let storedShare = Number.NaN;
   try {
@@ -188,14 +208,12 @@ async function measureModel(
       rows.push(...measured.rows);
       storedShare = measured.storedShare;
     }
-    const other = await otherFigures(model, { storedShare, seed, stall, tokens }, context);
-    const ofLast = rows.filter((row) => row.context === contexts.at(-1));
     const device = model.device.report.description;
     const link = `${rtt} ms and ${mbps} megabytes a second to the store`;
     context.print(`${values.model ?? values.shape}, ${device}, ${selection.policy} ${selection.budgetTokens}, ${link}`);
     context.print(content.description);
     for (const line of resumeTable(rows)) context.print(line);
-    return { rows, bars: barRows(ofLast, other).filter(values.figures), device };
+    return { rows, storedShare, device };
   } finally {
     await model.close();
   }
@@ -248,20 +266,21 @@ async function measureContext(
   return { rows, storedShare: bytesSession / f16Bytes };
 }
 
-async function otherFigures(
-  model: BenchModel,
-  { storedShare, seed, stall, tokens }: { storedShare: number; seed: number; stall: number; tokens: number },
-  { progress, signal }: Pick<BenchContext, "progress" | "signal">,
-): Promise<OtherFigures> {
-  const none = { storedShare, readyMs: undefined, persistingShare: undefined, stalledShare: undefined };
-  if (stall === 0 || signal.aborted) return none;
-  progress("decoding with and without a store to write to, then over one that answers nothing");
-  const { persisting, stalled } = await measureWriting(model, { seed, tokens: 4 * tokens, stallMs: stall });
-  progress("starting an engine's process, twice");
-  return {
-    storedShare,
-    readyMs: await engineReadyMs("weights/house"),
-    persistingShare: persisting,
-    stalledShare: stalled,
-  };
+/** What is measured of an engine beside resuming. */
+async function measureEngine(
+  values: ModelValues,
+  stallMs: number,
+  { progress }: Pick<BenchContext, "progress">,
+): Promise<EngineFigures> {
+  const model = await openModelOf(values);
+  try {
+    progress("decoding with and without a store to write to, then over one that answers nothing");
+    const tokens = 4 * values.settings.tokens;
+    const { persisting, stalled } = await measureWriting(model, { seed: values.seed, tokens, stallMs });
+    progress("starting an engine's process, twice");
+    const readyMs = await engineReadyMs(HOUSE.folder);
+    return { readyMs, persistingShare: persisting, stalledShare: stalled };
+  } finally {
+    await model.close();
+  }
 }
