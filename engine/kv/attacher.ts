@@ -356,7 +356,7 @@ export class Attacher {
   }
 
   /** The rest comes in while the first layers are computed; a query that chooses a block waits for it as for any other. */
-  async #endBurst(sequence: Sequence, reads: readonly Promise<FetchTotals>[]): Promise<void> {
+  async #endBurst(sequence: Sequence, reads: readonly Promise<void>[]): Promise<void> {
     try {
       await Promise.all(reads);
     } catch (error) {

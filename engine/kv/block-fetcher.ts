@@ -26,7 +26,7 @@ export interface BlockLayer {
   layer: number;
 }
 
-/** What was read from the store: by one read, or by all of a call. */
+/** What one read brought from the store. */
 export interface FetchTotals {
   bytes: number;
   /** Pages of one layer, all KV heads: 4 per block. */
@@ -96,19 +96,9 @@ export class BlockFetcher {
   /**
    * Resolves when every wanted layer is resident or its block is lost; never rejects. Callers hold references to the blocks; those that
    * are released meanwhile are read in vain. Reads begin layer by layer; one that waits as fill and is demanded now takes its layer's turn.
-   * Returns what this call itself read; `told`: of each read as it ends, whoever waits for which.
+   * `told`: of each read of this call as it ends, whoever waits for which.
    */
-  async fetch(
-    wanted: readonly BlockLayer[],
-    kind: GateClass,
-    told?: (read: FetchTotals) => void,
-  ): Promise<FetchTotals> {
-    const totals: FetchTotals = { bytes: 0, blocks: 0 };
-    const count = (read: FetchTotals) => {
-      totals.bytes += read.bytes;
-      totals.blocks += read.blocks;
-      told?.(read);
-    };
+  async fetch(wanted: readonly BlockLayer[], kind: GateClass, told?: (read: FetchTotals) => void): Promise<void> {
     const pending: Promise<void>[] = [];
     const leaving = wanted.flatMap(({ block, layer }) => block.host?.arriving.get(layer) ?? []);
     if (leaving.length > 0) await Promise.all(leaving);
@@ -130,15 +120,14 @@ export class BlockFetcher {
     for (const { done } of known) pending.push(done);
     // Sorting keeps equals in order: of a layer, what waits already comes first.
     for (const read of [...raised, ...reads].sort((a, b) => a.layer - b.layer))
-      if (reads.has(read)) pending.push(this.#begin(read, kind, count));
+      if (reads.has(read)) pending.push(this.#begin(read, kind, told));
       else this.#raise(read);
     await Promise.all(pending);
-    return totals;
   }
 
-  #begin(read: RangeRead, kind: GateClass, count: (read: FetchTotals) => void): Promise<void> {
+  #begin(read: RangeRead, kind: GateClass, told?: (read: FetchTotals) => void): Promise<void> {
     const { gate } = this.#options;
-    const run = () => this.#read(read, count);
+    const run = () => this.#read(read, told);
     const isBegun = this.#isBegun(read);
     if (isBegun && kind === "demand") this.#raise(read);
     // One that holds a place while it waits for a read that has none yet would be a deadlock.
@@ -178,7 +167,7 @@ export class BlockFetcher {
   }
 
   /** Brings all layers of these blocks, behind everything that a query asks for and at a bounded pace. Never rejects. */
-  async fill(blocks: readonly LogicalBlock[], told?: (read: FetchTotals) => void): Promise<FetchTotals> {
+  async fill(blocks: readonly LogicalBlock[], told?: (read: FetchTotals) => void): Promise<void> {
     const { clock, geometry, fillBytesPerS } = this.#options;
     const absentCount = ({ deviceBlocks, residentLayerCount }: LogicalBlock) =>
       deviceBlocks.length - residentLayerCount;
@@ -202,7 +191,7 @@ export class BlockFetcher {
     return { offset: segment.objectOffset + offset, bytes };
   }
 
-  async #read(read: RangeRead, count: (read: FetchTotals) => void): Promise<void> {
+  async #read(read: RangeRead, told?: (read: FetchTotals) => void): Promise<void> {
     const { store, geometry, clock, getMsMax, onFailure } = this.#options;
     const wanted = read.blocks.filter((block) => block.refCount > 0 && !block.lost);
     if (wanted.length === 0) return;
@@ -226,7 +215,7 @@ export class BlockFetcher {
       onFailure(read.segment, cause);
       for (const block of wanted) this.#lose(block);
     }
-    count(totals);
+    told?.(totals);
   }
 
   async #admit(block: LogicalBlock, read: RangeRead, bytes: Uint8Array, totals: FetchTotals): Promise<void> {

@@ -4,6 +4,7 @@ import {
   BlockFetcher,
   type BlockFetcherOptions,
   type BlockLayer,
+  type FetchTotals,
   indexInSegment,
 } from "../../../engine/kv/block-fetcher.ts";
 import { FreeList } from "../../../engine/kv/free-list.ts";
@@ -108,6 +109,16 @@ async function segment(number: number, damage?: (bytes: Uint8Array) => Uint8Arra
 const all = (blocks: readonly LogicalBlock[]): BlockLayer[] =>
   blocks.flatMap((block) => Array.from({ length: LAYERS }, (_, layer) => ({ block, layer })));
 
+/** Runs something that tells of its reads, and adds them up. */
+async function totalsOf(read: (told: (one: FetchTotals) => void) => Promise<void>): Promise<FetchTotals> {
+  const totals: FetchTotals = { bytes: 0, blocks: 0 };
+  await read(({ bytes, blocks }) => {
+    totals.bytes += bytes;
+    totals.blocks += blocks;
+  });
+  return totals;
+}
+
 function expectRight(block: LogicalBlock): void {
   expect(block.resident).toBe(true);
   for (const [layer, id] of block.deviceBlocks.entries()) expect(written.get(id)).toEqual(bytesOf(block.index, layer));
@@ -118,7 +129,7 @@ describe("filling", () => {
     const groups = [await segment(0), await segment(1), await segment(2)];
     const done: number[] = [];
     const fills = groups.map(async (blocks) => {
-      const totals = await fetcher.fill(blocks);
+      const totals = await totalsOf((told) => fetcher.fill(blocks, told));
       done.push(time.nowMs);
       return totals;
     });
@@ -134,11 +145,12 @@ describe("filling", () => {
 describe("reads", () => {
   it("join neighbours of one layer and segment, and bring each block to its place", async () => {
     const blocks = [...(await segment(0)), ...(await segment(1))];
-    const totals = await fetcher.fetch(all(blocks).reverse(), "demand");
+    const totals = await totalsOf((told) => fetcher.fetch(all(blocks).reverse(), "demand", told));
     expect(store.ranges.map((range) => range!.bytes)).toEqual(Array(4).fill(4 * GEOMETRY.blockBytes));
     expect(totals).toEqual({ bytes: 16 * GEOMETRY.blockBytes, blocks: 16 });
     for (const block of blocks) expectRight(block);
-    expect(await fetcher.fetch(all(blocks), "demand"), "resident blocks are not read").toEqual({ bytes: 0, blocks: 0 });
+    const again = await totalsOf((told) => fetcher.fetch(all(blocks), "demand", told));
+    expect(again, "resident blocks are not read").toEqual({ bytes: 0, blocks: 0 });
     expect([store.ranges.length, fetcher.inFlightCount]).toEqual([4, 0]);
   });
 
@@ -152,7 +164,12 @@ describe("reads", () => {
     };
     const slowly = new BlockFetcher({ ...options, store: slow as typeof store });
     const all = blocks.map((block) => ({ block, layer: 0 }));
-    const totals = slowly.fetch(all, "demand", ({ blocks: count }) => told.push(count, time.nowMs));
+    const totals = totalsOf((tell) =>
+      slowly.fetch(all, "demand", (read) => {
+        told.push(read.blocks, time.nowMs);
+        tell(read);
+      }),
+    );
     expect(await run(totals)).toEqual({ bytes: 8 * GEOMETRY.blockBytes, blocks: 8 });
     expect(told).toEqual([4, 5, 4, 30]);
   });
@@ -171,8 +188,8 @@ describe("reads", () => {
     const blocks = await segment(0);
     let open = () => {};
     store.hold = new Promise<void>((resolve) => (open = resolve));
-    const first = fetcher.fetch(all(blocks.slice(0, 2)), "fill");
-    const second = fetcher.fetch(all(blocks), "demand");
+    const first = totalsOf((told) => fetcher.fetch(all(blocks.slice(0, 2)), "fill", told));
+    const second = totalsOf((told) => fetcher.fetch(all(blocks), "demand", told));
     open();
     expect((await first).blocks).toBe(4);
     expect((await second).blocks).toBe(4);
@@ -346,7 +363,7 @@ describe("a block that is on its way to host memory", () => {
 
   it("is waited for, and brought back from there", async () => {
     const { block, comes, fetcher } = leaving();
-    const fetched = fetcher.fetch([{ block, layer: 0 }], "demand");
+    const fetched = totalsOf((told) => fetcher.fetch([{ block, layer: 0 }], "demand", told));
     expect(block.resident).toBe(false);
     comes.resolve(bytesOf(0, 0).slice());
     expect(await fetched).toEqual({ bytes: 0, blocks: 0 });
@@ -355,7 +372,7 @@ describe("a block that is on its way to host memory", () => {
 
   it("is nobody's to fetch once its last holder has let go of it", async () => {
     const { block, comes, small, fetcher } = leaving();
-    const fetched = fetcher.fetch([{ block, layer: 0 }], "demand");
+    const fetched = totalsOf((told) => fetcher.fetch([{ block, layer: 0 }], "demand", told));
     small.tighten(block);
     small.release(block);
     comes.resolve(bytesOf(0, 0).slice());
