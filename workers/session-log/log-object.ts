@@ -5,6 +5,7 @@ import { LIMITS } from "../../protocol/limits.ts";
 import { ifWithin, within } from "../deadline.ts";
 import type { Env } from "../env.ts";
 import { fleetOf } from "../fleet.ts";
+import { logError } from "../log.ts";
 import { tryEnlist } from "../session-expiry.ts";
 import { sessionOf } from "../stubs.ts";
 import type { ForkPoint, SessionInfo } from "../turn-job.ts";
@@ -12,6 +13,9 @@ import { exportLog, imageTokens, type LogImage } from "./log-image.ts";
 import { LogStore, type SessionMeta } from "./log-store.ts";
 import { deleteStored, type StoredSession, storedStatus } from "./stored-session.ts";
 import { unpackValue } from "./wire.ts";
+
+/** When it is noted that a session was forked. */
+const TOUCH_MS = 20;
 
 /** A Durable Object that holds one log, or none. */
 export abstract class LogObject extends DurableObject<Env> {
@@ -48,9 +52,16 @@ export abstract class LogObject extends DurableObject<Env> {
     return status && { ...status, pending: status.pending || this.isBusy };
   }
 
-  /** The log as one frame ({@link LogImage}), up to a message or whole; undefined when it does not exist or has changed. */
+  /**
+   * The log as one frame ({@link LogImage}) for a fork, up to a message or whole; undefined when it does not exist or has changed. A session that is forked is
+   * used, however long ago its own last turn was.
+   */
   async image(point?: ForkPoint): Promise<Uint8Array | undefined> {
-    return exportLog(this.open(), point);
+    const image = exportLog(this.open(), point);
+    const usedMs = Date.now();
+    // Behind the answer, which would wait for the disk otherwise.
+    if (image) setTimeout(() => this.open().touch(usedMs), TOUCH_MS);
+    return image;
   }
 
   /**
@@ -69,7 +80,11 @@ export abstract class LogObject extends DurableObject<Env> {
 
   /** Starts as a copy of another session's beginning; when that is not to be had, as an empty session. */
   protected async adoptPrefix(id: string, namespace: string, fork: ForkPoint): Promise<void> {
-    const packed = await ifWithin(LIMITS.sessionMsMax, sessionOf(this.env, namespace, fork.sessionId).image(fork));
+    const asked = sessionOf(this.env, namespace, fork.sessionId).image(fork);
+    const packed = await ifWithin(LIMITS.sessionMsMax, asked).catch((thrown: unknown) => {
+      logError(`fork ${this.objectId}`, thrown);
+      return undefined;
+    });
     if (!packed) return;
     // Listed by its first turn, which is about to run: nobody waits for that here.
     const options = { id, parentId: fork.sessionId, namespace, named: false, isListed: false };

@@ -21,7 +21,7 @@ export interface SessionMeta {
   parentId?: string | undefined;
   /** The engine that served the last turn. */
   engineId?: string | undefined;
-  /** When its log was last written, milliseconds since 1970. Absent, like the next one, in logs of before: those have alarms of their own. */
+  /** When a turn last wrote its log, or a fork copied it, milliseconds since 1970. Absent, like the next one, in logs of before: those have alarms of their own. */
   usedMs?: number | undefined;
   /** A list of its tenant has it asked whether it is time to go (`session-expiry.ts`); otherwise it has an alarm of its own. */
   isListed?: boolean | undefined;
@@ -186,6 +186,14 @@ export class LogStore {
     });
     this.#meta = commit.meta;
     this.#memory.apply(commit);
+  }
+
+  /** Notes that the session was used, at `usedMs`; one that does not exist stays so. Its log is as it was, and is named so. */
+  touch(usedMs: number): void {
+    const meta = this.meta();
+    if (!meta || usedMs <= (meta.usedMs ?? 0)) return;
+    this.#meta = { ...meta, usedMs };
+    this.#sql.exec("UPDATE meta SET json = ?", JSON.stringify(this.#meta));
   }
 
   #readMeta(): SessionMeta | undefined {
