@@ -115,13 +115,16 @@ export class S3Store implements PageStore {
     const { signal } = options;
     const response = await this.#client.send({ method: "GET", key: "", query, deadlineMs: this.#getMsMax, signal });
     const xml = new TextDecoder().decode(response.body);
-    if (response.status !== 200 || !xml.includes("<ListBucketResult")) {
-      throw new StoreError("unavailable", `s3 store: list was answered with ${response.status}`);
-    }
     const entries = [...xml.matchAll(/<Contents>(.*?)<\/Contents>/gs)].map(([, entry = ""]) => listEntry(entry));
+    const isTruncated = xmlText(xml, "IsTruncated") === "true";
+    const cursor = isTruncated ? xmlText(xml, "NextContinuationToken") : undefined;
+    // Whoever lists takes what is not in it for absent, and may delete what absent manifests named.
+    const isWhole = xml.trimEnd().endsWith("</ListBucketResult>") && isTruncated === (cursor !== undefined);
+    if (response.status !== 200 || !isWhole || !entries.every(isClear)) {
+      throw new StoreError("unavailable", `s3 store: list was answered with ${response.status}, and not whole`);
+    }
     // Objects that others put into the bucket under keys that are none of ours are not seen.
     const keys = entries.filter(({ key }) => isStoreKey(key));
-    const cursor = xmlText(xml, "IsTruncated") === "true" ? xmlText(xml, "NextContinuationToken") : undefined;
     return cursor === undefined ? { keys } : { keys, cursor };
   }
 
@@ -145,7 +148,8 @@ export class S3Store implements PageStore {
       deadlineMs: this.#putMsMax,
     });
     const xml = new TextDecoder().decode(response.body);
-    if (response.status !== 200) {
+    // A page of something on the way has no errors either.
+    if (response.status !== 200 || (xml.trim() !== "" && !xml.includes("<DeleteResult"))) {
       throw new StoreError("unavailable", `s3 store: delete was answered with ${response.status}`);
     }
     const failure = /<Error>.*?<\/Error>/s.exec(xml)?.[0];
@@ -191,4 +195,9 @@ function listEntry(entry: string): ListPage["keys"][number] {
     bytes: Number(xmlText(entry, "Size")),
     modifiedMs: Date.parse(xmlText(entry, "LastModified") ?? ""),
   };
+}
+
+/** Whether an entry says how many bytes, and of when: quotas and ages are judged by them. */
+function isClear({ bytes, modifiedMs }: ListPage["keys"][number]): boolean {
+  return Number.isSafeInteger(bytes) && Number.isFinite(modifiedMs);
 }

@@ -257,6 +257,8 @@ describe("s3 store answers", () => {
       code: "unavailable",
     });
     await expect(storeWith(() => failed("AccessDenied")).store.delete(["a"])).rejects.toMatchObject({ code: "denied" });
+    const page = storeWith(() => new Response("<!DOCTYPE html><title>Sign in</title>"));
+    await expect(page.store.delete(["a"])).rejects.toMatchObject({ code: "unavailable" });
   });
 
   it("reads a list with entities, and leaves out keys that are none of ours", async () => {
@@ -271,5 +273,22 @@ describe("s3 store answers", () => {
       keys: [{ key: "a", bytes: 3, modifiedMs: Date.UTC(2026, 0, 2, 3, 4, 5, 678) }],
       cursor: "a&b",
     });
+  });
+
+  it("takes no list that is cut or unclear for the end of one: what it lacks would be taken for garbage", async () => {
+    const entry = (fields: string): string => `<Contents><Key>a</Key>${fields}</Contents>`;
+    const whole = entry("<Size>3</Size><LastModified>2026-01-02T03:04:05.678Z</LastModified>");
+    const list = (inside: string): string => `<ListBucketResult>${inside}</ListBucketResult>`;
+    const refused: Record<string, string> = {
+      "an answer to the first version of the call": list(`${whole}<IsTruncated>true</IsTruncated><Marker>a</Marker>`),
+      "an end that is missing": `<ListBucketResult><IsTruncated>false</IsTruncated>${whole}${whole.slice(0, 40)}`,
+      "an entry without its size": list(entry("<LastModified>2026-01-02T03:04:05.678Z</LastModified>")),
+      "an entry of no time": list(entry("<Size>3</Size><LastModified>long ago</LastModified>")),
+    };
+    for (const [what, xml] of Object.entries(refused)) {
+      const { store } = storeWith(() => new Response(xml));
+      await expect(store.list(""), what).rejects.toMatchObject({ name: "StoreError", code: "unavailable" });
+    }
+    expect((await storeWith(() => new Response(list(whole))).store.list("")).keys).toHaveLength(1);
   });
 });
