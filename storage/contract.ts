@@ -57,8 +57,11 @@ export type StoreErrorCode = "unavailable" | "timeout" | "denied" | "corrupt" | 
 export class StoreError extends Error {
   override readonly name = "StoreError";
   readonly code: StoreErrorCode;
-  constructor(code: StoreErrorCode, message: string, options?: ErrorOptions) {
-    super(message, options);
+  /** Of `corrupt`, where it is known: the version of the object that is damaged, for a put in its place. */
+  readonly etag: string | undefined;
+  constructor(code: StoreErrorCode, message: string, options: ErrorOptions & { etag?: string } = {}) {
+    super(message, options.cause === undefined ? undefined : { cause: options.cause });
     this.code = code;
+    this.etag = options.etag;
   }
 }

@@ -83,7 +83,8 @@ export class EncryptedStore implements PageStore {
       return this.#open(key, object, range);
     } catch (error) {
       this.forget(key);
-      throw error;
+      if (!(error instanceof StoreError) || error.code !== "corrupt") throw error;
+      throw new StoreError("corrupt", error.message, { cause: error, etag: object.etag });
     }
   }
 

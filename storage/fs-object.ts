@@ -45,14 +45,16 @@ export function encodeFileHeader(bytes: Uint8Array): { header: Uint8Array; etag:
   return { header, etag: toHex(digest) };
 }
 
-/** Reads and checks the header. @throws {StoreError} `corrupt` for a file that is not ours or was cut. */
+/** Reads and checks the header. @throws {StoreError} `corrupt` for a file that is not ours or was cut, with what tells it from others as its etag. */
 export async function readFileHeader(file: FileHandle): Promise<FileHeader> {
-  const { size } = await file.stat();
-  if (size < FILE_HEADER_BYTES) throw new StoreError("corrupt", "object file is shorter than its header");
+  const { size: fileBytes, ino, mtimeNs } = await file.stat({ bigint: true });
+  const size = Number(fileBytes);
+  const etag = `damaged-${ino}-${mtimeNs}-${size}`;
+  if (size < FILE_HEADER_BYTES) throw new StoreError("corrupt", "object file is shorter than its header", { etag });
   const header = await readExactly(file, 0, FILE_HEADER_BYTES);
   const objectBytes = Number(viewOf(header).getBigUint64(8, true));
   if (Buffer.from(header.subarray(0, 8)).toString("latin1") !== MAGIC || size !== FILE_HEADER_BYTES + objectBytes) {
-    throw new StoreError("corrupt", "object file is damaged");
+    throw new StoreError("corrupt", "object file is damaged", { etag });
   }
   return { objectBytes, etag: toHex(header.subarray(16, 48)) };
 }

@@ -200,9 +200,19 @@ async function holds(condition: PutOptions["condition"], path: string): Promise<
   const file = await openOrAbsent(path);
   if (file === undefined) return condition === "absent";
   try {
-    return condition !== "absent" && (await readFileHeader(file)).etag === condition.etag;
+    return condition !== "absent" && (await etagOf(file)) === condition.etag;
   } finally {
     await file.close();
+  }
+}
+
+/** Also of a damaged file, so that whoever has met it can put another in its place. */
+async function etagOf(file: FileHandle): Promise<string | undefined> {
+  try {
+    return (await readFileHeader(file)).etag;
+  } catch (error) {
+    if (error instanceof StoreError && error.code === "corrupt") return error.etag;
+    throw error;
   }
 }
 

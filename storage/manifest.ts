@@ -4,7 +4,7 @@
  */
 import { assert } from "../protocol/assert.ts";
 import type { Span } from "../protocol/generate.ts";
-import type { PageStore, PutResult } from "./contract.ts";
+import { type PageStore, type PutResult, StoreError } from "./contract.ts";
 import { beginEnvelope, openEnvelope, sealEnvelope } from "./envelope.ts";
 import { FormatError, refuseUnless } from "./format-error.ts";
 import type { KvGeometry, SummaryObjectKind } from "./geometry.ts";
@@ -112,7 +112,7 @@ export async function loadManifest(
   key: string,
   signal?: AbortSignal,
 ): Promise<{ manifest: Manifest; etag: string } | undefined> {
-  const object = await store.get(key, { signal });
+  const object = await store.get(key, { signal }).catch(asDamage);
   if (object === undefined) return undefined;
   try {
     const manifest = decodeManifest(object.bytes);
@@ -140,6 +140,15 @@ export async function commitManifest(
   assert(namesOwnObjectsOnly(key, manifest), "manifest: names an object of another tenant");
   const condition = previousEtag === undefined ? "absent" : { etag: previousEtag };
   return store.put(key, encodeManifest(manifest), { condition, signal });
+}
+
+/** What a store finds damaged is damaged: it can be replaced. @throws {FormatError} for that, else what it was given. */
+function asDamage(error: unknown): never {
+  if (!(error instanceof StoreError) || error.code !== "corrupt") throw error;
+  throw new FormatError("corrupt", `manifest: ${error.message}`, {
+    cause: error,
+    ...(error.etag === undefined ? {} : { etag: error.etag }),
+  });
 }
 
 /** Keys of every object that a manifest names. */

@@ -1,6 +1,12 @@
-import { describe, expect, it } from "vitest";
+import { mkdtemp, rm, truncate } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { describe, expect, it, onTestFinished } from "vitest";
 import type { PageStore } from "../../storage/contract.ts";
+import { EncryptedStore } from "../../storage/encrypted-store.ts";
+import { FsStore } from "../../storage/fs-store.ts";
 import { collectGarbage } from "../../storage/gc.ts";
+import { parseKeyRing } from "../../storage/key-ring.ts";
 import { commitManifest, encodeManifest, loadManifest, type Manifest } from "../../storage/manifest.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
 import { decodeSegmentHeader } from "../../storage/segment.ts";
@@ -112,6 +118,25 @@ describe("verify", () => {
     expect(await verify(store, key)).toMatchObject({ action: "none", problems: [{ objectKey: key }] });
     expect(await verify(store, key, true)).toMatchObject({ action: "deleted" });
     expect(await store.get(key)).toBeUndefined();
+  });
+
+  it("deletes a manifest that the store itself finds damaged: a file that was cut, a chunk that does not authenticate", async () => {
+    const folder = await mkdtemp(join(tmpdir(), "quire-verify-"));
+    onTestFinished(() => rm(folder, { recursive: true }));
+    const files = await FsStore.open(folder);
+    const inner = new MemoryStore();
+    const encrypted = new EncryptedStore(inner, parseKeyRing("11".repeat(32)));
+    const { key } = await storeWholeSession(files, { sessionId: "s" });
+    await storeWholeSession(encrypted, { sessionId: "s" });
+    await truncate(join(folder, `${key}~`), 100);
+    await flip(inner, key, 0.5);
+    for (const store of [files, encrypted]) {
+      const found = await verify(store, key);
+      expect(found).toMatchObject({ problems: [{ objectKey: key }], trustedTokens: 0, action: "none" });
+      expect(await verify(store, key, true)).toEqual({ ...found, action: "deleted" });
+      expect(await store.get(key)).toBeUndefined();
+    }
+    await files.close();
   });
 
   it("does not take a failing store or a read that went wrong once for damage", async () => {

@@ -1,7 +1,13 @@
-import { describe, expect, it } from "vitest";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { describe, expect, it, onTestFinished } from "vitest";
 import { StoreError } from "../../../storage/contract.ts";
+import { EncryptedStore } from "../../../storage/encrypted-store.ts";
 import { beginEnvelope, sealEnvelope } from "../../../storage/envelope.ts";
+import { FsStore } from "../../../storage/fs-store.ts";
 import { deleteSession } from "../../../storage/gc.ts";
+import { parseKeyRing } from "../../../storage/key-ring.ts";
 import { MemoryStore } from "../../../storage/memory-store.ts";
 import { faultyStore } from "../../storage/faulty-store.ts";
 import { CommitWorld } from "./commit-world.ts";
@@ -191,6 +197,40 @@ describe("a store that fails", () => {
     await world.push(await world.turn("a", 110));
     expect((await store.get(world.keys.session("s")))?.bytes).toEqual(newer);
     expect(world.logged).toEqual(["persist.commit-failed"]);
+  });
+
+  it("replaces a manifest that the store itself finds damaged, never one whose key is not here", async () => {
+    const folder = await mkdtemp(join(tmpdir(), "quire-damaged-manifest-"));
+    onTestFinished(() => rm(folder, { recursive: true }));
+    const files = await FsStore.open(folder);
+    const inFolder = new CommitWorld(files);
+    const key = inFolder.keys.session("s");
+    await inFolder.push(await inFolder.turn("a", 100));
+    const path = join(folder, `${key}~`);
+    for (const length of [0, 40, 150]) {
+      await writeFile(path, (await readFile(path)).subarray(0, length));
+      const world = new CommitWorld(files);
+      await world.push(await world.turn("a", 110));
+      expect(world.logged, `${length} bytes`).toEqual([]);
+      expect(await world.readAll()).toMatchObject({ tokenCount: 110 });
+    }
+    await files.close();
+
+    const inner = new MemoryStore();
+    const keyed = (byte: string) => new EncryptedStore(inner, parseKeyRing(byte.repeat(32)));
+    const first = new CommitWorld(keyed("11"));
+    await first.push(await first.turn("a", 100));
+    const bytes = (await inner.get(key))!.bytes;
+    bytes[50]! ^= 1;
+    await inner.put(key, bytes);
+    const stranger = new CommitWorld(keyed("22"));
+    await stranger.push(await stranger.turn("a", 110));
+    expect(stranger.logged).toEqual(["persist.commit-failed"]);
+    expect((await inner.get(key))!.bytes).toEqual(bytes);
+    const world = new CommitWorld(keyed("11"));
+    await world.push(await world.turn("a", 110));
+    expect(world.logged).toEqual([]);
+    expect(await world.readAll()).toMatchObject({ tokenCount: 110 });
   });
 });
 
