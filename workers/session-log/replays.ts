@@ -2,7 +2,7 @@
 import { LIMITS } from "../../protocol/limits.ts";
 import type { AnswerForm, AnswerHead, ResumeRequest, TurnFeed, TurnJob, TurnName } from "../turn-job.ts";
 import { FRAMES, sseCoding } from "./event-coding.ts";
-import { dropReplay, keepReplay, readReplay } from "./replay-store.ts";
+import { dropReplay, keepReplay, readReplay, type StoredReplay } from "./replay-store.ts";
 import { TurnStream } from "./turn-stream.ts";
 
 interface KeptTurn {
@@ -86,12 +86,22 @@ export class Replays {
     return feed;
   }
 
+  /** Whether a turn of that name is the last one and not too old, however much of it is held. */
+  knows(name: TurnName): boolean {
+    const last = this.#kept ? { ...this.#kept, streamId: this.#kept.stream.id } : this.#stored();
+    return last !== undefined && this.#isMeant(last, name);
+  }
+
   #isMeant({ streamId, idempotencyKey, endedMs = this.#now() }: NamedTurn, name: TurnName): boolean {
     return isNamed(name, streamId, idempotencyKey) && this.#now() - endedMs <= LIMITS.replayKeepMs;
   }
 
+  #stored(): StoredReplay | undefined {
+    return this.#isStale || !this.#mayBeStored ? undefined : readReplay(this.#storage);
+  }
+
   #load(name: TurnName): KeptTurn | undefined {
-    const stored = this.#isStale || !this.#mayBeStored ? undefined : readReplay(this.#storage);
+    const stored = this.#stored();
     if (!stored || !this.#isMeant(stored, name)) return undefined;
     const { idempotencyKey, head, numericsId, endedMs } = stored;
     const kept = { stream: TurnStream.ended(stored), idempotencyKey, head, numericsId, endedMs };

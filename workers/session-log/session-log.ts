@@ -91,9 +91,11 @@ export class SessionLog extends LogObject {
     const { idempotencyKey, form } = asked;
     const again = idempotencyKey === undefined ? undefined : this.#replays.resume({ idempotencyKey, form, from: 0 });
     const isStopped = idempotencyKey !== undefined && this.#stopped.get(idempotencyKey) === true;
+    const isKnown = idempotencyKey !== undefined && !again && this.#replays.knows({ idempotencyKey });
     return enterTurn(asked, { env: this.env, next: this.#memory.next }, async (entry) => {
       if (again) return this.#openAgain(entry.job, again);
-      return isStopped ? saysOnly(stoppedAnswer()) : this.#open(entry);
+      if (isStopped) return saysOnly(stoppedAnswer());
+      return isKnown ? saysOnly(cutAnswer()) : this.#open(entry);
     });
   }
 
@@ -104,7 +106,8 @@ export class SessionLog extends LogObject {
       await settlePlace(this.env, job, 0);
       return { status: "streaming", ...feed };
     };
-    return { letOut, takeBack: async () => undefined };
+    // Whoever does not hear it does not listen, either.
+    return { letOut, takeBack: () => feed.stream.cancel() };
   }
 
   async #open({ job, place, isReserved }: Entry): Promise<OpenedTurn> {
@@ -378,6 +381,15 @@ export class SessionLog extends LogObject {
 
 function stoppedAnswer(): TurnAnswer {
   return { status: "refused", error: wireError(new QuireError("cancelled", "The turn was ended before it began.")) };
+}
+
+/** To be run again it would have to be in the log twice. */
+function cutAnswer(): TurnAnswer {
+  const message = "The turn of this Idempotency-Key has begun before, and its beginning is not held any more.";
+  return {
+    status: "refused",
+    error: wireError(new QuireError("stream_not_found", message, { param: "Idempotency-Key" })),
+  };
 }
 
 /** Whether a turn can be taken up by another object. Logprobs are not written; a turn with several choices has no one order. */
