@@ -2,7 +2,24 @@ import { describe, expect, it } from "vitest";
 import { LIMITS } from "../../protocol/limits.ts";
 import { handle } from "../../workers/router.ts";
 import type { Step } from "./fake-engine/script.ts";
-import { ASSISTANT, BOS, END, edge, env, ids, KEY_A, makeWorld, register, USER, until, type World } from "./world.ts";
+import {
+  ABC_AND_NO_END,
+  ASSISTANT,
+  BOS,
+  END,
+  edge,
+  env,
+  ids,
+  KEY_A,
+  logOf,
+  makeWorld,
+  register,
+  says,
+  streamOf,
+  USER,
+  until,
+  type World,
+} from "./world.ts";
 
 const HANG: Step = { do: "hang" };
 /** Tokens of a log in front of its first reply, whose question is "hi". */
@@ -101,6 +118,51 @@ describe("a client that goes away", () => {
     expect((await edge(`/v1/sessions/${session.quire.session_id}`, { headers })).status).toBe(404);
     await until(async () => (await world.chat("ho", session)).status === 200);
     expect((await world.engine.lastCall()).request.tokens).toEqual([BOS, USER, ...ids("ho"), ASSISTANT]);
+  });
+
+  it("without a stream was given nothing: its turn leaves no trace, and asked for again it is in the log once", async () => {
+    const world = await makeWorld();
+    const session = newSession();
+    await world.engine.script(...says("one"));
+    expect((await world.chat("hi", session)).status).toBe(200);
+    for (const named of [session, {}]) {
+      await world.engine.script(...ABC_AND_NO_END);
+      const response = await world.chat("again", named);
+      const id = response.headers.get("x-quire-session");
+      await cancelDelay(world, await leaveAfter(response, " "));
+      // As clients do by themselves.
+      const again = () => world.chat("again", { quire: { session_id: id } });
+      await until(async () => (await again()).status === 200);
+      const { request } = await world.engine.lastCall();
+      expect(request.tokens).toEqual(named === session ? logOf(["hi", "one"], ["again"]) : logOf(["again"]));
+    }
+  });
+
+  it("without a stream from a fork, which runs in its object, leaves no fork", async () => {
+    const world = await makeWorld();
+    const messages = [{ role: "user", content: "hi" }];
+    await world.engine.script(...says("one"));
+    await (await world.chat(messages, newSession())).text();
+    messages.push({ role: "assistant", content: "one" }, { role: "user", content: "two" });
+    await world.engine.script(...ABC_AND_NO_END);
+    const response = await world.chat(messages);
+    await cancelDelay(world, await leaveAfter(response, " "));
+    expect((await world.engine.lastCall()).request.session?.parentId).toBeDefined();
+    const fork = { quire: { session_id: response.headers.get("x-quire-session") } };
+    await until(async () => (await world.chat("ho", fork)).status === 200);
+    expect((await world.engine.lastCall()).request.tokens).toEqual(logOf(["ho"]));
+  });
+
+  it("is not who asks for the end of a turn without a stream, and waits: what it said is in the log", async () => {
+    const world = await makeWorld();
+    const session = newSession();
+    await world.engine.script(...ABC_AND_NO_END);
+    const response = await world.chat("hi", session);
+    await until(async () => (await streamOf(session.quire.session_id, { method: "DELETE" })).status === 200);
+    // Its connection breaks off behind the error.
+    await response.text().catch(() => undefined);
+    await until(async () => (await world.chat("ho", session)).status === 200);
+    expect((await world.engine.lastCall()).request.tokens).toEqual(logOf(["hi", "abc"], ["ho"]));
   });
 
   it.each([true, false])("frees the engine within a second (stream: %s)", { timeout: 60_000 }, async (stream) => {

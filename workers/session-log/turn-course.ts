@@ -331,7 +331,7 @@ export class TurnCourse {
     const results = await turn.runner.run();
     const [first] = results;
     const isGone = stream.gone.aborted;
-    const isEmpty = isGone && first?.reply.kept().ids.length === 0;
+    const isEmpty = isGone && (first?.reply.kept().ids.length === 0 || isUnread(job, stream));
     if (isEmpty) await host.giveUp();
     if (turn.runner.engine && !isGone) memory.next.engine.keep(turn.runner.engine);
     const tokens = spentTokens(turn.prepared, results);
@@ -401,6 +401,11 @@ export class TurnCourse {
     const entered = indexOf(env, job.namespace).put(rows);
     await within(LIMITS.indexMsMax, entered).catch((cause: unknown) => logError(job.requestId, cause));
   }
+}
+
+/** Whether its client went away with nothing: an answer in one piece is given whole or not at all, and its client, who has none, asks again. */
+function isUnread({ form, resumable }: TurnJob, { isHeard }: TurnStream): boolean {
+  return form === "frames" && !resumable && !isHeard;
 }
 
 /** What an engine is picked for. */

@@ -80,6 +80,11 @@ export class TurnStream {
     return this.#gone.signal;
   }
 
+  /** Somebody listens, as far as is known. */
+  get isHeard(): boolean {
+    return this.#listeners.length > 0;
+  }
+
   /** Resolves when everything is said and nobody reads it any more. */
   get drained(): Promise<void> {
     return this.#drained.promise;
@@ -155,6 +160,12 @@ export class TurnStream {
   stop(): void {
     clearTimeout(this.#absence);
     this.#gone.abort();
+  }
+
+  /** Ends the work of a stream that cannot be resumed: its listener is known to have gone. */
+  leave(): void {
+    for (const listener of [...this.#listeners]) listener.cut();
+    this.stop();
   }
 
   /** Delivers what is queued and ends the streams of all listeners. Never rejects. */

@@ -110,7 +110,8 @@ function openCourse(turn: HereTurn, { job, place, isReserved }: Entry): Promise<
   const { env, signal, turnId, session, isNew, memory, onEnded } = turn;
   const stream = new TurnStream({ resumable: false, streamId: turnId, isAttendedLater: true });
   const stop = () => stream.stop();
-  if (signal.aborted) stop();
+  const leave = () => stream.leave();
+  if (signal.aborted) leave();
   let isLetOut = false;
   let isAttended = false;
   const listenSoon = () => {
@@ -120,8 +121,8 @@ function openCourse(turn: HereTurn, { job, place, isReserved }: Entry): Promise<
     read: () => session?.read() ?? Promise.resolve(undefined),
     attend: () => {
       isAttended = true;
-      signal.addEventListener("abort", stop);
-      if (signal.aborted) stop();
+      signal.addEventListener("abort", leave);
+      if (signal.aborted) leave();
       listenSoon();
     },
     commit: async (commit) => session?.write(commit),
