@@ -1,5 +1,5 @@
 /** POST /v1/chat/completions and POST /v1/completions. */
-import { QuireError } from "../protocol/errors.ts";
+import { QuireError, toQuireError } from "../protocol/errors.ts";
 import type { SelectionRequest } from "../protocol/generate.ts";
 import { LIMITS } from "../protocol/limits.ts";
 import { authenticate, type Tenant } from "./auth/authenticate.ts";
@@ -17,6 +17,7 @@ import { chooseModel } from "./prompt-router/choose-model.ts";
 import { jsonAnswer, sseAnswer, streamAnswer } from "./respond.ts";
 import { selectionDefaults } from "./selection-defaults.ts";
 import { readIdempotencyKey, SESSION_HEADER } from "./session-id.ts";
+import { modelOfSession } from "./stubs.ts";
 import { startTurn } from "./turn-events.ts";
 import type { TurnOptions } from "./turn-job.ts";
 import { namesSelection, type ResponseOptions } from "./validate.ts";
@@ -34,9 +35,11 @@ export async function chatCompletions(request: Request, env: Env, requestId: str
       const body = parseJsonObject(bytes);
       const chat = validateChat(body, validationContext(request, env));
       const { model, selection } = knownModel(chat) ?? (await choose(chat, body, { env, tenant, requestId }));
-      const chain = await chainHashes(chainStart(model), chat.messages);
-      const options = { ...chat.turn, selection, input: { kind: "chat" as const, messages: chat.messages, chain } };
-      return answerTurn({ ...caller, requestId, place, model, response: chat, options, kind: "chat" });
+      return inSessionsModel(model, { ...caller, response: chat }, async (model) => {
+        const chain = await chainHashes(chainStart(model), chat.messages);
+        const options = { ...chat.turn, selection, input: { kind: "chat" as const, messages: chat.messages, chain } };
+        return answerTurn({ ...caller, requestId, place, model, response: chat, options, kind: "chat" });
+      });
     },
   );
 }
@@ -78,9 +81,31 @@ export async function completions(request: Request, env: Env, requestId: string)
       const completion = validateCompletion(parseJsonObject(bytes), validationContext(request, env));
       const model = await resolveModel(env, tenant.namespace, completion.model);
       const { turn: options } = completion;
-      return answerTurn({ ...caller, requestId, place, model, response: completion, options, kind: "text" });
+      return inSessionsModel(model, { ...caller, response: completion }, (model) =>
+        answerTurn({ ...caller, requestId, place, model, response: completion, options, kind: "text" }),
+      );
     },
   );
+}
+
+/**
+ * Runs a turn with the model that its request's name stands for. Where that name leaves the model open and the session has another one than is there
+ * first, it is run with the session's.
+ */
+async function inSessionsModel(
+  model: string,
+  { env, tenant, response }: Pick<TurnToAnswer, "env" | "tenant" | "response">,
+  run: (model: string) => Promise<Response>,
+): Promise<Response> {
+  try {
+    return await run(model);
+  } catch (thrown) {
+    const { model: name, sessionId } = response;
+    const isOpen = name !== model && sessionId !== undefined && toQuireError(thrown).param === "model";
+    const own = isOpen ? await modelOfSession(env, tenant.namespace, sessionId) : undefined;
+    if (own === undefined || own === model) throw thrown;
+    return run(await resolveModel(env, tenant.namespace, own));
+  }
 }
 
 interface TurnToAnswer extends Caller {

@@ -1,4 +1,6 @@
 /** Finds the Durable Objects of a tenant. Names begin with the namespace, so two tenants' objects never have one name. */
+import { LIMITS } from "../protocol/limits.ts";
+import { within } from "./deadline.ts";
 import type { Env } from "./env.ts";
 import type { SessionLog } from "./session-log/session-log.ts";
 import type { TenantIndex } from "./tenant-index.ts";
@@ -6,6 +8,12 @@ import type { TenantIndex } from "./tenant-index.ts";
 /** The log of a tenant's session. */
 export function sessionOf(env: Env, namespace: string, sessionId: string): DurableObjectStub<SessionLog> {
   return env.SESSION_LOG.get(env.SESSION_LOG.idFromName(`${namespace}/${sessionId}`));
+}
+
+/** The model of a tenant's session; undefined for one that has not begun, and when its object does not say so within `LIMITS.statusMsMax`. Never rejects. */
+export async function modelOfSession(env: Env, namespace: string, sessionId: string): Promise<string | undefined> {
+  const asked = within(LIMITS.statusMsMax, sessionOf(env, namespace, sessionId).info());
+  return (await asked.catch(() => undefined))?.model;
 }
 
 /** The transcripts of a tenant. */

@@ -133,10 +133,10 @@ class PlacedTurn {
   }
 
   #heard(answer: TurnAnswer): TurnAnswer {
-    const place = this.#place;
-    // A turn that failed is told why, whatever the limiter said.
-    if (answer.status === "refused") place.answered(undefined, answer.leaseId);
-    else place.answered(answer.admission, answer.leaseId);
+    const { status, admission, leaseId } = answer;
+    // A turn that failed is told why, whatever the limiter said; a place that it was given is there for another try.
+    const isMoot = status === "refused" && admission?.refusedBy !== undefined;
+    this.#place.answered(isMoot ? undefined : admission, leaseId);
     return answer;
   }
 }

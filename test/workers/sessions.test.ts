@@ -1,6 +1,9 @@
 import { evictDurableObject, runInDurableObject } from "cloudflare:test";
 import { describe, expect, it, onTestFinished, vi } from "vitest";
 import { namespaceOf } from "../../workers/auth/namespace.ts";
+import { isolateModelNames } from "../../workers/fleet/model-names.ts";
+import { Fleet } from "../../workers/fleet.ts";
+import { TenantLimiter } from "../../workers/limits/tenant-limiter.ts";
 import { sessionOf } from "../../workers/stubs.ts";
 import { MERGED, mergedTokenizerJson } from "./merged-words.ts";
 import {
@@ -18,6 +21,7 @@ import {
   textOf,
   USER,
   until,
+  type World,
 } from "./world.ts";
 
 const newId = () => `test-${crypto.randomUUID()}`;
@@ -292,6 +296,42 @@ describe("sessions", () => {
     expect(response.status).toBe(400);
     expect(await response.json()).toMatchObject({ error: { param: "model", code: "invalid_request" } });
   });
+
+  it.each(["chat", "raw"])(
+    "go on with their own model where the client leaves it open, whatever others are there: %s",
+    async (kind) => {
+      const one = await makeWorld();
+      const other = await makeWorld();
+      const session = newId();
+      const limiter = vi.spyOn(TenantLimiter.prototype, "admit");
+      onTestFinished(() => limiter.mockRestore());
+      const ask = ({ post }: World, model: string) => {
+        isolateModelNames.clear();
+        const quire = { session_id: session };
+        return kind === "chat"
+          ? post("/v1/chat/completions", { model, quire, messages: [{ role: "user", content: "hi" }] })
+          : post("/v1/completions", { model, quire, prompt: "hi" });
+      };
+      expect((await ask(one, one.model)).status).toBe(200);
+      // Who is first for those who leave it open is another one when the first one's engine goes, or the fleet starts again.
+      const resolve = vi.spyOn(Fleet.prototype, "resolveModel");
+      onTestFinished(() => resolve.mockRestore());
+      resolve.mockImplementation(async (name) => ({ status: "known", id: name === "default" ? other.model : name }));
+      const askedCount = limiter.mock.calls.length;
+      await register(other.engine, other.model);
+      const response = await ask(one, "default");
+      expect(response.status).toBe(200);
+      expect(await response.json()).toMatchObject({ model: one.model });
+      expect((await one.engine.calls()).map(({ request }) => request.turnStart > 0)).toEqual([false, true]);
+      expect(limiter.mock.calls.length).toBeLessThanOrEqual(askedCount + 1);
+      // Whoever names another one is told so; and so is whose session's model is gone.
+      expect((await ask(other, other.model)).status).toBe(400);
+      resolve.mockImplementation(async (name) =>
+        name === "default" ? { status: "known", id: other.model } : { status: "no_engine" },
+      );
+      expect((await ask(one, "default")).status).toBe(503);
+    },
+  );
 
   it("do one turn at a time", async () => {
     const { chat, engine } = await makeWorld();

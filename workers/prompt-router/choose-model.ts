@@ -1,10 +1,8 @@
 /** Which model answers a chat request and how it selects: what the request names, or with `auto` what the prompt router chooses. */
 import type { SelectionRequest } from "../../protocol/generate.ts";
-import { LIMITS } from "../../protocol/limits.ts";
-import { within } from "../deadline.ts";
 import type { Env } from "../env.ts";
 import type { RoutingOutcome } from "../routing-counts.ts";
-import { sessionOf } from "../stubs.ts";
+import { modelOfSession } from "../stubs.ts";
 import type { ChatRequest } from "../validate-chat.ts";
 import { AUTO_MODEL, type RouterHealth, routePrompt } from "./auto-model.ts";
 
@@ -38,17 +36,13 @@ export async function chooseModel(
   const unrouted = async (name: string | undefined) => ({ model: await resolve(name), selection });
   if (chat.model !== AUTO_MODEL || env.PROMPT_ROUTER === undefined) return unrouted(chat.model);
   // A request in a session holds only what is new of it: whoever judged that would take a long conversation for a short one.
-  if (chat.sessionId !== undefined) return unrouted(await modelOfSession(context, chat.sessionId));
+  if (chat.sessionId !== undefined) {
+    return unrouted((await modelOfSession(env, context.namespace, chat.sessionId)) ?? DEFAULT_MODEL);
+  }
   const routed = await routePrompt(env.PROMPT_ROUTER, chat.messages, context);
   const model = routed && (await resolve(routed.model).catch(() => undefined));
   if (routed !== undefined) context.count(model === undefined ? "unserved" : "chosen");
   // A budget that was learnt from one model says nothing about another.
   if (model === undefined || routed === undefined) return unrouted(DEFAULT_MODEL);
   return { model, selection: context.namesSelection ? selection : { ...selection, ...routed.selection } };
-}
-
-async function modelOfSession({ env, namespace }: ChoiceContext, sessionId: string): Promise<string> {
-  const asked = within(LIMITS.statusMsMax, sessionOf(env, namespace, sessionId).info());
-  const info = await asked.catch(() => undefined);
-  return info?.model ?? DEFAULT_MODEL;
 }
