@@ -6,6 +6,7 @@ import { limiterOf } from "../../workers/limits/tenant-limiter.ts";
 import { listOf } from "../../workers/session-expiry.ts";
 import { LogStore } from "../../workers/session-log/log-store.ts";
 import type { SessionLog } from "../../workers/session-log/session-log.ts";
+import { sessionOf } from "../../workers/stubs.ts";
 import { TenantIndex } from "../../workers/tenant-index.ts";
 import type { Step } from "./fake-engine/script.ts";
 import { END, env, ids, logOf, makeWorld, says, streamOf, until, type World } from "./world.ts";
@@ -205,6 +206,37 @@ describe("a resumable turn whose object is lost", () => {
       return { isNoted: storage.kv.get("running/0000") !== undefined, alarmMs: await storage.getAlarm() };
     });
     expect(left).toEqual({ isNoted: false, alarmMs: null });
+  });
+
+  it("goes on from its own words, whatever an earlier one had said that failed and left nothing", async () => {
+    const talk = await newTalk();
+    const { world } = talk;
+    const fails: Step = { do: "fail", code: "invalid_request", message: "no" };
+    await world.engine.script({ do: "admit" }, { do: "tokens", ids: ids("ab") }, { do: "hold" }, fails);
+    const failed = await world.chat("hi", { stream: true, quire: { resumable: true } });
+    const id = failed.headers.get("x-quire-session") ?? "";
+    const { namespace } = (await world.engine.lastCall()).request;
+    const named = { world, session: id, stub: () => sessionOf(env, namespace, id) };
+    const isNoted = () =>
+      runInDurableObject(named.stub(), (_, { storage }) => storage.kv.get("running/0000") !== undefined);
+    await until(isNoted);
+    await world.engine.release();
+    expect((await readEvents(failed)).at(-1)?.isError).toBe(true);
+    expect(await isNoted()).toBe(false);
+    // Much before it is written down, and more behind that.
+    const parts = [40, 80, 100, 140].map((end, index, all) => ids(TEXT).slice(all[index - 1] ?? 0, end));
+    const tokens = parts.map((part): Step => ({ do: "tokens", ids: part }));
+    const pause: Step = { do: "wait", ms: 20 };
+    const response = await start(named, { resumable: true }, [
+      ...[{ do: "admit" } as const, tokens[0], pause, tokens[1], { do: "hold" } as const, tokens[2], pause, tokens[3]],
+      { do: "hang" },
+    ] as Step[]);
+    await until(isNoted);
+    await world.engine.release();
+    const before = await readAndLose(named, response, (all) => textOf(all).length > 100);
+    await world.engine.script(...replies);
+    const events = [...before, ...(await readEvents(await resume(id, before.at(-1)?.id)))];
+    expect(textOf(events)).toBe(TEXT);
   });
 
   it("that was over is not run again", async () => {

@@ -367,12 +367,13 @@ export class SessionLog extends LogObject {
 
   /** After a turn that failed: the log is as it was, and a session that only this turn would have made is not there. */
   async #giveUp(job: TurnJob): Promise<void> {
+    const isNoted = this.#lost.isNoted;
+    this.#lost.clear();
     if (job.session?.implicit && job.session.expectChain === undefined) {
       await this.wipe();
       return;
     }
-    if (!this.#lost.isNoted) return;
-    this.#lost.clear();
+    if (!isNoted) return;
     if (this.open().meta()) await this.restAlarm();
     // What is left of a session that has no turn is the error, for a client that comes back.
     else await this.ctx.storage.setAlarm(Date.now() + LIMITS.replayKeepMs);
