@@ -15,6 +15,8 @@ export interface StoreObject {
 export interface GetOptions {
   /** A range read of at least one byte; it must lie inside the object, otherwise the read fails with `corrupt`. */
   range?: { offset: number; bytes: number };
+  /** Asks the store itself, whatever a cache on the way holds. */
+  fresh?: boolean;
   signal?: AbortSignal | undefined;
 }
 

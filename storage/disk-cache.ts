@@ -83,7 +83,7 @@ export class DiskCache implements PageStore {
   async get(key: string, options: GetOptions = {}): Promise<StoreObject | undefined> {
     refuseAborted(options.signal);
     assertRange(options.range);
-    if (!isKept(key)) return await this.#inner.get(key, options);
+    if (!isKept(key) || options.fresh === true) return await this.#inner.get(key, options);
     const found = await this.#find(key, options.range);
     refuseAborted(options.signal);
     if (found !== undefined) {

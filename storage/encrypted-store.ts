@@ -38,10 +38,10 @@ export class EncryptedStore implements PageStore {
 
   async get(key: string, options: GetOptions = {}): Promise<StoreObject | undefined> {
     if (tenantOf(key) === undefined) return await this.#inner.get(key, options);
-    const { range, signal } = options;
+    const { range } = options;
     assertRange(range);
     if (range === undefined) {
-      const object = await this.#inner.get(key, { signal });
+      const object = await this.#inner.get(key, options);
       return object && this.#opened(key, object, { offset: 0, bytes: undefined });
     }
     const firstChunk = Math.floor(range.offset / CHUNK_BYTES);
@@ -50,7 +50,7 @@ export class EncryptedStore implements PageStore {
       offset: firstChunk * STORED_CHUNK_BYTES,
       bytes: (endChunk - firstChunk) * STORED_CHUNK_BYTES,
     };
-    const object = await this.#inner.get(key, { range: stored, signal });
+    const object = await this.#inner.get(key, { ...options, range: stored });
     return object && this.#opened(key, object, range);
   }
 

@@ -234,6 +234,7 @@ export class Attacher {
         damaged: false,
         written: Promise.resolve(true),
         isWritten: true,
+        seenMs: this.#options.clock.nowMs(),
       };
       const give = (block: LogicalBlock, index: number) =>
         run.give(block, (offset * segmentTokens) / BLOCK_TOKENS + index);

@@ -23,4 +23,6 @@ export interface StoredSegment {
   readonly written: Promise<boolean>;
   /** It is in the store. */
   isWritten: boolean;
+  /** When it was put, named by a manifest that was read, or looked for and found; by the engine's clock. */
+  seenMs: number;
 }

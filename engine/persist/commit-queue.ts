@@ -19,6 +19,7 @@ import type { StoredSegment } from "../kv/stored-segment.ts";
 import type { PersisterOptions } from "./persister-options.ts";
 import { retried } from "./retry.ts";
 import { writeSummaries } from "./summary-writer.ts";
+import { markVanished } from "./vanished-objects.ts";
 
 /** Everything a commit needs, copied out of the engine's memory. */
 export interface TurnSnapshot {
@@ -71,6 +72,8 @@ interface SessionState {
   tailKey: string | undefined;
   /** Of the last manifest: used again, so that sessions which share segments do not undo each other's objects. */
   summaries: readonly SummaryRef[];
+  /** How many segments the last manifest named, and the last one's chain. */
+  named: { segmentCount: number; chain: string | undefined };
   /** Its session was deleted: nothing more is written for it. */
   forgotten: boolean;
   committedAtMs: number;
@@ -79,6 +82,7 @@ interface SessionState {
 }
 
 const CONFLICT_TRIES_MAX = 4;
+const NOTHING: SessionState["named"] = { segmentCount: 0, chain: undefined };
 
 /** All commits of an engine. Never throws at its callers: what cannot be committed is logged, and stays recomputable. */
 export class CommitQueue {
@@ -167,10 +171,12 @@ export class CommitQueue {
       );
       const over =
         result.outcome === "stored" || (await this.#reload(state, objectKeys, { manifest, endedMs: whole.endedMs }));
+      const begun = begunBy(snapshot, state);
       if (result.outcome === "stored") adopt(state, { manifest, etag: result.etag });
       // Whatever the manifest in force names stays.
       for (const key of [oldTail, tail?.objectKey])
         if (key !== undefined && key !== state.tailKey && (over || key !== oldTail)) await this.#discard(key);
+      if (result.outcome === "stored") await markVanished(this.#options, begun, summaries);
       if (over) return;
     }
     log("persist.conflict", { sessionKey: snapshot.sessionKey, tries: CONFLICT_TRIES_MAX });
@@ -228,7 +234,7 @@ export class CommitQueue {
         loadManifest(this.#options.store, objectKeys.session(ours.manifest.sessionId), signal),
       );
       if (loaded) adopt(state, loaded);
-      else Object.assign(state, { etag: undefined, tailKey: undefined, summaries: [] });
+      else Object.assign(state, { etag: undefined, tailKey: undefined, summaries: [], named: NOTHING });
       return loaded !== undefined && holds(loaded.manifest, ours);
     } catch (error) {
       if (!(error instanceof FormatError) || error.code !== "corrupt" || error.etag === undefined) throw error;
@@ -261,6 +267,7 @@ export class CommitQueue {
       tokenCount: 0,
       tailKey: undefined,
       summaries: [],
+      named: NOTHING,
       forgotten: false,
       committedAtMs: Number.NEGATIVE_INFINITY,
       waiting: undefined,
@@ -290,6 +297,12 @@ function adopt(state: SessionState, { manifest, etag }: { manifest: Manifest; et
   state.tokenCount = manifest.tokenCount;
   state.tailKey = manifest.tail?.objectKey;
   state.summaries = manifest.summaries;
+  state.named = { segmentCount: manifest.segments.length, chain: manifest.segments.at(-1)?.chain };
+}
+
+/** Segments that the manifest in force does not name as far as is known. */
+function begunBy({ segments }: TurnSnapshot, { named }: SessionState): readonly StoredSegment[] {
+  return segments.slice(segments[named.segmentCount - 1]?.chain === named.chain ? named.segmentCount : 0);
 }
 
 interface OurCommit {

@@ -163,7 +163,7 @@ export class Persister {
   #put(sequence: Sequence, segmentIndex: number, blocks: readonly LogicalBlock[]): StoredSegment | undefined {
     const known = commonSegment(blocks);
     if (known) return known;
-    const { geometry, keys, log, writeBehindBytesMax } = this.#options;
+    const { clock, geometry, keys, log, writeBehindBytesMax } = this.#options;
     const objectBytes = segmentBytes(geometry);
     const heldBytes = objectBytes + geometry.summaryKinds.length * geometry.summaryBytes * this.#blocksPerSegment;
     if (this.#pendingBytes + heldBytes > writeBehindBytesMax) {
@@ -202,11 +202,13 @@ export class Persister {
       damaged: false,
       written,
       isWritten: false,
+      seenMs: clock.nowMs(),
     };
     for (const block of blocks) block.stored = segment;
     void written.then((stored) => {
       this.#pendingBytes -= heldBytes;
       segment.isWritten = stored;
+      segment.seenMs = clock.nowMs();
       if (!stored) for (const block of blocks) if (block.stored === segment) block.stored = undefined;
     });
     return segment;

@@ -54,6 +54,10 @@ export const TWINS_MAX = 16;
 export const ENGINE_BLOCKS = 9;
 /** Of rounds: everybody comes to one engine. */
 export const CROWDED_SHARE = 0.05;
+/** Of collections, those that take sessions with them which were not committed for {@link SESSION_AGE_MS_MAX}, be it while their turns run. */
+export const EXPIRING_SHARE = 0.5;
+/** See {@link EXPIRING_SHARE}. */
+export const SESSION_AGE_MS_MAX = 100;
 /**
  * Lives whose contexts grow beyond the pool: three layers and six blocks of them, with room for what two such sequences need of theirs at once. Their
  * engines have host memory for it.

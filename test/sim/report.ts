@@ -11,6 +11,8 @@ export interface SimReport {
   failovers: number;
   duplicates: number;
   collections: number;
+  /** Sessions that a collection took, for their age, and turns of which may run. */
+  expired: number;
   storeTokens: number;
   hostTokens: number;
   /** Reads that the machine's disk answered. */

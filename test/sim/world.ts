@@ -17,6 +17,7 @@ import { uniform } from "../engine/tiny-model.ts";
 import { cutLog, forkLog, type Log, turnRequest } from "./log.ts";
 import {
   CROWDED_SHARE,
+  EXPIRING_SHARE,
   HOST_BYTES,
   kindOf,
   LENGTHS,
@@ -29,6 +30,7 @@ import {
   poolOf,
   SELECTIONS,
   SELECTIONS_SHARED,
+  SESSION_AGE_MS_MAX,
   SIM_RATES,
   TIGHT_CROWDED_SHARE,
   TIGHT_HOST_BYTES,
@@ -101,7 +103,7 @@ class World {
     kills: 0,
     failovers: 0,
     duplicates: 0,
-    collections: 0,
+    ...{ collections: 0, expired: 0 },
     ...{ storeTokens: 0, hostTokens: 0, diskHits: 0 },
     ...{ preemptions: 0, leftLayers: 0 },
     recomputedTokens: 0,
@@ -115,6 +117,7 @@ class World {
   readonly #time: VirtualTime;
   readonly #next: () => number;
   readonly #chooseTier: () => number;
+  readonly #chooseAge: () => number;
   readonly #store: SimStore;
   readonly #engines: SimEngine[] = [];
   readonly #preemptions = new Map<SimEngine, number>();
@@ -137,6 +140,7 @@ class World {
     this.#time = time;
     this.#next = uniform(seed);
     this.#chooseTier = uniform(seed ^ 0x9e3779b9);
+    this.#chooseAge = uniform(seed ^ 0x3c6ef372);
     this.#disk = seed % 3 === 0 ? new SimDisk(uniform(seed ^ 0x2545f491)) : undefined;
     this.#store = new SimStore({
       inner: new MemoryStore({ now: () => time.nowMs }),
@@ -208,8 +212,9 @@ class World {
   async #collect(): Promise<void> {
     this.report.collections += 1;
     const line = this.#store.line(new VirtualProcess(this.#time));
-    const options = { graceMs: GARBAGE_GRACE_MS, nowMs: this.#time.nowMs };
-    await collectGarbage(line, "kv/", options).catch(() => undefined);
+    const age = this.#chooseAge() < EXPIRING_SHARE ? { sessionAgeMsMax: SESSION_AGE_MS_MAX } : {};
+    const options = { graceMs: GARBAGE_GRACE_MS, nowMs: this.#time.nowMs, ...age };
+    this.report.expired += (await collectGarbage(line, "kv/", options).catch(() => undefined))?.expiredCount ?? 0;
   }
 
   /**

@@ -96,7 +96,7 @@ async function segment(number: number, damage?: (bytes: Uint8Array) => Uint8Arra
     summaries: new Map(),
     slots: new Map(),
     damaged: false,
-    ...{ written: Promise.resolve(true), isWritten: true },
+    ...{ written: Promise.resolve(true), isWritten: true, seenMs: 0 },
   };
   await store.put(stored.objectKey, damage ? damage(bytes) : bytes);
   return [0, 1, 2, 3].map((offset) => {

@@ -5,7 +5,7 @@ import { keptBytes } from "../../support/kept-bytes.ts";
 
 const loaded = (tokenCount: number, summaryCount = 0) => {
   const summaries = Array.from({ length: summaryCount }, () => ({}));
-  return { etag: "e", manifest: { generation: 1, tokenCount, summaries, tail: undefined } } as never;
+  return { etag: "e", manifest: { generation: 1, tokenCount, segments: [], summaries, tail: undefined } } as never;
 };
 
 it("remembers the last commits of so many sessions, those that were used longest ago go first", () => {

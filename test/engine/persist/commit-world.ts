@@ -141,7 +141,7 @@ export class CommitWorld {
       summaries: new Map(),
       slots: new Map(GEOMETRY.summaryKinds.map((kind, at) => [kind, noise(seed + 9 + at, GEOMETRY.summaryBytes)])),
       damaged: false,
-      ...{ written: Promise.resolve(written), isWritten: written },
+      ...{ written: Promise.resolve(written), isWritten: written, seenMs: this.clock.nowMs() },
     };
   }
 
