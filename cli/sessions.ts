@@ -211,7 +211,8 @@ async function runImport(
   const store = await openPlace(values, options.env, { mayBeNew: true });
   try {
     const { replace } = options;
-    const manifest = await importSession(store, readTar(input), { namespace, sessionId: values.as, replace });
+    const into = { namespace, sessionId: values.as, replace, nowMs: Date.now() };
+    const manifest = await importSession(store, readTar(input), into);
     if (manifest === undefined)
       throw new UsageError("there is a session of that id already, or it changed meanwhile: --as ID or --replace");
     process.stderr.write(`quire: ${manifest.sessionId} is stored with ${manifest.tokenCount} tokens\n`);

@@ -142,6 +142,16 @@ export async function commitManifest(
   return store.put(key, encodeManifest(manifest), { condition, signal });
 }
 
+/** The version of an object, also of one that the store itself finds damaged; undefined where there is none, or it does not tell. @throws {StoreError} */
+export async function etagAt(store: PageStore, key: string, signal?: AbortSignal): Promise<string | undefined> {
+  try {
+    return (await store.get(key, { signal }))?.etag;
+  } catch (error) {
+    if (error instanceof StoreError && error.code === "corrupt") return error.etag;
+    throw error;
+  }
+}
+
 /** What a store finds damaged is damaged: it can be replaced. @throws {FormatError} for that, else what it was given. */
 function asDamage(error: unknown): never {
   if (!(error instanceof StoreError) || error.code !== "corrupt") throw error;

@@ -4,9 +4,9 @@
  * manifest before it is stored, and the manifest is committed last, as always.
  */
 import type { PageStore } from "./contract.ts";
-import { FormatError, refuseUnless } from "./format-error.ts";
+import { FormatError, isDamage, refuseUnless } from "./format-error.ts";
 import { type ObjectKeys, objectKeys, summaryFormOf, tailWritingOf } from "./keys.ts";
-import { commitManifest, decodeManifest, encodeManifest, type Manifest } from "./manifest.ts";
+import { commitManifest, decodeManifest, encodeManifest, etagAt, type Manifest } from "./manifest.ts";
 import { decodeSegment } from "./segment.ts";
 import { decodeSummaryObject } from "./summary-object.ts";
 import { decodeTail } from "./tail.ts";
@@ -48,6 +48,8 @@ export interface ImportOptions {
   sessionId?: string | undefined;
   /** Puts it in the place of a session of that id; without it that is refused. */
   replace?: boolean | undefined;
+  /** When it is imported, milliseconds since 1970: as if it were committed then, whatever its age where it comes from. */
+  nowMs: number;
   signal?: AbortSignal | undefined;
 }
 
@@ -67,17 +69,16 @@ export async function importSession(
     if (session === undefined) {
       refuseUnless(name === MANIFEST_FILE, "archive: does not begin with a manifest");
       session = incoming(decodeManifest(bytes), options);
-      const known = await store.get(session.key, { signal: options.signal });
-      if (known !== undefined && options.replace !== true) return undefined;
-      session.etag = known?.etag;
+      session.etag = await etagAt(store, session.key, options.signal);
+      if (session.etag !== undefined && options.replace !== true) return undefined;
       continue;
     }
     const wanted = session.files.get(name);
     refuseUnless(wanted !== undefined, `archive: ${name} is not the manifest's, or comes twice`);
     wanted.check(bytes);
-    // What is there under a name of content is that content, and may be in use by others.
     const isOwn = wanted.objectKey === session.manifest.tail?.objectKey;
-    await store.put(wanted.objectKey, bytes, { signal: options.signal, ...(isOwn ? {} : { condition: "absent" }) });
+    if (isOwn) await store.put(wanted.objectKey, bytes, { signal: options.signal });
+    else await putWhereNoneIs(store, { ...wanted, bytes }, options.signal);
     session.files.delete(name);
   }
   refuseUnless(session !== undefined, "archive: is empty");
@@ -85,6 +86,23 @@ export async function importSession(
   refuseUnless(missing === undefined, `archive: ${missing} is missing`);
   const { outcome } = await commitManifest(store, session.key, session.manifest, session.etag, options.signal);
   return outcome === "stored" ? session.manifest : undefined;
+}
+
+/** What is there under a name of content is that content, and may be in use by others; unless it is damaged. */
+async function putWhereNoneIs(
+  store: PageStore,
+  { objectKey, check, bytes }: { objectKey: string; check: (bytes: Uint8Array) => void; bytes: Uint8Array },
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  const { outcome } = await store.put(objectKey, bytes, { condition: "absent", signal });
+  if (outcome === "stored") return;
+  try {
+    check((await store.get(objectKey, { signal }))?.bytes ?? new Uint8Array(0));
+  } catch (error) {
+    if (!isDamage(error)) throw error;
+    const etag = await etagAt(store, objectKey, signal);
+    await store.put(objectKey, bytes, { condition: etag === undefined ? "absent" : { etag }, signal });
+  }
 }
 
 interface Incoming {
@@ -117,6 +135,7 @@ function incoming(manifest: Manifest, options: ImportOptions): Incoming {
     manifest: {
       ...manifest,
       sessionId,
+      updatedMs: options.nowMs,
       segments: manifest.segments.map(moved),
       summaries: manifest.summaries.map(moved),
       ...(tail === undefined ? {} : { tail: moved(tail) }),

@@ -4,11 +4,11 @@
  * deleted; what is dropped is computed again from the log by the session's next turn.
  */
 import { LIMITS } from "../protocol/limits.ts";
-import { type PageStore, StoreError } from "./contract.ts";
+import type { PageStore } from "./contract.ts";
 import { FormatError, isDamage } from "./format-error.ts";
 import { BLOCK_TOKENS, summaryObjectKinds } from "./geometry.ts";
 import { LAYOUT_VERSION, objectKeys, parseObjectKey } from "./keys.ts";
-import { commitManifest, loadManifest, type Manifest, type SegmentRef, type SummaryRef } from "./manifest.ts";
+import { commitManifest, etagAt, loadManifest, type Manifest, type SegmentRef, type SummaryRef } from "./manifest.ts";
 import { decodeSegment } from "./segment.ts";
 import { decodeSummaryObject } from "./summary-object.ts";
 import { decodeTail } from "./tail.ts";
@@ -187,19 +187,9 @@ export class Verifier {
       verdict.action = outcome === "stored" ? "cut" : "left";
       return;
     }
-    const now = await this.#etagOf(key);
+    const now = await etagAt(this.#store, key, this.#options.signal);
     verdict.action = now !== undefined && now === etag ? "deleted" : "left";
     if (verdict.action === "deleted") await this.#store.delete([key]);
-  }
-
-  /** Also of what the store itself finds damaged, if it tells. */
-  async #etagOf(key: string): Promise<string | undefined> {
-    try {
-      return (await this.#store.get(key, { signal: this.#options.signal }))?.etag;
-    } catch (error) {
-      if (error instanceof StoreError && error.code === "corrupt") return error.etag;
-      throw error;
-    }
   }
 }
 

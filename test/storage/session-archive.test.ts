@@ -1,10 +1,16 @@
-import { describe, expect, it } from "vitest";
+import { mkdtemp, rm, truncate } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { describe, expect, it, onTestFinished } from "vitest";
+import type { PageStore } from "../../storage/contract.ts";
+import { FsStore } from "../../storage/fs-store.ts";
+import { collectGarbage } from "../../storage/gc.ts";
 import { commitManifest, loadManifest, objectKeysOf } from "../../storage/manifest.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
 import { type ArchiveFile, exportSession, importSession, MANIFEST_FILE } from "../../storage/session-archive.ts";
 import { listSessions } from "../../storage/session-list.ts";
 import { Verifier } from "../../storage/verify.ts";
-import { sampleKeys } from "./samples.ts";
+import { chainOf, sampleKeys } from "./samples.ts";
 import { storeWholeSession, WHOLE_GEOMETRY } from "./whole-session.ts";
 
 async function archive(sessionId = "s"): Promise<{ store: MemoryStore; files: ArchiveFile[]; key: string }> {
@@ -15,7 +21,16 @@ async function archive(sessionId = "s"): Promise<{ store: MemoryStore; files: Ar
   return { store, files, key };
 }
 
-const TARGET = { namespace: "cd02" };
+const NOW_MS = Date.UTC(2026, 10, 23);
+const TARGET = { namespace: "cd02", nowMs: NOW_MS };
+
+const HOME = { ...TARGET, namespace: "ab01" };
+const KEYS = sampleKeys(WHOLE_GEOMETRY);
+const sampleSegmentKey = (index: number) => KEYS.segment(chainOf((index + 1) * WHOLE_GEOMETRY.segmentTokens));
+
+async function listed(store: PageStore) {
+  return (await loadManifest(store, KEYS.session("s")))!.manifest;
+}
 
 describe("a session archive", () => {
   it("holds the manifest and every object once, named by content, and comes back whole for another tenant", async () => {
@@ -34,7 +49,7 @@ describe("a session archive", () => {
     const back: ArchiveFile[] = [];
     for await (const file of exportSession(other, key)) back.push(file);
     const home = new MemoryStore();
-    await importSession(home, back, { namespace: "ab01" });
+    await importSession(home, back, { namespace: "ab01", nowMs: (await listed(store)).updatedMs });
     for (const item of (await store.list("")).keys)
       expect((await home.get(item.key))?.bytes, item.key).toEqual((await store.get(item.key))!.bytes);
   });
@@ -52,7 +67,7 @@ describe("a session archive", () => {
 
   it("takes another id, and the place of a session only where it is told to", async () => {
     const { store, files, key } = await archive();
-    const renamed = await importSession(store, files, { namespace: "ab01", sessionId: "copy" });
+    const renamed = await importSession(store, files, { ...HOME, sessionId: "copy" });
     expect(renamed).toMatchObject({ sessionId: "copy", tokenCount: 582 });
     const keys = sampleKeys(WHOLE_GEOMETRY);
     expect(await new Verifier(store).session(keys.session("copy"))).toMatchObject({ problems: [] });
@@ -60,19 +75,40 @@ describe("a session archive", () => {
     for await (const session of listSessions(store, "kv/")) found.push(session.record!.sessionId);
     expect(found.sort()).toEqual(["copy", "s"]);
     const before = (await store.get(key))!.etag;
-    expect(await importSession(store, files, { namespace: "ab01" })).toBeUndefined();
+    expect(await importSession(store, files, HOME)).toBeUndefined();
     expect((await store.get(key))!.etag).toBe(before);
-    expect(await importSession(store, files, { namespace: "ab01", replace: true })).toMatchObject({ sessionId: "s" });
+    expect(await importSession(store, files, { ...HOME, replace: true })).toMatchObject({ sessionId: "s" });
   });
 
-  it("never overwrites what is stored under a name of content", async () => {
+  it("never overwrites what is stored under a name of content, unless that is damaged", async () => {
     const { store, files } = await archive();
     const segment = [
       ...objectKeysOf((await loadManifest(store, sampleKeys(WHOLE_GEOMETRY).session("s")))!.manifest),
     ][0]!;
     const etag = (await store.get(segment))!.etag;
-    await importSession(store, files, { namespace: "ab01", sessionId: "copy" });
+    await importSession(store, files, { ...HOME, sessionId: "copy" });
     expect((await store.get(segment))!.etag).toBe(etag);
+
+    const folder = await mkdtemp(join(tmpdir(), "quire-archive-"));
+    onTestFinished(() => rm(folder, { recursive: true }));
+    const inFolder = await FsStore.open(folder);
+    await importSession(inFolder, files, HOME);
+    await truncate(join(folder, `${segment}~`), 100);
+    const flipped = await inFolder.get(sampleSegmentKey(1));
+    flipped!.bytes[flipped!.bytes.length - 1]! ^= 1;
+    await inFolder.put(sampleSegmentKey(1), flipped!.bytes);
+    await importSession(inFolder, files, { ...HOME, replace: true });
+    expect(await new Verifier(inFolder).session(KEYS.session("s"))).toMatchObject({ problems: [] });
+    await inFolder.close();
+  });
+
+  it("is as young as its coming, whatever its age where it comes from: it was not used here for no time", async () => {
+    const { files } = await archive();
+    const store = new MemoryStore({ now: () => NOW_MS });
+    expect(await importSession(store, files, HOME)).toMatchObject({ updatedMs: NOW_MS });
+    const day = 86_400_000;
+    const options = { graceMs: day, nowMs: NOW_MS + day, sessionAgeMsMax: 2 * day };
+    expect(await collectGarbage(store, "kv/", options)).toMatchObject({ expiredCount: 0, deletedKeys: [] });
   });
 
   it("shows nothing of an archive that is damaged, incomplete, doubled, or holds anything else", async () => {
