@@ -173,6 +173,12 @@ export class Engine {
     return this.#busySessions.has(sessionKey);
   }
 
+  /** Resolves when no turn of this session is on its way to be persisted: those that are over have queued what they leave. Others are not waited for. */
+  async ended(sessionKey: string): Promise<void> {
+    const isEnding = (one: Sequence) => one.sessionKey === sessionKey && (one.concluded || one.abortRequested);
+    while (!this.#stopped && [...this.#active].some(isEnding)) await this.#parts.clock.sleep(10);
+  }
+
   /** Lets the loop look again. */
   wake(): void {
     this.#awake = true;

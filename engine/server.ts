@@ -11,20 +11,19 @@ import { readModelConfig } from "../models/model-files.ts";
 import { openModel } from "../models/open.ts";
 import { defaultContextTokens, planPool, smallestConfinedPoolBytes, smallestPoolBytes } from "../models/plan-memory.ts";
 import { QuireError } from "../protocol/errors.ts";
-import type { EngineHeartbeat, SessionStatus } from "../protocol/generate.ts";
+import type { EngineHeartbeat } from "../protocol/generate.ts";
 import { LIMITS } from "../protocol/limits.ts";
 import { signingKeys } from "../protocol/signature.ts";
 import type { PageStore } from "../storage/contract.ts";
 import type { DiskCache } from "../storage/disk-cache.ts";
-import { deleteSession } from "../storage/gc.ts";
 import type { StoredEncoding } from "../storage/geometry.ts";
-import { loadManifest } from "../storage/manifest.ts";
 import { openCachedStore, openStore } from "../storage/open.ts";
 import { readCalibration, readHeadProfile } from "./calibration.ts";
 import type { EngineParts } from "./engine-parts.ts";
 import { assertFits } from "./fit-device.ts";
 import { engineHttpServer } from "./http/http-server.ts";
 import { startRegistration } from "./http/registration.ts";
+import { sessionCalls } from "./http/session-calls.ts";
 import { type OpenedEngine, openEngine } from "./open.ts";
 import { poolForm } from "./pool-form.ts";
 import { ENGINE_DEFAULTS, type EngineLog, type EngineSettings, systemClock } from "./settings.ts";
@@ -305,31 +304,6 @@ async function serve(options: EngineServerOptions, parts: Parts): Promise<Engine
       http.closeAllConnections();
       await store.close();
       await device.close();
-    },
-  };
-}
-
-function sessionCalls(opened: OpenedEngine, store: PageStore, settings: EngineSettings) {
-  return {
-    async status(namespace: string, sessionId: string): Promise<SessionStatus> {
-      const sessionKey = `${namespace}/${sessionId}`;
-      const serving = opened.engine.serves(sessionKey);
-      const known = opened.persister.status(sessionKey);
-      if (known) return { ...known, pending: known.pending || serving };
-      const signal = AbortSignal.timeout(settings.storeGetMsMax);
-      const loaded = await loadManifest(store, opened.keys.of(namespace).session(sessionId), signal).catch(
-        () => undefined,
-      );
-      return {
-        persistedTokens: loaded?.manifest.tokenCount ?? 0,
-        generation: loaded?.manifest.generation ?? 0,
-        pending: serving,
-      };
-    },
-    async delete(namespace: string, sessionId: string): Promise<void> {
-      await opened.persister.forget(`${namespace}/${sessionId}`);
-      const signal = AbortSignal.timeout(settings.storePutMsMax);
-      await deleteSession(store, opened.keys.of(namespace), sessionId, signal);
     },
   };
 }

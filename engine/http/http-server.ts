@@ -4,13 +4,14 @@
  */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import { QuireError, toQuireError } from "../../protocol/errors.ts";
-import { ENGINE_PATHS, type SessionStatus } from "../../protocol/generate.ts";
+import { ENGINE_PATHS } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import type { Engine, Ticket } from "../engine.ts";
 import { EXPOSITION_TYPE } from "../metrics/exposition.ts";
 import type { EngineLog } from "../settings.ts";
 import { EventWriter } from "./event-writer.ts";
 import { checkRequest, checkSessionRequest, type RequestBounds } from "./request-check.ts";
+import type { SessionCalls } from "./session-calls.ts";
 import { readFrame, SignedDoor } from "./signed-door.ts";
 
 /** Bytes that may wait for a peer that does not read before its generation is ended. */
@@ -34,10 +35,7 @@ export interface EngineHttpOptions {
   /** Secret shared with the edge; undefined: no authentication (loopback only). */
   key: string | undefined;
   log: EngineLog;
-  sessions: {
-    status(namespace: string, sessionId: string): Promise<SessionStatus>;
-    delete(namespace: string, sessionId: string): Promise<void>;
-  };
+  sessions: SessionCalls;
 }
 
 /** An HTTP server that does not listen yet. */
