@@ -34,8 +34,8 @@ export interface ReplyOptions {
  * The reply to one `send`. The request starts at once; text is kept as it arrives (it is bounded by the reply's own limit),
  * so that the reply can be iterated, awaited as a whole, or both, in any order and more than once.
  * Leaving a `for await` loop early aborts the reply and frees the server. Before the first token failed attempts are repeated. After it a
- * lost connection is taken up again behind the last event that arrived, unless the reply is not resumable; any other error ends the
- * iteration and rejects all promises.
+ * lost connection is taken up again behind the last event that arrived; any other error ends the iteration and rejects all promises, and so does
+ * every lost connection where the reply is not resumable.
  */
 export class Reply implements AsyncIterable<string> {
   /** Resolves when the reply is complete. */
@@ -135,6 +135,8 @@ export class Reply implements AsyncIterable<string> {
 
   #mayRetry(error: QuireClientError): boolean {
     if (this.#complete) return false;
+    // What the server let out may be in its log, and nothing names the turn: asked for again it would be there twice.
+    if (!this.#resume.isOn && error instanceof QuireConnectionError) return false;
     const isNew = this.#deltas.length === 0;
     const saysEnd = error instanceof QuireApiError && error.status === undefined;
     if (this.#resume.isOn && this.#lastEventId !== undefined && !saysEnd) return true;

@@ -24,7 +24,8 @@ export interface SendOptions {
   repetitionPenalty?: number;
   /**
    * The server goes on when the connection is lost, and the reply is resumed without a gap. Default true; with false the server ends a
-   * reply whose reader went away, also one that fell silent without a word.
+   * reply whose reader went away, also one that fell silent without a word, and a lost connection is an error, also before the first token: the turn may
+   * be in the session's log.
    */
   resumable?: boolean;
   selection?: { policy?: SelectionRequest["policy"]; budgetTokens?: number; exact?: boolean };

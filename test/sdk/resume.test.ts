@@ -127,6 +127,26 @@ describe("a reply that is cut", () => {
   });
 });
 
+describe("a reply that is not resumable", () => {
+  const ask = () => quire().session().send("Hi", { resumable: false }).text();
+
+  it.each([
+    ["before the answer", (response) => response.destroy()],
+    ["behind its headers", (response) => response.writeHead(200).write(EVENTS[0] ?? "", () => response.destroy())],
+  ] as [string, Script][])("and is cut %s may be in the session's log: it is not asked for twice", async (_, cut) => {
+    server.scripts.push(cut, whole);
+    await expect(ask()).rejects.toMatchObject({ name: "QuireConnectionError", retryable: true });
+    expect(server.received).toHaveLength(1);
+  });
+
+  it("and was refused is asked for again", async () => {
+    const failed = sse({ error: { message: "gone", type: "server_error", code: "engine_failed" } });
+    server.scripts.push(fails(503, "no_engine"), (response) => response.writeHead(200).end(failed), whole);
+    expect(await ask()).toBe(TEXT);
+    expect(server.received).toHaveLength(3);
+  });
+});
+
 describe("a resumable reply that is aborted", () => {
   it("is ended at the server, by the name of the turn", async () => {
     server.scripts.push(
