@@ -69,6 +69,25 @@ describe("a session that does not answer", () => {
     });
   });
 
+  it("because it was lost just then is asked once more: the turn goes on", async () => {
+    const { stub, held } = newSession(false);
+    const hold = SessionLog.prototype.hold;
+    const asked = vi.spyOn(SessionLog.prototype, "hold");
+    asked.mockImplementationOnce(async function (this: SessionLog, ...about) {
+      await hold.apply(this, about);
+      throw new Error("Durable Object reset because its code was updated.");
+    });
+    expect(await held.confirm()).toBe("same");
+    expect(await stub().hold("other", undefined)).toBe("busy");
+    await held.release();
+    asked.mockReset();
+    asked.mockRejectedValue(new Error("overloaded"));
+    const { held: failing } = newSession(false);
+    await expect(failing.confirm()).rejects.toThrow("overloaded");
+    expect(asked).toHaveBeenCalledTimes(2);
+    asked.mockRestore();
+  });
+
   it("is asked to write twice, and what came of it is said in time", async () => {
     const { commitOf, held } = newSession(true);
     const asked = vi.spyOn(SessionLog.prototype, "write").mockReturnValue(new Promise(() => undefined));

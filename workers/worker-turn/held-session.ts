@@ -49,11 +49,11 @@ export class HeldSession {
   }
 
   /**
-   * Asks the object, once; the session is this turn's from then on, unless another one has it. Rejects when the object does not answer within
-   * `LIMITS.sessionMsMax`.
+   * Asks the object, and the next one where that was lost; the session is this turn's from then on, unless another one has it. Rejects when none
+   * answers within `LIMITS.sessionMsMax`.
    */
   confirm(): Promise<Verdict> {
-    this.#asked ??= within(LIMITS.sessionMsMax, this.#ask());
+    this.#asked ??= within(LIMITS.sessionMsMax, this.#askTwice());
     return this.#asked;
   }
 
@@ -127,6 +127,14 @@ export class HeldSession {
     this.#held = answer;
     if (this.#isOver) await this.release();
     return answer;
+  }
+
+  /** A new version of the Worker, or an eviction, ends the calls that are on their way. */
+  #askTwice(): Promise<Verdict> {
+    return this.#ask().catch((thrown: unknown) => {
+      logError(this.#turnId, thrown);
+      return this.#ask();
+    });
   }
 
   async #ask(): Promise<Verdict> {
