@@ -17,7 +17,7 @@ import { chooseModel } from "./prompt-router/choose-model.ts";
 import { jsonAnswer, sseAnswer, streamAnswer } from "./respond.ts";
 import { selectionDefaults } from "./selection-defaults.ts";
 import { readIdempotencyKey, SESSION_HEADER } from "./session-id.ts";
-import { modelOfSession } from "./stubs.ts";
+import { askAgain, modelOfSession } from "./stubs.ts";
 import { startTurn } from "./turn-events.ts";
 import type { TurnOptions } from "./turn-job.ts";
 import { namesSelection, type ResponseOptions } from "./validate.ts";
@@ -158,7 +158,8 @@ async function resolveModel(env: Env, namespace: string, name: string | undefine
   if (name === undefined || name === "") throw invalid("model", "Missing required parameter: 'model'.");
   const remembered = isolateModelNames.get(name);
   if (remembered !== undefined) return remembered;
-  const resolved = await within<ResolvedModel>(LIMITS.engineExpiryMs, fleetOf(env, namespace).resolveModel(name));
+  const ask = () => within<ResolvedModel>(LIMITS.engineExpiryMs, fleetOf(env, namespace).resolveModel(name));
+  const resolved = await askAgain(ask);
   if (resolved.status === "known") {
     isolateModelNames.put(name, resolved.id);
     return resolved.id;

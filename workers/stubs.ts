@@ -1,4 +1,5 @@
 /** Finds the Durable Objects of a tenant. Names begin with the namespace, so two tenants' objects never have one name. */
+import { QuireError } from "../protocol/errors.ts";
 import { LIMITS } from "../protocol/limits.ts";
 import { within } from "./deadline.ts";
 import type { Env } from "./env.ts";
@@ -19,4 +20,14 @@ export async function modelOfSession(env: Env, namespace: string, sessionId: str
 /** The transcripts of a tenant. */
 export function indexOf(env: Env, namespace: string): DurableObjectStub<TenantIndex> {
   return env.TENANT_INDEX.get(env.TENANT_INDEX.idFromName(namespace));
+}
+
+/**
+ * What an object answers; asked once more where the call was lost, as a new version of the Worker or an eviction ends those that are on their way. For what
+ * may be done twice.
+ * @param ask with a stub of its own each time: one stays with an object that was lost
+ * @throws {QuireError} as `ask` does; otherwise what became of the second time
+ */
+export function askAgain<T>(ask: () => Promise<T>): Promise<T> {
+  return ask().catch((thrown: unknown) => (thrown instanceof QuireError ? Promise.reject(thrown) : ask()));
 }

@@ -1,8 +1,9 @@
 import { createHash, randomBytes } from "node:crypto";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, onTestFinished, vi } from "vitest";
 import { LIMITS } from "../../protocol/limits.ts";
 import { KeyCache, KeyTableCache } from "../../workers/auth/key-cache.ts";
 import { KeyIndex, keyTableJson, readKeyTable } from "../../workers/auth/key-record.ts";
+import { KeyRing } from "../../workers/auth/key-ring.ts";
 import type { Env } from "../../workers/env.ts";
 import { handle } from "../../workers/router.ts";
 import { edge, env, KEY_A, makeWorld, textOf } from "./world.ts";
@@ -51,6 +52,16 @@ describe("the key ring", () => {
     const mine = (await engine.lastCall()).request.namespace;
     expect(await textOf(await chat("hi"))).toBe("ok");
     expect((await engine.lastCall()).request.namespace).not.toBe(mine);
+  });
+
+  it("is asked again where its object was lost, and refuses nobody for that", async () => {
+    const key = newKey();
+    await ring("POST", "", { hash: sha256(key), tenant: "ring-lost" });
+    const found = vi.spyOn(KeyRing.prototype, "find");
+    onTestFinished(() => found.mockRestore());
+    found.mockRejectedValueOnce(new Error("Durable Object reset because its code was updated."));
+    expect(await statusFor(key)).toBe(200);
+    expect(found).toHaveBeenCalledTimes(2);
   });
 
   it("lists pages of ids without hashes, one tenant's or all", async () => {

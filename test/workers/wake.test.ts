@@ -96,7 +96,12 @@ describe("pickEngine", () => {
     const held: number[] = [];
     const gone = new AbortController();
     const start = Date.now();
-    const fake = { idFromName: () => "id", get: () => fleet } as unknown as Env["FLEET"];
+    let stubCount = 0;
+    const get = () => {
+      stubCount += 1;
+      return fleet;
+    };
+    const fake = { idFromName: () => "id", get } as unknown as Env["FLEET"];
     const picked = pickEngine({
       env: { ...env, FLEET: fake, QUIRE_WAKE_WAIT_MS: String(holdMs) },
       namespace: "0123456789abcdef",
@@ -105,7 +110,7 @@ describe("pickEngine", () => {
       gone: gone.signal,
       onHeld: () => held.push(Date.now() - start),
     });
-    return { picked, waits, held, gone, start };
+    return { picked, waits, held, gone, start, stubs: () => stubCount };
   }
 
   it("takes what is there, and does not wait where nothing is started", async () => {
@@ -163,6 +168,22 @@ describe("pickEngine", () => {
     gone.abort();
     expect(await picked).toBeUndefined();
     expect(waits).toHaveLength(1);
+  });
+
+  it("goes on waiting where the fleet is lost meanwhile, with the next one; and not without end", async () => {
+    const lost = (count: number) => {
+      if (count % 2 === 0) throw new Error("Durable Object reset because its code was updated.");
+      return count > 4 ? { engine, waking: false } : { waking: true };
+    };
+    const { picked, stubs } = world(lost, 30_000);
+    expect(await picked).toBe(engine);
+    // A stub stays with an object that was lost.
+    expect(stubs()).toBe(5);
+    const broken = world(() => {
+      throw new Error("overloaded");
+    }, 30_000);
+    await expect(broken.picked).rejects.toThrow("overloaded");
+    expect(broken.waits).toHaveLength(2);
   });
 
   it("is never more patient than the limit", () => {

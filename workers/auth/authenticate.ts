@@ -5,6 +5,7 @@ import { LIMITS } from "../../protocol/limits.ts";
 import { within } from "../deadline.ts";
 import type { Env } from "../env.ts";
 import { logError } from "../log.ts";
+import { askAgain } from "../stubs.ts";
 import { isolateKeys, isolateKeyTable } from "./key-cache.ts";
 import { assertKeyAllows, type KeyIndex, type KeyRecord, type Scope } from "./key-record.ts";
 import { keyRingOf } from "./key-ring.ts";
@@ -45,7 +46,7 @@ export async function authenticate(request: Request, env: Env, scope: Scope | un
 async function askRing(hash: string, env: Env): Promise<KeyRecord | undefined> {
   let found: KeyRecord | undefined;
   try {
-    found = await within(LIMITS.keyRingMsMax, keyRingOf(env).find(hash));
+    found = await askAgain(() => within(LIMITS.keyRingMsMax, keyRingOf(env).find(hash)));
   } catch (thrown) {
     const stale = isolateKeys.stale(hash);
     if (!stale) throw thrown;

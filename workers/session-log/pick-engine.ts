@@ -4,6 +4,7 @@ import { within } from "../deadline.ts";
 import type { Env } from "../env.ts";
 import { fleetOf, holdMsMax } from "../fleet.ts";
 import type { PickedEngine, PickRequest } from "../fleet-table.ts";
+import { askAgain } from "../stubs.ts";
 
 /** Who asks for what, and how long. */
 export interface EngineWanted {
@@ -40,7 +41,6 @@ export async function pickEngine({
   gone,
   onHeld,
 }: EngineWanted): Promise<PickedEngine | undefined> {
-  const fleet = fleetOf(env, namespace);
   const startMs = Date.now();
   const lostHoldMs = request.excludeIds.length > 0 ? Math.min(lostMsMax(hasBegun), holdMsMax(env)) : 0;
   for (;;) {
@@ -50,7 +50,8 @@ export async function pickEngine({
     // Not past the moment at which the headers are due.
     const untilHeldMs = isHeld ? ASK_MS : LIMITS.holdHeadersMs - elapsedMs;
     const waitMs = Math.max(0, Math.min(ASK_MS, untilHeldMs, holdMsMax(env) - elapsedMs));
-    const { engine, waking } = await within(LIMITS.engineExpiryMs + waitMs, fleet.pick(request, waitMs));
+    const ask = () => within(LIMITS.engineExpiryMs + waitMs, fleetOf(env, namespace).pick(request, waitMs));
+    const { engine, waking } = await askAgain(ask);
     const leftMs = (waking ? holdMsMax(env) : lostHoldMs) - (Date.now() - startMs);
     if (engine || gone.aborted || leftMs <= 0) return engine;
     if (!waking) await new Promise((resolve) => setTimeout(resolve, Math.min(LOOK_MS, leftMs)));

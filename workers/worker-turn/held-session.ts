@@ -7,7 +7,7 @@ import { logError } from "../log.ts";
 import { knownLog, packCommit } from "../session-log/log-image.ts";
 import { type KnownLog, type LogCommit, versionOf } from "../session-log/log-store.ts";
 import type { TurnHold } from "../session-log/turn-hold.ts";
-import { sessionOf } from "../stubs.ts";
+import { askAgain, sessionOf } from "../stubs.ts";
 import type { TurnJob } from "../turn-job.ts";
 import { guessOf, isolateSessions, type KnownSession, unknownSession } from "./known-sessions.ts";
 
@@ -53,7 +53,10 @@ export class HeldSession {
    * answers within `LIMITS.sessionMsMax`.
    */
   confirm(): Promise<Verdict> {
-    this.#asked ??= within(LIMITS.sessionMsMax, this.#askTwice());
+    this.#asked ??= within(
+      LIMITS.sessionMsMax,
+      askAgain(() => this.#ask()),
+    );
     return this.#asked;
   }
 
@@ -127,14 +130,6 @@ export class HeldSession {
     this.#held = answer;
     if (this.#isOver) await this.release();
     return answer;
-  }
-
-  /** A new version of the Worker, or an eviction, ends the calls that are on their way. */
-  #askTwice(): Promise<Verdict> {
-    return this.#ask().catch((thrown: unknown) => {
-      logError(this.#turnId, thrown);
-      return this.#ask();
-    });
   }
 
   async #ask(): Promise<Verdict> {
