@@ -201,7 +201,7 @@ export class SimStore {
   }
 
   async #untilAborted(ms: number, signal: AbortSignal | undefined): Promise<void> {
-    const refuse = () => new StoreError("timeout", "the caller's deadline is over");
+    const refuse = () => new StoreError("aborted", "the caller's deadline is over");
     if (signal?.aborted) throw refuse();
     await new Promise<void>((resolve, reject) => {
       const onAbort = () => reject(refuse());
