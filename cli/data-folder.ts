@@ -1,8 +1,9 @@
 /** The data folder of `quire start`: secrets, generated settings, logs, and the edge's state. */
 import { createHash, randomBytes } from "node:crypto";
-import { chmod, readFile, rename, writeFile } from "node:fs/promises";
+import { chmod, readFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { makeFolder } from "../storage/make-folder.ts";
+import { replaceFile } from "../storage/replace-file.ts";
 import { lockHolder, takeProcessLock } from "./process-lock.ts";
 import { UsageError } from "./usage-error.ts";
 
@@ -49,10 +50,8 @@ export async function openDataFolder(folder: string): Promise<DataFolder> {
     throw new UsageError(`data folder ${folder} is in use by ${await lockHolder(path)}; choose another with --data`);
   const at = (...names: string[]): string => join(path, ...names);
   const writePrivate = async (name: string, text: string): Promise<void> => {
-    const temporary = at(`${name}.${process.pid}.tmp`);
     try {
-      await writeFile(temporary, text, { mode: 0o600 });
-      await rename(temporary, at(name));
+      await replaceFile(at(name), text);
     } catch (error) {
       throw notWritten(folder, error);
     }

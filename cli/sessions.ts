@@ -1,11 +1,13 @@
 /** `quire sessions`: what is stored of conversations, and how to carry one from store to store. */
 import { createReadStream } from "node:fs";
 import { open, rename, rm } from "node:fs/promises";
+import { dirname } from "node:path";
 import type { Readable } from "node:stream";
 import type { PageStore } from "../storage/contract.ts";
 import { FormatError } from "../storage/format-error.ts";
 import { deleteManifestAndTail } from "../storage/gc.ts";
 import { loadManifest } from "../storage/manifest.ts";
+import { syncFolder } from "../storage/replace-file.ts";
 import { exportSession, importSession } from "../storage/session-archive.ts";
 import { type ListedSession, listSessions } from "../storage/session-list.ts";
 import type { Command } from "./command.ts";
@@ -188,7 +190,10 @@ async function writeArchive(store: PageStore, found: ListedSession, out: string 
     await write(TAR_END);
     await file?.sync();
     await file?.close();
-    if (temporary !== undefined && out !== undefined) await rename(temporary, out);
+    if (temporary !== undefined && out !== undefined) {
+      await rename(temporary, out);
+      await syncFolder(dirname(out));
+    }
   } catch (error) {
     await file?.close().catch(() => {});
     if (temporary !== undefined) await rm(temporary, { force: true });

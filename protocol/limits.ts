@@ -204,5 +204,4 @@ export const LIMITS = {
   hotBurstBytesMax: 64 * 1024 * 1024,
   /** At most one manifest commit per session in this time. */
   manifestCommitMs: 1_000,
-  objectBytesMax: 64 * 1024 * 1024,
 } as const;

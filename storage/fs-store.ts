@@ -29,6 +29,7 @@ import {
 } from "./fs-object.ts";
 import { assertKey, assertPrefix, assertRange } from "./key-rules.ts";
 import { makeFolder } from "./make-folder.ts";
+import { syncFolder } from "./replace-file.ts";
 
 const LIST_KEYS_MAX = 1000;
 const TEMPORARY_FOLDER = "~tmp";
@@ -269,17 +270,6 @@ async function syncFolders(folder: string, firstNew: string | undefined): Promis
   for (let current = folder; ; current = dirname(current)) {
     await syncFolder(current);
     if (current === last || current === dirname(current)) return;
-  }
-}
-
-async function syncFolder(folder: string): Promise<void> {
-  // Windows cannot open folders; its rename is durable by journal.
-  if (process.platform === "win32") return;
-  const handle = await open(folder, "r");
-  try {
-    await handle.sync();
-  } finally {
-    await handle.close();
   }
 }
 

@@ -1,6 +1,7 @@
 /** Keys in a file: a table as the Worker's secret `QUIRE_API_KEYS` holds it, for `wrangler secret put QUIRE_API_KEYS < FILE`. */
-import { readFile, rename, stat, writeFile } from "node:fs/promises";
+import { readFile, stat } from "node:fs/promises";
 import { QuireError } from "../../protocol/errors.ts";
+import { replaceFile } from "../../storage/replace-file.ts";
 import { type KeyRecord, keyIdOf, keyTableJson, readKeyTable } from "../../workers/auth/key-record.ts";
 import { orRefuse } from "../output-file.ts";
 import { UsageError } from "../usage-error.ts";
@@ -17,11 +18,7 @@ export function fileKeys(path: string, nowS: () => number): KeyStore {
     // Whole or not at all, and read back before it is in place: a table that cannot be read locks everybody out.
     const text = tableText(table);
     parseTable(path, text);
-    const temporary = `${path}.${process.pid}.tmp`;
-    await orRefuse(path, async () => {
-      await writeFile(temporary, text, { mode: 0o600 });
-      await rename(temporary, path);
-    });
+    await orRefuse(path, () => replaceFile(path, text));
     return result;
   };
   return {

@@ -6,6 +6,8 @@ import { UsageError } from "../usage-error.ts";
 const BLOCK_BYTES = 512;
 const NAME_BYTES = 100;
 const PREFIX_BYTES = 155;
+/** No engine writes a larger object: it would not fit into what may wait to be written. */
+const FILE_BYTES_MAX = LIMITS.writeBehindBytesMax;
 
 /** One file. */
 export interface TarFile {
@@ -51,8 +53,8 @@ export async function* readTar(chunks: AsyncIterable<Uint8Array>): AsyncGenerato
     const size = Number.parseInt(field(header, 124, 12), 8);
     if (!isArchive || !Number.isSafeInteger(size) || size < 0)
       throw new UsageError("this is not a session archive (tar)");
-    if (size > LIMITS.objectBytesMax)
-      throw new UsageError(`the archive holds a file of ${size} bytes; at most ${LIMITS.objectBytesMax} are taken`);
+    if (size > FILE_BYTES_MAX)
+      throw new UsageError(`the archive holds a file of ${size} bytes; at most ${FILE_BYTES_MAX} are taken`);
     const prefix = field(header, 345, PREFIX_BYTES);
     const name = (prefix === "" ? "" : `${prefix}/`) + field(header, 0, NAME_BYTES);
     const bytes = (await input.take(Math.ceil(size / BLOCK_BYTES) * BLOCK_BYTES)).slice(0, size);

@@ -1,10 +1,14 @@
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import { Readable } from "node:stream";
 import { describe, expect, it, vi } from "vitest";
 import { main } from "../../cli/main.ts";
 import { readTar, TAR_END, tarEntry } from "../../cli/store/tar.ts";
+import { LIMITS } from "../../protocol/limits.ts";
 import { FsStore } from "../../storage/fs-store.ts";
+import { kvGeometry } from "../../storage/geometry.ts";
 import { loadManifest } from "../../storage/manifest.ts";
+import { segmentBytes } from "../../storage/segment.ts";
 import { namespaceOf } from "../../workers/auth/namespace.ts";
 import { noise } from "../storage/random.ts";
 import { storeWholeSession } from "../storage/whole-session.ts";
@@ -214,6 +218,25 @@ describe("tar", () => {
       expect(back.map(({ name }) => name)).toEqual(files.map(({ name }) => name));
       for (const [i, file] of back.entries()) expect(Buffer.compare(file.bytes, files[i]!.bytes)).toBe(0);
     }
+  });
+
+  it("takes every object that an engine may write, such as a segment of 32 layers in f32, and no file that claims to be larger", async () => {
+    const { writeBehindBytesMax } = LIMITS;
+    const shape = { kvHeadCount: 8, headDim: 128, layerCount: 32 } as const;
+    const bytes = new Uint8Array(segmentBytes(kvGeometry({ ...shape, encoding: "f32", summaryKinds: [] })));
+    expect(bytes.byteLength).toBeLessThan(writeBehindBytesMax);
+    const sizesOf = async (chunks: readonly Uint8Array[]) => {
+      const sizes: number[] = [];
+      for await (const file of readTar(Readable.from(chunks))) sizes.push(file.bytes.byteLength);
+      return sizes;
+    };
+    expect(await sizesOf([tarEntry({ name: "seg/a", bytes }), TAR_END])).toEqual([bytes.byteLength]);
+    const header = Buffer.from(tarEntry({ name: "seg/a", bytes: new Uint8Array(0) }));
+    const digits = (count: number) => (count.toString(8).match(/./g) ?? []).reduce((sum, d) => sum + Number(d), 0);
+    header.write((writeBehindBytesMax + 1).toString(8).padStart(11, "0"), 124, "latin1");
+    const checksum = Number.parseInt(header.toString("latin1", 148, 154), 8) + digits(writeBehindBytesMax + 1);
+    header.write(checksum.toString(8).padStart(6, "0"), 148, "latin1");
+    await expect(sizesOf([header])).rejects.toThrow(`at most ${writeBehindBytesMax} are taken`);
   });
 
   it("refuses what is no archive", async () => {
