@@ -71,6 +71,10 @@ async function runKeys([action, ...rest]: readonly string[], env: NodeJS.Process
 /** The new key first: whatever goes wrong between the two, somebody holds one that works. */
 async function rotate(store: KeyStore, id: string, overlapS: number): Promise<void> {
   const { id: _, createdS: __, ...old } = await store.get(id);
+  // The new key ends when the old one would have.
+  if (old.expiresS !== undefined && old.expiresS <= nowS()) {
+    throw new UsageError(`${id} ended at ${isoTime(old.expiresS)}: make a new key with keys create`);
+  }
   await create(store, old);
   const { expiresS = 0 } = await store.expire(id, nowS() + overlapS);
   process.stderr.write(`quire: ${id} ends at ${isoTime(expiresS)}\n`);

@@ -64,6 +64,18 @@ describe("quire keys --file", () => {
     30_000,
   );
 
+  it("does not replace a key that has ended: the new one would have ended, too", () =>
+    withTempFolder(async (folder) => {
+      const file = join(folder, "keys.json");
+      await fileKeys(file, () => 5).add(sha256("a"), { tenant: "t", scopes: ["generate"], expiresS: 6 });
+      const before = await readFile(file, "utf8");
+      const id = `key_${sha256("a").slice(0, 12)}`;
+      const rotated = await runQuire(["keys", "rotate", id, `--file=${file}`]);
+      expect(rotated).toMatchObject({ code: 1, stdout: "" });
+      expect(rotated.stderr).toBe(`quire: ${id} ended at 1970-01-01T00:00:06Z: make a new key with keys create\n`);
+      expect(await readFile(file, "utf8")).toBe(before);
+    }));
+
   it("leaves a file alone that is no table, and one that would become none", () =>
     withTempFolder(async (folder) => {
       const file = join(folder, "keys.json");
