@@ -82,10 +82,17 @@ export function namespacePrefix(namespace: string): string {
   return `${ROOT_PREFIX}${namespace}/`;
 }
 
+/** Whether a model and numerics, of whatever origin, can be in a key. */
+export function canBeInKey({
+  modelFingerprint,
+  numericsId,
+}: Pick<KeySpace, "modelFingerprint" | "numericsId">): boolean {
+  return FINGERPRINT_PATTERN.test(modelFingerprint) && NUMERICS_PATTERN.test(numericsId);
+}
+
 /** @throws {AssertionError} for parts that cannot be in a key. */
 export function objectKeys(space: KeySpace): ObjectKeys {
-  assert(FINGERPRINT_PATTERN.test(space.modelFingerprint), "keys: model fingerprint must be 16-64 hex digits");
-  assert(NUMERICS_PATTERN.test(space.numericsId), "keys: numerics id has characters that no key takes");
+  assert(canBeInKey(space), "keys: a model fingerprint is 16-64 hex digits, a numerics id what a key takes");
   const layout = `${LAYOUT_VERSION}-${geometryTag(space.geometry)}`;
   const part = `${space.modelFingerprint.slice(0, 16)}.${space.numericsId}.${layout}`;
   assert(isKeyPart(part), "keys: impossible layout part");

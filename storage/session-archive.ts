@@ -5,7 +5,7 @@
  */
 import type { PageStore } from "./contract.ts";
 import { FormatError, isDamage, refuseUnless } from "./format-error.ts";
-import { type ObjectKeys, objectKeys, summaryFormOf, tailWritingOf } from "./keys.ts";
+import { canBeInKey, LAYOUT_VERSION, type ObjectKeys, objectKeys, summaryFormOf, tailWritingOf } from "./keys.ts";
 import { commitManifest, decodeManifest, encodeManifest, etagAt, type Manifest } from "./manifest.ts";
 import { decodeSegment } from "./segment.ts";
 import { decodeSummaryObject } from "./summary-object.ts";
@@ -115,8 +115,9 @@ interface Incoming {
 
 function incoming(manifest: Manifest, options: ImportOptions): Incoming {
   const { modelFingerprint, numericsId, geometry } = manifest;
-  refuseUnless(/^[0-9a-f]{16,64}$/.test(modelFingerprint), "archive: impossible model fingerprint");
-  refuseUnless(/^[A-Za-z0-9._-]{1,96}$/.test(numericsId), "archive: impossible numerics id");
+  if (manifest.layoutVersion !== LAYOUT_VERSION)
+    throw new FormatError("unsupported_version", `archive: of layout version ${manifest.layoutVersion}`);
+  refuseUnless(canBeInKey(manifest), "archive: impossible model fingerprint or numerics id");
   const keys = objectKeys({ namespace: options.namespace, modelFingerprint, numericsId, geometry });
   const sessionId = options.sessionId ?? manifest.sessionId;
   const files: Incoming["files"] = new Map();

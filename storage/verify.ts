@@ -7,7 +7,7 @@ import { LIMITS } from "../protocol/limits.ts";
 import type { PageStore } from "./contract.ts";
 import { FormatError, isDamage } from "./format-error.ts";
 import { BLOCK_TOKENS, summaryObjectKinds } from "./geometry.ts";
-import { LAYOUT_VERSION, objectKeys, parseObjectKey } from "./keys.ts";
+import { canBeInKey, LAYOUT_VERSION, objectKeys, parseObjectKey } from "./keys.ts";
 import { commitManifest, etagAt, loadManifest, type Manifest, type SegmentRef, type SummaryRef } from "./manifest.ts";
 import { decodeSegment } from "./segment.ts";
 import { decodeSummaryObject } from "./summary-object.ts";
@@ -82,6 +82,11 @@ export class Verifier {
     const { manifest, etag } = loaded;
     verdict.sessionId = manifest.sessionId;
     verdict.tokenCount = manifest.tokenCount;
+    if (manifest.layoutVersion !== LAYOUT_VERSION) {
+      verdict.problems.push({ objectKey: key, what: `the manifest is of layout version ${manifest.layoutVersion}` });
+      verdict.action = "left";
+      return verdict;
+    }
     const trusted = isOwn(key, manifest) ? await this.#trusted(manifest, verdict) : undefined;
     if (trusted === undefined && verdict.problems.length === 0)
       verdict.problems.push({ objectKey: key, what: "the manifest is not of this key" });
@@ -196,11 +201,9 @@ export class Verifier {
 /** Whether a manifest lies under the key that its own fields make. */
 function isOwn(key: string, manifest: Manifest): boolean {
   const namespace = parseObjectKey(key)?.namespace ?? "";
-  const { modelFingerprint, numericsId, geometry, sessionId, layoutVersion } = manifest;
-  return (
-    layoutVersion === LAYOUT_VERSION &&
-    objectKeys({ namespace, modelFingerprint, numericsId, geometry }).session(sessionId) === key
-  );
+  const { modelFingerprint, numericsId, geometry, sessionId } = manifest;
+  if (!canBeInKey(manifest)) return false;
+  return objectKeys({ namespace, modelFingerprint, numericsId, geometry }).session(sessionId) === key;
 }
 
 /** The leading part of a manifest that good segments and good runs of every kind cover. */

@@ -5,7 +5,8 @@ import { describe, expect, it, onTestFinished } from "vitest";
 import type { PageStore } from "../../storage/contract.ts";
 import { FsStore } from "../../storage/fs-store.ts";
 import { collectGarbage } from "../../storage/gc.ts";
-import { commitManifest, loadManifest, objectKeysOf } from "../../storage/manifest.ts";
+import { LAYOUT_VERSION } from "../../storage/keys.ts";
+import { commitManifest, decodeManifest, encodeManifest, loadManifest, objectKeysOf } from "../../storage/manifest.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
 import { type ArchiveFile, exportSession, importSession, MANIFEST_FILE } from "../../storage/session-archive.ts";
 import { listSessions } from "../../storage/session-list.ts";
@@ -144,6 +145,18 @@ describe("a session archive", () => {
         what,
       ).toEqual([]);
     }
+  });
+
+  it("of another layout is refused: its bytes mean something else here", async () => {
+    const { files } = await archive();
+    const [first, ...rest] = files;
+    const bytes = encodeManifest({ ...decodeManifest(first!.bytes), layoutVersion: LAYOUT_VERSION + 1 });
+    const store = new MemoryStore();
+    await expect(importSession(store, [{ name: MANIFEST_FILE, bytes }, ...rest], TARGET)).rejects.toMatchObject({
+      name: "FormatError",
+      code: "unsupported_version",
+    });
+    expect((await store.list("")).keys).toEqual([]);
   });
 
   it("is not made of a session that is not whole", async () => {

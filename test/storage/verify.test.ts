@@ -7,6 +7,7 @@ import { EncryptedStore } from "../../storage/encrypted-store.ts";
 import { FsStore } from "../../storage/fs-store.ts";
 import { collectGarbage } from "../../storage/gc.ts";
 import { parseKeyRing } from "../../storage/key-ring.ts";
+import { LAYOUT_VERSION } from "../../storage/keys.ts";
 import { commitManifest, encodeManifest, loadManifest, type Manifest } from "../../storage/manifest.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
 import { decodeSegmentHeader } from "../../storage/segment.ts";
@@ -114,6 +115,13 @@ describe("verify", () => {
     repairEnvelope(newer);
     await store.put(key, newer);
     expect(await verify(store, key, true)).toMatchObject({ action: "left" });
+    await store.put(key, encodeManifest({ ...manifest, layoutVersion: LAYOUT_VERSION + 1 }));
+    expect(await verify(store, key, true)).toMatchObject({ action: "left", sessionId: "s", trustedTokens: 0 });
+    expect(await store.get(key)).toBeDefined();
+    for (const odd of [{ modelFingerprint: "not a digest" }, { numericsId: "a/b" }]) {
+      await store.put(stranger, encodeManifest({ ...manifest, ...odd }));
+      expect(await verify(store, stranger, true)).toMatchObject({ action: "deleted", trustedTokens: 0 });
+    }
     await store.put(key, Buffer.from("damaged"));
     expect(await verify(store, key)).toMatchObject({ action: "none", problems: [{ objectKey: key }] });
     expect(await verify(store, key, true)).toMatchObject({ action: "deleted" });
