@@ -41,7 +41,9 @@ async function runRekey(args: readonly string[], env: NodeJS.ProcessEnv): Promis
       `${verb} ${count(report.rekeyedCount, "object")} (${size(report.rekeyedBytes)})${changed} under key ${ring[0].id}; ` +
         `${count(report.objectCount, "object")} looked at\n`,
     );
-    return 0;
+    for (const key of report.damagedKeys)
+      process.stderr.write(`quire: ${key} is damaged and was left as it is (quire verify says more)\n`);
+    return report.damagedKeys.length > 0 ? 1 : 0;
   } finally {
     await store.close();
   }

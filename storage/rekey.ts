@@ -3,6 +3,7 @@ import { LIMITS } from "../protocol/limits.ts";
 import { chunkHeader, STORED_CHUNK_BYTES } from "./chunk-cipher.ts";
 import type { PageStore } from "./contract.ts";
 import { EncryptedStore } from "./encrypted-store.ts";
+import { isDamage } from "./format-error.ts";
 import { listAll } from "./gc.ts";
 import type { KeyRing } from "./key-ring.ts";
 import { parseObjectKey } from "./keys.ts";
@@ -15,13 +16,15 @@ export interface RekeyReport {
   rekeyedBytes: number;
   /** Objects that changed while they were looked at: what wrote them used a key of its own. */
   changedCount: number;
+  /** Objects that do not authenticate, or that the store finds damaged: nobody can read them, and they are left as they are. */
+  damagedKeys: string[];
 }
 
 /**
  * Rewrites the objects of a prefix that are not under the ring's first key, each only if it has not changed meanwhile. Safe while engines
  * run that have the ring; may be ended and run again at any time.
  * @param inner the store without encryption
- * @throws {StoreError} when the store fails, an object's key is not in the ring (`denied`), or one does not authenticate (`corrupt`).
+ * @throws {StoreError} when the store fails, or an object's key is not in the ring (`denied`).
  */
 export async function rekeyStore(
   inner: PageStore,
@@ -29,7 +32,7 @@ export async function rekeyStore(
   options: { prefix: string; dryRun?: boolean; signal?: AbortSignal | undefined },
 ): Promise<RekeyReport> {
   const store = new EncryptedStore(inner, ring);
-  const report: RekeyReport = { objectCount: 0, rekeyedCount: 0, rekeyedBytes: 0, changedCount: 0 };
+  const report: RekeyReport = { objectCount: 0, rekeyedCount: 0, rekeyedBytes: 0, changedCount: 0, damagedKeys: [] };
   const { signal } = options;
   const one = async (key: string, bytes: number): Promise<void> => {
     const range = { offset: 0, bytes: Math.min(bytes, STORED_CHUNK_BYTES) };
@@ -37,19 +40,28 @@ export async function rekeyStore(
     if (head === undefined) return;
     const keyId = chunkHeader(head)?.keyId;
     if (keyId === ring[0].id) return;
+    if (options.dryRun !== true) {
+      const object = await (keyId === undefined ? inner : store).get(key, { signal });
+      if (object === undefined) return;
+      const { outcome } = await store.put(key, object.bytes, { condition: { etag: object.etag }, signal });
+      if (outcome === "conflict") report.changedCount += 1;
+    }
     report.rekeyedCount += 1;
     report.rekeyedBytes += bytes;
-    if (options.dryRun === true) return;
-    const object = await (keyId === undefined ? inner : store).get(key, { signal });
-    if (object === undefined) return;
-    const { outcome } = await store.put(key, object.bytes, { condition: { etag: object.etag }, signal });
-    if (outcome === "conflict") report.changedCount += 1;
+  };
+  const oneOrDamaged = async (key: string, bytes: number): Promise<void> => {
+    try {
+      await one(key, bytes);
+    } catch (error) {
+      if (!isDamage(error)) throw error;
+      report.damagedKeys.push(key);
+    }
   };
   let batch: Promise<void>[] = [];
   for await (const { key, bytes } of listAll(inner, options.prefix, signal)) {
     if (parseObjectKey(key) === undefined) continue;
     report.objectCount += 1;
-    batch.push(one(key, bytes));
+    batch.push(oneOrDamaged(key, bytes));
     if (batch.length < LIMITS.storeConcurrency) continue;
     await Promise.all(batch);
     batch = [];

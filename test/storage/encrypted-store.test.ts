@@ -52,6 +52,16 @@ class Below implements PageStore {
 
 describeStore("encrypted", { open: async () => new Below(), rounds: 10, interruptible: false });
 
+/** Remembers what it has given. */
+class RememberingStore extends MemoryStore {
+  readonly given: Uint8Array[] = [];
+  override async get(key: string, options: GetOptions = {}) {
+    const object = await super.get(key, options);
+    if (object) this.given.push(object.bytes);
+    return object;
+  }
+}
+
 async function outcomeOf(store: PageStore, key: string, options?: GetOptions): Promise<string> {
   try {
     return (await store.get(key, options)) === undefined ? "absent" : "read";
@@ -163,6 +173,21 @@ describe("encrypted objects", () => {
     expect(Buffer.from((await store.get("models/tokenizer.json"))!.bytes).toString()).toBe("{}");
   });
 
+  it("leave no memory behind for the collector to find when they have been read", async () => {
+    const inner = new RememberingStore();
+    const store = new EncryptedStore(inner, RING);
+    const bytes = noise(4, 200_000);
+    await store.put(KEY, bytes);
+    for (const range of [undefined, { offset: 0, bytes: 10 }, { offset: 70_000, bytes: 100_000 }]) {
+      const { offset, bytes: count } = range ?? { offset: 0, bytes: bytes.byteLength };
+      const object = await store.get(KEY, range && { range });
+      expect(object?.bytes).toEqual(bytes.slice(offset, offset + count));
+      expect(object?.bytes.buffer.byteLength, "the plain chunks are not kept").toBe(count);
+    }
+    expect(inner.given).toHaveLength(3);
+    expect(inner.given.filter(({ byteLength }) => byteLength > 0)).toEqual([]);
+  });
+
   it("are as the document says: a decoder of its own reads the golden file", async () => {
     const key = `kv/ab01/x/tail/${chainOf(2)}/${chainOf(3)}-1`;
     const master = noise(9, 32);
@@ -227,6 +252,25 @@ describe("an encrypted session", () => {
     expect(Buffer.from((await rekeyed.get(key))!.bytes).toString()).toBe("newer");
     for (const { objectKey } of manifest.segments) expect(await outcomeOf(rekeyed, objectKey)).toBe("read");
     expect(sampleKeys(WHOLE_GEOMETRY).session("s")).toBe(key);
+  });
+});
+
+describe("rekeying", () => {
+  it("leaves a damaged object as it is, names it, and goes on to all others", async () => {
+    const inner = new MemoryStore();
+    await storeWholeSession(new EncryptedStore(inner, RING), { sessionId: "s" });
+    const names = (await inner.list("")).keys.map(({ key }) => key);
+    const damaged = names[2] as string;
+    const { bytes } = (await inner.get(damaged))!;
+    bytes[bytes.length - 1]! ^= 1;
+    await inner.put(damaged, bytes);
+    const both = parseKeyRing(`${keyOf(2)}, ${keyOf(1)}`);
+    const report = { objectCount: names.length, rekeyedCount: names.length - 1, damagedKeys: [damaged] };
+    expect(await rekeyStore(inner, both, { prefix: "kv/" })).toMatchObject(report);
+    expect((await inner.get(damaged))!.bytes).toEqual(bytes);
+    expect(await rekeyStore(inner, both, { prefix: "kv/" })).toMatchObject({ rekeyedCount: 0, damagedKeys: [damaged] });
+    for (const name of names.filter((name) => name !== damaged))
+      expect(await outcomeOf(new EncryptedStore(inner, OTHER), name)).toBe("read");
   });
 });
 
