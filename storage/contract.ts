@@ -4,6 +4,7 @@
  * `a` and `a/b` may both be objects. Any other key is a programmer's error (an assertion).
  */
 export interface StoreObject {
+  /** The caller's alone, who may change them and give their memory back (`giveBack`): the store neither keeps nor reads them. */
   bytes: Uint8Array<ArrayBuffer>;
   /** Opaque version of the whole object, for conditional writes. */
   etag: string;

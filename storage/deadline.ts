@@ -39,6 +39,27 @@ export async function withDeadline<T>(
   });
 }
 
+/**
+ * Deadlines of many short calls, of which bursts of a hundred begin at once: those that begin within a millisecond and may take equally long have one
+ * timer and one signal, which fires up to a millisecond early for the last of them.
+ */
+export class SharedDeadlines {
+  readonly #clock: { nowMs(): number; deadline(ms: number): AbortSignal };
+  #latest: { fromMs: number; ms: number; signal: AbortSignal } | undefined;
+
+  constructor(clock: { nowMs(): number; deadline(ms: number): AbortSignal }) {
+    this.#clock = clock;
+  }
+
+  /** A signal that fires after so many whole milliseconds. */
+  after(ms: number): AbortSignal {
+    const nowMs = this.#clock.nowMs();
+    if (this.#latest?.ms !== ms || nowMs - this.#latest.fromMs >= 1)
+      this.#latest = { fromMs: nowMs, ms, signal: this.#clock.deadline(ms) };
+    return this.#latest.signal;
+  }
+}
+
 /** Waits, or throws what aborted the signal. */
 export async function pause(ms: number, signal: AbortSignal): Promise<void> {
   signal.throwIfAborted();

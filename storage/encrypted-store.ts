@@ -1,5 +1,6 @@
 /** A page store whose objects are encrypted per tenant, ranges included; wraps any other. Keys that are no tenant's pass through as they are. */
 
+import { giveBack } from "./bytes.ts";
 import {
   CHUNK_BYTES,
   chunkCount,
@@ -101,7 +102,9 @@ export class EncryptedStore implements PageStore {
     const bytes = range.bytes ?? plainBytes;
     if (range.offset + bytes > plainBytes) throw new StoreError("corrupt", "range reaches beyond the object");
     const from = range.offset - firstChunk * CHUNK_BYTES;
-    return { bytes: plain.slice(from, from + bytes), etag: object.etag, objectBytes: plainBytes };
+    const opened = { bytes: plain.slice(from, from + bytes), etag: object.etag, objectBytes: plainBytes };
+    for (const read of [object.bytes, plain]) giveBack(read);
+    return opened;
   }
 
   #master(keyId: string): MasterKey {

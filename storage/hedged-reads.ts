@@ -11,7 +11,7 @@ import {
   StoreError,
   type StoreObject,
 } from "./contract.ts";
-import { refuseAborted } from "./deadline.ts";
+import { refuseAborted, SharedDeadlines } from "./deadline.ts";
 import { parseObjectKey } from "./keys.ts";
 import { ReadTimes, readClass } from "./read-times.ts";
 import { StoreActivity } from "./store-activity.ts";
@@ -58,6 +58,7 @@ export class HedgedStore implements PageStore {
   readonly counts: HedgeCounts = { reads: 0, hedges: 0, hedgesWon: 0, knownAbsent: 0 };
   readonly #inner: PageStore;
   readonly #options: HedgeOptions;
+  readonly #lateReads: SharedDeadlines;
   #saved = 0;
   /** Until when; the first to be forgotten comes first. */
   readonly #absentUntilMs = new Map<string, number>();
@@ -66,6 +67,7 @@ export class HedgedStore implements PageStore {
     this.name = inner.name;
     this.#inner = inner;
     this.#options = options;
+    this.#lateReads = new SharedDeadlines(options.clock);
   }
 
   async get(key: string, options: GetOptions = {}): Promise<StoreObject | undefined> {
@@ -130,7 +132,7 @@ export class HedgedStore implements PageStore {
         );
       };
       settle(first, () => second);
-      const late = this.#options.clock.deadline(Math.max(LATE_MS_MIN, Math.ceil(lateMs)));
+      const late = this.#lateReads.after(Math.max(LATE_MS_MIN, Math.ceil(lateMs)));
       late.addEventListener("abort", () => {
         if (isOver || options.signal?.aborted || this.#saved < 1) return;
         this.#saved -= 1;

@@ -6,6 +6,8 @@ const MIDDLE_BYTES = 1024 * 1024;
 /** The latest reads of a class that are remembered, and how many are needed before one counts as late. */
 const SAMPLES_MAX = 128;
 const SAMPLES_MIN = 20;
+/** Of those: what takes longer than so many of them is late. */
+const LATE_SHARE = 0.95;
 /** What a new sample weighs. */
 const WEIGHT = 0.2;
 /** Nothing is said of the bandwidth before so many bytes were read; a long span of reading counts in pieces of so many. */
@@ -30,9 +32,54 @@ export interface StoreSpeed {
   bytesPerMs: number;
 }
 
+/** The latest times, in order of size: each read asks for a rank of them and adds one, thousands of times a second. */
+class LatestTimes {
+  /** In order of arrival, the oldest is overwritten next. */
+  readonly #arrived = new Float64Array(SAMPLES_MAX);
+  readonly #ascending = new Float64Array(SAMPLES_MAX);
+  #next = 0;
+  #count = 0;
+
+  get count(): number {
+    return this.#count;
+  }
+
+  add(ms: number): void {
+    const ascending = this.#ascending;
+    if (this.#count === SAMPLES_MAX) {
+      const from = this.#rankOf(this.#arrived[this.#next] as number);
+      ascending.copyWithin(from, from + 1, this.#count);
+      this.#count -= 1;
+    }
+    const at = this.#rankOf(ms);
+    ascending.copyWithin(at + 1, at, this.#count);
+    ascending[at] = ms;
+    this.#count += 1;
+    this.#arrived[this.#next] = ms;
+    this.#next = (this.#next + 1) % SAMPLES_MAX;
+  }
+
+  /** The smallest that so large a share of all does not exceed. */
+  percentile(share: number): number {
+    return this.#ascending[Math.ceil(this.#count * share) - 1] as number;
+  }
+
+  /** How many are smaller. */
+  #rankOf(ms: number): number {
+    let from = 0;
+    let to = this.#count;
+    while (from < to) {
+      const middle = (from + to) >> 1;
+      if ((this.#ascending[middle] as number) < ms) from = middle + 1;
+      else to = middle;
+    }
+    return from;
+  }
+}
+
 /** Follows the reads of one store. Pure arithmetic over what it is told. */
 export class ReadTimes {
-  readonly #latest = new Map<ReadClass, { ms: number[]; next: number; lateMs: number | undefined }>();
+  readonly #latest = new Map<ReadClass, LatestTimes>();
   #inFlight = 0;
   #latencyMs: number | undefined;
   #spanStartMs = 0;
@@ -44,9 +91,7 @@ export class ReadTimes {
   /** Time after which 95 of 100 of the latest reads of a class had ended; undefined while too few have. */
   lateMs(kind: ReadClass): number | undefined {
     const known = this.#latest.get(kind);
-    if (known === undefined || known.ms.length < SAMPLES_MIN) return undefined;
-    known.lateMs ??= known.ms.toSorted((a, b) => a - b)[Math.ceil(known.ms.length * 0.95) - 1];
-    return known.lateMs;
+    return known === undefined || known.count < SAMPLES_MIN ? undefined : known.percentile(LATE_SHARE);
   }
 
   /** Undefined before enough was read to tell. */
@@ -65,19 +110,14 @@ export class ReadTimes {
     const wasAlone = this.#inFlight === 1;
     return (endMs, bytes) => {
       this.#inFlight -= 1;
-      this.#remember(readClass(rangeBytes), endMs - nowMs);
+      const kind = readClass(rangeBytes);
+      const known = this.#latest.get(kind) ?? new LatestTimes();
+      this.#latest.set(kind, known);
+      known.add(endMs - nowMs);
       if (bytes === undefined) return;
       if (wasAlone && bytes <= SMALL_BYTES) this.#latencyMs = blend(this.#latencyMs, endMs - nowMs);
       this.#moved(endMs, bytes);
     };
-  }
-
-  #remember(kind: ReadClass, ms: number): void {
-    const known = this.#latest.get(kind) ?? { ms: [], next: 0, lateMs: undefined };
-    this.#latest.set(kind, known);
-    known.ms[known.next] = ms;
-    known.next = (known.next + 1) % SAMPLES_MAX;
-    known.lateMs = undefined;
   }
 
   /** Bytes over the time in which reads were under way, less the latency that the first of them waited. */

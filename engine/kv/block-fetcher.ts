@@ -5,8 +5,10 @@
  */
 import { BLOCK_TOKENS, type KvPool, NOT_RESIDENT } from "../../kernels/contract.ts";
 import { assert } from "../../protocol/assert.ts";
+import { giveBack } from "../../storage/bytes.ts";
 import { crc32 } from "../../storage/checksum.ts";
 import type { PageStore } from "../../storage/contract.ts";
+import { SharedDeadlines } from "../../storage/deadline.ts";
 import type { KvGeometry } from "../../storage/geometry.ts";
 import { checksumIndex, segmentRange } from "../../storage/segment.ts";
 import type { Clock } from "../settings.ts";
@@ -65,6 +67,7 @@ export interface BlockFetcherOptions {
 /** Reads for all sequences of an engine. */
 export class BlockFetcher {
   readonly #options: BlockFetcherOptions;
+  readonly #deadlines: SharedDeadlines;
   readonly #inFlight = new Map<LogicalBlock, Map<number, ReadInFlight>>();
   #lossNoticed = false;
   /** When what was filled so far has used up its share of time. */
@@ -72,6 +75,7 @@ export class BlockFetcher {
 
   constructor(options: BlockFetcherOptions) {
     this.#options = options;
+    this.#deadlines = new SharedDeadlines(options.clock);
   }
 
   /** True once after blocks were marked lost. */
@@ -192,14 +196,14 @@ export class BlockFetcher {
   }
 
   async #read(read: RangeRead, told?: (read: FetchTotals) => void): Promise<void> {
-    const { store, geometry, clock, getMsMax, onFailure } = this.#options;
+    const { store, geometry, getMsMax, onFailure } = this.#options;
     const wanted = read.blocks.filter((block) => block.refCount > 0 && !block.lost);
     if (wanted.length === 0) return;
     const totals: FetchTotals = { bytes: 0, blocks: 0 };
     try {
       const object = await store.get(read.segment.objectKey, {
         range: this.#rangeOf(read),
-        signal: clock.deadline(getMsMax),
+        signal: this.#deadlines.after(getMsMax),
       });
       if (!object) throw new Error("segment is not in the store");
       totals.bytes += object.bytes.byteLength;
@@ -211,6 +215,7 @@ export class BlockFetcher {
           totals,
         );
       }
+      giveBack(object.bytes);
     } catch (cause) {
       onFailure(read.segment, cause);
       for (const block of wanted) this.#lose(block);

@@ -4,6 +4,7 @@
  */
 import type { KvPool, SummaryKind } from "../../kernels/contract.ts";
 import { assert } from "../../protocol/assert.ts";
+import { giveBack } from "../../storage/bytes.ts";
 import { isSectionIntact, layerSummary, type SummaryHead, summaryRange } from "../../storage/summary-object.ts";
 import type { GateClass } from "./gate.ts";
 import type { LogicalBlock } from "./logical-block.ts";
@@ -14,8 +15,8 @@ export interface LayeredSummariesOptions {
   head: SummaryHead;
   /** The sections of the first layers, one at least. */
   first: Uint8Array;
-  /** Reads the sections of layers `[from, to)`. */
-  read(range: LayerRange, kind: GateClass): Promise<Uint8Array>;
+  /** Reads the sections of layers `[from, to)`; the bytes are these's, who give their memory back. */
+  read(range: LayerRange, kind: GateClass): Promise<Uint8Array<ArrayBuffer>>;
   /** Told once why the rest does not come, and which blocks lack it. Not of reads of class `fill`: nobody needs those as yet. */
   onLost(blocks: readonly LogicalBlock[], error: unknown): void;
 }
@@ -118,13 +119,14 @@ export class LayeredSummaries {
   }
 
   /** All of a read, or nothing. @throws {Error} where it failed, or is not what the head says. */
-  async #take({ from, to }: LayerRange, reading: Promise<Uint8Array>): Promise<void> {
+  async #take({ from, to }: LayerRange, reading: Promise<Uint8Array<ArrayBuffer>>): Promise<void> {
     const bytes = await reading;
     if (this.#isLost) return;
     if (bytes.byteLength !== (to - from) * this.layerBytes)
       throw new Error(`${bytes.byteLength} bytes came of the summaries of layers ${from} to ${to - 1}`);
     for (let layer = from; layer < to; layer++) this.#verify(layer, this.#section(bytes, layer - from));
     for (let layer = from; layer < to; layer++) this.#write(layer, this.#section(bytes, layer - from));
+    giveBack(bytes);
   }
 
   #section(bytes: Uint8Array, index: number): Uint8Array {

@@ -183,7 +183,7 @@ export class SummarySupply {
   async #get(
     sequence: Sequence,
     { range: { objectKey, ...range }, kind, signal }: { range: RangeRef; kind: GateClass; signal: () => AbortSignal },
-  ): Promise<Uint8Array> {
+  ): Promise<Uint8Array<ArrayBuffer>> {
     const { store, gate } = this.#options;
     const counted = countedReads(store, sequence);
     const object = await gate.run(kind, () => counted.get(objectKey, { range, signal: signal() }));

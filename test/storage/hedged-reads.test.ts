@@ -5,6 +5,7 @@ import { HedgedStore } from "../../storage/hedged-reads.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
 import { ReadTimes } from "../../storage/read-times.ts";
 import { VirtualProcess, VirtualTime } from "../sim/virtual-time.ts";
+import { seededRandom } from "./random.ts";
 
 const CHAIN = "ab".repeat(32);
 const SEGMENT = `kv/0123456789abcdef/f.n.2-x/seg/${CHAIN}`;
@@ -187,6 +188,22 @@ describe("read times", () => {
     }
     return times;
   }
+
+  it("knows after how long 95 of 100 of the latest reads had ended", () => {
+    const random = seededRandom(5);
+    const times = new ReadTimes();
+    const all: number[] = [];
+    for (let read = 0; read < 1_000; read++) {
+      // Few values, so that many are equal.
+      const ms = Math.floor(random() * 40);
+      times.begin(7, 4_096)(7 + ms, 4_096);
+      all.push(ms);
+      const latest = all.slice(-128).toSorted((a, b) => a - b);
+      const expected = all.length < 20 ? undefined : latest[Math.ceil(latest.length * 0.95) - 1];
+      expect(times.lateMs("small"), `after ${all.length} reads`).toBe(expected);
+      expect(times.lateMs("large")).toBeUndefined();
+    }
+  });
 
   const small = Array.from({ length: 20 }, () => [4_096]);
 

@@ -15,7 +15,7 @@ const KIND = "mean-deviation";
 const OBJECT = sampleSummaryObject(GEOMETRY, 2);
 const SHARE = GEOMETRY.summaryBytes / LAYERS;
 
-function section(fromLayer: number, toLayer: number): Uint8Array {
+function section(fromLayer: number, toLayer: number): Uint8Array<ArrayBuffer> {
   const { offset, bytes } = summaryRange({ geometry: GEOMETRY, kind: KIND, segmentCount: 2 }, { fromLayer, toLayer });
   return OBJECT.slice(offset, offset + bytes);
 }
@@ -33,7 +33,7 @@ function setUp() {
     from: number;
     to: number;
     kind: GateClass;
-    answer: (bytes: Uint8Array) => void;
+    answer: (bytes: Uint8Array<ArrayBuffer>) => void;
     fail: (error: Error) => void;
   }[] = [];
   const lost: { blocks: readonly LogicalBlock[]; error: unknown }[] = [];
@@ -77,8 +77,10 @@ describe("layered summaries", () => {
     expect([askedOf(layered), layered.comingCount]).toEqual([ALL, 4]);
     let isOver = false;
     void rest.then(() => (isOver = true));
-    reads[1]!.answer(section(2, LAYERS));
+    const last = section(2, LAYERS);
+    reads[1]!.answer(last);
     await settled();
+    expect(last.byteLength, "their memory was given back").toBe(0);
     expect([thereOf(layered), layered.firstLacking([0, 2, 4]), layered.comingCount, isOver]).toEqual([
       ...[1, undefined, 1, false],
     ]);
@@ -136,8 +138,8 @@ describe("layered summaries", () => {
   });
 
   it.each([
-    ["damaged", (bytes: Uint8Array) => bytes.fill(1, 8, 9)],
-    ["short", (bytes: Uint8Array) => bytes.subarray(1)],
+    ["damaged", (bytes: Uint8Array<ArrayBuffer>) => bytes.fill(1, 8, 9)],
+    ["short", (bytes: Uint8Array<ArrayBuffer>) => bytes.subarray(1)],
     ["empty", () => new Uint8Array(0)],
     ["of two layers", () => section(1, 3)],
     ["of another layer", () => section(2, 3)],
