@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { LoadResult } from "../../bench/load/report.ts";
 import { benches } from "../../bench/registry.ts";
+import { ENGINE_NODE_FLAGS } from "../../cli/engine-node-flags.ts";
 import { withTempFolder } from "../cli/run-quire.ts";
 import { type Behaviour, type FakeEdge, type FakeEdgeOptions, openFakeEdge, replyTokens } from "./fake-edge.ts";
 import { runBench } from "./run-bench.ts";
@@ -29,6 +30,11 @@ async function runLoad(edge: FakeEdge, args: readonly string[], signals?: EventE
 }
 
 describe("the bench command", () => {
+  it("runs on Node as an engine does, since engines run in it", async () => {
+    const { scripts } = JSON.parse(await readFile(new URL("../../package.json", import.meta.url), "utf8"));
+    expect(scripts.bench).toBe(`exec node ${ENGINE_NODE_FLAGS.join(" ")} bench/main.ts`);
+  });
+
   it("explains itself and its benchmarks", async () => {
     const overview = await runBench([]);
     expect(overview).toMatchObject({ code: 0, err: "" });
