@@ -14,7 +14,7 @@ import { type Caller, inPlace, settlePlace } from "./limits/admission.ts";
 import type { Place } from "./limits/place.ts";
 import { AUTO_MODEL, isolateRouterHealth } from "./prompt-router/auto-model.ts";
 import { chooseModel } from "./prompt-router/choose-model.ts";
-import { jsonAnswer, sseAnswer, streamAnswer } from "./respond.ts";
+import { jsonAnswer, streamAnswer } from "./respond.ts";
 import { selectionDefaults } from "./selection-defaults.ts";
 import { readIdempotencyKey, SESSION_HEADER } from "./session-id.ts";
 import { askAgain, modelOfSession } from "./stubs.ts";
@@ -140,8 +140,7 @@ async function answerTurn(turn: TurnToAnswer): Promise<Response> {
   const answer = { feed, choiceCount: options.choiceCount, resumable, signal: request.signal };
   // What a session cannot settle any more, its place included, is settled here.
   const onBroken = () => settlePlace(env, { namespace, leaseId: place.leaseId }, 0);
-  const streamed = () => (feed.isHere ? sseAnswer(feed.stream) : streamAnswer(answer, onBroken));
-  const out = response.stream ? streamed() : await jsonAnswer(answer);
+  const out = response.stream ? streamAnswer(answer, onBroken) : await jsonAnswer(answer);
   if (feed.sessionId !== undefined) out.headers.set(SESSION_HEADER, feed.sessionId);
   return out;
 }

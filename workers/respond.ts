@@ -19,41 +19,32 @@ export interface Answer {
   signal: AbortSignal;
 }
 
-/** An SSE response of a stream that ends as it should, whatever happens. */
-export function sseAnswer(stream: ReadableStream<Uint8Array>): Response {
-  return new Response(stream, { headers: SSE_HEADERS });
+/** A turn about to be answered as a stream. */
+export interface StreamedAnswer extends Pick<Answer, "resumable" | "signal"> {
+  feed: TurnFeed & { isHere?: boolean };
 }
 
 /**
- * An SSE response: headers at once, then what the session says, as it is. A turn that breaks off there (its object is gone) ends in one error
- * event; a client that can come back is better off with a connection that breaks off, too. A failed write (the client is gone) ends the
- * turn, if it is not resumable.
- * @param onBroken called when the turn broke off and will not go on; the response ends behind it
+ * An SSE response: headers at once, then what the turn says, as it is. A turn that runs here ends as it should, whatever happens. One that runs in its
+ * session's object may break off (the object is gone): where the client can come back, so does the connection, which is better for it than an error,
+ * and the stream passes through natively; otherwise the response ends in one error event. A client that is gone ends a turn that is not resumable.
+ * @param onBroken called when a turn broke off that will not go on; the response ends behind it
  */
-export function streamAnswer(
-  { feed, resumable, signal }: Pick<Answer, "feed" | "resumable" | "signal">,
-  onBroken?: () => Promise<unknown>,
-): Response {
+export function streamAnswer({ feed, resumable, signal }: StreamedAnswer, onBroken?: () => Promise<unknown>): Response {
+  if (feed.isHere || resumable) return new Response(feed.stream, { headers: SSE_HEADERS });
   const { readable, writable } = new IdentityTransformStream();
   const passed = feed.stream.pipeTo(writable, { preventAbort: true, signal });
-  void passed.catch((thrown: unknown) => endBroken(writable, { thrown, resumable, onBroken }));
+  void passed.catch((thrown: unknown) => endBroken(writable, thrown, onBroken));
   return new Response(readable, { headers: SSE_HEADERS });
 }
 
 async function endBroken(
   writable: WritableStream<Uint8Array>,
-  {
-    thrown,
-    resumable,
-    onBroken,
-  }: { thrown: unknown; resumable: boolean; onBroken: (() => Promise<unknown>) | undefined },
+  thrown: unknown,
+  onBroken: (() => Promise<unknown>) | undefined,
 ): Promise<void> {
   const writer = writable.getWriter();
   try {
-    if (resumable) {
-      await writer.abort(thrown);
-      return;
-    }
     const cause = new QuireError("engine_failed", "The connection to the session was lost.", { cause: thrown });
     // Behind an empty line: the last event may be cut.
     await writer.write(new TextEncoder().encode(`\n\n${sseData(errorBody(cause))}`));

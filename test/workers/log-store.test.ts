@@ -26,7 +26,36 @@ function randomOf(seed: number): (below: number) => number {
   };
 }
 
+/** The storage of an object, and the statements that were run in it, as an object keeps them compiled. */
+function listening(storage: DurableObjectStorage): { storage: DurableObjectStorage; statements: Set<string> } {
+  const statements = new Set<string>();
+  const exec = (text: string, ...bindings: unknown[]) => {
+    statements.add(text.trim());
+    return storage.sql.exec(text, ...bindings);
+  };
+  const transactionSync = <T>(act: () => T) => storage.transactionSync(act);
+  return { storage: { sql: { exec }, transactionSync } as unknown as DurableObjectStorage, statements };
+}
+
 describe("LogStore", () => {
+  it("compiles no statement that finds nothing: those of a session's only turn make, and those of a later one do not", async () => {
+    await runInDurableObject(env.SESSION_LOG.get(env.SESSION_LOG.newUniqueId()), async (_: object, state) => {
+      const message: StoredMessage = { role: "user", content: "hi", chain: "c", reply: false };
+      const change = { meta: META, appendTokens: [1, 2], appendMessages: [message] };
+      const first = listening(state.storage);
+      new LogStore(first.storage).commit({ ...change, keepTokens: 0, keepMessages: 0, spans: [{ end: 2, how: "h" }] });
+      const verbs = (statements: Set<string>) => [...statements].map((text) => /^\w+/.exec(text)?.[0]).sort();
+      // One asks whether there is a log.
+      expect(verbs(first.statements)).toEqual(["CREATE", ...Array(5).fill("INSERT"), "SELECT"]);
+      const later = listening(state.storage);
+      const store = new LogStore(later.storage);
+      store.commit({ ...change, keepTokens: 2, keepMessages: 1, spans: [{ end: 4, how: "h" }] });
+      expect(verbs(later.statements)).not.toContain("CREATE");
+      expect([...store.tokens()]).toEqual([1, 2, 1, 2]);
+      expect(store.messages()).toHaveLength(2);
+    });
+  });
+
   it("is what a plain list would be, through cuts and appends across rows", { timeout: 120_000 }, async () => {
     const seed = 20261122;
     const random = randomOf(seed);

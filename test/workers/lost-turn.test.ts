@@ -109,6 +109,17 @@ async function startNoted(talk: Talk): Promise<Response> {
 }
 
 describe("a resumable turn whose object is lost", () => {
+  it("breaks its client's connection off: an end would be taken for the turn's", async () => {
+    const talk = await newTalk();
+    const reader = ((await startNoted(talk)).body as ReadableStream<Uint8Array>).getReader();
+    await reader.read();
+    await lose(talk);
+    const isEnded = async (): Promise<true> => {
+      for (;;) if ((await reader.read()).done) return true;
+    };
+    await expect(isEnded()).rejects.toThrow();
+  });
+
   const roundCount = inject("isFull") ? 50 : 4;
 
   it(`goes on without a repeated or missing character, ${roundCount} times`, { timeout: 600_000 }, async () => {

@@ -9,6 +9,7 @@ import { chainHashes, chainStart } from "../../workers/chain.ts";
 import { within } from "../../workers/deadline.ts";
 import { FleetTable } from "../../workers/fleet-table.ts";
 import { buildModelAssets, ModelAssetCache } from "../../workers/model-assets.ts";
+import { streamAnswer } from "../../workers/respond.ts";
 import { selectionDefaults } from "../../workers/selection-defaults.ts";
 import { FRAMES } from "../../workers/session-log/event-coding.ts";
 import { Reply } from "../../workers/session-log/reply.ts";
@@ -35,6 +36,18 @@ function pieces<T>(items: readonly T[], lengths: readonly number[]): T[][] {
   out.push(items.slice(at));
   return out;
 }
+
+describe("streamAnswer", () => {
+  it("passes a stream on as it is, without a copy, where its client can come back for it or it ends as it should", () => {
+    const head = { kind: "chat", id: "c", createdS: 1, model: "m", includeUsage: false } as const;
+    const newFeed = () => ({ stream: new IdentityTransformStream().readable, head, streamId: "s", numericsId: "n" });
+    const { signal } = new AbortController();
+    const feed = newFeed();
+    expect(streamAnswer({ feed, resumable: true, signal }).body).toBe(feed.stream);
+    const here = { ...newFeed(), isHere: true };
+    expect(streamAnswer({ feed: here, resumable: false, signal }).body).toBe(here.stream);
+  });
+});
 
 describe("StopScanner", () => {
   const letters = fc.string({ unit: fc.constantFrom("a", "b", "c"), maxLength: 40 });

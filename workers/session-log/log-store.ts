@@ -165,22 +165,15 @@ export class LogStore {
 
   /** Writes one change. */
   commit(commit: LogCommit): void {
+    const isFirst = this.meta() === undefined;
     this.#storage.transactionSync(() => {
-      this.#sql.exec(SCHEMA);
       const tokenCount = commit.keepTokens + commit.appendTokens.length;
       assert((commit.spans.at(-1)?.end ?? 0) === tokenCount, "spans cover the log");
-      this.#cutTokens(commit.keepTokens);
-      this.#appendTokens(commit.keepTokens, commit.appendTokens);
-      this.#sql.exec("DELETE FROM messages WHERE position >= ?", commit.keepMessages);
-      this.#sql.exec("DELETE FROM message_parts WHERE position >= ?", commit.keepMessages);
-      this.#sql.exec(
-        "UPDATE messages SET token_end = NULL, text_end = NULL, text_hash = NULL WHERE token_end > ?",
-        commit.keepTokens,
-      );
+      if (isFirst) this.#create(commit);
+      else this.#cut(commit);
       commit.appendMessages.forEach((message, index) => {
         this.#insertMessage(commit.keepMessages + index, message);
       });
-      this.#sql.exec("DELETE FROM spans");
       for (const span of commit.spans) this.#sql.exec("INSERT INTO spans VALUES (?, ?)", span.end, span.how);
       this.#sql.exec("INSERT OR REPLACE INTO meta VALUES (1, ?, ?)", JSON.stringify(commit.meta), tokenCount);
     });
@@ -201,6 +194,26 @@ export class LogStore {
     if (!isCreated) return undefined;
     const [row] = this.#sql.exec("SELECT json FROM meta").toArray();
     return row === undefined ? undefined : (JSON.parse(String(row.json)) as SessionMeta);
+  }
+
+  /** Each statement that an object has run stays compiled as long as it lives (some 3 KB), so a new log's first change runs none that finds nothing. */
+  #create({ keepTokens, keepMessages, appendTokens }: LogCommit): void {
+    assert(keepTokens === 0 && keepMessages === 0, "a log is cut within its length");
+    this.#sql.exec(SCHEMA);
+    this.#putRows(0, Uint32Array.from(appendTokens));
+  }
+
+  /** Takes away what is not kept, all spans, and where later text began, and appends the tokens. */
+  #cut({ keepTokens, keepMessages, appendTokens }: LogCommit): void {
+    this.#cutTokens(keepTokens);
+    this.#appendTokens(keepTokens, appendTokens);
+    this.#sql.exec("DELETE FROM messages WHERE position >= ?", keepMessages);
+    this.#sql.exec("DELETE FROM message_parts WHERE position >= ?", keepMessages);
+    this.#sql.exec(
+      "UPDATE messages SET token_end = NULL, text_end = NULL, text_hash = NULL WHERE token_end > ?",
+      keepTokens,
+    );
+    this.#sql.exec("DELETE FROM spans");
   }
 
   #cutTokens(keep: number): void {
@@ -228,7 +241,11 @@ export class LogStore {
       joined.set(ids.subarray(0, done), old.length);
       this.#putRow(Number(last.start), joined);
     }
-    for (; done < ids.length; done += LIMITS.logRowIdsMax) {
+    this.#putRows(from + done, ids.subarray(done));
+  }
+
+  #putRows(from: number, ids: Uint32Array): void {
+    for (let done = 0; done < ids.length; done += LIMITS.logRowIdsMax) {
       this.#putRow(from + done, ids.subarray(done, done + LIMITS.logRowIdsMax));
     }
   }
