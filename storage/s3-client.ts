@@ -13,6 +13,8 @@ const BACKOFF_MS_MIN = 50;
 const RETRY_AFTER_MS_MAX = 5_000;
 const EMPTY = new Uint8Array(0);
 const RETRY_STATUS = new Set([408, 429]);
+/** Failures that mean something to the store. */
+const MEANT_STATUS = new Set([404, 409, 412, 416]);
 /** Codes of status 400 that say the request was damaged on its way. */
 const RETRY_CODES = new Set(["BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody", "RequestTimeout"]);
 
@@ -163,11 +165,16 @@ export function errorCodeOf(response: { body: Uint8Array }): string {
 /** Returns for answers that mean something to the store. @throws {StoreError} for all others. */
 function refuseFailure(response: S3Response, what: string): void {
   const { status } = response;
-  if (status >= 200 && status < 300) return;
-  const code = errorCodeOf(response);
+  const isOk = status >= 200 && status < 300;
+  const code = isOk ? "" : errorCodeOf(response);
   const problem = `${what} was answered with ${status} ${code}`.trimEnd();
   if (code === "NoSuchBucket") throw new StoreError("denied", problem);
-  if (status === 404 || status === 409 || status === 412 || status === 416) return;
+  if (isOk || MEANT_STATUS.has(status)) {
+    // A page of a proxy, or of a network that wants a password: no object of ours is one, and nothing is absent for it.
+    const isPage = /^text\/html\b/i.test(response.headers.get("content-type") ?? "");
+    if (isPage) throw new StoreError("unavailable", `${problem}, and a page, which is no store's`);
+    return;
+  }
   const passing = RETRY_STATUS.has(status) || status >= 500 || RETRY_CODES.has(code);
   const retryAfterMs = retryAfterMsOf(response.headers);
   if (passing && retryAfterMs !== undefined) throw new BusyError(problem, retryAfterMs);

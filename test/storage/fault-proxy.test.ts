@@ -18,6 +18,7 @@ const RATES: Record<ProxyFault, number> = {
   error500: 0.04,
   error503: 0.04,
   slowDown: 0.04,
+  page: 0.04,
   cutAnswer: 0.04,
   shortAnswer: 0.06,
   wrongRange: 0.08,

@@ -22,6 +22,7 @@ export const PROXY_FAULTS = {
   error500: "answered 500, not passed on",
   error503: "answered 503, not passed on",
   slowDown: "answered 503 with a code and Retry-After, not passed on",
+  page: "answered with a page that has an etag, 200 or 404, not passed on",
   cutAnswer: "the answer's body ends early, and the connection with it",
   shortAnswer: "the body of a read is shorter, and its length says so",
   wrongRange: "a ranged read is answered with as many bytes from another place, and says it were the right one",
@@ -123,6 +124,9 @@ class Exchange {
     else if (fault === "slowDown") {
       this.#outgoing.writeHead(503, { "retry-after": "1", "content-type": "application/xml" });
       this.#outgoing.end("<Error><Code>SlowDown</Code></Error>");
+    } else if (fault === "page") {
+      const headers = { "content-type": "text/html", etag: '"page"' };
+      this.#outgoing.writeHead(this.#random() < 0.5 ? 200 : 404, headers).end("<!DOCTYPE html><title>Moved</title>");
     } else await this.#passOn(sent, fault);
   }
 

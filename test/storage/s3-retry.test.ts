@@ -291,4 +291,29 @@ describe("s3 store answers", () => {
     }
     expect((await storeWith(() => new Response(list(whole))).store.list("")).keys).toHaveLength(1);
   });
+
+  it("takes no page of something on the way for a store's answer: not for an object, nor for a write that took place", async () => {
+    const page = (status = 200) =>
+      new Response("<!DOCTYPE html><title>Sign in</title>", {
+        status,
+        headers: { etag: '"e"', "content-type": "text/html; charset=utf-8" },
+      });
+    const { store } = storeWith(() => page());
+    const put = (condition?: "absent") =>
+      store.put("a", Buffer.from("x"), condition === undefined ? {} : { condition });
+    const calls = [
+      () => store.get("a"),
+      () => store.get("a", { range: { offset: 0, bytes: 4 } }),
+      () => put(),
+      () => put("absent"),
+      () => store.list(""),
+      () => store.delete(["a"]),
+    ];
+    for (const call of calls) await expect(call()).rejects.toMatchObject({ name: "StoreError", code: "unavailable" });
+    // An object that is absent is one thing, a gateway that does not know the way another.
+    const astray = storeWith(() => page(404));
+    await expect(astray.store.get("a")).rejects.toMatchObject({ code: "unavailable" });
+    const passing = storeWith((_, count) => (count === 1 ? page() : object("x")));
+    expect((await passing.store.get("a"))?.objectBytes).toBe(1);
+  });
 });
