@@ -247,12 +247,13 @@ export class CommitQueue {
   async #discard(objectKey: string): Promise<void> {
     const { store, clock, putMsMax } = this.#options;
     try {
+      const deleting = store.delete([objectKey]);
       const deadline = clock.deadline(putMsMax);
       const late = new Promise<never>((_, reject) => {
         const giveUp = () => reject(new StoreError("timeout", `discarding a tail took longer than ${putMsMax} ms`));
         deadline.addEventListener("abort", giveUp, { once: true });
       });
-      await Promise.race([store.delete([objectKey]), late]);
+      await Promise.race([deleting, late]);
     } catch (error) {
       this.#options.log("persist.discard-failed", { objectKey, error: String(error) });
     }

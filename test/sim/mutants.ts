@@ -155,6 +155,6 @@ export const MUTANTS: readonly Mutant[] = [
     find: "if (!isSectionIntact(this.#options.head, layer, section))",
     replace: "if (layer < 0)",
     isTight: true,
-    firstSeed: 51,
+    firstSeed: 144,
   },
 ];

@@ -1,7 +1,7 @@
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { describe, expect, it, onTestFinished } from "vitest";
+import { describe, expect, it, onTestFinished, vi } from "vitest";
 import { StoreError } from "../../../storage/contract.ts";
 import { EncryptedStore } from "../../../storage/encrypted-store.ts";
 import { beginEnvelope, sealEnvelope } from "../../../storage/envelope.ts";
@@ -183,6 +183,23 @@ describe("a store that fails", () => {
       await world.push(await world.turn("a", 200, { known: first.segments }));
       expect(await world.readAll(), kind).toMatchObject({ tokenCount: 200 });
     }
+  });
+
+  it("that throws at once where a tail is discarded leaves no rejection behind that nobody handles", async () => {
+    const world = new CommitWorld(new MemoryStore());
+    world.clock.deadline = () => AbortSignal.timeout(5);
+    const unhandled = vi.fn();
+    process.prependListener("unhandledRejection", unhandled);
+    onTestFinished(() => void process.off("unhandledRejection", unhandled));
+    const first = await world.turn("a", 70);
+    await world.push(first);
+    world.store.delete = () => {
+      throw new StoreError("denied", "closed");
+    };
+    await world.push(await world.turn("a", 75, { known: first.segments }));
+    await new Promise((resolve) => setTimeout(resolve, 30));
+    expect(world.logged).toEqual(["persist.discard-failed"]);
+    expect(unhandled).not.toHaveBeenCalled();
   });
 
   it("replaces a corrupt manifest, never one of a newer version", async () => {
