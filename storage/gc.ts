@@ -155,6 +155,8 @@ interface FoundSession {
   item: Listed;
   namespace: string;
   record: SessionRecord;
+  /** When it was committed, as far as is known. */
+  usedMs: number;
 }
 
 /** A manifest to be deleted, unless it has changed by then. */
@@ -192,11 +194,13 @@ async function readManifests(
     }
     const namespace = parseObjectKey(item.key)?.namespace ?? "";
     const { sessionAgeMsMax } = keepingOf(options, namespace);
-    if (sessionAgeMsMax !== undefined && options.nowMs - outcome.updatedMs > sessionAgeMsMax) {
+    // A time to come is that of a clock that was wrong: the session would never be too old.
+    const usedMs = outcome.updatedMs > options.nowMs ? item.modifiedMs : outcome.updatedMs;
+    if (sessionAgeMsMax !== undefined && options.nowMs - usedMs > sessionAgeMsMax) {
       reachable.doomed.push({ item, record: outcome, count: "expiredCount" });
       return;
     }
-    reachable.records.push({ item, namespace, record: outcome });
+    reachable.records.push({ item, namespace, record: outcome, usedMs });
   };
   await forEachAtOnce(sessions, readOne);
   return reachable;
@@ -267,7 +271,7 @@ function withinQuota(
     const { tenantBytesMax } = keepingOf(options, namespace);
     if (tenantBytesMax === undefined) return own;
     // From the newest on, an object counts for the first session that names it: so its bytes go with the last one that does.
-    const newestFirst = [...own].sort((a, b) => b.record.updatedMs - a.record.updatedMs);
+    const newestFirst = [...own].sort((a, b) => b.usedMs - a.usedMs);
     const counted = new Set<string>();
     let bytes = 0;
     const fits = newestFirst.map(({ item, record }) => {

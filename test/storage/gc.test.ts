@@ -155,6 +155,25 @@ describe("garbage collection", () => {
     expect(everywhere.deletedKeys).not.toContain(sessions[0]!.key);
   });
 
+  it("judges a session by the store's clock where an engine's was ahead: it would be the last to go, and never be too old", async () => {
+    const { store, clock } = clockedStore();
+    const ahead = { segmentCount: 1, tailTokens: 5, updatedMs: clock.nowMs + 9_999 * HOUR_MS };
+    const [wrong, right] = [
+      sampleSession(SMALL, { ...ahead, sessionId: "wrong" }),
+      sampleSession(SMALL, { ...ahead, sessionId: "right", updatedMs: clock.nowMs + HOUR_MS }),
+    ];
+    await save(store, wrong);
+    clock.nowMs += HOUR_MS;
+    await save(store, right);
+    const options = { graceMs: HOUR_MS, nowMs: clock.nowMs + 3 * HOUR_MS, dryRun: true };
+    const sizes = new Map((await store.list("")).keys.map(({ key, bytes }) => [key, bytes]));
+    const tenantBytesMax = [right.key, ...right.objects.keys()].reduce((sum, key) => sum + sizes.get(key)!, 0);
+    const over = await collectGarbage(store, "kv/", { ...options, tenantBytesMax });
+    expect([over.overQuotaCount, over.deletedKeys[0]]).toEqual([1, wrong.key]);
+    const old = await collectGarbage(store, "kv/", { ...options, sessionAgeMsMax: 3.5 * HOUR_MS });
+    expect([old.expiredCount, old.deletedKeys[0]]).toEqual([1, wrong.key]);
+  });
+
   it("keeps what a manifest of layout 1 names until its session is too old", async () => {
     const { store, clock } = clockedStore();
     const bytes = new Uint8Array(readFileSync(goldenPath("manifest-layout-1")));
