@@ -1,5 +1,6 @@
 /** Brings blocks that sequences need from the store to the device, and tells them when they may go on. */
 import type { SummaryKind } from "../../kernels/contract.ts";
+import { choosingLayer } from "../../kernels/page-range.ts";
 import type { Checkpoint } from "../../models/contract.ts";
 import type { BlockCache } from "../kv/block-cache.ts";
 import { allLayers, type BlockFetcher, type BlockLayer } from "../kv/block-fetcher.ts";
@@ -49,6 +50,8 @@ export interface Suspension {
 /** Residency of one engine's sequences. */
 export class Residency {
   readonly #options: ResidencyOptions;
+  /** The layer whose choice was asked for last, for those that take it over. */
+  readonly #askedChoice = new WeakMap<PlannedSlice, number>();
 
   constructor(options: ResidencyOptions) {
     this.#options = options;
@@ -76,7 +79,7 @@ export class Residency {
     );
     // Where the pool is too small for all, what is read ahead would push out what is needed first.
     const isRoomy = !sequence.workingSet;
-    if (isRoomy && chosenBlocks)
+    if (isRoomy && chosenBlocks && this.#isNewChoice(planned, missedLayer))
       void this.fetch(sequence, missedByFollowers(sequence, planned, missedLayer, chosenBlocks), "demand");
     this.#options.supply.readOn(sequence, plan);
     if (!isRoomy) return;
@@ -85,6 +88,17 @@ export class Residency {
       missed.filter(({ layer }) => layer > missedLayer),
       "fill",
     );
+  }
+
+  /**
+   * Whether what layers take over of the choice that this one attends by is still to be asked for. Once it was, its blocks are on their way and
+   * stay the sequence's: a layer that misses one waits for that one.
+   */
+  #isNewChoice(planned: PlannedSlice, layer: number): boolean {
+    const chooser = choosingLayer(planned.slice.plan, layer);
+    if (chooser === undefined || this.#askedChoice.get(planned) === chooser) return false;
+    this.#askedChoice.set(planned, chooser);
+    return true;
   }
 
   /** A step that paused goes on when the summaries of its next layer are there, or known to be lost. */

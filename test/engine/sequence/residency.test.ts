@@ -1,8 +1,12 @@
 import { expect, it } from "vitest";
-import type { FetchTotals } from "../../../engine/kv/block-fetcher.ts";
+import type { BlockLayer, FetchTotals } from "../../../engine/kv/block-fetcher.ts";
 import type { LogicalBlock } from "../../../engine/kv/logical-block.ts";
+import type { PlannedSlice } from "../../../engine/sequence/planned-slice.ts";
 import { Residency, type ResidencyOptions } from "../../../engine/sequence/residency.ts";
 import type { Sequence } from "../../../engine/sequence/sequence.ts";
+import { NOT_RESIDENT } from "../../../kernels/contract.ts";
+import type { Checkpoint } from "../../../models/contract.ts";
+import { policyNamed } from "../../../models/selection/registry.ts";
 
 const SEGMENTS = 20;
 
@@ -131,4 +135,38 @@ it("a wait ends at its end; what comes behind it does not end a later one", asyn
   sleeps[1]?.over();
   await settled();
   expect([sequence.phase, told]).toEqual(["running", ["resumed", "wake"]]);
+});
+
+it("what layers take over of a choice is asked for once", async () => {
+  const asked: string[] = [];
+  const residency = new Residency({
+    fetcher: {
+      async fetch(wanted: readonly BlockLayer[], kind: string) {
+        asked.push(`${kind} ${wanted.map(({ block, layer }) => `${layer}:${block.index}`).join(" ")}`);
+      },
+    },
+    supply: { readOn() {} },
+    clock: { nowMs: () => 0 },
+    observer: { missed() {}, resumed() {} },
+    wake() {},
+  } as unknown as ResidencyOptions);
+  const sequence = started();
+  for (const block of sequence.blocks) Object.assign(block!, { deviceBlocks: new Array(5).fill(NOT_RESIDENT) });
+  const [first, second] = sequence.blocks as [LogicalBlock, LogicalBlock];
+  // Layers 0 and 1 choose for themselves, layer 2 for those behind it, too; all choose the first two blocks.
+  const { plan } = policyNamed("quest+own-layers(2)+share(3)");
+  const slice = { plan: plan(128), blockIds: new Int32Array(5 * 32), blockCapacity: 32 };
+  const chosenBlocks = Uint32Array.from({ length: 5 }, () => 0b11);
+  const suspendAt = (planned: object, layer: number, missed: readonly LogicalBlock[]) => {
+    residency.suspend(sequence, planned as PlannedSlice, {
+      ...{ checkpoint: { layer } as Checkpoint, chosenBlocks },
+      missed: missed.map((block) => ({ block, layer })),
+    });
+    return asked.splice(0);
+  };
+  const planned = { slice };
+  expect(suspendAt(planned, 1, [first])).toEqual(["demand 1:0"]);
+  expect(suspendAt(planned, 2, [first])).toEqual(["demand 2:0", "demand 3:0 3:1 4:0 4:1"]);
+  expect(suspendAt(planned, 3, [second]), "all of it is on its way").toEqual(["demand 3:1"]);
+  expect(suspendAt({ slice }, 3, [second]), "another slice's choice").toEqual(["demand 3:1", "demand 4:0 4:1"]);
 });
