@@ -2,7 +2,12 @@
 
 /** One event with a JSON payload. JSON has no raw line breaks, so one data line is enough. `id` is what `Last-Event-ID` gives back. */
 export function sseData(payload: unknown, id?: string): string {
-  return `${idLine(id)}data: ${JSON.stringify(payload)}\n\n`;
+  return sseJson(JSON.stringify(payload), id);
+}
+
+/** {@link sseData} of what is JSON already. */
+export function sseJson(json: string, id?: string): string {
+  return `${idLine(id)}data: ${json}\n\n`;
 }
 
 /** The error that ends a stream; `retryMs` says when to come again, as the standard has it. */

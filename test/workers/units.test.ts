@@ -9,9 +9,10 @@ import { chainHashes, chainStart } from "../../workers/chain.ts";
 import { within } from "../../workers/deadline.ts";
 import { FleetTable } from "../../workers/fleet-table.ts";
 import { buildModelAssets, ModelAssetCache } from "../../workers/model-assets.ts";
+import { responseFrame, textChunk } from "../../workers/openai-shapes.ts";
 import { streamAnswer } from "../../workers/respond.ts";
 import { selectionDefaults } from "../../workers/selection-defaults.ts";
-import { FRAMES } from "../../workers/session-log/event-coding.ts";
+import { FRAMES, sseCoding } from "../../workers/session-log/event-coding.ts";
 import { Reply } from "../../workers/session-log/reply.ts";
 import { cutSpans, joinSpans } from "../../workers/session-log/spans.ts";
 import { StopScanner } from "../../workers/session-log/stop-strings.ts";
@@ -46,6 +47,35 @@ describe("streamAnswer", () => {
     expect(streamAnswer({ feed, resumable: true, signal }).body).toBe(feed.stream);
     const here = { ...newFeed(), isHere: true };
     expect(streamAnswer({ feed: here, resumable: false, signal }).body).toBe(here.stream);
+  });
+});
+
+describe("sseCoding", () => {
+  it("writes text as one chunk's JSON would be, whatever the text, the names and the choice are", () => {
+    const words = fc.string({
+      unit: fc.constantFrom('"content":""', '"text":""', '"', "\\", "\n", "é🙂", "a"),
+      maxLength: 6,
+    });
+    const kinds = fc.constantFrom("chat", "text");
+    const check = (
+      kind: "chat" | "text",
+      [id, model, includeUsage]: [string, string, boolean],
+      texts: [number, string][],
+    ) => {
+      const head = { kind, id, createdS: 1, model, includeUsage };
+      const frame = responseFrame(head, "n");
+      const events = texts.map(([choice, text], number) => {
+        return { number, event: { type: "text" as const, choice, text, offset: 0 } };
+      });
+      const asJson = texts.map(([index, text], number) => {
+        const chunk = textChunk(frame, { index, text, logprobs: undefined, offset: 0 }, includeUsage);
+        return `id: s.${number}\ndata: ${JSON.stringify(chunk)}\n\n`;
+      });
+      const written = new TextDecoder().decode(sseCoding({ streamId: "s", numericsId: "n", head }).encode(events));
+      expect(written).toBe(asJson.join(""));
+    };
+    const names = fc.tuple(words, words, fc.boolean());
+    fc.assert(fc.property(kinds, names, fc.array(fc.tuple(fc.nat(3), words)), check));
   });
 });
 

@@ -1,6 +1,8 @@
 /** An engine's answer, piece by piece as the network brings it. */
 import { QuireError } from "../../protocol/errors.ts";
 import { FrameDecoder } from "../../protocol/frames.ts";
+import type { EngineEvent } from "../../protocol/generate.ts";
+import { tokenFrameIds } from "../../protocol/token-frame.ts";
 
 /** The values of each piece that completes any. One reader, one call at a time. */
 export class AnswerBatches {
@@ -47,6 +49,8 @@ export class AnswerBatches {
       while (this.#reader) {
         const { done, value } = await this.#reader.read();
         if (done) break;
+        const ids = this.#decoder.atBoundary ? tokenFrameIds(value) : undefined;
+        if (ids) return [{ type: "tokens", ids } satisfies EngineEvent];
         const values = this.#decoder.push(value);
         if (values.length > 0) return values;
       }

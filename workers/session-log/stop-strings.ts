@@ -21,6 +21,7 @@ export class StopScanner {
 
   /** Takes the next piece of text. */
   push(text: string): ScannedText {
+    if (this.#stops.length === 0) return { released: text, stopped: false };
     const buffer = this.#held + text;
     const at = this.#earliest(buffer);
     if (at !== undefined) {

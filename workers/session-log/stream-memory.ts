@@ -39,8 +39,14 @@ export class StreamMemory {
   /** A turn holds so much now. To be said when it changes, and now and then. */
   hold(turnId: string, bytes: number): void {
     const nowMs = this.#now();
-    this.#bytes += bytes - (this.#turns.get(turnId)?.bytes ?? 0);
-    this.#turns.set(turnId, { bytes, saidMs: nowMs });
+    const turn = this.#turns.get(turnId);
+    this.#bytes += bytes - (turn?.bytes ?? 0);
+    if (turn) {
+      turn.bytes = bytes;
+      turn.saidMs = nowMs;
+    } else {
+      this.#turns.set(turnId, { bytes, saidMs: nowMs });
+    }
     if (nowMs - this.#sweptMs >= SILENT_MS_MAX) this.#sweep(nowMs);
   }
 
