@@ -1,12 +1,12 @@
 /**
- * The device contract: buffers are opaque handles, ops are recorded and submitted, results come back in one small
- * readback per step. It is made for a GPU; a CPU device runs ops when their results are looked at.
+ * The device contract: buffers are opaque handles, ops are recorded and submitted, results come back in one small readback per step. It is made
+ * for a GPU; a CPU device runs ops when their results are looked at.
  *
- * Words: a *page* is 16 tokens of one layer and KV head (unit of selection), a *block* is 64 tokens of one layer, all
- * KV heads (unit of residency and I/O). Rows are queries; a *slice* is the rows of one sequence in a step.
+ * Words: a *page* is 16 tokens of one layer and KV head (unit of selection), a *block* is 64 tokens of one layer, all KV heads (unit of residency
+ * and I/O). Rows are queries; a *slice* is the rows of one sequence in a step.
  *
- * Numerics are invariant: a row's result depends on its sequence's tokens and selection plan only, never on the other
- * slices, on where a slice begins or ends, on threads, or on residency (in exact mode). See {@link SPLIT_TOKENS}.
+ * Numerics are invariant: a row's result depends on its sequence's tokens and selection plan only, never on the other slices, on where a slice
+ * begins or ends, on threads, or on residency (in exact mode). See {@link SPLIT_TOKENS}.
  */
 
 export const PAGE_TOKENS = 16;
@@ -35,9 +35,16 @@ export type KvEncoding = "f32" | "int8";
 export type KvRounding = "f16" | "int4";
 /**
  * What a page leaves behind for scoring: (max+min)/2 with (max-min)/2; mean with standard deviation; (max+min)/2 with the mean distance from
- * it; two of its keys; the signs of all of its keys. Their order is that of their numbers in the wasm module.
+ * it; two of its keys; the signs of all of its keys; signs and lengths of keys less their block's mean. Their order is that of their numbers in wasm.
  */
-export const SUMMARY_KINDS = ["min-max", "mean-deviation", "centre-deviation", "representatives", "sign-bits"] as const;
+export const SUMMARY_KINDS = [
+  "min-max",
+  "mean-deviation",
+  "centre-deviation",
+  "representatives",
+  "sign-bits",
+  "residual-signs",
+] as const;
 /** See {@link SUMMARY_KINDS}. */
 export type SummaryKind = (typeof SUMMARY_KINDS)[number];
 
@@ -48,9 +55,8 @@ export interface DeviceBuffer {
 }
 
 /**
- * A weight matrix `[outWidth, inWidth]`, packed as the device likes. `bf16`, `f16`: weights rounded to nearest even (f16: a finite one to at
- * most 65504), products as in f32.
- * `int8`, `int4`: rows are cut into blocks of 32 inputs (the last may be shorter), each with one f32 scale and codes rounded to nearest
+ * A weight matrix `[outWidth, inWidth]`, packed as the device likes. `bf16`, `f16`: weights rounded to nearest even (f16: a finite one to at most
+ * 65504), products as in f32. `int8`, `int4`: rows are cut into blocks of 32 inputs (the last may be shorter), each with one f32 scale and codes rounded to nearest
  * even. int8: scale = max|w|/127, codes -127..127. int4: scale = m/-8 with m the weight of largest magnitude (the first of equals), codes
  * -8..7. Inputs are quantized per row and block of 32 as int8 as they enter; a product is sum over blocks, ascending, of
  * `f32(dot_i32) * (scaleW * scaleX)`, accumulated in f32.
@@ -73,7 +79,7 @@ export interface KvPoolSpec {
   encoding: KvEncoding;
   /** See {@link KvPool}; absent: none. */
   rounding?: KvRounding;
-  /** Which summaries are written when a block is sealed; a plan may only score by one of these. sign-bits: headDim is a multiple of 8. */
+  /** Which summaries are written when a block is sealed; a plan may only score by one of these. headDim is a multiple of 8 for sign-bits, of 16 for residual-signs. */
   summaryKinds: readonly SummaryKind[];
   /** Blocks shared by all layers. */
   blockCount: number;
@@ -91,8 +97,8 @@ export interface KvPoolSpec {
  *   (keys per channel within the block, values per token; scale = max|x|/127 in f32, code = round-half-even(x / scale), 0 where scale is 0)
  * rounding f16 (f32 pools): each sealed value is the nearest of binary16, halves to even, a finite one at most 65504
  * rounding int4 (int8 pools): after int8, in integers, over the codes of one scale: zero = least code, step = max(1, ceil((largest - zero) / 15)),
- *   code = min(127, zero + step * floor((code - zero) / step + 1/2)): 16 steps of the vector's own range, so that a sealed block is
- *   also zero, step and 4 bits a value, without loss. Summaries are of what is left
+ *   code = min(127, zero + step * floor((code - zero) / step + 1/2)): 16 steps of the vector's own range, so that a sealed block is also zero,
+ *   step and 4 bits a value, without loss. Summaries are of what is left
  * open slot:   K f32 `[layer][kvHead][64][headDim]`, then V the same; keys are post-RoPE
  * summary slot, of each kind: `[layer][kvHead]{ i8 codes [4 pages][2][headDim], f32 scales [4 pages][2] }`, entry 0 = centre c, 1 = radius r,
  *   each vector under one scale. Computed from the *sealed* (decoded) keys of the page, every operation rounded to f32, tokens ascending:
@@ -107,7 +113,7 @@ export interface KvPoolSpec {
  *   code * (sum of the channel's codes over the page); larger first, ties to the lower token.
  *   sign-bits: in the place of the page's codes `[headDim/8][16 tokens]` bytes, bit i of byte (b, t) the sign bit of channel 8b + i of the key
  *   of token t; scales 1 and 0. Of both: a page with a key that is not finite has codes 0 and scales NaN.
- *   A slot may hold one kind and not yet the others; whoever owns the slots knows which.
+ *   residual-signs: see residual-signs.ts. A slot may hold one kind and not yet the others; whoever owns the slots knows which.
  */
 export interface KvPool {
   readonly spec: Readonly<KvPoolSpec>;
@@ -136,7 +142,7 @@ export interface KvPool {
  * dotC = sum of qCode * codeC, dotR = sum of |qCode| * codeR (representatives: qCode * codeR) over the channels, both exact; then, each
  * operation rounded to f32, score = ((qScale * scaleC) * f32(dotC)) + (((qScale * scaleR) * radiusWeight) * f32(dotR)), radiusWeight as f32.
  * Of sign-bits, without radiusWeight: score = scale 0 * f32(headDim - least), least the smallest over the page's tokens of min(255, channels in
- * which qCode < 0 and the key's sign bit differ).
+ * which qCode < 0 and the key's sign bit differ). Of residual-signs: see residual-signs.ts.
  */
 export interface PageScorer {
   summary: SummaryKind;
@@ -191,10 +197,9 @@ export interface LayerRule {
  * A block's centre is the mean of its four pages' centres f32(code * scale) (added pages ascending, times 0.25, each operation rounded to f32), encoded
  * as c is in a summary; its score for a query is (qScale * scale) * f32(dot), as the first part of a page's, and queries are combined as for pages.
  * `tokens`: with K > 0 and fewer than all candidates, pages are scored by `scorer` (combined by `softmax-sum` over all heads) and the best
- * `candidatePages` kept (all, unscored, if there are no more); kept pages that are not resident are misses and drop out; then single tokens
- * of the rest are scored by q.k/sqrt(headDim) against the decoded keys, softmax over them per query, added over queries by (row, head)
- * (soft vote), and the best K * 16 tokens are taken, ties to the lower position (all, unscored, if there are no more). One choice serves
- * every head of the layer.
+ * `candidatePages` kept (all, unscored, if there are no more); kept pages that are not resident are misses and drop out; then single tokens of the
+ * rest are scored by q.k/sqrt(headDim) against the decoded keys, softmax over them per query, added over queries by (row, head) (soft vote), and
+ * the best K * 16 tokens are taken, ties to the lower position (all, unscored, if there are no more). One choice serves every head of the layer.
  */
 export type SelectionPlan =
   | { kind: "dense" }
@@ -347,8 +352,7 @@ export interface StepReadback {
 }
 
 /**
- * Records the ops of one step in order. Rows are numbered through all slices in order; `rows` are counted from row 0 of each buffer;
- * widths are in elements.
+ * Records the ops of one step in order. Rows are numbered through all slices in order; `rows` are counted from row 0 of each buffer; widths are in elements.
  * Ops do not alias their output with an input unless they say so.
  */
 export interface StepRecorder {

@@ -94,6 +94,12 @@ export function summaryKindIndex(spec: Pick<KvPoolSpec, "summaryKinds">, kind: S
   return index;
 }
 
+/** What a head's width must be a multiple of, so that a pool can keep summaries of a kind. */
+export function headDimMultiple(kind: SummaryKind): number {
+  if (kind === "residual-signs") return 16;
+  return kind === "sign-bits" ? 8 : 4;
+}
+
 /** The largest head: a sum of this many products of 16 and 8 bits fits 32, in page scores and in attention over int8 blocks. */
 const HEAD_DIM_MAX = 512;
 
@@ -116,6 +122,7 @@ export function assertPoolSpec(spec: KvPoolSpec): void {
   assert(new Set(spec.summaryKinds).size === spec.summaryKinds.length, "summaryKinds holds a kind twice");
   for (const kind of spec.summaryKinds) {
     assert(SUMMARY_KINDS.includes(kind), `unknown summary kind ${String(kind)}`);
-    assert(kind !== "sign-bits" || spec.headDim % 8 === 0, `sign-bits: headDim ${spec.headDim} is no multiple of 8`);
+    const multiple = headDimMultiple(kind);
+    assert(spec.headDim % multiple === 0, `${kind}: headDim ${spec.headDim} is no multiple of ${multiple}`);
   }
 }

@@ -2,6 +2,7 @@
 import { int8Code, int8Scale } from "./block-codec.ts";
 import { PAGE_TOKENS, PAGES_PER_BLOCK, type SummaryKind } from "./contract.ts";
 import { summaryHeadBytes, summaryScalesAt } from "./layout.ts";
+import { encodeResidualSigns } from "./residual-signs.ts";
 
 /**
  * The summaries of one kind of one KV head of a block, as the contract's summary slot has them (`8 * headDim + 32` bytes), from its decoded
@@ -11,6 +12,10 @@ export function summarizeKeys(kind: SummaryKind, keys: Float32Array, headDim: nu
   const bytes = new Uint8Array(summaryHeadBytes(headDim));
   const codes = new Int8Array(bytes.buffer, 0, summaryScalesAt(headDim));
   const scales = new Float32Array(bytes.buffer, summaryScalesAt(headDim));
+  if (kind === "residual-signs") {
+    encodeResidualSigns(keys, headDim, codes, scales);
+    return bytes;
+  }
   for (let page = 0; page < PAGES_PER_BLOCK; page++) {
     const pageKeys = keys.subarray(page * PAGE_TOKENS * headDim, (page + 1) * PAGE_TOKENS * headDim);
     const pageCodes = codes.subarray(page * 2 * headDim, (page + 1) * 2 * headDim);
@@ -22,7 +27,7 @@ export function summarizeKeys(kind: SummaryKind, keys: Float32Array, headDim: nu
 /** Writes a page's codes `[2][headDim]` from its keys `[16][headDim]` and returns its scales. */
 type PageEncoder = (keys: Float32Array, headDim: number, codes: Int8Array) => [first: number, second: number];
 
-const ENCODERS: Readonly<Record<SummaryKind, PageEncoder>> = {
+const ENCODERS: Readonly<Record<Exclude<SummaryKind, "residual-signs">, PageEncoder>> = {
   "min-max": (keys, headDim, codes) => {
     const [centre, radius] = centreRadius(keys, headDim, minMax);
     const centreCodes = codes.subarray(0, headDim);
@@ -90,7 +95,7 @@ function representativeTokens(keys: Float32Array, headDim: number): [number, num
 
 /**
  * What one KV head's summaries say: f32 `[4 pages][2][headDim]`, centre then radius (or the two representatives), `f32(code * scale)`. Not of
- * sign-bits. `bytes` are 4-byte aligned.
+ * sign-bits and residual-signs. `bytes` are 4-byte aligned.
  */
 export function decodeSummary(bytes: Uint8Array, headDim: number): Float32Array<ArrayBuffer> {
   const codes = new Int8Array(bytes.buffer, bytes.byteOffset, summaryScalesAt(headDim));

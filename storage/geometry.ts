@@ -18,7 +18,14 @@ export const GEOMETRY_BYTES = 36;
 /** In the order of their numbers in binary formats. */
 const ENCODINGS = ["f32", "int8", "f16", "int4"] as const;
 /** In the order of their numbers in binary formats, from 1. */
-const SUMMARY_KINDS = ["min-max", "mean-deviation", "centre-deviation", "representatives", "sign-bits"] as const;
+const SUMMARY_KINDS = [
+  "min-max",
+  "mean-deviation",
+  "centre-deviation",
+  "representatives",
+  "sign-bits",
+  "residual-signs",
+] as const;
 /** Kinds that one geometry may keep: a byte for each in its 36. */
 export const SUMMARY_KIND_COUNT_MAX = 4;
 

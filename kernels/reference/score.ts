@@ -2,6 +2,7 @@
 import { decodeKeys, roundHalfEven } from "../block-codec.ts";
 import type { CombineRule, PageScorer, StepSlice } from "../contract.ts";
 import { PAGE_TOKENS, PAGES_PER_BLOCK } from "../contract.ts";
+import { type QueryCodes, residualScorer } from "../residual-signs.ts";
 import { blockCentre } from "../summary-codec.ts";
 import type { ReferencePool } from "./memory.ts";
 
@@ -28,6 +29,7 @@ export function scorePages(
   const { headDim } = pool.spec;
   const q = queryCodes(query.vector);
   const weight = Math.fround(scorer.radiusWeight);
+  const byResiduals = scorer.summary === "residual-signs" ? residualScorer(q, headDim, weight) : undefined;
   const reaching = scorer.summary === "representatives" ? q.codes : q.codes.map(Math.abs);
   return Float32Array.from(pages, (page) => {
     const slot = slice.summarySlots[Math.floor(page / PAGES_PER_BLOCK)] as number;
@@ -39,6 +41,7 @@ export function scorePages(
       const bits = codes.subarray(entry * headDim, (entry + 2) * headDim);
       return (scales[entry] as number) * (headDim - leastMismatches(q.codes, bits));
     }
+    if (byResiduals !== undefined) return byResiduals({ codes, scales }, page % PAGES_PER_BLOCK);
     const centreUnit = Math.fround(q.scale * (scales[entry] as number));
     const reachUnit = Math.fround(Math.fround(q.scale * (scales[entry + 1] as number)) * weight);
     const centrePart = Math.fround(centreUnit * Math.fround(dot(q.codes, first)));
@@ -82,8 +85,8 @@ function leastMismatches(q: Float64Array, bits: Int8Array): number {
   return least;
 }
 
-/** A query in 16 bits. */
-function queryCodes(vector: Float32Array): { codes: Float64Array; scale: number } {
+/** A query in 16 bits, as `PageScorer` has it. */
+export function queryCodes(vector: Float32Array): QueryCodes {
   let max = 0;
   for (const value of vector) max = Math.max(max, Math.abs(value));
   const scale = Math.fround(max / 32767);

@@ -144,20 +144,20 @@ function recountChoice(
 
 /** Query vectors in 16 bits. */
 function quantizeQueries(machine: Machine, { pool }: StepGroups, batch: LayerBatch, q: number): void {
-  const { vectorFirst, vectorEnd, codesAt, scalesAt } = batch;
+  const { vectorFirst, vectorEnd, codesAt, scalesAt, turned } = batch;
   const { headDim } = pool.spec;
   const count = vectorEnd - vectorFirst;
   machine.threads.queue(OP.quantizeQueries, {
     taskCount: Math.ceil(count / VECTORS_PER_TASK),
     work: count * headDim * 4,
-    args: [q, codesAt, scalesAt, vectorFirst, vectorEnd, headDim, VECTORS_PER_TASK],
+    args: [q, codesAt, scalesAt, vectorFirst, vectorEnd, headDim, VECTORS_PER_TASK, turned?.at ?? 0, turned ? 1 : 0],
   });
 }
 
 function scorePages(
   machine: Machine,
   { pool, headCount }: StepGroups,
-  { codesAt, scalesAt }: LayerBatch,
+  { codesAt, scalesAt, turned }: LayerBatch,
   layer: number,
   { at, count, itemMax, tile, queryMax }: UnitTable,
   work: number,
@@ -171,7 +171,7 @@ function scorePages(
     work,
     args: [
       ...[at, chunks, chunkBlocks, headCount, headCount / kvHeadCount, headDim, codesAt, scalesAt],
-      ...[layer, kvHeadCount, pool.summaryHeadStride, pool.centreHeadStride],
+      ...[layer, kvHeadCount, pool.summaryHeadStride, pool.centreHeadStride, turned?.at ?? 0],
     ],
   };
   // The host writes to the records between two tiles.

@@ -26,11 +26,20 @@ import {
   type StepGroup,
   selectsPerLayer,
 } from "../page-range.ts";
+import { residualSignsLayout } from "../residual-signs.ts";
 import { splitUnit } from "./coarse-units.ts";
 import type { Arena } from "./heap.ts";
 import type { Machine } from "./machine.ts";
 import type { WasmPool } from "./memory.ts";
-import { type PageUnit, UNIT_BYTES, type Unit, type UnitTable, writeUnits, writeUnscored } from "./unit-records.ts";
+import {
+  type PageUnit,
+  RESIDUAL_SIGNS,
+  UNIT_BYTES,
+  type Unit,
+  type UnitTable,
+  writeUnits,
+  writeUnscored,
+} from "./unit-records.ts";
 
 /** Pages (ascending) and masks of their tokens, as a token plan chose them. */
 export interface ChosenTokens {
@@ -107,6 +116,8 @@ export interface LayerBatch extends UnitRun {
   /** Codes and scales of the step's query vectors, of which `[vectorFirst, vectorEnd)` are needed; addresses are those of vector 0. */
   codesAt: number;
   scalesAt: number;
+  /** As they are turned for residual signs; undefined where no unit scores by these. */
+  turned: { at: number } | undefined;
   vectorFirst: number;
   vectorEnd: number;
 }
@@ -288,6 +299,7 @@ function takeMasks(arena: Arena, { spec }: WasmPool, selection: GroupSelection, 
 /** How a kind's codes are scored, as assembly/units.ts numbers it. */
 function summaryForm(kind: SummaryKind | undefined): number {
   if (kind === "representatives") return 1;
+  if (kind === "residual-signs") return RESIDUAL_SIGNS;
   return kind === "sign-bits" ? 2 : 0;
 }
 
@@ -354,19 +366,23 @@ function placeQueries(
   arena: Arena,
   { pool, headCount }: StepGroups,
   entries: readonly UnitEntry[],
-): Pick<LayerBatch, "codesAt" | "scalesAt" | "vectorFirst" | "vectorEnd"> {
-  const rows = entries
-    .filter(({ isScored }) => isScored)
-    .map(({ unit: { firstVector, queryCount, headCount: heads } }) => {
-      const first = Math.floor(firstVector / headCount);
-      return { first, end: first + queryCount / heads };
-    });
+): Pick<LayerBatch, "codesAt" | "scalesAt" | "turned" | "vectorFirst" | "vectorEnd"> {
+  const scored = entries.filter(({ isScored }) => isScored);
+  const rows = scored.map(({ unit: { firstVector, queryCount, headCount: heads } }) => {
+    const first = Math.floor(firstVector / headCount);
+    return { first, end: first + queryCount / heads };
+  });
   const vectorFirst = rows.length === 0 ? 0 : Math.min(...rows.map(({ first }) => first)) * headCount;
   const vectorEnd = Math.max(0, ...rows.map(({ end }) => end)) * headCount;
   const codeBytes = Math.ceil(pool.spec.headDim / 8) * 16;
+  const turnedBytes = residualSignsLayout(pool.spec.headDim).tokenBytes * 32 + pool.spec.headDim * 4;
+  const isTurned = scored.some(({ unit }) => unit.pages.summaryForm === RESIDUAL_SIGNS);
   return {
     ...{ vectorFirst, vectorEnd },
     codesAt: arena.take((vectorEnd - vectorFirst) * codeBytes) - vectorFirst * codeBytes,
     scalesAt: arena.take((vectorEnd - vectorFirst) * 4) - vectorFirst * 4,
+    turned: isTurned
+      ? { at: arena.take((vectorEnd - vectorFirst) * turnedBytes) - vectorFirst * turnedBytes }
+      : undefined,
   };
 }

@@ -58,6 +58,8 @@ export interface PageFields {
 
 /** The form of centres of blocks, in assembly/units.ts. */
 export const BLOCK_CENTRES = 3;
+/** That of residual signs. */
+export const RESIDUAL_SIGNS = 4;
 
 /** Bytes of a record. */
 export const UNIT_BYTES = 128;

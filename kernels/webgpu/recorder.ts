@@ -28,6 +28,7 @@ import { writeCentres } from "./wgsl/centres.ts";
 import { GEMM_TILE, GEMV_ROWS, gemm, gemv } from "./wgsl/matmul.ts";
 import { gemmByMatrices, MATRIX_COLUMNS, MATRIX_ROWS } from "./wgsl/matmul-matrix.ts";
 import { summarizePageKeys } from "./wgsl/page-keys.ts";
+import { summarizeResidualSigns } from "./wgsl/residual-signs.ts";
 import { rmsNorm } from "./wgsl/rms-norm.ts";
 import {
   COPY,
@@ -367,6 +368,7 @@ function productKernel(
 
 function summarizeKind(kind: SummaryKind, encoding: KvEncoding, headDim: number): Kernel {
   if (kind === "representatives" || kind === "sign-bits") return summarizePageKeys(kind, encoding, headDim);
+  if (kind === "residual-signs") return summarizeResidualSigns(encoding, headDim);
   return summarize(kind, encoding, headDim);
 }
 

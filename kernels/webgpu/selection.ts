@@ -9,6 +9,7 @@ import { attend, TILE_HEADS } from "./wgsl/attend.ts";
 import { LIST_BLOCKS_OF_UNITS, LIST_PAGES } from "./wgsl/masks.ts";
 import { mergeSplits } from "./wgsl/merge-splits.ts";
 import { COMBINE, SCORE_STATS, TOP_K, TOP_MASS } from "./wgsl/rank.ts";
+import { turnQueries } from "./wgsl/residual-signs.ts";
 import { QUANTIZE_QUERIES, SCORE_BLOCKS, scorePages, scoreTokens } from "./wgsl/score.ts";
 import { pagesOfGroup, scorePagesWide, scoresWide } from "./wgsl/score-pages.ts";
 
@@ -36,7 +37,12 @@ export function recordSelect(step: LayerStep): void {
   if (lists.units.count === 0) return;
   if (lists.batches.length > 0) {
     const params = { head_dim: headDim, codes_at: layout.codesAt, scales_at: layout.scalesAt };
-    list.dispatch(QUANTIZE_QUERIES, params, [step.q, scratch], [layout.headCount, layout.rowCount]);
+    const grid = [layout.headCount, layout.rowCount] as const;
+    list.dispatch(QUANTIZE_QUERIES, params, [step.q, scratch], grid);
+    if (lists.batches.some(({ summary }) => summary === "residual-signs")) {
+      const turned = { codes_at: layout.codesAt, scales_at: layout.scalesAt, turned_at: layout.turnedAt };
+      list.dispatch(turnQueries(headDim), turned, [scratch], grid);
+    }
   }
   for (const batch of lists.blockBatches) {
     const centres = layout.pool.centres(batch.summary as SummaryKind, layer);
@@ -78,7 +84,7 @@ function scoreBatch({ list, buffers, layout }: LayerStep, batch: Batch, { kernel
   assert(source !== undefined, "what a batch scores by is in the pool");
   const params = {
     ...{ head_count: headCount, kv_head_count: kvHeadCount, head_dim: headDim, units_at: batch.unitsAt },
-    ...{ codes_at: layout.codesAt, scales_at: layout.scalesAt },
+    ...{ codes_at: layout.codesAt, scales_at: layout.scalesAt, turned_at: layout.turnedAt },
   };
   const grid = [Math.ceil(batch.candidatesMax / perGroup), batch.chunksMax, batch.unitCount] as const;
   list.dispatch(kernel, params, [source, buffers.tables, buffers.scratch], grid);

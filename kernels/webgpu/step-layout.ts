@@ -36,6 +36,7 @@ import {
 } from "./units.ts";
 import { LIST_BLOCKS, LIST_WORDS, SPLIT_BLOCKS, TILE_WORDS } from "./wgsl/attend.ts";
 import { COUNTERS } from "./wgsl/masks.ts";
+import { turnedWords } from "./wgsl/residual-signs.ts";
 import { SCORE_HEADS } from "./wgsl/score.ts";
 import { NOWHERE, UNIT_FIELDS } from "./wgsl/unit.ts";
 import { Addresses, floatBits, type Words } from "./words.ts";
@@ -129,6 +130,8 @@ export class StepLayout {
   readonly tileRows: number;
   readonly codesAt: number;
   readonly scalesAt: number;
+  /** As they are turned for residual signs, where some unit scores by these. */
+  readonly turnedAt: number;
   readonly partialsAt: number;
   /** Words of scratch without partial results. */
   readonly scratchWords: number;
@@ -166,6 +169,8 @@ export class StepLayout {
     const queryWords = this.#units.some(({ scoresPages }) => scoresPages) ? this.rowCount * this.headCount : 0;
     this.codesAt = this.#scratch.take(queryWords * pool.spec.headDim);
     this.scalesAt = this.#scratch.take(queryWords);
+    const isTurned = this.#units.some(({ scoresPages, plan }) => scoresPages && scoresResiduals(plan));
+    this.turnedAt = this.#scratch.take(isTurned ? queryWords * turnedWords(pool.spec.headDim) : 0);
     for (const unit of this.#units) this.#placeChoice(unit);
     this.#rawAt = this.#scratch.take(Math.max(this.#rawWords(true), this.#rawWords(false)));
     this.partialsAt = this.#scratch.take(0);
@@ -423,6 +428,10 @@ export class StepLayout {
     }
     return words;
   }
+}
+
+function scoresResiduals({ scorer }: SelectingPlan): boolean {
+  return scorer?.summary === "residual-signs";
 }
 
 /** Most splits of a group's attention. */

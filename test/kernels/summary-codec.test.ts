@@ -26,7 +26,12 @@ describe("summaries", () => {
     expect(deviation.radius).toEqual([0, 0, 127, 0]);
     expect(deviation.radiusScale).toBe(Math.fround(Math.fround(Math.sqrt(21.25)) / 127));
     for (const bytes of [summarizeKeys("min-max", keys, 4), summarizeKeys("mean-deviation", keys, 4)]) {
-      expect(page(bytes, 0)).toEqual({ centre: [0, 0, 0, 0], radius: [0, 0, 0, 0], centreScale: 0, radiusScale: 0 });
+      expect(page(bytes, 0)).toMatchObject({
+        centre: [0, 0, 0, 0],
+        radius: [0, 0, 0, 0],
+        centreScale: 0,
+        radiusScale: 0,
+      });
     }
   });
 
@@ -114,14 +119,14 @@ describe("summaries", () => {
 
   it("keys that are not finite make every score of the page NaN, and of no other", () => {
     for (const bad of [Number.NaN, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY]) {
-      const keys = new Random(SEED).normals(64 * 8);
-      keys[20 * 8 + 2] = bad;
+      const keys = new Random(SEED).normals(64 * 16);
+      keys[20 * 16 + 2] = bad;
       for (const kind of SUMMARY_KINDS) {
-        const bytes = summarizeKeys(kind, keys, 8);
-        const q = Float32Array.of(1, 0, -2, 0.5, 1, 0, -2, 0.5);
+        const bytes = summarizeKeys(kind, keys, 16);
+        const q = Float32Array.from({ length: 16 }, (_, channel) => [1, 0, -2, 0.5][channel % 4]!);
         for (const weight of [0, 0.5, 1]) {
           const pages = [0, 1, 2, 3].map((index) =>
-            plainSummary({ kvHeadCount: 1, headDim: 8 }, bytes, { layer: 0, kvHead: 0, page: index }),
+            plainSummary({ kvHeadCount: 1, headDim: 16 }, bytes, { layer: 0, kvHead: 0, page: index }),
           );
           const scores = pages.map(plainScorer(q, weight, kind));
           expect(scores.map(Number.isNaN)).toEqual([false, true, false, false]);

@@ -1,5 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
+import { SUMMARY_KINDS } from "../../kernels/contract.ts";
 import { AssertionError } from "../../protocol/assert.ts";
 import {
   GEOMETRY_BYTES,
@@ -30,6 +31,17 @@ describe("geometry", () => {
       expect(readGeometry(bytes, 1)).toEqual(geometry);
       expect(sameGeometry(readGeometry(bytes, 1), geometry)).toBe(true);
     }
+    // A kind's number is in stored bytes: it never changes.
+    const numbers = SUMMARY_KINDS.map((kind) => {
+      const geometry = { ...SMALL, summaryKinds: [kind] };
+      writeGeometry(bytes, 1, geometry);
+      expect(readGeometry(bytes, 1)).toEqual(geometry);
+      return [kind, bytes[1 + 16]];
+    });
+    expect(Object.fromEntries(numbers)).toEqual({
+      ...{ "min-max": 1, "mean-deviation": 2, "centre-deviation": 3, representatives: 4, "sign-bits": 5 },
+      "residual-signs": 6,
+    });
     for (const field of Object.keys(SMALL) as (keyof typeof SMALL)[]) {
       const changed = { encoding: "f32", summaryKinds: ["min-max"] }[field as string] ?? Number(SMALL[field]) + 64;
       expect(sameGeometry(SMALL, { ...SMALL, [field]: changed } as typeof SMALL), field).toBe(false);

@@ -70,5 +70,11 @@ export function decodeSummarySlot(
   slot: Uint8Array,
 ): { centre: Float32Array; radius: Float32Array };
 
+/** Decodes the residual signs of one KV head of a summary slot. */
+export function decodeResidualSigns(
+  headDim: number,
+  head: Uint8Array,
+): { mean: number[]; tokens: { signs: number[]; length: number }[] };
+
 /** Decrypts an object that was stored under `key`. */
 export function decryptObject(master: Uint8Array, key: string, stored: Uint8Array): Uint8Array;

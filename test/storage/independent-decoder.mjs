@@ -5,7 +5,15 @@
 import { createDecipheriv, createHash, hkdfSync } from "node:crypto";
 
 const ENCODINGS = ["f32", "int8", "f16", "int4"];
-const KINDS = ["none", "min-max", "mean-deviation", "centre-deviation", "representatives", "sign-bits"];
+const KINDS = [
+  "none",
+  "min-max",
+  "mean-deviation",
+  "centre-deviation",
+  "representatives",
+  "sign-bits",
+  "residual-signs",
+];
 
 /** CRC-32 of gzip, bit by bit. */
 function crc(bytes) {
@@ -190,6 +198,30 @@ export function decodeTail(bytes) {
 /** A manifest's fields. Throws on damage. */
 export function decodeManifest(bytes) {
   return JSON.parse(new TextDecoder().decode(bodyOf(bytes, "QUIREMAN").body));
+}
+
+/**
+ * Residual signs of one KV head of a slot, `8 * D + 32` bytes: `{mean: [D], tokens: [64]{signs: [n] of 1 and -1, length}}`, decoded. Lengths of a page
+ * that is not finite are NaN.
+ */
+export function decodeResidualSigns(D, head) {
+  const view = new DataView(head.buffer, head.byteOffset, head.byteLength);
+  const b = Math.floor((7 * D) / 64);
+  const scale = (page, index) => view.getFloat32(8 * D + (page * 2 + index) * 4, true);
+  const mean = [];
+  for (let c = 0; c < D; c++) {
+    const page = Math.floor((4 * c) / D);
+    mean.push(view.getInt8(page * 2 * D + (7 * D) / 4 + c - (page * D) / 4) * scale(page, 0));
+  }
+  const tokens = [];
+  for (let t = 0; t < 64; t++) {
+    const page = Math.floor(t / 16);
+    const byte = (a) => view.getUint8(page * 2 * D + a * 16 + (t % 16));
+    const signs = [];
+    for (let i = 0; i < 8 * b - 4; i++) signs.push((byte(Math.floor(i / 8)) >> (i % 8)) & 1 ? -1 : 1);
+    tokens.push({ signs, length: (byte(b - 1) >> 4) * scale(page, 1) });
+  }
+  return { mean, tokens };
 }
 
 /** Values of an int8 block: `{keys, values}`, f32 `[kvHead][64][headDim]` each, decoded. */

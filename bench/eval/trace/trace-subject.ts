@@ -2,6 +2,7 @@
 import { totalmem } from "node:os";
 import { UsageError } from "../../../cli/usage-error.ts";
 import { BLOCK_TOKENS, type Device, type SummaryKind } from "../../../kernels/contract.ts";
+import { headDimMultiple } from "../../../kernels/layout.ts";
 import { openDevice } from "../../../kernels/open.ts";
 import { poolCounts, Sequence } from "../../recall/sequence.ts";
 import { Capture } from "../capture.ts";
@@ -42,9 +43,11 @@ export function openTraceSubject(
   { device, kv, summaryKinds }: { device: Device; kv: DeviceValues["kv"]; summaryKinds: readonly SummaryKind[] },
 ): TraceSubject {
   const { layerCount, headCount, kvHeadCount, headDim } = trace.shape;
-  if (summaryKinds.includes("sign-bits") && headDim % 8 !== 0) {
+  for (const kind of summaryKinds) {
+    const multiple = headDimMultiple(kind);
+    if (headDim % multiple === 0) continue;
     throw new UsageError(
-      `--policies: sign-hash needs a head_dim that is a multiple of 8; ${trace.name} has ${headDim}`,
+      `--policies: ${kind} summaries need a head_dim that is a multiple of ${multiple}; ${trace.name} has ${headDim}`,
     );
   }
   const contextTokens = (trace.positions.at(-1) as number) + 1;

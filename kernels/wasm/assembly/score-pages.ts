@@ -2,6 +2,7 @@
 // sum (see `PageScorer` in kernels/contract.ts). Bytes: 2 * (headDim + 4) a page and KV head; the summaries of a KV head of a layer lie slot
 // by slot. Loads of 8 codes run up to 4 codes over a vector whose width is no multiple of 8: these lie in the same slot and meet zeros.
 import { arg, argAt } from "./control";
+import { scoreResidualSigns, turnQuery } from "./residual-signs";
 import { blockCentreBytes, summaryHeadBytes } from "./summaries";
 import { at, candidateLanes, UNIT_BYTES, word } from "./units";
 import { larger4, maxLanes, sumLanes4i } from "./vector";
@@ -16,8 +17,8 @@ function codeBytes(headDim: usize): usize {
 }
 
 /**
- * Codes (i16 [vectors][headDim, padded to eights]) and scales (f32 [vectors]) of query vectors.
- * Task = part. args: q f32 [vectors][headDim], codes, scales, first vector, end, headDim, vectors of a part
+ * Codes (i16 [vectors][headDim, padded to eights]) and scales (f32 [vectors]) of query vectors; turned ones (residual-signs.ts) too, where they are asked for.
+ * Task = part. args: q f32 [vectors][headDim], codes, scales, first vector, end, headDim, vectors of a part, turned queries, whether they are wanted
  */
 export function quantizeQueriesTask(task: i32): void {
   const headDim = <usize>arg(5);
@@ -35,6 +36,7 @@ export function quantizeQueriesTask(task: i32): void {
       const high = i + 16 < headDim << 2 ? queryCodes4(v128.load(q + i, 16), scale) : i32x4.splat(0);
       v128.store(codes + (i >> 1), i16x8.narrow_i32x4_s(low, high));
     }
+    if (arg(8) != 0) turnQuery(argAt(7), vector, codes, scale, headDim);
   }
 }
 
@@ -50,7 +52,7 @@ function queryCodes4(x: v128, scale: f32): v128 {
 /**
  * Scores a chunk of blocks of candidate pages, or of fours of blocks where their centres are ranked. Combine max reduces at once, softmax-sum leaves raw scores. Task = unit * chunks + chunk.
  * args: units, chunks, blocks of a chunk, headCount, heads per KV head, headDim, query codes, query scales, layer, KV head count, bytes
- * from one KV head's summaries to the next one's, the same for centres of blocks
+ * from one KV head's summaries to the next one's, the same for centres of blocks, turned queries
  */
 export function scorePagesTask(task: i32): void {
   const unit = argAt(0) + <usize>(task / arg(1)) * UNIT_BYTES;
@@ -118,6 +120,12 @@ function scorePair(unit: usize, query: i32, isPair: bool, vector: usize, summari
       if (form == 2) {
         one = scoreSigns(q, summary, headDim);
         other = isPair ? scoreSigns(p, summary, headDim) : one;
+      } else if (form == 4) {
+        const turned = argAt(12);
+        one = scoreResidualSigns(q, f32x4.extract_lane(scales, 0), turned, vector, weights, summary, headDim);
+        other = isPair
+          ? scoreResidualSigns(p, f32x4.extract_lane(scales, 1), turned, vector + 1, weights, summary, headDim)
+          : one;
       } else {
         let low: v128;
         let high: v128;

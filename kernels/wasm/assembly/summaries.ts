@@ -1,5 +1,6 @@
-// Summaries of a page: two vectors in f32, then 8 bits each; or signs (see `KvPool` in kernels/contract.ts, and kernels/summary-codec.ts).
+// Summaries of a page: two vectors in f32, then 8 bits each; or signs (residual-signs.ts has those of residuals; see `KvPool` in kernels/contract.ts, and kernels/summary-codec.ts).
 import { codes4 } from "./matmul-int8";
+import { residualSigns } from "./residual-signs";
 import { maxLanes, sumLanes4i } from "./vector";
 
 /** Bytes of the summaries of one KV head of one block. */
@@ -14,6 +15,10 @@ export function summaryHeadBytes(headDim: usize): usize {
  * `kind`: index in SUMMARY_KINDS of kernels/contract.ts.
  */
 export function summarizeBlock(to: usize, keys: usize, headDim: usize, kind: i32, scratch: usize): void {
+  if (kind == 5) {
+    residualSigns(to, keys, headDim, scratch);
+    return;
+  }
   const radius = scratch + (headDim << 2);
   for (let page: usize = 0; page < 4; page++) {
     const from = keys + page * headDim * 64;
@@ -60,7 +65,7 @@ export function writeBlockCentre(to: usize, summary: usize, headDim: usize, scra
 }
 
 /** Codes to nearest (halves to even) or upwards, 0 where the scale is 0 or the quotient is not a number; returns the scale. */
-function encode(codes: usize, values: usize, headDim: usize, upwards: bool): f32 {
+export function encode(codes: usize, values: usize, headDim: usize, upwards: bool): f32 {
   let largest = f32x4.splat(0);
   for (let at: usize = 0; at < headDim << 2; at += 16) largest = f32x4.max(largest, f32x4.abs(v128.load(values + at)));
   const scale = maxLanes(largest) / <f32>127;
@@ -136,7 +141,7 @@ function centreDeviation(centre: usize, radius: usize, keys: usize, headDim: usi
 }
 
 /** True when all of `count` (a multiple of 4) f32 are finite. */
-function isFinite4(values: usize, count: usize): bool {
+export function isFinite4(values: usize, count: usize): bool {
   let broken = i32x4.splat(0);
   const exponent = i32x4.splat(0x7f800000);
   for (let at: usize = 0; at < count << 2; at += 16) {
@@ -188,7 +193,7 @@ function representatives(codes: usize, scales: usize, keys: usize, headDim: usiz
 /** Four codes in 32 bits each. */
 // @ts-ignore: decorator
 @inline
-function codes4Of(codes: usize): v128 {
+export function codes4Of(codes: usize): v128 {
   return i32x4.extend_low_i16x8_s(i16x8.extend_low_i8x16_s(v128.load32_zero(codes)));
 }
 

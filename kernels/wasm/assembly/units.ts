@@ -10,7 +10,7 @@
 //   80 their number   84 sink pages   88 first recent page   92 counts [layer]{chosen blocks that are not resident, resident ones, their tokens}
 //   96 bitmap of chosen blocks [layer][words] (0: none)   100 words of a layer
 //   104 block ids of the slice [layer][capacity]   108 capacity
-//   112 form of the summaries (0 centre and radius, 1 two keys, 2 sign bits)
+//   112 form of the summaries (0 centre and radius, 1 two keys, 2 sign bits, 4 residual signs)
 //   116 blocks that a coarse pass left (0: item i is as said above): item i is page i % 4 of the (i / 4)-th of them
 // Coarse units: item i is block first block + i.
 //   64, 68, 84, 88 as above   72 centres of blocks   76 0   112 3   120 list of blocks to be written: the choice, with the blocks

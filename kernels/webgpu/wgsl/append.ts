@@ -173,8 +173,8 @@ ${!isFloat && rounding ? ROUND_CODES : ""}
   };
 }
 
-/** Kinds whose codes are of a centre and a radius; those of the others: page-keys.ts. */
-export type CentreRadiusKind = Exclude<SummaryKind, "representatives" | "sign-bits">;
+/** Kinds whose codes are of a centre and a radius; those of the others: page-keys.ts, residual-signs.ts. */
+export type CentreRadiusKind = Exclude<SummaryKind, "representatives" | "sign-bits" | "residual-signs">;
 
 /** Least and most of a channel's keys of a page. */
 const EXTREMES = /* wgsl */ `

@@ -19,7 +19,8 @@ function dealt(headDim: number): { vectors: number; pagesAtOnce: number; roundPa
 
 /** Whether there is a kernel for such summaries and heads. */
 export function scoresWide(kind: SummaryKind, headDim: number): boolean {
-  return headDim % 16 === 0 && formOf(kind) !== "signs";
+  const form = formOf(kind);
+  return headDim % 16 === 0 && (form === "bounds" || form === "keys");
 }
 
 /** Pages of one work group. */

@@ -3,6 +3,7 @@ import type { KvEncoding, SummaryKind } from "../../contract.ts";
 import { type Kernel, read, write } from "../kernel.ts";
 import { EXACT_DIVIDE, ROUNDED, SIGNED_BYTES } from "./exact-math.ts";
 import { laneParam, laneWidth, maxOf } from "./reduce.ts";
+import { residualMatches, SIGN_WORD } from "./residual-signs.ts";
 import { UNIT, UNIT_FIELDS, UNSCORED } from "./unit.ts";
 
 /** Query heads of one KV head that a work group scores at once. */
@@ -132,10 +133,14 @@ const SIGN_MATCHES = /* wgsl */ `
 /** How a kind's summaries are scored; kinds of one form share a kernel. */
 export function formOf(kind: SummaryKind): keyof typeof SCORE_OF_FORM {
   if (kind === "sign-bits") return "signs";
+  if (kind === "residual-signs") return "residuals";
   return kind === "representatives" ? "keys" : "bounds";
 }
 
-const SCORE_OF_FORM = { signs: SIGN_MATCHES, keys: pageDots("code"), bounds: pageDots("abs(code)") } as const;
+const SCORE_OF_FORM = {
+  ...{ signs: SIGN_MATCHES, keys: pageDots("code"), bounds: pageDots("abs(code)") },
+  residuals: residualMatches(SCORE_HEADS),
+} as const;
 
 /** Parameters of what scores pages or blocks. */
 export const SCORE_PARAMS: Kernel["params"] = {
@@ -166,7 +171,7 @@ fn page_score(query_scale: f32, dots: vec2i, scales: vec2f, weight: f32) -> f32 
 }`;
 
 /**
- * Raw scores of pages of any head, and by sign bits; `scorePagesWide` is for heads of whole 16 channels. To the bit of `PageScorer`: integers, then each operation rounded. Pages of blocks that did not stay get UNSCORED.
+ * Raw scores of pages of any head, and by sign bits and residual signs (codes and scales of `turnQueries`, too); `scorePagesWide` is for heads of whole 16 channels. To the bit of `PageScorer`: integers, then each operation rounded. Pages of blocks that did not stay get UNSCORED.
  *
  * summaries u32, one kind of one layer (pool.ts); scratch: codes and scales of {@link QUANTIZE_QUERIES}, flags of blocks, raw f32
  * [query][raw_stride] of every unit, queries ascending by (row, head). One thread a page, for a row and SCORE_HEADS heads: grid
@@ -176,7 +181,7 @@ export function scorePages(kind: SummaryKind): Kernel {
   const form = formOf(kind);
   return {
     name: `score_pages_${form}`,
-    params: SCORE_PARAMS,
+    params: form === "residuals" ? { ...SCORE_PARAMS, turned_at: "u32" } : SCORE_PARAMS,
     bindings: { summaries: read("u32"), tables: read("u32"), scratch: write("u32") },
     code: /* wgsl */ `
 ${SIGNED_BYTES}
@@ -186,6 +191,7 @@ ${QUERIES_OF_GROUP}
 ${CODES4}
 ${IS_PASSED_OVER}
 ${PAGE_SCORE}
+${SIGN_WORD}
 fn byte_counts(word: u32) -> u32 {
   let pairs = word - ((word >> 1u) & 0x55555555u);
   let fours = (pairs & 0x33333333u) + ((pairs >> 2u) & 0x33333333u);

@@ -14,6 +14,7 @@ const SCORERS = {
   "centre-deviation": { summary: "centre-deviation", radiusWeight: 1 },
   representatives: { summary: "representatives", radiusWeight: 1 },
   "sign-bits": { summary: "sign-bits", radiusWeight: 0 },
+  "residual-signs": { summary: "residual-signs", radiusWeight: 1 },
 } as const satisfies Partial<Record<SummaryKind, PageScorer>>;
 
 /** Each kind in several plans. */
@@ -31,7 +32,9 @@ const PLANS = Object.values(SCORERS).flatMap((scorer): { name: string; plan: Sel
 
 /** Kinds that a pool of this width may keep. */
 function kindsOf(headDim: number): readonly SummaryKind[] {
-  return SUMMARY_KINDS.filter((kind) => kind !== "sign-bits" || headDim % 8 === 0);
+  return SUMMARY_KINDS.filter(
+    (kind) => headDim % (kind === "residual-signs" ? 16 : kind === "sign-bits" ? 8 : 4) === 0,
+  );
 }
 
 /** Bytes of every kind; selection by each of them alone and side by side. */
@@ -42,27 +45,30 @@ export function describeKinds(lane: Lane): void {
       summaryKinds: SUMMARY_KINDS,
     };
 
-    it.each([4, 8, 36, 64])("have the codec's bytes, also of extreme keys, headDim %i", async (headDim) => {
-      const own: StageShape = { ...shape, headCount: 2, headDim, summaryKinds: kindsOf(headDim) };
-      const stage = new Stage(lane.device(), own, { blockCapacity: 4 });
-      const sequence = makeSequence(own, 256, SEED);
-      const { k } = sequence.layers[0]!;
-      const width = 2 * headDim;
-      const random = new Random(SEED);
-      // Block 0: pages of zeros, of one value, of integers (many ties), of huge ones. Block 1: a lone large channel. Block 2: as random as can be.
-      for (let at = 0; at < 64 * width; at++) {
-        const page = Math.floor(at / width / 16);
-        k[at] = [0, 0.75, random.integer(9) - 4, random.normal(1e30)][page]!;
-      }
-      for (let at = 64 * width; at < 128 * width; at += headDim) k[at] = 1000 * random.normal();
-      await stage.fill(sequence, 256);
-      const { blockIds, summarySlots } = stage.place(sequence);
-      for (let block = 0; block < 4; block++) {
-        const sealed = await stage.pool.readBlock(blockIds[block]!);
-        const slot = summarySlots[block]!;
-        for (const head of [0, 1]) await checkSummaries(stage, { sealed, slot, layer: 0, head });
-      }
-    });
+    it.each([4, 8, 16, 36, 48, 64, 80, 96, 128])(
+      "have the codec's bytes, also of extreme keys, headDim %i",
+      async (headDim) => {
+        const own: StageShape = { ...shape, headCount: 2, headDim, summaryKinds: kindsOf(headDim) };
+        const stage = new Stage(lane.device(), own, { blockCapacity: 4 });
+        const sequence = makeSequence(own, 256, SEED);
+        const { k } = sequence.layers[0]!;
+        const width = 2 * headDim;
+        const random = new Random(SEED);
+        // Block 0: pages of zeros, of one value, of integers (many ties), of huge ones. Block 1: a lone large channel. Block 2: as random as can be.
+        for (let at = 0; at < 64 * width; at++) {
+          const page = Math.floor(at / width / 16);
+          k[at] = [0, 0.75, random.integer(9) - 4, random.normal(1e30)][page]!;
+        }
+        for (let at = 64 * width; at < 128 * width; at += headDim) k[at] = 1000 * random.normal();
+        await stage.fill(sequence, 256);
+        const { blockIds, summarySlots } = stage.place(sequence);
+        for (let block = 0; block < 4; block++) {
+          const sealed = await stage.pool.readBlock(blockIds[block]!);
+          const slot = summarySlots[block]!;
+          for (const head of [0, 1]) await checkSummaries(stage, { sealed, slot, layer: 0, head });
+        }
+      },
+    );
 
     describe.each(PLANS)("$name", ({ plan }) => {
       it("one query at the end of a long context, two layers", async () => {
@@ -105,6 +111,30 @@ export function describeKinds(lane: Lane): void {
         parts.push({ sequence, position, rowCount: sequence.length - position, plan });
       }
       await twin.run(parts);
+    });
+
+    it.each([16, 48, 80, 256])("residual signs that may be anything rank as defined, headDim %i", async (headDim) => {
+      const wide: StageShape = { ...shape, headCount: 2, kvHeadCount: 1, headDim, summaryKinds: ["residual-signs"] };
+      const random = new Random(SEED + headDim);
+      const sequence = makeSequence(wide, 500, SEED);
+      const twin = new Twin(lane, wide, { blockCapacity: 8 });
+      await twin.fill(sequence, 498);
+      const slots = Array.from({ length: 8 }, () => {
+        const scales = Float32Array.from({ length: 8 }, (_, at) =>
+          at === 5 ? Number.NaN : 0.01 + Math.abs(random.normal()),
+        );
+        return Uint8Array.from([...random.bytes(8 * headDim), ...new Uint8Array(scales.buffer)]);
+      });
+      twin.writeSummaries(sequence, "residual-signs", (block) => slots[block]!);
+      for (const [budgetPages, radiusWeight] of [
+        [9, 1],
+        [17, 0.5],
+        [24, 0],
+      ] as const) {
+        const scorer = { summary: "residual-signs", radiusWeight } as const;
+        const plan = { ...PLANS.at(-3)!.plan, budgetPages, scorer } as SelectionPlan;
+        await twin.run([{ sequence, position: 498, rowCount: 2, plan }]);
+      }
     });
 
     it.each([8, 64, 256])("sign bits that may be anything rank as defined, headDim %i", async (headDim) => {

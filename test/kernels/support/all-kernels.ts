@@ -12,6 +12,7 @@ import { packRows } from "../../../kernels/webgpu/wgsl/pack-rows.ts";
 import { summarizePageKeys } from "../../../kernels/webgpu/wgsl/page-keys.ts";
 import { PAD_ROWS, QUANTIZE_ROWS } from "../../../kernels/webgpu/wgsl/quantize-rows.ts";
 import { COMBINE, SCORE_STATS, TOP_K, TOP_MASS } from "../../../kernels/webgpu/wgsl/rank.ts";
+import { summarizeResidualSigns, turnQueries } from "../../../kernels/webgpu/wgsl/residual-signs.ts";
 import { rmsNorm } from "../../../kernels/webgpu/wgsl/rms-norm.ts";
 import * as rowOps from "../../../kernels/webgpu/wgsl/row-ops.ts";
 import { ADJUST_LOGITS, CHOOSE_TOKEN, LOGPROBS, TRUNCATE } from "../../../kernels/webgpu/wgsl/sample.ts";
@@ -59,17 +60,19 @@ export const ALL_KERNELS: readonly Kernel[] = [
     rowOps.embed(encoding),
   ]),
   ...MATRIX_SHAPES.flatMap((shape) => [gemmByMatrices("int8", shape), gemmByMatrices("int4", shape)]),
-  ...(["min-max", "representatives", "sign-bits"] as const).map(scorePages),
+  ...(["min-max", "representatives", "sign-bits", "residual-signs"] as const).map(scorePages),
   ...[16, ...HEADS].flatMap((headDim) =>
     (["min-max", "representatives"] as const).map((kind) => scorePagesWide(kind, headDim)),
   ),
   ...KV.flatMap((encoding) => [1, 3].map((parts) => scoreTokens(encoding, parts))),
   ...HEADS.flatMap((headDim) => [
     ...[writeCentres(headDim), mergeSplits(headDim)],
+    ...(headDim % 16 === 0 ? [turnQueries(headDim)] : []),
     ...KV.flatMap((encoding) => [
       seal({ encoding, headDim }),
       ...(["min-max", "mean-deviation", "centre-deviation"] as const).map((kind) => summarize(kind, encoding, headDim)),
       ...(["representatives", "sign-bits"] as const).map((kind) => summarizePageKeys(kind, encoding, headDim)),
+      ...(headDim % 16 === 0 ? [summarizeResidualSigns(encoding, headDim)] : []),
       ...[1, 4].flatMap((rows) => [1, 3].map((partCount) => attend({ encoding, headDim, partCount, rows }))),
     ]),
   ]),

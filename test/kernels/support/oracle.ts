@@ -53,12 +53,16 @@ export function plainOpen(shape: StageShape, bytes: Uint8Array, layer: number, t
   return { keys: part(0), values: part(1) };
 }
 
-/** What one page leaves: 8-bit codes, and the value of one unit of each vector's codes (of other kinds: first and second vector). */
+/**
+ * What one page leaves: 8-bit codes, and the value of one unit of each vector's codes (of other kinds: first and second vector); for kinds of a whole
+ * block the codes of its four pages `[4][2 * headDim]`.
+ */
 export interface PlainSummary {
   centre: number[];
   radius: number[];
   centreScale: number;
   radiusScale: number;
+  ofBlock: number[];
 }
 
 /** One page in the bytes of one kind of a summary slot. */
@@ -75,7 +79,7 @@ export function plainSummary(
   const scale = (index: number): number => view.getFloat32(headAt + 8 * shape.headDim + index * 4, true);
   return {
     ...{ centre: codes(entry), radius: codes(entry + 1) },
-    ...{ centreScale: scale(entry), radiusScale: scale(entry + 1) },
+    ...{ centreScale: scale(entry), radiusScale: scale(entry + 1), ofBlock: times(8, codes).flat() },
   };
 }
 
@@ -97,11 +101,60 @@ export function plainScorer(
   );
   const magnitudes = kind === "representatives" ? codes : codes.map(Math.abs);
   return (summary) => {
+    if (kind === "residual-signs") return plainResidualScore(codes, unit, radiusWeight, summary);
     if (kind === "sign-bits") return f32(summary.centreScale * (query.length - plainMismatches(codes, summary)));
     const towards = f32(f32(unit * summary.centreScale) * f32(dot(codes, summary.centre)));
     const reachUnit = f32(f32(unit * summary.radiusScale) * f32(radiusWeight));
     return f32(towards + f32(reachUnit * f32(dot(magnitudes, summary.radius))));
   };
+}
+
+/**
+ * By residual signs. The turned channel at place i of n is the sum over channels, negative where the two indices' parts in a Walsh function (of the
+ * digits behind the odd divisor of n) have an odd number of ones in common, of those that are equal to i modulo that divisor.
+ */
+function plainResidualScore(
+  queryCodes: readonly number[],
+  unit: number,
+  radiusWeight: number,
+  { centre, radius, centreScale, radiusScale, ofBlock }: PlainSummary,
+): number {
+  const f32 = Math.fround;
+  const headDim = queryCodes.length;
+  const bytesOfToken = Math.floor((7 * headDim) / 64);
+  const kept = plainTurned(queryCodes).slice(0, bytesOfToken * 8 - 4);
+  const most = Math.max(...kept.map(Math.abs));
+  const small = kept.map((value) =>
+    most === 0 ? 0 : Math.sign(value) * Math.floor((14 * Math.abs(value) + most) / (2 * most)),
+  );
+  const bytes = [...centre, ...radius].map((code) => (code + 256) % 256);
+  const tokens = times(16, (token) => {
+    const sum = small.reduce((sofar, code, channel) => {
+      const bit = Math.floor(bytes[Math.floor(channel / 8) * 16 + token]! / 2 ** (channel % 8)) % 2;
+      return sofar + (bit === 1 ? -code : code);
+    }, 0);
+    return sum * Math.floor(bytes[(bytesOfToken - 1) * 16 + token]! / 16);
+  });
+  const quarter = headDim / 4;
+  const mean = times(
+    headDim,
+    (channel) => ofBlock[Math.floor(channel / quarter) * 2 * headDim + quarter * 7 + (channel % quarter)]!,
+  );
+  const lengthUnit = f32(f32(f32(unit * f32(most / 7)) * radiusScale) * f32(radiusWeight));
+  return f32(f32(f32(unit * centreScale) * f32(dot(queryCodes, mean))) + f32(lengthUnit * f32(Math.max(...tokens))));
+}
+
+/** See {@link plainResidualScore}; exact for whole numbers. */
+export function plainTurned(values: readonly number[]): number[] {
+  let odd = values.length;
+  while (odd % 2 === 0) odd /= 2;
+  const ones = (bits: number): number => (bits === 0 ? 0 : (bits % 2) + ones(Math.floor(bits / 2)));
+  return values.map((_, place) =>
+    values.reduce((sum, value, channel) => {
+      if (channel % odd !== place % odd) return sum;
+      return sum + (ones(Math.floor(place / odd) & Math.floor(channel / odd)) % 2 === 1 ? -value : value);
+    }, 0),
+  );
 }
 
 /** Of the page's tokens, how many signs differ from the query's for the one that has the fewest; at most 255. */
@@ -285,7 +338,7 @@ export function scoreBlocksPlainly(
     return blocks.map((block) => {
       const pages = times(4, (page) => memory.summary(summary, kvHead, block * 4 + page));
       const { codes, unit } = plainCentre(pages);
-      return score({ centre: codes, radius: codes.map(() => 0), centreScale: unit, radiusScale: unit });
+      return score({ centre: codes, radius: codes.map(() => 0), centreScale: unit, radiusScale: unit, ofBlock: [] });
     });
   });
   return combine === "max"
