@@ -35,6 +35,7 @@ export type SelectionPolicyName =
   | "arkvale"
   | "infllm"
   | "sign-hash"
+  | "residual-signs"
   | "tokenselect";
 
 /** A policy, or one with modifiers behind it, as `selection.ts` reads it: `quest+scope(layer)`. */

@@ -28,6 +28,7 @@ export const SELECTION_POLICIES = [
   "arkvale",
   "infllm",
   "sign-hash",
+  "residual-signs",
   "tokenselect",
 ] as const satisfies readonly SelectionPolicyName[];
 
@@ -56,7 +57,7 @@ export interface ModifierRule {
 }
 
 /** Policies whose scores estimate `q.k`; those of them that score by a centre and a radius. */
-const ESTIMATING = ["quest", "mean-deviation", "arkvale", "infllm"] as const;
+const ESTIMATING = ["quest", "mean-deviation", "arkvale", "infllm", "residual-signs"] as const;
 const BOUNDING = ["quest", "mean-deviation", "arkvale"] as const;
 const PAGED = [...ESTIMATING, "sign-hash"] as const;
 const SELECTIVE = [...PAGED, "tokenselect"] as const;
@@ -67,8 +68,8 @@ export const MODIFIERS = {
   radius: {
     argument: "WEIGHT",
     rule: { min: 0, max: 16 },
-    policies: [...BOUNDING, "tokenselect"],
-    help: "weight of a page's spread against its centre",
+    policies: [...BOUNDING, "residual-signs", "tokenselect"],
+    help: "weight of a page's spread, or of its best token, against its centre",
   },
   combine: {
     argument: "RULE",

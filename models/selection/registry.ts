@@ -7,6 +7,7 @@ import { meanDeviationPolicy } from "./mean-deviation.ts";
 import { modifiersVersion, modifyPlan } from "./modifiers.ts";
 import type { SelectionPolicy } from "./policy.ts";
 import { questPolicy } from "./quest.ts";
+import { residualSignsPolicy } from "./residual-signs.ts";
 import { signHashPolicy } from "./sign-hash.ts";
 import { streamingPolicy } from "./streaming.ts";
 import { tokenselectPolicy } from "./tokenselect.ts";
@@ -19,6 +20,7 @@ const POLICIES: Readonly<Record<SelectionPolicyName, SelectionPolicy>> = {
   arkvale: arkvalePolicy,
   infllm: infllmPolicy,
   "sign-hash": signHashPolicy,
+  "residual-signs": residualSignsPolicy,
   tokenselect: tokenselectPolicy,
 };
 

@@ -71,7 +71,7 @@ describe("quire", () => {
     [
       ["start", "--policy", "foo"],
       {},
-      '--policy: "foo": expected a policy: dense, streaming, quest, mean-deviation, arkvale, infllm, sign-hash, tokenselect, auto',
+      '--policy: "foo": expected a policy: dense, streaming, quest, mean-deviation, arkvale, infllm, sign-hash, residual-signs, tokenselect, auto',
     ],
     [["start", "--policy", "quest("], {}, '--policy: "(" at position 5 of "quest(": expected "+" or the end'],
     [["start", "--model", "weights/none"], {}, "model folder weights/none is not there; name one with --model"],

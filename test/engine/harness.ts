@@ -37,6 +37,8 @@ export interface TestEngineOptions {
   summaryKinds?: readonly SummaryKind[];
   /** Default 2. */
   layerCount?: number;
+  /** Default 8. */
+  headDim?: number;
   blockCount?: number;
   /** Default: as many as blocks. */
   summarySlotCount?: number;
@@ -52,7 +54,8 @@ export interface TestEngineOptions {
 export async function openTestEngine(options: TestEngineOptions): Promise<TestEngine> {
   const device = await openDevice({ kind: "reference" });
   const rowsMax = options.rowsMax ?? 256;
-  const config = { ...TINY_CONFIG, layerCount: options.layerCount ?? TINY_CONFIG.layerCount };
+  const { layerCount = TINY_CONFIG.layerCount, headDim = TINY_CONFIG.headDim } = options;
+  const config = { ...TINY_CONFIG, layerCount, headDim };
   const blockCount = options.blockCount ?? config.layerCount * 64;
   const runner = await openRunner({
     config,

@@ -50,7 +50,7 @@ describe("the configuration language", () => {
   it.each([
     [
       "",
-      `the end at position 0 of "": expected a policy: dense, streaming, quest, mean-deviation, arkvale, infllm, sign-hash, tokenselect`,
+      `the end at position 0 of "": expected a policy: dense, streaming, quest, mean-deviation, arkvale, infllm, sign-hash, residual-signs, tokenselect`,
     ],
     ["magic", `': "magic": expected a policy: dense`],
     ["questx", `': "questx": expected a policy`],

@@ -87,19 +87,22 @@ describe("a resumed turn reads the summaries of one kind", () => {
 });
 
 describe("kinds that an engine keeps when it is told to", () => {
-  const summaryKinds = ["centre-deviation", "representatives", "sign-bits"] as const;
+  const summaryKinds = ["centre-deviation", "representatives", "sign-bits", "residual-signs"] as const;
+  // What residual signs need.
+  const kept = { summaryKinds, headDim: 16 };
 
   it.each([
     ["arkvale", "centre-deviation"],
     ["infllm", "representatives"],
     ["sign-hash", "sign-bits"],
+    ["residual-signs", "residual-signs"],
   ] as const)(
     "%s: a cold engine reads %s, goes on as if it had computed all, and they are the same bytes",
     async (policy, kind) => {
       const selection: SelectionRequest = { policy, budgetTokens: 128, exact: true };
       const store = new Watched();
-      const first = await openForTest({ store, summaryKinds }, expectNothingHeld);
-      const cold = await openForTest({ store, summaryKinds }, expectNothingHeld);
+      const first = await openForTest({ store, ...kept }, expectNothingHeld);
+      const cold = await openForTest({ store, ...kept }, expectNothingHeld);
       const { session } = await turns({ engine: first, selections: [selection], flush: true });
       store.asked = [];
       const found = await as(session, selection).turn(cold, randomIds(9, 40), LOGPROBS);
@@ -110,7 +113,7 @@ describe("kinds that an engine keeps when it is told to", () => {
       expect(found.logprobs).toEqual(expected.logprobs);
       // Rebuilt from blocks where their objects are gone, they choose the same.
       await store.drop(new RegExp(`/sum-${kind}/`));
-      const rebuilt = await openForTest({ store, summaryKinds }, expectNothingHeld);
+      const rebuilt = await openForTest({ store, ...kept }, expectNothingHeld);
       const again = await as(session, selection).turn(rebuilt, randomIds(9, 40), LOGPROBS);
       expect(again.logprobs).toEqual(expected.logprobs);
     },

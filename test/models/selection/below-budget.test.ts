@@ -28,7 +28,7 @@ function tinyConfig(headCount: number, kvHeadCount: number): ModelConfig {
     layerCount: 3,
     headCount,
     kvHeadCount,
-    headDim: 8,
+    headDim: 16,
     contextTokensMax: 512,
     normEps: 1e-5,
     ropeTheta: 10_000,

@@ -6,7 +6,17 @@ import { QuireError } from "../../../protocol/errors.ts";
 describe("selection policies", () => {
   it("are found by name, each once", () => {
     expect([...POLICY_NAMES].sort()).toEqual([
-      ...["arkvale", "dense", "infllm", "mean-deviation", "quest", "sign-hash", "streaming", "tokenselect"],
+      ...[
+        "arkvale",
+        "dense",
+        "infllm",
+        "mean-deviation",
+        "quest",
+        "residual-signs",
+        "sign-hash",
+        "streaming",
+        "tokenselect",
+      ],
     ]);
     for (const name of POLICY_NAMES) expect(policyNamed(name).name).toBe(name);
     for (const policy of POLICY_NAMES.map(policyNamed)) expect([policy.groupTokens, policy.version]).toEqual([16, 1]);
@@ -15,7 +25,7 @@ describe("selection policies", () => {
   it.each(["", "Quest", "toString", "__proto__"])("refuse the unknown name %j", (name) => {
     expect(() => policyNamed(name)).toThrow(QuireError);
     expect(() => policyNamed(name)).toThrow(
-      /dense, streaming, quest, mean-deviation, arkvale, infllm, sign-hash, tokenselect/,
+      /dense, streaming, quest, mean-deviation, arkvale, infllm, sign-hash, residual-signs, tokenselect/,
     );
   });
 
@@ -57,6 +67,13 @@ describe("selection policies", () => {
       scorer: { summary: "sign-bits", radiusWeight: 0 },
       scope: "kv-head",
       combine: "max",
+    });
+    expect(policyNamed("residual-signs").plan(2048)).toEqual({
+      kind: "pages",
+      ...split,
+      scorer: { summary: "residual-signs", radiusWeight: 1 },
+      scope: "kv-head",
+      combine: "softmax-sum",
     });
     expect(policyNamed("tokenselect").plan(2048)).toEqual({
       kind: "tokens",

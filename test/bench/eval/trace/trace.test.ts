@@ -257,12 +257,14 @@ describe("the report of traces", { timeout: 60_000 }, () => {
     });
   });
 
-  it("tells where sign-hash cannot be judged, and of flags that say nothing of a trace", async () => {
+  it("tells where signs cannot be judged, and of flags that say nothing of a trace", async () => {
     await withTempFolder(async (folder) => {
       const path = join(folder, "t.safetensors");
       await writeTrace(path, madeTrace({ ...SHAPE, headDim: 12 }, POSITIONS));
       const refusal = async (...more: string[]) => (await evaluate(join(folder, "out"), path, ...more)).err;
       expect(await refusal("--policies", "sign-hash")).toContain("multiple of 8; t.safetensors has 12");
+      const other = await evaluate(join(folder, "other"), path, "--policies", "residual-signs");
+      expect(other.err).toContain("multiple of 16; t.safetensors has 12");
       expect(await refusal("--contexts", "256")).toContain("--contexts says nothing of a trace");
       expect(await refusal("--quick")).toContain("--quick says nothing of a trace");
       expect(await refusal("--model", "weights/house-1")).toContain("--model says nothing of a trace");
