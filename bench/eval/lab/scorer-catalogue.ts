@@ -14,6 +14,7 @@ import {
   signs,
   unitScores,
 } from "./key-scorers.ts";
+import { residualSignsScorer } from "./residual-scorer.ts";
 import type { HeadSample, Scorer } from "./scorer.ts";
 import { summaryScorer } from "./summary-scorers.ts";
 
@@ -82,6 +83,7 @@ export function scorersFor(sample: HeadSample, headDim: number): Scorer[] {
       bytesPerToken: stepped(4, 16),
     }),
     keyScorer({ name: "signs, rotated", ...pages, ...signed }),
+    residualSignsScorer(headDim),
     keyScorer({ name: "16 joint directions, 2 bits", ...pages, ...scalar }),
     keyScorer({ name: "8 codes of 16", ...pages, ...small }),
     keyScorer({ name: "8 codes of 16, the best token's", ...pages, ...small, worth: "best" }),
