@@ -14,7 +14,7 @@ vi.setConfig({ testTimeout: 240_000, hookTimeout: 240_000 });
 
 const FOLDER = "weights/house";
 const CONTEXT_TOKENS = 1024;
-const SHIPPED = "quest+sink(16)+group(32)+head-budgets(0.5,2.2,8,0,1.4,0)";
+const SHIPPED = "quest+sink(16)+group(32)+head-budgets(1,1,8,0,1,0)";
 /** What an engine keeps that was told nothing. */
 const KINDS: readonly SummaryKind[] = ["min-max", "mean-deviation"];
 
