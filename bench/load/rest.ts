@@ -22,14 +22,20 @@ const REST_MS_MAX = 30_000;
 const ASK_MS = 250;
 const busyMetrics = ["quire_running_sequences", "quire_queued_requests", "quire_store_pending_bytes"];
 
-/** Waits until every engine is idle (at most 30 s) and tells what each holds then. @throws where one does not answer. */
+/** Waits until every engine is idle (at most 30 s) and tells what each holds then. @throws where one does not answer until then. */
 export async function engineRest(engines: readonly EngineAddress[], signal: AbortSignal): Promise<EngineAtRest[]> {
   const endMs = performance.now() + REST_MS_MAX;
   return Promise.all(
     engines.map(async (engine) => {
       for (;;) {
-        const rest = restOf(engine.name, await scrape(engine.url));
-        if (rest.busy === 0 || performance.now() > endMs || signal.aborted) return rest;
+        const isLast = () => performance.now() > endMs || signal.aborted;
+        const values = await scrape(engine.url).catch((error: unknown) => {
+          // It may have been killed a moment ago, and be about to come back.
+          if (isLast()) throw error;
+          return undefined;
+        });
+        const rest = values && restOf(engine.name, values);
+        if (rest && (rest.busy === 0 || isLast())) return rest;
         await sleep(ASK_MS);
       }
     }),
