@@ -266,12 +266,12 @@ describe("a turn that is not resumable", () => {
     const { world, session } = talk;
     const { namespace } = (await world.engine.lastCall()).request;
     const turnCount = () => runInDurableObject(limiterOf(env, namespace), (limiter) => limiter.used.turns);
-    // Turns of other tests that were lost in their first moment keep their places for a while.
+    // Turns of other tests that were lost in their first moment keep their places for a while, and give them back meanwhile.
     const otherCount = await turnCount();
     const events = await readAndLose(talk, await start(talk, {}), (all) => all.length >= 10);
     expect(events.at(-1)).toMatchObject({ isError: false, isEnd: true });
     expect(textOf(events)).toBe(TEXT);
-    await until(async () => (await turnCount()) === otherCount);
+    await until(async () => (await turnCount()) <= otherCount);
     expect((await world.chat("ho", { quire: { session_id: session } })).status).toBe(200);
     expect((await world.engine.lastCall()).request.tokens).toEqual(logOf(["hi", TEXT], ["ho"]));
   });
@@ -294,6 +294,6 @@ describe("a turn that runs in its session's object and is not resumable", () => 
     expect(events.at(-1)).toMatchObject({ isError: true, isEnd: false });
     expect(events.filter(({ isError }) => isError)).toHaveLength(1);
     await until(async () => (await world.engine.lastCall()).abortedMs !== undefined);
-    await until(async () => (await turnCount()) === otherCount);
+    await until(async () => (await turnCount()) <= otherCount);
   });
 });
