@@ -50,6 +50,14 @@ describe.skipIf(device === undefined)("the text of kernels", () => {
     expect(await errorsOf("fn main() -> f16 { return 1h; }")).toMatch(/f16/);
   });
 
+  // No software GPU fuses a product and a sum, so nothing that runs here would show it.
+  it("rounds a sealed key before anything is added to it", () => {
+    const kernels = ALL_KERNELS.filter(({ name }) => /^summarize_.*_int8_/.test(name));
+    expect(kernels.length).toBeGreaterThan(5);
+    for (const { name, code } of kernels)
+      expect(code, name).toMatch(/fn key\([^}]*\n {2}return rounded\(code \* [^\n]*\);\n/);
+  });
+
   it.each(Object.entries(LANES))("compiles: %s", { timeout: 120_000 }, async (_, lane) => {
     const errors: string[] = [];
     for (const kernel of ALL_KERNELS) {

@@ -216,7 +216,7 @@ const CENTRE_RADIUS: Record<CentreRadiusKind, string> = {
     radius[i] = distances * 0.0625;`,
 };
 
-/** `key(block_at, kv_head, token, channel)` of a sealed block; needs HEAD_DIM. */
+/** `key(block_at, kv_head, token, channel)` of a sealed block, rounded before anything is added to it; needs HEAD_DIM and `rounded`. */
 export function sealedKey(encoding: KvEncoding): string {
   return /* wgsl */ `
 fn key(block_at: u32, kv_head: u32, token: u32, channel: u32) -> f32 {
@@ -225,7 +225,7 @@ ${
   encoding === "f32"
     ? "  return bitcast<f32>(blocks[block_at + at]);"
     : `  let code = signed_bytes(blocks[block_at + at / 4u])[at % 4u];
-  return code * bitcast<f32>(blocks[block_at + (p.kv_head_count * 16u + kv_head) * HEAD_DIM + channel]);`
+  return rounded(code * bitcast<f32>(blocks[block_at + (p.kv_head_count * 16u + kv_head) * HEAD_DIM + channel]));`
 }
 }`;
 }

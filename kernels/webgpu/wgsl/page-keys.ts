@@ -2,7 +2,7 @@
 import type { KvEncoding } from "../../contract.ts";
 import { type Kernel, read, write } from "../kernel.ts";
 import { SEAL_PARAMS, sealedKey } from "./append.ts";
-import { EXACT_DIVIDE, FLOAT_BITS, SIGNED_BYTES } from "./exact-math.ts";
+import { EXACT_DIVIDE, FLOAT_BITS, ROUNDED, SIGNED_BYTES } from "./exact-math.ts";
 
 /** Which of the two. */
 export type PageKeysKind = "representatives" | "sign-bits";
@@ -84,6 +84,7 @@ export function summarizePageKeys(kind: PageKeysKind, encoding: KvEncoding, head
     code: /* wgsl */ `
 ${EXACT_DIVIDE}
 ${SIGNED_BYTES}
+${ROUNDED}
 ${FLOAT_BITS}
 const HEAD_DIM = ${headDim}u;
 var<workgroup> largest: array<f32, 64>;

@@ -64,7 +64,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
   for (var channel = lid; channel < HEAD_DIM; channel += 64u) {
     var sum = 0.0;
     for (var token = 0u; token < 64u; token++) {
-      let value = rounded(key(block_at, kv_head, token, channel));
+      let value = key(block_at, kv_head, token, channel);
       if (is_finite(value)) { sum = sum + value; } else { atomicStore(&broken[token / 16u], 1u); }
     }
     mean[channel] = sum * 0.015625;
@@ -82,7 +82,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
   workgroupBarrier();
   var residual: array<f32, ${headDim}>;
   for (var channel = 0u; channel < HEAD_DIM; channel++) {
-    residual[channel] = rounded(key(block_at, kv_head, lid, channel)) - rounded(mean[channel]);
+    residual[channel] = key(block_at, kv_head, lid, channel) - rounded(mean[channel]);
   }
   for (var distance = ODD; distance < HEAD_DIM; distance *= 2u) {
     for (var pair = 0u; pair < HEAD_DIM / 2u; pair++) {
