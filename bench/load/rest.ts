@@ -22,7 +22,10 @@ const REST_MS_MAX = 30_000;
 const ASK_MS = 250;
 const busyMetrics = ["quire_running_sequences", "quire_queued_requests", "quire_store_pending_bytes"];
 
-/** Waits until every engine is idle (at most 30 s) and tells what each holds then. @throws where one does not answer until then. */
+/**
+ * Waits until every engine is idle and holds nothing (at most 30 s: a turn that has ended is still written and deleted), and tells what each holds
+ * then. @throws where one does not answer until then.
+ */
 export async function engineRest(engines: readonly EngineAddress[], signal: AbortSignal): Promise<EngineAtRest[]> {
   const endMs = performance.now() + REST_MS_MAX;
   return Promise.all(
@@ -35,7 +38,7 @@ export async function engineRest(engines: readonly EngineAddress[], signal: Abor
           return undefined;
         });
         const rest = values && restOf(engine.name, values);
-        if (rest && (rest.busy === 0 || isLast())) return rest;
+        if (rest && (rest.busy + rest.leakedBlocks + rest.leakedSlots === 0 || isLast())) return rest;
         await sleep(ASK_MS);
       }
     }),
