@@ -9,7 +9,7 @@ import type { SessionLog } from "../../workers/session-log/session-log.ts";
 import { sessionOf } from "../../workers/stubs.ts";
 import { TenantIndex } from "../../workers/tenant-index.ts";
 import type { Step } from "./fake-engine/script.ts";
-import { END, env, ids, logOf, makeWorld, says, streamOf, until, type World } from "./world.ts";
+import { END, env, ids, KEY_A, KEY_C, logOf, makeWorld, says, streamOf, until, type World } from "./world.ts";
 
 const TEXT = "Ein Satz – äöü – und 🙂 漢字, lang genug, um mitten darin verloren zu gehen. ".repeat(2);
 const replies: Step[] = [
@@ -57,23 +57,29 @@ const numberOf = ({ id }: Read) => Number(id.split(".")[1]);
 
 interface Talk {
   world: World;
+  key: string;
   session: string;
   /** A new one each time: a stub stays with the object that was lost. */
   stub: () => DurableObjectStub<SessionLog>;
 }
 
-async function newTalk(): Promise<Talk> {
+async function newTalk(key = KEY_A): Promise<Talk> {
   const world = await makeWorld();
   const session = `lost-${crypto.randomUUID()}`;
   // Its tenant's namespace is known from any call.
-  await (await world.chat("?")).text();
+  await (await world.chat("?", {}, { key })).text();
   const { namespace } = (await world.engine.lastCall()).request;
-  return { world, session, stub: () => env.SESSION_LOG.get(env.SESSION_LOG.idFromName(`${namespace}/${session}`)) };
+  return {
+    world,
+    key,
+    session,
+    stub: () => env.SESSION_LOG.get(env.SESSION_LOG.idFromName(`${namespace}/${session}`)),
+  };
 }
 
-async function start({ world, session }: Talk, quire: object, steps = replies): Promise<Response> {
+async function start({ world, session, key }: Talk, quire: object, steps = replies): Promise<Response> {
   await world.engine.script(...steps);
-  return world.chat("hi", { stream: true, quire: { session_id: session, ...quire } });
+  return world.chat("hi", { stream: true, quire: { session_id: session, ...quire } }, { key });
 }
 
 /** As a crash or a new version of the Worker ends an object: its memory, its streams and its calls are gone. */
@@ -227,7 +233,7 @@ describe("a resumable turn whose object is lost", () => {
     const failed = await world.chat("hi", { stream: true, quire: { resumable: true } });
     const id = failed.headers.get("x-quire-session") ?? "";
     const { namespace } = (await world.engine.lastCall()).request;
-    const named = { world, session: id, stub: () => sessionOf(env, namespace, id) };
+    const named = { world, key: KEY_A, session: id, stub: () => sessionOf(env, namespace, id) };
     const isNoted = () =>
       runInDurableObject(named.stub(), (_, { storage }) => storage.kv.get("running/0000") !== undefined);
     await until(isNoted);
@@ -262,17 +268,15 @@ describe("a resumable turn whose object is lost", () => {
 
 describe("a turn that is not resumable", () => {
   it("goes on without its object, is written, and its place is free", async () => {
-    const talk = await newTalk();
+    const talk = await newTalk(KEY_C);
     const { world, session } = talk;
     const { namespace } = (await world.engine.lastCall()).request;
     const turnCount = () => runInDurableObject(limiterOf(env, namespace), (limiter) => limiter.used.turns);
-    // Turns of other tests that were lost in their first moment keep their places for a while, and give them back meanwhile.
-    const otherCount = await turnCount();
     const events = await readAndLose(talk, await start(talk, {}), (all) => all.length >= 10);
     expect(events.at(-1)).toMatchObject({ isError: false, isEnd: true });
     expect(textOf(events)).toBe(TEXT);
-    await until(async () => (await turnCount()) <= otherCount);
-    expect((await world.chat("ho", { quire: { session_id: session } })).status).toBe(200);
+    await until(async () => (await turnCount()) === 0);
+    expect((await world.chat("ho", { quire: { session_id: session } }, { key: KEY_C })).status).toBe(200);
     expect((await world.engine.lastCall()).request.tokens).toEqual(logOf(["hi", TEXT], ["ho"]));
   });
 });
@@ -281,19 +285,18 @@ describe("a turn that runs in its session's object and is not resumable", () => 
   it("ends in an error, frees its engine and its place, and leaves nothing", async () => {
     const world = await makeWorld();
     const long = "hi ".repeat(400);
-    await (await world.chat(long)).text();
+    await (await world.chat(long, {}, { key: KEY_C })).text();
     const { namespace } = (await world.engine.lastCall()).request;
     const turnCount = () => runInDurableObject(limiterOf(env, namespace), (limiter) => limiter.used.turns);
-    const otherCount = await turnCount();
     await world.engine.script(...replies);
     // The same long words again are a fork, which begins with another session's log.
-    const response = await world.chat(long, { stream: true });
+    const response = await world.chat(long, { stream: true }, { key: KEY_C });
     const session = response.headers.get("x-quire-session") ?? "";
     const stub = () => env.SESSION_LOG.get(env.SESSION_LOG.idFromName(`${namespace}/${session}`));
-    const events = await readAndLose({ world, session, stub }, response, (all) => all.length >= 10);
+    const events = await readAndLose({ world, key: KEY_C, session, stub }, response, (all) => all.length >= 10);
     expect(events.at(-1)).toMatchObject({ isError: true, isEnd: false });
     expect(events.filter(({ isError }) => isError)).toHaveLength(1);
     await until(async () => (await world.engine.lastCall()).abortedMs !== undefined);
-    await until(async () => (await turnCount()) <= otherCount);
+    await until(async () => (await turnCount()) === 0);
   });
 });

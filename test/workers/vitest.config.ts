@@ -21,6 +21,7 @@ export default defineConfig({
           QUIRE_API_KEYS: JSON.stringify({
             [keyHash("key-of-a")]: { tenant: "a" },
             [keyHash("key-of-b")]: { tenant: "b" },
+            [keyHash("key-of-c")]: { tenant: "c" },
             [keyHash("key-of-operator")]: { tenant: "operators", scopes: ["keys"] },
             [keyHash("key-that-reads")]: { tenant: "a", scopes: ["sessions:read"] },
             [keyHash("key-of-few-requests")]: { tenant: "few-requests", limits: { requests_per_minute: 3 } },

@@ -18,6 +18,8 @@ const worker = (exports as unknown as { default: Fetcher }).default;
 export const KEY_A = "key-of-a";
 /** API key of tenant "b". */
 export const KEY_B = "key-of-b";
+/** API key of tenant "c", for tests that count what a tenant uses: no other test has turns of it. */
+export const KEY_C = "key-of-c";
 /** The key that edge and engines share. */
 export const ENGINE_KEY = "engine-key-for-tests";
 /** First of house-0's control tokens; its ids below are bytes. */
