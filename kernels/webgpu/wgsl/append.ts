@@ -217,7 +217,7 @@ const CENTRE_RADIUS: Record<CentreRadiusKind, string> = {
 };
 
 /** `key(block_at, kv_head, token, channel)` of a sealed block, rounded before anything is added to it; needs HEAD_DIM and `rounded`. */
-export function sealedKey(encoding: KvEncoding): string {
+function sealedKey(encoding: KvEncoding): string {
   return /* wgsl */ `
 fn key(block_at: u32, kv_head: u32, token: u32, channel: u32) -> f32 {
   let at = (kv_head * 64u + token) * HEAD_DIM + channel;
@@ -237,13 +237,18 @@ const WIDEN = /* wgsl */ `
   }`;
 
 /**
- * Summaries of one kind of sealed blocks' pages, from the sealed keys: see `KvPool`. To the bit of summary-codec.ts, but that a mean's
- * deviation may be off by one code where the GPU's square root is not rounded to nearest. A page with a key that is not finite gets NaN scales.
+ * A kernel that summarizes sealed blocks' pages, from the sealed keys: see `KvPool`. Reference: summary-codec.ts.
  *
  * blocks u32, one part of the pool; summaries u32, one layer; tables as {@link seal}. Entries whose summary slot is -1 are skipped. One work
- * group a (sealed block, KV head): grid [sealed blocks, kvHeadCount]. 32 * headDim bytes of work group memory. Reference: summary-codec.ts.
+ * group a (sealed block, KV head): grid [sealed blocks, kvHeadCount].
+ * @param declarations what the kind has beside the constant HEAD_DIM, `key` ({@link sealedKey}), and `broken`, a flag for each of the four pages
+ * @param body for thread `lid` of 64 and a block at `block_at` of head `kv_head`; its summaries begin at word `to_at`
  */
-export function summarize(kind: CentreRadiusKind, encoding: KvEncoding, headDim: number): Kernel {
+export function summaryKernel(
+  { kind, encoding, headDim }: { kind: SummaryKind; encoding: KvEncoding; headDim: number },
+  declarations: string,
+  body: string,
+): Kernel {
   return {
     name: `summarize_${kind}_${encoding}_${headDim}`,
     params: SEAL_PARAMS,
@@ -254,11 +259,32 @@ ${SIGNED_BYTES}
 ${ROUNDED}
 ${FLOAT_BITS}
 const HEAD_DIM = ${headDim}u;
+var<workgroup> broken: array<atomic<u32>, 4>;
+${sealedKey(encoding)}
+${declarations}
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
+  let entry = p.sealed_at + wg.x * 3u;
+  let block_at = tables[entry + 1u];
+  let slot = tables[entry + 2u];
+  let kv_head = wg.y;
+  if (slot == 0xffffffffu) { return; }
+  let to_at = (slot * p.kv_head_count + kv_head) * (2u * HEAD_DIM + 8u);
+${body}
+}
+`,
+  };
+}
+
+/**
+ * {@link summaryKernel} of a kind that has a centre and a radius. To the bit of summary-codec.ts, but that a mean's deviation may be off by one code
+ * where the GPU's square root is not rounded to nearest. A page with a key that is not finite gets NaN scales. 32 * headDim bytes of work group memory.
+ */
+export function summarize(kind: CentreRadiusKind, encoding: KvEncoding, headDim: number): Kernel {
+  const declarations = /* wgsl */ `
 var<workgroup> centre: array<f32, ${headDim * 4}>;
 var<workgroup> radius: array<f32, ${headDim * 4}>;
 var<workgroup> scales: array<f32, 8>;
-var<workgroup> broken: array<atomic<u32>, 4>;
-${sealedKey(encoding)}
 fn largest_centre(page: u32) -> f32 {
   var largest = 0.0;
   for (var i = page * HEAD_DIM; i < (page + 1u) * HEAD_DIM; i++) { largest = max(largest, abs(centre[i])); }
@@ -277,14 +303,8 @@ fn code(entry: u32, channel: u32) -> i32 {
   if (atomicLoad(&broken[page]) != 0u) { return 0; }
   if (entry % 2u == 0u) { return int8_code(centre[page * HEAD_DIM + channel], scales[entry]); }
   return radius_code(radius[page * HEAD_DIM + channel], scales[entry]);
-}
-@compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
-  let entry = p.sealed_at + wg.x * 3u;
-  let block_at = tables[entry + 1u];
-  let slot = tables[entry + 2u];
-  let kv_head = wg.y;
-  if (slot == 0xffffffffu) { return; }
+}`;
+  const body = /* wgsl */ `
   for (var i = lid; i < 4u * HEAD_DIM; i += 64u) {
     let page = i / HEAD_DIM;
     let channel = i % HEAD_DIM;
@@ -299,7 +319,6 @@ ${kind === "min-max" ? WIDEN : ""}
   workgroupBarrier();
   if (lid < 4u) { scales[lid * 2u + 1u] = divide(largest_radius(lid), 127.0); }
   workgroupBarrier();
-  let to_at = (slot * p.kv_head_count + kv_head) * (2u * HEAD_DIM + 8u);
   for (var word = lid; word < 2u * HEAD_DIM; word += 64u) {
     let vector = word / (HEAD_DIM / 4u);
     let channel = word % (HEAD_DIM / 4u) * 4u;
@@ -310,8 +329,6 @@ ${kind === "min-max" ? WIDEN : ""}
     var bits = bitcast<u32>(scales[lid]);
     if (atomicLoad(&broken[lid / 2u]) != 0u) { bits = 0x7fc00000u; }
     summaries[to_at + 2u * HEAD_DIM + lid] = bits;
-  }
-}
-`,
-  };
+  }`;
+  return summaryKernel({ kind, encoding, headDim }, declarations, body);
 }

@@ -1,8 +1,7 @@
 /** Summaries that are made of a page's keys one by one: two representatives, and sign bits. */
 import type { KvEncoding } from "../../contract.ts";
-import { type Kernel, read, write } from "../kernel.ts";
-import { SEAL_PARAMS, sealedKey } from "./append.ts";
-import { EXACT_DIVIDE, FLOAT_BITS, ROUNDED, SIGNED_BYTES } from "./exact-math.ts";
+import type { Kernel } from "../kernel.ts";
+import { summaryKernel } from "./append.ts";
 
 /** Which of the two. */
 export type PageKeysKind = "representatives" | "sign-bits";
@@ -77,19 +76,9 @@ fn word_of(block_at: u32, kv_head: u32, entry: u32, four: u32) -> u32 {
  */
 export function summarizePageKeys(kind: PageKeysKind, encoding: KvEncoding, headDim: number): Kernel {
   const isBits = kind === "sign-bits";
-  return {
-    name: `summarize_${kind}_${encoding}_${headDim}`,
-    params: SEAL_PARAMS,
-    bindings: { blocks: read("u32"), summaries: write("u32"), tables: read("u32") },
-    code: /* wgsl */ `
-${EXACT_DIVIDE}
-${SIGNED_BYTES}
-${ROUNDED}
-${FLOAT_BITS}
-const HEAD_DIM = ${headDim}u;
+  const declarations = /* wgsl */ `
 var<workgroup> largest: array<f32, 64>;
 var<workgroup> scales: array<f32, 8>;
-var<workgroup> broken: array<atomic<u32>, 4>;
 ${
   isBits
     ? ""
@@ -98,15 +87,8 @@ var<workgroup> sums: array<i32, ${headDim * 4}>;
 var<workgroup> weights: array<i32, 64>;
 var<workgroup> chosen: array<u32, 8>;`
 }
-${sealedKey(encoding)}
-${WORDS[kind]}
-@compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
-  let entry = p.sealed_at + wg.x * 3u;
-  let block_at = tables[entry + 1u];
-  let slot = tables[entry + 2u];
-  let kv_head = wg.y;
-  if (slot == 0xffffffffu) { return; }
+${WORDS[kind]}`;
+  const body = /* wgsl */ `
   let page = lid / 16u;
   var most = 0.0;
   for (var channel = 0u; channel < HEAD_DIM; channel++) {
@@ -118,7 +100,6 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
   workgroupBarrier();
 ${isBits ? SIGN_BITS : REPRESENTATIVES}
   workgroupBarrier();
-  let to_at = (slot * p.kv_head_count + kv_head) * (2u * HEAD_DIM + 8u);
   for (var word = lid; word < 2u * HEAD_DIM; word += 64u) {
     let vector = word / (HEAD_DIM / 4u);
     var codes = 0u;
@@ -129,8 +110,6 @@ ${isBits ? SIGN_BITS : REPRESENTATIVES}
     var bits = bitcast<u32>(scales[lid]);
     if (atomicLoad(&broken[lid / 2u]) != 0u) { bits = 0x7fc00000u; }
     summaries[to_at + 2u * HEAD_DIM + lid] = bits;
-  }
-}
-`,
-  };
+  }`;
+  return summaryKernel({ kind, encoding, headDim }, declarations, body);
 }

@@ -1,10 +1,10 @@
 /** Residual signs on a GPU: summaries of sealed blocks, queries, and scores of pages, to the bit of kernels/residual-signs.ts. */
 import type { KvEncoding } from "../../contract.ts";
 import { residualSignsLayout } from "../../residual-signs.ts";
-import { type Kernel, read, write } from "../kernel.ts";
+import { type Kernel, write } from "../kernel.ts";
 import { floatBits } from "../words.ts";
-import { SEAL_PARAMS, sealedKey } from "./append.ts";
-import { EXACT_DIVIDE, FLOAT_BITS, ROUNDED, SIGNED_BYTES } from "./exact-math.ts";
+import { summaryKernel } from "./append.ts";
+import { EXACT_DIVIDE, ROUNDED, SIGNED_BYTES } from "./exact-math.ts";
 
 /** Words of a turned query: the codes of four channels in each but the last, which has their scale (f32 bits). */
 export function turnedWords(headDim: number): number {
@@ -14,7 +14,6 @@ export function turnedWords(headDim: number): number {
 function constants(headDim: number): string {
   const { tokenBytes, signCount } = residualSignsLayout(headDim);
   return /* wgsl */ `
-const HEAD_DIM = ${headDim}u;
 const ODD = ${headDim / (headDim & -headDim)}u;
 const TOKEN_BYTES = ${tokenBytes}u;
 const SIGNS = ${signCount}u;`;
@@ -30,15 +29,7 @@ const SIGNS = ${signCount}u;`;
 export function summarizeResidualSigns(encoding: KvEncoding, headDim: number): Kernel {
   const { lengthUnit, tokenBytes } = residualSignsLayout(headDim);
   const wordsOfToken = Math.ceil(tokenBytes / 4);
-  return {
-    name: `summarize_residual-signs_${encoding}_${headDim}`,
-    params: SEAL_PARAMS,
-    bindings: { blocks: read("u32"), summaries: write("u32"), tables: read("u32") },
-    code: /* wgsl */ `
-${EXACT_DIVIDE}
-${SIGNED_BYTES}
-${ROUNDED}
-${FLOAT_BITS}
+  const declarations = /* wgsl */ `
 ${constants(headDim)}
 const LENGTH_UNIT = bitcast<f32>(${floatBits(lengthUnit)}u);
 var<workgroup> mean: array<f32, ${headDim}>;
@@ -46,21 +37,13 @@ var<workgroup> mean_codes: array<i32, ${headDim}>;
 var<workgroup> signs: array<u32, ${64 * wordsOfToken}>;
 var<workgroup> lengths: array<f32, 64>;
 var<workgroup> length_codes: array<u32, 64>;
-var<workgroup> broken: array<atomic<u32>, 4>;
-${sealedKey(encoding)}
 fn byte_of(token: u32, byte: u32) -> u32 {
   let word = signs[token * ${wordsOfToken}u + byte / 4u];
   var own = (word >> (byte % 4u * 8u)) & 255u;
   if (byte + 1u == TOKEN_BYTES) { own |= length_codes[token] << 4u; }
   return own;
-}
-@compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
-  let entry = p.sealed_at + wg.x * 3u;
-  let block_at = tables[entry + 1u];
-  let slot = tables[entry + 2u];
-  let kv_head = wg.y;
-  if (slot == 0xffffffffu) { return; }
+}`;
+  const body = /* wgsl */ `
   for (var channel = lid; channel < HEAD_DIM; channel += 64u) {
     var sum = 0.0;
     for (var token = 0u; token < 64u; token++) {
@@ -108,7 +91,6 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
   let length_scale = divide(longest, 15.0);
   length_codes[lid] = u32(clamp(nearest(length, length_scale), 0.0, 15.0));
   workgroupBarrier();
-  let to_at = (slot * p.kv_head_count + kv_head) * (2u * HEAD_DIM + 8u);
   for (var word = lid; word < 2u * HEAD_DIM; word += 64u) {
     let page = word / (HEAD_DIM / 2u);
     let place = word % (HEAD_DIM / 2u);
@@ -127,10 +109,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
     let is_whole = atomicLoad(&broken[lid / 16u]) == 0u;
     summaries[scales_at] = select(0x7fc00000u, bitcast<u32>(mean_scale), is_whole);
     summaries[scales_at + 1u] = select(0x7fc00000u, bitcast<u32>(length_scale), is_whole);
-  }
-}
-`,
-  };
+  }`;
+  return summaryKernel({ kind: "residual-signs", encoding, headDim }, declarations, body);
 }
 
 /**
@@ -146,6 +126,7 @@ export function turnQueries(headDim: number): Kernel {
 ${EXACT_DIVIDE}
 ${SIGNED_BYTES}
 ${ROUNDED}
+const HEAD_DIM = ${headDim}u;
 ${constants(headDim)}
 var<workgroup> values: array<i32, ${headDim}>;
 @compute @workgroup_size(64)

@@ -138,8 +138,10 @@ export function formOf(kind: SummaryKind): keyof typeof SCORE_OF_FORM {
 }
 
 const SCORE_OF_FORM = {
-  ...{ signs: SIGN_MATCHES, keys: pageDots("code"), bounds: pageDots("abs(code)") },
+  signs: SIGN_MATCHES,
   residuals: residualMatches(SCORE_HEADS),
+  keys: pageDots("code"),
+  bounds: pageDots("abs(code)"),
 } as const;
 
 /** Parameters of what scores pages or blocks. */
