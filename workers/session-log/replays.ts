@@ -2,7 +2,7 @@
 import { LIMITS } from "../../protocol/limits.ts";
 import type { AnswerForm, AnswerHead, ResumeRequest, TurnFeed, TurnJob, TurnName } from "../turn-job.ts";
 import { FRAMES, sseCoding } from "./event-coding.ts";
-import { dropReplay, keepReplay, readReplay, type StoredReplay } from "./replay-store.ts";
+import { dropReplay, keepReplay, readReplay } from "./replay-store.ts";
 import { TurnStream } from "./turn-stream.ts";
 
 interface KeptTurn {
@@ -76,32 +76,28 @@ export class Replays {
   }
 
   /** The rest of the turn that is asked for; undefined when it is not the last one, is too old, or does not hold that event any more. */
-  resume({ from, form, ...name }: ResumeRequest): TurnFeed | undefined {
+  resume(request: ResumeRequest): TurnFeed | undefined {
+    const found = this.find(request);
+    return found === "cut" ? undefined : found;
+  }
+
+  /** As {@link resume}, but `cut` of the last turn, not too old, that does not hold that event any more. */
+  find({ from, form, ...name }: ResumeRequest): TurnFeed | "cut" | undefined {
     const kept = this.#kept ?? this.#load(name);
     if (!kept || !this.#isMeant({ ...kept, streamId: kept.stream.id }, name)) return undefined;
     const feed = followTurn(kept, { from, form });
     // One that was read from the storage is there for others, too, while somebody reads it.
     if (feed) this.#kept ??= kept;
     else if (kept !== this.#kept) void kept.stream.close();
-    return feed;
-  }
-
-  /** Whether a turn of that name is the last one and not too old, however much of it is held. */
-  knows(name: TurnName): boolean {
-    const last = this.#kept ? { ...this.#kept, streamId: this.#kept.stream.id } : this.#stored();
-    return last !== undefined && this.#isMeant(last, name);
+    return feed ?? "cut";
   }
 
   #isMeant({ streamId, idempotencyKey, endedMs = this.#now() }: NamedTurn, name: TurnName): boolean {
     return isNamed(name, streamId, idempotencyKey) && this.#now() - endedMs <= LIMITS.replayKeepMs;
   }
 
-  #stored(): StoredReplay | undefined {
-    return this.#isStale || !this.#mayBeStored ? undefined : readReplay(this.#storage);
-  }
-
   #load(name: TurnName): KeptTurn | undefined {
-    const stored = this.#stored();
+    const stored = this.#isStale || !this.#mayBeStored ? undefined : readReplay(this.#storage);
     if (!stored || !this.#isMeant(stored, name)) return undefined;
     const { idempotencyKey, head, numericsId, endedMs } = stored;
     const kept = { stream: TurnStream.ended(stored), idempotencyKey, head, numericsId, endedMs };

@@ -89,13 +89,12 @@ export class SessionLog extends LogObject {
   #turn(asked: TurnJob): Promise<TurnAnswer> {
     this.#takeUpLost();
     const { idempotencyKey, form } = asked;
-    const again = idempotencyKey === undefined ? undefined : this.#replays.resume({ idempotencyKey, form, from: 0 });
+    const again = idempotencyKey === undefined ? undefined : this.#replays.find({ idempotencyKey, form, from: 0 });
     const isStopped = idempotencyKey !== undefined && this.#stopped.get(idempotencyKey) === true;
-    const isKnown = idempotencyKey !== undefined && !again && this.#replays.knows({ idempotencyKey });
     return enterTurn(asked, { env: this.env, next: this.#memory.next }, async (entry) => {
-      if (again) return this.#openAgain(entry.job, again);
+      if (again && again !== "cut") return this.#openAgain(entry.job, again);
       if (isStopped) return saysOnly(stoppedAnswer());
-      return isKnown ? saysOnly(cutAnswer()) : this.#open(entry);
+      return again ? saysOnly(cutAnswer()) : this.#open(entry);
     });
   }
 
