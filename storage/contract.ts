@@ -63,7 +63,7 @@ export class StoreError extends Error {
   /** Of `corrupt`, where it is known: the version of the object that is damaged, for a put in its place. */
   readonly etag: string | undefined;
   constructor(code: StoreErrorCode, message: string, options: ErrorOptions & { etag?: string } = {}) {
-    super(message, options.cause === undefined ? undefined : { cause: options.cause });
+    super(message, options);
     this.code = code;
     this.etag = options.etag;
   }

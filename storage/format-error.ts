@@ -28,6 +28,12 @@ export function refuseUnless(condition: boolean, message: string): asserts condi
   if (!condition) throw new FormatError("corrupt", message);
 }
 
+/** The version of an object that its store finds damaged, if that tells; for reads that fail. @throws what it is given where that is no such damage. */
+export function damagedEtag(error: unknown): string | undefined {
+  if (error instanceof StoreError && error.code === "corrupt") return error.etag;
+  throw error;
+}
+
 /** Whether an error says that stored bytes are not as they should be, rather than that a store failed. */
 export function isDamage(error: unknown): error is FormatError | StoreError {
   return error instanceof FormatError || (error instanceof StoreError && error.code === "corrupt");

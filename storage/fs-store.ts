@@ -18,6 +18,7 @@ import {
   type StoreObject,
 } from "./contract.ts";
 import { Gate, withDeadline } from "./deadline.ts";
+import { damagedEtag } from "./format-error.ts";
 import { FolderLock } from "./fs-lock.ts";
 import {
   encodeFileHeader,
@@ -201,19 +202,12 @@ async function holds(condition: PutOptions["condition"], path: string): Promise<
   const file = await openOrAbsent(path);
   if (file === undefined) return condition === "absent";
   try {
-    return condition !== "absent" && (await etagOf(file)) === condition.etag;
+    // Also of a damaged file, so that whoever has met it can put another in its place.
+    return (
+      condition !== "absent" && (await readFileHeader(file).then(({ etag }) => etag, damagedEtag)) === condition.etag
+    );
   } finally {
     await file.close();
-  }
-}
-
-/** Also of a damaged file, so that whoever has met it can put another in its place. */
-async function etagOf(file: FileHandle): Promise<string | undefined> {
-  try {
-    return (await readFileHeader(file)).etag;
-  } catch (error) {
-    if (error instanceof StoreError && error.code === "corrupt") return error.etag;
-    throw error;
   }
 }
 

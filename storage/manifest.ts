@@ -4,9 +4,9 @@
  */
 import { assert } from "../protocol/assert.ts";
 import type { Span } from "../protocol/generate.ts";
-import { type PageStore, type PutResult, StoreError } from "./contract.ts";
+import type { PageStore, PutResult, StoreError } from "./contract.ts";
 import { beginEnvelope, openEnvelope, sealEnvelope } from "./envelope.ts";
-import { FormatError, refuseUnless } from "./format-error.ts";
+import { damagedEtag, FormatError, refuseUnless } from "./format-error.ts";
 import type { KvGeometry, SummaryObjectKind } from "./geometry.ts";
 import { parseObjectKey } from "./keys.ts";
 import { MANIFEST_FORMAT_VERSION, manifestProblem } from "./manifest-check.ts";
@@ -144,20 +144,15 @@ export async function commitManifest(
 
 /** The version of an object, also of one that the store itself finds damaged; undefined where there is none, or it does not tell. @throws {StoreError} */
 export async function etagAt(store: PageStore, key: string, signal?: AbortSignal): Promise<string | undefined> {
-  try {
-    return (await store.get(key, { signal }))?.etag;
-  } catch (error) {
-    if (error instanceof StoreError && error.code === "corrupt") return error.etag;
-    throw error;
-  }
+  return await store.get(key, { signal }).then((object) => object?.etag, damagedEtag);
 }
 
 /** What a store finds damaged is damaged: it can be replaced. @throws {FormatError} for that, else what it was given. */
 function asDamage(error: unknown): never {
-  if (!(error instanceof StoreError) || error.code !== "corrupt") throw error;
-  throw new FormatError("corrupt", `manifest: ${error.message}`, {
+  const etag = damagedEtag(error);
+  throw new FormatError("corrupt", `manifest: ${(error as StoreError).message}`, {
     cause: error,
-    ...(error.etag === undefined ? {} : { etag: error.etag }),
+    ...(etag === undefined ? {} : { etag }),
   });
 }
 
