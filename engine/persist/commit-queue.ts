@@ -34,6 +34,8 @@ export interface TurnSnapshot {
   /** When the turn was over, milliseconds since 1970. */
   endedMs: number;
   segments: StoredSegment[];
+  /** Something of the turn was left out: for want of room, or because it could not be put. */
+  isCut: boolean;
   /** As `layTail` gave it: the object that will be written, but for the generation. The queue's from now on. */
   tail: { fromToken: number; tokenCount: number; bytes: Uint8Array<ArrayBuffer> } | undefined;
   /** Per layer, see {@link Manifest.hotBlocks}. */
@@ -118,10 +120,15 @@ export class CommitQueue {
     await state.running;
   }
 
-  /** Queues a commit in place of one that still waits. */
+  /** Queues a commit in place of one that still waits, unless it was cut short and that one holds more. */
   push(snapshot: TurnSnapshot): void {
     const state = this.#state(snapshot.sessionKey);
-    state.waiting?.release();
+    const { waiting } = state;
+    if (waiting && snapshot.isCut && holds({ ...waiting, updatedMs: waiting.endedMs }, snapshot)) {
+      snapshot.release();
+      return;
+    }
+    waiting?.release();
     state.waiting = snapshot;
     state.running ??= this.#drain(state);
   }
@@ -159,6 +166,8 @@ export class CommitQueue {
     const objectKeys = keys.of(whole.namespace);
     const snapshot = await storedPart(whole);
     if (snapshot.tokenCount === 0) return;
+    // What is stored does not get shorter than it was.
+    if (snapshot.isCut && (await this.#reload(state, objectKeys, snapshot))) return;
     const summaries = await writeSummaries(this.#options, objectKeys, snapshot.segments, state.summaries);
     for (let attempt = 0; attempt < CONFLICT_TRIES_MAX; attempt++) {
       if (state.forgotten) return;
@@ -169,8 +178,7 @@ export class CommitQueue {
       const result = await retried(this.#options, (signal) =>
         commitManifest(store, objectKeys.session(snapshot.sessionId), manifest, state.etag, signal),
       );
-      const over =
-        result.outcome === "stored" || (await this.#reload(state, objectKeys, { manifest, endedMs: whole.endedMs }));
+      const over = result.outcome === "stored" || (await this.#reload(state, objectKeys, snapshot));
       const begun = begunBy(snapshot, state);
       if (result.outcome === "stored") adopt(state, { manifest, etag: result.etag });
       // Whatever the manifest in force names stays.
@@ -227,11 +235,11 @@ export class CommitQueue {
     };
   }
 
-  /** Learns who committed before us. True when that commit already holds our turn, so that ours need not be made. */
-  async #reload(state: SessionState, objectKeys: ObjectKeys, ours: OurCommit): Promise<boolean> {
+  /** Learns who committed before us. True when that commit already holds what ours would, so that it need not be made. */
+  async #reload(state: SessionState, objectKeys: ObjectKeys, ours: TurnSnapshot): Promise<boolean> {
     try {
       const loaded = await retried(this.#options, (signal) =>
-        loadManifest(this.#options.store, objectKeys.session(ours.manifest.sessionId), signal),
+        loadManifest(this.#options.store, objectKeys.session(ours.sessionId), signal),
       );
       if (loaded) adopt(state, loaded);
       else Object.assign(state, { etag: undefined, tailKey: undefined, summaries: [], named: NOTHING });
@@ -306,23 +314,23 @@ function begunBy({ segments }: TurnSnapshot, { named }: SessionState): readonly 
   return segments.slice(segments[named.segmentCount - 1]?.chain === named.chain ? named.segmentCount : 0);
 }
 
-interface OurCommit {
-  manifest: Manifest;
-  endedMs: number;
+/** What tells which turn a manifest is of. */
+interface StoredTurn extends Pick<Manifest, "tokenCount" | "chain" | "updatedMs"> {
+  segments: readonly { chain: string }[];
 }
 
 /**
  * Whether a manifest is ours (its answer was lost, or another engine computed the same turn), or goes on after our last segment. One that is older than
- * the end of our turn does not: it is of tokens that the log has dropped since.
+ * the end of our turn does not: it is of tokens that the log has dropped since. Where ours was cut short that makes no difference: it names our segments.
  */
-function holds(theirs: Manifest, { manifest: ours, endedMs }: OurCommit): boolean {
-  if (theirs.tokenCount === ours.tokenCount && theirs.chain === ours.chain) return true;
-  const last = ours.segments.at(-1);
+function holds(theirs: StoredTurn, { tokenCount, chain, segments, endedMs, isCut }: TurnSnapshot): boolean {
+  if (theirs.tokenCount === tokenCount && theirs.chain === chain) return true;
+  const last = segments.at(-1);
   return (
-    theirs.tokenCount > ours.tokenCount &&
-    theirs.updatedMs >= endedMs &&
+    theirs.tokenCount > tokenCount &&
+    (isCut || theirs.updatedMs >= endedMs) &&
     last !== undefined &&
-    theirs.segments[ours.segments.length - 1]?.chain === last.chain
+    theirs.segments[segments.length - 1]?.chain === last.chain
   );
 }
 
@@ -337,5 +345,5 @@ async function storedPart(snapshot: TurnSnapshot): Promise<TurnSnapshot> {
   const spans = new SpanList(snapshot.spans).until(tokenCount);
   const hotBlocks = snapshot.hotBlocks.map((blocks) => blocks.filter((block) => block * BLOCK_TOKENS < tokenCount));
   const chain = last?.chain ?? snapshot.chain;
-  return { ...snapshot, segments, tail: undefined, tokenCount, chain, spans, hotBlocks };
+  return { ...snapshot, segments, isCut: true, tail: undefined, tokenCount, chain, spans, hotBlocks };
 }

@@ -86,6 +86,7 @@ export class Persister {
       spans: sequence.spans.until(end),
       endedMs,
       segments,
+      isCut: end < tokenCount,
       tail,
       hotBlocks: sequence.heat.hottest(LIMITS.hotBlocksPerLayerMax, Math.floor(end / BLOCK_TOKENS)),
       committed: (generation) => this.#options.onCommitted?.(requestId, { tokens: end, generation }),

@@ -80,6 +80,44 @@ describe("a commit", () => {
   });
 });
 
+describe("a turn that was cut short", () => {
+  it("replaces no manifest, and no commit that waits, which hold more of the same segments", async () => {
+    const world = new CommitWorld(new MemoryStore(), 1000);
+    const first = await world.turn("a", 200);
+    await world.push(first);
+    world.clock.ms += 1;
+    const cut = async (tokenCount: number) => ({
+      ...(await world.turn("a", tokenCount, { known: first.segments })),
+      isCut: true,
+    });
+    await world.push(await cut(192));
+    expect(await world.readAll()).toMatchObject({ tokenCount: 200, generation: 1 });
+    world.queue.push(await world.turn("a", 230, { known: first.segments }));
+    world.queue.push(await world.turn("a", 240, { known: first.segments }));
+    world.queue.push(await cut(192));
+    await world.queue.flush();
+    expect(await world.readAll()).toMatchObject({ tokenCount: 240, generation: 2 });
+    await world.push(await cut(256));
+    expect(await world.readAll()).toMatchObject({ tokenCount: 256, generation: 3 });
+  });
+
+  it("replaces one of a log that was cut since, whose segments are others", async () => {
+    const world = new CommitWorld(new MemoryStore());
+    await world.push(await world.turn("ab", 400));
+    await world.push({ ...(await world.turn("ac", 192)), isCut: true });
+    expect(await world.readAll()).toMatchObject({ tokenCount: 192, generation: 2 });
+  });
+
+  it("is one whose segment could not be put", async () => {
+    const world = new CommitWorld(new MemoryStore());
+    const first = await world.turn("a", 200);
+    await world.push(first);
+    world.clock.ms += 1;
+    await world.push(await world.turn("a", 330, { known: first.segments.slice(0, 2), failedSegment: 2 }));
+    expect(await world.readAll()).toMatchObject({ tokenCount: 200, generation: 1 });
+  });
+});
+
 describe("another writer", () => {
   it("that is ahead on the same segments keeps its manifest and its tail", async () => {
     const store = new MemoryStore();

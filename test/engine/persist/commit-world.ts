@@ -104,6 +104,7 @@ export class CommitWorld {
       spans: [{ end: tokenCount, how: "dense" }],
       endedMs: this.clock.wallMs(),
       segments,
+      isCut: false,
       hotBlocks: [],
       tail:
         openCount === 0

@@ -3,6 +3,7 @@ import { queryObjects } from "node:v8";
 import { expect, it } from "vitest";
 import { Sequence } from "../../../engine/sequence/sequence.ts";
 import type { PageStore } from "../../../storage/contract.ts";
+import { loadManifest } from "../../../storage/manifest.ts";
 import { MemoryStore } from "../../../storage/memory-store.ts";
 import { NAMESPACE, openForTest, randomIds, type TestEngine, TestSession, untilIdle } from "../harness.ts";
 
@@ -63,4 +64,32 @@ it("counts commits, too: one more than there is room for is left out", { timeout
   await play(engine, 30, 64);
   await engine.persister.flush();
   expect((await store.list("kv/")).keys.filter(({ key }) => key.includes("/session/")).length).toBe(30);
+});
+
+it("a turn that is cut short for want of room replaces no manifest that is longer", { timeout: 60_000 }, async () => {
+  const key = (await openForTest()).keys.of(NAMESPACE).session("kept");
+  let isStalled = false;
+  const { store, release } = stallingStore((put) => isStalled && put !== key);
+  const engine = await openForTest({ store, settings: { writeBehindBytesMax: 75 * 1024 } });
+  const tokensInForce = async () => (await loadManifest(store, key))?.manifest.tokenCount;
+  const session = new TestSession("kept", { policy: "dense", budgetTokens: 0, exact: true });
+  await session.turn(engine, randomIds(99, 98), { maxTokens: 2 });
+  await untilIdle(engine);
+  await engine.persister.flush();
+  expect(await tokensInForce()).toBe(100);
+  isStalled = true;
+  await play(engine, 12, 63);
+  // There is room for a commit, and not for the tail in it.
+  await session.turn(engine, randomIds(98, 18), { maxTokens: 2 });
+  await untilIdle(engine);
+  await expect.poll(() => engine.persister.status(`${NAMESPACE}/kept`)?.pending).toBe(false);
+  expect(engine.logged.filter(({ fields }) => fields.tail === true).length).toBeGreaterThan(0);
+  expect(await tokensInForce()).toBe(100);
+  isStalled = false;
+  release();
+  await engine.persister.flush();
+  await session.turn(engine, randomIds(97, 8), { maxTokens: 2 });
+  await untilIdle(engine);
+  await engine.persister.flush();
+  expect(await tokensInForce()).toBe(130);
 });
