@@ -424,7 +424,7 @@ export interface StepRecorder {
    */
   report(): StepReadback | undefined;
   /**
-   * Where {@link report} tells: the slices' `blockIds` have changed, because blocks have come (others may have left, but none that the last `select` chose; and none at all if the step began with every block). What the last `select` chose stands, unless
+   * Where {@link report} tells: the slices' `blockIds` have changed, because blocks have come (others may have left, but none that the last `select` chose; and none at all if the step began with every block), or their `summarySlots`. What the last `select` chose stands, unless
    * it depends on which blocks were there: not with token plans. What it misses is noted anew, and ops recorded from now on see what has come.
    */
   recheck(): void;

@@ -156,6 +156,10 @@ export class LlamaRunner implements ModelRunner {
         this.#open = { recording: { ...recording, told: readback.traffic[0] }, slice, checkpoint };
       }
       return all;
+    } catch (error) {
+      // A device takes no other step before this one has ended.
+      await recorder.submit().catch(() => {});
+      throw error;
     } finally {
       if (this.#open === undefined) keeper.release();
       observer?.reset();

@@ -43,7 +43,7 @@ export interface WasmDeviceOptions {
 
 /**
  * Opens the CPU device and starts its threads. Ops run in order, at the latest when their results are looked at, and block the caller's thread; a thread that traps or dies
- * makes `submit` reject with `engine_failed`, from then on always. The caller closes the device; one left open does not keep the process.
+ * makes `submit` reject with a `DeviceLostError`, from then on always. The caller closes the device; one left open does not keep the process.
  */
 export async function openWasmDevice({
   threads = Math.min(availableParallelism(), THREADS_DEFAULT_MAX),

@@ -24,7 +24,7 @@ import { argmaxRows, embed, gatherRows, matmuls, PRODUCTS_MAX, type Product, rms
 import type { Machine } from "./machine.ts";
 import { floatsAt, ownBuffer, ownMatrix, ownPool, type WasmPool } from "./memory.ts";
 import { countLayer, recountLayer, type SelectCounters, select, viewsOf } from "./select.ts";
-import { type LayerBatch, prepareGroups, prepareLayers, refreshBlockIds, type StepGroups } from "./selection-batch.ts";
+import { type LayerBatch, prepareGroups, prepareLayers, refreshTables, type StepGroups } from "./selection-batch.ts";
 
 type Args<Op extends keyof StepRecorder> = Parameters<StepRecorder[Op]>[0];
 
@@ -235,7 +235,7 @@ export class WasmRecorder implements StepRecorder {
   recheck(): void {
     this.flush();
     this.#run(() => {
-      for (const { step } of this.#laidOut) refreshBlockIds(this.#machine, step);
+      for (const { step } of this.#laidOut) refreshTables(this.#machine, step);
       const selected = this.#selected;
       if (selected === undefined) return;
       this.#counters.misses.forget(selected.layer);
@@ -245,9 +245,12 @@ export class WasmRecorder implements StepRecorder {
 
   async submit(): Promise<StepReadback> {
     assert(!this.#ended, "the step was submitted");
-    this.flush();
-    this.#ended = true;
-    this.#onEnd();
+    try {
+      this.flush();
+    } finally {
+      this.#ended = true;
+      this.#onEnd();
+    }
     return this.#readback();
   }
 

@@ -265,10 +265,13 @@ function placeSlice(machine: Machine, arena: Arena, { spec }: WasmPool, slice: S
   return { blockIdsAt, summarySlotsAt, bitmapAt, bitmapWords };
 }
 
-/** Lets ops that run from now on see the slices' block ids as they are now. */
-export function refreshBlockIds({ heap }: Machine, { slices, places }: StepGroups): void {
-  for (const [index, { blockIdsAt }] of places.entries())
-    heap.words.set((slices[index] as StepSlice).blockIds, blockIdsAt / 4);
+/** Lets ops that run from now on see the slices' block ids and summary slots as they are now. */
+export function refreshTables({ heap }: Machine, { slices, places }: StepGroups): void {
+  for (const [index, { blockIdsAt, summarySlotsAt }] of places.entries()) {
+    const { blockIds, summarySlots } = slices[index] as StepSlice;
+    heap.words.set(blockIds, blockIdsAt / 4);
+    if (summarySlotsAt !== 0) heap.words.set(summarySlots, summarySlotsAt / 4);
+  }
 }
 
 /** Copies words into the heap. */

@@ -2,6 +2,7 @@
 import { Worker } from "node:worker_threads";
 import { assert } from "../../protocol/assert.ts";
 import { QuireError } from "../../protocol/errors.ts";
+import { DeviceLostError } from "../device-lost.ts";
 import type { WasmHeap } from "./heap.ts";
 import type { WorkerStart } from "./worker.ts";
 
@@ -106,7 +107,7 @@ export class ThreadPool {
 
   /**
    * Runs an op behind those that wait, and returns when all its tasks are finished.
-   * @throws {QuireError} `engine_failed` when a thread trapped or died, now or earlier.
+   * @throws {DeviceLostError} when a thread trapped or died, now or earlier.
    */
   run(op: number, launch: Launch): void {
     this.queue(op, launch);
@@ -116,7 +117,7 @@ export class ThreadPool {
   /**
    * Has an op run behind those that wait, at the latest when {@link finish} is called. Until then the host neither reads nor writes what it
    * touches.
-   * @throws {QuireError} As {@link run}.
+   * @throws {DeviceLostError} As {@link run}.
    */
   queue(op: number, { taskCount, work, args, floats = [] }: Launch): void {
     if (this.#failure !== undefined) throw this.#failure;
@@ -137,7 +138,7 @@ export class ThreadPool {
 
   /**
    * Runs everything that waits.
-   * @throws {QuireError} As {@link run}.
+   * @throws {DeviceLostError} As {@link run}.
    */
   finish(): void {
     if (this.#queuedWords === 0) return;
@@ -154,12 +155,15 @@ export class ThreadPool {
     if (result === 2) throw this.#fail("A worker thread stopped answering.");
   }
 
-  /** Makes sure that every thread has `bytes` of scratch. Content does not outlive an op. */
+  /** Makes sure that every thread has `bytes` of scratch. Content does not outlive an op. @throws {QuireError} where there is no memory. */
   ensureScratch(bytes: number): void {
     if (bytes <= this.#scratchBytes) return;
+    const scratchBytes = Math.ceil(bytes / 4096) * 4096;
+    const scratchAt = this.#heap.allocate(scratchBytes * this.threads);
+    // Only now: where there is no more, threads go on with what they have.
     if (this.#scratchAt !== 0) this.#heap.release(this.#scratchAt);
-    this.#scratchBytes = Math.ceil(bytes / 4096) * 4096;
-    this.#scratchAt = this.#heap.allocate(this.#scratchBytes * this.threads);
+    this.#scratchBytes = scratchBytes;
+    this.#scratchAt = scratchAt;
     this.#heap.words[SCRATCH / 4] = this.#scratchAt;
     this.#heap.words[SCRATCH_BYTES / 4] = this.#scratchBytes;
   }
@@ -197,7 +201,7 @@ export class ThreadPool {
   }
 
   #fail(message: string, cause?: unknown): QuireError {
-    this.#failure ??= new QuireError("engine_failed", message, { cause });
+    this.#failure ??= new DeviceLostError(message, cause);
     Atomics.store(this.#heap.words, FAILED / 4, 1);
     Atomics.notify(this.#heap.words, FINISHED / 4);
     return this.#failure;

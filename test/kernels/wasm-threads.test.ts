@@ -4,6 +4,7 @@ import { fileURLToPath } from "node:url";
 import { Worker } from "node:worker_threads";
 import { describe, expect, it, vi } from "vitest";
 import type { Device, SelectionPlan } from "../../kernels/contract.ts";
+import { DeviceLostError } from "../../kernels/device-lost.ts";
 import { Arena, WasmHeap } from "../../kernels/wasm/heap.ts";
 import type { Machine } from "../../kernels/wasm/machine.ts";
 import { WasmBuffer } from "../../kernels/wasm/memory.ts";
@@ -18,6 +19,8 @@ import { Random, SEED } from "./support/random.ts";
 import { makeSequence, Stage, type StageShape } from "./support/stage.ts";
 
 const MEMORY_BYTES = 64 * 1024 * 1024;
+/** Where the threads find their scratch, as assembly/control.ts has it. */
+const SCRATCH = 1024;
 
 async function openMachine(threads: number, stallMsMax = 5_000): Promise<Machine> {
   const heap = new WasmHeap(MEMORY_BYTES);
@@ -67,7 +70,7 @@ describe("wasm thread pool", () => {
     const { threads: pool } = await openMachine(2);
     expect(() => pool.run(9999, { taskCount: 8, work: 1, args: [] })).toThrow(/trapped/);
     expect(() => pool.run(OP.siluMul, { taskCount: 1, work: 1, args: [] })).toThrow(/trapped/);
-    expect(pool.failure?.code).toBe("engine_failed");
+    expect(pool.failure).toBeInstanceOf(DeviceLostError);
     await pool.close();
   });
 
@@ -112,9 +115,32 @@ describe("wasm thread pool", () => {
     const step = device.begin([]);
     const buffer = device.buffer("x", 64);
     step.siluMul({ out: buffer, gate: buffer, up: device.buffer("up", 64), rows: 1, width: 16 });
-    await expect(step.submit()).rejects.toThrow("A worker thread died.");
+    const failed = step.submit();
+    await expect(failed).rejects.toThrow("A worker thread died.");
+    // Nothing on the device works again: an engine that stayed would fail every turn it is sent.
+    await expect(failed).rejects.toBeInstanceOf(DeviceLostError);
     await expect(device.begin([]).submit()).rejects.toThrow("A worker thread died.");
     await device.close();
+  });
+
+  it("scratch that is not to be had leaves what there was", async () => {
+    const heap = new WasmHeap(1024 * 1024);
+    const pool = await ThreadPool.start({
+      ...{ heap, module: await loadKernels(), threads: 2, stallMsMax: 5_000, sharedWorkMin: 0 },
+    });
+    const scratch = () => ({ at: heap.words[SCRATCH / 4]! >>> 0, bytes: heap.words[SCRATCH / 4 + 1]! });
+    pool.ensureScratch(8_192);
+    const before = scratch();
+    expect(before.bytes).toBe(8_192);
+    expect(() => pool.ensureScratch(2 ** 20)).toThrow("no memory left");
+    expect(scratch()).toEqual(before);
+    // Nobody else is given it, and the next op that needs as much is refused again.
+    const others = Array.from({ length: 8 }, () => heap.allocate(8_192));
+    expect(others.filter((at) => at < before.at + 2 * before.bytes && at + 8_192 > before.at)).toEqual([]);
+    expect(() => pool.ensureScratch(2 ** 20)).toThrow("no memory left");
+    pool.ensureScratch(16_384);
+    expect(scratch().bytes).toBe(16_384);
+    await pool.close();
   });
 
   it("a device left open does not keep the process, a closed one ends its threads", { timeout: 20_000 }, async () => {

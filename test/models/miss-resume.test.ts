@@ -1,10 +1,11 @@
 /** Blocks taken away on purpose: an exact step is void, says what it needs, and goes on to the bits it would have had. */
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { type Device, NOT_RESIDENT, type SelectionPlan } from "../../kernels/contract.ts";
 import { openDevice } from "../../kernels/open.ts";
 import { emptyTraffic, subtractTraffic } from "../../kernels/traffic.ts";
 import type { Checkpoint, ModelRunner, SequenceResult, SequenceStep } from "../../models/contract.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
+import { QuireError } from "../../protocol/errors.ts";
 import { Conversation, DENSE, type EvictedBlock } from "./conversation.ts";
 import { houseCases, openHouse, promptIds } from "./house.ts";
 import { type WatchedDevice, watchDevice } from "./recording.ts";
@@ -299,6 +300,29 @@ describe.each([false, true])("on the wasm device, misses deferred to the readbac
       expect([0, 1, 2, 3].map(select)).toEqual([1, 1, 1, 1]);
     });
 
+    it("goes on in place by the summaries where they are by then", async () => {
+      const { runner, conversations } = await open(plan, 3);
+      const [whole, holed] = conversations as [Conversation, Conversation, Conversation];
+      const [expected] = await runner.step([next(whole, NEXT.chunk)]);
+      const evicted = await holed.evict(1, all);
+      const step = next(holed, NEXT.chunk);
+      const [first] = await runner.step([step]);
+      const { pool } = runner;
+      const { blockCapacity, summarySlots } = step.slice;
+      for (const block of all) {
+        const [from, to] = [summarySlots[block]!, 2 * blockCapacity + block];
+        for (const kind of pool.spec.summaryKinds) {
+          pool.writeSummary(to, kind, await pool.readSummary(from, kind));
+          // Its slot is another's now.
+          pool.writeSummary(from, kind, await pool.readSummary(blockCapacity + ((block + 3) % 6), kind));
+        }
+        summarySlots[block] = to;
+      }
+      holed.restore(evicted);
+      const [last] = await runner.step([{ ...step, resumeFrom: first!.checkpoint! }]);
+      expect(last!.sample).toEqual(expected!.sample);
+    });
+
     it("goes on from its checkpoint when another step came in between", async () => {
       const { runner, conversations } = await open(plan, 3);
       const [whole, holed, other] = conversations as [Conversation, Conversation, Conversation];
@@ -336,6 +360,22 @@ describe.each([false, true])("on the wasm device, misses deferred to the readbac
     expect(result!.checkpoint).toMatchObject({ layer: 0, rowCount: 1 });
     expect(watched.live.size).toBe(liveBefore + 1);
     runner.discard(result!.checkpoint!);
+    expect(watched.live.size).toBe(liveBefore);
+  });
+
+  it("a step that fails for want of memory leaves the device to the next one, and nothing behind", async () => {
+    const { runner, conversations } = await open(DENSE);
+    const [conversation] = conversations as [Conversation];
+    const expected = await conversation.probe(NEXT.chunk);
+    const liveBefore = watched.live.size;
+    const evicted = await conversation.evict(2, [1, 3]);
+    const allocate = vi.spyOn(inner, "buffer").mockImplementationOnce(() => {
+      throw new QuireError("engine_failed", "The CPU device has no memory left.");
+    });
+    await expect(runner.step([next(conversation, NEXT.chunk)])).rejects.toThrow("no memory left");
+    allocate.mockRestore();
+    conversation.restore(evicted);
+    expect(await conversation.probe(NEXT.chunk)).toEqual(expected);
     expect(watched.live.size).toBe(liveBefore);
   });
 
