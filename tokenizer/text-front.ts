@@ -29,7 +29,7 @@ export class TextFront {
   readonly #steps: readonly Splitter[];
   /** Added tokens looked for before normalizing. */
   readonly #early: Splitters;
-  /** Added tokens looked for after normalizing; undefined where there are none. */
+  /** Added tokens looked for after normalizing, if only between those before; undefined where there are none. */
   readonly #late: Splitters | undefined;
   #units = new Uint16Array(4096);
 
@@ -42,11 +42,10 @@ export class TextFront {
     this.#preTokenizer = compilePreTokenizer(settings.pre_tokenizer);
     this.#steps = lastStep === undefined ? this.#preTokenizer.steps : [...this.#preTokenizer.steps, lastStep];
     // A normalizer that puts something in front would put it in front of the token too, and hide it inside of texts.
-    const normalizer = this.normalizer?.prepends === true ? undefined : this.normalizer;
-    const isLate = (token: AddedToken): boolean => token.normalized && normalizer !== undefined;
+    const isLate = (token: AddedToken): boolean => token.normalized && this.normalizer?.prepends !== true;
     const late = added.filter(isLate).map((token) => ({
       ...token,
-      content: normalizer?.normalize(token.content) ?? token.content,
+      content: this.normalizer?.normalize(token.content) ?? token.content,
     }));
     this.#early = splittersOf(added.filter((token) => !isLate(token)));
     this.#late = late.length === 0 ? undefined : splittersOf(late);
