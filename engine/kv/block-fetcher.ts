@@ -104,8 +104,9 @@ export class BlockFetcher {
    */
   async fetch(wanted: readonly BlockLayer[], kind: GateClass, told?: (read: FetchTotals) => void): Promise<void> {
     const pending: Promise<void>[] = [];
-    const leaving = wanted.flatMap(({ block, layer }) => block.host?.arriving.get(layer) ?? []);
-    if (leaving.length > 0) await Promise.all(leaving);
+    const leaving = () => wanted.flatMap(({ block, layer }) => block.host?.arriving.get(layer) ?? []);
+    // While some are waited for, others of a context larger than the pool may leave.
+    for (let reads = leaving(); reads.length > 0; reads = leaving()) await Promise.all(reads);
     const fresh: BlockLayer[] = [];
     const known = new Set<ReadInFlight>();
     const inHost = wanted.filter(isInHost);

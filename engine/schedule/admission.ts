@@ -4,6 +4,7 @@
  * refused at once (429 with a Retry-After that holds, see retry-promises.ts) instead of being found out by waiting.
  */
 import { PAGE_TOKENS } from "../../kernels/contract.ts";
+import { policyNamed } from "../../models/selection/registry.ts";
 import { detached } from "../../protocol/detached.ts";
 import { QuireError } from "../../protocol/errors.ts";
 import { LIMITS } from "../../protocol/limits.ts";
@@ -70,11 +71,11 @@ export class Admission {
     throw new QuireError("invalid_request", message, { param: "quire.selection.policy" });
   }
 
-  /** Where a smaller budget is set for times of need, and this is one. */
+  /** Where a smaller budget is set for times of need, and this is one; not for a selection whose first and last tokens take all of that. */
   underPressure(selection: ResolvedSelection, waitMs: number): ResolvedSelection {
     const { degradedBudgetTokens, degradeWaitMs } = this.#options.settings;
     if (degradedBudgetTokens === undefined || selection.policy === "dense" || waitMs <= degradeWaitMs) return selection;
-    if (selection.budgetTokens <= degradedBudgetTokens) return selection;
+    if (selection.budgetTokens <= degradedBudgetTokens || !hasPlan(selection, degradedBudgetTokens)) return selection;
     return { ...selection, budgetTokens: degradedBudgetTokens, budgetTokensAsked: selection.budgetTokens };
   }
 
@@ -168,5 +169,15 @@ export class Admission {
     if (sequence.phase !== "queued") return sequence.nextPosition;
     const { session, turnStart } = sequence.request;
     return Math.max(this.#options.queue.foundTokens(sequence), session === undefined ? 0 : turnStart);
+  }
+}
+
+/** Whether a selection can do with so small a budget. */
+function hasPlan({ policy }: ResolvedSelection, budgetTokens: number): boolean {
+  try {
+    return policyNamed(policy).plan(budgetTokens) !== undefined;
+  } catch (error) {
+    if (error instanceof QuireError) return false;
+    throw error;
   }
 }

@@ -370,6 +370,44 @@ describe("a block that is on its way to host memory", () => {
     expect(written.get(block.deviceBlocks[0] as number)).toEqual(bytesOf(0, 0));
   });
 
+  it("is waited for also where it leaves while another one is waited for", async () => {
+    const [first, second] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+    const pool = {
+      ...{ ...options.pool, blockBytes: GEOMETRY.blockBytes },
+      readBlock: async (id: number) => {
+        await (id === 0 ? first : second).promise;
+        return bytesOf(id, 0).slice();
+      },
+    } as KvPool;
+    const copies = new HostPool({ pool, bytesMax: 4 * GEOMETRY.blockBytes });
+    const [deviceBlocks, summarySlots] = [new FreeList(2), new FreeList(4)];
+    const small = new BlockCache({ layerCount: 1, deviceBlocks, summarySlots, host: { copies, pool } });
+    const hold = (index: number) => {
+      const held = small.create(index);
+      small.allocateAll(held);
+      small.loosen(held);
+      return held;
+    };
+    const blocks = [hold(0), hold(1)];
+    // The first one's place is taken, then the second one's.
+    const others = [hold(2)];
+    const work = new BlockFetcher({ ...options, cache: small, pool }).fetch(
+      blocks.map((block) => ({ block, layer: 0 })),
+      "demand",
+    );
+    others.push(hold(3));
+    first.resolve();
+    await new Promise((resolve) => setImmediate(resolve));
+    second.resolve();
+    await work;
+    expect(blocks.map(({ resident }) => resident)).toEqual([true, true]);
+    for (const {
+      index,
+      deviceBlocks: [id],
+    } of blocks)
+      expect(written.get(id as number)).toEqual(bytesOf(index, 0));
+  });
+
   it("is nobody's to fetch once its last holder has let go of it", async () => {
     const { block, comes, small, fetcher } = leaving();
     const fetched = totalsOf((told) => fetcher.fetch([{ block, layer: 0 }], "demand", told));

@@ -106,6 +106,20 @@ describe("a smaller budget in times of need", () => {
       expect(usages).toEqual([[512, undefined], busy, busy]);
     }
   });
+
+  it("is not taken for a selection that it is too small for", async () => {
+    const simulated = simulateEngine({ settings: { runningMax: 1, degradeWaitMs: 100, degradedBudgetTokens: 256 } });
+    const selection = { policy: "streaming+sink(256)", budgetTokens: 512, exact: true } as const;
+    const turns = Promise.all(
+      [1, 2].map((seed) =>
+        simulateTurn(simulated, { tokens: idsToBytes(randomIds(seed, 800)), selection, maxTokens: 4 }),
+      ),
+    );
+    await simulated.run(turns);
+    const ends = (await turns).map(({ usage, error }) => [error, usage?.budgetTokens, usage?.budgetTokensAsked]);
+    const own = [undefined, 512, undefined];
+    expect(ends).toEqual([own, own]);
+  });
 });
 
 describe("a context larger than the pool", () => {
