@@ -5,13 +5,15 @@ import type { SamplingParams, TokenLogprob } from "../../protocol/generate.ts";
 import type { Sequence } from "./sequence.ts";
 
 const NONE = new Uint32Array(0);
+/** Logits divided by less grow beyond the numbers that a device has (f32 on a GPU), and long before that no noise moves them. */
+const TEMPERATURE_MIN = 1e-30;
 
 /** What the device needs to sample the next token, or one `ahead` of it: noise depends on the seed and the token's position alone, so a step can be repeated. */
 export function sampleParams(sequence: Sequence, ahead = 0): Omit<SampleRow, "row"> {
   const { sampling, topLogprobs } = sequence.request;
   const { seenIds, seenCounts } = seen(sequence);
   return {
-    temperature: sampling.temperature,
+    temperature: sampling.temperature < TEMPERATURE_MIN ? 0 : sampling.temperature,
     topK: sampling.topK,
     topP: sampling.topP,
     minP: sampling.minP,

@@ -41,14 +41,23 @@ export class WasmHeap {
 
   /**
    * Address of `bytes` fresh bytes of undefined content.
-   * @throws {QuireError} `engine_failed` when the memory's limit is reached.
+   * @throws {QuireError} `engine_failed` when the memory's limit is reached, or the host gives no more.
    */
   allocate(bytes: number): number {
+    const at = this.tryAllocate(bytes);
+    if (at !== undefined) return at;
+    throw new QuireError("engine_failed", "The CPU device has no memory left.", {
+      cause: new Error(`${bytes} bytes wanted, ${this.memory.buffer.byteLength} of ${this.bytesMax} taken`),
+    });
+  }
+
+  /** As {@link allocate}; undefined where there is no room. */
+  tryAllocate(bytes: number): number | undefined {
     assert(Number.isInteger(bytes) && bytes >= 0, "bytes must be an integer >= 0");
     const size = sizeOf(bytes);
     let index = this.#free.findIndex((span) => span.bytes >= size);
     if (index < 0) {
-      this.#grow(size);
+      if (!this.#grow(size)) return undefined;
       index = this.#free.length - 1;
     }
     const span = this.#free[index] as Span;
@@ -58,15 +67,6 @@ export class WasmHeap {
     this.#used.set(at, size);
     this.#freshFrom = Math.max(this.#freshFrom, at + size);
     return at;
-  }
-
-  /** Whether {@link allocate} would find room within the limit. */
-  canAllocate(bytes: number): boolean {
-    const size = sizeOf(bytes);
-    const end = this.memory.buffer.byteLength;
-    const last = this.#free.at(-1);
-    const tail = last !== undefined && last.at + last.bytes === end ? last.bytes : 0;
-    return this.#free.some((span) => span.bytes >= size) || end - tail + size <= this.bytesMax;
   }
 
   /** As {@link allocate}, filled with zeros. Memory that was never used is not touched. */
@@ -97,22 +97,19 @@ export class WasmHeap {
     this.#free.splice(index, 2, { at: span.at, bytes: span.bytes + next.bytes });
   }
 
-  /** Makes the last free span hold at least `size` bytes. */
-  #grow(size: number): void {
+  /** Makes the last free span hold at least `size` bytes. False where there is no room. */
+  #grow(size: number): boolean {
     const end = this.memory.buffer.byteLength;
     const last = this.#free.at(-1);
     const tail = last !== undefined && last.at + last.bytes === end ? last.bytes : 0;
     const pages = Math.ceil((size - tail) / WASM_PAGE_BYTES);
-    if (end + pages * WASM_PAGE_BYTES > this.bytesMax || !grown(this.memory, pages)) {
-      throw new QuireError("engine_failed", "The CPU device has no memory left.", {
-        cause: new Error(`${size} bytes wanted, ${end} of ${this.bytesMax} taken`),
-      });
-    }
+    if (end + pages * WASM_PAGE_BYTES > this.bytesMax || !grown(this.memory, pages)) return false;
     this.bytes = new Uint8Array(sharedBuffer(this.memory));
     this.words = new Int32Array(sharedBuffer(this.memory));
     this.floats = new Float32Array(sharedBuffer(this.memory));
     this.#free.push({ at: end, bytes: pages * WASM_PAGE_BYTES });
     this.#join(this.#free.length - 2);
+    return true;
   }
 }
 
@@ -181,6 +178,7 @@ export class Arena {
     const bytes = this.#chunks.reduce((sum, chunk) => sum + chunk.bytes, 0);
     for (const chunk of this.#chunks.splice(0)) this.#heap.release(chunk.at);
     // Where memory is short and in pieces, `take` finds its chunks again.
-    if (this.#heap.canAllocate(bytes)) this.#chunks.push({ at: this.#heap.allocate(bytes), bytes });
+    const at = this.#heap.tryAllocate(bytes);
+    if (at !== undefined) this.#chunks.push({ at, bytes });
   }
 }

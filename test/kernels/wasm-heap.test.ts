@@ -1,4 +1,4 @@
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 import { Arena, WasmHeap } from "../../kernels/wasm/heap.ts";
 import { openWasmDevice } from "../../kernels/wasm/open-wasm.ts";
 import { Random, SEED } from "./support/random.ts";
@@ -74,6 +74,23 @@ describe("wasm heap", () => {
     for (const at of [arena.take(MIB), arena.take(MIB)]) heap.bytes.fill(1, at, at + MIB);
     expect(heap.bytes.subarray(rest, rest + 1.5 * MIB).every((byte) => byte === 7)).toBe(true);
     heap.release(between);
+  });
+
+  it("an arena goes on in pieces where the host gives no more memory", () => {
+    const heap = new WasmHeap(64 * MIB);
+    const arena = new Arena(heap);
+    arena.take(MIB);
+    const between = heap.allocate(64);
+    arena.take(MIB);
+    const grow = vi.spyOn(heap.memory, "grow").mockImplementation(() => {
+      throw new RangeError("WebAssembly.Memory.grow(): Unable to grow instance memory");
+    });
+    arena.clear();
+    const pieces = [arena.take(MIB), arena.take(MIB)];
+    expect(pieces.every((at) => at > between || at + MIB <= between)).toBe(true);
+    expect(() => arena.take(MIB)).toThrow(expect.objectContaining({ code: "engine_failed" }));
+    grow.mockRestore();
+    expect(arena.take(MIB)).toBeGreaterThan(0);
   });
 
   it("a device says when its memory is full, and can use what was released", async () => {
