@@ -1,19 +1,18 @@
 /**
- * Unigram models (SentencePiece's other kind) through @huggingface/tokenizers: slow, but right. The library
- * only encodes text between added tokens; splitting, marks and decoding are ours, so that streams and control tokens keep
- * the contract's promises.
+ * Unigram models (SentencePiece's other kind). What normalizers and pre-tokenizers are not ours are those of @huggingface/tokenizers.
  */
 import { Tokenizer as HuggingFaceTokenizer } from "@huggingface/tokenizers";
 import { QuireError } from "../protocol/errors.ts";
 import { type AddedToken, AddedTokenSplitter } from "./added-tokens.ts";
 import type { EncodeOptions, IncrementalDecoder, Tokenizer } from "./contract.ts";
-import { asArray, asObject, isObject, type JsonObject } from "./json.ts";
+import { asArray, asObject, type JsonObject } from "./json.ts";
 import { unmark } from "./marks.ts";
+import { compileNormalizer, type Normalize } from "./normalize.ts";
+import { compilePreTokenizer } from "./pre-tokenize.ts";
+import { splitInSteps } from "./splitters.ts";
 import { readDecoder } from "./token-bytes.ts";
+import { Unigram, type UnigramParts } from "./unigram.ts";
 import { Utf8Decoder } from "./utf8-decoder.ts";
-
-/** Far below every real score: a Unigram model never spells a control token out of a user's text. */
-const UNREACHABLE_SCORE = -1e9;
 
 /**
  * Opens a model that is no byte-pair encoding.
@@ -25,8 +24,9 @@ export function openFallback(tokenizerJson: unknown, addedTokens: readonly Added
 
 class UnigramTokenizer implements Tokenizer {
   readonly vocabularySize: number;
-  readonly #first: HuggingFaceTokenizer;
-  readonly #later: HuggingFaceTokenizer;
+  readonly #model: Unigram;
+  readonly #normalize: Normalize;
+  readonly #split: Split;
   readonly #all: AddedTokenSplitter;
   readonly #plain: AddedTokenSplitter;
   readonly #ids: Map<string, number>;
@@ -40,9 +40,9 @@ class UnigramTokenizer implements Tokenizer {
     if (addedTokens.some((token) => token.special && token.normalized && root.normalizer)) {
       throw new QuireError("internal", "tokenizer.json: normalized special tokens are not supported with this model");
     }
-    this.#ids = vocabulary;
+    this.#ids = new Map(vocabulary.map(([token], id) => [token, id]));
     const utf8 = new TextEncoder();
-    for (const [token, id] of vocabulary) this.#bytes[id] = decoding.bytesOf(token);
+    for (const [id, [token]] of vocabulary.entries()) this.#bytes[id] = decoding.bytesOf(token);
     for (const { id, content } of addedTokens) {
       this.#ids.set(content, id);
       this.#bytes[id] = utf8.encode(content);
@@ -52,15 +52,10 @@ class UnigramTokenizer implements Tokenizer {
     this.#dropsFirstSpace = decoding.dropsFirstSpace;
     this.#all = new AddedTokenSplitter(addedTokens);
     this.#plain = new AddedTokenSplitter(addedTokens.filter((token) => !token.special));
-    const specials = new Set(addedTokens.filter((token) => token.special).map((token) => token.content));
-    const plainRoot = { ...root, added_tokens: [], post_processor: null, model: withoutSpecials(root.model, specials) };
-    const options = { clean_up_tokenization_spaces: false };
-    this.#first = new HuggingFaceTokenizer(plainRoot, options);
-    const laterPreTokenizer = afterFirstSection(root.pre_tokenizer);
-    this.#later =
-      laterPreTokenizer === root.pre_tokenizer
-        ? this.#first
-        : new HuggingFaceTokenizer({ ...plainRoot, pre_tokenizer: laterPreTokenizer }, options);
+    const unspelled = new Set(addedTokens.filter((token) => token.special).map((token) => token.content));
+    this.#model = new Unigram({ vocabulary, ...readSettings(root.model as JsonObject, vocabulary.length), unspelled });
+    this.#normalize = normalizerOf(root);
+    this.#split = splitOf(root);
   }
 
   encode(text: string, { special = false, countMax = Number.POSITIVE_INFINITY }: EncodeOptions = {}): number[] {
@@ -71,9 +66,12 @@ class UnigramTokenizer implements Tokenizer {
         ids.push(section);
         continue;
       }
-      const library = index === 0 ? this.#first : this.#later;
-      const plain = special ? unmark(section) : section;
-      for (const id of library.encode(plain, { add_special_tokens: false }).ids) ids.push(id);
+      const text = this.#normalize(special ? unmark(section) : section);
+      if (text === "") continue;
+      for (const piece of this.#split(text, index === 0)) {
+        if (ids.length > countMax) break;
+        this.#model.encode(piece, ids);
+      }
     }
     return ids;
   }
@@ -122,35 +120,63 @@ class UnigramTokenizer implements Tokenizer {
   }
 }
 
-function readVocabulary(model: JsonObject): Map<string, number> {
-  const ids = new Map<string, number>();
-  if (model.type === "Unigram") {
-    for (const [id, entry] of asArray(model.vocab, "tokenizer.json: vocab").entries()) {
-      ids.set(String(asArray(entry, "tokenizer.json: vocab entry")[0]), id);
-    }
-  } else {
+function readVocabulary(model: JsonObject): [string, number][] {
+  if (model.type !== "Unigram") {
     throw new QuireError("internal", `tokenizer.json: model ${model.type} is not supported`);
   }
-  return ids;
-}
-
-function withoutSpecials(model: unknown, specials: ReadonlySet<string>): JsonObject {
-  const fields = asObject(model, "tokenizer.json: model");
-  const vocab = asArray(fields.vocab, "tokenizer.json: vocab").map((entry) => {
+  return asArray(model.vocab, "tokenizer.json: vocab").map((entry) => {
     const [token, score] = asArray(entry, "tokenizer.json: vocab entry");
-    return specials.has(String(token)) ? [token, UNREACHABLE_SCORE] : [token, score];
+    if (typeof token === "string" && typeof score === "number") return [token, score];
+    throw new QuireError("internal", "tokenizer.json: an entry of the vocabulary is not a token with its score");
   });
-  return { ...fields, vocab };
 }
 
-/** A `Metaspace` that puts its space in front of the first section only puts none in front of later ones. */
-function afterFirstSection(preTokenizer: unknown): unknown {
-  if (!isObject(preTokenizer)) return preTokenizer;
-  if (preTokenizer.type === "Metaspace" && preTokenizer.prepend_scheme === "first") {
-    return { ...preTokenizer, prepend_scheme: "never", add_prefix_space: false };
+function readSettings(model: JsonObject, idCount: number): Pick<UnigramParts, "unknownId" | "byteFallback"> {
+  const { unk_id: unknownId = null, byte_fallback: byteFallback } = model;
+  if (unknownId === null) return { unknownId: -1, byteFallback: byteFallback === true };
+  if (!Number.isInteger(unknownId) || (unknownId as number) < 0 || (unknownId as number) >= idCount) {
+    throw new QuireError("internal", "tokenizer.json: unk_id is no id of the vocabulary");
   }
-  if (preTokenizer.type !== "Sequence") return preTokenizer;
-  const steps = asArray(preTokenizer.pretokenizers, "tokenizer.json: pretokenizers");
-  const later = steps.map(afterFirstSection);
-  return later.every((step, index) => step === steps[index]) ? preTokenizer : { ...preTokenizer, pretokenizers: later };
+  return { unknownId: unknownId as number, byteFallback: byteFallback === true };
+}
+
+/** Pieces of a text; `isFirst` as in {@link compilePreTokenizer}. */
+type Split = (text: string, isFirst: boolean) => Iterable<string>;
+
+function normalizerOf(root: JsonObject): Normalize {
+  const own = orUndefined(() => compileNormalizer(root.normalizer) ?? { normalize: (text: string) => text });
+  if (own !== undefined) return own.normalize;
+  const library = libraryOf({ normalizer: root.normalizer }).normalizer;
+  return (text) => library?.normalize(text) ?? text;
+}
+
+function splitOf(root: JsonObject): Split {
+  const own = orUndefined(() => compilePreTokenizer(root.pre_tokenizer));
+  if (own === undefined) {
+    const library = libraryOf({ pre_tokenizer: root.pre_tokenizer }).pre_tokenizer;
+    return (text, isFirst) => library?.pre_tokenize(text, { section_index: isFirst ? 0 : 1 }) ?? [text];
+  }
+  return (text, isFirst) => {
+    const string = own.prepare?.(text, isFirst) ?? text;
+    const units = Uint16Array.from({ length: string.length }, (_, at) => string.charCodeAt(at));
+    const { ends, count } = splitInSteps(own.steps, { string, units, length: string.length });
+    return Array.from(ends.subarray(0, count), (end, index) => string.slice(index === 0 ? 0 : ends[index - 1], end));
+  };
+}
+
+/** Undefined for what is not supported here. */
+function orUndefined<T>(compile: () => T): T | undefined {
+  try {
+    return compile();
+  } catch (error) {
+    if (error instanceof QuireError) return undefined;
+    throw error;
+  }
+}
+
+/** The library with some of its parts, and next to no model. */
+function libraryOf(parts: JsonObject): HuggingFaceTokenizer {
+  const none = { normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null, added_tokens: [] };
+  const model = { type: "Unigram", unk_id: 0, vocab: [["<unk>", 0]] };
+  return new HuggingFaceTokenizer({ version: "1.0", ...none, model, ...parts }, {});
 }

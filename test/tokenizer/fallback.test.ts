@@ -45,6 +45,76 @@ describe("Unigram", () => {
   });
 });
 
+describe("Unigram against Hugging Face's tokenizers 0.23", () => {
+  const vocabulary = [
+    ["<unk>", 0],
+    ["</s>", 0],
+    ["▁", -3],
+    ["a", -4],
+    ["b", -4.5],
+    ["ab", -6],
+    ["bc", -5],
+    ["▁ab", -6.5],
+    ["cab", -9],
+    ["▁a▁b", -1],
+    ["é", -7],
+    ["xy", -30],
+  ];
+  const bytes = Array.from({ length: 256 }, (_, byte) => [
+    `<0x${byte.toString(16).toUpperCase().padStart(2, "0")}>`,
+    -20,
+  ]);
+  const metaspace = { type: "Metaspace", replacement: "▁", prepend_scheme: "first", split: true };
+  const open = (byteFallback: boolean) => {
+    const vocab = byteFallback ? [...vocabulary, ...bytes] : vocabulary;
+    const tokenizerJson = {
+      version: "1.0",
+      added_tokens: [{ id: 1, content: "</s>", special: true, normalized: false }],
+      normalizer: null,
+      pre_tokenizer: metaspace,
+      post_processor: null,
+      decoder: metaspace,
+      model: { type: "Unigram", unk_id: 0, byte_fallback: byteFallback, vocab },
+    };
+    return openTokenizer({ tokenizerJson, tokenizerConfig: {} }).tokenizer;
+  };
+
+  it.each([
+    ["ab a b", [7, 2, 3, 2, 4]],
+    ["abc cab", [2, 3, 6, 2, 8]],
+    ["zz a zq", [2, 0, 2, 3, 2, 0]],
+    ["xy x", [2, 11, 2, 0]],
+    ["é👩é", [2, 10, 0, 10]],
+    ["cabcab", [2, 8, 8]],
+    ["  a", [2, 2, 3]],
+  ])("%j", (text, ids) => {
+    expect(open(false).encode(text)).toEqual(ids);
+  });
+
+  it.each([
+    ["za", [2, 134, 3]],
+    ["é👩é", [2, 10, 252, 171, 157, 181, 10]],
+    ["xy zz", [2, 11, 2, 134, 134]],
+  ])("with bytes for what it does not know: %j", (text, ids) => {
+    expect(open(true).encode(text)).toEqual(ids);
+  });
+
+  it("spells no control token out of characters that it does not know", () => {
+    expect(open(false).encode("a</s>a")).toEqual([2, 3, 0, 3]);
+  });
+
+  it("stops where no more ids are wanted", () => {
+    expect(open(false).encode("a ".repeat(1_000), { countMax: 10 }).length).toBeLessThan(20);
+  });
+
+  it.each(["z", "a", "é", " ", "👩", "a "])("takes 200,000 times %j in seconds", (text) => {
+    const began = performance.now();
+    const ids = open(true).encode(text.repeat(200_000));
+    expect(ids.length).toBeGreaterThan(100_000);
+    expect(performance.now() - began).toBeLessThan(15_000);
+  });
+});
+
 describe("what is not supported is named", () => {
   const base = { version: "1.0", added_tokens: [], normalizer: null, pre_tokenizer: null, post_processor: null };
   for (const [what, tokenizerJson] of [
