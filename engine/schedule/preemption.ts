@@ -96,14 +96,15 @@ export class Preemption {
   }
 
   /**
-   * Lowest rank of those that may be suspended: none whose memory is being copied for the store, or that has said its last, or that has set aside all that
-   * it needs of a context larger than the pool.
+   * Lowest rank of those that may be suspended: none whose memory is being copied for the store, or that has said its last (it gives back what it has), or
+   * that has set aside all that it needs of a context larger than the pool.
    */
   #victim(): Sequence | undefined {
+    const isStuck = this.#isStuck();
     const may = [...this.#options.active].filter(
       (one) =>
         one.phase === "running" &&
-        one.finishReason === undefined &&
+        (one.finishReason === undefined || isStuck) &&
         one.error === undefined &&
         !one.abortRequested &&
         one.copying.size === 0 &&
@@ -111,6 +112,12 @@ export class Preemption {
         one.preemptedCount < PREEMPTIONS_MAX,
     );
     return may.sort(byRank).at(-1);
+  }
+
+  /** Everybody has said its last and lacks a block for that: nobody gives anything back. */
+  #isStuck(): boolean {
+    const holders = [...this.#options.active].filter(({ phase }) => phase !== "preempted");
+    return holders.every((one) => one.phase === "running" && one.finishReason !== undefined && one.shortBlocks > 0);
   }
 
   #suspend(sequence: Sequence): void {

@@ -5,6 +5,7 @@ import type { GenerateRequest, SelectionRequest } from "../../protocol/generate.
 import { idsToBytes } from "../../protocol/ids.ts";
 import {
   generate,
+  NAMESPACE,
   openForTest,
   randomIds,
   request,
@@ -117,5 +118,21 @@ describe("who is suspended", () => {
       expect([ids, logprobs]).toEqual([expected.ids, expected.logprobs]);
     }
     await expectNothingHeld(engine);
+  });
+
+  it("is one of those that have said their last where all have, and each lacks the block that its last token fills", async () => {
+    const engine = await open({ blockCount: 2 * 2 });
+    const prompt = 10;
+    const turn = (number: number) =>
+      generate(
+        engine,
+        longReply(number, dense, { tokens: idsToBytes(randomIds(number, prompt)), maxTokens: 128 - prompt }),
+      );
+    // In step from the first row to the last.
+    const results = await Promise.all([turn(1), turn(2)]);
+    expect(results.map(({ reason }) => reason)).toEqual(["length", "length"]);
+    await expectNothingHeld(engine);
+    for (const number of [1, 2])
+      expect(engine.persister.status(`${NAMESPACE}/s${number}`)).toMatchObject({ persistedTokens: 128 });
   });
 });
