@@ -120,9 +120,12 @@ function refuseWindow(json: Json, family: Family, contextTokensMax: number): voi
   }
 }
 
-/** Mistral's window counts always, Qwen's where it is switched on and a layer is far enough up. */
+/** Mistral's window counts always, Qwen's where it is switched on and a layer has it: by its type, or by being far enough up. */
 function isWindowed(json: Json): boolean {
   if (json.model_type === "mistral") return true;
+  const types = json.layer_types;
+  const isFull = Array.isArray(types) && types.every((type) => type === "full_attention");
+  if (types != null) return flag(json, "use_sliding_window") && !isFull;
   const firstLayer = json.max_window_layers ?? 28;
   return flag(json, "use_sliding_window") && (firstLayer as number) < (json.num_hidden_layers as number);
 }

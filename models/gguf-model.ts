@@ -60,7 +60,7 @@ export async function readGgufConfig(file: GgufFile): Promise<ModelConfig> {
   }
   refuseUnsupported(fields, key, headDim);
   const contextTokensMax = fields.count(key("context_length"));
-  const { scaling, positions } = await ropeScaling(file, fields, { key, contextTokensMax });
+  const { scaling, positions } = await ropeScaling(file, fields, { key, headDim, contextTokensMax });
   refuseWindow(fields, key, contextTokensMax);
   const vocabularySize = embeddings.shape[0]!;
   return {
@@ -103,12 +103,17 @@ function refuseWindow(fields: GgufFields, key: (name: string) => string, context
 async function ropeScaling(
   file: GgufFile,
   fields: GgufFields,
-  { key, contextTokensMax }: { key: (name: string) => string; contextTokensMax: number },
+  { key, headDim, contextTokensMax }: { key: (name: string) => string; headDim: number; contextTokensMax: number },
 ): Promise<{ scaling: RopeScaling | undefined; positions: number }> {
   const factorTensor = file.tensors.get(ROPE_FACTORS);
   if (factorTensor !== undefined) {
+    const { shape } = factorTensor;
+    if (shape.length !== 1 || shape[0] !== headDim / 2) {
+      failFile(file.name, `${ROPE_FACTORS} has shape [${shape}], heads of ${headDim} need [${headDim / 2}]`);
+    }
     const factors = [...(await file.readRows(factorTensor, { first: 0, count: 1 }))];
-    if (!factors.every((factor) => factor > 0 && Number.isFinite(factor))) failFile(file.name, "rope_freqs is broken");
+    if (!factors.every((factor) => factor > 0 && Number.isFinite(factor)))
+      failFile(file.name, `${ROPE_FACTORS} holds what is no factor`);
     return { scaling: { type: "factors", factors }, positions: 0 };
   }
   const type = fields.optionalText(key("rope.scaling.type")) ?? "none";

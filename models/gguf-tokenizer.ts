@@ -24,14 +24,18 @@ interface ByteLevelKind {
   digits?: boolean;
   normalizer?: object;
   ignoreMerges?: boolean;
+  /** A raw text begins with the beginning token where the file does not say. */
+  addsBos?: boolean;
 }
 
-/** `tokenizer.ggml.pre` by name. */
+const PRE_TOKENIZER = "tokenizer.ggml.pre";
+
+/** {@link PRE_TOKENIZER} by name. */
 const BYTE_LEVEL_KINDS: Readonly<Record<string, ByteLevelKind>> = {
   "gpt-2": { split: GPT2_SPLIT },
   default: { split: GPT2_SPLIT },
-  "llama-bpe": { split: LLAMA3_SPLIT, ignoreMerges: true },
-  llama3: { split: LLAMA3_SPLIT, ignoreMerges: true },
+  "llama-bpe": { split: LLAMA3_SPLIT, ignoreMerges: true, addsBos: true },
+  llama3: { split: LLAMA3_SPLIT, ignoreMerges: true, addsBos: true },
   qwen2: { split: QWEN2_SPLIT, normalizer: { type: "NFC" } },
   smollm: { split: GPT2_SPLIT, digits: true },
 };
@@ -51,7 +55,7 @@ export function ggufTokenizer(file: Pick<GgufFile, "name" | "metadata">): Tokeni
     return id === undefined ? {} : { [`${name}_token`]: tokens[id]! };
   };
   const template = fields.optionalText("tokenizer.chat_template");
-  const addBosToken = fields.optionalFlag(key("add_bos_token")) ?? model === "llama";
+  const addBosToken = fields.optionalFlag(key("add_bos_token")) ?? addsBosUnsaid(model, fields);
   const tokenizerConfig = {
     ...special("bos"),
     ...special("eos"),
@@ -75,6 +79,13 @@ export function ggufTokenizer(file: Pick<GgufFile, "name" | "metadata">): Tokeni
   return fields.fail(key("model"), `${JSON.stringify(model.slice(0, 80))} is not supported, only "gpt2" and "llama"`);
 }
 
+/** As llama.cpp takes it: many files of Llama 3 do not say. */
+function addsBosUnsaid(model: string, fields: GgufFields): boolean {
+  if (model === "llama") return true;
+  const pre = fields.optionalText(PRE_TOKENIZER) ?? "";
+  return Object.hasOwn(BYTE_LEVEL_KINDS, pre) && BYTE_LEVEL_KINDS[pre]?.addsBos === true;
+}
+
 function addedTokens(tokens: readonly string[], types: readonly number[]): object[] {
   return tokens.flatMap((content, id) => {
     if (types[id] !== TYPE_CONTROL && types[id] !== TYPE_USER_DEFINED && types[id] !== TYPE_UNKNOWN) return [];
@@ -84,11 +95,11 @@ function addedTokens(tokens: readonly string[], types: readonly number[]): objec
 }
 
 function byteLevel(fields: GgufFields, key: (name: string) => string, tokens: readonly string[]): object {
-  const pre = fields.optionalText(key("pre")) ?? "default";
+  const pre = fields.optionalText(PRE_TOKENIZER) ?? "default";
   const kind = Object.hasOwn(BYTE_LEVEL_KINDS, pre) ? BYTE_LEVEL_KINDS[pre] : undefined;
   if (kind === undefined) {
     const known = Object.keys(BYTE_LEVEL_KINDS).join(", ");
-    return fields.fail(key("pre"), `${JSON.stringify(pre.slice(0, 80))} is not supported, only ${known}`);
+    return fields.fail(PRE_TOKENIZER, `${JSON.stringify(pre.slice(0, 80))} is not supported, only ${known}`);
   }
   const split = { type: "Split", pattern: { Regex: kind.split }, behavior: "Isolated", invert: false };
   const digits = { type: "Digits", individual_digits: true };

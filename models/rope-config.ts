@@ -20,6 +20,7 @@ export interface RopeConfig {
  */
 export function parseRope(json: Json): RopeConfig {
   if ((json.partial_rotary_factor ?? 1) !== 1) fail("partial_rotary_factor", "only 1 is supported");
+  refuseContradiction(json);
   const field = json.rope_parameters == null ? "rope_scaling" : "rope_parameters";
   const rope = json[field] == null ? {} : object(json[field], field);
   const nested = Object.keys(rope).find((key) => typeof rope[key] === "object" && rope[key] !== null);
@@ -40,6 +41,17 @@ export function parseRope(json: Json): RopeConfig {
     }
     default:
       return fail(field, `rope type ${show(type)} is not supported, only "default", "linear", "llama3" and "yarn"`);
+  }
+}
+
+/** HF reads the older field where both are there: somebody added it to a newer file, and means it. */
+function refuseContradiction(json: Json): void {
+  if (json.rope_parameters == null || json.rope_scaling == null) return;
+  const newer = object(json.rope_parameters, "rope_parameters");
+  for (const [key, value] of Object.entries(object(json.rope_scaling, "rope_scaling"))) {
+    const said = key === "type" || key === "rope_type" ? (newer.rope_type ?? newer.type ?? "default") : newer[key];
+    if ((said ?? null) !== value)
+      fail("rope_scaling", `says otherwise than rope_parameters of ${show(key)}; leave one of both`);
   }
 }
 

@@ -88,6 +88,12 @@ describe("model configuration", () => {
     expect(config.contextTokensMax).toBe(65536);
   });
 
+  it("reads scaling that stands in both places, as long as they agree", async () => {
+    const rope_parameters = { rope_type: "linear", factor: 4, rope_theta: 50_000 };
+    const both = { ...(await houseJson()), rope_parameters, rope_scaling: { type: "linear", factor: 4 } };
+    expect(parseConfig(both)).toMatchObject({ ropeTheta: 50_000, ropeScaling: { type: "linear", factor: 4 } });
+  });
+
   it("takes a window that no context outgrows, or that is switched off, for none", async () => {
     const json = await houseJson();
     for (const change of [
@@ -96,6 +102,10 @@ describe("model configuration", () => {
       { model_type: "qwen2", sliding_window: 4096 },
       { model_type: "qwen3", sliding_window: 4096, use_sliding_window: false },
       { model_type: "qwen2", sliding_window: 4096, use_sliding_window: true, max_window_layers: 4 },
+      {
+        ...{ model_type: "qwen3", sliding_window: 4096, use_sliding_window: true, max_window_layers: 0 },
+        layer_types: ["full_attention", "full_attention", "full_attention", "full_attention"],
+      },
     ]) {
       expect(parseConfig({ ...json, ...change }).modelType).toBe(change.model_type);
     }
@@ -207,6 +217,21 @@ describe("model configuration", () => {
     ["sliding_window", { model_type: "mistral" }],
     ["sliding_window", { model_type: "mistral", sliding_window: 4096 }],
     ["sliding_window", { model_type: "qwen2", use_sliding_window: true, sliding_window: 4096, max_window_layers: 3 }],
+    [
+      "sliding_window",
+      {
+        ...{ model_type: "qwen2", use_sliding_window: true, sliding_window: 4096, max_window_layers: 4 },
+        layer_types: ["full_attention", "sliding_attention", "full_attention", "sliding_attention"],
+      },
+    ],
+    ["sliding_window", { model_type: "qwen3", use_sliding_window: true, sliding_window: 4096, layer_types: "all" }],
+    [
+      "rope_scaling",
+      {
+        rope_parameters: { rope_type: "default", rope_theta: 1_000_000 },
+        rope_scaling: { type: "yarn", factor: 4, original_max_position_embeddings: 32_768 },
+      },
+    ],
     ["num_key_value_heads", { model_type: "qwen3", num_key_value_heads: undefined }],
     ["partial_rotary_factor", { partial_rotary_factor: 0.5 }],
     ["quantization_config", { quantization_config: { quant_method: "awq" } }],

@@ -62,6 +62,19 @@ describe("the tokenizer of a GGUF file", () => {
     expect(tokenizer.encode(text, { special: true })).toEqual([258, 260, 257, 259, 261]);
   });
 
+  it.each<[says: string, pre: string, flag: boolean | undefined, adds: boolean]>([
+    ["nothing, Llama 3's pre-tokenizer", "llama-bpe", undefined, true],
+    ["no, Llama 3's pre-tokenizer", "llama-bpe", false, false],
+    ["nothing, another pre-tokenizer", "qwen2", undefined, false],
+    ["yes, another pre-tokenizer", "qwen2", true, true],
+  ])("has a raw text begin as llama.cpp has it where the file says %s", async (_, pre, flag, adds) => {
+    const { name, metadata } = await metadataOf(file);
+    const changed = new Map<string, GgufValue>([...metadata, ["tokenizer.ggml.pre", pre]]);
+    changed.delete("tokenizer.ggml.add_bos_token");
+    if (flag !== undefined) changed.set("tokenizer.ggml.add_bos_token", flag);
+    expect(ggufTokenizer({ name, metadata: changed }).tokenizerConfig).toMatchObject({ add_bos_token: adds });
+  });
+
   const broken: [what: string, change: [key: string, value: GgufValue | undefined], message: RegExp][] = [
     ["another model", ["tokenizer.ggml.model", "t5"], /tokenizer\.ggml\.model: "t5" is not supported/],
     [

@@ -7,7 +7,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Device } from "../../kernels/contract.ts";
 import { openDevice } from "../../kernels/open.ts";
 import { parseConfig } from "../../models/config.ts";
-import { type GgufFile, openGguf } from "../../models/gguf.ts";
+import { type GgufFile, type GgufTensor, openGguf } from "../../models/gguf.ts";
 import { GGUF_ENCODINGS } from "../../models/gguf-blocks.ts";
 import type { GgufValue } from "../../models/gguf-cursor.ts";
 import { readGgufConfig } from "../../models/gguf-model.ts";
@@ -99,6 +99,22 @@ describe("GGUF metadata that the fixtures do not have", () => {
     expect((error as QuireError).message).toMatch(message);
     expect((error as QuireError).message).toContain(`qwen3-k-quants.gguf: ${key}: `);
     expect((error as QuireError).message).not.toContain("\n");
+  });
+});
+
+describe("RoPE factors of a GGUF file", () => {
+  it.each([
+    ["one too few", [15], [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]],
+    ["in rows", [2, 8], [1, 1, 1, 1, 1, 1, 1, 1]],
+    ["one that is none", [16], [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, Number.NaN]],
+  ])("that are %s are refused in one line", async (_, shape, values) => {
+    const file = await openGguf(`${FIXTURES}/qwen3-k-quants.gguf`);
+    await file.close();
+    const encoding = GGUF_ENCODINGS[0] as GgufTensor["encoding"];
+    const tensor: GgufTensor = { shape, encoding, offset: 0, bytes: values.length * 4 };
+    const readRows = async () => Float32Array.from(values);
+    const tensors = new Map([...file.tensors, ["rope_freqs.weight", tensor]]);
+    await expect(readGgufConfig({ ...file, tensors, readRows })).rejects.toThrow(/^qwen3-k-quants.gguf: .*rope_freqs/);
   });
 });
 
