@@ -26,7 +26,10 @@ export class Arena {
     if (this.#buffer !== undefined && this.#buffer.size >= this.bytes) return this.#buffer;
     const bytesMax = Math.min(gpu.device.limits.maxBufferSize, gpu.device.limits.maxStorageBufferBindingSize);
     const grown = Math.max(this.bytes, Math.min(bytesMax, (this.#buffer?.size ?? 0) * 2), 4096);
-    if (this.#buffer !== undefined) gpu.destroy(this.#buffer);
+    const old = this.#buffer;
+    // Where there is no larger one, the next step finds none.
+    this.#buffer = undefined;
+    if (old !== undefined) gpu.destroy(old);
     this.#buffer = gpu.storage(this.label, grown);
     return this.#buffer;
   }

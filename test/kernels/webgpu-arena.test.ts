@@ -1,0 +1,27 @@
+/// <reference types="@webgpu/types" />
+/** Memory of steps whose size is known late, on a GPU of which only the limits are real. */
+import { expect, it } from "vitest";
+import { Arena } from "../../kernels/webgpu/command-list.ts";
+import type { Gpu } from "../../kernels/webgpu/gpu.ts";
+
+it("an arena that cannot grow has no memory that was given back", () => {
+  const limits = { maxBufferSize: 1 << 20, maxStorageBufferBindingSize: 1 << 16 };
+  const destroyed = new Set<GPUBuffer>();
+  const gpu = {
+    device: { limits },
+    storage(label: string, size: number) {
+      if (size > limits.maxStorageBufferBindingSize) throw new Error(`${label}: ${size} bytes are more than it binds`);
+      return { size } as GPUBuffer;
+    },
+    destroy: (buffer: GPUBuffer) => void destroyed.add(buffer),
+  } as unknown as Gpu;
+  const arena = new Arena("scratch");
+  arena.need(8192);
+  arena.buffer(gpu);
+  arena.need(1 << 17);
+  expect(() => arena.buffer(gpu)).toThrow("more than it binds");
+  // The next step needs less.
+  arena.bytes = 0;
+  arena.need(8192);
+  expect(destroyed.has(arena.buffer(gpu))).toBe(false);
+});
