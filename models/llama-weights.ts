@@ -73,8 +73,8 @@ const PIECE_VALUES = 4 * 1024 * 1024;
 
 /**
  * Reads every tensor once, in a fixed order and in pieces, packs it for the device and hashes it. Norms and biases stay f32 whatever the encoding.
- * @throws {QuireError} `invalid_request` when a tensor is missing, has another shape than the configuration says, or is one that
- * the forward pass would ignore (a bias of another family).
+ * @throws {QuireError} `invalid_request` when a tensor is missing, has another shape than the configuration says, holds infinities or
+ * what is no number, or is one that the forward pass would ignore (a bias of another family).
  */
 export async function loadLlamaWeights(options: LoadWeightsOptions): Promise<LoadedWeights> {
   const { config } = options;
@@ -209,6 +209,9 @@ class TensorLoader {
 
   async #piece(name: string, rows: RowRange): Promise<Float32Array> {
     const data = await this.#options.source.readRows(name, rows);
+    if (!areFinite(data)) {
+      throw new QuireError("invalid_request", `weights: tensor ${name} holds a value that is no finite number`);
+    }
     this.fingerprint.update(data);
     this.#advance(name, data.length);
     return data;
@@ -218,4 +221,11 @@ class TensorLoader {
     this.#loadedCount += count;
     this.#options.onProgress?.({ tensor, loadedCount: this.#loadedCount, totalCount: this.#totalCount });
   }
+}
+
+function areFinite(values: Float32Array): boolean {
+  let sum = 0;
+  // 0 for every number, else not a number: quicker than to ask each of them.
+  for (let at = 0; at < values.length; at++) sum += (values[at] as number) * 0;
+  return sum === 0;
 }

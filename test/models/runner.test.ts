@@ -143,6 +143,16 @@ describe("loading", () => {
       /up_proj\.weight has shape \[24,40\], the configuration needs \[40,24\]/,
     ],
     [
+      "a matrix with what is no number",
+      (source) => source.get("model.layers.1.mlp.down_proj.weight")!.data.fill(Number.NaN, 7, 8),
+      /down_proj\.weight holds a value that is no finite number/,
+    ],
+    [
+      "a norm with an infinity",
+      (source) => source.get("model.norm.weight")!.data.fill(Number.NEGATIVE_INFINITY, 23),
+      /model\.norm\.weight holds a value that is no finite number/,
+    ],
+    [
       "a bias",
       (source) => source.set("model.layers.0.self_attn.q_proj.bias", { shape: [24], data: new Float32Array(24) }),
       /q_proj\.bias is not part of such a model/,
