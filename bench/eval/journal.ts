@@ -1,5 +1,5 @@
 /** What a run has measured so far, one JSON line per piece of work, so that a run that was stopped goes on where it was. */
-import { appendFile, mkdir, readFile, writeFile } from "node:fs/promises";
+import { appendFile, mkdir, readFile, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { UsageError } from "../../cli/usage-error.ts";
 
@@ -24,15 +24,16 @@ export class Journal {
     const head = JSON.stringify({ settings });
     try {
       await mkdir(folder, { recursive: true });
-      const text = await readFile(path, "utf8").catch(() => "");
-      const [first, ...lines] = text.split("\n");
-      if (text === "") await writeFile(path, `${head}\n`);
+      const text = await readFile(path, "utf8").catch(orEmpty);
+      // What a kill cut short has no end, be it the head or a line.
+      const whole = text.slice(0, text.lastIndexOf("\n") + 1);
+      const [first, ...lines] = whole.split("\n");
+      if (whole === "") await writeFile(path, `${head}\n`);
       else if (first !== head) {
         throw new UsageError(`--out: ${folder} holds results of other settings; take another folder or empty it`);
-      } else if (!text.endsWith("\n")) await writeFile(path, `${[first, ...lines.slice(0, -1)].join("\n")}\n`);
-      // A line that a kill cut short has no end: it was taken out above.
-      const whole = lines.slice(0, -1).map((line) => JSON.parse(line) as { key: string; result: unknown });
-      return new Journal(path, new Map(whole.map(({ key, result }) => [key, result])));
+      } else if (whole !== text) await truncate(path, Buffer.byteLength(whole));
+      const entries = lines.slice(0, -1).map((line) => JSON.parse(line) as { key: string; result: unknown });
+      return new Journal(path, new Map(entries.map(({ key, result }) => [key, result])));
     } catch (error) {
       if (error instanceof UsageError) throw error;
       throw new UsageError(`--out: ${folder} cannot be used (${(error as NodeJS.ErrnoException).code ?? error})`);
@@ -53,4 +54,10 @@ export class Journal {
     }
     return this.#results.get(key) as T;
   }
+}
+
+/** Only a journal that is not there has nothing in it: one that cannot be read is not to be written over. */
+function orEmpty(error: NodeJS.ErrnoException): string {
+  if (error.code === "ENOENT") return "";
+  throw error;
 }

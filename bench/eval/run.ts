@@ -1,7 +1,8 @@
 /** The work of the instrument: windows of texts behind contexts, then questions, each piece once, noted as soon as it is done. */
-
+import { createHash } from "node:crypto";
 import { calibrationBeside } from "../../cli/calibration-beside.ts";
 import { openModelFolder } from "../../cli/model-folder.ts";
+import { UsageError } from "../../cli/usage-error.ts";
 import { readHeadProfile } from "../../engine/calibration.ts";
 import type { SelectionPlan } from "../../kernels/contract.ts";
 import { UNCALIBRATED_SELECTION } from "../../models/selection/calibration.ts";
@@ -61,6 +62,12 @@ export async function runEval(values: EvalValues, folder: string, context: Bench
       ...{ ...settings, fingerprint, numericsId, policies: resolved },
       versions: policies.map((name) => policyNamed(name).version),
     });
+    const read = await contentsOf(values, files);
+    if ((await journal.take("contents", async () => read)) !== read) {
+      throw new UsageError(
+        `--out: ${folder} holds results of other questions, texts or words of the model; take another`,
+      );
+    }
     const work: Work = { values, subject, candidates, files, journal, context };
     const measured = await measureAll(work);
     const shape = `${config.layerCount} layers, ${config.headCount} heads over ${config.kvHeadCount} KV heads of ${config.headDim}`;
@@ -69,6 +76,15 @@ export async function runEval(values: EvalValues, folder: string, context: Bench
   } finally {
     await subject.device.close();
   }
+}
+
+/** Digest of what the settings only name: questions, sentences, the text, and the model's words. */
+async function contentsOf({ text, model }: EvalValues, files: CaseFile): Promise<string> {
+  const { readEdgeFile } = await openModelFolder(model);
+  const hash = createHash("sha256");
+  hash.update(JSON.stringify([files.sentences, files.documents, text === undefined ? null : await readText(text)]));
+  for (const name of ["tokenizer.json", "tokenizer_config.json"]) hash.update(await readEdgeFile(name));
+  return hash.digest("hex");
 }
 
 /** `--policies` with `auto` by its name. @throws {QuireError} for a calibration beside the model that is none. */

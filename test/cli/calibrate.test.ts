@@ -71,8 +71,8 @@ describe("quire calibrate", () => {
       };
       const first = await calibrate();
       const journal = await readFile(join(out, "journal.jsonl"), "utf8");
-      // Two texts behind two contexts, and the settings.
-      expect(journal.trimEnd().split("\n")).toHaveLength(5);
+      // Two texts behind two contexts, the settings and what they name.
+      expect(journal.trimEnd().split("\n")).toHaveLength(6);
       expect((await calibrate()).measured).toEqual(first.measured);
       expect(await readFile(join(out, "journal.jsonl"), "utf8")).toBe(journal);
     });

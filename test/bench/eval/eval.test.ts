@@ -2,6 +2,7 @@
 import { EventEmitter } from "node:events";
 import { cp, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import { gunzipSync, gzipSync } from "node:zlib";
 import { describe, expect, it } from "vitest";
 import type { Figures } from "../../../bench/eval/figures.ts";
 import { main } from "../../../bench/main.ts";
@@ -67,6 +68,20 @@ describe("npm run eval", { timeout: 120_000 }, () => {
 
       const other = await run(one, "--seed", "2");
       expect([other.code, other.err]).toEqual([1, expect.stringContaining("holds results of other settings")]);
+    });
+  });
+
+  it("does not go on with questions that have changed since, under a name that is the same", async () => {
+    await withTempFolder(async (folder) => {
+      const questions = join(folder, "questions.jsonl.gz");
+      const few = ["--contexts", "256", "--budgets", "128", "--documents", "1", "--cases", "1", "--continuations", "0"];
+      const ask = () => run(join(folder, "out"), ...few, "--case-file", questions);
+      await cp("weights/house/eval-cases.jsonl.gz", questions);
+      expect((await ask()).code).toBe(0);
+      const lines = gunzipSync(await readFile(questions)).toString("utf8");
+      await writeFile(questions, gzipSync(lines.replace('"start": ', '"start": 1')));
+      const again = await ask();
+      expect([again.code, again.err]).toEqual([1, expect.stringContaining("holds results of other questions")]);
     });
   });
 
@@ -163,8 +178,8 @@ describe("npm run eval", { timeout: 120_000 }, () => {
       expect(asked).toBeLessThan(40);
       expect(await readFile(join(folder, "index.html"), "utf8")).toContain("stopped before its end");
       const noted = (await readFile(join(folder, "journal.jsonl"), "utf8")).split("\n");
-      // Settings, four windows, the documents whose questions were answered (sixteen each), and the end of the last line.
-      expect(noted.length).toBe(1 + 4 + Math.ceil(asked / 16) + 1);
+      // Settings and contents, four windows, the documents whose questions were answered (sixteen each), and the end of the last line.
+      expect(noted.length).toBe(2 + 4 + Math.ceil(asked / 16) + 1);
     });
   });
 
