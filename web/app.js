@@ -1,19 +1,17 @@
 /** The playground: one conversation with the edge that served this page. Text is only ever set as text. */
 
 const STORAGE = "quire-playground";
-const BUSY_TRIES_MAX = 8;
-const BUSY_WAIT_MS = 400;
+/** How often a refused turn is asked again: a session may be ending its last one (after a stop), a killed engine may be starting again. */
+const TRIES_MAX = { session_busy: 8, no_engine: 40, engine_failed: 40 };
+const AGAIN_MS = 400;
 const LONG_TEXT_LENGTH = 1_200;
 const FACT_COUNT = 6;
 
 const byId = (id) => document.getElementById(id);
-const ui = Object.fromEntries(
-  [
-    ..."key model session policy budget exact temperature log alert suggestions input counter demo stop send".split(
-      " ",
-    ),
-  ].map((id) => [id, byId(id)]),
-);
+const IDS = "key model session policy exact log alert suggestions input counter demo stop send";
+const ui = Object.fromEntries(IDS.split(" ").map((id) => [id, byId(id)]));
+/** The fields of the settings that a reload keeps as they are, beside key and session. */
+const SETTINGS = ["policy", "budget", "max-tokens", "temperature"];
 
 /** What survives a reload of the tab; the server remembers the conversation itself. */
 const state = { messages: [], facts: [], turn: undefined, atEnd: true };
@@ -27,15 +25,8 @@ class ApiError extends Error {
 }
 
 async function call(path, { method = "GET", body, signal } = {}) {
-  const response = await fetch(path, {
-    method,
-    signal,
-    headers: {
-      authorization: `Bearer ${ui.key.value.trim()}`,
-      ...(body === undefined ? {} : { "content-type": "application/json" }),
-    },
-    ...(body === undefined ? {} : { body: JSON.stringify(body) }),
-  });
+  const headers = { authorization: `Bearer ${ui.key.value.trim()}`, "content-type": "application/json" };
+  const response = await fetch(path, { method, signal, headers, body: JSON.stringify(body) });
   if (response.ok) return response;
   const answer = await response.json().catch(() => ({}));
   const retryAfterSeconds = Number(response.headers.get("retry-after") ?? 0);
@@ -81,14 +72,18 @@ function turnBody(text) {
   };
 }
 
-/** Opens a turn; a session that is still ending its last one (after a stop) is asked again for a while. */
+/** Opens a turn; one that was refused is asked again as often as {@link TRIES_MAX} says. */
 async function openTurn(text, signal) {
   for (let tries = 1; ; tries++) {
     try {
-      return await call("/v1/chat/completions", { method: "POST", body: turnBody(text), signal });
+      const response = await call("/v1/chat/completions", { method: "POST", body: turnBody(text), signal });
+      if (byId("status").classList.contains("failed")) guarded(connect)();
+      return response;
     } catch (error) {
-      if (error.code !== "session_busy" || tries >= BUSY_TRIES_MAX) throw error;
-      await new Promise((resolve) => setTimeout(resolve, BUSY_WAIT_MS));
+      if (!Object.hasOwn(TRIES_MAX, error.code ?? "")) throw error;
+      if (error.code !== "session_busy") showStatus("No engine answers", "failed");
+      if (tries >= TRIES_MAX[error.code]) throw error;
+      await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
     }
   }
 }
@@ -423,6 +418,7 @@ function submit() {
 function remember() {
   const { messages, facts } = state;
   const kept = { key: ui.key.value, session: ui.session.value, draft: ui.input.value, messages, facts };
+  kept.settings = { ...Object.fromEntries(SETTINGS.map((id) => [id, byId(id).value])), exact: ui.exact.checked };
   try {
     sessionStorage.setItem(STORAGE, JSON.stringify(kept));
   } catch {
@@ -446,10 +442,13 @@ function recall() {
   }
   ui.key.value = takeKey() ?? kept.key ?? "";
   ui.session.value = kept.session ?? newSessionId();
+  for (const id of SETTINGS) byId(id).value = kept.settings?.[id] ?? byId(id).value;
+  ui.exact.checked = kept.settings?.exact ?? ui.exact.checked;
   const messages = kept.messages ?? [];
   // The page was left before the first word of a reply: that turn did not happen.
   const last = messages.at(-1);
   const [asked] = last?.text === "" && !last.isWhole ? messages.splice(-2) : [];
+  if (last?.role === "assistant" && !last.isWhole) last.note ??= "Broken off.";
   fillInput(asked?.text, kept.draft);
   for (const message of messages) addMessage(message);
   state.facts = kept.facts ?? [];

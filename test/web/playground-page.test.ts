@@ -24,6 +24,7 @@ interface Turn {
 async function openEdge() {
   const turns: Turn[] = [];
   const keys: (string | undefined)[] = [];
+  const refusals: string[] = [];
   const server = createServer(async (request, response) => {
     const [name, type] = FILES[request.url ?? ""] ?? [];
     const key = request.headers.authorization?.replace("Bearer ", "");
@@ -33,6 +34,9 @@ async function openEdge() {
     } else if (request.url === "/v1/models") {
       keys.push(key);
       response.setHeader("content-type", "application/json").end(JSON.stringify({ data: [{ id: "tiny" }] }));
+    } else if (refusals.length > 0) {
+      const error = { message: "Refused.", code: refusals.shift() };
+      response.writeHead(503, { "content-type": "application/json" }).end(JSON.stringify({ error }));
     } else {
       let text = "";
       for await (const chunk of request) text += chunk;
@@ -43,7 +47,7 @@ async function openEdge() {
   });
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
   const close = () => new Promise((resolve) => server.close(resolve).closeAllConnections());
-  return { url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, turns, keys, close };
+  return { url: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, turns, keys, refusals, close };
 }
 
 describe("the playground in a browser", () => {
@@ -189,6 +193,37 @@ describe("the playground in a browser", () => {
     expect(await texts(".message .text, .message .note")).toEqual(["hi", "half", "Broken off."]);
   });
 
+  it("asks again while an engine that was killed starts again, and says that none answers", async () => {
+    edge.refusals.push("engine_failed", "no_engine", "no_engine");
+    const asking = ask("hi");
+    await seen(status, "No engine answers");
+    const { answer } = await asking;
+    say(answer, "here");
+    answer.end("data: [DONE]\n\n");
+    await seen(status, "Connected: tiny");
+    await seen(`document.getElementById("send").hidden`, false);
+    expect(await texts(".message .text")).toEqual(["hi", "here"]);
+    expect(await evaluate(alert)).toBe("");
+  });
+
+  it("keeps the settings when the page is loaded again", async () => {
+    const settings = { policy: "quest", budget: "512", "max-tokens": "64", temperature: "0.5" };
+    const before = await Promise.all(Object.keys(settings).map(value));
+    const fill = (values: unknown[]) =>
+      evaluate(
+        Object.keys(settings)
+          .map((id, index) => `document.getElementById("${id}").value = ${JSON.stringify(values[index])}`)
+          .join(),
+      );
+    await fill(Object.values(settings));
+    await evaluate(`document.getElementById("exact").checked = false`);
+    await reload();
+    expect(await Promise.all(Object.keys(settings).map(value))).toEqual(Object.values(settings));
+    expect(await evaluate(`document.getElementById("exact").checked`)).toBe(false);
+    await evaluate(`document.getElementById("exact").checked = true`);
+    await fill(before);
+  });
+
   it("keeps what is there of a turn when the page is loaded again in the middle of it", async () => {
     const { answer } = await ask("hi");
     say(answer, "half a");
@@ -197,7 +232,7 @@ describe("the playground in a browser", () => {
     await reload();
     await seen(`document.getElementById("send").hidden`, false);
     await seen(`document.querySelectorAll(".message").length`, 2);
-    expect(await texts(".message .text")).toEqual(["hi", "half a"]);
+    expect(await texts(".message .text, .message .note")).toEqual(["hi", "half a", "Broken off."]);
     expect(await value("session")).toBe(session);
   });
 
