@@ -9,6 +9,7 @@ import { GgufTensors, readGgufConfig } from "./gguf-model.ts";
 import { openSafetensors } from "./safetensors.ts";
 import { openShardedSafetensors, SHARD_INDEX } from "./sharded-safetensors.ts";
 import type { TensorSource } from "./tensor-source.ts";
+import { type FileIdentity, identifyFiles } from "./weight-cache.ts";
 
 /** Where a model's parts lie. */
 export interface ModelLocation {
@@ -56,8 +57,8 @@ export interface ModelFiles {
   config: ModelConfig;
   /** The caller closes it. */
   source: TensorSource;
-  /** Paths of the files that hold tensors. */
-  weightFiles: string[];
+  /** The files that hold tensors, as they were before they were opened. */
+  weightFiles: FileIdentity[];
   /** Where files derived from this model belong: append a suffix. */
   cachePrefix: string;
 }
@@ -69,18 +70,19 @@ export async function openModelFiles(path: string): Promise<ModelFiles> {
   const folder = location.path;
   const config = await readConfig(folder);
   const isWhole = location.format === "safetensors";
-  const source = isWhole ? await openSafetensors(join(folder, WEIGHTS)) : await openShardedSafetensors(folder);
   const names = isWhole ? [WEIGHTS] : (await readdir(folder)).filter((name) => name.endsWith(".safetensors")).sort();
-  const weightFiles = names.map((name) => join(folder, name));
+  const weightFiles = await identifyFiles(names.map((name) => join(folder, name)));
+  const source = isWhole ? await openSafetensors(join(folder, WEIGHTS)) : await openShardedSafetensors(folder);
   return { config, source, weightFiles, cachePrefix: join(folder, "quire-cache") };
 }
 
 async function openGgufModel(path: string): Promise<ModelFiles> {
+  const weightFiles = await identifyFiles([path]);
   const file = await openGguf(path);
   try {
     const config = await readGgufConfig(file);
     const source = new GgufTensors(file, config);
-    return { config, source, weightFiles: [path], cachePrefix: `${path}.quire-cache` };
+    return { config, source, weightFiles, cachePrefix: `${path}.quire-cache` };
   } catch (thrown) {
     await file.close();
     throw thrown;

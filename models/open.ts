@@ -63,7 +63,7 @@ async function openCached(options: RunnerOptions, files: ModelFiles): Promise<Mo
   const { packingId } = device;
   // Not by packing: a newer version takes the place of what an older one left.
   const path = `${cachePrefix}.${encoding}.${device.kind}.bin`;
-  const key = await weightCacheKey({ files: weightFiles, config, encoding, packingId });
+  const key = weightCacheKey({ files: weightFiles, config, encoding, packingId });
   const cache = await openWeightCache(path, key);
   try {
     const loaded = await loadLlamaWeights({ ...options, config, source, ...(cache === undefined ? {} : { cache }) });

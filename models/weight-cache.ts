@@ -49,21 +49,28 @@ export interface WeightCache {
   close(): Promise<void>;
 }
 
-/** What packed bytes depend on: the checkpoint's files (by name, size and time of change), configuration, encoding, packing, versions. */
-export async function weightCacheKey(options: {
-  files: readonly string[];
-  config: ModelConfig;
-  encoding: MatrixEncoding;
-  packingId: string;
-}): Promise<string> {
-  const { files, config, encoding, packingId } = options;
-  const identities = await Promise.all(
-    files.map(async (path) => {
+/** Which file, and which writing of it. */
+export type FileIdentity = readonly [name: string, bytes: number, changedMs: number];
+
+/** To be taken before a file is opened: one that takes its place meanwhile then has another. */
+export function identifyFiles(paths: readonly string[]): Promise<FileIdentity[]> {
+  return Promise.all(
+    paths.map(async (path): Promise<FileIdentity> => {
       const { size, mtimeMs } = await stat(path);
       return [basename(path), size, mtimeMs];
     }),
   );
-  const parts = [VERSION, FORWARD_VERSION, packingId, encoding, config, identities];
+}
+
+/** What packed bytes depend on: the checkpoint's files (by name, size and time of change), configuration, encoding, packing, versions. */
+export function weightCacheKey(options: {
+  files: readonly FileIdentity[];
+  config: ModelConfig;
+  encoding: MatrixEncoding;
+  packingId: string;
+}): string {
+  const { files, config, encoding, packingId } = options;
+  const parts = [VERSION, FORWARD_VERSION, packingId, encoding, config, files];
   return createHash("sha256").update(JSON.stringify(parts)).digest("hex");
 }
 

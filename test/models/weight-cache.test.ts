@@ -1,11 +1,13 @@
 /** Packed weights on disk: the same model from them, and the checkpoint wherever they are not exactly right. */
-import { cp, mkdir, mkdtemp, readdir, readFile, rm, stat, truncate, utimes, writeFile } from "node:fs/promises";
+import { cp, mkdir, mkdtemp, readdir, readFile, rename, rm, stat, truncate, utimes, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import type { Device, MatrixEncoding } from "../../kernels/contract.ts";
 import { openDevice } from "../../kernels/open.ts";
+import { openModelFiles } from "../../models/model-files.ts";
 import { openModel } from "../../models/open.ts";
+import { weightCacheKey } from "../../models/weight-cache.ts";
 import { Conversation, poolCounts } from "./conversation.ts";
 
 const SOURCE = "test/models/vectors/fixtures/sharded";
@@ -126,6 +128,24 @@ describe.each(["wasm", "reference"] as const)("the cache of packed weights on th
     expect(healed).toMatchObject({ fingerprint: whole.fingerprint, top: whole.top });
     expect(healed.rows).toBeGreaterThan(0);
     expect(await opened()).toMatchObject({ rows: 0, fingerprint: whole.fingerprint, top: whole.top });
+  });
+
+  it("made of a file in whose place another came while it was open is not that one's", async () => {
+    const keyNow = async (between?: () => Promise<void>) => {
+      const { config, source, weightFiles } = await openModelFiles(folder);
+      await between?.();
+      await source.close();
+      return weightCacheKey({ files: weightFiles, config, encoding: "int8", packingId: "one" });
+    };
+    const [shard] = (await readdir(folder)).filter((name) => name.endsWith(".safetensors"));
+    const path = join(folder, shard!);
+    const before = await keyNow(async () => {
+      await cp(path, `${path}.new`);
+      await utimes(`${path}.new`, 1, 1);
+      await rename(`${path}.new`, path);
+    });
+    expect(await keyNow()).not.toBe(before);
+    expect(await keyNow()).toBe(await keyNow());
   });
 
   it("of another packing is replaced", async () => {
