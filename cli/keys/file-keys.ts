@@ -1,25 +1,38 @@
 /** Keys in a file: a table as the Worker's secret `QUIRE_API_KEYS` holds it, for `wrangler secret put QUIRE_API_KEYS < FILE`. */
 import { readFile, stat } from "node:fs/promises";
 import { QuireError } from "../../protocol/errors.ts";
+import { StoreError } from "../../storage/contract.ts";
+import { FolderLock } from "../../storage/fs-lock.ts";
 import { replaceFile } from "../../storage/replace-file.ts";
 import { type KeyRecord, keyIdOf, keyTableJson, readKeyTable } from "../../workers/auth/key-record.ts";
-import { orRefuse } from "../output-file.ts";
+import { assertWritable, orRefuse } from "../output-file.ts";
 import { UsageError } from "../usage-error.ts";
 import type { KeyStore } from "./key-store.ts";
 
-/** The keys of a file; it is made when the first one is added, readable by its owner only. Whoever asks for its keys before is told that it is not there. */
+/** How long others that change the same file are waited for. */
+const LOCK_MS_MAX = 10_000;
+
+/**
+ * The keys of a file; it is made when the first one is added, readable by its owner only. Whoever asks for its keys before is told that it is not there.
+ * Changes are made one at a time, by a lock beside the file (`FILE.lock`), so that none undoes another.
+ */
 export function fileKeys(path: string, nowS: () => number): KeyStore {
   const change = async <T>(
     edit: (table: Map<string, KeyRecord>) => T,
     read: (path: string) => Promise<Map<string, KeyRecord>> = readTable,
   ): Promise<T> => {
-    const table = await read(path);
-    const result = edit(table);
-    // Whole or not at all, and read back before it is in place: a table that cannot be read locks everybody out.
-    const text = tableText(table);
-    parseTable(path, text);
-    await orRefuse(path, () => replaceFile(path, text));
-    return result;
+    // What cannot be read or written is refused before anything is made beside it.
+    await read(path);
+    await assertWritable(path);
+    return whileLocked(path, async () => {
+      const table = await read(path);
+      const result = edit(table);
+      // Whole or not at all, and read back before it is in place: a table that cannot be read locks everybody out.
+      const text = tableText(table);
+      parseTable(path, text);
+      await orRefuse(path, () => replaceFile(path, text));
+      return result;
+    });
   };
   return {
     add: (hash, given) =>
@@ -44,6 +57,29 @@ export function fileKeys(path: string, nowS: () => number): KeyStore {
       }),
     revoke: (id) => change((table) => void table.delete(find(table, id)[0])),
   };
+}
+
+async function whileLocked<T>(path: string, work: () => Promise<T>): Promise<T> {
+  const refuse = (why: string): never => {
+    throw new UsageError(`${path} cannot be changed (${why})`);
+  };
+  let lock: FolderLock;
+  try {
+    lock = new FolderLock(`${path}.lock`);
+  } catch (error) {
+    if (error instanceof StoreError) refuse(`its lock ${path}.lock cannot be opened`);
+    throw error;
+  }
+  const signal = AbortSignal.timeout(LOCK_MS_MAX);
+  try {
+    return await lock.run(signal, work);
+  } catch (error) {
+    return error === signal.reason
+      ? refuse(`others have changed it for ${LOCK_MS_MAX / 1_000} s`)
+      : Promise.reject(error);
+  } finally {
+    await lock.close();
+  }
 }
 
 /** A line per key: readable, and short enough for some twenty of them in a secret of 5 KB. */

@@ -15,6 +15,21 @@ import { runQuire, withTempFolder } from "./run-quire.ts";
 const sha256 = (text: string) => createHash("sha256").update(text).digest("hex");
 
 describe("quire keys --file", () => {
+  it("keeps every key that is made and none that is ended, by several at once", () =>
+    withTempFolder(async (folder) => {
+      const path = join(folder, "keys.json");
+      const someone = () => fileKeys(path, () => 1_700_000_000);
+      const record = (tenant: string) => ({ tenant, scopes: ["generate" as const] });
+      const first = await someone().add(sha256("first"), record("first"));
+      const tenants = Array.from({ length: 12 }, (_, index) => `tenant-${index}`);
+      await Promise.all([
+        ...tenants.map((tenant) => someone().add(sha256(tenant), record(tenant))),
+        someone().revoke(first.id),
+      ]);
+      const kept = (await someone().list(undefined)).map(({ tenant }) => tenant);
+      expect(kept.sort()).toEqual([...tenants].sort());
+    }));
+
   it(
     "makes a key that is kept as its hash, replaces it, ends it",
     () =>
