@@ -2,9 +2,9 @@
 import { existsSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { SUMMARY_KINDS, type SummaryKind } from "../kernels/contract.ts";
-import { BUDGET_TOKENS_MIN } from "../models/selection/policy.ts";
 import { RESUME_MODES } from "../protocol/generate.ts";
-import { SUMMARY_KIND_COUNT_MAX } from "../storage/geometry.ts";
+import { type PoolForm, storedFormsOf } from "../storage/block-encoding.ts";
+import { type StoredEncoding, SUMMARY_KIND_COUNT_MAX } from "../storage/geometry.ts";
 import { parseBudget, parseBytes, parseChoice, parseInteger, parseText } from "./flags.ts";
 import { UsageError } from "./usage-error.ts";
 
@@ -101,7 +101,7 @@ export const engineFlags = {
     parse: parseChoice(["full", "prompt"]),
   },
   context: {
-    help: "longest context in tokens; without it what the model was made for, or what half of the pool holds",
+    help: "longest context in tokens, at most what the model was made for; without it that, or what half of the pool holds",
     placeholder: "TOKENS",
     env: "QUIRE_CONTEXT",
     parse: parseInteger({ min: 64, max: 16_777_216 }),
@@ -110,7 +110,7 @@ export const engineFlags = {
     help: "selection budget of turns that come while the engine is busy, where they ask for more (their usage says so); without it: what they ask",
     placeholder: "TOKENS",
     env: "QUIRE_DEGRADED_BUDGET",
-    parse: parseDegradedBudget,
+    parse: parseBudget,
   },
   pace: {
     help: "tokens per second that people read: while prompts wait, streams that are two seconds of reading ahead give way; without it none does",
@@ -142,11 +142,15 @@ function parseSummaryKinds(text: string): SummaryKind[] {
   throw new UsageError(`must name at most ${SUMMARY_KIND_COUNT_MAX} kinds`);
 }
 
-/** No policy takes less than {@link BUDGET_TOKENS_MIN}. */
-function parseDegradedBudget(text: string): number {
-  const budgetTokens = parseBudget(text);
-  if (budgetTokens >= BUDGET_TOKENS_MIN) return budgetTokens;
-  throw new UsageError(`must be at least ${BUDGET_TOKENS_MIN}`);
+/**
+ * Refuses flags that are possible each by itself and not together, before anything is started or loaded.
+ * @throws {UsageError} naming the flags.
+ */
+export function checkTogether(values: { kv: PoolForm["encoding"]; "page-encoding": StoredEncoding | undefined }): void {
+  const { kv, "page-encoding": stored } = values;
+  const forms = storedFormsOf(kv);
+  if (stored === undefined || forms.includes(stored)) return;
+  throw new UsageError(`--page-encoding ${stored}: pages of --kv ${kv} are stored as ${forms.join(" or ")}`);
 }
 
 /** Names of the shared flags. */

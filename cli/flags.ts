@@ -2,7 +2,9 @@
 import { parseArgs } from "node:util";
 import { QuireError } from "../protocol/errors.ts";
 import type { SelectionConfiguration, SelectionRequest } from "../protocol/generate.ts";
+import { LIMITS } from "../protocol/limits.ts";
 import { parseRequestedSelection, parseSelection } from "../protocol/selection.ts";
+import { didYouMean } from "./near-miss.ts";
 import { UsageError } from "./usage-error.ts";
 
 /** One flag. Its value is the command line's, else the variable's, else the default. */
@@ -51,8 +53,13 @@ function readArgs(flags: Flags, args: readonly string[]): Map<string, string> {
   for (const token of tokens) {
     if (token.kind === "positional") throw new UsageError(`unexpected argument "${token.value}"`);
     if (token.kind === "option-terminator") continue;
-    if (!Object.hasOwn(flags, token.name)) throw new UsageError(`unknown flag ${token.rawName}; --help lists them`);
-    const isMissing = token.value === undefined || (token.inlineValue === false && token.value.startsWith("-"));
+    if (!Object.hasOwn(flags, token.name)) {
+      const meant = didYouMean(token.name, Object.keys(flags), "--");
+      throw new UsageError(`unknown flag ${token.rawName}${meant}; --help lists them`);
+    }
+    // A number below 0 is a value, if an impossible one; what else begins with a dash is the next flag.
+    const isFlag = token.inlineValue === false && /^-(?![\d.])/.test(token.value);
+    const isMissing = token.value === undefined || isFlag;
     if (isMissing) throw new UsageError(`${token.rawName} needs a value`);
     given.set(token.name, token.value ?? "");
   }
@@ -108,11 +115,13 @@ export function parseNumber({ max }: { max: number }): (text: string) => number 
   };
 }
 
-/** Tokens in whole pages of 16. */
+const budget = { min: LIMITS.budgetTokensMin, max: 1_048_576 };
+
+/** Tokens in whole pages of 16, as many as a request may ask for: the edge puts a flag's value into every request that names none. */
 export function parseBudget(text: string): number {
-  const value = parseInteger({ min: 16, max: 1_048_576 })(text);
-  if (value % 16 === 0) return value;
-  throw new UsageError("must be a multiple of 16 (whole pages)");
+  const value = /^\d+$/.test(text) ? Number(text) : Number.NaN;
+  if (value % 16 === 0 && value >= budget.min && value <= budget.max) return value;
+  throw new UsageError(`must be a multiple of 16 (whole pages) from ${budget.min} to ${budget.max}`);
 }
 
 /** A selection configuration (protocol/selection.ts), in canonical form. */

@@ -4,6 +4,7 @@ import { QuireError } from "../protocol/errors.ts";
 import { StoreError } from "../storage/contract.ts";
 import type { Command } from "./command.ts";
 import { foldHelp } from "./fold-help.ts";
+import { didYouMean } from "./near-miss.ts";
 import { UsageError } from "./usage-error.ts";
 
 const overview = `quire: long-context language models from the edge
@@ -80,7 +81,9 @@ export async function main(args: readonly string[]): Promise<number> {
     }
     if (name.startsWith("-")) throw new UsageError(`unknown flag ${name}; quire --help lists the commands`);
     const command = await loadCommand(name);
-    if (command === undefined) throw new UsageError(`unknown command "${name}"; quire --help lists them`);
+    if (command === undefined) {
+      throw new UsageError(`unknown command "${name}"${didYouMean(name, commandNames())}; quire --help lists them`);
+    }
     if (rest.includes("--help") || rest.includes("-h")) {
       process.stdout.write(foldHelp(command.help()));
       return 0;
@@ -93,6 +96,11 @@ export async function main(args: readonly string[]): Promise<number> {
     }
     throw error;
   }
+}
+
+/** As the overview lists them. */
+function commandNames(): string[] {
+  return [...overview.matchAll(/^ {2}([a-z-]+) {2,}/gm)].map(([, name]) => name ?? "");
 }
 
 function version(): string {

@@ -1,7 +1,7 @@
 /** `quire serve`: one engine alone. Takes token ids only; an edge registers it and speaks to it. */
 import { type EngineServer, type EngineServerOptions, startEngineServer } from "../engine/server.ts";
 import type { Command } from "./command.ts";
-import { engineFlags } from "./engine-flags.ts";
+import { checkTogether, engineFlags } from "./engine-flags.ts";
 import { jsonLog } from "./engine-log.ts";
 import { describeFlags, type FlagValues, parseFlags, parseHttpUrl, parsePort, parseText } from "./flags.ts";
 import { loadReport } from "./load-report.ts";
@@ -65,6 +65,7 @@ export const serveCommand: Command = {
 };
 
 async function runServe(values: FlagValues<typeof serveFlags>): Promise<number> {
+  checkTogether(values);
   const stop = listenForStop(process, () => performance.now());
   process.channel?.unref();
   const model = await openModelFolder(values.model);

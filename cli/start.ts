@@ -1,9 +1,11 @@
 /** `quire start`: edge and engine on this machine, up together and down together. */
 import { setTimeout as sleep } from "node:timers/promises";
+import { policyNamed } from "../models/selection/registry.ts";
+import { AUTO_SELECTION } from "../protocol/generate.ts";
 import type { Child } from "./child-process.ts";
 import type { Command } from "./command.ts";
 import { type DataFolder, openDataFolder } from "./data-folder.ts";
-import { type EngineFlagName, engineFlags } from "./engine-flags.ts";
+import { checkTogether, type EngineFlagName, engineFlags } from "./engine-flags.ts";
 import { shortWarning } from "./engine-log.ts";
 import { describeFlags, type FlagValues, parseFlags } from "./flags.ts";
 import { keepEngine } from "./keep-engine.ts";
@@ -13,6 +15,7 @@ import { readyBlock } from "./ready-block.ts";
 import { Stack } from "./stack.ts";
 import { startFlags } from "./start-flags.ts";
 import { listenForStop } from "./stop-request.ts";
+import { UsageError } from "./usage-error.ts";
 import { endedUnexpectedly } from "./wait-until.ts";
 
 type StartValues = FlagValues<typeof startFlags>;
@@ -24,9 +27,15 @@ export const startCommand: Command = {
 };
 
 async function runStart(values: StartValues): Promise<number> {
+  checkTogether(values);
+  checkPolicy(values);
   const model = await openModelFolder(values.model);
-  const ports = await choosePorts(values);
+  // Before the ports: who starts it twice is told that it runs, and not of ports that are taken because it does.
   const data = await openDataFolder(values.data);
+  const ports = await choosePorts(values).catch(async (error: unknown) => {
+    await data.release();
+    throw error;
+  });
   const stop = listenForStop(process, () => performance.now());
   const life = new AbortController();
   void stop.requested.then((why) => {
@@ -51,6 +60,16 @@ async function runStart(values: StartValues): Promise<number> {
     await Promise.race([stack.stop(), stop.insisted.then(() => stack.kill())]);
     await data.release();
   }
+}
+
+/** A selection that the engine keeps no summaries for would refuse every request that names none. */
+function checkPolicy({ policy, summaries }: Pick<StartValues, "policy" | "summaries">): void {
+  if (policy === undefined || policy === AUTO_SELECTION) return;
+  const { summary } = policyNamed(policy);
+  if (summary === undefined || summaries.includes(summary)) return;
+  throw new UsageError(
+    `--policy ${policy} needs the page summaries ${summary}: --summaries ${[...summaries, summary].join(",")}`,
+  );
 }
 
 interface Ports {

@@ -92,13 +92,13 @@ describe("the bench command", () => {
   it.each([
     [["sing"], `unknown benchmark "sing"; there is: ${Object.keys(benches).join(", ")}`],
     [["--rate", "1"], "unknown flag --rate; the benchmark's name comes first"],
-    [["load", "--rat", "1"], "unknown flag --rat; --help lists them"],
+    [["load", "--rat", "1"], "unknown flag --rat (did you mean --rate?); --help lists them"],
     [["load", "now"], 'unexpected argument "now"'],
     [["load", "--rate", "0"], '--rate: must be a number from 0.001 to 1000, not "0"'],
     [["load", "--duration=1e3"], '--duration: must be a number from 1 to 3600, not "1e3"'],
     [["load", "--mix", "1,2"], '--mix: must be three weights such as 70,25,5, not "1,2"'],
     [["load", "--mix", "0,0,0"], '--mix: must be three weights such as 70,25,5, not "0,0,0"'],
-    [["load", "--budget", "100"], '--budget: must be a multiple of 16 (whole pages), not "100"'],
+    [["load", "--budget", "100"], '--budget: must be a multiple of 16 (whole pages) from 128 to 1048576, not "100"'],
     [["load", "--url", "ftp://x"], '--url: must be an http or https address, not "ftp://x"'],
     ...["resume", "resume-answers", "tight-pool", "interference"].map((name): [string[], string] => {
       return [[name, "--budget=130"], '--budget: must be a multiple of 16 and at least 128, not "130"'];

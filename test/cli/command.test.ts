@@ -3,6 +3,7 @@ import { closeSync, existsSync, mkdirSync, openSync, readFileSync, writeFileSync
 import { createServer, type Server } from "node:net";
 import { delimiter, join } from "node:path";
 import { afterEach, describe, expect, it, vi } from "vitest";
+import { openDataFolder } from "../../cli/data-folder.ts";
 import { ENGINE_NODE_FLAGS } from "../../cli/engine-node-flags.ts";
 import { main } from "../../cli/main.ts";
 import { repositoryRoot } from "../style/source-tree.ts";
@@ -59,11 +60,27 @@ describe("quire", () => {
   it.each([
     [["sing"], {}, 'unknown command "sing"; quire --help lists them'],
     [["--loud"], {}, "unknown flag --loud; quire --help lists the commands"],
-    [["start", "--prot", "1"], {}, "unknown flag --prot; --help lists them"],
+    [["strat"], {}, 'unknown command "strat" (did you mean start?); quire --help lists them'],
+    [["start", "--prot", "1"], {}, "unknown flag --prot (did you mean --port?); --help lists them"],
+    [["serve", "--pool_bytes", "1G"], {}, "unknown flag --pool_bytes (did you mean --pool-bytes?); --help lists them"],
     [["serve", "-x"], {}, "unknown flag -x; --help lists them"],
     [["start", "here"], {}, 'unexpected argument "here"'],
     [["start", "--port"], {}, "--port needs a value"],
     [["start", "--port", "--data", "x"], {}, "--port needs a value"],
+    [["start", "--threads", "-1"], {}, '--threads: must be a whole number from 1 to 256, not "-1"'],
+    // What every request without a selection of its own would be refused for.
+    [
+      ["start", "--budget", "112"],
+      {},
+      '--budget: must be a multiple of 16 (whole pages) from 128 to 1048576, not "112"',
+    ],
+    [
+      ["start", "--policy", "infllm"],
+      {},
+      "--policy infllm needs the page summaries representatives: --summaries min-max,mean-deviation,representatives",
+    ],
+    [["start", "--page-encoding=f16"], {}, "--page-encoding f16: pages of --kv int8 are stored as int8 or int4"],
+    [["serve", "--page-encoding=f16"], {}, "--page-encoding f16: pages of --kv int8 are stored as int8 or int4"],
     [["start", "--port", "65536"], {}, '--port: must be a whole number from 0 to 65535, not "65536"'],
     [["start"], { QUIRE_PORT: "http" }, 'QUIRE_PORT: must be a whole number from 0 to 65535, not "http"'],
     [["serve", "--device", "abacus"], {}, '--device: must be one of auto, wasm, webgpu, reference, not "abacus"'],
@@ -109,7 +126,7 @@ describe("quire", () => {
 
   it("ends as a process with that line and exit code 1", async () => {
     const result = await runQuire(["start", "--prot", "1"]);
-    const stderr = "quire: unknown flag --prot; --help lists them\n";
+    const stderr = "quire: unknown flag --prot (did you mean --port?); --help lists them\n";
     expect(result).toEqual({ code: 1, signal: null, stdout: "", stderr });
   });
 });
@@ -139,6 +156,16 @@ describe("a taken port", () => {
       });
       servers.push(server);
     });
+
+  it("is not what somebody is told who starts the same folder twice", () =>
+    withTempFolder(async (folder) => {
+      const running = await openDataFolder(folder);
+      const port = await take();
+      const result = await runQuire(["start", `--port=${port}`, `--engine-port=${port}`, `--data=${folder}`]);
+      await running.release();
+      const stderr = `quire: data folder ${folder} is in use by process ${process.pid}; choose another with --data\n`;
+      expect(result).toEqual({ code: 1, signal: null, stdout: "", stderr });
+    }));
 
   it.each(["--port", "--engine-port"])("given as %s is one clear line", async (flag) => {
     const port = await take();

@@ -10,6 +10,7 @@ import { jsonLog, shortWarning } from "../../cli/engine-log.ts";
 import { parseBudget, parseBytes, parseFlags, parseHttpUrl, parseInteger, parsePort } from "../../cli/flags.ts";
 import { loadReport } from "../../cli/load-report.ts";
 import { openModelFolder } from "../../cli/model-folder.ts";
+import { nearestName } from "../../cli/near-miss.ts";
 import { findPort } from "../../cli/ports.ts";
 import { curlLine } from "../../cli/ready-block.ts";
 import { listenForStop } from "../../cli/stop-request.ts";
@@ -47,6 +48,7 @@ describe("flags", () => {
       () => parseBytes("0"),
       () => parseBudget("0"),
       () => parseBudget("100"),
+      () => parseBudget("112"),
       () => parseBytes("1.5G"),
       () => parseBytes("9999999999G"),
       () => parseInteger({ min: 2, max: 3 })("1"),
@@ -57,6 +59,25 @@ describe("flags", () => {
     ];
     for (const parse of bad) expect(parse).toThrow(UsageError);
   });
+});
+
+describe("a word that is none", () => {
+  const names = ["port", "engine-port", "pool-bytes", "host-pool-mib", "policy", "data"];
+
+  it.each([
+    ["prot", "port"],
+    ["ports", "port"],
+    ["prt", "port"],
+    ["enginePort", "engine-port"],
+    ["pool_bytes", "pool-bytes"],
+    ["hostpoolmb", "host-pool-mib"],
+    ["polciy", "policy"],
+    ["date", "data"],
+    ["xy", undefined],
+    ["a", undefined],
+    ["verbose", undefined],
+    ["", undefined],
+  ])("%j is near to %j", (word, name) => expect(nearestName(word, names)).toBe(name));
 });
 
 describe("the data folder", () => {

@@ -18,7 +18,7 @@ describe("the command line of the simulation", () => {
   });
 
   it.each([
-    [["--sedes", "5"], "unknown flag --sedes; --help lists them"],
+    [["--sedes", "5"], "unknown flag --sedes (did you mean --seeds?); --help lists them"],
     [["--seeds"], "--seeds needs a value"],
     [["--seeds", "0"], '--seeds: must be a whole number from 1 to 1000000000, not "0"'],
     [["--jobs", "1.5"], '--jobs: must be a whole number from 1 to 64, not "1.5"'],
