@@ -20,7 +20,7 @@ import { sampleParams, samplesOf, takeSample } from "./sequence/sampling.ts";
 import type { Sequence } from "./sequence/sequence.ts";
 import { commitSlice, discardSlice, fillTables, planSlice, rowNeeds } from "./sequence/slice-planner.ts";
 import { lacksSummaries, runInBatches, summaryLayerEnd } from "./sequence/summary-layers.ts";
-import { countChoices, countMisses, countTraffic, missedBlocks } from "./sequence/traffic.ts";
+import { countChoices, countMisses, countTraffic, firstLayer, missedBlocks } from "./sequence/traffic.ts";
 import { noteAttended } from "./sequence/working-set.ts";
 
 /** What a stepper works with; all of it stays the engine's. */
@@ -169,12 +169,12 @@ export class Stepper {
     const { parts, residency, settle } = this.#options;
     countTraffic(sequence.usage, result.traffic);
     const { wanted, passedBy } = missedBlocks(sequence, result);
-    planned.passedBy.push(...passedBy);
+    for (const one of passedBy) planned.passedBy.push(one);
     countChoices(sequence, result);
     collectChoice(planned, result);
     if (result.checkpoint) {
       const { checkpoint, chosenBlocks } = result;
-      const layer = wanted.length === 0 ? checkpoint.layer : Math.min(...wanted.map((item) => item.layer));
+      const layer = firstLayer(wanted, checkpoint.layer);
       const blockCount = wanted.filter((item) => item.layer === layer).length;
       this.#patience.stopped(planned, { layer, blockCount, ms });
       const end = isExact(sequence, planned) ? undefined : this.#patience.waitEnd(sequence, planned);

@@ -65,7 +65,7 @@ export class Admission {
   #checkGroups({ spans, tokenCount }: Sequence): void {
     const { stepRowsMax, runningMax } = this.#options.settings;
     const groups = spans.until(tokenCount).map(({ how }) => parseHow(how)?.groupTokens ?? 1);
-    const rows = Math.max(PAGE_TOKENS, ...groups);
+    const rows = groups.reduce((most, group) => Math.max(most, group), PAGE_TOKENS);
     if (rows === PAGE_TOKENS || rows + runningMax <= stepRowsMax) return;
     const message = `group(${rows}) needs steps of ${rows + runningMax} rows; this engine's have ${stepRowsMax}.`;
     throw new QuireError("invalid_request", message, { param: "quire.selection.policy" });

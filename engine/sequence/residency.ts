@@ -14,7 +14,7 @@ import type { Sequence } from "./sequence.ts";
 import { missedByFollowers } from "./shared-choice.ts";
 import { type RowRange, scoredKind } from "./slice-planner.ts";
 import { summaryLayerEnd } from "./summary-layers.ts";
-import { countFetch } from "./traffic.ts";
+import { countFetch, firstLayer } from "./traffic.ts";
 
 /** Segments of a sequence that are filled at once. */
 const FILLS_AT_ONCE = 8;
@@ -62,10 +62,10 @@ export class Residency {
    * read with it, what later ones may miss behind it. With nothing missing it only paused.
    */
   suspend(sequence: Sequence, planned: PlannedSlice, { checkpoint, missed, chosenBlocks, end }: Suspension): void {
-    const layers = missed.length > 0 ? missed.map(({ layer }) => layer) : [checkpoint.layer];
     // The checkpoint may be of an earlier layer, whose choice this one takes over.
-    const missedLayer = Math.min(...layers);
-    sequence.suspended = { planned, checkpoint, guessedLayer: Math.max(...layers) };
+    const missedLayer = firstLayer(missed, checkpoint.layer);
+    const guessedLayer = missed.reduce((last, { layer }) => Math.max(last, layer), missedLayer);
+    sequence.suspended = { planned, checkpoint, guessedLayer };
     if (missed.length === 0) {
       this.#options.supply.readOn(sequence, planned.slice.plan);
       this.#waitForLayer(sequence, planned, checkpoint.layer);

@@ -35,6 +35,13 @@ export function missedBlocks(
   return { wanted: all.filter((one) => !isPassed(one)), passedBy: all.filter(isPassed) };
 }
 
+/** The first layer of some, `otherwise` of none. In a loop: a long context in a large model misses more than a call takes arguments. */
+export function firstLayer(missed: readonly BlockLayer[], otherwise: number): number {
+  let first = missed[0]?.layer ?? otherwise;
+  for (const { layer } of missed) if (layer < first) first = layer;
+  return first;
+}
+
 /** Blocks that were selected, not resident and not waited for. */
 export function countMisses(usage: EngineUsage, blockCount: number): void {
   usage.pagesMissed += blockCount * PAGES_PER_BLOCK;

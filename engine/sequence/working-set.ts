@@ -13,7 +13,7 @@ import { type How, parseHow } from "../kv/provenance.ts";
 import type { Reservation, WorkingSet } from "../kv/reservations.ts";
 import type { PlannedSlice } from "./planned-slice.ts";
 import type { Sequence } from "./sequence.ts";
-import { missedBlocks } from "./traffic.ts";
+import { firstLayer, missedBlocks } from "./traffic.ts";
 
 /** Query groups of a step, tried in this order: fewer fit into a smaller pool. */
 const GROUP_COUNTS = [LIMITS.looseRowsMax, LIMITS.looseRowsMax / 16, 1] as const;
@@ -168,7 +168,7 @@ function noteOne(sequence: Sequence, planned: PlannedSlice, result: SequenceResu
   const { checkpoint, chosenBlocks } = result;
   const { wanted: missed } = missedBlocks(sequence, result);
   const layerCount = planned.slice.blockIds.length / planned.slice.blockCapacity;
-  const missedLayer = Math.min(...missed.map(({ layer }) => layer), layerCount - 1);
+  const missedLayer = firstLayer(missed, layerCount - 1);
   const layerLast = missed.length > 0 ? missedLayer : (checkpoint?.layer ?? layerCount) - 1;
   const wanted = missed.filter(({ layer }) => layer === missedLayer);
   forAttended(planned.slice, chosenBlocks, { layerFirst: 0, layerLast }, (index, layer) => {

@@ -58,6 +58,7 @@ function world(maxTokens = 2) {
       suspend: (one: Sequence, planned: unknown, { checkpoint }: Suspension) =>
         Object.assign(one, { suspended: { planned, checkpoint, guessedLayer: 1 }, phase: "waiting" }),
       fillRest: () => void told.push("fill"),
+      fetch() {},
     },
     lookAhead: {
       async step(steps: readonly SequenceStep[]) {
@@ -108,6 +109,22 @@ describe("a step", () => {
     });
     expect(await stepper.resume()).toBe(true);
     expect([told, sequence.suspended]).toEqual([["sealed 0,1", "token 7", "fill"], undefined]);
+  });
+
+  it("takes as many misses as a long context has in all layers of a large model", async () => {
+    const { stepper, sequence, told, answers } = world();
+    answers.push(sample(7));
+    await stepper.run();
+    const misses = new Array(200_000).fill({ sliceIndex: 0, block: 0, layer: 1 });
+    answers.push(() => ({ checkpoint: CHECKPOINT, misses }));
+    await stepper.run();
+    expect([sequence.suspended?.checkpoint, told.at(-1)]).toEqual([CHECKPOINT, "fill"]);
+    sequence.phase = "running";
+    // Attended around.
+    answers.push(() => ({ ...sample(8)(), misses }));
+    await stepper.resume();
+    expect(told).toContain("token 8");
+    expect(sequence.usage.pagesMissed).toBe(4 * 200_000);
   });
 
   it("that is dropped gives its memory back, and its rows are planned anew", async () => {

@@ -68,6 +68,26 @@ it("what streams in behind a turn is asked for eight segments at a time, the lat
   expect(summariesBehind).toEqual([`${SEGMENTS} fill`]);
 });
 
+it("a step that missed as much as a long context has in all layers of a large model waits for the first layer's", () => {
+  const asked: (readonly BlockLayer[])[] = [];
+  const residency = new Residency({
+    fetcher: { fetch: async (wanted: readonly BlockLayer[]) => void asked.push(wanted) },
+    clock: { nowMs: () => 0 },
+    supply: { readOn() {} },
+    observer: { missed() {}, resumed() {} },
+    wake() {},
+  } as unknown as ResidencyOptions);
+  const sequence = started();
+  const missed = Array.from({ length: 200_000 }, (_, at) => ({ block: sequence.blocks[0]!, layer: 79 - (at % 80) }));
+  const planned = { slice: { plan: { kind: "dense" } } } as PlannedSlice;
+  residency.suspend(sequence, planned, { checkpoint: { layer: 0 } as Checkpoint, missed });
+  expect(asked.map((wanted) => [wanted.length, wanted[0]?.layer])).toEqual([
+    [2_500, 0],
+    [197_500, 79],
+  ]);
+  expect(sequence.suspended?.guessedLayer).toBe(79);
+});
+
 it("ends with its sequence", async () => {
   const { residency, asked, answers } = world();
   const sequence = started();
