@@ -10,8 +10,8 @@ import { takeSwitches } from "./store/switches.ts";
 import { count, size } from "./store/tables.ts";
 import { UsageError } from "./usage-error.ts";
 
-/** A turn may run that long, and its manifest comes at its end. */
-const graceMsMin = LIMITS.turnMsMax + 5 * 60_000;
+/** A turn may run that long, and its manifest comes behind its end. */
+const graceMsMin = LIMITS.turnMsMax + LIMITS.commitAgeMsMax;
 
 function parseGrace(text: string): number {
   const ms = parseSpan(text) * 1000;

@@ -145,7 +145,8 @@ export class Engine {
     const checked = { ...request, spans: replayableSpans(request.spans, spec) };
     const { layerCount } = runner.config;
     const sequenceOf = (selection: ResolvedSelection): Sequence => {
-      const made = new Sequence({ request: checked, selection, sink, layerCount, nowMs, reserve: settings.reserve });
+      const from = { request: checked, selection, sink, layerCount, nowMs, wallMs: clock.wallMs() };
+      const made = new Sequence({ ...from, reserve: settings.reserve });
       confine(made, { ...spec, ...settings }, cache);
       return made;
     };
@@ -173,10 +174,26 @@ export class Engine {
     return this.#busySessions.has(sessionKey);
   }
 
-  /** Resolves when no turn of this session is on its way to be persisted: those that are over have queued what they leave. Others are not waited for. */
-  async ended(sessionKey: string): Promise<void> {
-    const isEnding = (one: Sequence) => one.sessionKey === sessionKey && (one.concluded || one.abortRequested);
-    while (!this.#stopped && [...this.#active].some(isEnding)) await this.#parts.clock.sleep(10);
+  /** Since when a session has turns here that are not over, milliseconds since 1970. */
+  oldestTurnMs(sessionKey: string): number | undefined {
+    const running = [...this.#queue, ...this.#active].filter(
+      (one) => one.sessionKey === sessionKey && !one.concluded && !one.abortRequested,
+    );
+    return running.length === 0 ? undefined : Math.min(...running.map(({ sinceMs }) => sinceMs));
+  }
+
+  /**
+   * Ends the turns of a session that began before `bornMs`: nobody hears them any more. Resolves when those have queued what they leave, and nothing is on
+   * the device, in host memory or parked that is this session's alone.
+   */
+  async forget(sessionKey: string, bornMs: number): Promise<void> {
+    const { cache, clock, opens } = this.#parts;
+    const isOver = (one: Sequence) => one.sessionKey === sessionKey && one.sinceMs < bornMs;
+    const over = () => [...this.#queue, ...this.#active].filter(isOver);
+    for (const sequence of over()) this.#ends.cancel(sequence);
+    while (!this.#stopped && over().length > 0) await clock.sleep(10);
+    cache.forgetOwner(sessionKey);
+    opens.forgetOwner(sessionKey);
   }
 
   /** Lets the loop look again. */

@@ -266,7 +266,7 @@ async function serve(options: EngineServerOptions, parts: Parts): Promise<Engine
     },
     key: options.engineKey,
     log,
-    sessions: sessionCalls(opened, store, settings),
+    sessions: sessionCalls(opened, store, { settings, clock: systemClock }),
   });
   try {
     await new Promise<void>((done, failed) => {
@@ -289,6 +289,7 @@ async function serve(options: EngineServerOptions, parts: Parts): Promise<Engine
           key: options.engineKey ?? "",
           beat,
           onRelease: options.onRelease,
+          onAway: () => opened.evictIdle(),
           log,
         });
   return {

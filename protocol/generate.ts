@@ -97,6 +97,11 @@ export interface GenerateRequest {
         id: string;
         /** Fork: also look at this session's manifest. */
         parentId?: string;
+        /**
+         * When the log of this id began, milliseconds since 1970: tells a session from one of the same id that was deleted. Absent: what is
+         * deleted is told by when the turn came.
+         */
+        bornMs?: number;
       }
     | undefined;
   /** The whole log and the new turn's prompt: little-endian u32 ids. */
@@ -135,11 +140,16 @@ export interface CancelRequest {
   requestId: string;
 }
 
-/** Body (one frame) of POST sessionStatus and sessionDelete. Delete answers 204 when manifest and tails are gone from the page store. */
+/**
+ * Body (one frame) of POST sessionStatus and sessionDelete. Delete answers 204 when this engine has ended the session's turns and holds nothing that is
+ * its alone, manifest and tail are gone from the page store, and nothing of it can be stored any more.
+ */
 export interface SessionRequest {
   version: typeof PROTOCOL_VERSION;
   namespace: string;
   sessionId: string;
+  /** Delete: when the session's log began; one of the same id that began later stays. Absent: what is over by now ends. */
+  bornMs?: number | undefined;
 }
 
 /** Answer (JSON) of POST sessionStatus: how much of a session would survive this engine. */

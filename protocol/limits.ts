@@ -108,6 +108,14 @@ export const LIMITS = {
   indexRowCountMax: 100_000,
   /** A session that nobody used for this long is deleted, with its index rows, within a day. */
   sessionIdleMsMax: 30 * 24 * 3_600_000,
+  /**
+   * Engines are told of a deleted session at once, so many calls at a time, and for so long behind it; what no engine has heard of is kept for as long as a session.
+   * One that had no answer of its edge for longer than the next drops what idles in its memory before it asks for turns again.
+   */
+  deletionCallsMax: 16,
+  deletionKeepMs: 600_000,
+  deletionCountMax: 32_768,
+  engineAwayMsMax: 300_000,
   /** So many sessions of a tenant are asked at once whether it is time to go, the next ones after a pause, and one that did not answer later. */
   expiryBatchMax: 32,
   expiryPauseMs: 1_000,
@@ -187,6 +195,8 @@ export const LIMITS = {
   statusMsMax: 2_000,
   admissionMsMax: 10_000,
   turnMsMax: 600_000,
+  /** A commit that could not be made for so long behind its turn is given up: a tombstone stands for longer than a turn and this together. */
+  commitAgeMsMax: 300_000,
   storeGetMsMax: 5_000,
   storePutMsMax: 10_000,
   /** Calls of one store at once: at 30 ms each and pieces of 70 KB, 96 fill 220 MB/s. */

@@ -106,7 +106,7 @@ export async function collectGarbage(
   }
   const live = [
     ...kept.map(({ record }) => record),
-    ...back.flatMap(({ now }) => (typeof now === "object" ? now : [])),
+    ...back.flatMap(({ now }) => (typeof now === "object" && !now.isDeleted ? now : [])),
   ];
   report.manifestCount = live.length;
   const named = new Set(live.flatMap(({ objectKeys }) => [...objectKeys]));
@@ -122,7 +122,7 @@ export async function collectGarbage(
 }
 
 /**
- * Deletes a session's manifest, then the tail that it names: another one may be that of a turn under the same name, which will be committed. Its segments
+ * Deletes what is stored of a session, which may be stored again (`end-session.ts` is for good): its manifest, then the tail that it names: another one may be that of a turn under the same name, which will be committed. Its segments
  * and summaries may be shared; they go, as all that nobody names, with the next garbage collection. What is left of a crash is garbage, and not a
  * session with holes.
  * @throws {StoreError}
@@ -164,7 +164,7 @@ interface DoomedSession {
   item: Listed;
   /** As it was read; undefined for a damaged one. */
   record?: SessionRecord;
-  /** Where it counts in the report; undefined for a damaged one, which does not. */
+  /** Where it counts in the report; undefined for a damaged one and for a tombstone, which do not. */
   count?: "expiredCount" | "overQuotaCount";
 }
 
@@ -172,7 +172,7 @@ interface Reachable {
   records: FoundSession[];
   /** Tenants of which a manifest could not be read. */
   blockedTenants: Set<string>;
-  /** Expired or damaged. */
+  /** Expired, damaged, or tombstones that have stood for long enough. */
   doomed: DoomedSession[];
 }
 
@@ -190,6 +190,11 @@ async function readManifests(
       report.unreadableKeys.push(item.key);
       reachable.blockedTenants.add(parseObjectKey(item.key)?.namespacePrefix ?? "");
       if (outcome === "damaged" && isOld(item, options)) reachable.doomed.push({ item });
+      return;
+    }
+    if (outcome.isDeleted) {
+      // No commit that it keeps away takes longer than the grace.
+      if (isOld(item, options)) reachable.doomed.push({ item, record: outcome });
       return;
     }
     const namespace = parseObjectKey(item.key)?.namespace ?? "";

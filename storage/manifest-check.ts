@@ -5,6 +5,9 @@ import { isStoreKey } from "./key-rules.ts";
 import { segmentBytes } from "./segment.ts";
 import { tailBytes } from "./tail.ts";
 
+/** First bytes of every manifest, of any version. */
+export const MANIFEST_MAGIC = "QUIREMAN";
+
 /** Newest version of the manifest's fields and envelope. */
 export const MANIFEST_FORMAT_VERSION = 3;
 const TEXT_CHARACTERS_MAX = 1024;
@@ -32,6 +35,7 @@ export function manifestProblem(value: unknown): string | undefined {
   if (!isCount(value.tokenCount, 1)) return "tokenCount";
   if (!isChainHex(value.chain)) return "chain";
   if (!isCount(value.updatedMs, 0)) return "updatedMs";
+  if (value.bornMs !== undefined && !isCount(value.bornMs, 0)) return "bornMs";
   return (
     spansProblem(value.spans, value.tokenCount) ??
     coverageProblem(value, geometry, value.tokenCount) ??

@@ -9,10 +9,8 @@ import { beginEnvelope, openEnvelope, sealEnvelope } from "./envelope.ts";
 import { damagedEtag, FormatError, refuseUnless } from "./format-error.ts";
 import type { KvGeometry, SummaryObjectKind } from "./geometry.ts";
 import { parseObjectKey } from "./keys.ts";
-import { MANIFEST_FORMAT_VERSION, manifestProblem } from "./manifest-check.ts";
-
-/** First bytes of every manifest, of any version. */
-export const MANIFEST_MAGIC = "QUIREMAN";
+import { MANIFEST_FORMAT_VERSION, MANIFEST_MAGIC, manifestProblem } from "./manifest-check.ts";
+import { decodeTombstone, isTombstone, type Tombstone } from "./tombstone.ts";
 
 const KIND = { magic: MANIFEST_MAGIC, version: MANIFEST_FORMAT_VERSION, oldestVersion: 2 } as const;
 
@@ -71,8 +69,16 @@ export interface Manifest {
   tail?: WholeRef | undefined;
   /** Empty, or per layer the logical blocks that the last turn chose most often, most often first. */
   hotBlocks: number[][];
+  /** When the session began that it is of, milliseconds since 1970: no commit of one of the same id that began earlier follows. Absent: not known. */
+  bornMs?: number | undefined;
   updatedMs: number;
 }
+
+/** What is in the place of a session's manifest: exactly one of the two. */
+export type LoadedCommit = { etag: string } & (
+  | { manifest: Manifest; tombstone?: undefined }
+  | { tombstone: Tombstone; manifest?: undefined }
+);
 
 /** Encodes a manifest. The same manifest gives the same bytes. @throws {AssertionError} for one that would not decode. */
 export function encodeManifest(manifest: Manifest): Uint8Array<ArrayBuffer> {
@@ -102,26 +108,38 @@ export function decodeManifest(bytes: Uint8Array): Manifest {
 }
 
 /**
- * Reads a session's manifest and the etag for the next commit; undefined where there is none.
+ * Reads a session's manifest, or its tombstone, and the etag for the next commit; undefined where there is neither.
  * Every object it names must belong to the tenant whose manifest this is.
  * @throws {StoreError}
  * @throws {FormatError} with `etag`, so that a `corrupt` manifest can be replaced. An `unsupported_version` must not be.
  */
+export async function loadCommit(
+  store: PageStore,
+  key: string,
+  signal?: AbortSignal,
+): Promise<LoadedCommit | undefined> {
+  const object = await store.get(key, { signal }).catch(asDamage);
+  if (object === undefined) return undefined;
+  const { bytes, etag } = object;
+  try {
+    if (isTombstone(bytes)) return { tombstone: decodeTombstone(bytes), etag };
+    const manifest = decodeManifest(bytes);
+    refuseUnless(namesOwnObjectsOnly(key, manifest), "manifest: names an object of another tenant");
+    return { manifest, etag };
+  } catch (error) {
+    if (!(error instanceof FormatError)) throw error;
+    throw new FormatError(error.code, error.message, { cause: error, etag });
+  }
+}
+
+/** {@link loadCommit} of what can be resumed: undefined also for a session that was deleted. @throws {StoreError} @throws {FormatError} */
 export async function loadManifest(
   store: PageStore,
   key: string,
   signal?: AbortSignal,
 ): Promise<{ manifest: Manifest; etag: string } | undefined> {
-  const object = await store.get(key, { signal }).catch(asDamage);
-  if (object === undefined) return undefined;
-  try {
-    const manifest = decodeManifest(object.bytes);
-    refuseUnless(namesOwnObjectsOnly(key, manifest), "manifest: names an object of another tenant");
-    return { manifest, etag: object.etag };
-  } catch (error) {
-    if (!(error instanceof FormatError)) throw error;
-    throw new FormatError(error.code, error.message, { cause: error, etag: object.etag });
-  }
+  const found = await loadCommit(store, key, signal);
+  return found?.manifest && { manifest: found.manifest, etag: found.etag };
 }
 
 /**
@@ -211,6 +229,7 @@ function ordered(manifest: Manifest): Manifest {
     summaries: manifest.summaries.map((ref) => ({ kind: ref.kind, ...whole(ref) })),
     ...(manifest.tail === undefined ? {} : { tail: whole(manifest.tail) }),
     hotBlocks: manifest.hotBlocks,
+    ...(manifest.bornMs === undefined ? {} : { bornMs: manifest.bornMs }),
     updatedMs: manifest.updatedMs,
   };
 }

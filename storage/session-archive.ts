@@ -6,7 +6,7 @@
 import type { PageStore } from "./contract.ts";
 import { FormatError, isDamage, refuseUnless } from "./format-error.ts";
 import { canBeInKey, LAYOUT_VERSION, type ObjectKeys, objectKeys, summaryFormOf, tailWritingOf } from "./keys.ts";
-import { commitManifest, decodeManifest, encodeManifest, etagAt, type Manifest } from "./manifest.ts";
+import { commitManifest, decodeManifest, encodeManifest, etagAt, loadCommit, type Manifest } from "./manifest.ts";
 import { decodeSegment } from "./segment.ts";
 import { decodeSummaryObject } from "./summary-object.ts";
 import { decodeTail } from "./tail.ts";
@@ -69,8 +69,10 @@ export async function importSession(
     if (session === undefined) {
       refuseUnless(name === MANIFEST_FILE, "archive: does not begin with a manifest");
       session = incoming(decodeManifest(bytes), options);
-      session.etag = await etagAt(store, session.key, options.signal);
-      if (session.etag !== undefined && options.replace !== true) return undefined;
+      const found = await commitAt(store, session.key, options.signal);
+      session.etag = found.etag;
+      session.manifest.bornMs = found.bornMs;
+      if (found.etag !== undefined && !found.isDeleted && options.replace !== true) return undefined;
       continue;
     }
     const wanted = session.files.get(name);
@@ -86,6 +88,22 @@ export async function importSession(
   refuseUnless(missing === undefined, `archive: ${missing} is missing`);
   const { outcome } = await commitManifest(store, session.key, session.manifest, session.etag, options.signal);
   return outcome === "stored" ? session.manifest : undefined;
+}
+
+/** The version of what is there, and what it says of sessions that are over: a session that is imported keeps their commits away as well. */
+async function commitAt(
+  store: PageStore,
+  key: string,
+  signal: AbortSignal | undefined,
+): Promise<{ etag: string | undefined; isDeleted: boolean; bornMs?: number | undefined }> {
+  try {
+    const found = await loadCommit(store, key, signal);
+    const { bornMs } = found?.tombstone ?? found?.manifest ?? {};
+    return { etag: found?.etag, isDeleted: found?.tombstone !== undefined, bornMs };
+  } catch (error) {
+    if (!isDamage(error)) throw error;
+    return { etag: await etagAt(store, key, signal), isDeleted: false };
+  }
 }
 
 /** What is there under a name of content is that content, and may be in use by others; unless it is damaged. */

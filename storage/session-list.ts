@@ -37,10 +37,20 @@ export async function* listSessions(
     if (parseObjectKey(item.key)?.kind !== "session" || !item.key.endsWith(suffix)) continue;
     batch.push(item);
     if (batch.length < LIMITS.storeConcurrency) continue;
-    yield* await Promise.all(batch.map((it) => readOne(store, it, options.signal)));
+    yield* await readAll(store, batch, options.signal);
     batch = [];
   }
-  yield* await Promise.all(batch.map((it) => readOne(store, it, options.signal)));
+  yield* await readAll(store, batch, options.signal);
+}
+
+/** Without those that were deleted. */
+async function readAll(
+  store: PageStore,
+  items: readonly { key: string; bytes: number }[],
+  signal: AbortSignal | undefined,
+): Promise<ListedSession[]> {
+  const sessions = await Promise.all(items.map((item) => readOne(store, item, signal)));
+  return sessions.filter(({ record }) => record?.isDeleted !== true);
 }
 
 async function readOne(

@@ -8,8 +8,9 @@ import { openEnvelope } from "./envelope.ts";
 import { FormatError, refuseUnless } from "./format-error.ts";
 import { isStoreKey } from "./key-rules.ts";
 import { parseObjectKey } from "./keys.ts";
-import { decodeManifest, MANIFEST_MAGIC, objectKeysOf } from "./manifest.ts";
-import { MANIFEST_FORMAT_VERSION } from "./manifest-check.ts";
+import { decodeManifest, objectKeysOf } from "./manifest.ts";
+import { MANIFEST_FORMAT_VERSION, MANIFEST_MAGIC } from "./manifest-check.ts";
+import { decodeTombstone, isTombstone } from "./tombstone.ts";
 
 /** The session behind a manifest of any known version. */
 export interface SessionRecord {
@@ -20,6 +21,8 @@ export interface SessionRecord {
   tokenCount: number;
   generation: number;
   updatedMs: number;
+  /** The session was deleted: this is its tombstone, which names nothing. */
+  isDeleted: boolean;
   /** Every object that the manifest names. */
   objectKeys: Set<string>;
   /** Bytes of those objects as the manifest tells them, each once; sessions may share them. */
@@ -49,6 +52,7 @@ export async function loadSessionRecord(
 
 /** {@link loadSessionRecord} without a store. @throws {FormatError} */
 export function decodeSessionRecord(bytes: Uint8Array): SessionRecord {
+  if (isTombstone(bytes)) return ofDeleted(bytes);
   const body = openEnvelope({ magic: MANIFEST_MAGIC, version: MANIFEST_FORMAT_VERSION, oldestVersion: 1 }, bytes);
   let value: unknown;
   try {
@@ -61,8 +65,17 @@ export function decodeSessionRecord(bytes: Uint8Array): SessionRecord {
   const { formatVersion, sessionId, modelFingerprint, numericsId, tokenCount, generation, updatedMs } = manifest;
   return {
     ...{ formatVersion, sessionId, modelFingerprint, numericsId, tokenCount, generation, updatedMs },
+    isDeleted: false,
     objectKeys: objectKeysOf(manifest),
     objectBytes: bytesOf([...manifest.segments, ...manifest.summaries, ...(manifest.tail ? [manifest.tail] : [])]),
+  };
+}
+
+function ofDeleted(bytes: Uint8Array): SessionRecord {
+  const { formatVersion, sessionId, generation, updatedMs } = decodeTombstone(bytes);
+  return {
+    ...{ formatVersion, sessionId, generation, updatedMs, modelFingerprint: "", numericsId: "", tokenCount: 0 },
+    ...{ isDeleted: true, objectKeys: new Set(), objectBytes: 0 },
   };
 }
 
@@ -98,6 +111,7 @@ function firstVersion(fields: Fields): SessionRecord {
     tokenCount: count("tokenCount", 1),
     generation: count("generation", 1),
     updatedMs: count("updatedMs", 0),
+    isDeleted: false,
     objectKeys: new Set(objects.map(({ objectKey }) => objectKey)),
     objectBytes: bytesOf(objects),
   };

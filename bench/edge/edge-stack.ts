@@ -92,7 +92,10 @@ export async function openEdgeStack(options: EdgeStackOptions): Promise<EdgeStac
     folders: ["disk"],
   });
   const beat = (): EngineHeartbeat => heartbeatOf(engineUrl);
-  const registration = startRegistration({ edgeUrl: workerd.url, key: engineKey, beat, log: () => undefined });
+  const registration = startRegistration({
+    ...{ edgeUrl: workerd.url, key: engineKey, beat },
+    ...{ log: () => undefined, onAway: () => undefined },
+  });
   const close = async (): Promise<void> => {
     await registration.stop();
     await workerd.close();

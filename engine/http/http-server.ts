@@ -86,10 +86,10 @@ async function handle(options: Room, request: IncomingMessage, response: ServerR
     return;
   }
   if (path === ENGINE_PATHS.trace) return trace(options, body, response);
-  const { namespace, sessionId } = checkSessionRequest(body);
+  const { namespace, sessionId, bornMs } = checkSessionRequest(body);
   if (path === ENGINE_PATHS.sessionStatus)
     return json(response, 200, await options.sessions.status(namespace, sessionId));
-  await options.sessions.delete(namespace, sessionId);
+  await options.sessions.delete(namespace, sessionId, bornMs);
   response.writeHead(204).end();
 }
 

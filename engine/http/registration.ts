@@ -13,6 +13,8 @@ export interface RegistrationOptions {
   beat(): EngineHeartbeat;
   /** Called once, when the edge lets this engine go: it has had nothing to do for long. */
   onRelease?: (() => void) | undefined;
+  /** Called before a beat where the edge has not answered one for longer than `LIMITS.engineAwayMsMax`: sessions may have been deleted that nobody told of. */
+  onAway(): void;
   log: EngineLog;
 }
 
@@ -20,7 +22,9 @@ export interface RegistrationOptions {
 export function startRegistration(options: RegistrationOptions): { stop(): Promise<void> } {
   let failing = false;
   let released = false;
+  let answeredMs = Date.now();
   const send = async (beat: EngineHeartbeat) => {
+    if (Date.now() - answeredMs > LIMITS.engineAwayMsMax) options.onAway();
     try {
       const url = new URL("/v1/engines/heartbeat", options.edgeUrl);
       const body = new TextEncoder().encode(JSON.stringify(beat));
@@ -38,6 +42,7 @@ export function startRegistration(options: RegistrationOptions): { stop(): Promi
         await response.body?.cancel();
         throw new Error(`the edge answered ${response.status}`);
       }
+      answeredMs = Date.now();
       const { release } = (await response.json()) as { release?: boolean };
       if (release && !released) {
         released = true;

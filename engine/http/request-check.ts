@@ -13,6 +13,7 @@ import {
   type ResumeMode,
   type SamplingParams,
   type SelectionRequest,
+  type SessionRequest,
   type Span,
 } from "../../protocol/generate.ts";
 import { bytesToIds } from "../../protocol/ids.ts";
@@ -78,11 +79,11 @@ export function checkRequest(value: unknown, bounds: RequestBounds): GenerateReq
 }
 
 /** @throws {QuireError} `invalid_request`. */
-export function checkSessionRequest(value: unknown): { namespace: string; sessionId: string } {
+export function checkSessionRequest(value: unknown): Omit<SessionRequest, "version"> {
   const fields = object(value, "request");
   if (fields.version !== PROTOCOL_VERSION) refuse("version", `must be ${PROTOCOL_VERSION}`);
   const namespace = text(fields.namespace, "namespace", /^[0-9a-f]{8,64}$/);
-  return { namespace, sessionId: sessionId(fields.sessionId, "sessionId") };
+  return { namespace, sessionId: sessionId(fields.sessionId, "sessionId"), ...checkBorn(fields, "bornMs") };
 }
 
 /** What selections are resolved against: the pool, and what was measured on its model. */
@@ -141,7 +142,14 @@ function checkSession(value: unknown): GenerateRequest["session"] {
   const fields = object(value, "session");
   const id = sessionId(fields.id, "session.id");
   const parent = fields.parentId;
-  return parent === undefined || parent === null ? { id } : { id, parentId: sessionId(parent, "session.parentId") };
+  const born = checkBorn(fields, "session.bornMs");
+  if (parent === undefined || parent === null) return { id, ...born };
+  return { id, parentId: sessionId(parent, "session.parentId"), ...born };
+}
+
+function checkBorn({ bornMs }: Fields, param: string): { bornMs?: number } {
+  if (bornMs === undefined || bornMs === null) return {};
+  return { bornMs: integer(bornMs, param, 0, Number.MAX_SAFE_INTEGER - 1) };
 }
 
 function sessionId(value: unknown, param: string): string {

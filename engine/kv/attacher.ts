@@ -183,7 +183,12 @@ export class Attacher {
       ),
     );
     if (!loaded) return undefined;
-    if (sessionId === sequence.request.session?.id) onManifest(sequence, loaded);
+    const { session } = sequence.request;
+    if (sessionId === session?.id) {
+      onManifest(sequence, loaded);
+      // Of one of the same id that was deleted while no engine was there to do it.
+      if ((loaded.manifest.bornMs ?? Infinity) < (session.bornMs ?? 0)) return undefined;
+    }
     return sameGeometry(loaded.manifest.geometry, geometry) ? loaded.manifest : undefined;
   }
 

@@ -6,6 +6,7 @@
 import { NOT_RESIDENT } from "../../kernels/contract.ts";
 import { assert } from "../../protocol/assert.ts";
 import { donateLayers, donateSummaries, moveSummaries } from "./block-gifts.ts";
+import { disown } from "./block-owners.ts";
 import type { FreeList } from "./free-list.ts";
 import type { HostTier } from "./host-pool.ts";
 import { IdleBlocks } from "./idle-blocks.ts";
@@ -252,6 +253,12 @@ export class BlockCache {
     }
     for (const block of [...(this.#host?.copies.blocks() ?? [])])
       if (block.refCount + block.parkCount === 0) this.#unpublish(block);
+  }
+
+  /** A session was deleted: what was its alone is not found any more, and frees its memory unless somebody holds it. */
+  forgetOwner(sessionKey: string): void {
+    for (const block of [...this.#published.values()])
+      if (disown(block, sessionKey) && block.refCount + block.parkCount === 0) this.#unpublish(block);
   }
 
   /** Everything that nothing references leaves the device for host memory, as it does when room is short. */

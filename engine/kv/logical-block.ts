@@ -28,6 +28,8 @@ export class LogicalBlock {
   /** Of the sequences that released it: the highest priority, and how often the last one's queries chose it of late. */
   priority = Number.NEGATIVE_INFINITY;
   heat = 0;
+  /** Who has used it (block-owners.ts). */
+  readonly owners: string[] = [];
   /** Set once its segment is (being) stored. */
   stored: StoredSegment | undefined;
   /** Its stored bytes cannot be trusted or are gone: whoever holds it must compute it again, into a fresh block. */

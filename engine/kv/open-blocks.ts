@@ -15,6 +15,8 @@ export interface OpenBlock {
 /** An idle tail: what its tokens are and how they were attended. */
 export interface IdleTail {
   slot: number;
+  /** The session whose turn left it. */
+  owner: string | undefined;
   ids: Uint32Array;
   /** Provenance of its first tokens. */
   describe: Describe;
@@ -77,6 +79,15 @@ export class OpenBlocks {
     if (tokenCount === 0) return undefined;
     this.#tails.delete(key);
     return { slot: tail.slot, tokenCount };
+  }
+
+  /** A session was deleted: frees the idle tails that its turns left. */
+  forgetOwner(sessionKey: string): void {
+    for (const [key, { owner, slot }] of this.#tails) {
+      if (owner !== sessionKey) continue;
+      this.#tails.delete(key);
+      this.#slots.give(slot);
+    }
   }
 
   /** Frees every idle tail (tests; shutdown). */

@@ -1,5 +1,6 @@
 /** Moves the unsealed end of a finished turn between its sequence and the idle tails. */
 import { BLOCK_TOKENS } from "../../kernels/contract.ts";
+import { detached } from "../../protocol/detached.ts";
 import type { Sequence } from "../sequence/sequence.ts";
 import type { OpenBlocks } from "./open-blocks.ts";
 
@@ -13,6 +14,7 @@ export function parkTail(sequence: Sequence, opens: OpenBlocks): void {
   const from = index * BLOCK_TOKENS;
   opens.park(tailKey(sequence, index), {
     slot: open.slot,
+    owner: sequence.sessionKey && detached(sequence.sessionKey),
     ids: sequence.ids.slice(from, from + open.tokenCount),
     describe: (tokenCount) => spans.describeWhole(from, tokenCount),
   });

@@ -11,9 +11,10 @@ import { envelopeDigest } from "../../storage/envelope.ts";
 import { FormatError } from "../../storage/format-error.ts";
 import { BLOCK_TOKENS } from "../../storage/geometry.ts";
 import { LAYOUT_VERSION, type ObjectKeys } from "../../storage/keys.ts";
-import { commitManifest, loadManifest, type Manifest, type SummaryRef } from "../../storage/manifest.ts";
+import { commitManifest, loadCommit, type Manifest, type SummaryRef } from "../../storage/manifest.ts";
 import { manifestVersionOf } from "../../storage/manifest-check.ts";
 import { sealTail } from "../../storage/tail.ts";
+import type { Tombstone } from "../../storage/tombstone.ts";
 import { SpanList } from "../kv/provenance.ts";
 import type { StoredSegment } from "../kv/stored-segment.ts";
 import type { PersisterOptions } from "./persister-options.ts";
@@ -31,6 +32,10 @@ export interface TurnSnapshot {
   chain: string;
   /** Provenance of `[0, tokenCount)`. */
   spans: Span[];
+  /** When its session began, as far as is known, milliseconds since 1970 (`sinceMs` of a sequence). */
+  sinceMs: number;
+  /** As the request says it; undefined where it does not. */
+  bornMs: number | undefined;
   /** When the turn was over, milliseconds since 1970. */
   endedMs: number;
   segments: StoredSegment[];
@@ -76,11 +81,13 @@ interface SessionState {
   summaries: readonly SummaryRef[];
   /** How many segments the last manifest named, and the last one's chain. */
   named: { segmentCount: number; chain: string | undefined };
-  /** Its session was deleted: nothing more is written for it. */
-  forgotten: boolean;
+  /** Sessions of the id that began earlier were deleted: nothing more is written for them. 0: none, as far as is known. */
+  bornMs: number;
   committedAtMs: number;
   waiting: TurnSnapshot | undefined;
   running: Promise<void> | undefined;
+  /** What is being written right now. */
+  committing: Promise<void> | undefined;
 }
 
 const CONFLICT_TRIES_MAX = 4;
@@ -111,20 +118,28 @@ export class CommitQueue {
     return { persistedTokens: state.tokenCount, generation: state.generation, pending: state.running !== undefined };
   }
 
-  /** Drops what waits and resolves when what is under way has ended: nothing that was pushed before is written afterwards. */
-  async forget(sessionKey: string): Promise<void> {
+  /**
+   * Drops what waits of a session that began before `bornMs`, and resolves when what is under way has ended: nothing of it that was pushed before is written
+   * afterwards.
+   */
+  async forget(sessionKey: string, bornMs: number): Promise<void> {
     const state = this.#sessions.get(sessionKey);
     if (!state) return;
-    this.#sessions.delete(sessionKey);
-    state.forgotten = true;
-    await state.running;
+    state.bornMs = Math.max(state.bornMs, bornMs);
+    if (state.waiting && isOver(state.waiting, state)) {
+      state.waiting.release();
+      state.waiting = undefined;
+    }
+    await state.committing;
+    if (state.waiting === undefined && this.#sessions.get(sessionKey) === state) this.#sessions.delete(sessionKey);
   }
 
-  /** Queues a commit in place of one that still waits, unless it was cut short and that one holds more. */
+  /** Queues a commit in place of one that still waits, unless its session is over, or it was cut short and that one holds more. */
   push(snapshot: TurnSnapshot): void {
     const state = this.#state(snapshot.sessionKey);
     const { waiting } = state;
-    if (waiting && snapshot.isCut && holds({ ...waiting, updatedMs: waiting.endedMs }, snapshot)) {
+    const isHeld = waiting && snapshot.isCut && holds({ ...waiting, updatedMs: waiting.endedMs }, snapshot);
+    if (isHeld || isOver(snapshot, state)) {
       snapshot.release();
       return;
     }
@@ -143,18 +158,19 @@ export class CommitQueue {
   async #drain(state: SessionState): Promise<void> {
     const { clock, log, manifestCommitMs } = this.#options;
     while (state.waiting) {
-      while (!this.#hurry && !state.forgotten && clock.nowMs() < state.committedAtMs + manifestCommitMs) {
+      while (!this.#hurry && state.waiting && clock.nowMs() < state.committedAtMs + manifestCommitMs) {
         await clock.sleep(Math.min(50, state.committedAtMs + manifestCommitMs - clock.nowMs()));
       }
-      const snapshot = state.waiting;
+      const snapshot: TurnSnapshot | undefined = state.waiting;
+      if (!snapshot) break;
       state.waiting = undefined;
-      try {
-        const before = state.generation;
-        if (!state.forgotten) await this.#commit(state, snapshot);
-        if (state.generation > before) snapshot.committed?.(state.generation);
-      } catch (error) {
+      const before = state.generation;
+      state.committing = this.#commit(state, snapshot).catch((error: unknown) => {
         log("persist.commit-failed", { sessionKey: snapshot.sessionKey, error: String(error) });
-      }
+      });
+      await state.committing;
+      state.committing = undefined;
+      if (state.generation > before) snapshot.committed?.(state.generation);
       snapshot.release();
       state.committedAtMs = clock.nowMs();
     }
@@ -170,11 +186,11 @@ export class CommitQueue {
     if (snapshot.isCut && (await this.#reload(state, objectKeys, snapshot))) return;
     const summaries = await writeSummaries(this.#options, objectKeys, snapshot.segments, state.summaries);
     for (let attempt = 0; attempt < CONFLICT_TRIES_MAX; attempt++) {
-      if (state.forgotten) return;
+      if (isOver(snapshot, state) || this.#isTooLate(snapshot)) return;
       const oldTail = state.tailKey;
       const generation = state.generation + 1;
       const tail = await this.#writeTail(objectKeys, snapshot, { generation, isFirst: attempt === 0 });
-      const manifest: Manifest = { ...this.#header(snapshot), generation, summaries, ...(tail ? { tail } : {}) };
+      const manifest: Manifest = { ...this.#header(snapshot, state), generation, summaries, ...(tail ? { tail } : {}) };
       const result = await retried(this.#options, (signal) =>
         commitManifest(store, objectKeys.session(snapshot.sessionId), manifest, state.etag, signal),
       );
@@ -190,7 +206,14 @@ export class CommitQueue {
     log("persist.conflict", { sessionKey: snapshot.sessionKey, tries: CONFLICT_TRIES_MAX });
   }
 
-  #header(snapshot: TurnSnapshot): Omit<Manifest, "generation" | "summaries" | "tail"> {
+  /** A tombstone that would keep it away may be gone by now. */
+  #isTooLate({ sessionKey, endedMs }: TurnSnapshot): boolean {
+    const isLate = this.#options.clock.wallMs() - endedMs > LIMITS.commitAgeMsMax;
+    if (isLate) this.#options.log("persist.too-late", { sessionKey });
+    return isLate;
+  }
+
+  #header(snapshot: TurnSnapshot, { bornMs }: SessionState): Omit<Manifest, "generation" | "summaries" | "tail"> {
     const { clock, geometry, modelFingerprint, numericsId } = this.#options;
     return {
       formatVersion: manifestVersionOf(geometry),
@@ -211,6 +234,7 @@ export class CommitQueue {
         objectBytes,
       })),
       hotBlocks: snapshot.hotBlocks,
+      ...(snapshot.bornMs === undefined && bornMs === 0 ? {} : { bornMs: snapshot.bornMs ?? bornMs }),
       updatedMs: clock.wallMs(),
     };
   }
@@ -237,15 +261,16 @@ export class CommitQueue {
 
   /** Learns who committed before us. True when that commit already holds what ours would, so that it need not be made. */
   async #reload(state: SessionState, objectKeys: ObjectKeys, ours: TurnSnapshot): Promise<boolean> {
+    const key = objectKeys.session(ours.sessionId);
+    const read = () => retried(this.#options, (signal) => loadCommit(this.#options.store, key, signal));
     try {
-      const loaded = await retried(this.#options, (signal) =>
-        loadManifest(this.#options.store, objectKeys.session(ours.sessionId), signal),
-      );
-      if (loaded) adopt(state, loaded);
-      else Object.assign(state, { etag: undefined, tailKey: undefined, summaries: [], named: NOTHING });
-      return loaded !== undefined && holds(loaded.manifest, ours);
+      // It may have been the read: what is damaged is replaced, and a tombstone must not be.
+      const loaded = await read().catch((error: unknown) => (isReplaceable(error) ? read() : Promise.reject(error)));
+      if (loaded?.manifest) adopt(state, loaded);
+      else adoptNothing(state, loaded);
+      return loaded?.manifest !== undefined && holds(loaded.manifest, ours);
     } catch (error) {
-      if (!(error instanceof FormatError) || error.code !== "corrupt" || error.etag === undefined) throw error;
+      if (!isReplaceable(error)) throw error;
       state.etag = error.etag;
       return false;
     }
@@ -277,10 +302,11 @@ export class CommitQueue {
       tailKey: undefined,
       summaries: [],
       named: NOTHING,
-      forgotten: false,
+      bornMs: 0,
       committedAtMs: Number.NEGATIVE_INFINITY,
       waiting: undefined,
       running: undefined,
+      committing: undefined,
     };
     this.#sessions.set(detached(sessionKey), state);
     this.#forgetOldest(state);
@@ -307,6 +333,24 @@ function adopt(state: SessionState, { manifest, etag }: { manifest: Manifest; et
   state.tailKey = manifest.tail?.objectKey;
   state.summaries = manifest.summaries;
   state.named = { segmentCount: manifest.segments.length, chain: manifest.segments.at(-1)?.chain };
+  state.bornMs = Math.max(state.bornMs, manifest.bornMs ?? 0);
+}
+
+/** Nothing is stored of the session, as it was deleted, or never was. */
+function adoptNothing(state: SessionState, found: { tombstone?: Tombstone; etag: string } | undefined): void {
+  Object.assign(state, { etag: found?.etag, tailKey: undefined, summaries: [], named: NOTHING });
+  if (!found?.tombstone) return;
+  state.generation = found.tombstone.generation;
+  state.bornMs = Math.max(state.bornMs, found.tombstone.bornMs);
+}
+
+/** Whether a turn is of a session that was deleted. */
+function isOver({ sinceMs }: TurnSnapshot, { bornMs }: SessionState): boolean {
+  return sinceMs < bornMs;
+}
+
+function isReplaceable(error: unknown): error is FormatError & { etag: string } {
+  return error instanceof FormatError && error.code === "corrupt" && error.etag !== undefined;
 }
 
 /** Segments that the manifest in force does not name as far as is known. */

@@ -44,9 +44,9 @@ export class Persister {
     return this.#commits.status(sessionKey);
   }
 
-  /** Before a session's objects are deleted: resolves when nothing of it will be written any more. */
-  async forget(sessionKey: string): Promise<void> {
-    await this.#commits.forget(sessionKey);
+  /** Before a session's objects are deleted that began before `bornMs`: resolves when nothing that turns have left of it so far will be committed any more. */
+  async forget(sessionKey: string, bornMs: number): Promise<void> {
+    await this.#commits.forget(sessionKey, bornMs);
   }
 
   /** Blocks were sealed: segments that are whole now go on their way. */
@@ -81,6 +81,8 @@ export class Persister {
       sessionKey: sequence.sessionKey as string,
       sessionId: session.id,
       namespace: sequence.namespace,
+      sinceMs: sequence.sinceMs,
+      bornMs: session.bornMs,
       tokenCount: end,
       chain: sequence.chainAt(end),
       spans: sequence.spans.until(end),

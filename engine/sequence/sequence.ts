@@ -19,6 +19,7 @@ import type {
 import { bytesToIds } from "../../protocol/ids.ts";
 import type { BlockCache } from "../kv/block-cache.ts";
 import type { BlockLayer } from "../kv/block-fetcher.ts";
+import { own } from "../kv/block-owners.ts";
 import { CHAIN_ROOT, extendChain } from "../kv/chain.ts";
 import type { LogicalBlock } from "../kv/logical-block.ts";
 import type { OpenBlock, OpenBlocks } from "../kv/open-blocks.ts";
@@ -81,6 +82,8 @@ export interface SequenceOptions {
   sink: SequenceSink;
   layerCount: number;
   nowMs: number;
+  /** The same moment in milliseconds since 1970. Default 0. */
+  wallMs?: number;
   /** Blocks that are set aside when it is admitted: for all that it can come to need (default), or for its prompt. */
   reserve?: ReserveMode;
 }
@@ -91,6 +94,8 @@ export class Sequence {
   readonly selection: ResolvedSelection;
   readonly sink: SequenceSink;
   readonly queuedAtMs: number;
+  /** When its session began, milliseconds since 1970; of a request that does not say so, when it came. */
+  readonly sinceMs: number;
   /** Tokens of the request: those behind it were generated here. */
   readonly promptEnd: number;
   /** Where the reply begins: at `promptEnd`, or before it when an engine that was lost had begun it. */
@@ -155,6 +160,7 @@ export class Sequence {
     this.selection = selection;
     this.sink = options.sink;
     this.queuedAtMs = options.nowMs;
+    this.sinceMs = request.session?.bornMs ?? options.wallMs ?? 0;
     this.heat = new BlockHeat(options.layerCount);
     const prompt = bytesToIds(request.tokens);
     this.promptEnd = prompt.length;
@@ -340,6 +346,7 @@ export class Sequence {
   releaseAll(cache: BlockCache, opens: OpenBlocks): void {
     for (let index = this.blocks.length - 1; index >= 0; index--) {
       const block = this.blocks[index];
+      if (block) own(block, this.sessionKey);
       if (block && this.isParked) cache.dropParked(block);
       else if (block) this.#letGo(cache, block);
     }

@@ -7,6 +7,8 @@ import type { TranscriptTwin } from "./transcript-twin.ts";
 export interface Log {
   id: string;
   namespace: string;
+  /** When it began, simulated; of two of the same id the later one's is more. */
+  bornMs: number;
   /** Of a fork until its first turn is over. */
   parentId: string | undefined;
   ids: number[];
@@ -30,7 +32,7 @@ export function turnRequest(
     requestId: turn.requestId,
     model: "tiny",
     namespace: log.namespace,
-    session: { id: log.id, ...(log.parentId === undefined ? {} : { parentId: log.parentId }) },
+    session: { id: log.id, bornMs: log.bornMs, ...(log.parentId === undefined ? {} : { parentId: log.parentId }) },
     tokens: idsToBytes([...log.ids, ...turn.prompt]),
     turnStart: log.ids.length,
     spans: log.spans.map((span) => ({ ...span })),
@@ -52,9 +54,9 @@ export function turnRequest(
 }
 
 /** A conversation that begins as another one is now. */
-export function forkLog(parent: Log, id: string, twin: TranscriptTwin): Log {
+export function forkLog(parent: Log, { id, bornMs, twin }: { id: string; bornMs: number; twin: TranscriptTwin }): Log {
   const spans = parent.spans.map((span) => ({ ...span }));
-  return { ...parent, ids: [...parent.ids], spans, id, parentId: parent.id, twin };
+  return { ...parent, ids: [...parent.ids], spans, id, bornMs, parentId: parent.id, twin };
 }
 
 /** Takes back everything from token `end` on. */

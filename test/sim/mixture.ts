@@ -58,6 +58,12 @@ export const CROWDED_SHARE = 0.05;
 export const EXPIRING_SHARE = 0.5;
 /** See {@link EXPIRING_SHARE}. */
 export const SESSION_AGE_MS_MAX = 100;
+/** One life in so many has sessions that are deleted, some of their logs behind a turn. */
+export const ENDING_EVERY = 4;
+/** See {@link ENDING_EVERY}. */
+export const ENDED_SHARE = 0.3;
+/** Write-behind budgets of engines of such lives: for all, and for less than a turn leaves. */
+export const WRITE_BEHIND_BYTES = [1 << 28, 1 << 28, 24 * 1024, 14 * 1024];
 /**
  * Lives whose contexts grow beyond the pool: three layers and six blocks of them, with room for what two such sequences need of theirs at once. Their
  * engines have host memory for it.
@@ -89,13 +95,15 @@ export interface LifeKind {
   isTight: boolean;
   /** Its layers share choices. */
   isShared: boolean;
+  /** Sessions of it are deleted. */
+  isEnding: boolean;
 }
 
 /** Of a seed; `tight`: whether contexts outgrow the pool, whatever the seed. */
 export function kindOf(seed: number, tight: boolean | undefined): LifeKind {
   const isShared = tight === undefined && seed % TIGHT_EVERY === 18;
   const isTight = isShared ? Math.floor(seed / TIGHT_EVERY) % 2 === 1 : seed % TIGHT_EVERY === 2;
-  return { isShared, isTight: tight ?? isTight };
+  return { isShared, isTight: tight ?? isTight, isEnding: seed % ENDING_EVERY === 1 };
 }
 
 /** The pool of such a life's engines. */

@@ -64,6 +64,29 @@ export const MUTANTS: readonly Mutant[] = [
     replace: "const generation = 1;",
   },
   {
+    name: "tombstone",
+    what: "a deleted session leaves nothing in the place of its manifest",
+    file: "storage/end-session.ts",
+    find: "const { outcome } = await store.put(manifestKey, encodeTombstone(left), { condition, signal });",
+    replace: `await store.delete([manifestKey]);
+    if (condition) return objectKeys;
+    const { outcome } = await store.put(manifestKey, encodeTombstone(left), { condition, signal });`,
+  },
+  {
+    name: "deleted-commit",
+    what: "a commit of a deleted session takes the place of its tombstone",
+    file: "engine/persist/commit-queue.ts",
+    find: "return sinceMs < bornMs;",
+    replace: "return sinceMs < bornMs && bornMs < 0;",
+  },
+  {
+    name: "shorter",
+    what: "a turn that was cut short for want of room is committed whatever is in force",
+    file: "engine/persist/commit-queue.ts",
+    find: "if (snapshot.isCut && (await this.#reload(state, objectKeys, snapshot))) return;",
+    replace: "if (snapshot.isCut && snapshot.tokenCount < 0) return;",
+  },
+  {
     name: "namespace",
     what: "tenants share names in the store",
     file: "storage/keys.ts",

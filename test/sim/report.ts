@@ -13,6 +13,9 @@ export interface SimReport {
   collections: number;
   /** Sessions that a collection took, for their age, and turns of which may run. */
   expired: number;
+  /** Sessions that were deleted, and of those the ones that began anew under their id. */
+  ended: number;
+  begunAnew: number;
   storeTokens: number;
   hostTokens: number;
   /** Reads that the machine's disk answered. */

@@ -1,4 +1,5 @@
 /** The real engine as a process of a simulated world: its clock, its device's pace and its store are the world's, and it can die at any await. */
+import { type SessionCalls, sessionCalls } from "../../engine/http/session-calls.ts";
 import { type OpenedEngine, openEngine } from "../../engine/open.ts";
 import { ENGINE_DEFAULTS, type EngineSettings } from "../../engine/settings.ts";
 import type { Device } from "../../kernels/contract.ts";
@@ -75,14 +76,23 @@ export async function openSimRunner(counts: {
 /** A running engine process. */
 export class SimEngine {
   readonly opened: OpenedEngine;
+  /** What an edge asks it beside turns. */
+  readonly calls: SessionCalls;
   readonly process: VirtualProcess;
   /** Steps that failed, or waited in vain: there must be none. */
   readonly failures: string[];
   readonly #device: Device;
   readonly #onDeath = new Set<() => void>();
 
-  private constructor(parts: { opened: OpenedEngine; process: VirtualProcess; failures: string[]; device: Device }) {
+  private constructor(parts: {
+    opened: OpenedEngine;
+    calls: SessionCalls;
+    process: VirtualProcess;
+    failures: string[];
+    device: Device;
+  }) {
     this.opened = parts.opened;
+    this.calls = parts.calls;
     this.process = parts.process;
     this.failures = parts.failures;
     this.#device = parts.device;
@@ -97,10 +107,11 @@ export class SimEngine {
     });
     const failures: string[] = [];
     const line = place.store.line(process);
+    const store = place.disk?.before(line, process) ?? line;
     const opened = openEngine({
       runner: pacedRunner(runner, { process, time: place.time, tell: (what) => failures.push(what) }),
       numericsId: device.numericsId,
-      store: place.disk?.before(line, process) ?? line,
+      store,
       settings: {
         ...ENGINE_DEFAULTS,
         engineId: "simulated",
@@ -118,7 +129,8 @@ export class SimEngine {
           failures.push(`${event}: ${String(fields.error)}`);
       },
     });
-    return new SimEngine({ opened, process, failures, device });
+    const calls = sessionCalls(opened, store, { settings: ENGINE_DEFAULTS, clock: process.clock });
+    return new SimEngine({ opened, calls, process, failures, device });
   }
 
   get dead(): boolean {

@@ -6,17 +6,19 @@
 import { openDevice } from "../../kernels/open.ts";
 import { GROUP_TOKENS } from "../../models/selection/policy.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
-import type { EngineUsage, FinishReason, GenerateRequest, Span } from "../../protocol/generate.ts";
+import type { GenerateRequest } from "../../protocol/generate.ts";
 import { idsToBytes } from "../../protocol/ids.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { collectGarbage } from "../../storage/gc.ts";
 import type { StoredEncoding } from "../../storage/geometry.ts";
-import { decodeManifest, type Manifest } from "../../storage/manifest.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
 import { uniform } from "../engine/tiny-model.ts";
+import { commitProblem } from "./commit-check.ts";
+import { Endings } from "./endings.ts";
 import { cutLog, forkLog, type Log, turnRequest } from "./log.ts";
 import {
   CROWDED_SHARE,
+  ENDED_SHARE,
   EXPIRING_SHARE,
   HOST_BYTES,
   kindOf,
@@ -37,11 +39,13 @@ import {
   TIGHT_LENGTHS,
   TWIN_TOKENS_MAX,
   TWINS_MAX,
+  WRITE_BEHIND_BYTES,
 } from "./mixture.ts";
+import { generateAt, type Outcome, type Received } from "./one-turn.ts";
 import { SimFailure, type SimReport } from "./report.ts";
 import { SimDisk } from "./sim-disk.ts";
 import { openSimRunner, SIM_CONFIG, SimEngine } from "./sim-engine.ts";
-import { type SimChange, type SimFaults, SimStore } from "./sim-store.ts";
+import { type SimFaults, SimStore } from "./sim-store.ts";
 import { TranscriptTwin } from "./transcript-twin.ts";
 import { VirtualProcess, VirtualTime } from "./virtual-time.ts";
 
@@ -50,29 +54,6 @@ const EVENTS_MAX = 100_000;
 const TURN_MS_MAX = 600_000;
 const GARBAGE_GRACE_MS = 120_000;
 const IDLE_MS = 200_000;
-
-interface Outcome {
-  ids: number[];
-  logprobs: number[];
-  usage: EngineUsage;
-  reason: FinishReason;
-  spans: Span[];
-  /** Some of the tokens came from an engine that died before it told how they were computed. */
-  isTakenOver?: boolean;
-}
-
-function intactManifest(bytes: Uint8Array): Manifest | undefined {
-  try {
-    return decodeManifest(bytes);
-  } catch {
-    return undefined;
-  }
-}
-
-interface Received {
-  ids: number[];
-  logprobs: number[];
-}
 
 /** Lives the life of a seed; `tight`: its contexts outgrow the pool (default: of some seeds). @throws {SimFailure} on the first violated invariant. */
 export async function simulate(
@@ -103,7 +84,7 @@ class World {
     kills: 0,
     failovers: 0,
     duplicates: 0,
-    ...{ collections: 0, expired: 0 },
+    ...{ collections: 0, expired: 0, ended: 0, begunAnew: 0 },
     ...{ storeTokens: 0, hostTokens: 0, diskHits: 0 },
     ...{ preemptions: 0, leftLayers: 0 },
     recomputedTokens: 0,
@@ -118,6 +99,8 @@ class World {
   readonly #next: () => number;
   readonly #chooseTier: () => number;
   readonly #chooseAge: () => number;
+  readonly #chooseEnd: () => number;
+  readonly #endings: Endings;
   readonly #store: SimStore;
   readonly #engines: SimEngine[] = [];
   readonly #preemptions = new Map<SimEngine, number>();
@@ -126,7 +109,9 @@ class World {
   #twins: TranscriptTwin[] = [];
   #round = 0;
   #isCrowded = false;
+  #isHealing = false;
   #requestCount = 0;
+  #logCount = 0;
   #closeTwins: (() => void) | undefined;
   /** Noticed where nothing can be thrown. */
   #violation: string | undefined;
@@ -141,13 +126,19 @@ class World {
     this.#next = uniform(seed);
     this.#chooseTier = uniform(seed ^ 0x9e3779b9);
     this.#chooseAge = uniform(seed ^ 0x3c6ef372);
+    this.#chooseEnd = uniform(seed ^ 0x1f83d9ab);
+    this.#endings = new Endings({
+      ...{ time, random: this.#chooseEnd, engines: () => this.#engines, openEngine: () => this.#openEngine() },
+    });
     this.#disk = seed % 3 === 0 ? new SimDisk(uniform(seed ^ 0x2545f491)) : undefined;
     this.#store = new SimStore({
       inner: new MemoryStore({ now: () => time.nowMs }),
       time,
       random: uniform(seed ^ 0x5bd1e995),
       rates,
-      onChange: (change) => this.#checkCommit(change),
+      onChange: (change) => {
+        this.#violation ??= commitProblem(change) ?? this.#endings.problem(change);
+      },
     });
   }
 
@@ -191,8 +182,20 @@ class World {
     this.#isCrowded = this.#chooseTier() < (this.#kind.isTight ? TIGHT_CROWDED_SHARE : CROWDED_SHARE);
     if (this.#isCrowded) for (const log of this.#logs) chosen.add(log);
     const troubles = this.#next() < 0.7 ? [this.#trouble()] : [];
-    await Promise.all([...[...chosen].map((log) => this.#turn(log)), ...troubles]);
+    await Promise.all([...[...chosen].map((log) => this.#turn(log).then(() => this.#endSome(log))), ...troubles]);
     for (const engine of this.#engines) await this.#nothingHeld(engine);
+  }
+
+  /** A session is deleted behind its turn, whatever engines have still to do of it; another one may begin under its id. */
+  async #endSome(log: Log): Promise<void> {
+    if (!this.#kind.isEnding || this.#chooseEnd() >= ENDED_SHARE || this.#twins.length < 6) return;
+    this.#retire(log);
+    this.report.ended += 1;
+    const orphan = this.#chooseEnd() < 0.5 ? this.#request(log, this.#randomIds(20), 40) : undefined;
+    await this.#endings.end(log, orphan);
+    if (this.#chooseEnd() < 0.5) return;
+    this.report.begunAnew += 1;
+    this.#newLog(log);
   }
 
   /** Something that happens while turns run. */
@@ -223,6 +226,7 @@ class World {
    */
   async #heal(): Promise<void> {
     this.#store.rates = {};
+    this.#isHealing = true;
     this.#isCrowded = false;
     this.report.faults = Object.values(this.#store.counts).reduce((sum, count) => sum + count, 0);
     await this.#time.sleep(IDLE_MS);
@@ -243,16 +247,6 @@ class World {
     await this.#stranger(fresh);
     await this.#nothingHeld(fresh);
     this.report.diskHits = this.#disk?.hits ?? 0;
-  }
-
-  /** A manifest that is in force is followed by the next generation and by nothing else: no commit is undone by another that did not know of it. */
-  #checkCommit({ key, before, after, misread }: SimChange): void {
-    if (!key.includes("/session/") || before === undefined || misread) return;
-    const [old, now] = [intactManifest(before), intactManifest(after)];
-    if (!old || !now) return;
-    const same = Buffer.compare(before, after) === 0;
-    if (same || now.generation === old.generation + 1) return;
-    this.#violation ??= `a manifest of generation ${old.generation} was replaced by one of generation ${now.generation}`;
   }
 
   async #nothingMissing(log: Log): Promise<void> {
@@ -369,38 +363,7 @@ class World {
     fields: GenerateRequest,
     options: { abortAfterMs?: number | undefined; received?: Received },
   ): Promise<Outcome | "died"> {
-    const received = options.received ?? { ids: [], logprobs: [] };
-    return new Promise((resolve, reject) => {
-      let over = false;
-      const forget = engine.onDeath(() => {
-        over = true;
-        resolve("died");
-      });
-      const terminal = () => {
-        if (over) reject(new SimFailure(this.at("an event after the terminal one")));
-        over = true;
-        forget();
-      };
-      const ticket = engine.opened.engine.submit(fields, {
-        token: (id, logprob) => {
-          if (engine.dead) return;
-          if (over) reject(new SimFailure(this.at("a token after the terminal event")));
-          received.ids.push(id);
-          received.logprobs.push(logprob?.logprob ?? Number.NaN);
-        },
-        done: (reason, usage, spans) => {
-          if (engine.dead) return;
-          terminal();
-          resolve({ ...received, usage: structuredClone(usage), reason, spans });
-        },
-        failed: (error) => {
-          if (engine.dead) return;
-          terminal();
-          reject(new SimFailure(this.at(`a turn failed: ${String(error)}`)));
-        },
-      });
-      if (options.abortAfterMs !== undefined) this.#time.after(options.abortAfterMs, () => ticket.cancel());
-    });
+    return generateAt(engine, fields, { ...options, time: this.#time, fail: (what) => new SimFailure(this.at(what)) });
   }
 
   #request(log: Log, prompt: readonly number[], maxTokens: number): GenerateRequest {
@@ -408,12 +371,14 @@ class World {
     return turnRequest(log, { requestId: `request-${this.#requestCount++}`, prompt, maxTokens, sampling });
   }
 
-  #newLog(): void {
+  /** @param before one that was deleted, whose id it takes */
+  #newLog(before?: Log): void {
     const twin = this.#twins.pop();
     if (!twin) throw new Error("a life has more logs than twins");
     this.#logs.push({
-      id: `s${this.#round}-${this.#logs.length}`,
-      namespace: this.#pick(NAMESPACES),
+      id: before?.id ?? `s${this.#round}-${this.#logCount++}`,
+      namespace: before?.namespace ?? this.#pick(NAMESPACES),
+      bornMs: Math.max(Math.floor(this.#time.nowMs), (before?.bornMs ?? -1) + 1),
       parentId: undefined,
       ids: [],
       spans: [],
@@ -430,7 +395,8 @@ class World {
   #fork(): void {
     const parent = this.#pick(this.#logs);
     if (this.#logs.length === LOGS_MAX || this.#twins.length < 4) return;
-    this.#logs.push(forkLog(parent, `fork-${this.#round}`, this.#twins.pop() as TranscriptTwin));
+    const twin = this.#twins.pop() as TranscriptTwin;
+    this.#logs.push(forkLog(parent, { id: `fork-${this.#round}`, bornMs: Math.floor(this.#time.nowMs), twin }));
   }
 
   /** Regenerate, edit: a conversation goes back to some earlier token. */
@@ -450,6 +416,13 @@ class World {
       settings: {
         missWaitMs: this.#next() < 0.5 ? 500 : 0,
         reserve: this.#chooseTier() < 0.8 ? "prompt" : "full",
+        ...(this.#kind.isEnding && !this.#isHealing
+          ? {
+              writeBehindBytesMax: WRITE_BEHIND_BYTES[
+                Math.floor(this.#chooseEnd() * WRITE_BEHIND_BYTES.length)
+              ] as number,
+            }
+          : {}),
         hostPoolBytes: hostBytes[Math.floor(this.#chooseTier() * hostBytes.length)] as number,
       },
     });

@@ -196,7 +196,7 @@ describe("garbage collection", () => {
     const foreign = sampleKeys(SMALL, "ab02").segment(chainOf("orphan"));
     await store.put(foreign, Buffer.from("x"));
     const newer = encodeManifest(fork.manifest);
-    newer[8] = 4;
+    newer[8] = 99;
     repairEnvelope(newer);
     await store.put(fork.key, newer);
     const options = { graceMs: HOUR_MS, nowMs: clock.nowMs + 2 * HOUR_MS };

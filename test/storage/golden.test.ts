@@ -9,7 +9,8 @@ import { decodeSegment, encodeSegment } from "../../storage/segment.ts";
 import { decodeSessionRecord } from "../../storage/session-record.ts";
 import { decodeSummaryHead, decodeSummaryObject, summaryDigest, summarySlot } from "../../storage/summary-object.ts";
 import { decodeTail } from "../../storage/tail.ts";
-import { BOTH, F16, goldenObjects, goldenPath, INT4 } from "./golden.ts";
+import { decodeTombstone } from "../../storage/tombstone.ts";
+import { BOTH, F16, goldenObjects, goldenPath, goldenTombstone, INT4 } from "./golden.ts";
 import { codeOf } from "./hostile.ts";
 import * as independent from "./independent-decoder.mjs";
 import { blockOf, chainOf, SMALL, SMALL_SHAPE, sampleSession, slotNoise } from "./samples.ts";
@@ -92,6 +93,12 @@ describe("golden files", () => {
     expect(independent.decodeManifest(golden("manifest"))).toEqual(ours);
     expect(ours.tail?.sha256).toHaveLength(64);
     expect(ours.tokenCount).toBe(326);
+  });
+
+  it("tombstone: reader, document and file agree", () => {
+    expect(decodeTombstone(golden("tombstone"))).toEqual(goldenTombstone);
+    expect(independent.decodeManifest(golden("tombstone"))).toEqual(goldenTombstone);
+    expect(codeOf(golden("tombstone"), decodeManifest)).toBe("unsupported_version");
   });
 
   it("int4 and f16: objects carry a later version than those of int8, and reader, document and file agree", () => {

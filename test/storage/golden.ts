@@ -2,7 +2,17 @@
 import { join } from "node:path";
 import { type KvGeometry, kvGeometry } from "../../storage/geometry.ts";
 import { encodeManifest } from "../../storage/manifest.ts";
-import { SMALL, SMALL_SHAPE, sampleSegment, sampleSession, sampleSummaryObject, sampleTail } from "./samples.ts";
+import { encodeTombstone, type Tombstone } from "../../storage/tombstone.ts";
+import {
+  chainOf,
+  SMALL,
+  SMALL_SHAPE,
+  sampleKeys,
+  sampleSegment,
+  sampleSession,
+  sampleSummaryObject,
+  sampleTail,
+} from "./samples.ts";
 
 /** {@link SMALL} with both kinds of summaries. */
 export const BOTH: KvGeometry = kvGeometry({ ...SMALL_SHAPE, summaryKinds: ["min-max", "mean-deviation"] });
@@ -12,6 +22,18 @@ export const INT4: KvGeometry = kvGeometry({ ...SMALL_SHAPE, summaryKinds: BOTH.
 
 /** {@link SMALL} with f16 blocks. */
 export const F16: KvGeometry = kvGeometry({ ...SMALL_SHAPE, encoding: "f16" });
+
+/** What the golden tombstone says. */
+export const goldenTombstone: Tombstone = {
+  ...{
+    formatVersion: 4,
+    sessionId: "a session",
+    generation: 4,
+    bornMs: 1_763_900_000_001,
+    updatedMs: 1_763_900_500_000,
+  },
+  objectKeys: [sampleKeys(SMALL).segment(chainOf(128))],
+};
 
 /** Path of a golden file. */
 export function goldenPath(name: string): string {
@@ -33,5 +55,6 @@ export function goldenObjects(): [name: string, bytes: Uint8Array][] {
     ["tail-int4", sampleTail(INT4, 134, 256)],
     ["manifest-int4", encodeManifest(ofInt4.manifest)],
     ["segment-f16", sampleSegment(F16, 128)],
+    ["tombstone", encodeTombstone(goldenTombstone)],
   ];
 }

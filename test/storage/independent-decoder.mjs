@@ -100,7 +100,7 @@ function bodyOf(bytes, magic) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   check(ascii(view, 0, 8) === magic, `${magic} magic`);
   const version = u32(view, 8);
-  check(version === 2 || version === 3 || (version === 4 && magic === "QUIRESUM"), `${magic} version`);
+  check(version === 2 || version === 3 || (version === 4 && magic !== "QUIRETAI"), `${magic} version`);
   const n = u32(view, 12);
   check(bytes.byteLength === 16 + n + 32, `${magic} length`);
   const digest = createHash("sha256")
@@ -195,7 +195,7 @@ export function decodeTail(bytes) {
   };
 }
 
-/** A manifest's fields. Throws on damage. */
+/** A manifest's fields, or a tombstone's (version 4). Throws on damage. */
 export function decodeManifest(bytes) {
   return JSON.parse(new TextDecoder().decode(bodyOf(bytes, "QUIREMAN").body));
 }

@@ -27,7 +27,7 @@ it("takes, parks, claims and evicts as a plain list does", () => {
         const [slot] = taken.splice(Math.floor(next() * taken.length), 1);
         const key = `key-${Math.floor(next() * 3)}`;
         const ids = Array.from({ length: 1 + Math.floor(next() * 4) }, () => Math.floor(next() * 2));
-        opens.park(key, { slot: slot!, ids: Uint32Array.from(ids), describe: dense });
+        opens.park(key, { slot: slot!, owner: undefined, ids: Uint32Array.from(ids), describe: dense });
         tails = [...tails.filter((tail) => tail.key !== key), { key, slot: slot!, ids }];
       } else {
         const key = `key-${Math.floor(next() * 3)}`;

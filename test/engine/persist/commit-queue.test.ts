@@ -2,8 +2,10 @@ import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, it, onTestFinished, vi } from "vitest";
+import { LIMITS } from "../../../protocol/limits.ts";
 import { StoreError } from "../../../storage/contract.ts";
 import { EncryptedStore } from "../../../storage/encrypted-store.ts";
+import { endSession } from "../../../storage/end-session.ts";
 import { beginEnvelope, sealEnvelope } from "../../../storage/envelope.ts";
 import { FsStore } from "../../../storage/fs-store.ts";
 import { deleteSession } from "../../../storage/gc.ts";
@@ -289,7 +291,39 @@ describe("a store that fails", () => {
   });
 });
 
+describe("a commit that comes too late", () => {
+  it("is given up: the tombstone that would keep it away may be gone", async () => {
+    const world = new CommitWorld(new MemoryStore());
+    const [inTime, late] = [await world.turn("a", 70), await world.turn("a", 80)];
+    world.clock.ms += LIMITS.commitAgeMsMax;
+    await world.push(inTime);
+    expect(await world.readAll()).toMatchObject({ tokenCount: 70 });
+    world.clock.ms += 1;
+    await world.push(late);
+    expect(await world.readAll()).toMatchObject({ tokenCount: 70 });
+    expect(world.logged).toEqual(["persist.too-late"]);
+    expect(late.released).toBe(1);
+  });
+});
+
 describe("a session that is deleted", () => {
+  it("and has begun anew keeps away what waits of the first, and commits its own", async () => {
+    const store = new MemoryStore();
+    const [one, other] = [new CommitWorld(store, 1_000), new CommitWorld(store)];
+    await one.push(await one.turn("a", 70, { bornMs: 5 }));
+    one.queue.push(await one.turn("a", 100, { bornMs: 5 }));
+    await endSession(store, one.keys.session("s"), { sessionId: "s", bornMs: 6, nowMs: 9 });
+    await other.push(await other.turn("b", 90, { bornMs: 6 }));
+    expect(await other.readAll()).toMatchObject({ tokenCount: 90, generation: 3, bornMs: 6 });
+    await one.queue.flush();
+    expect(await other.readAll()).toMatchObject({ tokenCount: 90, generation: 3 });
+    // What waits of the one that has begun since is not dropped by a deletion that is told late.
+    one.queue.push(await one.turn("b", 120, { bornMs: 6 }));
+    await one.queue.forget("00ff/s", 6);
+    await one.queue.flush();
+    expect(await one.readAll()).toMatchObject({ tokenCount: 120, generation: 4, bornMs: 6 });
+  });
+
   it("is not written again by what waited or was under way", async () => {
     const store = new MemoryStore();
     const world = new CommitWorld(store, 60_000);
@@ -297,7 +331,7 @@ describe("a session that is deleted", () => {
     const waiting = await world.turn("a", 100);
     world.clock.sleep = () => new Promise((resolve) => setTimeout(resolve, 5));
     world.queue.push(waiting);
-    await world.queue.forget(waiting.sessionKey);
+    await world.queue.forget(waiting.sessionKey, 1);
     await store.delete([world.keys.session("s")]);
     await world.queue.flush();
     await new Promise((resolve) => setTimeout(resolve, 30));

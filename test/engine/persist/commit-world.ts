@@ -102,6 +102,7 @@ export class CommitWorld {
       tokenCount,
       chain,
       spans: [{ end: tokenCount, how: "dense" }],
+      ...{ sinceMs: options.bornMs ?? 0, bornMs: options.bornMs },
       endedMs: this.clock.wallMs(),
       segments,
       isCut: false,
@@ -196,6 +197,7 @@ interface TurnOptions {
   /** Segments of an earlier snapshot that are this one's too. */
   known?: readonly StoredSegment[];
   failedSegment?: number;
+  bornMs?: number;
 }
 
 /** `ab` diverges from `ac` where its letters do: letter i covers tokens [128 i, 128 i + 128), the last letter all the rest. */
