@@ -142,6 +142,18 @@ export class FleetTable {
     return found && describe(found);
   }
 
+  /** Every engine of a model that is there. */
+  all(model: string, nowMs: number): PickedEngine[] {
+    this.#expire(nowMs);
+    return [...this.#engines.values()].filter(({ heartbeat }) => heartbeat.model === model).map(describe);
+  }
+
+  /** Whether an engine is there. */
+  has(engineId: string, nowMs: number): boolean {
+    this.#expire(nowMs);
+    return this.#engines.has(engineId);
+  }
+
   #expire(nowMs: number): void {
     for (const [id, engine] of this.#engines) {
       if (nowMs - engine.seenMs > LIMITS.engineExpiryMs) this.#engines.delete(id);

@@ -4,11 +4,15 @@ import { QuireError } from "../protocol/errors.ts";
 import type { EngineHeartbeat } from "../protocol/generate.ts";
 import { LIMITS } from "../protocol/limits.ts";
 import { ReplayGuard } from "../protocol/signature.ts";
+import { ifWithin } from "./deadline.ts";
 import type { Env } from "./env.ts";
+import { Deletions, type EndedSession } from "./fleet/deletions.ts";
 import { callWakeHook, Waker } from "./fleet/wake.ts";
 import { FleetTable, type PickedEngine, type PickRequest } from "./fleet-table.ts";
 import { logError } from "./log.ts";
+import { RecentMap } from "./recent-map.ts";
 import { emptyCounts, type RoutingCounts, type RoutingOutcome } from "./routing-counts.ts";
+import { deleteStored } from "./session-log/stored-session.ts";
 
 /** A model that can be asked for now. */
 export interface LiveModel {
@@ -20,6 +24,9 @@ export interface LiveModel {
 /** What became of a model name. */
 export type ResolvedModel = { status: "known"; id: string } | { status: "unknown" } | { status: "no_engine" };
 
+/** Engines of which it is remembered that they were there. */
+const SEEN_COUNT_MAX = 4_096;
+
 /** Names that stand for whatever model is there. */
 const ALIASES = ["quire", "default"];
 
@@ -29,12 +36,27 @@ export interface PickAnswer {
   waking: boolean;
 }
 
-/** Engines live in memory only: after a restart they are back with their next heartbeat, within a second. */
+/** Engines live in memory only: after a restart they are back with their next heartbeat, within a second. Deletions that they have to hear of do not. */
 export class Fleet extends DurableObject<Env> {
   readonly #table = new FleetTable();
   readonly #replays = new ReplayGuard();
   readonly #waker = openWaker(this.env);
   readonly #routings = emptyCounts();
+  readonly #seen = new RecentMap<true>({
+    ...{ countMax: SEEN_COUNT_MAX, ageMsMax: LIMITS.deletionKeepMs },
+    now: () => Date.now(),
+  });
+  readonly #deletions = new Deletions({
+    sql: this.ctx.storage.sql,
+    engines: (model) => this.#table.all(model, Date.now()),
+    tell: (engine, { namespace, id: sessionId, bornMs }) => {
+      const engineKey = this.env.QUIRE_ENGINE_KEY;
+      const session = { engine, engineKey, namespace, sessionId };
+      return deleteStored({ ...session, fetch: (input, init) => fetch(input, init) }, bornMs);
+    },
+    onFailure: ({ id }, cause) => logError(`delete ${id}`, cause),
+    now: () => Date.now(),
+  });
 
   /** False for a signed request that was here before. */
   async admitNonce(nonce: string, expiresMs: number): Promise<boolean> {
@@ -43,12 +65,29 @@ export class Fleet extends DurableObject<Env> {
 
   /** @returns true for an engine that has been idle for so long that it may be let go (`QUIRE_IDLE_RELEASE_MS`) */
   async heartbeat(heartbeat: EngineHeartbeat): Promise<boolean> {
+    await this.#tellDeletions(heartbeat);
     const key = modelKey(heartbeat.model);
     if (this.ctx.storage.kv.get(key) === undefined) this.ctx.storage.kv.put(key, Math.floor(Date.now() / 1000));
     this.#table.heartbeat(heartbeat, Date.now());
     if (!heartbeat.draining) this.#waker?.arrived(heartbeat.model);
     const idleMsMax = readMs(this.env.QUIRE_IDLE_RELEASE_MS);
     return idleMsMax !== undefined && this.#table.idleMs(heartbeat.engineId, Date.now()) >= idleMsMax;
+  }
+
+  /**
+   * A session was deleted: every engine of its model is told, those that are there before this resolves (or `LIMITS.engineExpiryMs` are over), the others with
+   * their next heartbeat. Noted first, so that it is done whoever dies meanwhile.
+   */
+  async endSession(session: EndedSession): Promise<void> {
+    await this.#deletions.add(session);
+  }
+
+  /** One that was away hears of them before it gets a turn; nobody waits for the others. */
+  async #tellDeletions({ engineId, url, model, contextTokensMax }: EngineHeartbeat): Promise<void> {
+    const wasAway = this.#seen.get(engineId) === true && !this.#table.has(engineId, Date.now());
+    this.#seen.put(engineId, true);
+    const telling = this.#deletions.tellAll({ engineId, url, contextTokensMax }, model);
+    if (wasAway) await ifWithin(LIMITS.engineExpiryMs, telling);
   }
 
   /** Sends an engine no more turns, unless it was given one just now. */

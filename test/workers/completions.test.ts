@@ -140,7 +140,7 @@ describe("POST /v1/completions", () => {
     const first = await post("/v1/completions", { prompt: "a", quire });
     expect(first.headers.get("x-quire-session")).toBe(quire.session_id);
     await first.text();
-    expect((await engine.lastCall()).request.session).toEqual({ id: quire.session_id });
+    expect((await engine.lastCall()).request.session).toEqual({ id: quire.session_id, bornMs: expect.any(Number) });
     await (await post("/v1/completions", { prompt: "c", quire })).text();
     const { request } = await engine.lastCall();
     expect(request.tokens).toEqual([97, 98, END, 99]);

@@ -40,7 +40,7 @@ describe("sessions", () => {
     expect(request.tokens).toEqual([...first, USER, ...ids("ho"), ASSISTANT]);
     expect(request.turnStart).toBe(first.length);
     expect(request.spans).toEqual([{ end: first.length, how: "dense" }]);
-    expect(request.session).toEqual({ id: quire.session_id });
+    expect(request.session).toEqual({ id: quire.session_id, bornMs: expect.any(Number) });
   });
 
   it("are named by the header as well, and the two must agree", async () => {
@@ -247,13 +247,14 @@ describe("sessions", () => {
     expect(fork).toEqual({ ...body, id: expect.stringMatching(/^s-/), parent_id: id, messages });
     await (await chat("in the fork", { quire: { session_id: fork.id } })).text();
     const { request } = await engine.lastCall();
-    expect(request.session).toEqual({ id: fork.id, parentId: id });
+    expect(request.session).toEqual({ id: fork.id, parentId: id, bornMs: expect.any(Number) });
     expect(request).toMatchObject({ turnStart: log.length });
     expect(request.tokens.slice(0, log.length)).toEqual(log);
     expect(((await (await edge(`/v1/sessions/${id}`, auth())).json()) as { turns: number }).turns).toBe(1);
     const deleted = await edge(`/v1/sessions/${id}`, { method: "DELETE", ...auth() });
     expect(await deleted.json()).toEqual({ id, object: "session.deleted", deleted: true });
-    expect(await engine.deletes()).toEqual([{ version: 1, namespace: request.namespace, sessionId: id }]);
+    const { bornMs } = (await engine.calls())[0]!.request.session!;
+    expect(await engine.deletes()).toEqual([{ version: 1, namespace: request.namespace, sessionId: id, bornMs }]);
     for (const init of [auth(), { method: "DELETE", ...auth() }]) {
       const gone = await edge(`/v1/sessions/${id}`, init);
       expect(gone.status).toBe(404);

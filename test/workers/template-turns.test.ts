@@ -148,7 +148,7 @@ async function runSession(
     transcript.push({ role: "assistant", content: kept.content });
     store.commit(
       await buildCommit({
-        ...{ job, session, prepared, assets, kept, old, nowMs: 0 },
+        ...{ job, session, prepared, assets, kept, old, bornMs: 0, nowMs: 0 },
         ...{ spans: prepared.spans, newSpans: [], engineId: undefined, memory, isListed: Promise.resolve(true) },
       }),
     );

@@ -24,7 +24,7 @@ describe("a transcript sent without a session id", () => {
     const { request } = await engine.lastCall();
     expect(request.tokens).toEqual([...one, USER, ...ids("q2"), ASSISTANT]);
     expect(request.turnStart).toBe(one.length);
-    expect(request.session).toEqual({ id: session });
+    expect(request.session).toEqual({ id: session, bornMs: expect.any(Number) });
     const third = await chat([...transcript, assistant("c"), user("q3")]);
     expect(third.headers.get("x-quire-session")).toBe(session);
     await third.text();
@@ -47,7 +47,7 @@ describe("a transcript sent without a session id", () => {
     expect(left.id).toBe(session);
     const right = await branch("right");
     expect(right.id).not.toBe(session);
-    expect(right.request.session).toEqual({ id: right.id, parentId: session });
+    expect(right.request.session).toMatchObject({ id: right.id, parentId: session });
     expect(right.request.tokens).toEqual([...one, END, USER, ...ids("right"), ASSISTANT]);
     // The end token of the reply is tokenized again and is the same; the fork's log ends before it.
     expect(right.request.turnStart).toBe(one.length);
@@ -114,7 +114,7 @@ describe("a transcript sent without a session id", () => {
     const id = plain.headers.get("x-quire-session");
     expect(id).not.toBe(quire.session_id);
     const { request } = await engine.lastCall();
-    expect(request.session).toEqual({ id, parentId: quire.session_id });
+    expect(request.session).toMatchObject({ id, parentId: quire.session_id });
     const log = [BOS, USER, ...ids("q1"), ASSISTANT, ...ids("r1"), END];
     expect(request.tokens.slice(0, request.turnStart)).toEqual(log);
   });

@@ -54,6 +54,7 @@ function runnerOf(pieces: readonly unknown[][], maxTokens = 8) {
       turnStart: 0,
       spans: [],
       parentId: undefined,
+      bornMs: 0,
       done: [],
     },
     ...{ stickyEngineId: undefined, engineKey: "", beside: undefined },

@@ -90,8 +90,13 @@ export class FakeEngine {
   }
 
   /** Sessions that the edge asked to delete. */
-  async deletes(): Promise<{ namespace: string; sessionId: string }[]> {
+  async deletes(): Promise<{ namespace: string; sessionId: string; bornMs?: number }[]> {
     return (await fetch(`${this.url}/deletes`)).json();
+  }
+
+  /** What the engine says to that from now on: that it is done, that it is not, or nothing. */
+  async deleteAnswer(answer: "done" | "failed" | "none"): Promise<void> {
+    await (await fetch(`${this.url}/delete-answer`, { method: "POST", body: answer })).text();
   }
 
   /** What the engine says from now on when it is asked about a session; undefined: it never answers. */

@@ -10,8 +10,8 @@ import { tryEnlist } from "../session-expiry.ts";
 import { sessionOf } from "../stubs.ts";
 import type { ForkPoint, SessionInfo } from "../turn-job.ts";
 import { exportLog, imageTokens, type LogImage } from "./log-image.ts";
-import { LogStore, type SessionMeta } from "./log-store.ts";
-import { deleteStored, type StoredSession, storedStatus } from "./stored-session.ts";
+import { bornMsOf, LogStore, type SessionMeta } from "./log-store.ts";
+import { type StoredSession, storedStatus } from "./stored-session.ts";
 import { unpackValue } from "./wire.ts";
 
 /** When it is noted that a session was forked. */
@@ -96,7 +96,8 @@ export abstract class LogObject extends DurableObject<Env> {
     options: Pick<SessionMeta, "id" | "parentId" | "namespace" | "named" | "isListed">,
   ): Promise<void> {
     const usedMs = Date.now();
-    const meta: SessionMeta = { ...image.meta, ...options, usedMs, createdS: Math.floor(usedMs / 1000) };
+    const begun = { usedMs, bornMs: usedMs, createdS: Math.floor(usedMs / 1000) };
+    const meta: SessionMeta = { ...image.meta, ...options, ...begun };
     this.open().commit({
       meta,
       keepTokens: 0,
@@ -119,10 +120,11 @@ export abstract class LogObject extends DurableObject<Env> {
     else await this.ctx.storage.setAlarm(sinceMs + LIMITS.sessionIdleMsMax);
   }
 
-  /** Deletes through an engine what is stored of the session, where one answers. */
-  protected async deleteStored(meta: SessionMeta): Promise<void> {
-    const session = await this.#storedSession(meta);
-    if (session) await deleteStored(session);
+  /** Has engines forget the session, those that are there now and those that are not. @throws {QuireError} when nobody has taken note of it */
+  protected async endStored(meta: SessionMeta): Promise<void> {
+    const { namespace, id, model } = meta;
+    const ended = { namespace, id, model, bornMs: bornMsOf(meta) };
+    await within(LIMITS.sessionMsMax + LIMITS.engineExpiryMs, fleetOf(this.env, namespace).endSession(ended));
   }
 
   async #storedSession({ model, engineId, namespace, id }: SessionMeta): Promise<StoredSession | undefined> {

@@ -16,6 +16,8 @@ export interface SessionMeta {
   /** Somebody named this session: transcripts that match it fork it instead of growing it. */
   named: boolean;
   createdS: number;
+  /** The same moment in milliseconds, at its first turn's beginning; absent in logs of before. Tells it from one of its name that was deleted. */
+  bornMs?: number | undefined;
   turnCount: number;
   /** The session this one was forked from: its pages serve this one too. */
   parentId?: string | undefined;
@@ -32,6 +34,11 @@ export interface SessionMeta {
 /** Names what a log holds: undefined for one that has not begun, empty where it has no name. */
 export function versionOf(meta: SessionMeta | undefined): string | undefined {
   return meta && (meta.version ?? "");
+}
+
+/** When a log began, milliseconds since 1970. */
+export function bornMsOf({ bornMs, createdS }: SessionMeta): number {
+  return bornMs ?? createdS * 1_000;
 }
 
 /** A message of the log. */

@@ -67,6 +67,8 @@ export class SessionLog extends LogObject {
     now: () => Date.now(),
   });
   #running: Running | undefined;
+  /** Of the log that was deleted last. */
+  #deletedVersion: string | undefined;
   /** While the session is being deleted. */
   #isLeaving = false;
   /** Whether this object has looked for a turn that an earlier one left. */
@@ -236,6 +238,8 @@ export class SessionLog extends LogObject {
     const change = unpackCommit(commit);
     const now = versionOf(this.open().meta());
     if (now && now === change.meta.version) return true;
+    // Asked again, of a turn that was written and deleted meanwhile.
+    if (this.#deletedVersion !== undefined && this.#deletedVersion === change.meta.version) return true;
     if (this.#isLeaving || (this.#running && this.#running.id !== turnId)) return false;
     if (now !== version) return false;
     this.#replays.supersede();
@@ -256,8 +260,8 @@ export class SessionLog extends LogObject {
   }
 
   /**
-   * Deletes the session and its index entries, and through an engine what is stored of it. Where no engine answers, that goes
-   * when the page store collects what nobody used.
+   * Deletes the session and its index entries, and through engines what is stored of it, and what they hold. Those that do not answer now, or are not
+   * there, do so when they come back.
    * @returns false when there was none; "busy" while a turn runs, or it is being deleted already
    */
   async remove(): Promise<boolean | "busy"> {
@@ -268,12 +272,14 @@ export class SessionLog extends LogObject {
     this.#isLeaving = true;
     try {
       await within(LIMITS.indexMsMax, indexOf(this.env, meta.namespace).forget(meta.id));
+      // Noted before the log goes: a deletion that ends half-way can be repeated.
+      await this.endStored(meta);
+      this.#deletedVersion = meta.version;
       this.#replays.clear();
       await this.wipe();
     } finally {
       this.#isLeaving = false;
     }
-    await this.deleteStored(meta).catch((thrown: unknown) => logError(`delete ${meta.id}`, thrown));
     return true;
   }
 

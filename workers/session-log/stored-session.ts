@@ -16,11 +16,14 @@ export interface StoredSession {
 }
 
 /**
- * Asks an engine to delete what it stored of a session.
+ * Asks an engine to end a session that began at `bornMs` (absent: whenever), what it holds of it alone, and what is stored.
  * @throws {QuireError} `engine_failed` when it does not, within `LIMITS.storePutMsMax`.
  */
-export async function deleteStored(session: StoredSession): Promise<void> {
-  const response = await post(session, ENGINE_PATHS.sessionDelete, LIMITS.storePutMsMax);
+export async function deleteStored(session: StoredSession, bornMs?: number): Promise<void> {
+  const response = await post(session, ENGINE_PATHS.sessionDelete, {
+    msMax: LIMITS.storePutMsMax,
+    ...(bornMs === undefined ? {} : { bornMs }),
+  });
   await response.body?.cancel();
 }
 
@@ -29,7 +32,7 @@ export async function deleteStored(session: StoredSession): Promise<void> {
  * @throws {QuireError} `engine_failed` when it does not say so within `LIMITS.statusMsMax`.
  */
 export async function storedStatus(session: StoredSession): Promise<SessionStatus> {
-  const response = await post(session, ENGINE_PATHS.sessionStatus, LIMITS.statusMsMax);
+  const response = await post(session, ENGINE_PATHS.sessionStatus, { msMax: LIMITS.statusMsMax });
   const status = (await response.json().catch(() => null)) as Partial<SessionStatus> | null;
   const { persistedTokens, generation, pending } = status ?? {};
   if (!Number.isSafeInteger(persistedTokens) || !Number.isSafeInteger(generation) || typeof pending !== "boolean") {
@@ -38,9 +41,13 @@ export async function storedStatus(session: StoredSession): Promise<SessionStatu
   return { persistedTokens: Number(persistedTokens), generation: Number(generation), pending };
 }
 
-async function post(session: StoredSession, path: string, msMax: number): Promise<Response> {
+async function post(
+  session: StoredSession,
+  path: string,
+  { msMax, ...fields }: { msMax: number; bornMs?: number },
+): Promise<Response> {
   const { engine, engineKey, namespace, sessionId } = session;
-  const request: SessionRequest = { version: PROTOCOL_VERSION, namespace, sessionId };
+  const request: SessionRequest = { version: PROTOCOL_VERSION, namespace, sessionId, ...fields };
   const body = encodeFrame(request);
   let response: Response;
   try {

@@ -25,6 +25,8 @@ export interface FinishedTurn {
   engineId: string | undefined;
   /** The session before the turn; undefined for its first. */
   old: SessionMeta | undefined;
+  /** When the log began, as engines were told. */
+  bornMs: number;
   nowMs: number;
   /** Whether a list has the session: it is written when that is known. */
   isListed: Promise<boolean>;
@@ -45,6 +47,7 @@ export async function buildCommit(turn: FinishedTurn): Promise<LogCommit> {
     kind: isChat ? "chat" : "raw",
     named: old?.named === true || !session.implicit,
     createdS: old?.createdS ?? Math.floor(turn.nowMs / 1000),
+    bornMs: turn.bornMs,
     turnCount: (old?.turnCount ?? 0) + 1,
     parentId: old?.parentId,
     engineId: turn.engineId,

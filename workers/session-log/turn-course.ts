@@ -13,7 +13,7 @@ import { isolateAssets, type ModelAssets } from "../model-assets.ts";
 import { tryEnlist } from "../session-expiry.ts";
 import { indexOf, sessionOf } from "../stubs.ts";
 import type { TurnAnswer, TurnEvent, TurnJob } from "../turn-job.ts";
-import type { KnownLog, LogCommit } from "./log-store.ts";
+import { bornMsOf, type KnownLog, type LogCommit } from "./log-store.ts";
 import type { NextTurn, TurnMemory } from "./next-turn.ts";
 import { pickEngine } from "./pick-engine.ts";
 import { type PreparedTurn, prepareTurn, SessionMoved } from "./prepare.ts";
@@ -136,6 +136,7 @@ interface RunningTurn {
 export class TurnCourse {
   readonly #options: CourseOptions;
   readonly #timers: ReturnType<typeof setTimeout>[] = [];
+  readonly #startedMs = Date.now();
   #isAttended = false;
   #isTakenUp = false;
   /** No timer is left of it. */
@@ -249,6 +250,7 @@ export class TurnCourse {
       turnStart,
       spans,
       parentId: known?.meta.parentId,
+      bornMs: this.#bornMs(known),
       assets,
       stickyEngineId: known?.meta.engineId,
       known: this.#remembered(prepared.tokens.length - turnStart),
@@ -273,6 +275,11 @@ export class TurnCourse {
       runner.dispose();
       throw thrown;
     }
+  }
+
+  /** Of a log that this turn begins: when it came. */
+  #bornMs(known: KnownLog | undefined): number {
+    return known ? bornMsOf(known.meta) : this.#startedMs;
   }
 
   #remembered(newTokens: number): PickedEngine | undefined {
@@ -373,6 +380,7 @@ export class TurnCourse {
       newSpans: choice.spans,
       engineId: runner.engine?.engineId,
       old: known?.meta,
+      bornMs: this.#bornMs(known),
       nowMs: Date.now(),
       isListed,
       memory: memory.render,

@@ -35,6 +35,8 @@ export interface RunnerOptions {
   turnStart: number;
   spans: Span[];
   parentId: string | undefined;
+  /** When the session's log began, milliseconds since 1970. */
+  bornMs: number;
   assets: ModelAssets;
   /** The engine that served this session last. */
   stickyEngineId: string | undefined;
@@ -424,7 +426,7 @@ export class TurnRunner {
   }
 
   #request(index: number, done: readonly number[]): GenerateRequest {
-    const { job, turnStart, spans, parentId, assets } = this.#options;
+    const { job, turnStart, spans, parentId, bornMs, assets } = this.#options;
     const { prompt, choice } = this.#place(index);
     const tokens = this.#prompts[prompt] as Uint32Array<ArrayBuffer>;
     const all = new Uint32Array(tokens.length + done.length);
@@ -440,7 +442,7 @@ export class TurnRunner {
       requestId: `${this.#callPrefix}.${this.#callCount}`,
       model: job.model,
       namespace: job.namespace,
-      session: isLogged && job.session ? sessionOf(job.session.id, parentId) : undefined,
+      session: isLogged && job.session ? sessionOf(job.session.id, parentId, bornMs) : undefined,
       tokens: idsToBytes(all),
       turnStart,
       spans,
@@ -485,6 +487,6 @@ function newResult(reply: Reply): ChoiceResult {
   return { reply, reason: "length", usage: undefined, spans: [] };
 }
 
-function sessionOf(id: string, parentId: string | undefined): NonNullable<GenerateRequest["session"]> {
-  return parentId === undefined ? { id } : { id, parentId };
+function sessionOf(id: string, parentId: string | undefined, bornMs: number): NonNullable<GenerateRequest["session"]> {
+  return parentId === undefined ? { id, bornMs } : { id, parentId, bornMs };
 }

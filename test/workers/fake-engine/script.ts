@@ -28,7 +28,7 @@ export interface Call {
     requestId: string;
     model: string;
     namespace: string;
-    session?: { id: string; parentId?: string };
+    session?: { id: string; parentId?: string; bornMs?: number };
     tokens: number[];
     turnStart: number;
     replyStart?: number;

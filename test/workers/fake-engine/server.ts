@@ -16,6 +16,8 @@ interface Engine {
   holds: (() => void)[];
   /** Bodies of POST /v1/sessions/delete. */
   deletes: unknown[];
+  /** What they are answered: that it is done, that it is not, or nothing. */
+  deleteAnswer: "done" | "failed" | "none";
   /** Bodies of POST /v1/sessions/status. */
   statusRequests: unknown[];
   /** What POST /v1/sessions/status answers; undefined: nothing, ever. */
@@ -54,7 +56,10 @@ async function answer(engines: Map<string, Engine>, request: IncomingMessage, re
   const [, , name = "", ...rest] = (request.url ?? "").split("/");
   let engine = engines.get(name);
   if (!engine) {
-    engine = { scripts: [], calls: [], cancels: new Map(), holds: [], deletes: [], statusRequests: [], status: STATUS };
+    engine = {
+      ...{ scripts: [], calls: [], cancels: new Map(), holds: [], deletes: [], deleteAnswer: "done" },
+      ...{ statusRequests: [], status: STATUS },
+    };
     engines.set(name, engine);
   }
   const chunks: Buffer[] = [];
@@ -80,7 +85,10 @@ async function answer(engines: Map<string, Engine>, request: IncomingMessage, re
     response.writeHead(204).end();
   } else if (path === "v1/sessions/delete") {
     engine.deletes.push(...new FrameDecoder().push(body));
-    response.writeHead(204).end();
+    if (engine.deleteAnswer !== "none") response.writeHead(engine.deleteAnswer === "done" ? 204 : 500).end();
+  } else if (path === "delete-answer") {
+    engine.deleteAnswer = body.toString() as Engine["deleteAnswer"];
+    response.end("{}");
   } else if (path === "deletes") {
     response.end(JSON.stringify(engine.deletes));
   } else if (path === "v1/sessions/status") {
