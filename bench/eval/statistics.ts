@@ -91,7 +91,8 @@ export function pairedDifference(pairs: readonly PairedAnswer[]): Estimate {
   const centre = (gains - losses) / n;
   const clusterCount = new Set(pairs.map(({ cluster }) => cluster)).size;
   if (clusterCount < 2) return { mean: (better - worse) / count, count };
-  const variance = designEffect(pairs, clusterCount) * (gains + losses - (gains - losses) ** 2 / n);
+  const effect = designEffect(pairs.map((pair) => ({ value: differenceOf(pair), cluster: pair.cluster })));
+  const variance = effect * (gains + losses - (gains - losses) ** 2 / n);
   const spread = (studentQuantile(clusterCount - 1) * Math.sqrt(variance)) / n;
   return {
     mean: (better - worse) / count,
@@ -101,18 +102,25 @@ export function pairedDifference(pairs: readonly PairedAnswer[]): Estimate {
   };
 }
 
-/** How many times the variance of the mean difference is what it would be if all answers were independent; 1 at least. */
-function designEffect(pairs: readonly PairedAnswer[], clusterCount: number): number {
-  const mean = meanOf(pairs.map(differenceOf));
+/** A value, and with which others it may be alike. */
+export interface ClusteredValue {
+  value: number;
+  cluster: number | string;
+}
+
+/** How many times the variance of the mean is what it would be if all values were independent; 1 at least. Of one cluster alone: their count. */
+export function designEffect(values: readonly ClusteredValue[]): number {
+  const count = values.length;
+  const mean = meanOf(values.map(({ value }) => value));
   const sums = new Map<number | string, number>();
   let alone = 0;
-  for (const pair of pairs) {
-    const residual = differenceOf(pair) - mean;
-    sums.set(pair.cluster, (sums.get(pair.cluster) ?? 0) + residual);
-    alone += residual ** 2;
+  for (const { value, cluster } of values) {
+    sums.set(cluster, (sums.get(cluster) ?? 0) + value - mean);
+    alone += (value - mean) ** 2;
   }
+  if (sums.size === 1) return count;
   const together = [...sums.values()].reduce((sum, value) => sum + value ** 2, 0);
-  const correction = clusterCount / (clusterCount - 1) / (pairs.length / (pairs.length - 1));
+  const correction = sums.size / (sums.size - 1) / (count / (count - 1));
   return alone === 0 ? 1 : Math.max(1, (together / alone) * correction);
 }
 

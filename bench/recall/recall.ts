@@ -114,7 +114,7 @@ async function askAll(
   signal: AbortSignal,
 ): Promise<Map<SelectionConfiguration, RecallCount> | undefined> {
   const counts = new Map<SelectionConfiguration, RecallCount>(
-    values.policy.map((policy) => [policy, { cases: 0, right: 0, pagesSelected: 0, pagesInContext: 0 }]),
+    values.policy.map((policy) => [policy, { answers: [], pagesSelected: 0, pagesInContext: 0 }]),
   );
   try {
     const plans = values.policy.map(policyNamed).map(({ plan, groupTokens }) => {
@@ -124,8 +124,7 @@ async function askAll(
       const questions = await askDocument(subject, { document, passage: passages[index] as string, plans, signal });
       for (const [at, { isRight, traffic }] of questions.flatMap((replies) => [...replies.entries()])) {
         const count = counts.get(values.policy[at] as SelectionConfiguration) as RecallCount;
-        count.cases += 1;
-        count.right += isRight ? 1 : 0;
+        count.answers.push({ isRight, document: index });
         count.pagesSelected += traffic.pagesSelected;
         count.pagesInContext += traffic.pagesInContext;
       }

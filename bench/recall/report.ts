@@ -1,5 +1,6 @@
 /** Shares of right answers, with how sure they are. */
 import type { SelectionConfiguration } from "../../protocol/generate.ts";
+import { designEffect } from "../eval/statistics.ts";
 import { type Column, renderTable } from "../table.ts";
 
 /** The answers to one kind of question, at one length, under one policy. */
@@ -19,8 +20,8 @@ export interface RecallRow {
 
 /** What is counted for a row while cases run. */
 export interface RecallCount {
-  cases: number;
-  right: number;
+  /** Questions about one document are not independent. */
+  answers: { isRight: boolean; document: number }[];
   pagesSelected: number;
   pagesInContext: number;
 }
@@ -36,13 +37,15 @@ export function wilsonInterval(right: number, cases: number): { min: number; max
   return { min: Math.max(0, centre - spread), max: Math.min(1, centre + spread) };
 }
 
-/** A row of counts; at least one case was asked. */
+/** A row of counts; at least one case was asked. The interval is as wide as the documents behind the cases make it ({@link designEffect}). */
 export function recallRow(
   key: { kind: string; lengthTokens: number; policy: SelectionConfiguration },
-  count: RecallCount,
+  { answers, pagesSelected, pagesInContext }: RecallCount,
 ): RecallRow {
-  const { cases, right, pagesSelected, pagesInContext } = count;
-  const { min, max } = wilsonInterval(right, cases);
+  const cases = answers.length;
+  const right = answers.filter(({ isRight }) => isRight).length;
+  const effect = designEffect(answers.map(({ isRight, document }) => ({ value: Number(isRight), cluster: document })));
+  const { min, max } = wilsonInterval(right / effect, cases / effect);
   const pagesReadShare = pagesInContext === 0 ? 1 : pagesSelected / pagesInContext;
   return { ...key, cases, right, share: right / cases, shareMin: min, shareMax: max, pagesReadShare };
 }

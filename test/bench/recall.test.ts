@@ -7,7 +7,7 @@ import { gzipSync } from "node:zlib";
 import { beforeAll, describe, expect, it } from "vitest";
 import { main } from "../../bench/main.ts";
 import { type CaseFile, isRight, passageOf, readCases } from "../../bench/recall/cases.ts";
-import { type RecallRow, wilsonInterval } from "../../bench/recall/report.ts";
+import { type RecallRow, recallRow, wilsonInterval } from "../../bench/recall/report.ts";
 import { withTempFolder } from "../cli/run-quire.ts";
 import { runBench } from "./run-bench.ts";
 
@@ -112,6 +112,30 @@ describe("the interval of a share", () => {
     const interval = wilsonInterval(right, cases);
     expect(interval.min).toBeCloseTo(min, 4);
     expect(interval.max).toBeCloseTo(max, 4);
+  });
+});
+
+describe("the interval of a row", () => {
+  const row = (answers: { isRight: boolean; document: number }[]) =>
+    recallRow({ kind: "code", lengthTokens: 1024, policy: "dense" }, { answers, pagesSelected: 1, pagesInContext: 1 });
+
+  it("is Wilson's where every question has a document of its own", () => {
+    const answers = Array.from({ length: 10 }, (_, document) => ({ isRight: document < 8, document }));
+    expect(row(answers)).toMatchObject({ cases: 10, right: 8, share: 0.8 });
+    expect(row(answers).shareMin).toBeCloseTo(0.4902, 4);
+    expect(row(answers).shareMax).toBeCloseTo(0.9433, 4);
+  });
+
+  it("is that of the documents where answers about one are all alike, and knows nothing more of one document", () => {
+    const answers = Array.from({ length: 160 }, (_, at) => ({ isRight: at < 128, document: Math.floor(at / 16) }));
+    const { share, shareMin, shareMax } = row(answers);
+    expect(share).toBe(0.8);
+    // A sandwich's degrees of freedom: as if there were some tenth fewer.
+    expect(shareMin).toBeGreaterThan(0.45);
+    expect(shareMin).toBeLessThan(0.4902);
+    expect(shareMax).toBeGreaterThan(0.9433);
+    const one = row(answers.slice(0, 16).map((answer) => ({ ...answer, document: 0 })));
+    expect(one.shareMin).toBeCloseTo(wilsonInterval(1, 1).min, 9);
   });
 });
 
