@@ -178,5 +178,10 @@ function orUndefined<T>(compile: () => T): T | undefined {
 function libraryOf(parts: JsonObject): HuggingFaceTokenizer {
   const none = { normalizer: null, pre_tokenizer: null, post_processor: null, decoder: null, added_tokens: [] };
   const model = { type: "Unigram", unk_id: 0, vocab: [["<unk>", 0]] };
-  return new HuggingFaceTokenizer({ version: "1.0", ...none, model, ...parts }, {});
+  try {
+    return new HuggingFaceTokenizer({ version: "1.0", ...none, model, ...parts }, {});
+  } catch (cause) {
+    const what = Object.keys(parts).join(", ");
+    throw new QuireError("internal", `tokenizer.json: this ${what} is not supported`, { cause });
+  }
 }

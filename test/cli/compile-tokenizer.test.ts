@@ -4,6 +4,7 @@ import { afterEach, describe, expect, it, vi } from "vitest";
 import { main } from "../../cli/main.ts";
 import { uploadModelAssets } from "../../cli/model-assets.ts";
 import { openModelFolder } from "../../cli/model-folder.ts";
+import { UsageError } from "../../cli/usage-error.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
 import { openTokenizer } from "../../tokenizer/open.ts";
 import { repositoryRoot } from "../style/source-tree.ts";
@@ -83,5 +84,22 @@ describe("uploading a model's words", () => {
       name === "tokenizer.json" ? new TextEncoder().encode(JSON.stringify(unigram)) : folder.readEdgeFile(name);
     await uploadModelAssets(store, { ...folder, readEdgeFile }, signal);
     expect(await store.get(key, { signal })).toBeUndefined();
+  });
+
+  it.each([
+    [
+      "tokenizer.json",
+      { ...unigram, normalizer: { type: "Guess" } },
+      "tokenizer.json: this normalizer is not supported",
+    ],
+    ["tokenizer_config.json", { chat_template: "{% if %}" }, "chat template: does not parse"],
+  ])("uploads nothing of a model whose %s the edge could not open", async (broken, content, problem) => {
+    const store = new MemoryStore();
+    const folder = await openModelFolder(house);
+    const readEdgeFile = async (name: string) =>
+      name === broken ? new TextEncoder().encode(JSON.stringify(content)) : folder.readEdgeFile(name);
+    const upload = uploadModelAssets(store, { ...folder, readEdgeFile }, signal);
+    await expect(upload).rejects.toThrow(new UsageError(`model ${folder.path}: ${problem}`));
+    expect((await store.list("models/", {})).keys).toEqual([]);
   });
 });

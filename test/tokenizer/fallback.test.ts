@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import { QuireError } from "../../protocol/errors.ts";
 import { openTokenizer } from "../../tokenizer/open.ts";
 
 describe("Unigram", () => {
@@ -119,6 +120,24 @@ describe("what is not supported is named", () => {
   const base = { version: "1.0", added_tokens: [], normalizer: null, pre_tokenizer: null, post_processor: null };
   for (const [what, tokenizerJson] of [
     ["model WordPiece", { ...base, decoder: { type: "WordPiece" }, model: { type: "WordPiece", vocab: {} } }],
+    [
+      "normalizer",
+      {
+        ...base,
+        normalizer: { type: "Guess" },
+        decoder: { type: "Metaspace", replacement: "▁" },
+        model: { type: "Unigram", unk_id: 0, vocab: [["<unk>", 0]] },
+      },
+    ],
+    [
+      "pre_tokenizer",
+      {
+        ...base,
+        pre_tokenizer: { type: "Guess" },
+        decoder: { type: "Metaspace", replacement: "▁" },
+        model: { type: "Unigram", unk_id: 0, vocab: [["<unk>", 0]] },
+      },
+    ],
     ["decoder CTC", { ...base, decoder: { type: "CTC" }, model: { type: "BPE", vocab: {}, merges: [] } }],
     [
       "only one is byte-level",
@@ -135,7 +154,9 @@ describe("what is not supported is named", () => {
     ],
   ] as const) {
     it(what, () => {
-      expect(() => openTokenizer({ tokenizerJson, tokenizerConfig: {} })).toThrow(what);
+      const open = () => openTokenizer({ tokenizerJson, tokenizerConfig: {} });
+      expect(open).toThrow(QuireError);
+      expect(open).toThrow(what);
     });
   }
 });
