@@ -378,8 +378,8 @@ function placeQueries(
   const vectorFirst = rows.length === 0 ? 0 : Math.min(...rows.map(({ first }) => first)) * headCount;
   const vectorEnd = Math.max(0, ...rows.map(({ end }) => end)) * headCount;
   const codeBytes = Math.ceil(pool.spec.headDim / 8) * 16;
-  const turnedBytes = residualSignsLayout(pool.spec.headDim).tokenBytes * 32 + pool.spec.headDim * 4;
   const isTurned = scored.some(({ unit }) => unit.pages.summaryForm === RESIDUAL_SIGNS);
+  const turnedBytes = isTurned ? residualSignsLayout(pool.spec.headDim).tokenBytes * 32 + pool.spec.headDim * 4 : 0;
   return {
     ...{ vectorFirst, vectorEnd },
     codesAt: arena.take((vectorEnd - vectorFirst) * codeBytes) - vectorFirst * codeBytes,

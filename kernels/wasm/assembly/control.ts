@@ -26,7 +26,7 @@ export const SCRATCH_BYTES: usize = 1028;
 /** Where all threads store what nobody reads; a cache line of its own. */
 export const TOUCHED: usize = 1216;
 
-/** Thirteen f32 that the exponential needs, and two i32; see vector.ts. */
+/** Thirteen f32 that the exponential needs, and three i32; see vector.ts. */
 export const EXP_TABLE: usize = 1088;
 
 /** Argument `index` as an integer or an address. */

@@ -1,30 +1,11 @@
-// Residual signs (kernels/residual-signs.ts, and `KvPool` and `PageScorer` in kernels/contract.ts): encoding of a block, queries, and scores of pages.
-//
-// A turned query is tables i8 [2 * tokenBytes - 1][16], an f32 scale in 16 bytes, and room to turn it in, i32 [headDim]. Table n has, of the sign bits of
-// its four channels, what they make of the query's codes; a swizzle looks it up for the 16 tokens of a page at once. Exact: a table's entries are within 28, two
-// rows' sums within 112, and a token's sum times its length within 444 * 7 * 15.
+// Residual signs (kernels/residual-signs.ts, and `KvPool` in kernels/contract.ts): the encoding of a block.
 import { codes4Of, encode, isFinite4 } from "./summaries";
-import { sumLanes4i } from "./vector";
 
 /** Bytes of a token's signs and length. */
 // @ts-ignore: decorator
 @inline
 export function tokenBytesOf(headDim: usize): usize {
   return (headDim * 7) >> 6;
-}
-
-/** Bytes of a turned query. */
-// @ts-ignore: decorator
-@inline
-function turnedBytes(headDim: usize): usize {
-  return (tokenBytesOf(headDim) << 5) + (headDim << 2);
-}
-
-/** Where a turned query has its scale. */
-// @ts-ignore: decorator
-@inline
-function scaleAt(headDim: usize): usize {
-  return (tokenBytesOf(headDim) << 5) - 16;
 }
 
 /** Writes the block's codes and scales. `keys` f32 [64][headDim]; `scratch` holds 2 * headDim f32 and 16 more. */
@@ -138,126 +119,4 @@ function turnFloats(values: usize, headDim: usize): void {
       }
     }
   }
-}
-
-/** Writes vector `vector`'s turned query to its place among `turned`. `codes`: i16 [headDim]. */
-export function turnQuery(turned: usize, vector: usize, codes: usize, scale: f32, headDim: usize): void {
-  const to = turned + vector * turnedBytes(headDim);
-  const tokenBytes = tokenBytesOf(headDim);
-  const scratch = to + (tokenBytes << 5);
-  for (let channel: usize = 0; channel < headDim; channel += 4) {
-    v128.store(scratch + (channel << 2), v128.load16x4_s(codes + (channel << 1)));
-  }
-  for (let distance = headDim / (headDim & (0 - headDim)); distance < headDim; distance <<= 1) {
-    for (let first: usize = 0; first < headDim; first += distance << 1) {
-      for (let at = scratch + (first << 2); at < scratch + ((first + distance) << 2); at += 4) {
-        const a = load<i32>(at);
-        const b = load<i32>(at + (distance << 2));
-        store<i32>(at, a + b);
-        store<i32>(at + (distance << 2), a - b);
-      }
-    }
-  }
-  const signCount = (tokenBytes << 3) - 4;
-  let most: i32 = 0;
-  for (let at = scratch; at < scratch + (signCount << 2); at += 4) most = max(most, abs<i32>(load<i32>(at)));
-  memory.fill(to, 0, tokenBytes << 5);
-  for (let channel: usize = 0; channel < signCount && most > 0; channel++) {
-    const value = load<i32>(scratch + (channel << 2));
-    const size = (14 * abs<i32>(value) + most) / (2 * most);
-    const code = <i8>(value < 0 ? -size : size);
-    const bit = i8x16.splat(<i8>(<i32>1 << <i32>(channel & 3)));
-    const isNegative = i8x16.ne(v128.and(i8x16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), bit), i8x16.splat(0));
-    const table = to + ((channel >> 2) << 4);
-    v128.store(table, i8x16.add(v128.load(table), v128.bitselect(i8x16.splat(-code), i8x16.splat(code), isNegative)));
-  }
-  store<f32>(to + scaleAt(headDim), scale * (<f32>most / <f32>7));
-}
-
-/**
- * Scores of a block's four pages. `q`: the query's codes of 16 bits, `scale` theirs; `turned`, `vector`: as {@link turnQuery} wrote it; `weights`: the
- * radius weight in every lane.
- */
-export function scoreResidualSigns(
-  q: usize, scale: f32, turned: usize, vector: usize, weights: v128, summary: usize, headDim: usize,
-): v128 {
-  const own = turned + vector * turnedBytes(headDim);
-  const pageBytes = headDim << 1;
-  const towards = f32x4.splat(<f32>dotMean(q, summary, headDim));
-  const a = bestOf(own, summary, headDim);
-  const b = bestOf(own, summary + pageBytes, headDim);
-  const c = bestOf(own, summary + 2 * pageBytes, headDim);
-  const d = bestOf(own, summary + 3 * pageBytes, headDim);
-  const ab = i32x4.max_s(v128.shuffle<i32>(a, b, 0, 4, 1, 5), v128.shuffle<i32>(a, b, 2, 6, 3, 7));
-  const cd = i32x4.max_s(v128.shuffle<i32>(c, d, 0, 4, 1, 5), v128.shuffle<i32>(c, d, 2, 6, 3, 7));
-  const bests = i32x4.max_s(v128.shuffle<i32>(ab, cd, 0, 1, 4, 5), v128.shuffle<i32>(ab, cd, 2, 3, 6, 7));
-  const scales = summary + (headDim << 3);
-  const firsts = v128.load(scales);
-  const lasts = v128.load(scales, 16);
-  const meanUnits = f32x4.mul(f32x4.splat(scale), v128.shuffle<f32>(firsts, lasts, 0, 2, 4, 6));
-  const lengthScales = v128.shuffle<f32>(firsts, lasts, 1, 3, 5, 7);
-  const lengthUnits = f32x4.mul(v128.load32_splat(own + scaleAt(headDim)), lengthScales);
-  return f32x4.add(
-    f32x4.mul(meanUnits, towards),
-    f32x4.mul(f32x4.mul(lengthUnits, weights), f32x4.convert_i32x4_s(bests)),
-  );
-}
-
-/** The query's codes times those of the block's mean, a quarter of which lies with every page. */
-function dotMean(q: usize, summary: usize, headDim: usize): i32 {
-  const quarter = headDim >> 2;
-  let sums = i32x4.splat(0);
-  for (let page: usize = 0; page < 4; page++) {
-    const codes = summary + page * headDim * 2 + quarter * 7;
-    const x = q + page * (quarter << 1);
-    let i: usize = 0;
-    for (; i + 8 <= quarter; i += 8) sums = i32x4.add(sums, i32x4.dot_i16x8_s(v128.load(x + (i << 1)), v128.load8x8_s(codes + i)));
-    // Four more codes are loaded than there are, of the same slot; they meet zeros.
-    if (i < quarter) sums = i32x4.add(sums, i32x4.dot_i16x8_s(v128.load64_zero(x + (i << 1)), v128.load8x8_s(codes + i)));
-  }
-  return i32x4.extract_lane(sumLanes4i(sums, sums, sums, sums), 0);
-}
-
-/** Of every fourth of a page's tokens, the largest length times sum. */
-// @ts-ignore: decorator
-@inline
-function bestOf(tables: usize, codes: usize, headDim: usize): v128 {
-  const last = tokenBytesOf(headDim) - 1;
-  const lowHalf = i8x16.splat(15);
-  let first = i16x8.splat(0);
-  let second = i16x8.splat(0);
-  let byte: usize = 0;
-  for (; byte + 2 <= last; byte += 2) {
-    const a = v128.load(codes + (byte << 4));
-    const b = v128.load(codes + (byte << 4), 16);
-    const at = tables + (byte << 5);
-    const sums = i8x16.add(
-      i8x16.add(i8x16.swizzle(v128.load(at), v128.and(a, lowHalf)), i8x16.swizzle(v128.load(at, 16), upperHalf(a, lowHalf))),
-      i8x16.add(i8x16.swizzle(v128.load(at, 32), v128.and(b, lowHalf)), i8x16.swizzle(v128.load(at, 48), upperHalf(b, lowHalf))),
-    );
-    first = i16x8.add(first, i16x8.extend_low_i8x16_s(sums));
-    second = i16x8.add(second, i16x8.extend_high_i8x16_s(sums));
-  }
-  const end = v128.load(codes + (last << 4));
-  let sums = i8x16.swizzle(v128.load(tables + (last << 5)), v128.and(end, lowHalf));
-  if (byte < last) {
-    const a = v128.load(codes + (byte << 4));
-    const at = tables + (byte << 5);
-    sums = i8x16.add(sums, i8x16.add(i8x16.swizzle(v128.load(at), v128.and(a, lowHalf)), i8x16.swizzle(v128.load(at, 16), upperHalf(a, lowHalf))));
-  }
-  first = i16x8.add(first, i16x8.extend_low_i8x16_s(sums));
-  second = i16x8.add(second, i16x8.extend_high_i8x16_s(sums));
-  const lengths = upperHalf(end, lowHalf);
-  const low = i16x8.extend_low_i8x16_u(lengths);
-  const high = i16x8.extend_high_i8x16_u(lengths);
-  const a = i32x4.max_s(i32x4.extmul_low_i16x8_s(first, low), i32x4.extmul_high_i16x8_s(first, low));
-  const b = i32x4.max_s(i32x4.extmul_low_i16x8_s(second, high), i32x4.extmul_high_i16x8_s(second, high));
-  return i32x4.max_s(a, b);
-}
-
-/** The upper four bits of every byte. */
-// @ts-ignore: decorator
-@inline
-function upperHalf(v: v128, lowHalf: v128): v128 {
-  return v128.and(i16x8.shr_u(v, 4), lowHalf);
 }

@@ -2,12 +2,11 @@
 // sum (see `PageScorer` in kernels/contract.ts). Bytes: 2 * (headDim + 4) a page and KV head; the summaries of a KV head of a layer lie slot
 // by slot. Loads of 8 codes run up to 4 codes over a vector whose width is no multiple of 8: these lie in the same slot and meet zeros.
 import { arg, argAt } from "./control";
-import { scoreResidualSigns, turnQuery } from "./residual-signs";
+import { scoreResidualPair, turnQuery } from "./residual-scores";
 import { blockCentreBytes, summaryHeadBytes } from "./summaries";
-import { at, candidateLanes, UNIT_BYTES, word } from "./units";
+import { rawAt, storeScores, summaryOf } from "./unit-scores";
+import { at, UNIT_BYTES, word } from "./units";
 import { larger4, maxLanes, sumLanes4i } from "./vector";
-
-const NEGATIVE_INFINITY: f32 = -Infinity;
 
 /** Bytes of the codes of one query: zeros up to a multiple of 8. */
 // @ts-ignore: decorator
@@ -76,7 +75,8 @@ export function scorePagesTask(task: i32): void {
     const vectors = at(unit, 0) + <usize>(row * arg(3));
     for (; head < headEnd; head += 2) {
       const isPair = head + 1 < headEnd;
-      scorePair(unit, query, isPair, vectors + <usize>head, summaries, first, end);
+      if (word(unit, 112) == 4) scoreResidualPair(unit, query, isPair, vectors + <usize>head, summaries, first, end);
+      else scorePair(unit, query, isPair, vectors + <usize>head, summaries, first, end);
       query += isPair ? 2 : 1;
     }
     head = headEnd;
@@ -103,9 +103,8 @@ function scorePair(unit: usize, query: i32, isPair: bool, vector: usize, summari
   const weights = v128.load32_splat(unit, 52);
   const slots = at(unit, 68) + (at(unit, 64) << 2);
   const form = word(unit, 112);
-  const isMax = word(unit, 48) == 0;
+  const raw = rawAt(unit, query);
   const stride = at(unit, 40) << 2;
-  const raw = at(unit, 32) + <usize>(query - word(unit, 4)) * stride;
   const list = at(unit, 116);
   for (let block = first; block < end; block++) {
     let one: v128;
@@ -115,17 +114,10 @@ function scorePair(unit: usize, query: i32, isPair: bool, vector: usize, summari
       one = scoreCentres(q, scales, fours, headDim);
       other = isPair ? scoreCentres(p, v128.shuffle<f32>(scales, scales, 1, 0, 1, 0), fours, headDim) : one;
     } else {
-      const slotAt = slots + (<usize>(list == 0 ? block : load<i32>(list + (<usize>block << 2))) << 2);
-      const summary = summaries + <usize>load<u32>(slotAt) * summaryHeadBytes(headDim);
+      const summary = summaryOf(summaries, summaryHeadBytes(headDim), slots, list, block);
       if (form == 2) {
         one = scoreSigns(q, summary, headDim);
         other = isPair ? scoreSigns(p, summary, headDim) : one;
-      } else if (form == 4) {
-        const turned = argAt(12);
-        one = scoreResidualSigns(q, f32x4.extract_lane(scales, 0), turned, vector, weights, summary, headDim);
-        other = isPair
-          ? scoreResidualSigns(p, f32x4.extract_lane(scales, 1), turned, vector + 1, weights, summary, headDim)
-          : one;
       } else {
         let low: v128;
         let high: v128;
@@ -140,24 +132,8 @@ function scorePair(unit: usize, query: i32, isPair: bool, vector: usize, summari
         other = v128.shuffle<f32>(low, high, 1, 3, 5, 7);
       }
     }
-    const offset = <usize>block << 4;
-    if (isMax) {
-      const scores = at(unit, 28) + offset;
-      const best = f32x4.max(one, other);
-      v128.store(scores, query == 0 ? best : f32x4.max(v128.load(scores), best));
-    } else {
-      storeRaw(unit, raw + offset, one, block);
-      if (isPair) storeRaw(unit, raw + stride + offset, other, block);
-    }
+    storeScores(unit, raw, stride, query, isPair, block, one, other);
   }
-}
-
-/** Raw scores of a block; pages of the range's first and last block that are no candidates weigh nothing. */
-// @ts-ignore: decorator
-@inline
-function storeRaw(unit: usize, to: usize, scores: v128, block: i32): void {
-  const isWhole = block * 4 >= word(unit, 20) && block * 4 + 4 <= word(unit, 24);
-  v128.store(to, isWhole ? scores : v128.bitselect(scores, f32x4.splat(NEGATIVE_INFINITY), candidateLanes(unit, block << 2)));
 }
 
 /** Pages `page` and `page` + 1 of a block: see {@link scoreTwoByTwo}. */

@@ -46,8 +46,8 @@ export function sumLanes4i(a: v128, b: v128, c: v128, d: v128): v128 {
 }
 
 /**
- * Writes the constants of the exponential, and the least and the largest code of 8 bits, to where they are read. A vector constant in the code costs the host's compiler several
- * instructions at every use, a load that fills all lanes is one.
+ * Writes the constants of the exponential, the least and the largest code of 8 bits, and the lower halves of bytes, to where they are read. A
+ * vector constant in the code costs the host's compiler several instructions at every use, a load that fills all lanes is one.
  */
 export function writeExpTable(): void {
   store<f32>(EXP_TABLE, -87.0);
@@ -65,6 +65,7 @@ export function writeExpTable(): void {
   store<f32>(EXP_TABLE, 1.0, 48);
   store<i32>(EXP_TABLE, -127, 52);
   store<i32>(EXP_TABLE, 127, 56);
+  store<i32>(EXP_TABLE, 0x0f0f0f0f, 60);
 }
 
 /** 1 in every lane, after {@link writeExpTable}. */
@@ -85,6 +86,13 @@ export function codeLeast8(): v128 {
 @inline
 export function codeMost8(): v128 {
   return expConstant(14);
+}
+
+/** The lower four bits of every byte. */
+// @ts-ignore: decorator
+@inline
+export function byteHalves(): v128 {
+  return expConstant(15);
 }
 
 // @ts-ignore: decorator

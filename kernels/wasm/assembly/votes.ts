@@ -1,7 +1,7 @@
 // Soft votes: each query's scores go through a softmax over the candidates, then they are added. The unit record is described in units.ts.
 import { arg, argAt, argF32 } from "./control";
 import { at, UNIT_BYTES, word } from "./units";
-import { exp4, maxLanes, sumLanes } from "./vector";
+import { exp4, maxLanes, sumLanes, weigh16 } from "./vector";
 
 const NEGATIVE_INFINITY: f32 = -Infinity;
 
@@ -17,14 +17,33 @@ export function voteStatsTask(task: i32): void {
   const end = (at(unit, 24) + 3 & ~3) << 2;
   const raw = at(unit, 32) + <usize>query * (at(unit, 40) << 2);
   const scale = argF32(2);
-  let largest = f32x4.splat(NEGATIVE_INFINITY);
-  for (let i: usize = 0; i < end; i += 16) largest = f32x4.max(largest, v128.load(raw + i));
-  const most = maxLanes(largest);
+  // Scaled, largest first: rounding keeps the order, so the largest scaled score is the largest one scaled. A NaN is largest of all.
+  let largest = f32x4.splat(NEGATIVE_INFINITY), other = largest;
+  let broken = i32x4.splat(0);
+  const scales = f32x4.splat(scale);
+  let i: usize = 0;
+  for (; i + 32 <= end; i += 32) {
+    const one = f32x4.mul(v128.load(raw + i), scales);
+    const next = f32x4.mul(v128.load(raw + i, 16), scales);
+    v128.store(raw + i, one);
+    v128.store(raw + i, next, 16);
+    largest = f32x4.pmax(one, largest);
+    other = f32x4.pmax(next, other);
+    broken = v128.or(broken, v128.or(f32x4.ne(one, one), f32x4.ne(next, next)));
+  }
+  for (; i < end; i += 16) {
+    const one = f32x4.mul(v128.load(raw + i), scales);
+    v128.store(raw + i, one);
+    largest = f32x4.pmax(one, largest);
+    broken = v128.or(broken, f32x4.ne(one, one));
+  }
+  const most: f32 = v128.any_true(broken) ? f32.NaN : maxLanes(f32x4.max(largest, other));
   // No finite score: any finite maximum keeps e^(-inf) = 0 and avoids inf - inf.
-  const shift: f32 = most == NEGATIVE_INFINITY ? 0 : most * scale;
+  const shift = f32x4.splat(most == NEGATIVE_INFINITY ? 0 : most);
   let sums = f32x4.splat(0);
-  for (let i: usize = 0; i < end; i += 16) {
-    const e = exp4(f32x4.sub(f32x4.mul(v128.load(raw + i), f32x4.splat(scale)), f32x4.splat(shift)));
+  for (i = 0; i + 64 <= end; i += 64) sums = weigh16(raw + i, shift, sums);
+  for (; i < end; i += 16) {
+    const e = exp4(f32x4.sub(v128.load(raw + i), shift));
     v128.store(raw + i, e);
     sums = f32x4.add(sums, e);
   }

@@ -1,6 +1,7 @@
 /** Conformance of the kinds of summaries behind the first two: their bytes, and what plans choose by them. */
 import { describe, expect, it } from "vitest";
 import { type PageScorer, type SelectionPlan, SUMMARY_KINDS, type SummaryKind } from "../../../kernels/contract.ts";
+import { residualSignsLayout } from "../../../kernels/residual-signs.ts";
 import { Twin } from "../support/check.ts";
 import { expectSameBits } from "../support/compare.ts";
 import type { Lane } from "../support/lane.ts";
@@ -113,29 +114,45 @@ export function describeKinds(lane: Lane): void {
       await twin.run(parts);
     });
 
-    it.each([16, 48, 80, 256])("residual signs that may be anything rank as defined, headDim %i", async (headDim) => {
-      const wide: StageShape = { ...shape, headCount: 2, kvHeadCount: 1, headDim, summaryKinds: ["residual-signs"] };
-      const random = new Random(SEED + headDim);
-      const sequence = makeSequence(wide, 500, SEED);
-      const twin = new Twin(lane, wide, { blockCapacity: 8 });
-      await twin.fill(sequence, 498);
-      const slots = Array.from({ length: 8 }, () => {
-        const scales = Float32Array.from({ length: 8 }, (_, at) =>
-          at === 5 ? Number.NaN : 0.01 + Math.abs(random.normal()),
-        );
-        return Uint8Array.from([...random.bytes(8 * headDim), ...new Uint8Array(scales.buffer)]);
-      });
-      twin.writeSummaries(sequence, "residual-signs", (block) => slots[block]!);
-      for (const [budgetPages, radiusWeight] of [
-        [9, 1],
-        [17, 0.5],
-        [24, 0],
-      ] as const) {
-        const scorer = { summary: "residual-signs", radiusWeight } as const;
-        const plan = { ...PLANS.at(-3)!.plan, budgetPages, scorer } as SelectionPlan;
-        await twin.run([{ sequence, position: 498, rowCount: 2, plan }]);
-      }
-    });
+    it.each([16, 48, 64, 80, 128, 256])(
+      "residual signs that may be anything rank as defined, headDim %i",
+      async (headDim) => {
+        const wide: StageShape = { ...shape, headCount: 3, kvHeadCount: 1, headDim, summaryKinds: ["residual-signs"] };
+        const random = new Random(SEED + headDim);
+        const lengthsAt = (residualSignsLayout(headDim).tokenBytes - 1) * 16;
+        const sequence = makeSequence(wide, 500, SEED);
+        const twin = new Twin(lane, wide, { blockCapacity: 8 });
+        await twin.fill(sequence, 498);
+        // Of the first row's first query RoPE leaves one channel, and turning makes all channels as large: no sums of codes are larger.
+        const { cos, sin } = ropeAngles(headDim);
+        const angle = (498 * headDim) / 2;
+        const { q } = sequence.layers[0]!;
+        q.fill(0, 498 * 3 * headDim, (498 * 3 + 1) * headDim);
+        [q[498 * 3 * headDim], q[498 * 3 * headDim + headDim / 2]] = [cos[angle]!, -sin[angle]!];
+        const slots = Array.from({ length: 8 }, () => {
+          const scales = Float32Array.from({ length: 8 }, (_, at) =>
+            at === 5 ? Number.NaN : 0.01 + Math.abs(random.normal()),
+          );
+          const codes = random.bytes(8 * headDim);
+          // Page 0 has every bit set, page 3 none but those of its lengths: the least sums and the largest.
+          codes.fill(255, 0, lengthsAt + 16);
+          codes.fill(0, 6 * headDim, 6 * headDim + lengthsAt);
+          codes.fill(0xf0, 6 * headDim + lengthsAt, 6 * headDim + lengthsAt + 16);
+          return Uint8Array.from([...codes, ...new Uint8Array(scales.buffer)]);
+        });
+        twin.writeSummaries(sequence, "residual-signs", (block) => slots[block]!);
+        for (const [budgetPages, radiusWeight, rowCount] of [
+          [9, 1, 1],
+          [9, 1, 2],
+          [17, 0.5, 2],
+          [24, 0, 2],
+        ] as const) {
+          const scorer = { summary: "residual-signs", radiusWeight } as const;
+          const plan = { ...PLANS.at(-3)!.plan, budgetPages, scorer } as SelectionPlan;
+          await twin.run([{ sequence, position: 498, rowCount, plan }]);
+        }
+      },
+    );
 
     it.each([8, 64, 256])("sign bits that may be anything rank as defined, headDim %i", async (headDim) => {
       const wide: StageShape = { ...shape, headCount: 2, kvHeadCount: 1, headDim, summaryKinds: ["sign-bits"] };
