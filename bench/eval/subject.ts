@@ -79,7 +79,7 @@ export function documentsOf(
   const share = Math.floor(text.length / count);
   return Array.from({ length: count }, (_, index) => {
     // A token has one character or more in every text worth reading; what is cut off behind is not encoded for nothing.
-    const from = text.indexOf(" ", index * share);
+    const from = startOf(text, index * share, share);
     let characters = tokens * 2;
     let ids = tokenizer.encode(text.slice(from, Math.min(from + characters, (index + 1) * share)));
     while (ids.length < tokens && from + characters < (index + 1) * share) {
@@ -93,6 +93,13 @@ export function documentsOf(
     }
     return ids.slice(0, tokens);
   });
+}
+
+/** The first word of a piece of a text; where words have no spaces, the first character. */
+function startOf(text: string, at: number, length: number): number {
+  const space = text.indexOf(" ", at);
+  if (space >= 0 && space < at + length) return space;
+  return (text.charCodeAt(at) & 0xfc00) === 0xdc00 ? at + 1 : at;
 }
 
 /** Reads the text file that a flag names. @throws {UsageError} */
