@@ -4,7 +4,8 @@
  *
  * What remains: a session that begins to name an old, unnamed object between the reading of manifests and the delete
  * loses that object, and one that comes back after all its time loses its pages if it has not committed when they are deleted.
- * That is a miss, which is recomputed from the log, and never a wrong byte.
+ * That is a miss, which is recomputed from the log, and never a wrong byte. One that is deleted for good between the second look at its manifest and the
+ * delete loses its tombstone.
  */
 import { assert } from "../protocol/assert.ts";
 import { LIMITS } from "../protocol/limits.ts";

@@ -7,6 +7,7 @@ import { randomBytes } from "node:crypto";
 import { BLOCK_TOKENS, NOT_RESIDENT } from "../../kernels/contract.ts";
 import type { Checkpoint } from "../../models/contract.ts";
 import { assert } from "../../protocol/assert.ts";
+import { detached } from "../../protocol/detached.ts";
 import type {
   EngineUsage,
   FinishReason,
@@ -19,7 +20,7 @@ import type {
 import { bytesToIds } from "../../protocol/ids.ts";
 import type { BlockCache } from "../kv/block-cache.ts";
 import type { BlockLayer } from "../kv/block-fetcher.ts";
-import { own } from "../kv/block-owners.ts";
+import { ANYBODY, own } from "../kv/block-owners.ts";
 import { CHAIN_ROOT, extendChain } from "../kv/chain.ts";
 import type { LogicalBlock } from "../kv/logical-block.ts";
 import type { OpenBlock, OpenBlocks } from "../kv/open-blocks.ts";
@@ -344,9 +345,10 @@ export class Sequence {
 
   /** The one release path of a sequence's memory: blocks deepest first, so that the least useful are evicted first. */
   releaseAll(cache: BlockCache, opens: OpenBlocks): void {
+    const owner = detached(this.sessionKey ?? ANYBODY);
     for (let index = this.blocks.length - 1; index >= 0; index--) {
       const block = this.blocks[index];
-      if (block) own(block, this.sessionKey);
+      if (block) own(block, owner);
       if (block && this.isParked) cache.dropParked(block);
       else if (block) this.#letGo(cache, block);
     }

@@ -185,17 +185,19 @@ describe("what engines have to hear of", () => {
       fail: Set<string>;
       rows(): number;
       peak(): number;
+      tries(): number;
     }) => Promise<T>,
   ): Promise<T> {
     const fleet = env.FLEET.get(env.FLEET.newUniqueId());
     return runInDurableObject(fleet, async (_: object, { storage }) => {
       const [told, clock, fail] = [[] as string[], { ms: 0 }, new Set<string>()];
-      let [running, peak] = [0, 0];
+      let [running, peak, tries] = [0, 0, 0];
       const open = () =>
         new Deletions({
           sql: storage.sql,
           engines: () => [engine("e1"), engine("e2")],
           tell: async ({ engineId }, { id }) => {
+            tries += 1;
             running += 1;
             peak = Math.max(peak, running);
             await new Promise((resolve) => setTimeout(resolve, 1));
@@ -207,7 +209,7 @@ describe("what engines have to hear of", () => {
           now: () => clock.ms,
         });
       const rows = () => Number(storage.sql.exec("SELECT count(*) AS n FROM deletions").one().n);
-      return await act({ open, told, clock, fail, rows, peak: () => peak });
+      return await act({ open, told, clock, fail, rows, peak: () => peak, tries: () => tries });
     });
   }
 
@@ -232,6 +234,19 @@ describe("what engines have to hear of", () => {
       await again.tellAll(engine("e4"), "m");
       expect(told).toHaveLength(120);
       expect(rows()).toBe(0);
+    }));
+
+  it("is not all tried on an engine that fails: the rest waits for its next beat", () =>
+    inObject(async ({ open, told, fail, tries }) => {
+      const deletions = open();
+      for (let at = 0; at < 40; at++) await deletions.add(session(`s${at}`));
+      fail.add("e3");
+      const before = tries();
+      await deletions.tellAll(engine("e3"), "m");
+      expect(tries() - before).toBe(LIMITS.deletionCallsMax);
+      fail.clear();
+      await deletions.tellAll(engine("e3"), "m");
+      expect(told.filter((line) => line.startsWith("e3 "))).toHaveLength(40);
     }));
 
   it("is kept while no engine has heard of it, for as long as a session is, and never more than there is room for", () =>

@@ -61,11 +61,14 @@ export class Deletions {
       .one();
     const entry: Entry = { session, deletedMs, isDone: false, told: new Set() };
     entries.set(id, entry);
-    const telling = inTurns(engines(session.model), (engine) => this.#tellOne(engine, id, entry));
+    const telling = inTurns(engines(session.model), async (engine) => {
+      await this.#tellOne(engine, id, entry);
+      return true;
+    });
     await ifWithin(LIMITS.engineExpiryMs, telling);
   }
 
-  /** An engine is there: resolves when it has been told of what it has not heard yet, or cannot be. Never rejects. */
+  /** An engine is there: resolves when it has been told of what it has not heard yet, or has failed once: it is told of the rest with its next beat. Never rejects. */
   tellAll(engine: PickedEngine, model: string): Promise<void> {
     const entries = this.#open();
     this.#forgetOld(entries);
@@ -82,20 +85,21 @@ export class Deletions {
     return telling;
   }
 
-  async #tellOne(engine: PickedEngine, id: number, entry: Entry): Promise<void> {
+  /** False where it fails. */
+  async #tellOne(engine: PickedEngine, id: number, entry: Entry): Promise<boolean> {
     const { sql, tell, onFailure } = this.#options;
-    if (entry.told.has(engine.engineId)) return;
+    if (entry.told.has(engine.engineId)) return true;
     entry.told.add(engine.engineId);
     try {
       await tell(engine, entry.session);
     } catch (cause) {
       entry.told.delete(engine.engineId);
       onFailure(entry.session, cause);
-      return;
+      return false;
     }
-    if (entry.isDone) return;
+    if (!entry.isDone) sql.exec("UPDATE deletions SET is_done = 1 WHERE id = ?", id);
     entry.isDone = true;
-    sql.exec("UPDATE deletions SET is_done = 1 WHERE id = ?", id);
+    return true;
   }
 
   #open(): Map<number, Entry> {
@@ -131,11 +135,11 @@ export class Deletions {
   }
 }
 
-/** A few at once. */
-async function inTurns<T>(items: readonly T[], act: (item: T) => Promise<void>): Promise<void> {
+/** A few at once, until one says that there is no use in going on. */
+async function inTurns<T>(items: readonly T[], act: (item: T) => Promise<boolean>): Promise<void> {
   const queue = [...items];
   const work = async (): Promise<void> => {
-    for (let item = queue.shift(); item !== undefined; item = queue.shift()) await act(item);
+    for (let item = queue.shift(); item !== undefined; item = queue.shift()) if (!(await act(item))) queue.length = 0;
   };
   await Promise.all(Array.from({ length: Math.min(queue.length, LIMITS.deletionCallsMax) }, work));
 }
