@@ -1,6 +1,7 @@
 /** Reads a JSON request body within limits, before anything looks at it. */
 import { QuireError } from "../protocol/errors.ts";
 import { LIMITS } from "../protocol/limits.ts";
+import { jsonErrorIndex } from "./json-position.ts";
 
 /** How much of a body is read, and for how long. */
 export interface BodyLimits {
@@ -78,12 +79,22 @@ export function parseJsonObject(bytes: Uint8Array): Record<string, unknown> {
   try {
     value = JSON.parse(text);
   } catch (cause) {
-    throw new QuireError("invalid_request", "We could not parse the JSON body of your request.", { cause });
+    throw new QuireError("invalid_request", notJson(text), { cause });
   }
   if (typeof value !== "object" || value === null || Array.isArray(value)) {
     throw new QuireError("invalid_request", "The JSON body of your request must be an object.");
   }
   return value as Record<string, unknown>;
+}
+
+/** Says where, and quotes nothing. */
+function notJson(text: string): string {
+  if (text.trim() === "") return "The body of your request is empty: send a JSON object.";
+  const index = jsonErrorIndex(text) ?? text.length;
+  const before = text.slice(0, index).split("\n");
+  const place = `line ${before.length}, column ${(before.at(-1) ?? "").length + 1}`;
+  const what = index < text.length ? "it goes wrong at" : "it breaks off at";
+  return `We could not parse the JSON body of your request: ${what} ${place}.`;
 }
 
 function tooLarge(bytesMax: number): QuireError {

@@ -105,9 +105,17 @@ function buildRouter() {
     router.all(path, (request) => methodNotAllowed(request.method, Object.keys(methods)));
   }
   router.all("*", (request) => {
-    throw new QuireError("not_found", `Invalid URL (${request.method} ${quoted(new URL(request.url).pathname)})`);
+    const { pathname } = new URL(request.url);
+    throw new QuireError("not_found", `Invalid URL (${request.method} ${quoted(pathname)}). ${rightPath(pathname)}`);
   });
   return router;
+}
+
+/** For clients whose base address lacks /v1, or has it twice, and for those that look for what is not here. */
+function rightPath(pathname: string): string {
+  const path = `/v1${pathname.replace(/^(\/v1)+(?=\/)/, "").replace(/\/$/, "")}`;
+  if (path !== pathname && ROUTES.some(([known]) => known === path)) return `Did you mean ${path}?`;
+  return "There are /v1/chat/completions, /v1/completions, /v1/models and /v1/sessions/{id}.";
 }
 
 /** What can be had with GET answers HEAD, too, and the platform leaves the body out. Streams do not: to open one is to follow it. */

@@ -45,12 +45,34 @@ describe("routes", () => {
     }
   });
 
+  it.each(["/chat/completions", "/v1/v1/chat/completions", "/chat/completions/"])(
+    "%s names the path that was meant",
+    async (path) => {
+      const response = await edge(path, { method: "POST" });
+      expect(response.status).toBe(404);
+      const { error } = (await response.json()) as { error: { message: string } };
+      expect(error.message).toBe(`Invalid URL (POST ${path}). Did you mean /v1/chat/completions?`);
+    },
+  );
+
+  it.each([
+    ["", "The body of your request is empty: send a JSON object."],
+    ['{"model":"house",}', "We could not parse the JSON body of your request: it goes wrong at line 1, column 18."],
+    ['{\n  "model": "house"', "We could not parse the JSON body of your request: it breaks off at line 2, column 19."],
+  ])("the body %j is refused with the place", async (body, message) => {
+    const headers = { authorization: `Bearer ${KEY_A}` };
+    const response = await edge("/v1/chat/completions", { method: "POST", headers, body });
+    expect(response.status).toBe(400);
+    expect(await response.json()).toMatchObject({ error: { message, code: "invalid_request" } });
+  });
+
   it("unknown paths are 404, known paths with another method 405", async () => {
     const unknown = await edge("/v1/nowhere");
     expect(unknown.status).toBe(404);
     expect(await unknown.json()).toEqual({
       error: {
-        message: "Invalid URL (GET /v1/nowhere)",
+        message:
+          "Invalid URL (GET /v1/nowhere). There are /v1/chat/completions, /v1/completions, /v1/models and /v1/sessions/{id}.",
         type: "invalid_request_error",
         param: null,
         code: "not_found",
