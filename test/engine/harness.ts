@@ -32,6 +32,8 @@ export interface TestEngine extends OpenedEngine {
 /** What tests vary. */
 export interface TestEngineOptions {
   store: PageStore;
+  /** Default reference; the CPU's on one thread. */
+  device?: "reference" | "wasm";
   /** How pages are stored; the pool is what that asks for. Default int8. */
   pages?: StoredEncoding;
   summaryKinds?: readonly SummaryKind[];
@@ -50,9 +52,9 @@ export interface TestEngineOptions {
   diskCache?: OpenEngineOptions["diskCache"];
 }
 
-/** Opens an engine on the reference device; segments of 64 tokens, commits without delay. */
+/** Opens an engine; segments of 64 tokens, commits without delay. */
 export async function openTestEngine(options: TestEngineOptions): Promise<TestEngine> {
-  const device = await openDevice({ kind: "reference" });
+  const device = await openDevice({ kind: options.device ?? "reference", threads: 1 });
   const rowsMax = options.rowsMax ?? 256;
   const { layerCount = TINY_CONFIG.layerCount, headDim = TINY_CONFIG.headDim } = options;
   const config = { ...TINY_CONFIG, layerCount, headDim };
@@ -195,6 +197,7 @@ export class TestSession {
     engine: TestEngine,
     prompt: readonly number[],
     fields: Partial<GenerateRequest> = {},
+    onTicket?: (ticket: Ticket) => void,
   ): Promise<TurnResult> {
     const turnStart = this.ids.length;
     const result = await generate(
@@ -207,6 +210,7 @@ export class TestSession {
         selection: this.selection,
         ...fields,
       }),
+      onTicket,
     );
     this.ids.push(...prompt, ...result.ids);
     this.spans = [...this.spans, ...result.spans.filter((span) => span.end > turnStart)];
