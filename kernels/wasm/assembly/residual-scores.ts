@@ -194,12 +194,20 @@ function dotMeans(q: usize, p: usize, summary: usize, headDim: usize): v128 {
   let ones = i32x4.splat(0), others = ones;
   let codes = summary + quarter * 7;
   const end = codes + (quarter & ~7);
+  const qBytes = quarter << 1;
   for (; codes < end; codes += 8) {
-    for (let page: usize = 0; page < 4; page++) {
-      const mean = v128.load8x8_s(codes + page * pageBytes);
-      ones = i32x4.add(ones, i32x4.dot_i16x8_s(v128.load(q + page * (quarter << 1)), mean));
-      others = i32x4.add(others, i32x4.dot_i16x8_s(v128.load(p + page * (quarter << 1)), mean));
-    }
+    const first = v128.load8x8_s(codes);
+    const second = v128.load8x8_s(codes + pageBytes);
+    const third = v128.load8x8_s(codes + 2 * pageBytes);
+    const fourth = v128.load8x8_s(codes + 3 * pageBytes);
+    ones = i32x4.add(ones, i32x4.add(
+      i32x4.add(i32x4.dot_i16x8_s(v128.load(q), first), i32x4.dot_i16x8_s(v128.load(q + qBytes), second)),
+      i32x4.add(i32x4.dot_i16x8_s(v128.load(q + 2 * qBytes), third), i32x4.dot_i16x8_s(v128.load(q + 3 * qBytes), fourth)),
+    ));
+    others = i32x4.add(others, i32x4.add(
+      i32x4.add(i32x4.dot_i16x8_s(v128.load(p), first), i32x4.dot_i16x8_s(v128.load(p + qBytes), second)),
+      i32x4.add(i32x4.dot_i16x8_s(v128.load(p + 2 * qBytes), third), i32x4.dot_i16x8_s(v128.load(p + 3 * qBytes), fourth)),
+    ));
     q += 16;
     p += 16;
   }
