@@ -83,6 +83,8 @@ interface SessionState {
   named: { segmentCount: number; chain: string | undefined };
   /** Sessions of the id that began earlier were deleted: nothing more is written for them. 0: none, as far as is known. */
   bornMs: number;
+  /** The manifest in force is not this engine's: what waits may be older. */
+  isOthers: boolean;
   committedAtMs: number;
   waiting: TurnSnapshot | undefined;
   running: Promise<void> | undefined;
@@ -183,7 +185,7 @@ export class CommitQueue {
     const snapshot = await storedPart(whole);
     if (snapshot.tokenCount === 0) return;
     // What is stored does not get shorter than it was.
-    if (snapshot.isCut && (await this.#reload(state, objectKeys, snapshot))) return;
+    if ((snapshot.isCut || state.isOthers) && (await this.#reload(state, objectKeys, snapshot))) return;
     const summaries = await writeSummaries(this.#options, objectKeys, snapshot.segments, state.summaries);
     for (let attempt = 0; attempt < CONFLICT_TRIES_MAX; attempt++) {
       if (isOver(snapshot, state) || this.#isTooLate(snapshot)) return;
@@ -197,6 +199,7 @@ export class CommitQueue {
       const over = result.outcome === "stored" || (await this.#reload(state, objectKeys, snapshot));
       const begun = begunBy(snapshot, state);
       if (result.outcome === "stored") adopt(state, { manifest, etag: result.etag });
+      state.isOthers = result.outcome !== "stored";
       // Whatever the manifest in force names stays.
       for (const key of [oldTail, tail?.objectKey])
         if (key !== undefined && key !== state.tailKey && (over || key !== oldTail)) await this.#discard(key);
@@ -303,6 +306,7 @@ export class CommitQueue {
       summaries: [],
       named: NOTHING,
       bornMs: 0,
+      isOthers: false,
       committedAtMs: Number.NEGATIVE_INFINITY,
       waiting: undefined,
       running: undefined,

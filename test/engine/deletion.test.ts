@@ -9,7 +9,7 @@ import { openCacheFolder } from "../../storage/cache-files.ts";
 import { sha256Hex } from "../../storage/checksum.ts";
 import type { PageStore } from "../../storage/contract.ts";
 import { DiskCache } from "../../storage/disk-cache.ts";
-import { collectGarbage } from "../../storage/gc.ts";
+import { collectGarbage, deleteManifestAndTail } from "../../storage/gc.ts";
 import { loadManifest, type Manifest, objectKeysOf } from "../../storage/manifest.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
 import {
@@ -283,6 +283,26 @@ describe("a session that is deleted is gone", () => {
     expect(usage.cachedTokens).toBe(0);
     await settled(other);
     expect(await stored(other, store, "s")).toMatchObject({ generation: 2, bornMs: BORN_MS + 1 });
+  });
+});
+
+describe("a session whose pages are removed from the store, by hand or by a collection", () => {
+  it("goes on in the engine that has it open, and is stored again with its next turn", async () => {
+    const store = new MemoryStore();
+    const [one, other] = await pair(store);
+    const { session, turn } = begin("s", BORN_MS);
+    await turn(one, 1, 150);
+    await settled(one);
+    await deleteManifestAndTail(store, one.keys.of(NAMESPACE).session("s"));
+    expect((await turn(one, 2, 20)).usage.cachedTokens).toBe(152);
+    await settled(one);
+    expect(await stored(one, store, "s")).toMatchObject({ tokenCount: session.ids.length, generation: 2 });
+    await collectGarbage(store, "kv/", { graceMs: 60_000, nowMs: Date.now() + 30_000, sessionAgeMsMax: 0 });
+    expect(await stored(one, store, "s")).toBeUndefined();
+    // Another engine finds nothing, computes it from the log and stores it.
+    expect((await turn(other, 3, 20)).usage.cachedTokens).toBe(0);
+    await settled(other);
+    expect(await stored(other, store, "s")).toMatchObject({ tokenCount: session.ids.length });
   });
 });
 

@@ -83,8 +83,8 @@ export const MUTANTS: readonly Mutant[] = [
     name: "shorter",
     what: "a turn that was cut short for want of room is committed whatever is in force",
     file: "engine/persist/commit-queue.ts",
-    find: "if (snapshot.isCut && (await this.#reload(state, objectKeys, snapshot))) return;",
-    replace: "if (snapshot.isCut && snapshot.tokenCount < 0) return;",
+    find: "if ((snapshot.isCut || state.isOthers) && (await this.#reload(state, objectKeys, snapshot))) return;",
+    replace: "if (snapshot.tokenCount < 0) return;",
   },
   {
     name: "namespace",

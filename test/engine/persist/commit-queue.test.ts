@@ -131,6 +131,26 @@ describe("another writer", () => {
     expect(one.queue.status("00ff/s")).toMatchObject({ persistedTokens: 300 });
   });
 
+  it("that is ahead of a commit which waits behind the one that met it is not undone by that, either", async () => {
+    const store = new MemoryStore();
+    const [one, other] = [new CommitWorld(store), new CommitWorld(store)];
+    const put = store.put.bind(store);
+    const [first, second, ahead] = [await one.turn("a", 100), await one.turn("a", 192), await other.turn("a", 300)];
+    let puts = 0;
+    store.put = async (key, ...rest) => {
+      if (key.includes("/session/") && puts++ === 0) {
+        await other.push(ahead);
+        one.queue.push(second);
+      }
+      return await put(key, ...rest);
+    };
+    await one.push(first);
+    await one.queue.flush();
+    expect(await one.readAll()).toMatchObject({ tokenCount: 300, generation: 1 });
+    await one.push(await one.turn("a", 310, { known: ahead.segments }));
+    expect(await one.readAll()).toMatchObject({ tokenCount: 310, generation: 2 });
+  });
+
   it("that is behind or on another branch is replaced, tail and all", async () => {
     for (const [branch, tokenCount] of [
       ["a", 100],
