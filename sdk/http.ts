@@ -78,7 +78,7 @@ export class Http {
       if (silence.signal.aborted) {
         throw new QuireConnectionError(`The server was silent for ${this.options.timeoutMs} ms.`, thrown);
       }
-      throw new QuireConnectionError("The connection to the server failed.", thrown);
+      throw new QuireConnectionError(`The connection to ${this.options.baseUrl || "the server"} failed.`, thrown);
     } finally {
       silence.stop();
     }

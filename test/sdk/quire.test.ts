@@ -329,14 +329,15 @@ describe("other calls", () => {
     await expect(quire({ maxRetries: 0 }).models()).rejects.toBeInstanceOf(QuireConnectionError);
   });
 
-  it("nobody there is a connection error", async () => {
+  it("nobody there is a connection error that says where", async () => {
     const free = createServer();
     const port = await new Promise<number>((resolve) => {
       free.listen(0, "127.0.0.1", () => resolve((free.address() as { port: number }).port));
     });
     await new Promise((resolve) => free.close(resolve));
     const client = quire({ baseUrl: `http://127.0.0.1:${port}`, maxRetries: 1 });
-    await expect(client.models()).rejects.toBeInstanceOf(QuireConnectionError);
+    const message = `The connection to http://127.0.0.1:${port} failed.`;
+    await expect(client.models()).rejects.toMatchObject({ name: "QuireConnectionError", message });
     await expect(client.session().send("Hi").text()).rejects.toBeInstanceOf(QuireConnectionError);
   });
 });
