@@ -1,6 +1,7 @@
 /** The data folder of `quire start`: secrets, generated settings, logs, and the edge's state. */
 import { createHash, randomBytes } from "node:crypto";
-import { chmod, readFile } from "node:fs/promises";
+import type { StatsFs } from "node:fs";
+import { chmod, readFile, statfs } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { makeFolder } from "../storage/make-folder.ts";
 import { replaceFile } from "../storage/replace-file.ts";
@@ -35,7 +36,7 @@ export interface DataFolder {
 
 /**
  * Opens or creates the folder, with its secrets and its `logs` folder, and locks it for this process.
- * @throws {UsageError} when another process uses it, its secrets do not parse, or it cannot be written.
+ * @throws {UsageError} when another process uses it, its secrets do not parse, it cannot be written, or its disk is as good as full.
  */
 export async function openDataFolder(folder: string): Promise<DataFolder> {
   const path = resolve(folder);
@@ -57,12 +58,29 @@ export async function openDataFolder(folder: string): Promise<DataFolder> {
     }
   };
   try {
+    checkRoom(folder, await statfs(path));
     const secrets = await loadSecrets(folder, at("secrets.json"), writePrivate);
     return { path, secrets, at, writePrivate, release: lock.release };
   } catch (error) {
     await lock.release();
     throw error;
   }
+}
+
+/** What a model's tokenizer and an empty edge take, and some first sessions; on a full disk the edge hangs instead of saying so. */
+const roomBytesMin = 32 * 2 ** 20;
+
+/** @throws {UsageError} for a file system that has not so much left; one that tells no size is taken as it is. */
+export function checkRoom(
+  folder: string,
+  { blocks, bavail, bsize }: Pick<StatsFs, "blocks" | "bavail" | "bsize">,
+): void {
+  const leftBytes = bavail * bsize;
+  if (blocks === 0 || leftBytes >= roomBytesMin) return;
+  const mib = (bytes: number) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
+  throw new UsageError(
+    `the disk of data folder ${folder} has ${mib(leftBytes)} left, ${mib(roomBytesMin)} are needed; make room or choose another with --data`,
+  );
 }
 
 /** The one line for a folder that cannot be written; SQLite says what it met in words. */

@@ -4,7 +4,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { chmod, copyFile, lstat, mkdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { openDataFolder } from "../../cli/data-folder.ts";
+import { checkRoom, openDataFolder } from "../../cli/data-folder.ts";
 import { devVars, localConfig } from "../../cli/edge-process.ts";
 import { jsonLog, shortWarning } from "../../cli/engine-log.ts";
 import { parseBudget, parseBytes, parseFlags, parseHttpUrl, parseInteger, parsePort } from "../../cli/flags.ts";
@@ -113,6 +113,17 @@ describe("the data folder", () => {
       await third.release();
       expect(third.secrets).toEqual(second.secrets);
     }));
+
+  it("needs a disk that is not full, and takes one that tells no size", () => {
+    const left = (mib: number) => ({ blocks: 1_000_000, bavail: mib * 256, bsize: 4096 });
+    expect(() => checkRoom("d", left(31))).toThrow(
+      new UsageError(
+        "the disk of data folder d has 31.0 MiB left, 32.0 MiB are needed; make room or choose another with --data",
+      ),
+    );
+    expect(() => checkRoom("d", left(32))).not.toThrow();
+    expect(() => checkRoom("d", { blocks: 0, bavail: 0, bsize: 4096 })).not.toThrow();
+  });
 
   it("belongs to one living process; a dead one's lock is taken over", () =>
     withTempFolder(async (folder) => {
