@@ -310,7 +310,7 @@ describe("bodies", () => {
     ["with overlong UTF-8", () => utf8(0x22, 0xc0, 0xaf, 0x22), 400, "invalid_request", notUtf8],
     ["with UTF-8 of a surrogate", () => utf8(0x22, 0xed, 0xa0, 0x80, 0x22), 400, "invalid_request", notUtf8],
     ["with UTF-16", () => utf8(0xff, 0xfe, 0x7b, 0, 0x7d, 0), 400, "invalid_request", notUtf8],
-    ["empty", () => raw(""), 400, "invalid_request", unparsed],
+    ["empty", () => raw(""), 400, "invalid_request", "is empty: send a JSON object"],
     ["of two values", () => raw("{}{}"), 400, "invalid_request", unparsed],
     ["of a list", () => raw("[]"), 400, "invalid_request", "must be an object"],
     [
