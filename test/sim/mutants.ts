@@ -71,6 +71,7 @@ export const MUTANTS: readonly Mutant[] = [
     replace: `await store.delete([manifestKey]);
     if (condition) return objectKeys;
     const { outcome } = await store.put(manifestKey, encodeTombstone(left), { condition, signal });`,
+    firstSeed: 73,
   },
   {
     name: "deleted-commit",
@@ -85,6 +86,7 @@ export const MUTANTS: readonly Mutant[] = [
     file: "engine/persist/commit-queue.ts",
     find: "if ((snapshot.isCut || state.isOthers) && (await this.#reload(state, objectKeys, snapshot))) return;",
     replace: "if (snapshot.tokenCount < 0) return;",
+    firstSeed: 36,
   },
   {
     name: "namespace",
