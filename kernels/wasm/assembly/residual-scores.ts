@@ -9,7 +9,7 @@
 // times a length is within 16 bits: nearly every query is. Half of the sum of a run's codes, rounded down, and what its tables say then add
 // up within 8 bits. Of every run stands {i8 that half, u8 128 if the sum is odd} where the query was turned.
 import { arg, argAt } from "./control";
-import { tokenBytesOf } from "./residual-signs";
+import { tokenBytesOf, turnFrom } from "./residual-signs";
 import { summaryHeadBytes } from "./summaries";
 import { rawAt, storeScores, summaryOf } from "./unit-scores";
 import { at } from "./units";
@@ -116,24 +116,7 @@ function turnWhole(values: usize, headDim: usize): void {
     }
     distance = 4;
   }
-  for (; distance < headDim; distance <<= 1) {
-    const bytes = distance << 2;
-    for (let first = values; first < values + (headDim << 2); first += bytes << 1) {
-      let at = first;
-      for (; at + 16 <= first + bytes; at += 16) {
-        const a = v128.load(at);
-        const b = v128.load(at + bytes);
-        v128.store(at, i32x4.add(a, b));
-        v128.store(at + bytes, i32x4.sub(a, b));
-      }
-      for (; at < first + bytes; at += 4) {
-        const a = load<i32>(at);
-        const b = load<i32>(at + bytes);
-        store<i32>(at, a + b);
-        store<i32>(at + bytes, a - b);
-      }
-    }
-  }
+  turnFrom<i32>(values, headDim, distance);
 }
 
 /**

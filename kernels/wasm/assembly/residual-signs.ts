@@ -101,6 +101,13 @@ function turnFloats(values: usize, headDim: usize): void {
     }
     distance = 4;
   }
+  turnFrom<f32>(values, headDim, distance);
+}
+
+/** The steps of a turn from `distance` on, of f32 or i32. */
+// @ts-ignore: decorator
+@inline
+export function turnFrom<T>(values: usize, headDim: usize, distance: usize): void {
   for (; distance < headDim; distance <<= 1) {
     const bytes = distance << 2;
     for (let first = values; first < values + (headDim << 2); first += bytes << 1) {
@@ -108,14 +115,14 @@ function turnFloats(values: usize, headDim: usize): void {
       for (; at + 16 <= first + bytes; at += 16) {
         const a = v128.load(at);
         const b = v128.load(at + bytes);
-        v128.store(at, f32x4.add(a, b));
-        v128.store(at + bytes, f32x4.sub(a, b));
+        v128.store(at, v128.add<T>(a, b));
+        v128.store(at + bytes, v128.sub<T>(a, b));
       }
       for (; at < first + bytes; at += 4) {
-        const a = load<f32>(at);
-        const b = load<f32>(at + bytes);
-        store<f32>(at, a + b);
-        store<f32>(at + bytes, a - b);
+        const a = load<T>(at);
+        const b = load<T>(at + bytes);
+        store<T>(at, a + b);
+        store<T>(at + bytes, a - b);
       }
     }
   }
