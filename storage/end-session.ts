@@ -1,6 +1,6 @@
 /** Ends a session in a store for good: its manifest gives way to a tombstone, and the tail that it names is deleted. */
 import { type PageStore, StoreError } from "./contract.ts";
-import { FormatError } from "./format-error.ts";
+import { FormatError, isReplaceable } from "./format-error.ts";
 import { deleteManifestAndTail } from "./gc.ts";
 import { type LoadedCommit, loadCommit, objectKeysOf } from "./manifest.ts";
 import { encodeTombstone, TOMBSTONE_VERSION, type Tombstone } from "./tombstone.ts";
@@ -61,8 +61,7 @@ async function read(
   try {
     return (await loadCommit(store, key, signal)) ?? { etag: undefined };
   } catch (error) {
-    if (error instanceof FormatError && error.etag !== undefined && error.code === "corrupt")
-      return { etag: error.etag };
+    if (isReplaceable(error)) return { etag: error.etag };
     if (error instanceof FormatError || (error instanceof StoreError && error.code === "denied")) return "unreadable";
     throw error;
   }

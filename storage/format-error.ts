@@ -34,6 +34,11 @@ export function damagedEtag(error: unknown): string | undefined {
   throw error;
 }
 
+/** Whether an error tells of which version of an object it is that nobody can read: that one can be replaced. */
+export function isReplaceable(error: unknown): error is FormatError & { etag: string } {
+  return error instanceof FormatError && error.code === "corrupt" && error.etag !== undefined;
+}
+
 /** Whether an error says that stored bytes are not as they should be, rather than that a store failed. */
 export function isDamage(error: unknown): error is FormatError | StoreError {
   return error instanceof FormatError || (error instanceof StoreError && error.code === "corrupt");

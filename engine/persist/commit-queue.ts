@@ -8,7 +8,7 @@ import type { Span } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { StoreError } from "../../storage/contract.ts";
 import { envelopeDigest } from "../../storage/envelope.ts";
-import { FormatError } from "../../storage/format-error.ts";
+import { isReplaceable } from "../../storage/format-error.ts";
 import { BLOCK_TOKENS } from "../../storage/geometry.ts";
 import { LAYOUT_VERSION, type ObjectKeys } from "../../storage/keys.ts";
 import { commitManifest, loadCommit, type Manifest, type SummaryRef } from "../../storage/manifest.ts";
@@ -351,10 +351,6 @@ function adoptNothing(state: SessionState, found: { tombstone?: Tombstone; etag:
 /** Whether a turn is of a session that was deleted. */
 function isOver({ sinceMs }: TurnSnapshot, { bornMs }: SessionState): boolean {
   return sinceMs < bornMs;
-}
-
-function isReplaceable(error: unknown): error is FormatError & { etag: string } {
-  return error instanceof FormatError && error.code === "corrupt" && error.etag !== undefined;
 }
 
 /** Segments that the manifest in force does not name as far as is known. */
