@@ -30,40 +30,87 @@ export type FlagValues<F extends Flags> = {
     : ReturnType<F[Name]["parse"]> | undefined;
 };
 
+/** Flags without a value: their help texts by name, without the dashes. */
+export type Switches = Readonly<Record<string, string>>;
+
+/** What the arguments of a command say. */
+export interface CommandLine<F extends Flags> {
+  values: FlagValues<F>;
+  /** Names of the switches that are there. */
+  given: ReadonlySet<string>;
+  /** What is neither a flag nor a flag's value, in order. */
+  operands: string[];
+}
+
 /**
- * Parses the arguments of one command. The last of repeated flags counts.
- * @throws {UsageError} one line, for an unknown flag, a missing or impossible value, or a stray argument.
+ * Parses the arguments of one command that has nothing but flags with values.
+ * @throws {UsageError} as {@link parseCommandLine}, and for a stray argument.
  */
 export function parseFlags<F extends Flags>(flags: F, args: readonly string[], env: NodeJS.ProcessEnv): FlagValues<F> {
-  const given = readArgs(flags, args);
+  return parseSwitched({ flags, switches: {} }, args, env).values;
+}
+
+/**
+ * As {@link parseCommandLine}, of a command that takes no operands.
+ * @throws {UsageError} as that, and for a stray argument.
+ */
+export function parseSwitched<F extends Flags>(
+  declared: { flags: F; switches: Switches },
+  args: readonly string[],
+  env: NodeJS.ProcessEnv,
+): Omit<CommandLine<F>, "operands"> {
+  const { operands, ...line } = parseCommandLine(declared, args, env);
+  if (operands[0] !== undefined) throw new UsageError(`unexpected argument "${operands[0]}"`);
+  return line;
+}
+
+/**
+ * Parses the arguments of one command. The last of repeated flags counts; behind `--` all are operands.
+ * @throws {UsageError} one line, for an unknown flag, a missing or impossible value, or a switch with one.
+ */
+export function parseCommandLine<F extends Flags>(
+  declared: { flags: F; switches: Switches },
+  args: readonly string[],
+  env: NodeJS.ProcessEnv,
+): CommandLine<F> {
+  const { flags, switches } = declared;
+  const { texts, given, operands } = readArgs(flags, Object.keys(switches), args);
   const values: Record<string, unknown> = {};
   for (const [name, flag] of Object.entries(flags)) {
     const fromEnv = flag.env === undefined ? undefined : env[flag.env] || undefined;
-    const text = given.get(name) ?? fromEnv ?? flag.fallback;
-    const source = given.has(name) || fromEnv === undefined ? `--${name}` : `${flag.env}`;
+    const text = texts.get(name) ?? fromEnv ?? flag.fallback;
+    const source = texts.has(name) || fromEnv === undefined ? `--${name}` : `${flag.env}`;
     values[name] = text === undefined ? undefined : parseOne(flag, text, source);
   }
-  return values as FlagValues<F>;
+  return { values: values as FlagValues<F>, given, operands };
 }
 
-function readArgs(flags: Flags, args: readonly string[]): Map<string, string> {
+/** Which flags have which text, which switches are there, and what else. */
+function readArgs(flags: Flags, switches: readonly string[], args: readonly string[]) {
   const options = Object.fromEntries(Object.keys(flags).map((name) => [name, { type: "string" as const }]));
   const { tokens } = parseArgs({ args: [...args], options, strict: false, allowPositionals: true, tokens: true });
-  const given = new Map<string, string>();
+  const texts = new Map<string, string>();
+  const given = new Set<string>();
+  const operands: string[] = [];
   for (const token of tokens) {
-    if (token.kind === "positional") throw new UsageError(`unexpected argument "${token.value}"`);
-    if (token.kind === "option-terminator") continue;
+    if (token.kind === "positional") operands.push(token.value);
+    if (token.kind !== "option") continue;
+    if (switches.includes(token.name)) {
+      if (token.value !== undefined) throw new UsageError(`${token.rawName} takes no value`);
+      given.add(token.name);
+      continue;
+    }
     if (!Object.hasOwn(flags, token.name)) {
-      const meant = didYouMean(token.name, Object.keys(flags), "--");
+      const meant = didYouMean(token.name, [...Object.keys(flags), ...switches], "--");
       throw new UsageError(`unknown flag ${token.rawName}${meant}; --help lists them`);
     }
     // A number below 0 is a value, if an impossible one; what else begins with a dash is the next flag.
     const isFlag = token.inlineValue === false && /^-(?![\d.])/.test(token.value);
     const isMissing = token.value === undefined || isFlag;
     if (isMissing) throw new UsageError(`${token.rawName} needs a value`);
-    given.set(token.name, token.value ?? "");
+    texts.set(token.name, token.value ?? "");
   }
-  return given;
+  return { texts, given, operands };
 }
 
 function parseOne(flag: Flag<unknown>, text: string, source: string): unknown {
@@ -77,7 +124,7 @@ function parseOne(flag: Flag<unknown>, text: string, source: string): unknown {
 }
 
 /** The help text's lines, one flag each, and behind them the switches (flags without a value), which are their help texts by name. */
-export function describeFlags(flags: Flags, switches: Readonly<Record<string, string>> = {}): string {
+export function describeFlags(flags: Flags, switches: Switches = {}): string {
   const rows = Object.entries(flags).map(([name, flag]): [left: string, right: string] => {
     const notes = [flag.fallback === undefined ? "" : `default ${flag.fallback}`, flag.env ?? ""].filter(Boolean);
     const suffix = notes.length === 0 ? "" : ` (${notes.join(", ")})`;

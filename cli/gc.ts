@@ -3,10 +3,9 @@ import { readFile } from "node:fs/promises";
 import { LIMITS } from "../protocol/limits.ts";
 import { collectGarbage, type GarbageOptions, type GarbageReport, type TenantKeeping } from "../storage/gc.ts";
 import type { Command } from "./command.ts";
-import { describeFlags, parseBytes, parseFlags, parseText } from "./flags.ts";
+import { describeFlags, parseBytes, parseSwitched, parseText } from "./flags.ts";
 import { parseSpan } from "./keys/flags.ts";
 import { namespaceMeant, namespaceOfTenant, openPlace, prefixOf, storeFlags, tenantFlags } from "./store/flags.ts";
-import { takeSwitches } from "./store/switches.ts";
 import { count, size } from "./store/tables.ts";
 import { UsageError } from "./usage-error.ts";
 
@@ -61,8 +60,7 @@ export const gcCommand: Command = {
 };
 
 async function runGc(args: readonly string[], env: NodeJS.ProcessEnv): Promise<number> {
-  const { rest, given } = takeSwitches(args, Object.keys(switches));
-  const values = parseFlags(gcFlags, rest, env);
+  const { values, given } = parseSwitched({ flags: gcFlags, switches }, args, env);
   const prefix = prefixOf(await namespaceMeant(values, env));
   const options: GarbageOptions = {
     graceMs: values.grace,

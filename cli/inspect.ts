@@ -16,7 +16,7 @@ import { segmentBytes } from "../storage/segment.ts";
 import { calibrationBeside } from "./calibration-beside.ts";
 import type { Command } from "./command.ts";
 import { engineFlags } from "./engine-flags.ts";
-import { describeFlags, type FlagValues, parseBytes, parseChoice, parseFlags } from "./flags.ts";
+import { describeFlags, type FlagValues, parseBytes, parseChoice, parseCommandLine } from "./flags.ts";
 import { UsageError } from "./usage-error.ts";
 
 const inspectFlags = {
@@ -41,18 +41,18 @@ const inspectFlags = {
 const gibibyte = 2 ** 30;
 const usualMemoryBytes = [1, 2, 3, 4, 8, 16].map((count) => count * gibibyte);
 
+const switches = { json: "one JSON object instead of text" } as const;
+
 /** The command. */
 export const inspectCommand: Command = {
   help: () =>
-    `Usage: quire inspect MODEL [flags]\n\n  MODEL    HF model folder or GGUF file\n\n${describeFlags(inspectFlags, { json: "one JSON object instead of text" })}\n`,
+    `Usage: quire inspect MODEL [flags]\n\n  MODEL    HF model folder or GGUF file\n\n${describeFlags(inspectFlags, switches)}\n`,
   async run(args) {
-    const isFlagValue = (index: number) => /^--[^=]+$/.test(args[index - 1] ?? "") && args[index - 1] !== "--json";
-    const models = args.filter((arg, index) => !arg.startsWith("-") && !isFlagValue(index));
-    const [model] = models;
-    if (model === undefined || models.length > 1) throw new UsageError("inspect needs one model folder or GGUF file");
-    const rest = args.filter((arg) => arg !== "--json" && arg !== model);
-    const report = await inspect(model, parseFlags(inspectFlags, rest, process.env));
-    process.stdout.write(args.includes("--json") ? `${JSON.stringify(report, undefined, 2)}\n` : describe(report));
+    const { values, given, operands } = parseCommandLine({ flags: inspectFlags, switches }, args, process.env);
+    const [model] = operands;
+    if (model === undefined || operands.length > 1) throw new UsageError("inspect needs one model folder or GGUF file");
+    const report = await inspect(model, values);
+    process.stdout.write(given.has("json") ? `${JSON.stringify(report, undefined, 2)}\n` : describe(report));
     return 0;
   },
 };

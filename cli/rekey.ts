@@ -2,9 +2,8 @@
 import { parseKeyRing } from "../storage/key-ring.ts";
 import { rekeyStore } from "../storage/rekey.ts";
 import type { Command } from "./command.ts";
-import { describeFlags, parseFlags } from "./flags.ts";
+import { describeFlags, parseSwitched } from "./flags.ts";
 import { namespaceMeant, openPlace, prefixOf, storeFlags, tenantFlags } from "./store/flags.ts";
-import { takeSwitches } from "./store/switches.ts";
 import { count, size } from "./store/tables.ts";
 import { UsageError } from "./usage-error.ts";
 
@@ -25,8 +24,7 @@ export const rekeyCommand: Command = {
 };
 
 async function runRekey(args: readonly string[], env: NodeJS.ProcessEnv): Promise<number> {
-  const { rest, given } = takeSwitches(args, Object.keys(switches));
-  const values = parseFlags(rekeyFlags, rest, env);
+  const { values, given } = parseSwitched({ flags: rekeyFlags, switches }, args, env);
   if (!env.QUIRE_STORE_KEYS)
     throw new UsageError("rekey needs QUIRE_STORE_KEYS: keys of 32 bytes in base64, the new one first");
   const ring = parseKeyRing(env.QUIRE_STORE_KEYS);

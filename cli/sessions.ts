@@ -11,11 +11,18 @@ import { syncFolder } from "../storage/replace-file.ts";
 import { exportSession, importSession } from "../storage/session-archive.ts";
 import { type ListedSession, listSessions } from "../storage/session-list.ts";
 import type { Command } from "./command.ts";
-import { describeFlags, type Flags, type FlagValues, parseFlags, parseText } from "./flags.ts";
+import {
+  type CommandLine,
+  describeFlags,
+  type Flags,
+  type FlagValues,
+  parseCommandLine,
+  parseSwitched,
+  parseText,
+} from "./flags.ts";
 import { orRefuse } from "./output-file.ts";
 import { namespaceMeant, openPlace, prefixOf, storeFlags, tenantFlags } from "./store/flags.ts";
 import { describeSession } from "./store/session-report.ts";
-import { takeSwitches } from "./store/switches.ts";
 import { size, table, time } from "./store/tables.ts";
 import { readTar, TAR_END, tarEntry } from "./store/tar.ts";
 import { UsageError } from "./usage-error.ts";
@@ -53,22 +60,25 @@ export const sessionsCommand: Command = {
 };
 
 async function runSessions([action, ...args]: readonly string[], env: NodeJS.ProcessEnv): Promise<number> {
-  const { rest, given } = takeSwitches(args, Object.keys(switches));
   switch (action) {
     case "ls": {
-      const values = parseFlags(placeFlags, rest, env);
+      const { values, given } = parseSwitched({ flags: placeFlags, switches }, args, env);
       return await withStore(values, env, (store, prefix) => list(store, prefix, given.has("json")));
     }
     case "show":
-      return await onSession(rest, { flags: placeFlags, env, action }, (store, found) => show(store, found, given));
-    case "rm":
-      return await onSession(rest, { flags: placeFlags, env, action }, remove);
-    case "export":
-      return await onSession(rest, { flags: exportFlags, env, action }, (store, found, { out }) =>
-        writeArchive(store, found, out),
+      return await onSession(args, { flags: placeFlags, env, action }, (store, found, { given }) =>
+        show(store, found, given),
       );
-    case "import":
-      return await runImport(parseFlags(importFlags, rest, env), { env, replace: given.has("replace") });
+    case "rm":
+      return await onSession(args, { flags: placeFlags, env, action }, remove);
+    case "export":
+      return await onSession(args, { flags: exportFlags, env, action }, (store, found, { values }) =>
+        writeArchive(store, found, values.out),
+      );
+    case "import": {
+      const { values, given } = parseSwitched({ flags: importFlags, switches }, args, env);
+      return await runImport(values, { env, replace: given.has("replace") });
+    }
     default:
       throw new UsageError("sessions needs an action: ls, show, rm, export or import");
   }
@@ -92,12 +102,13 @@ async function withStore(
 async function onSession<F extends Flags & typeof placeFlags>(
   args: readonly string[],
   options: { flags: F; env: NodeJS.ProcessEnv; action: string },
-  use: (store: PageStore, found: ListedSession, values: FlagValues<F>) => Promise<number>,
+  use: (store: PageStore, found: ListedSession, line: CommandLine<F>) => Promise<number>,
 ): Promise<number> {
-  const [id, ...rest] = args;
-  if (id === undefined || id.startsWith("--"))
-    throw new UsageError(`sessions ${options.action} needs a session's id first`);
-  const values = parseFlags(options.flags, rest, options.env);
+  const line = parseCommandLine({ flags: options.flags, switches }, args, options.env);
+  const { values, operands } = line;
+  const [id] = operands;
+  if (id === undefined || operands.length > 1)
+    throw new UsageError(`sessions ${options.action} needs one session's id`);
   return await withStore(values, options.env, async (store, prefix) => {
     const found: ListedSession[] = [];
     for await (const session of listSessions(store, prefix, { sessionId: id })) found.push(session);
@@ -111,12 +122,12 @@ async function onSession<F extends Flags & typeof placeFlags>(
       if (options.action !== "rm") {
         const newest = [...found].sort((a, b) => (b.record?.updatedMs ?? 0) - (a.record?.updatedMs ?? 0))[0];
         process.stderr.write(`quire: stored for ${found.length} models or layouts; this is the latest\n`);
-        return await use(store, newest as ListedSession, values);
+        return await use(store, newest as ListedSession, line);
       }
-      for (const session of found) await use(store, session, values);
+      for (const session of found) await use(store, session, line);
       return 0;
     }
-    return await use(store, first, values);
+    return await use(store, first, line);
   });
 }
 

@@ -6,7 +6,7 @@ import { ENGINE_PATHS, PROTOCOL_VERSION, type RequestTrace, type TraceRequest } 
 import { LIMITS } from "../protocol/limits.ts";
 import { engineAudience, signRequest } from "../protocol/signature.ts";
 import type { Command } from "./command.ts";
-import { describeFlags, type FlagValues, parseFlags, parseHttpUrl, parseText } from "./flags.ts";
+import { describeFlags, type FlagValues, parseCommandLine, parseHttpUrl, parseText } from "./flags.ts";
 import { UsageError } from "./usage-error.ts";
 
 const traceFlags = {
@@ -32,27 +32,25 @@ const traceFlags = {
   },
 } as const;
 
+const switches = { json: "the trace as one JSON object" } as const;
+
 const BAR_WIDTH = 24;
 
 /** The command. */
 export const traceCommand: Command = {
   help: () =>
-    `Usage: quire trace ID [flags]\n\n  ID       value of the x-request-id header of a response (or an engine's request id)\n\n${describeFlags(traceFlags, { json: "the trace as one JSON object" })}\n\nAn engine remembers its latest ${LIMITS.traceCountMax} requests.\n`,
+    `Usage: quire trace ID [flags]\n\n  ID       value of the x-request-id header of a response (or an engine's request id)\n\n${describeFlags(traceFlags, switches)}\n\nAn engine remembers its latest ${LIMITS.traceCountMax} requests.\n`,
   async run(args) {
-    const { id, isJson, flags } = splitArguments(args);
-    const trace = await fetchTrace(id, parseFlags(traceFlags, flags, process.env));
-    process.stdout.write(isJson ? `${JSON.stringify(trace, undefined, 2)}\n` : `${timeline(trace).join("\n")}\n`);
+    const { values, given, operands } = parseCommandLine({ flags: traceFlags, switches }, args, process.env);
+    const [id] = operands;
+    if (id === undefined || operands.length > 1) throw new UsageError("trace needs one request id");
+    const trace = await fetchTrace(id, values);
+    process.stdout.write(
+      given.has("json") ? `${JSON.stringify(trace, undefined, 2)}\n` : `${timeline(trace).join("\n")}\n`,
+    );
     return 0;
   },
 };
-
-function splitArguments(args: readonly string[]): { id: string; isJson: boolean; flags: string[] } {
-  const isValue = (index: number): boolean => /^--[^=]+$/.test(args[index - 1] ?? "") && args[index - 1] !== "--json";
-  const ids = args.filter((arg, index) => !arg.startsWith("-") && !isValue(index));
-  const [id] = ids;
-  if (id === undefined || ids.length > 1) throw new UsageError("trace needs one request id");
-  return { id, isJson: args.includes("--json"), flags: args.filter((arg) => arg !== id && arg !== "--json") };
-}
 
 /** Asks an engine for a trace. @throws {UsageError} one line for an engine that does not answer, refuses the key, or does not remember the request. */
 export async function fetchTrace(requestId: string, values: FlagValues<typeof traceFlags>): Promise<RequestTrace> {

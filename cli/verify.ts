@@ -3,10 +3,9 @@ import { listAll } from "../storage/gc.ts";
 import { parseObjectKey, sessionKeyOf } from "../storage/keys.ts";
 import { type SessionVerdict, Verifier } from "../storage/verify.ts";
 import type { Command } from "./command.ts";
-import { describeFlags, parseFlags, parseText } from "./flags.ts";
+import { describeFlags, parseSwitched, parseText } from "./flags.ts";
 import { namespaceMeant, openPlace, prefixOf, storeFlags, tenantFlags } from "./store/flags.ts";
 import { progressReport } from "./store/progress.ts";
-import { takeSwitches } from "./store/switches.ts";
 import { count } from "./store/tables.ts";
 
 const verifyFlags = {
@@ -33,8 +32,7 @@ export const verifyCommand: Command = {
 };
 
 async function runVerify(args: readonly string[], env: NodeJS.ProcessEnv): Promise<number> {
-  const { rest, given } = takeSwitches(args, Object.keys(switches));
-  const values = parseFlags(verifyFlags, rest, env);
+  const { values, given } = parseSwitched({ flags: verifyFlags, switches }, args, env);
   const prefix = prefixOf(await namespaceMeant(values, env));
   const store = await openPlace(values, env);
   try {
@@ -49,6 +47,7 @@ async function runVerify(args: readonly string[], env: NodeJS.ProcessEnv): Promi
     for await (const { key } of listAll(store, prefix, undefined)) {
       if (parseObjectKey(key)?.kind !== "session" || !key.endsWith(suffix)) continue;
       const verdict = await verifier.session(key);
+      if (verdict.isDeleted) continue;
       totals.sessions += 1;
       totals.objects += verdict.objectCount;
       progress(read);

@@ -33,6 +33,8 @@ export interface SessionVerdict {
   key: string;
   /** Undefined where the manifest cannot be read. */
   sessionId: string | undefined;
+  /** Nothing to verify: the session was deleted, also meanwhile. */
+  isDeleted: boolean;
   tokenCount: number;
   /** Tokens of the leading segments, and of the tail, that are whole. */
   trustedTokens: number;
@@ -66,7 +68,8 @@ export class Verifier {
    */
   async session(key: string): Promise<SessionVerdict> {
     const verdict: SessionVerdict = {
-      ...{ key, sessionId: undefined, tokenCount: 0, trustedTokens: 0, objectCount: 0, problems: [], action: "none" },
+      ...{ key, sessionId: undefined, isDeleted: false, tokenCount: 0, trustedTokens: 0, objectCount: 0 },
+      ...{ problems: [], action: "none" },
     };
     let loaded: Awaited<ReturnType<typeof loadManifest>>;
     try {
@@ -78,7 +81,7 @@ export class Verifier {
       else await this.#replace(verdict, undefined, error.etag);
       return verdict;
     }
-    if (loaded === undefined) return verdict;
+    if (loaded === undefined) return { ...verdict, isDeleted: true };
     const { manifest, etag } = loaded;
     verdict.sessionId = manifest.sessionId;
     verdict.tokenCount = manifest.tokenCount;

@@ -63,6 +63,19 @@ describe("quire", () => {
     [["strat"], {}, 'unknown command "strat" (did you mean start?); quire --help lists them'],
     [["start", "--prot", "1"], {}, "unknown flag --prot (did you mean --port?); --help lists them"],
     [["serve", "--pool_bytes", "1G"], {}, "unknown flag --pool_bytes (did you mean --pool-bytes?); --help lists them"],
+    // Switches, which take no value, are known beside flags.
+    [["verify", "--reapir"], {}, "unknown flag --reapir (did you mean --repair?); --help lists them"],
+    [["gc", "--dryrun"], {}, "unknown flag --dryrun (did you mean --dry-run?); --help lists them"],
+    [["sessions", "ls", "--jsno"], {}, "unknown flag --jsno (did you mean --json?); --help lists them"],
+    [["inspect", "weights/house-0", "--jsno"], {}, "unknown flag --jsno (did you mean --json?); --help lists them"],
+    [["inspect", "weights/house-0", "--json=yes"], {}, "--json takes no value"],
+    // A word that stands twice is both: what the command is for, and a flag's value.
+    [["inspect", "int8", "--kv", "int8"], {}, "int8: is not there"],
+    [
+      ["trace", "http://127.0.0.1:1", "--engine", "http://127.0.0.1:1"],
+      {},
+      "no engine answers at http://127.0.0.1:1: --engine or QUIRE_ENGINE_URL",
+    ],
     [["serve", "-x"], {}, "unknown flag -x; --help lists them"],
     [["start", "here"], {}, 'unexpected argument "here"'],
     [["start", "--port"], {}, "--port needs a value"],

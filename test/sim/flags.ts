@@ -1,6 +1,5 @@
 /** The command line of `npm run sim`. */
-import { describeFlags, parseFlags, parseInteger } from "../../cli/flags.ts";
-import { takeSwitches } from "../../cli/store/switches.ts";
+import { describeFlags, parseInteger, parseSwitched } from "../../cli/flags.ts";
 
 const SEED_MAX = 2 ** 48;
 
@@ -37,9 +36,9 @@ export interface SimCommand {
 
 /** Reads the arguments; undefined where help is asked for. @throws {UsageError} one line. */
 export function parseSimCommand(args: readonly string[]): SimCommand | undefined {
-  const { rest, given } = takeSwitches(args, [...Object.keys(switches), "help"]);
-  if (given.has("help")) return undefined;
-  return { ...parseFlags(flags, rest, {}), tight: given.has("tight"), mutants: given.has("mutants") };
+  if (args.includes("--help")) return undefined;
+  const { values, given } = parseSwitched({ flags, switches }, args, {});
+  return { ...values, tight: given.has("tight"), mutants: given.has("mutants") };
 }
 
 /** What `--help` prints. */

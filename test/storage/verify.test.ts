@@ -41,10 +41,19 @@ describe("verify", () => {
     const before = (await store.get(key))!.etag;
     const verdict = await verify(store, key, true);
     expect(verdict).toEqual({
-      ...{ key, sessionId: "s", tokenCount: 582, trustedTokens: 582, objectCount: 9, problems: [], action: "none" },
+      ...{
+        key,
+        sessionId: "s",
+        isDeleted: false,
+        tokenCount: 582,
+        trustedTokens: 582,
+        objectCount: 9,
+        problems: [],
+        action: "none",
+      },
     });
     expect((await store.get(key))!.etag).toBe(before);
-    expect(await verify(store, KEYS.session("never there"))).toMatchObject({ problems: [], tokenCount: 0 });
+    expect(await verify(store, KEYS.session("never there"))).toMatchObject({ problems: [], isDeleted: true });
   });
 
   /** What is broken, and how many tokens can be trusted then. */
