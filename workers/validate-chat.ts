@@ -90,15 +90,18 @@ function refuseUnsupported(fields: Fields): void {
   fields.unsupported("audio", () => false);
   fields.unsupported("prediction", () => false);
   fields.unsupported("web_search_options", () => false);
-  fields.unsupported("store", (value) => value === false);
+  fields.unsupported("moderation", () => false);
   fields.unsupported("service_tier", (value) => value === "auto" || value === "default");
-  fields.unsupported("reasoning_effort", (value) => value === "none");
+  fields.unsupported("reasoning_effort", (value) => value === "none" || value === "medium");
   fields.unsupported("verbosity", (value) => value === "medium");
+  // A conversation is kept as a session whether it is asked for or not; no list of stored answers is there to be lied about.
+  fields.label("store", "boolean");
   fields.label("metadata", "object");
   fields.label("user", "string");
   fields.label("safety_identifier", "string");
   fields.label("prompt_cache_key", "string");
   fields.label("prompt_cache_retention", "string");
+  fields.label("prompt_cache_options", "object");
 }
 
 function isTextFormat(value: unknown): boolean {
@@ -180,6 +183,7 @@ function readTextPart(part: unknown, role: ChatMessage["role"], path: string): s
   }
   const text = fields.string("text");
   if (text === undefined) throw invalid(`${path}.text`, `Missing required parameter: '${path}.text'.`);
+  fields.label("prompt_cache_breakpoint", "object");
   fields.refuseOthers();
   return text.toWellFormed();
 }

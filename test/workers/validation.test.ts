@@ -76,7 +76,8 @@ const CHAT_REFUSALS: [string, object, string][] = [
   ["audio", { audio: { voice: "x" } }, "audio"],
   ["audio out", { modalities: ["text", "audio"] }, "modalities"],
   ["a prediction", { prediction: { type: "content" } }, "prediction"],
-  ["storing", { store: true }, "store"],
+  ["moderation", { moderation: { model: "omni-moderation-latest" } }, "moderation"],
+  ["storing in words", { store: "yes" }, "store"],
   ["a service tier", { service_tier: "priority" }, "service_tier"],
   ["reasoning effort", { reasoning_effort: "high" }, "reasoning_effort"],
   ["web search", { web_search_options: {} }, "web_search_options"],
@@ -134,6 +135,17 @@ const NO_OPS: object[] = [
   { tools: [], tool_choice: "none", parallel_tool_calls: false, functions: [] },
   { response_format: { type: "text" }, modalities: ["text"], store: false, service_tier: "auto" },
   { metadata: { a: "b" }, user: "u", safety_identifier: "s", prompt_cache_key: "k", verbosity: "medium" },
+  {
+    store: true,
+    prompt_cache_options: { mode: "explicit" },
+    prompt_cache_retention: "24h",
+    reasoning_effort: "medium",
+  },
+  {
+    messages: [
+      { role: "user", content: [{ type: "text", text: "hi", prompt_cache_breakpoint: { mode: "explicit" } }] },
+    ],
+  },
   { temperature: null, stop: null, seed: null, n: null, stream: null, tools: null, audio: null, logit_bias: null },
   { top_k: -1, min_p: 0, repetition_penalty: 1, seed: -1, logprobs: false, quire: { resumable: false } },
 ];
