@@ -100,8 +100,8 @@ export function plainScorer(
     unit === 0 ? 0 : Math.max(-32767, Math.min(32767, nearest(f32(value / unit)))),
   );
   const magnitudes = kind === "representatives" ? codes : codes.map(Math.abs);
+  if (kind === "residual-signs") return plainResidualScorer(codes, unit, radiusWeight);
   return (summary) => {
-    if (kind === "residual-signs") return plainResidualScore(codes, unit, radiusWeight, summary);
     if (kind === "sign-bits") return f32(summary.centreScale * (query.length - plainMismatches(codes, summary)));
     const towards = f32(f32(unit * summary.centreScale) * f32(dot(codes, summary.centre)));
     const reachUnit = f32(f32(unit * summary.radiusScale) * f32(radiusWeight));
@@ -113,12 +113,11 @@ export function plainScorer(
  * By residual signs. The turned channel at place i of n is the sum over channels, negative where the two indices' parts in a Walsh function (of the
  * digits behind the odd divisor of n) have an odd number of ones in common, of those that are equal to i modulo that divisor.
  */
-function plainResidualScore(
+function plainResidualScorer(
   queryCodes: readonly number[],
   unit: number,
   radiusWeight: number,
-  { centre, radius, centreScale, radiusScale, ofBlock }: PlainSummary,
-): number {
+): (summary: PlainSummary) => number {
   const f32 = Math.fround;
   const headDim = queryCodes.length;
   const bytesOfToken = Math.floor((7 * headDim) / 64);
@@ -127,24 +126,26 @@ function plainResidualScore(
   const small = kept.map((value) =>
     most === 0 ? 0 : Math.sign(value) * Math.floor((14 * Math.abs(value) + most) / (2 * most)),
   );
-  const bytes = [...centre, ...radius].map((code) => (code + 256) % 256);
-  const tokens = times(16, (token) => {
-    const sum = small.reduce((sofar, code, channel) => {
-      const bit = Math.floor(bytes[Math.floor(channel / 8) * 16 + token]! / 2 ** (channel % 8)) % 2;
-      return sofar + (bit === 1 ? -code : code);
-    }, 0);
-    return sum * Math.floor(bytes[(bytesOfToken - 1) * 16 + token]! / 16);
-  });
   const quarter = headDim / 4;
-  const mean = times(
-    headDim,
-    (channel) => ofBlock[Math.floor(channel / quarter) * 2 * headDim + quarter * 7 + (channel % quarter)]!,
-  );
-  const lengthUnit = f32(f32(f32(unit * f32(most / 7)) * radiusScale) * f32(radiusWeight));
-  return f32(f32(f32(unit * centreScale) * f32(dot(queryCodes, mean))) + f32(lengthUnit * f32(Math.max(...tokens))));
+  return ({ centre, radius, centreScale, radiusScale, ofBlock }) => {
+    const bytes = [...centre, ...radius].map((code) => (code + 256) % 256);
+    const tokens = times(16, (token) => {
+      const sum = small.reduce((sofar, code, channel) => {
+        const bit = Math.floor(bytes[Math.floor(channel / 8) * 16 + token]! / 2 ** (channel % 8)) % 2;
+        return sofar + (bit === 1 ? -code : code);
+      }, 0);
+      return sum * Math.floor(bytes[(bytesOfToken - 1) * 16 + token]! / 16);
+    });
+    const mean = times(
+      headDim,
+      (channel) => ofBlock[Math.floor(channel / quarter) * 2 * headDim + quarter * 7 + (channel % quarter)]!,
+    );
+    const lengthUnit = f32(f32(f32(unit * f32(most / 7)) * radiusScale) * f32(radiusWeight));
+    return f32(f32(f32(unit * centreScale) * f32(dot(queryCodes, mean))) + f32(lengthUnit * f32(Math.max(...tokens))));
+  };
 }
 
-/** See {@link plainResidualScore}; exact for whole numbers. */
+/** See {@link plainResidualScorer}; exact for whole numbers. */
 export function plainTurned(values: readonly number[]): number[] {
   let odd = values.length;
   while (odd % 2 === 0) odd /= 2;
@@ -175,7 +176,9 @@ function plainMismatches(queryCodes: readonly number[], { centre, radius }: Plai
 }
 
 function times<T>(count: number, make: (index: number) => T): T[] {
-  return Array.from({ length: count }, (_, index) => make(index));
+  const all: T[] = [];
+  for (let index = 0; index < count; index++) all.push(make(index));
+  return all;
 }
 
 function dot(a: ArrayLike<number>, b: ArrayLike<number>): number {
@@ -190,6 +193,8 @@ export class Memory {
   readonly #open = new Map<number, PlainBlock>();
   /** By kind and block. */
   readonly #summaries = new Map<string, Uint8Array>();
+  /** By kind, KV head and page: every query of the part asks for the same ones. */
+  readonly #plain = new Map<string, PlainSummary>();
   readonly shape: StageShape;
   readonly layer: number;
 
@@ -232,8 +237,13 @@ export class Memory {
   }
 
   summary(kind: SummaryKind, kvHead: number, page: number): PlainSummary {
+    const name = `${kind}/${kvHead}/${page}`;
+    const known = this.#plain.get(name);
+    if (known !== undefined) return known;
     const bytes = this.#summaries.get(`${kind}/${Math.floor(page / 4)}`)!;
-    return plainSummary(this.shape, bytes, { layer: this.layer, kvHead, page });
+    const summary = plainSummary(this.shape, bytes, { layer: this.layer, kvHead, page });
+    this.#plain.set(name, summary);
+    return summary;
   }
 }
 
