@@ -55,7 +55,7 @@ async function runVerify(args: readonly string[], env: NodeJS.ProcessEnv): Promi
         totals.broken += 1;
         if (verdict.action !== "cut" && verdict.action !== "deleted") totals.unrepaired += 1;
       }
-      const line = given.has("json") ? `${JSON.stringify(verdict)}\n` : describe(verdict);
+      const line = given.has("json") ? `${JSON.stringify({ ...verdict, isDeleted: undefined })}\n` : describe(verdict);
       if (line !== "") process.stdout.write(line);
     }
     if (!given.has("json"))

@@ -2,6 +2,7 @@
 import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
+import { LIMITS } from "../../protocol/limits.ts";
 import type { PageStore } from "../../storage/contract.ts";
 import { namespacePrefix, ROOT_PREFIX } from "../../storage/keys.ts";
 import { openStore } from "../../storage/open.ts";
@@ -85,9 +86,23 @@ export async function openPlace(
   const secrets = await secretsIn(place.data);
   if (secrets === undefined)
     throw new UsageError(`--store is needed: ${place.data} is not a data folder of \`quire start\``);
+  await assertAnswers(place.edge);
   const endpoint = encodeURIComponent(`${place.edge}/cdn-cgi/local/r2/s3`);
   const address = `s3://${bucketName}?endpoint=${endpoint}`;
   return await openStore(address, { ...storeEnvironment(secrets as Secrets), ...keys });
+}
+
+/** The store would be tried again and again, and say no more than that it got no answer. */
+async function assertAnswers(edge: string): Promise<void> {
+  try {
+    const response = await fetch(`${edge}/healthz`, { signal: AbortSignal.timeout(LIMITS.statusMsMax) });
+    await response.body?.cancel();
+  } catch (error) {
+    throw new UsageError(
+      `no edge answers at ${edge}, and \`quire start\` serves its store only while it runs: start it, or say with --edge where it is`,
+      { cause: error },
+    );
+  }
 }
 
 /** The namespace that is meant, undefined for all. @throws {UsageError} when a name is given and there is no salt. */

@@ -188,6 +188,19 @@ describe("quire gc", () => {
   });
 });
 
+it("says which edge does not answer, and how to name another one", () =>
+  withTempFolder(async (data) => {
+    await writeFile(join(data, "secrets.json"), JSON.stringify({ s3AccessKeyId: "a", s3SecretAccessKey: "b" }));
+    const place = [`--data=${data}`, "--edge=http://127.0.0.1:1"];
+    for (const command of [["sessions", "ls"], ["verify"], ["gc", "--dry-run"]]) {
+      const { code, stdout, stderr } = await quire([...command, ...place], NO_DATA);
+      expect({ code, stdout }).toEqual({ code: 1, stdout: "" });
+      expect(stderr).toMatch(
+        /^quire: no edge answers at http:\/\/127\.0\.0\.1:1, .*: start it, or say with --edge .*\n$/,
+      );
+    }
+  }));
+
 describe("quire rekey", () => {
   it("encrypts a store and changes its key; the other commands read it with the key and not without", () =>
     withStore(async ({ store }) => {
