@@ -33,7 +33,8 @@ export interface PoolLimits {
 
 /** Storage buffers of attention beside the parts of a pool. */
 const ATTEND_BUFFERS = 5;
-const PARTS_MAX = 8;
+/** What 16 storage buffers per kernel, the most that Dawn grants, leave. */
+const PARTS_MAX = 11;
 
 /** Buffers over which the blocks of a pool may spread: attention has all of them bound at once. */
 export function poolPartsMax({ storageBuffersMax }: Pick<PoolLimits, "storageBuffersMax">): number {
