@@ -313,6 +313,20 @@ function isSame(a: readonly unknown[], b: readonly unknown[]): boolean {
   return a.length === b.length;
 }
 
+/**
+ * Times of dispatches that run one behind the other, of their begins and ends in turn. A GPU may take the first stamp of a dispatch when it comes by it, while
+ * the one before still runs (on Vulkan it is taken at the top of the pipe): what they share is the earlier one's.
+ */
+export function timesBetween(names: readonly string[], stamps: BigUint64Array): KernelTime[] {
+  let before = 0n;
+  return names.map((name, index) => {
+    const [begin, end] = [stamps[index * 2] as bigint, stamps[index * 2 + 1] as bigint];
+    const from = begin > before ? begin : before;
+    if (end > before) before = end;
+    return { name, ns: end > from ? Number(end - from) : 0 };
+  });
+}
+
 /** Timestamps around every dispatch. */
 class Timer {
   readonly #gpu: Gpu;
@@ -345,10 +359,7 @@ class Timer {
   }
 
   async times(): Promise<KernelTime[]> {
-    const stamps = await this.#stamps();
-    return this.#names.map((name, index) => {
-      return { name, ns: Number((stamps[index * 2 + 1] as bigint) - (stamps[index * 2] as bigint)) };
-    });
+    return timesBetween(this.#names, await this.#stamps());
   }
 
   /** From the first stamp to the last. */

@@ -65,6 +65,27 @@ describe.skipIf(!hasAdapter)(`lanes of the GPU device (seed ${SEED})`, () => {
     device.destroy();
   });
 
+  it("a feature over which the driver ends is left out, and no error scope is left behind", async () => {
+    const device = await openAdapter(await requestAdapter());
+    const scopes: string[] = [];
+    const push = device.pushErrorScope.bind(device);
+    device.pushErrorScope = (filter) => {
+      scopes.push(filter);
+      push(filter);
+    };
+    device.createComputePipeline = () => {
+      throw new Error("the driver does not compile it");
+    };
+    expect(await settleLane(device, ["subgroups"])).toEqual({
+      ...{ lane: PLAIN_LANE, used: [] },
+      notes: ["subgroups not used, self-check failed: the driver does not compile it"],
+    });
+    // What Vulkan says of a pipeline that it cannot make is an internal error.
+    expect(scopes).toContain("internal");
+    await expect(device.popErrorScope()).rejects.toThrow();
+    device.destroy();
+  });
+
   it("a device says what it uses", async () => {
     const device = await openWebGpuDevice({ features: [] });
     expect(device.report.description).toMatch(/\(no optional features\)$/);

@@ -1,13 +1,25 @@
 /** Times that kernels are given: finer than the 65.5 us to which Dawn rounds them unless it is told not to. */
 import { describe, expect, it, vi } from "vitest";
 import { requestAdapter } from "../../kernels/webgpu/adapter.ts";
-import type { KernelTime } from "../../kernels/webgpu/command-list.ts";
+import { type KernelTime, timesBetween } from "../../kernels/webgpu/command-list.ts";
 import { openWebGpuDevice } from "../../kernels/webgpu/open-webgpu.ts";
 import { adapterForTests } from "../support/software-gpu.ts";
 import { bytesOf, poisoned, results, upload } from "./support/floats.ts";
 
 vi.setConfig({ testTimeout: 120_000 });
 const hasAdapter = (await adapterForTests()) !== undefined;
+
+describe("times of dispatches, by their stamps", () => {
+  it("do not count twice what a dispatch waits for the one before", () => {
+    const stamps = BigUint64Array.of(1000n, 1400n, 1010n, 2000n, 2100n, 2150n, 2140n, 2150n);
+    expect(timesBetween(["a", "b", "c", "d"], stamps)).toEqual([
+      { name: "a", ns: 400 },
+      { name: "b", ns: 600 },
+      { name: "c", ns: 50 },
+      { name: "d", ns: 0 },
+    ]);
+  });
+});
 
 describe.skipIf(!hasAdapter)("timestamps of the GPU device", () => {
   it("are not rounded", async () => {
