@@ -285,11 +285,27 @@ describe("spans", () => {
         const whole = next.at(-1)?.end ?? end;
         const joined = joinSpans(kept, next, whole);
         expect(spell(joined)).toEqual([...spell(kept), ...spell(next).slice(end)]);
-        expect(joined.every(({ how }, index) => how !== joined[index + 1]?.how)).toBe(true);
+        const isOne = (how: string, index: number) => how !== joined[index + 1]?.how || how.endsWith("@16");
+        expect(joined.every(({ how }, index) => isOne(how, index))).toBe(true);
         if (whole > 0) expect(joinSpans(kept, next, whole + 1).at(-1)).toMatchObject({ end: whole + 1 });
       }),
       { seed: 7 },
     );
+  });
+
+  it("keep a border between tokens that chose together: what stands in front of an edit knew nothing of it", () => {
+    const border = { end: 40, how: "b.1:64@16" };
+    const old = [
+      { end: 20, how: "dense" },
+      { end: 90, how: border.how },
+    ];
+    const next = [
+      { end: 70, how: border.how },
+      { end: 80, how: "b.1:64@1" },
+    ];
+    expect(joinSpans(cutSpans(old, 40), next, 80)).toEqual([old[0], border, ...next]);
+    const alone = ["dense", "b.1:64@1"].map((how) => joinSpans([{ end: 40, how }], [{ end: 70, how }], 70));
+    expect(alone.map((spans) => spans.length)).toEqual([1, 1]);
   });
 });
 

@@ -16,7 +16,10 @@ export function cutSpans(spans: readonly Span[], end: number): Span[] {
   return kept;
 }
 
-/** `spans` followed by those of `next` that lie behind them, covering exactly `[0, end)`; equal neighbours become one. */
+/**
+ * `spans` followed by those of `next` that lie behind them, covering exactly `[0, end)`. Equal neighbours become one where each token was computed by
+ * itself; where tokens chose together (`@16`) they stay apart, because those in front of a border knew nothing of those behind it.
+ */
 export function joinSpans(spans: readonly Span[], next: readonly Span[], end: number): Span[] {
   const joined: Span[] = [];
   let covered = 0;
@@ -31,8 +34,13 @@ export function joinSpans(spans: readonly Span[], next: readonly Span[], end: nu
   return joined;
 }
 
+/** Whether a token's KV depends on no token behind it. */
+function isSingly(how: string): boolean {
+  return how === UNKNOWN || /@1(?!\d)/.test(how);
+}
+
 function append(spans: Span[], end: number, how: string): void {
   const last = spans.at(-1);
-  if (last?.how === how) last.end = end;
+  if (last?.how === how && isSingly(how)) last.end = end;
   else spans.push({ end, how });
 }
