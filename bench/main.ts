@@ -1,5 +1,5 @@
 /** `npm run bench -- NAME [flags]`: finds the benchmark, runs it, writes its result. */
-import { appendFile, writeFile } from "node:fs/promises";
+import { appendFile, rename, stat, writeFile } from "node:fs/promises";
 import { foldHelp } from "../cli/fold-help.ts";
 import { listenForStop, type SignalSource } from "../cli/stop-request.ts";
 import { UsageError } from "../cli/usage-error.ts";
@@ -66,7 +66,7 @@ async function runNamed([name, ...rest]: readonly string[], options: MainOptions
     if (jsonPath === undefined) return;
     const { ok, data } = outcome;
     const text = `${JSON.stringify({ bench: name, startedAt, machine, ok, ...data }, undefined, 2)}\n`;
-    await writeOrRefuse(jsonPath, (path) => writeFile(path, text));
+    await writeOrRefuse(jsonPath, (path) => replaceFile(path, text));
   };
   const outcome = await run(contextOf(options, (data) => save({ data })));
   await save(outcome);
@@ -90,6 +90,19 @@ function contextOf(options: MainOptions, save: BenchContext["save"]): BenchConte
     env: options.env,
     terminal: options.terminal,
   };
+}
+
+/** Whoever reads a file meanwhile, or after the process was killed, finds the old text or the new one. */
+async function replaceFile(path: string, text: string): Promise<void> {
+  if (!(await stat(path)).isFile()) return writeFile(path, text);
+  const fresh = `${path}.part`;
+  try {
+    await writeFile(fresh, text);
+    await rename(fresh, path);
+  } catch {
+    // Its folder may not be ours to write.
+    await writeFile(path, text);
+  }
 }
 
 async function writeOrRefuse(path: string, write: (path: string) => Promise<void>): Promise<void> {

@@ -18,6 +18,9 @@ export const GPU_CONTEXTS = {
   smoke: { short: 256, long: 512 },
 } as const satisfies Record<GpuSize, { short: number; long: number }>;
 
+/** The stage that says whether kernels are right. */
+export const OPS_STAGE = "ops";
+
 /** Every stage of a run. */
 export function gpuStages(size: GpuSize): GpuStage[] {
   return size === "8b" ? fullStages() : smokeStages();
@@ -29,7 +32,7 @@ function fullStages(): GpuStage[] {
   const attention = ["kernels", ...model, "--part=attention", "--batch=8", "--budget=2048", "--ms=250"];
   const decode = ["decode", ...model, "--weights=int4", "--policies=dense,quest", "--budget=2048", "--tokens=32"];
   return [
-    { name: "ops", args: ["gpu-check", "--suite=false"], limitS: 45 },
+    { name: OPS_STAGE, args: ["gpu-check", "--suite=false"], limitS: 45 },
     { name: "suite", args: ["gpu-check", "--ops=false", "--seconds=60"], limitS: 75 },
     {
       name: "linear",
@@ -51,7 +54,7 @@ function smokeStages(): GpuStage[] {
   const decode = ["decode", ...model, "--weights=int4", "--policies=dense,quest", "--budget=128", "--tokens=1"];
   const limitS = 900;
   const stages = {
-    ops: ["gpu-check", "--suite=false"],
+    [OPS_STAGE]: ["gpu-check", "--suite=false"],
     suite: ["gpu-check", "--ops=false", "--parts=misuse", "--seconds=120"],
     linear: ["kernels", ...model, "--part=linear", "--weights=int4", "--batch=2", "--rows=64", "--ms=1"],
     "attention-short": [...attention, `--context=${short}`],

@@ -1,5 +1,5 @@
 /** Where a bare Linux machine has its Vulkan: what Dawn needs to be told to find loader and driver. */
-import { dirname, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 
 /** What the search needs of the machine. */
 export interface VulkanSearch {
@@ -23,6 +23,8 @@ const LIBRARY_FOLDERS = [
   ...["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib"],
   ...["/usr/local/nvidia/lib64", "/usr/local/nvidia/lib"],
 ];
+/** Where no loader looks for libraries by itself. */
+const CONTAINER_FOLDER = "/usr/local/nvidia/";
 /** Where a loader looks by itself. */
 const DRIVER_FOLDERS = ["/usr/share", "/etc", "/usr/local/share", "/usr/local/etc"].map(
   (base) => `${base}/vulkan/icd.d`,
@@ -34,47 +36,64 @@ const NVIDIA_FOLDERS = [
   "/opt/nvidia/vulkan/icd.d",
 ];
 
-/** Finds loader and driver; what the environment says already stays. */
-export function findVulkan(search: VulkanSearch): VulkanPlace {
-  const place: VulkanPlace = { env: {}, notes: [] };
-  findLoader(search, place);
-  findDriver(search, place);
-  return place;
+/** Loaders and drivers that there are, what is likeliest to work first; at least one. What the environment says already stays. */
+export function findVulkan(search: VulkanSearch): VulkanPlace[] {
+  const loader = findLoader(search);
+  return findDrivers(search).map(({ note, folder, env }) => {
+    const folders = [loader.folder, folder, search.env.LD_LIBRARY_PATH].filter(
+      (part) => part !== undefined && part !== "",
+    );
+    const isFound = loader.folder === undefined && folder === undefined;
+    return { env: { ...(isFound ? {} : { LD_LIBRARY_PATH: folders.join(":") }), ...env }, notes: [loader.note, note] };
+  });
 }
 
-function findLoader({ env, exists, ownLoader }: VulkanSearch, { env: set, notes }: VulkanPlace): void {
+/** What a loader or a driver needs. */
+interface Found {
+  note: string;
+  /** To be searched for libraries, where it is not anyway. */
+  folder?: string;
+  env?: Record<string, string>;
+}
+
+function findLoader({ env, exists, ownLoader }: VulkanSearch): Found {
   const paths = [...(env.LD_LIBRARY_PATH ?? "").split(":").filter((folder) => folder !== ""), ...LIBRARY_FOLDERS];
   const found = paths.find((folder) => exists(join(folder, "libvulkan.so.1")));
-  if (found !== undefined) return void notes.push(`Vulkan loader in ${found}`);
-  const own = ownLoader();
-  if (own === undefined) return void notes.push("no Vulkan loader (libvulkan.so.1)");
-  set.LD_LIBRARY_PATH = [own, env.LD_LIBRARY_PATH].filter((part) => part).join(":");
-  notes.push("no Vulkan loader on this machine: that of the package @sparticuz/chromium");
+  if (found !== undefined) return { note: `Vulkan loader in ${found}` };
+  const folder = ownLoader();
+  if (folder === undefined) return { note: "no Vulkan loader (libvulkan.so.1)" };
+  return { folder, note: "no Vulkan loader on this machine: that of the package @sparticuz/chromium" };
 }
 
-function findDriver({ env, exists, list, write }: VulkanSearch, { env: set, notes }: VulkanPlace): void {
+function findDrivers({ env, exists, list, write }: VulkanSearch): Found[] {
   const given = env.VK_DRIVER_FILES ?? env.VK_ICD_FILENAMES;
-  if (given !== undefined) return void notes.push(`Vulkan driver as given: ${given}`);
+  if (given !== undefined) return [{ note: `Vulkan driver as given: ${given}` }];
   const manifests = (folders: readonly string[]): string[] =>
     folders.flatMap((folder) =>
       list(folder)
         .filter((name) => name.endsWith(".json"))
         .map((name) => join(folder, name)),
     );
-  const usual = manifests(DRIVER_FOLDERS);
-  if (usual.some((path) => /nvidia/i.test(path))) return void notes.push(`Vulkan drivers: ${usual.join(", ")}`);
   const library = (name: string): string | undefined =>
     LIBRARY_FOLDERS.map((folder) => join(folder, name)).find((path) => exists(path));
-  const [nvidia] = manifests(NVIDIA_FOLDERS);
-  if (nvidia !== undefined) {
-    set.VK_DRIVER_FILES = nvidia;
-    return void notes.push(`Vulkan driver: ${nvidia}`);
+  const besides = (path: string | undefined): { folder?: string } =>
+    path?.startsWith(CONTAINER_FOLDER) ? { folder: dirname(path) } : {};
+  const [egl, glx] = [library("libEGL_nvidia.so.0"), library("libGLX_nvidia.so.0")];
+  const usual = manifests(DRIVER_FOLDERS);
+  const found: Found[] = [];
+  if (usual.some((path) => /nvidia/i.test(path))) found.push({ note: `Vulkan drivers: ${usual.join(", ")}` });
+  for (const path of manifests(NVIDIA_FOLDERS)) {
+    found.push({ note: `Vulkan driver: ${path}`, env: { VK_DRIVER_FILES: path }, ...besides(glx ?? egl) });
   }
   // A container may be given the driver's libraries and not the file that names them. Without X11 it is the EGL library that loads.
-  const path = library("libX11.so.6") === undefined ? library("libEGL_nvidia.so.0") : library("libGLX_nvidia.so.0");
-  if (path === undefined)
-    return void notes.push(usual.length > 0 ? `Vulkan drivers: ${usual.join(", ")}` : "no Vulkan driver");
-  const manifest = { file_format_version: "1.0.0", ICD: { library_path: path, api_version: "1.3.0" } };
-  set.VK_DRIVER_FILES = write("nvidia_icd.json", JSON.stringify(manifest));
-  notes.push(`Vulkan driver ${path} (in ${dirname(path)}, with a manifest of ours)`);
+  const libraries = library("libX11.so.6") === undefined ? [egl, glx] : [glx, egl];
+  for (const path of libraries) {
+    if (path === undefined) continue;
+    const manifest = { file_format_version: "1.0.0", ICD: { library_path: path, api_version: "1.3.0" } };
+    const written = write(`${basename(path).split(".")[0]}_icd.json`, JSON.stringify(manifest));
+    const note = `Vulkan driver ${path}, with a manifest of ours`;
+    found.push({ note, env: { VK_DRIVER_FILES: written }, ...besides(path) });
+  }
+  if (found.length > 0) return found;
+  return [{ note: usual.length > 0 ? `Vulkan drivers: ${usual.join(", ")}` : "no Vulkan driver" }];
 }

@@ -1,12 +1,14 @@
 /** The parts of the GPU run that need no GPU: finding Vulkan, guarding stages, judging figures. */
+import { EventEmitter } from "node:events";
 import { existsSync, statSync } from "node:fs";
-import { writeFile } from "node:fs/promises";
+import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { gpuBars } from "../../bench/gpu/bars.ts";
 import { runStage } from "../../bench/gpu/run-stage.ts";
 import { gpuStages } from "../../bench/gpu/stages.ts";
 import { findVulkan, type VulkanSearch } from "../../bench/gpu/vulkan.ts";
+import { main } from "../../bench/main.ts";
 import { withTempFolder } from "../cli/run-quire.ts";
 
 /** A machine with these files. */
@@ -29,32 +31,70 @@ const LOADER = "/usr/lib/x86_64-linux-gnu/libvulkan.so.1";
 
 describe("finding Vulkan", () => {
   it("leaves a machine alone that has loader and driver where they belong", () => {
-    const place = findVulkan(machine([LOADER, "/usr/share/vulkan/icd.d/nvidia_icd.json"]));
-    expect(place.env).toEqual({});
-    expect(place.notes[1]).toBe("Vulkan drivers: /usr/share/vulkan/icd.d/nvidia_icd.json");
+    const [place, ...others] = findVulkan(machine([LOADER, "/usr/share/vulkan/icd.d/nvidia_icd.json"]));
+    expect(place!.env).toEqual({});
+    expect(place!.notes[1]).toBe("Vulkan drivers: /usr/share/vulkan/icd.d/nvidia_icd.json");
+    expect(others).toEqual([]);
   });
 
   it("brings a loader, and names the driver of a container, also where a software driver is installed", () => {
     const nvidia = "/usr/local/nvidia/share/vulkan/icd.d/nvidia_icd.json";
-    const place = findVulkan(machine(["/usr/share/vulkan/icd.d/lvp_icd.json", nvidia], { LD_LIBRARY_PATH: "/a" }));
-    expect(place.env).toEqual({ LD_LIBRARY_PATH: "/own:/a", VK_DRIVER_FILES: nvidia });
+    const [place] = findVulkan(machine(["/usr/share/vulkan/icd.d/lvp_icd.json", nvidia], { LD_LIBRARY_PATH: "/a" }));
+    expect(place!.env).toEqual({ LD_LIBRARY_PATH: "/own:/a", VK_DRIVER_FILES: nvidia });
   });
 
   it.each([
     [["/usr/lib/x86_64-linux-gnu/libEGL_nvidia.so.0", "/usr/lib/x86_64-linux-gnu/libGLX_nvidia.so.0"], "libEGL_nvidia"],
     [["/usr/lib64/libX11.so.6", "/usr/lib64/libEGL_nvidia.so.0", "/usr/lib64/libGLX_nvidia.so.0"], "libGLX_nvidia"],
-  ])("writes a manifest where there are libraries only: %j", (files, library) => {
-    const found = machine([LOADER, ...files]);
-    expect(findVulkan(found).env).toEqual({ VK_DRIVER_FILES: "/tmp/nvidia_icd.json" });
-    const manifest = JSON.parse(found.written[0]!) as { ICD: { library_path: string } };
-    expect(manifest.ICD.library_path).toBe(files.find((file) => file.includes(library)));
+  ])(
+    "writes manifests where there are libraries only, first that of the one that should load: %j",
+    (files, library) => {
+      const found = machine([LOADER, ...files]);
+      const places = findVulkan(found);
+      expect(places.length).toBe(2);
+      expect(places[0]!.env).toEqual({ VK_DRIVER_FILES: `/tmp/${library}_icd.json` });
+      const manifest = JSON.parse(found.written[0]!) as { ICD: { library_path: string } };
+      expect(manifest.ICD.library_path).toBe(files.find((file) => file.includes(library)));
+    },
+  );
+
+  it("tries the libraries themselves behind a manifest, which may name one that does not load or is not found", () => {
+    const manifest = "/usr/local/nvidia/share/vulkan/icd.d/nvidia_icd.json";
+    const folder = "/usr/local/nvidia/lib64";
+    const libraries = ["libEGL_nvidia", "libGLX_nvidia"].map((name) => `${folder}/${name}.so.0`);
+    const places = findVulkan(machine([LOADER, manifest, ...libraries]));
+    expect(places.map(({ env }) => env.VK_DRIVER_FILES)).toEqual([
+      ...[manifest, "/tmp/libEGL_nvidia_icd.json", "/tmp/libGLX_nvidia_icd.json"],
+    ]);
+    expect(places.every(({ env }) => env.LD_LIBRARY_PATH === folder)).toBe(true);
   });
 
   it("keeps what the environment says, and says what there is not", () => {
     const given = findVulkan(machine([LOADER, "/etc/vulkan/icd.d/nvidia_icd.json"], { VK_ICD_FILENAMES: "/sw.json" }));
-    expect(given).toMatchObject({ env: {}, notes: [expect.any(String), "Vulkan driver as given: /sw.json"] });
+    expect(given).toMatchObject([{ env: {}, notes: [expect.any(String), "Vulkan driver as given: /sw.json"] }]);
     const bare = { ...machine([]), ownLoader: () => undefined };
-    expect(findVulkan(bare)).toEqual({ env: {}, notes: ["no Vulkan loader (libvulkan.so.1)", "no Vulkan driver"] });
+    expect(findVulkan(bare)).toEqual([{ env: {}, notes: ["no Vulkan loader (libvulkan.so.1)", "no Vulkan driver"] }]);
+  });
+});
+
+describe("the GPU run", () => {
+  it("says in one probe what there is to install where no GPU opens, runs no stage, and writes that", async () => {
+    await withTempFolder(async (folder) => {
+      const path = join(folder, "gpu.json");
+      const printed: string[] = [];
+      const code = await main(["gpu", `--json=${path}`], {
+        env: { ...process.env, VK_DRIVER_FILES: "/nowhere/icd.json", VK_ICD_FILENAMES: undefined },
+        signals: new EventEmitter(),
+        out: (text) => void printed.push(text),
+        err: () => {},
+      });
+      expect(code).toBe(1);
+      const result = JSON.parse(await readFile(path, "utf8")) as Record<string, unknown>;
+      expect(result).toMatchObject({ ok: false, stages: [], tried: [{ tail: expect.stringContaining("no adapter") }] });
+      expect((result.tried as unknown[]).length).toBe(1);
+      expect((result.bars as { verdict: string }[]).every(({ verdict }) => verdict === "not measured")).toBe(true);
+      expect(printed.join("")).toContain("NVIDIA_DRIVER_CAPABILITIES");
+    });
   });
 });
 
