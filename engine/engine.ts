@@ -89,7 +89,7 @@ export class Engine {
       wake: () => this.wake(),
     });
     this.#lookAhead = new LookAhead({
-      ...{ cache, clock, residency, latencyMs: () => parts.storeSpeed()?.latencyMs, runner: parts.runner },
+      ...{ cache, clock, residency, fail, latencyMs: () => parts.storeSpeed()?.latencyMs, runner: parts.runner },
       onGuess: (sequence, layer, blocks) => this.traces.guessed(sequence, clock.nowMs(), { layer, blocks }),
     });
     this.#stepper = new Stepper({
@@ -313,10 +313,13 @@ export class Engine {
     }
   }
 
-  /** After a failed step no running sequence can be trusted: all end with an error. With its device gone the engine ends without a word, as if it had died. */
+  /**
+   * What a single sequence cannot be blamed for (stepper.ts): none that runs can be trusted, and all end with the error. With its device gone the engine ends
+   * without a word, as if it had died.
+   */
   #failAll(error: unknown): void {
     const { log, onDeviceLost } = this.#parts;
-    log("step.failed", { error: describeError(error) });
+    log("engine.failed", { error: describeError(error) });
     if (error instanceof DeviceLostError && onDeviceLost) {
       this.#stopped = true;
       onDeviceLost(error);

@@ -1,8 +1,10 @@
 /**
  * One step of the engine: plan who is in it, run it on the device, take what it gave. A sequence whose step missed blocks is suspended with
  * its checkpoint, and goes on from there when they have come; what a step computed becomes the sequence's, and its samples its next tokens.
+ * A step that failed has changed nothing of its sequences: each of them is tried again by itself, and who fails alone ends with the error.
  */
 import type { Sample } from "../kernels/contract.ts";
+import { DeviceLostError } from "../kernels/device-lost.ts";
 import type { SequenceResult, SequenceStep } from "../models/contract.ts";
 import type { EngineParts } from "./engine-parts.ts";
 import type { EngineObserver } from "./observer.ts";
@@ -11,6 +13,7 @@ import { Speculation } from "./schedule/speculation.ts";
 import { addLoads } from "./schedule/step-load.ts";
 import { type PlannedPart, StepPlanner } from "./schedule/step-planner.ts";
 import type { Tenants } from "./schedule/tenants.ts";
+import { describeError } from "./sequence/endings.ts";
 import type { LookAhead } from "./sequence/look-ahead.ts";
 import { Patience } from "./sequence/patience.ts";
 import type { PlannedSlice } from "./sequence/planned-slice.ts";
@@ -27,7 +30,7 @@ import { noteAttended } from "./sequence/working-set.ts";
 export interface StepperOptions {
   parts: Pick<
     EngineParts,
-    "settings" | "runner" | "cache" | "opens" | "fetcher" | "persister" | "clock" | "storeSpeed"
+    "settings" | "runner" | "cache" | "opens" | "fetcher" | "persister" | "clock" | "storeSpeed" | "log"
   >;
   /** Sequences that may be in a step. */
   active: ReadonlySet<Sequence>;
@@ -44,12 +47,14 @@ export interface StepperOptions {
   fail(sequence: Sequence, error: unknown): void;
 }
 
-/** Steps of one engine, one at a time. An error that a call throws is the device's: no running sequence can be trusted then. */
+/** Steps of one engine, one at a time. A call throws where the device is lost, or the planner fails: no running sequence can be trusted then. */
 export class Stepper {
   readonly #options: StepperOptions;
   readonly #planner: StepPlanner;
   readonly #speculation = new Speculation();
   readonly #patience: Patience;
+  /** Those of a step that failed: each is alone in its next one. */
+  readonly #suspects = new Set<Sequence>();
 
   constructor(options: StepperOptions) {
     this.#options = options;
@@ -85,15 +90,19 @@ export class Stepper {
     // Where blocks are on their way, each layer sees those that have come before it.
     const pauses = step.exact && parts.fetcher.inFlightCount > 0;
     const startMs = parts.clock.nowMs();
-    const [result] = await this.#runStep([{ sequence, slice: planned, step: { ...step, pauses } }]);
-    this.#finishSlice({ sequence, planned, ms: parts.clock.nowMs() - startMs }, result as SequenceResult);
+    try {
+      const [result] = await this.#runStep([{ sequence, slice: planned, step: { ...step, pauses } }]);
+      this.#finishSlice({ sequence, planned, ms: parts.clock.nowMs() - startMs }, result as SequenceResult);
+    } catch (error) {
+      this.#suspect([sequence], error);
+    }
     return true;
   }
 
   /** Plans a step and runs it. False when nobody can go on. */
   async run(): Promise<boolean> {
-    const { active, parts } = this.#options;
-    const planned = this.#planner.plan(active, parts.clock.nowMs());
+    const { parts } = this.#options;
+    const planned = this.#plan();
     await runInBatches(planned, parts, (batch) => this.#runBatch(batch));
     return planned.length > 0;
   }
@@ -110,9 +119,17 @@ export class Stepper {
 
   async #runBatch(batch: readonly PlannedPart[]): Promise<void> {
     const startMs = this.#options.parts.clock.nowMs();
-    const results = await this.#runStep(
-      batch.map(({ sequence, slice }) => ({ sequence, slice, step: this.#sequenceStep(sequence, slice) })),
-    );
+    const sequences = batch.map(({ sequence }) => sequence);
+    let results: SequenceResult[];
+    try {
+      results = await this.#runStep(
+        batch.map(({ sequence, slice }) => ({ sequence, slice, step: this.#sequenceStep(sequence, slice) })),
+      );
+    } catch (error) {
+      this.#suspect(sequences, error);
+      return;
+    }
+    for (const sequence of sequences) this.#suspects.delete(sequence);
     const ms = this.#account(batch, results, startMs);
     for (const [index, { sequence, slice }] of batch.entries()) {
       try {
@@ -121,6 +138,32 @@ export class Stepper {
         this.#options.fail(sequence, error);
       }
     }
+  }
+
+  /** Their step failed: who was alone in it ends, others are tried one by one. @throws {DeviceLostError} the error, if that is what it is */
+  #suspect(sequences: readonly Sequence[], error: unknown): void {
+    const { fail, parts } = this.#options;
+    if (error instanceof DeviceLostError) throw error;
+    parts.log("step.failed", { sequenceCount: sequences.length, error: describeError(error) });
+    const [first, ...others] = sequences;
+    if (first !== undefined && others.length === 0) fail(first, error);
+    else for (const sequence of sequences) this.#suspects.add(sequence);
+  }
+
+  /** A suspect by itself, if one can go on, else all that are none. */
+  #plan(): PlannedPart[] {
+    const { active, parts } = this.#options;
+    const nowMs = parts.clock.nowMs();
+    const suspects = this.#suspects;
+    if (suspects.size === 0) return this.#planner.plan(active, nowMs);
+    for (const one of [...suspects].filter((each) => active.has(each))) {
+      const alone = this.#planner.plan([one], nowMs);
+      if (alone.length > 0) return alone;
+    }
+    return this.#planner.plan(
+      [...active].filter((one) => !suspects.has(one)),
+      nowMs,
+    );
   }
 
   /** A step's time teaches what steps cost, and is shared out among those who were in it. Returns it. */

@@ -4,6 +4,7 @@
  * layers' own queries as they come out around the missing pages). The real step corrects the guess: nothing of it is kept but the blocks that came.
  */
 import { NOT_RESIDENT } from "../../kernels/contract.ts";
+import { DeviceLostError } from "../../kernels/device-lost.ts";
 import { choosingLayer } from "../../kernels/page-range.ts";
 import type { Checkpoint, ModelRunner, SequenceResult, SequenceStep } from "../../models/contract.ts";
 import type { BlockCache } from "../kv/block-cache.ts";
@@ -35,6 +36,8 @@ export interface LookAheadOptions {
   latencyMs(): number | undefined;
   /** Told of every guess: up to which layer, and how many blocks were asked for. */
   onGuess(sequence: Sequence, layer: number, blockCount: number): void;
+  /** Ends one sequence with an error; the others go on. */
+  fail(sequence: Sequence, error: unknown): void;
 }
 
 /** A step that waits, and how far is to be guessed. */
@@ -74,6 +77,7 @@ export class LookAhead {
   /**
    * One guess for one of the sequences that wait in the middle of a step; false where there is none to make, or a guess would take too long. To be
    * called between steps, when no sequence could run.
+   * @throws {DeviceLostError}
    */
   async guess(active: Iterable<Sequence>): Promise<boolean> {
     const layersMax = this.#layersMax();
@@ -82,7 +86,12 @@ export class LookAhead {
       if (suspended === undefined || sequence.phase !== "waiting" || sequence.workingSet) continue;
       const toLayer = lacksSummaries(sequence, suspended) ? undefined : lastToGuess(sequence, suspended, layersMax);
       if (toLayer === undefined) continue;
-      await this.#guess({ sequence, suspended, toLayer });
+      try {
+        await this.#guess({ sequence, suspended, toLayer });
+      } catch (error) {
+        if (error instanceof DeviceLostError) throw error;
+        this.#options.fail(sequence, error);
+      }
       return true;
     }
     return false;

@@ -328,7 +328,7 @@ class FaultRun {
       heldSlotCount: 0,
       free: blockCount,
     });
-    const failed = engine.logged.filter(({ event }) => event === "step.failed");
+    const failed = engine.logged.filter(({ event }) => event === "step.failed" || event === "engine.failed");
     expect(failed, this.#at("steps do not fail")).toEqual([]);
   }
 

@@ -67,6 +67,7 @@ function world({ layerMs, latencyMs }: { layerMs: number | (() => number); laten
       },
     },
     onGuess() {},
+    fail() {},
   });
   /** A real step that ended at layer `to`; one from the start takes half a layer for the choice of its last. */
   const ran = async ({ from, to, sequences = 1 }: { from: number | undefined; to: number; sequences?: number }) => {

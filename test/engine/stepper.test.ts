@@ -10,6 +10,7 @@ import { Sequence } from "../../engine/sequence/sequence.ts";
 import { ENGINE_DEFAULTS } from "../../engine/settings.ts";
 import { Stepper, type StepperOptions } from "../../engine/stepper.ts";
 import type { Sample } from "../../kernels/contract.ts";
+import { DeviceLostError } from "../../kernels/device-lost.ts";
 import type { Checkpoint, SequenceResult, SequenceStep } from "../../models/contract.ts";
 import { idsToBytes } from "../../protocol/ids.ts";
 import { randomIds, request } from "./harness.ts";
@@ -50,6 +51,7 @@ function world(maxTokens = 2) {
       fetcher: { inFlightCount: 0 },
       persister: { sealed: (_: Sequence, sealed: number[]) => void told.push(`sealed ${sealed}`) },
       clock: { nowMs: () => 0 },
+      log() {},
     },
     active: new Set([sequence]),
     cost,
@@ -141,13 +143,21 @@ describe("a step", () => {
     expect(await stepper.run()).toBe(true);
   });
 
-  it("that the device fails gives its memory back and throws", async () => {
+  it.each([
+    [
+      "fails gives its memory back, and ends who was alone in it",
+      new Error("a kernel trapped"),
+      ["fail Error: a kernel trapped"],
+    ],
+    ["is lost in gives its memory back, and throws", new DeviceLostError("the device is gone"), undefined],
+  ])("that the device %s", async (_name, error, expected) => {
     const { stepper, sequence, told, answers, opens, cache } = world();
     const free = cache.freeDeviceBlockCount;
     answers.push(() => {
-      throw new Error("the device is gone");
+      throw error;
     });
-    await expect(stepper.run()).rejects.toThrow("the device is gone");
-    expect([cache.freeDeviceBlockCount, opens.takenCount, sequence.nextPosition, told]).toEqual([free, 0, 0, []]);
+    const ran = await stepper.run().catch((thrown: unknown) => thrown);
+    expect([ran, told]).toEqual(expected === undefined ? [error, []] : [true, expected]);
+    expect([cache.freeDeviceBlockCount, opens.takenCount, sequence.nextPosition]).toEqual([free, 0, 0]);
   });
 });

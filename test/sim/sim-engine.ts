@@ -28,6 +28,8 @@ export const SIM_CONFIG: ModelConfig = {
 };
 
 const ROWS_MAX = 64;
+/** Events of the log that no fault of the world explains. */
+const FAILURES: ReadonlySet<string> = new Set(["step.failed", "engine.failed", "sequence.failed", "sink.failed"]);
 
 /** Where an engine lives. */
 export interface SimPlace {
@@ -125,8 +127,7 @@ export class SimEngine {
       },
       clock: process.clock,
       log: (event, fields) => {
-        if (event === "step.failed" || event === "sequence.failed" || event === "sink.failed")
-          failures.push(`${event}: ${String(fields.error)}`);
+        if (FAILURES.has(event)) failures.push(`${event}: ${String(fields.error)}`);
       },
     });
     const calls = sessionCalls(opened, store, { settings: ENGINE_DEFAULTS, clock: process.clock });
