@@ -21,6 +21,7 @@ import {
   parseText,
 } from "./flags.ts";
 import { orRefuse } from "./output-file.ts";
+import { listenForStop } from "./stop-request.ts";
 import { namespaceMeant, openPlace, prefixOf, storeFlags, tenantFlags } from "./store/flags.ts";
 import { describeSession } from "./store/session-report.ts";
 import { size, table, time } from "./store/tables.ts";
@@ -188,13 +189,17 @@ async function writeArchive(store: PageStore, found: ListedSession, out: string 
   const temporary = out === undefined ? undefined : `${out}.${process.pid}.tmp`;
   const openFile = () => open(String(temporary), "wx", 0o600);
   const file = out === undefined ? undefined : await orRefuse(out, openFile);
+  // What is left of a file that nobody finishes goes with the command; a pipe ends as any program's does.
+  const stop = new AbortController();
+  if (file) void listenForStop(process, () => performance.now()).requested.then(() => stop.abort());
   let files = 0;
   try {
     const write = async (bytes: Uint8Array): Promise<void> => {
       if (file) await file.writeFile(bytes);
       else if (!process.stdout.write(bytes)) await new Promise((resolve) => process.stdout.once("drain", resolve));
     };
-    for await (const entry of exportSession(store, found.key)) {
+    for await (const entry of exportSession(store, found.key, stop.signal)) {
+      stop.signal.throwIfAborted();
       await write(tarEntry(entry));
       files += 1;
     }
@@ -208,6 +213,7 @@ async function writeArchive(store: PageStore, found: ListedSession, out: string 
   } catch (error) {
     await file?.close().catch(() => {});
     if (temporary !== undefined) await rm(temporary, { force: true });
+    if (stop.signal.aborted) throw new UsageError("stopped; nothing was written");
     if (error instanceof FormatError) throw new UsageError(`not exported: ${error.message} (quire verify says more)`);
     throw error;
   }

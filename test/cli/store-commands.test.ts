@@ -1,6 +1,11 @@
-import { readFile, writeFile } from "node:fs/promises";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { readdir, readFile, writeFile } from "node:fs/promises";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import { Readable } from "node:stream";
+import { text } from "node:stream/consumers";
 import { describe, expect, it, vi } from "vitest";
 import { main } from "../../cli/main.ts";
 import { readTar, TAR_END, tarEntry } from "../../cli/store/tar.ts";
@@ -14,7 +19,7 @@ import { segmentBytes } from "../../storage/segment.ts";
 import { namespaceOf } from "../../workers/auth/namespace.ts";
 import { noise } from "../storage/random.ts";
 import { storeWholeSession } from "../storage/whole-session.ts";
-import { runProgram, withTempFolder } from "./run-quire.ts";
+import { quirePath, runProgram, withTempFolder } from "./run-quire.ts";
 
 const NO_DATA = { QUIRE_STORE_KEYS: "", QUIRE_DATA: "/nowhere", QUIRE_STORE: "", QUIRE_TENANT_SALT: "salt" };
 
@@ -35,6 +40,8 @@ async function quire(args: readonly string[], env: NodeJS.ProcessEnv) {
     vi.unstubAllEnvs();
   }
 }
+
+const LISTED = '<LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>"e"</ETag><Size>1</Size>';
 
 const keysOf = ({ keys }: { keys: readonly { key: string }[] }) => keys.map(({ key }) => key);
 
@@ -119,6 +126,43 @@ describe("quire sessions", () => {
       expect(cut).toMatchObject({ code: 1, stderr: "quire: the archive is cut short\n" });
     }));
 });
+
+it("an export that is stopped leaves nothing of its file", () =>
+  withStore(async ({ folder }) => {
+    const pages = await FsStore.open(join(folder, "pages"));
+    // A bucket whose second object never comes.
+    const server = createServer(async (request, response) => {
+      const { pathname, searchParams } = new URL(request.url ?? "/", "http://bucket");
+      if (searchParams.has("list-type")) {
+        const rows = keysOf(await pages.list(searchParams.get("prefix") ?? ""));
+        const contents = rows.map((key) => `<Contents><Key>${key}</Key>${LISTED}</Contents>`).join("");
+        response.end(`<ListBucketResult><IsTruncated>false</IsTruncated>${contents}</ListBucketResult>`);
+      } else if (pathname.includes("/session/")) {
+        const object = await pages.get(decodeURIComponent(pathname.slice("/bucket/".length)));
+        response.writeHead(200, { etag: '"e"' }).end(object?.bytes);
+      }
+    });
+    server.listen(0, "127.0.0.1");
+    await once(server, "listening");
+    const endpoint = encodeURIComponent(`http://127.0.0.1:${(server.address() as AddressInfo).port}`);
+    const [out, temporary] = [join(folder, "s.tar"), /s\.tar\..*tmp/];
+    const args = ["sessions", "export", "second", `--store=s3://bucket?endpoint=${endpoint}`, `--out=${out}`];
+    const env = { ...process.env, ...NO_DATA, AWS_ACCESS_KEY_ID: "a", AWS_SECRET_ACCESS_KEY: "b" };
+    const child = spawn(process.execPath, [quirePath, ...args], { env, stdio: ["ignore", "ignore", "pipe"] });
+    const [ended, said] = [once(child, "close"), text(child.stderr)];
+    try {
+      await vi.waitFor(async () => expect((await readdir(folder)).join()).toMatch(temporary), { timeout: 20_000 });
+      child.kill("SIGINT");
+      expect(await ended).toEqual([1, null]);
+      expect(await said).toBe("quire: stopped; nothing was written\n");
+      expect(await readdir(folder)).toEqual(["pages"]);
+    } finally {
+      child.kill("SIGKILL");
+      server.closeAllConnections();
+      server.close();
+      await pages.close();
+    }
+  }));
 
 describe("quire verify", () => {
   it("says what is not whole, drops it when told to, and its exit code says which", () =>
