@@ -147,10 +147,16 @@ function fairness(groups: readonly GroupSummary[]): number | undefined {
   return round(sum ** 2 / (speeds.length * speeds.reduce((total, speed) => total + speed ** 2, 0)), 3);
 }
 
-/** Blocks and slots that engines still hold though nothing runs; undefined where nobody was asked. */
-export function leakedCount({ enginesAtRest }: LoadTotals): number | undefined {
-  if (enginesAtRest.length === 0) return undefined;
-  return enginesAtRest.reduce((sum, { leakedBlocks, leakedSlots }) => sum + leakedBlocks + leakedSlots, 0);
+/** Engines of which what they hold has leaked. A run that its user stopped does not wait for them, and what a busy one holds is in use. */
+function judgedAtRest({ enginesAtRest, interrupted }: LoadTotals): LoadTotals["enginesAtRest"] {
+  return interrupted ? enginesAtRest.filter(({ busy }) => busy === 0) : enginesAtRest;
+}
+
+/** Blocks and slots that engines still hold though nothing runs; undefined where none could be asked. */
+export function leakedCount(totals: LoadTotals): number | undefined {
+  const judged = judgedAtRest(totals);
+  if (judged.length === 0) return undefined;
+  return judged.reduce((sum, { leakedBlocks, leakedSlots }) => sum + leakedBlocks + leakedSlots, 0);
 }
 
 /** Whether nothing failed that should not have, no text was another one alone, nothing leaked, and something was measured at all. */
@@ -259,10 +265,13 @@ function retryLines({ told, cameBack, admitted }: LoadTotals["retryAfter"]): str
 function restLines(totals: LoadTotals, isOwn: boolean): string[] {
   const { enginesAtRest, memory } = totals;
   if (!isOwn) return ["memory, and what engines hold at rest: not judged, the target is not this run's own"];
+  const judgedCount = judgedAtRest(totals).length;
+  const busyCount = enginesAtRest.length - judgedCount;
   return [
-    ...(enginesAtRest.length === 0
+    ...(judgedCount === 0 ? [] : [`at rest: ${leakedCount(totals)} leaked blocks and slots in ${judgedCount} engines`]),
+    ...(busyCount === 0
       ? []
-      : [`at rest: ${leakedCount(totals)} leaked blocks and slots in ${enginesAtRest.length} engines`]),
+      : [`at rest: not judged in ${busyCount} engines, which were still busy when the run was stopped`]),
     ...memory.flatMap(memoryLine),
   ];
 }

@@ -8,7 +8,7 @@ import { Measures } from "../../bench/load/measures.ts";
 import { MemoryBook, residentBytes } from "../../bench/load/memory.ts";
 import { memoryParts, partsOf } from "../../bench/load/memory-parts.ts";
 import { loadPage } from "../../bench/load/page.ts";
-import { type LoadResult, loadResult, reportLines } from "../../bench/load/report.ts";
+import { isFine, type LoadResult, leakedCount, loadResult, reportLines } from "../../bench/load/report.ts";
 import { plainValues, restOf } from "../../bench/load/rest.ts";
 import { soakBars } from "../../bench/load/soak.ts";
 import type { LoadSample } from "../../bench/load/watch.ts";
@@ -180,6 +180,26 @@ describe("the bars of a soak", () => {
       ["lost turns", true],
     ]);
     expect(reportLines(foreign).join("\n")).toContain("memory, and what engines hold at rest: not judged");
+  });
+
+  it("count no leak of an engine that was busy when its user stopped the run", () => {
+    const busy = { name: "engine 2", busy: 1, leakedBlocks: 36, leakedSlots: 1 };
+    const stopped = resultWith(({ totals }) => {
+      Object.assign(totals, { interrupted: true });
+      totals.enginesAtRest.push(busy);
+    });
+    expect(leakedCount(stopped.totals)).toBe(0);
+    expect(isFine(stopped, false)).toBe(true);
+    const lines = reportLines(stopped).join("\n");
+    expect(lines).toContain("at rest: 0 leaked blocks and slots in 1 engines");
+    expect(lines).toContain("at rest: not judged in 1 engines, which were still busy when the run was stopped");
+    const idle = resultWith(({ totals }) => {
+      Object.assign(totals, { interrupted: true });
+      totals.enginesAtRest.push({ ...busy, busy: 0 });
+    });
+    expect(leakedCount(idle.totals)).toBe(37);
+    // Nobody stopped it, and it never came to rest.
+    expect(leakedCount(resultWith(({ totals }) => totals.enginesAtRest.push(busy)).totals)).toBe(37);
   });
 
   it("stand in the report and on the page, with memory, leaks and fairness", () => {
