@@ -1,5 +1,5 @@
 /** OpenAI's response objects, to the letter; `usage.quire` is the one addition. */
-import type { EngineUsage, ResumeUsage } from "../protocol/generate.ts";
+import type { EngineUsage, ResumeUsage, ReuseSource } from "../protocol/generate.ts";
 import type { AnswerHead, TextLogprob, TurnUsage } from "./turn-job.ts";
 
 /** What all objects of one response share. */
@@ -96,7 +96,7 @@ function usageBody(usage: TurnUsage): object {
     quire: {
       session_id: usage.sessionId ?? null,
       engines: usage.engineIds,
-      ...(usage.engine && engineBody(usage.engine)),
+      ...(usage.engine && engineBody(usage.engine, cached)),
     },
   };
 }
@@ -106,9 +106,16 @@ export function modelBody(model: { id: string; createdS: number }): object {
   return { id: model.id, object: "model", created: model.createdS, owned_by: "quire" };
 }
 
-function engineBody(usage: EngineUsage): object {
+/** Where so many reused tokens came from. An engine that took a turn over has reused words of the reply, too: they were computed last, and lie nearest. */
+function sourceBody({ device, host, store }: ReuseSource, cachedTokens: number): ReuseSource {
+  const fromStore = Math.min(store, cachedTokens);
+  const fromHost = Math.min(host, cachedTokens - fromStore);
+  return { device: Math.min(device, cachedTokens - fromStore - fromHost), host: fromHost, store: fromStore };
+}
+
+function engineBody(usage: EngineUsage, cachedTokens: number): object {
   return {
-    source: usage.source,
+    source: sourceBody(usage.source, cachedTokens),
     ...(usage.resume === undefined ? {} : { resume: resumeBody(usage.resume) }),
     recomputed_tokens: usage.recomputedTokens,
     bytes_before_first_token: usage.bytesBeforeFirstToken,

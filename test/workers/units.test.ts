@@ -9,7 +9,7 @@ import { chainHashes, chainStart } from "../../workers/chain.ts";
 import { within } from "../../workers/deadline.ts";
 import { FleetTable } from "../../workers/fleet-table.ts";
 import { buildModelAssets, ModelAssetCache } from "../../workers/model-assets.ts";
-import { responseFrame, textChunk } from "../../workers/openai-shapes.ts";
+import { responseFrame, textChunk, usageChunk } from "../../workers/openai-shapes.ts";
 import { streamAnswer } from "../../workers/respond.ts";
 import { selectionDefaults } from "../../workers/selection-defaults.ts";
 import { FRAMES, sseCoding } from "../../workers/session-log/event-coding.ts";
@@ -18,6 +18,7 @@ import { cutSpans, joinSpans } from "../../workers/session-log/spans.ts";
 import { StopScanner } from "../../workers/session-log/stop-strings.ts";
 import { commonPrefixLength, planTurn } from "../../workers/session-log/turn-plan.ts";
 import { TurnStream } from "../../workers/session-log/turn-stream.ts";
+import type { TurnUsage } from "../../workers/turn-job.ts";
 import { mergedTokenizerJson } from "./merged-words.ts";
 import { END, env, FakeEngine, heartbeatOf, ids, until } from "./world.ts";
 
@@ -255,6 +256,22 @@ describe("planTurn", () => {
       }),
       { seed: 6 },
     );
+  });
+});
+
+describe("usage", () => {
+  it("tells no more sources than cached tokens: an engine that took a turn over has reused words of the reply, too", () => {
+    const head = { kind: "chat", id: "c", createdS: 1, model: "m", includeUsage: true } as const;
+    const sourcesOf = (cachedTokens: number, source: object) => {
+      const turn = { promptTokens: 900, completionTokens: 200, engineIds: ["e"], sessionId: "s" };
+      const usage = { ...turn, engine: { cachedTokens, source } } as unknown as TurnUsage;
+      const told = usageChunk(responseFrame(head, "n"), usage) as { usage: Record<string, Record<string, unknown>> };
+      return [told.usage.prompt_tokens_details?.cached_tokens, told.usage.quire?.source];
+    };
+    const taken = { device: 300, host: 100, store: 700 };
+    expect(sourcesOf(1_100, taken)).toEqual([900, { device: 100, host: 100, store: 700 }]);
+    expect(sourcesOf(1_000, { device: 20, host: 30, store: 950 })).toEqual([900, { device: 0, host: 0, store: 900 }]);
+    expect(sourcesOf(600, { device: 1, host: 2, store: 597 })).toEqual([600, { device: 1, host: 2, store: 597 }]);
   });
 });
 
