@@ -12,6 +12,7 @@ const IDS = "key model session policy exact log alert suggestions input counter 
 const ui = Object.fromEntries(IDS.split(" ").map((id) => [id, byId(id)]));
 /** The fields of the settings that a reload keeps as they are, beside key and session. */
 const SETTINGS = ["policy", "budget", "max-tokens", "temperature"];
+const SESSION_HINT = byId("session-hint").textContent;
 
 /** What survives a reload of the tab; the server remembers the conversation itself. */
 const state = { messages: [], facts: [], turn: undefined, atEnd: true };
@@ -144,21 +145,14 @@ function addMessage(message) {
   state.messages.push(message);
   const element = document.createElement("article");
   element.className = `message ${message.role}`;
-  const heading = document.createElement("h3");
-  heading.textContent = message.role === "user" ? "You" : "Model";
-  const text = document.createElement("div");
-  text.className = "text";
-  text.textContent = message.text;
-  element.append(heading, text);
+  const text = cell("div", message.text, { className: "text" });
+  element.append(cell("h3", message.role === "user" ? "You" : "Model"), text);
   if (message.text.length > LONG_TEXT_LENGTH) addMore(element, text);
   ui.log.append(element);
   state.atEnd = true;
   followEnd();
   const note = (words) => {
-    const line = document.createElement("p");
-    line.className = "note";
-    line.textContent = words;
-    element.append(line);
+    element.append(cell("p", words, { className: "note" }));
     message.note = words;
   };
   if (message.note) note(message.note);
@@ -187,9 +181,7 @@ function followEnd() {
 /** Only the beginning of a long text is on the page until all of it is asked for: a browser takes longer to lay out 20 MB than to send them. */
 function addMore(element, text) {
   const whole = text.textContent;
-  const more = document.createElement("button");
-  more.type = "button";
-  more.className = "more";
+  const more = cell("button", "", { type: "button", className: "more" });
   element.classList.add("long");
   const label = (shown) => {
     text.textContent = shown ? whole : whole.slice(0, LONG_TEXT_LENGTH);
@@ -250,11 +242,7 @@ function showUsage(usage, { began, first, ended }) {
   byId("usage-list").replaceChildren(...rows.flatMap(([name, value]) => [cell("dt", name), cell("dd", value)]));
 }
 
-function cell(tag, text) {
-  const element = document.createElement(tag);
-  element.textContent = text;
-  return element;
-}
+const cell = (tag, textContent, fields) => Object.assign(document.createElement(tag), { textContent, ...fields });
 
 function showBusy(busy) {
   ui.log.setAttribute("aria-busy", String(busy));
@@ -306,6 +294,7 @@ function beginSession(id) {
   byId("welcome").hidden = false;
   byId("usage-empty").hidden = false;
   byId("usage-body").hidden = true;
+  byId("session-hint").textContent = SESSION_HINT;
   showSuggestions();
   remember();
 }
@@ -315,13 +304,19 @@ const hex = (word) => word.toString(16).padStart(8, "0");
 const newSessionId = () => `s-${[...crypto.getRandomValues(new Uint32Array(4))].map(hex).join("")}`;
 const sessionPath = () => `/v1/sessions/${encodeURIComponent(ui.session.value)}`;
 
+/** What a session that is gone on with has said elsewhere: the server keeps it, and this page does not have its words. */
+async function showEarlier() {
+  const path = sessionPath();
+  const { turns, tokens } = await (await call(path)).json();
+  const earlier = `Goes on behind ${count(turns)} earlier ${turns === 1 ? "turn" : "turns"} (${count(tokens)} tokens), which are not shown.`;
+  if (path === sessionPath() && turns > 0) byId("session-hint").textContent = earlier;
+}
+
 async function fork() {
   const { id } = await (await call(`${sessionPath()}/fork`, { method: "POST" })).json();
   ui.session.value = id;
   const last = ui.log.querySelector(".message:last-of-type");
-  const line = cell("p", `From here on in the fork ${id}.`);
-  line.className = "note";
-  last?.append(line);
+  last?.append(cell("p", `From here on in the fork ${id}.`, { className: "note" }));
   remember();
 }
 
@@ -384,9 +379,7 @@ function showSuggestions() {
   ui.suggestions.hidden = state.facts.length === 0;
   ui.suggestions.replaceChildren(
     ...state.facts.map(({ name, code }) => {
-      const button = cell("button", `${name}?`);
-      button.type = "button";
-      button.title = `The passage says ${code}`;
+      const button = cell("button", `${name}?`, { type: "button", title: `The passage says ${code}` });
       button.addEventListener("click", () => send(`What is the code of ${name}?`));
       return button;
     }),
@@ -479,7 +472,11 @@ byId("alert-close").addEventListener("click", () => showAlert(""));
 byId("new").addEventListener("click", () => beginSession(newSessionId()));
 byId("fork").addEventListener("click", guarded(fork));
 byId("delete").addEventListener("click", guarded(remove));
-ui.session.addEventListener("change", () => beginSession(ui.session.value.trim() || newSessionId()));
+ui.session.addEventListener("change", () => {
+  beginSession(ui.session.value.trim() || newSessionId());
+  // There may be none of that name, or no key yet: then there is nothing to tell.
+  showEarlier().catch(() => undefined);
+});
 ui.key.addEventListener("change", () => {
   remember();
   guarded(connect)();

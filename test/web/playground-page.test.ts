@@ -34,6 +34,10 @@ async function openEdge() {
     } else if (request.url === "/v1/models") {
       keys.push(key);
       response.setHeader("content-type", "application/json").end(JSON.stringify({ data: [{ id: "tiny" }] }));
+    } else if (request.url?.startsWith("/v1/sessions/")) {
+      const known = request.url === "/v1/sessions/known";
+      response.writeHead(known ? 200 : 404, { "content-type": "application/json" });
+      response.end(JSON.stringify(known ? { turns: 2, tokens: 1084 } : { error: { code: "session_not_found" } }));
     } else if (refusals.length > 0) {
       const error = { message: "Refused.", code: refusals.shift() };
       response.writeHead(503, { "content-type": "application/json" }).end(JSON.stringify({ error }));
@@ -124,6 +128,23 @@ describe("the playground in a browser", () => {
     expect(name).toMatch(/^s-[0-9a-f]{32}$/);
     await evaluate("document.getElementById('new').click()");
     expect(await value("session")).not.toBe(name);
+  });
+
+  it("says what a session that it goes on with has said elsewhere, and nothing of a new one", async () => {
+    const name = (id: string) =>
+      evaluate(`{
+        const field = document.getElementById("session");
+        field.value = "${id}";
+        field.dispatchEvent(new Event("change"));
+      }`);
+    const hint = `document.getElementById("session-hint").textContent`;
+    const usual = await evaluate(hint);
+    await name("known");
+    await seen(hint, "Goes on behind 2 earlier turns (1,084 tokens), which are not shown.");
+    await name("new");
+    await seen(hint, usual);
+    await setTimeout(100);
+    expect([await evaluate(hint), await evaluate(alert)]).toEqual([usual, ""]);
   });
 
   it("shows how much of the pages a turn attended to, and a full bar where nothing was selected", async () => {
