@@ -27,9 +27,11 @@ export interface WorkerdOptions {
 export interface BareWorkerd {
   version: string;
   url: string;
-  pid: number;
+  readonly pid: number;
   /** Web socket of the inspector of the Worker `main`, where it was asked for. */
   inspectorUrl?: string;
+  /** As `kill -9`, then the same once more: on its port, with what lies on its disk. The inspector is elsewhere then. */
+  restart(): Promise<void>;
   close(): Promise<void>;
 }
 
@@ -43,28 +45,62 @@ export async function startWorkerd(options: WorkerdOptions): Promise<BareWorkerd
   const files = { ...options.files, "config.capnp": options.config };
   for (const [name, contents] of Object.entries(files)) await writeFile(join(folder, name), contents);
   for (const name of options.folders ?? []) await mkdir(join(folder, name));
-  const inspector = options.isInspected ? ["--inspector-addr=127.0.0.1:0"] : [];
-  const child = spawn(program, ["serve", "config.capnp", "--control-fd=3", "--experimental", ...inspector], {
-    cwd: folder,
-    stdio: ["ignore", "ignore", "inherit", "pipe"],
-  });
-  if (child.pid !== undefined) await noteProcess(folder, child.pid);
-  const gone = new Promise<void>((resolve) => child.once("close", () => resolve()));
+  const isInspected = options.isInspected === true;
+  let running: Serving | undefined;
+  const serve = async (port: number): Promise<Serving> => {
+    running = spawnWorkerd(program, folder, { port, isInspected });
+    if (running.pid !== undefined) await noteProcess(folder, running.pid);
+    return running;
+  };
+  const kill = async (): Promise<void> => {
+    running?.kill();
+    await running?.gone;
+  };
   const close = async (): Promise<void> => {
-    child.kill("SIGKILL");
-    await gone;
+    await kill();
     await rm(folder, { recursive: true, force: true });
   };
   try {
-    const ports = await listeningPorts(child.stdio[3] as Readable, gone, options.isInspected === true);
+    const { control, gone } = await serve(0);
+    const ports = await listeningPorts(control, gone, isInspected);
     return {
-      ...{ version, url: `http://127.0.0.1:${ports.http}`, pid: child.pid ?? 0, close },
+      ...{ version, url: `http://127.0.0.1:${ports.http}`, close },
+      get pid() {
+        return running?.pid ?? 0;
+      },
+      restart: async () => {
+        await kill();
+        const again = await serve(ports.http);
+        await listeningPorts(again.control, again.gone, isInspected);
+      },
       ...(ports.inspector === undefined ? {} : { inspectorUrl: `ws://127.0.0.1:${ports.inspector}/main` }),
     };
   } catch (error) {
     await close();
     throw error;
   }
+}
+
+/** A process of it. */
+interface Serving {
+  pid: number | undefined;
+  control: Readable;
+  gone: Promise<void>;
+  kill(): void;
+}
+
+function spawnWorkerd(
+  program: string,
+  folder: string,
+  { port, isInspected }: { port: number; isInspected: boolean },
+): Serving {
+  const listen = [`--socket-addr=http=127.0.0.1:${port}`, ...(isInspected ? ["--inspector-addr=127.0.0.1:0"] : [])];
+  const child = spawn(program, ["serve", "config.capnp", "--control-fd=3", "--experimental", ...listen], {
+    cwd: folder,
+    stdio: ["ignore", "ignore", "inherit", "pipe"],
+  });
+  const gone = new Promise<void>((resolve) => child.once("close", () => resolve()));
+  return { pid: child.pid, control: child.stdio[3] as Readable, gone, kill: () => void child.kill("SIGKILL") };
 }
 
 /** The playground's files are text to the Worker, as `wrangler.toml` says. */

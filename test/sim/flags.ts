@@ -1,5 +1,6 @@
 /** The command line of `npm run sim`. */
 import { describeFlags, parseInteger, parseSwitched } from "../../cli/flags.ts";
+import { UsageError } from "../../cli/usage-error.ts";
 
 const SEED_MAX = 2 ** 48;
 
@@ -21,6 +22,7 @@ const flags = {
 const switches = {
   tight: "lives of contexts that outgrow the pool, which else are those of one seed in 32",
   mutants: "takes each safeguard out in turn, and expects a seed to fail",
+  stack: "lives of the whole stack instead: real processes, real time, and all of it is killed",
 } as const;
 
 /** What is to be lived. */
@@ -32,13 +34,17 @@ export interface SimCommand {
   seed: number | undefined;
   tight: boolean;
   mutants: boolean;
+  stack: boolean;
 }
 
 /** Reads the arguments; undefined where help is asked for. @throws {UsageError} one line. */
 export function parseSimCommand(args: readonly string[]): SimCommand | undefined {
   if (args.includes("--help")) return undefined;
   const { values, given } = parseSwitched({ flags, switches }, args, {});
-  return { ...values, tight: given.has("tight"), mutants: given.has("mutants") };
+  const chosen = { tight: given.has("tight"), mutants: given.has("mutants"), stack: given.has("stack") };
+  if (chosen.stack && (chosen.tight || chosen.mutants || values.jobs > 1))
+    throw new UsageError("--stack goes with --seeds, --first, --seed and --failures");
+  return { ...values, ...chosen };
 }
 
 /** What `--help` prints. */

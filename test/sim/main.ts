@@ -19,10 +19,17 @@ try {
 }
 
 function run(command: SimCommand): Promise<number> {
-  const { mutants, seed, jobs } = command;
+  const { mutants, seed, jobs, stack } = command;
+  if (stack) return runStack(command);
   if (mutants) return runMutants();
   if (seed !== undefined) return replay(seed, command);
   return jobs === 1 ? runSeeds(command) : runJobs(command);
+}
+
+/** Loaded only here: it brings the edge and the CPU device with it. */
+async function runStack({ seed, seeds, first, failures }: SimCommand): Promise<number> {
+  const { runLives } = await import("../e2e/lives/run.ts");
+  return runLives(seed === undefined ? { seeds, first, failures } : { seeds: 1, first: seed, failures });
 }
 
 async function replay(seed: number, { tight }: SimCommand): Promise<number> {

@@ -169,6 +169,7 @@ function perToken(spans: readonly Span[]): string[] {
 /** The twin knows no penalties: the simulation asks for none. */
 function sampleOf(sampling: SamplingParams, position: number): Omit<SampleRow, "row"> {
   const { temperature, topK, topP, minP, frequencyPenalty, presencePenalty, repetitionPenalty, seed } = sampling;
+  const { logitBias } = sampling;
   return {
     temperature,
     topK,
@@ -179,8 +180,8 @@ function sampleOf(sampling: SamplingParams, position: number): Omit<SampleRow, "
     repetitionPenalty,
     seenIds: NONE,
     seenCounts: NONE,
-    biasIds: NONE,
-    biasValues: new Float32Array(0),
+    biasIds: Uint32Array.from(logitBias, ([id]) => id),
+    biasValues: Float32Array.from(logitBias, ([, value]) => value),
     seed,
     position,
     topLogprobs: 0,

@@ -1,0 +1,202 @@
+/** A seeded life of the stack: several clients at once talk, leave, come back, fork and delete, while engines, the edge and the store are disturbed. */
+import { createHash, randomUUID } from "node:crypto";
+import { setTimeout as sleep } from "node:timers/promises";
+import { LIMITS } from "../../../protocol/limits.ts";
+import { uniform } from "../../engine/tiny-model.ts";
+import { Acts } from "./acts.ts";
+import { Client } from "./client.ts";
+import { type Conversation, Violation } from "./conversation.ts";
+import { checkEnd, checkRevoked } from "./end.ts";
+import { type LifeReport, newReport } from "./report.ts";
+import { Stack, type TenantName } from "./stack.ts";
+import { HouseTwin } from "./twin.ts";
+
+const CLIENT_COUNT = 5;
+const CONVERSATIONS_EACH = 3;
+const WHO_TALKS: readonly TenantName[] = ["one", "two"];
+
+/** For every conversation, for some of them, for one with what is set aside beside it, and for none without host memory. */
+const ROOM = [
+  ["--pool-bytes=16M", "--host-pool-mib=64"],
+  ["--pool-bytes=6M", "--host-pool-mib=0"],
+  ["--pool-bytes=3M", "--host-pool-mib=4"],
+  ["--pool-bytes=2M", "--host-pool-mib=16"],
+];
+
+/** How long a life is. */
+export interface LifeOptions {
+  seed: number;
+  /** Of each client. */
+  actCount: number;
+  signal: AbortSignal;
+  /** Gets what is worth knowing and no failure. */
+  tell?: (line: string) => void;
+}
+
+/** What a life's parts share. */
+export interface LifeWorld {
+  stack: Stack;
+  twin: HouseTwin;
+  report: LifeReport;
+  clients: Readonly<Record<TenantName, Client>>;
+  /** How often the edge went and came: odd while it is not there. */
+  edgeMoves(): number;
+  /** Sessions that were deleted and not begun anew. */
+  deleted: { tenant: TenantName; sessionId: string }[];
+  /** Answers that were long in coming. */
+  slow: string[];
+}
+
+/** Lives it. @throws {Violation} naming what cannot be, with how to see it again */
+export async function live({ seed, actCount, signal, tell = () => undefined }: LifeOptions): Promise<LifeReport> {
+  const choose = uniform(seed * 7_919 + 1);
+  const pick = <T>(list: readonly T[]): T => list[Math.floor(choose() * list.length)] as T;
+  const pages = pick(["int8", "int8", "int4"] as const);
+  const engineArgs = [
+    ...[`--page-encoding=${pages}`, ...pick(ROOM)],
+    ...[`--reserve=${pick(["prompt", "prompt", "full"])}`, `--resume=${pick(["lazy", "lazy", "full", "auto"])}`],
+  ];
+  const stack = await Stack.open({ engineArgs, signal });
+  const twin = await HouseTwin.open(pages);
+  const life = new Life({ stack, twin, seed, actCount, signal });
+  try {
+    await life.run();
+    for (const line of life.slow) tell(`  slow: ${line}; ${life.story.join(", ")}`);
+    return life.report;
+  } catch (thrown) {
+    if (!(thrown instanceof Violation)) throw thrown;
+    const words = (await stack.words()).join("\n");
+    throw new Violation(
+      `${thrown.message}\n${words}\n${life.story.join(", ")}\nengines: ${engineArgs.join(" ")}\nagain: npm run sim -- --stack --seed ${seed}`,
+    );
+  } finally {
+    life.stop();
+    await stack.close();
+    await twin.close();
+  }
+}
+
+class Life implements LifeWorld {
+  readonly stack: Stack;
+  readonly twin: HouseTwin;
+  readonly report = newReport();
+  readonly clients: LifeWorld["clients"];
+  readonly deleted: LifeWorld["deleted"] = [];
+  readonly slow: string[] = [];
+  /** What was disturbed, and when. */
+  readonly story: string[] = [];
+  readonly #seed: number;
+  readonly #actCount: number;
+  readonly #signal: AbortSignal;
+  readonly #startMs = performance.now();
+  readonly #conversations: Conversation[] = [];
+  #isOver = false;
+  #edgeMoves = 0;
+
+  constructor(options: { stack: Stack; twin: HouseTwin; seed: number; actCount: number; signal: AbortSignal }) {
+    const { stack, twin, seed, actCount, signal } = options;
+    this.stack = stack;
+    this.twin = twin;
+    this.#seed = seed;
+    this.#actCount = actCount;
+    this.#signal = signal;
+    const client = (name: TenantName) => new Client(() => stack.url, stack.keys[name]);
+    this.clients = {
+      ...{ one: client("one"), two: client("two"), strangers: client("strangers"), operators: client("operators") },
+    };
+  }
+
+  edgeMoves(): number {
+    return this.#edgeMoves;
+  }
+
+  stop(): void {
+    this.#isOver = true;
+  }
+
+  async run(): Promise<void> {
+    const revoked = await this.#revokeKey();
+    const disturbed = this.#disturb();
+    // Whoever finds something ends all of it.
+    const clients = Array.from({ length: CLIENT_COUNT }, (_, index) => this.#client(index));
+    await Promise.race([Promise.all(clients), disturbed.then(() => Promise.all(clients))]);
+    this.#isOver = true;
+    await disturbed;
+    await checkEnd(this, this.#conversations);
+    // Where an isolate may not remember it any more; a short life does not wait for that.
+    if (performance.now() - revoked.atMs > LIMITS.keyCacheMsMax + 1_000) await checkRevoked(this, revoked.key);
+  }
+
+  async #client(index: number): Promise<void> {
+    const next = uniform(this.#seed * 104_729 + index);
+    const tenant = WHO_TALKS[index % WHO_TALKS.length] as TenantName;
+    const acts = new Acts({ world: this, tenant, next });
+    const own: Conversation[] = [];
+    for (let act = 0; act < this.#actCount && !this.#isOver && !this.#signal.aborted; act++) {
+      const at = Math.floor(next() * CONVERSATIONS_EACH);
+      let conversation = own[at];
+      if (conversation === undefined || conversation.isOver) {
+        conversation = acts.begin(`${tenant}-${index}-${act}`);
+        own[at] = conversation;
+        this.#conversations.push(conversation);
+      }
+      const fork = await acts.act(conversation);
+      if (fork) {
+        own[(at + 1) % CONVERSATIONS_EACH] = fork;
+        this.#conversations.push(fork);
+      }
+    }
+  }
+
+  async #disturb(): Promise<void> {
+    const next = uniform(this.#seed * 65_537 + 11);
+    const acts = ["kill", "kill", "drain", "edge", "store", "store", "collect", "age", "add"] as const;
+    for (;;) {
+      await sleep(300 + 2_000 * next());
+      if (this.#isOver || this.#signal.aborted) return;
+      const act = acts[Math.floor(next() * acts.length)] as (typeof acts)[number];
+      this.story.push(`${act} at ${((performance.now() - this.#startMs) / 1000).toFixed(1)} s`);
+      await this.#disturbBy(act, next());
+    }
+  }
+
+  async #disturbBy(act: string, chance: number): Promise<void> {
+    const { stack, report } = this;
+    const chosen = stack.engines[Math.floor(chance * stack.engines.length)];
+    const engine = act === "kill" ? await stack.busiest() : chosen;
+    if (act === "edge") {
+      report.edgesKilled += 1;
+      this.#edgeMoves += 1;
+      await stack.restartEdge();
+      this.#edgeMoves += 1;
+    } else if (act === "collect" || act === "age") {
+      report.collected += await stack.collect(act === "age" ? 1_000 : undefined).catch(() => 0);
+    } else if (act === "add" && stack.engines.length < 3) await stack.addEngine();
+    else if (act === "store" && engine) {
+      report.storesDisturbed += 1;
+      stack.disturbStore(engine);
+    } else if (act === "kill" && engine) {
+      report.enginesKilled += 1;
+      // Sometimes the last one: turns wait for another.
+      if (stack.engines.length < 2 && chance < 0.5) await stack.addEngine();
+      await stack.killEngine(engine);
+      if (stack.engines.length < 2) await stack.addEngine();
+    } else if (act === "drain" && engine) {
+      report.enginesDrained += 1;
+      await Promise.all([stack.addEngine(), stack.drainEngine(engine)]);
+    }
+  }
+
+  /** A key that works, and is revoked at once: in a while it must be refused everywhere. */
+  async #revokeKey(): Promise<{ key: string; atMs: number }> {
+    const key = `qk-${randomUUID().replaceAll("-", "")}`;
+    const hash = createHash("sha256").update(key).digest("hex");
+    const made = await this.clients.operators.ask("POST", "/v1/keys", { hash, tenant: "one" });
+    const used = await new Client(() => this.stack.url, key).ask("GET", "/v1/models");
+    const id = String(made?.body.id);
+    const gone = await this.clients.operators.ask("DELETE", `/v1/keys/${id}`);
+    const statuses = [made?.status, used?.status, gone?.status];
+    if (statuses.join() !== "201,200,200") throw new Violation(`a key was made, used and revoked with ${statuses}`);
+    return { key, atMs: performance.now() };
+  }
+}

@@ -1,0 +1,191 @@
+/** The stack that lives are lived on: the whole edge in a workerd of its own, engines as users start them, one store on disk. All of it can be killed. */
+import { createHash, randomBytes } from "node:crypto";
+import { readFile, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { fileURLToPath, pathToFileURL } from "node:url";
+import { edgeConfig, edgeModelFiles } from "../../../bench/edge/edge-stack.ts";
+import { type EngineProcess, startEngineProcess } from "../../../bench/load/engine-process.ts";
+import { scrape } from "../../../bench/load/rest.ts";
+import { makeRunFolder } from "../../../bench/temp-folder.ts";
+import { type BareWorkerd, startWorkerd } from "../../../bench/workerd.ts";
+import { FsStore } from "../../../storage/fs-store.ts";
+import { collectGarbage } from "../../../storage/gc.ts";
+import { repositoryRoot } from "../../style/source-tree.ts";
+import { CONTEXT_TOKENS } from "./twin.ts";
+
+const knownMsMax = 30_000;
+const graceMs = 25_000;
+const slowStore = pathToFileURL(fileURLToPath(new URL("./slow-store.ts", import.meta.url))).href;
+
+/** Tenants by name; `strangers` says nothing but to find nothing, `operators` manages keys. */
+export const TENANTS = ["one", "two", "strangers", "operators"] as const;
+/** One of them. */
+export type TenantName = (typeof TENANTS)[number];
+
+/** Turns of a tenant at a time. */
+export const TURNS_CONCURRENT = 16;
+
+/** What engines of a life are like. */
+export interface StackOptions {
+  /** Flags of `quire serve` beside those that every life has. */
+  engineArgs: readonly string[];
+  signal: AbortSignal;
+}
+
+/** Running; {@link Stack.close} leaves nothing of it. */
+export class Stack {
+  /** API keys. */
+  readonly keys: Readonly<Record<TenantName, string>>;
+  readonly engines: EngineProcess[] = [];
+  /** What engines warned of, last words of each that ended. */
+  readonly #options: StackOptions;
+  readonly #folder: string;
+  readonly #engineKey = randomBytes(32).toString("hex");
+  readonly store: FsStore;
+  #edge: BareWorkerd | undefined;
+  #engineCount = 0;
+
+  private constructor(options: StackOptions, folder: string, store: FsStore) {
+    this.#options = options;
+    this.#folder = folder;
+    this.store = store;
+    const entries = TENANTS.map((name) => [name, `qk-${randomBytes(16).toString("hex")}`] as const);
+    this.keys = Object.fromEntries(entries) as Record<TenantName, string>;
+  }
+
+  static async open(options: StackOptions): Promise<Stack> {
+    const folder = await makeRunFolder();
+    const stack = new Stack(options, folder, await FsStore.open(join(folder, "pages")));
+    try {
+      await stack.#startEdge();
+      await Promise.all([stack.addEngine(), stack.addEngine()]);
+      await stack.#untilKnown();
+      return stack;
+    } catch (error) {
+      await stack.close();
+      throw error;
+    }
+  }
+
+  get url(): string {
+    return this.#edge?.url ?? "";
+  }
+
+  async addEngine(): Promise<EngineProcess> {
+    const logPath = join(this.#folder, `engine-${this.#engineCount++}.log`);
+    const args = [
+      ...[
+        `--store=fs:${join(this.#folder, "pages")}`,
+        `--edge=${this.url}`,
+        `--model=${repositoryRoot}/weights/house-0`,
+      ],
+      ...["--device=wasm", "--threads=1", `--context=${CONTEXT_TOKENS}`, ...this.#options.engineArgs],
+    ];
+    const { signal } = this.#options;
+    const env = { ...process.env, NODE_OPTIONS: `--import=${slowStore}` };
+    const engine = await startEngineProcess({ args, engineKey: this.#engineKey, logPath, context: { env, signal } });
+    if (engine === undefined) throw new Error("stopped");
+    this.engines.push(engine);
+    return engine;
+  }
+
+  /** The engine that runs most turns now. */
+  async busiest(): Promise<EngineProcess | undefined> {
+    const busy = this.engines.map(async (engine) => {
+      const values = await scrape(engine.url).catch(() => new Map<string, number>());
+      return { engine, runningCount: values.get("quire_running_sequences") ?? 0 };
+    });
+    return (await Promise.all(busy)).sort((a, b) => b.runningCount - a.runningCount)[0]?.engine;
+  }
+
+  /** As `kill -9`. */
+  async killEngine(engine: EngineProcess): Promise<void> {
+    this.#forget(engine);
+    engine.child.kill();
+    await engine.child.ended;
+  }
+
+  /** Its turns come to their end; it takes no new ones. */
+  async drainEngine(engine: EngineProcess): Promise<void> {
+    this.#forget(engine);
+    await engine.child.stop(graceMs);
+  }
+
+  /** The page store of an engine answers late, or fails, for a while. */
+  disturbStore(engine: EngineProcess): void {
+    if (engine.child.pid !== undefined && engine.child.endedWith === undefined)
+      process.kill(engine.child.pid, "SIGUSR2");
+  }
+
+  /** As `kill -9`, and up again. */
+  async restartEdge(): Promise<void> {
+    await this.#edge?.restart();
+    await this.#untilKnown();
+  }
+
+  /** Garbage goes, however young, and pages of sessions that are older than `sessionAgeMsMax`: misses, and no more. */
+  async collect(sessionAgeMsMax: number | undefined): Promise<number> {
+    const age = sessionAgeMsMax === undefined ? {} : { sessionAgeMsMax };
+    const report = await collectGarbage(this.store, "kv/", { graceMs: 0, nowMs: Date.now(), ...age });
+    return report.deletedKeys.length;
+  }
+
+  /** The last lines that each engine wrote. */
+  async words(): Promise<string[]> {
+    const logs = Array.from({ length: this.#engineCount }, async (_, index) => {
+      const text = await readFile(join(this.#folder, `engine-${index}.log`), "utf8").catch(() => "");
+      const lines = text
+        .trimEnd()
+        .split("\n")
+        .filter((line) => /"level":"(warn|error)"|Error/.test(line));
+      return lines.slice(-8).map((line) => `engine ${index}: ${line}`);
+    });
+    return (await Promise.all(logs)).flat();
+  }
+
+  async close(): Promise<void> {
+    const engines = this.engines.splice(0);
+    for (const { child } of engines) child.kill();
+    await Promise.all(engines.map(({ child }) => child.ended));
+    await this.store.close();
+    await this.#edge?.close();
+    await rm(this.#folder, { recursive: true, force: true, maxRetries: 5 });
+  }
+
+  #forget(engine: EngineProcess): void {
+    const at = this.engines.indexOf(engine);
+    if (at >= 0) this.engines.splice(at, 1);
+  }
+
+  async #startEdge(): Promise<void> {
+    const rows = TENANTS.map((name) => {
+      const scopes = name === "operators" ? { scopes: ["keys"] } : {};
+      return [createHash("sha256").update(this.keys[name]).digest("hex"), { tenant: name, ...scopes }] as const;
+    });
+    const limits = { requests_per_minute: 1e6, tokens_per_minute: 1e8, turns_concurrent: TURNS_CONCURRENT };
+    this.#edge = await startWorkerd({
+      entry: fileURLToPath(new URL("../../workers/edge-worker.ts", import.meta.url)),
+      config: edgeConfig,
+      files: {
+        "keys.json": JSON.stringify(Object.fromEntries(rows)),
+        "engine-key": this.#engineKey,
+        "limits.json": JSON.stringify(limits),
+        "model.json": JSON.stringify(await edgeModelFiles(`${repositoryRoot}/weights/house-0`)),
+      },
+      folders: ["disk"],
+    });
+  }
+
+  async #untilKnown(): Promise<void> {
+    for (const endMs = performance.now() + knownMsMax; performance.now() < endMs; ) {
+      const headers = { authorization: `Bearer ${this.keys.one}` };
+      const body = await fetch(`${this.url}/v1/models`, { headers, signal: AbortSignal.timeout(5_000) })
+        .then((response) => response.json() as Promise<{ data?: unknown[] }>)
+        .catch(() => undefined);
+      if ((body?.data?.length ?? 0) > 0) return;
+      await sleep(50);
+    }
+    throw new Error("the edge does not know its engines");
+  }
+}
