@@ -4,6 +4,7 @@ import { createServer, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { Stage, type StageEngine } from "../../cli/demo-stage.ts";
+import { LIMITS } from "../../protocol/limits.ts";
 import { verifySignature } from "../../protocol/signature.ts";
 import { passage } from "./support/words.ts";
 
@@ -73,6 +74,23 @@ function ask(stage: Stage, session: string, stream: boolean): Promise<Response> 
   });
 }
 
+/** An edge that knew an engine, which is gone, and has noticed. */
+async function openDeserted(): Promise<World> {
+  const world = await openWorld({ QUIRE_WAKE_WAIT_MS: "3500" });
+  await (await world.stage.addEngine()).kill();
+  await new Promise((resolve) => setTimeout(resolve, LIMITS.engineExpiryMs + 1_000));
+  return world;
+}
+
+/** Comes about while the other edge is asked. */
+let deserted: Promise<World>;
+beforeAll(() => {
+  deserted = openDeserted();
+  // Awaited by those who use it, which says so if it failed.
+  deserted.catch(() => undefined);
+});
+afterAll(async () => closeWorld(await deserted.catch(() => undefined)));
+
 describe("an edge without engines", () => {
   let world: World;
   let first: StageEngine;
@@ -129,12 +147,8 @@ describe("an edge without engines", () => {
 describe("an edge whose hook starts nothing", () => {
   let world: World;
   beforeAll(async () => {
-    world = await openWorld({ QUIRE_WAKE_WAIT_MS: "3500" });
-    await (await world.stage.addEngine()).kill();
-    // Until the edge has noticed.
-    await new Promise((resolve) => setTimeout(resolve, 6_000));
+    world = await deserted;
   });
-  afterAll(() => closeWorld(world));
 
   it("says so in the stream when the time is over, with the time to come again, and the session is as before", async () => {
     const startMs = performance.now();
