@@ -1,4 +1,5 @@
 import { configDefaults, defineConfig } from "vitest/config";
+import { LongestFirst } from "./test/frame/longest-first.ts";
 
 /** Tests named `*.long.test.ts` run only with `npm run test:full`, so that `npm test` stays under 15 minutes. */
 const longTests = process.env.QUIRE_TEST_FULL === "1" ? [] : ["test/**/*.long.test.ts"];
@@ -11,6 +12,7 @@ export default defineConfig({
     exclude: [...configDefaults.exclude, "test/workers/**", "test/e2e/**", ...longTests],
     pool: "forks",
     maxWorkers: 2,
+    sequence: { sequencer: LongestFirst },
     testTimeout: 30_000,
     hookTimeout: 60_000,
     teardownTimeout: 20_000,

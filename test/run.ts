@@ -1,16 +1,15 @@
 /**
- * What `npm test` runs: every step in order, all of them also after a failure, then a summary.
+ * What `npm test` runs: every step, all of them also after a failure, then a summary.
  * The very last line is `N passed, N failed, N skipped`; the exit code is 1 when anything failed.
  *
  *   npm test                     everything, in under 15 minutes
  *   npm run test:full            with the long tests
  *   npm test -- lint node        only these steps
  */
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { runStep, type StepResult } from "./frame/run-step.ts";
+import { runAll, seconds } from "./frame/run-all.ts";
+import type { StepResult } from "./frame/run-step.ts";
 import { allSteps, runMsMax, type Step } from "./frame/steps.ts";
 import { addTallies, exercisedLines, type Tally, tallyLine } from "./frame/tally.ts";
 
@@ -44,30 +43,6 @@ function environment(full: boolean): NodeJS.ProcessEnv {
   };
 }
 
-async function runAll(steps: readonly Step[], full: boolean, signal: AbortSignal): Promise<StepResult[]> {
-  const reportFolder = mkdtempSync(join(tmpdir(), "quire-test-"));
-  const endMs = performance.now() + runMsMax({ full });
-  const results: StepResult[] = [];
-  try {
-    for (const step of steps) {
-      if (signal.aborted) break;
-      console.log(`\n=== ${step.title} (${step.command.join(" ")})`);
-      const timeoutMs = Math.max(1, Math.min(step.timeoutMs, endMs - performance.now()));
-      const env = environment(full);
-      const result = await runStep(step, { root, reportFolder, env, timeoutMs, signal, output: "inherit" });
-      results.push(result);
-      console.log(`=== ${step.title}: ${tallyLine(result.tally)} in ${seconds(result.durationMs)}`);
-    }
-  } finally {
-    rmSync(reportFolder, { recursive: true, force: true });
-  }
-  return results;
-}
-
-function seconds(durationMs: number): string {
-  return `${(durationMs / 1000).toFixed(1)} s`;
-}
-
 function printSummary(results: readonly StepResult[], sum: Tally): void {
   console.log("\n=== Summary");
   for (const { step, tally, durationMs } of results) {
@@ -93,7 +68,13 @@ function printList(title: string, lines: readonly string[]): void {
 const { steps, full } = chosenSteps();
 const interrupt = new AbortController();
 for (const name of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.once(name, () => interrupt.abort());
-const results = await runAll(steps, full, interrupt.signal);
+const results = await runAll(steps, {
+  root,
+  env: environment(full),
+  runMs: runMsMax({ full }),
+  signal: interrupt.signal,
+  write: (text) => void process.stdout.write(text),
+});
 const sum = addTallies(results.map((result) => result.tally));
 if (interrupt.signal.aborted) {
   sum.failed++;

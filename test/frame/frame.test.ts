@@ -1,11 +1,13 @@
 import { spawnSync } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { repositoryRoot } from "../style/source-tree.ts";
+import { LONGEST_FIRST, longestFirst } from "./longest-first.ts";
+import { lanesOf, runAll } from "./run-all.ts";
 import { runStep } from "./run-step.ts";
-import type { Step } from "./steps.ts";
+import { allSteps, type Step } from "./steps.ts";
 import { addTallies, emptyTally, exercisedLines, type Tally, tallyLine } from "./tally.ts";
 
 const fixtureArgs = ["run", "-c", "test/frame/fixtures/vitest.config.ts"];
@@ -99,3 +101,84 @@ describe("a step", () => {
     expect(tally.failures).toEqual(["X: interrupted"]);
   });
 });
+
+describe("the run", () => {
+  const node = (name: string, code: string, more: Partial<Step> = {}): Step => ({
+    ...checkOf(["node", "-e", code]),
+    ...{ name, title: name.toUpperCase(), timeoutMs: 60_000 },
+    ...more,
+  });
+
+  async function runOf(steps: readonly Step[], signal = new AbortController().signal) {
+    let text = "";
+    const write = (piece: string): void => {
+      text += piece;
+    };
+    const results = await runAll(steps, { root: repositoryRoot, env: process.env, runMs: 60_000, signal, write });
+    return { text, results };
+  }
+
+  it("takes steps one by one but for neighbours that name lanes", () => {
+    const [a, b, c, d, e] = ["a", "b", "c", "d", "e"].map((name) => node(name, ""));
+    const [inOne, inTwo, inOneAgain] = [
+      { ...b!, lane: "one" },
+      { ...c!, lane: "two" },
+      { ...d!, lane: "one" },
+    ];
+    expect(lanesOf([a!, inOne, inTwo, inOneAgain, e!])).toEqual([[[a]], [[inOne, inOneAgain], [inTwo]], [[e]]]);
+    const all = allSteps({ full: false });
+    expect(lanesOf(all).flat(2).toSorted(byName)).toEqual(all.toSorted(byName));
+  });
+
+  it("has steps of two lanes at once, and fails with either of them; what each says is in one piece", async () => {
+    await inTempFolder(async (folder) => {
+      const [here, there] = [join(folder, "here"), join(folder, "there")];
+      // Each waits for the other one to be there, says two words with a pause between, and takes its exit code.
+      const meet = (own: string, other: string, code: number): string =>
+        `const fs = require("fs"); fs.writeFileSync(${JSON.stringify(own)}, "");
+        const timer = setInterval(() => { if (!fs.existsSync(${JSON.stringify(other)})) return;
+          clearInterval(timer); console.log("begun");
+          setTimeout(() => { console.log("over"); process.exit(${code}); }, 100); }, 10);`;
+      const steps = [
+        node("first", meet(here, there, 0), { lane: "one" }),
+        node("second", meet(there, here, 3), { lane: "two" }),
+        node("third", "console.log(require('os').getPriority())", { lane: "two", isPatient: true }),
+      ];
+      const { text, results } = await runOf(steps);
+      expect(results.map(({ step }) => step.name)).toEqual(["first", "second", "third"]);
+      expect(results.map(({ tally }) => tallyLine(tally))).toEqual([
+        "1 passed, 0 failed, 0 skipped",
+        "0 passed, 1 failed, 0 skipped",
+        "1 passed, 0 failed, 0 skipped",
+      ]);
+      expect(text).toMatch(/=== FIRST \(node -e [\s\S]*\)\nbegun\nover\n=== FIRST: 1 passed/);
+      expect(text).toMatch(/=== SECOND \(node -e [\s\S]*\)\nbegun\nover\n=== SECOND: 0 passed, 1 failed/);
+      expect(text).toMatch(/=== THIRD \(.*\)\n19\n=== THIRD/);
+    });
+  });
+
+  it("begins nothing once it is interrupted, in no lane", async () => {
+    const interrupt = new AbortController();
+    const hang = "setInterval(() => {}, 1000)";
+    const steps = [
+      node("a", hang, { lane: "one" }),
+      node("b", hang, { lane: "two" }),
+      node("c", hang, { lane: "two" }),
+      node("d", hang),
+    ];
+    setTimeout(() => interrupt.abort(), 300);
+    const { results } = await runOf(steps, interrupt.signal);
+    expect(results.flatMap(({ tally }) => tally.failures)).toEqual(["A: interrupted", "B: interrupted"]);
+  });
+
+  it("begins with the files that take longest, all of which are there", () => {
+    for (const name of LONGEST_FIRST) expect(existsSync(join(repositoryRoot, name)), name).toBe(true);
+    const [longest, next] = LONGEST_FIRST;
+    const files = ["/q/test/b.test.ts", `/q/${next}`, "/q/test/a.test.ts", `C:\\q\\${longest.replaceAll("/", "\\")}`];
+    expect(longestFirst(files, (file) => file)).toEqual([files[3], files[1], files[0], files[2]]);
+  });
+});
+
+function byName(a: Step, b: Step): number {
+  return a.name < b.name ? -1 : 1;
+}

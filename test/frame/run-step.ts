@@ -1,6 +1,7 @@
 /** Runs one step as a process group of its own, so that a hang or an interrupt leaves nothing behind. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { existsSync, readFileSync, rmSync } from "node:fs";
+import { constants, setPriority } from "node:os";
 import { join } from "node:path";
 import type { Step } from "./steps.ts";
 import { emptyTally, type Tally } from "./tally.ts";
@@ -20,8 +21,8 @@ export interface RunStepOptions {
   env: NodeJS.ProcessEnv;
   timeoutMs: number;
   signal: AbortSignal;
-  /** Where the step's output goes. */
-  output: "inherit" | "ignore";
+  /** Where the step's output goes; a number is a file descriptor. */
+  output: "inherit" | "ignore" | number;
 }
 
 /** Runs a step to its end. Never throws: whatever goes wrong is a failure in the tally. */
@@ -38,6 +39,8 @@ export async function runStep(step: Step, options: RunStepOptions): Promise<Step
     detached: process.platform !== "win32",
     shell: process.platform === "win32",
   });
+  // Whoever it starts has its priority.
+  if (step.isPatient && child.pid !== undefined) setPriority(child.pid, constants.priority.PRIORITY_LOW);
   const outcome = await waitForEnd(child, options);
   const tally = step.kind === "vitest" ? readTally(reportPath) : emptyTally();
   rmSync(reportPath, { force: true });

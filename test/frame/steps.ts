@@ -9,6 +9,10 @@ export interface Step {
   kind: "check" | "vitest";
   /** The step is killed, with all its children, after this long. */
   timeoutMs: number;
+  /** Steps that follow each other and name lanes run side by side, those of one lane in order. */
+  lane?: string;
+  /** Gets what processors the others leave it: for what computes and looks at no clock. */
+  isPatient?: boolean;
 }
 
 const minuteMs = 60_000;
@@ -23,7 +27,10 @@ function check(name: string, title: string, command: Step["command"], timeoutMs 
 
 const SIM = ["node", "test/sim/main.ts"] as const;
 
-/** All steps in order. `full` gives long tests (`*.long.test.ts`) the time they need. */
+/**
+ * All steps in order. `full` gives long tests (`*.long.test.ts`) the time they need. What drives processes waits most of
+ * its time, for heartbeats and deadlines; the simulation, which knows no real time, computes meanwhile.
+ */
 export function allSteps({ full }: { full: boolean }): Step[] {
   const stretch = full ? 6 : 1;
   return [
@@ -32,15 +39,32 @@ export function allSteps({ full }: { full: boolean }): Step[] {
     check("types-workers", "Types: Worker", ["tsc", "-p", "workers/tsconfig.json"]),
     vitest("style", "Import rule and style", 2 * minuteMs, ["test/style"]),
     vitest("node", "Unit and conformance", 9 * minuteMs * stretch, ["--exclude", "test/style/**"]),
-    check(
-      "sim",
-      "Simulation, 1,000 seeds",
-      [...SIM, "--seeds", full ? "10000" : "1000", "--jobs", "2"],
-      5 * minuteMs * stretch,
-    ),
-    check("sim-mutants", "Simulation without its safeguards", [...SIM, "--mutants"], 5 * minuteMs),
-    vitest("workers", "Worker in workerd", 5 * minuteMs * stretch, ["-c", "test/workers/vitest.config.ts"]),
-    vitest("e2e", "End to end", 9 * minuteMs * stretch, ["-c", "test/e2e/vitest.config.ts"]),
+    {
+      ...vitest("e2e", "End to end", 9 * minuteMs * stretch, ["-c", "test/e2e/vitest.config.ts"]),
+      lane: "e2e",
+    },
+    {
+      ...vitest("workers", "Worker in workerd", 5 * minuteMs * stretch, ["-c", "test/workers/vitest.config.ts"]),
+      lane: "workers",
+    },
+    {
+      ...check(
+        "sim",
+        full ? "Simulation, 10,000 seeds" : "Simulation, 1,000 seeds",
+        [...SIM, "--seeds", full ? "10000" : "1000", "--jobs", "2"],
+        9 * minuteMs * stretch,
+      ),
+      ...{ lane: "sim", isPatient: true },
+    },
+    {
+      ...check(
+        "sim-mutants",
+        "Simulation without its safeguards",
+        [...SIM, "--mutants", "--jobs", "2"],
+        9 * minuteMs * stretch,
+      ),
+      ...{ lane: "sim", isPatient: true },
+    },
   ];
 }
 

@@ -10,7 +10,7 @@ const count = (help: string, fallback: string, range: { min: number; max: number
 const flags = {
   seeds: count("how many lives, of the seeds from --first on", "100", { min: 1, max: 1e9 }),
   first: count("the first seed", "1", { min: 0, max: SEED_MAX }),
-  jobs: count("processes that share them", "1", { min: 1, max: 64 }),
+  jobs: count("processes that share them, or the mutants", "1", { min: 1, max: 64 }),
   failures: count("lives that may fail before a run ends", "5", { min: 1, max: 1e9 }),
   seed: {
     help: "one life, with what it saw: the line that a failing seed prints",

@@ -4,7 +4,7 @@ import { fileURLToPath } from "node:url";
 import { foldHelp } from "../../cli/fold-help.ts";
 import { UsageError } from "../../cli/usage-error.ts";
 import { parseSimCommand, SIM_HELP, type SimCommand } from "./flags.ts";
-import { MUTANT_SEEDS_MAX, MUTANTS } from "./mutants.ts";
+import { MUTANT_SEEDS_MAX, MUTANTS, type Mutant } from "./mutants.ts";
 import { SimFailure, type SimReport } from "./report.ts";
 import { simulate } from "./world.ts";
 
@@ -21,7 +21,7 @@ try {
 function run(command: SimCommand): Promise<number> {
   const { mutants, seed, jobs, stack } = command;
   if (stack) return runStack(command);
-  if (mutants) return runMutants();
+  if (mutants) return runMutants(jobs);
   if (seed !== undefined) return replay(seed, command);
   return jobs === 1 ? runSeeds(command) : runJobs(command);
 }
@@ -78,26 +78,34 @@ async function runJobs({ first, seeds, jobs, failures, tight }: SimCommand): Pro
   return codes.some((code) => code !== 0) ? 1 : 0;
 }
 
-/** Every mutant must be caught; says by how many seeds. */
-async function runMutants(): Promise<number> {
+/** Every mutant must be caught, so many of them tried at once; says by which seed, as each is done. */
+async function runMutants(jobs: number): Promise<number> {
+  const left = [...MUTANTS];
   let survived = 0;
-  for (const mutant of MUTANTS) {
-    const lives = ["--first", String(mutant.firstSeed ?? 1), ...(mutant.isTight ? ["--tight"] : [])];
-    const flags = ["--seeds", String(MUTANT_SEEDS_MAX), "--failures", "1", ...lives];
-    const run = child(flags, "pipe", mutant.name);
-    let output = "";
-    run.stderr?.on("data", (data: Buffer) => {
-      output += data.toString();
-    });
-    const code = await exitCode(run);
-    const caught = code === 1 && /seed \d+, round/.test(output);
-    if (!caught) survived += 1;
-    const first = /^.*\nseed \d+/m.exec(output)?.[0].replace("\n", "; ") ?? "";
-    console.log(
-      `${caught ? "caught  " : "SURVIVED"} ${mutant.name}: ${mutant.what}${caught ? ` (${first})` : `\n${output}`}`,
-    );
-  }
+  const tryNext = async (): Promise<void> => {
+    for (let mutant = left.shift(); mutant !== undefined; mutant = left.shift()) {
+      if (!(await isCaught(mutant))) survived += 1;
+    }
+  };
+  await Promise.all(Array.from({ length: jobs }, tryNext));
   return survived > 0 ? 1 : 0;
+}
+
+async function isCaught(mutant: Mutant): Promise<boolean> {
+  const lives = ["--first", String(mutant.firstSeed ?? 1), ...(mutant.isTight ? ["--tight"] : [])];
+  const flags = ["--seeds", String(MUTANT_SEEDS_MAX), "--failures", "1", ...lives];
+  const run = child(flags, "pipe", mutant.name);
+  let output = "";
+  run.stderr?.on("data", (data: Buffer) => {
+    output += data.toString();
+  });
+  const code = await exitCode(run);
+  const caught = code === 1 && /seed \d+, round/.test(output);
+  const first = /^.*\nseed \d+/m.exec(output)?.[0].replace("\n", "; ") ?? "";
+  console.log(
+    `${caught ? "caught  " : "SURVIVED"} ${mutant.name}: ${mutant.what}${caught ? ` (${first})` : `\n${output}`}`,
+  );
+  return caught;
 }
 
 function child(flags: string[], stdio: "inherit" | "pipe", mutant?: string): ChildProcess {
