@@ -1,5 +1,5 @@
 /// <reference types="@webgpu/types" />
-/** The commands of one step, kept on the host until `submit` encodes them: one encoder, one submission, one readback. */
+/** The commands of one step, kept on the host until `submit` encodes them: one submission, or for a long step a few, and one readback. */
 import { assert } from "../../protocol/assert.ts";
 import { type Gpu, type Pipeline, USAGE } from "./gpu.ts";
 import { type Kernel, PARAMS_STRIDE, writeParams } from "./kernel.ts";
@@ -50,6 +50,9 @@ interface DispatchCommand {
 type Command = DispatchCommand | { kind: "upload"; to: GPUBuffer; offset: number; from: number; bytes: number };
 
 const GRID_MAX = 65_535;
+/** Commands of a step's first submission, and of those behind it; a step of fewer than FIRST_PIECE + PIECE / 2 is one. */
+const FIRST_PIECE = 64;
+const PIECE = 192;
 const BYTES_MIN = 1 << 16;
 
 /** A growing run of bytes. */
@@ -222,10 +225,12 @@ export class CommandList {
     span?.mark(encoder);
     if (timed !== undefined && timer === undefined) {
       device.queue.submit([encoder.finish()]);
+      this.#writeParams();
       await this.#runOneByOne(timed);
       encoder = device.createCommandEncoder();
     } else {
-      this.#encode(encoder, this.#commands, timer);
+      this.#writeParams();
+      encoder = this.#encodeInPieces(encoder, timer);
     }
     span?.mark(encoder);
     timer?.resolve(encoder);
@@ -243,12 +248,33 @@ export class CommandList {
     return this.#commands.filter(({ kind }) => kind === "dispatch").length;
   }
 
+  #writeParams(): void {
+    const { params } = this.#buffers;
+    const uniforms = this.#buffers.uniforms(this.#gpu, Math.max(PARAMS_STRIDE, params.length));
+    this.#gpu.device.queue.writeBuffer(uniforms, 0, params.data, 0, params.length);
+  }
+
+  /** A long step is submitted in pieces, so that the GPU runs the first while the host encodes the next. Returns the encoder of the last one. */
+  #encodeInPieces(first: GPUCommandEncoder, timer: Timer | undefined): GPUCommandEncoder {
+    const { device } = this.#gpu;
+    let encoder = first;
+    let from = 0;
+    for (let end = FIRST_PIECE; end < this.#commands.length - PIECE / 2; end += PIECE) {
+      this.#encode(encoder, { from, end }, timer);
+      device.queue.submit([encoder.finish()]);
+      encoder = device.createCommandEncoder();
+      from = end;
+    }
+    this.#encode(encoder, { from, end: this.#commands.length }, timer);
+    return encoder;
+  }
+
   /** Each command in a submission of its own, with the time until it is done. */
   async #runOneByOne(timed: KernelTime[]): Promise<void> {
     const { device } = this.#gpu;
-    for (const command of this.#commands) {
+    for (const [from, command] of this.#commands.entries()) {
       const encoder = device.createCommandEncoder();
-      this.#encode(encoder, [command], undefined);
+      this.#encode(encoder, { from, end: from + 1 }, undefined);
       await device.queue.onSubmittedWorkDone();
       const startMs = performance.now();
       device.queue.submit([encoder.finish()]);
@@ -258,16 +284,16 @@ export class CommandList {
     }
   }
 
-  #encode(encoder: GPUCommandEncoder, commands: readonly Command[], timer: Timer | undefined): void {
+  /** Commands `from` to `end`. */
+  #encode(encoder: GPUCommandEncoder, { from, end }: { from: number; end: number }, timer: Timer | undefined): void {
     const { params, uploads } = this.#buffers;
     const uniforms = this.#buffers.uniforms(this.#gpu, Math.max(PARAMS_STRIDE, params.length));
-    this.#gpu.device.queue.writeBuffer(uniforms, 0, params.data, 0, params.length);
     const staging = uploads.length === 0 ? undefined : this.#buffers.staging(this.#gpu, uploads.length);
     let pass: GPUComputePassEncoder | undefined;
     let set: Pipeline | undefined;
-    let place = 0;
     const offsets = [0];
-    for (const command of commands) {
+    for (let place = from; place < end; place++) {
+      const command = this.#commands[place] as Command;
       if (command.kind === "upload") {
         pass?.end();
         pass = undefined;
@@ -282,7 +308,7 @@ export class CommandList {
       if (set !== command.pipeline) pass.setPipeline(command.pipeline.pipeline);
       set = command.pipeline;
       offsets[0] = command.paramsAt;
-      pass.setBindGroup(0, this.#groupOf(command, place++, uniforms), offsets);
+      pass.setBindGroup(0, this.#groupOf(command, place, uniforms), offsets);
       pass.dispatchWorkgroups(command.grid[0], command.grid[1] ?? 1, command.grid[2] ?? 1);
     }
     pass?.end();

@@ -90,7 +90,7 @@ export class WebGpuDevice implements Device {
     this.#bindingBytesMax = Math.min(bindingBytesMax ?? maxBufferSize, maxStorageBufferBindingSize, maxBufferSize);
     // Two GPUs, or two drivers, may round a square root or an exponential differently.
     const name = [adapter.vendor, adapter.architecture].filter((word) => word !== "").join("-") || "unknown";
-    this.numericsId = `webgpu-3-${name.toLowerCase().replace(/[^a-z0-9]+/g, "-")}`;
+    this.numericsId = `webgpu-4-${name.toLowerCase().replace(/[^a-z0-9]+/g, "-")}`;
     const uses = settled.used.length === 0 ? "no optional features" : settled.used.join(", ");
     const description = [`WebGPU, ${adapter.description} (${uses})`, ...settled.notes].join("; ");
     this.report = { kind: "webgpu", description, threadCount: 1, memoryBytesMax };

@@ -25,7 +25,7 @@ import { StepLayout } from "./step-layout.ts";
 import { StepReport } from "./step-report.ts";
 import { APPEND, seal, summarize } from "./wgsl/append.ts";
 import { writeCentres } from "./wgsl/centres.ts";
-import { GEMM_TILE, GEMV_ROWS, gemm, gemv } from "./wgsl/matmul.ts";
+import { GEMM_TILE, GEMV_ROWS, GEMV_TWO_GROUPS_MIN, gemm, gemv } from "./wgsl/matmul.ts";
 import { gemmByMatrices, MATRIX_COLUMNS, MATRIX_ROWS } from "./wgsl/matmul-matrix.ts";
 import { summarizePageKeys } from "./wgsl/page-keys.ts";
 import { summarizeResidualSigns } from "./wgsl/residual-signs.ts";
@@ -131,8 +131,9 @@ export class WebGpuRecorder implements StepRecorder {
     const own = ownMatrix(matrix);
     const to = memoryOf(out, rows * own.outWidth);
     const inputs = this.#inputs.enter(own, memoryOf(x, rows * own.inWidth), rows);
-    const { kernel, columns, rowsPerGroup } = productKernel(own.encoding, rows, this.#parts.gpu.lane);
     for (const { firstRow, rowCount, weights, scales } of own.parts) {
+      const shape = { encoding: own.encoding, rows, rowCount };
+      const { kernel, columns, rowsPerGroup } = productKernel(shape, this.#parts.gpu.lane);
       const params = {
         ...{ rows, out_width: own.outWidth, out_first: firstRow, part_width: rowCount },
         ...{ steps: own.steps, accumulate: accumulate ? 1 : 0 },
@@ -354,12 +355,15 @@ function elementwise(
 
 /** The kernel of a product, and the rows of the matrix and of the input that a work group takes. All give the same bits. */
 function productKernel(
-  encoding: MatrixEncoding,
-  rows: number,
+  { encoding, rows, rowCount }: { encoding: MatrixEncoding; rows: number; rowCount: number },
   { matrix }: Lane,
 ): { kernel: Kernel; columns: number; rowsPerGroup: number } {
   const few = GEMV_ROWS.find((each) => rows <= each);
-  if (few !== undefined) return { kernel: gemv(encoding, few), columns: 8, rowsPerGroup: few };
+  if (few !== undefined) {
+    const isInteger = encoding === "int8" || encoding === "int4";
+    const groups = isInteger && few > 1 && rowCount >= GEMV_TWO_GROUPS_MIN ? 2 : 1;
+    return { kernel: gemv(encoding, few, groups), columns: 8 * groups, rowsPerGroup: few };
+  }
   if (matrix !== undefined && (encoding === "int8" || encoding === "int4")) {
     return { kernel: gemmByMatrices(encoding, matrix), columns: MATRIX_COLUMNS, rowsPerGroup: MATRIX_ROWS };
   }

@@ -4,6 +4,7 @@ import type { Device, MatrixEncoding, SampleRow, SelectionPlan } from "../../ker
 import { openReferenceDevice } from "../../kernels/reference/device.ts";
 import { sampleRow } from "../../kernels/sample-row.ts";
 import { requestAdapter } from "../../kernels/webgpu/adapter.ts";
+import type { KernelTime } from "../../kernels/webgpu/command-list.ts";
 import { type Kernel, read, write } from "../../kernels/webgpu/kernel.ts";
 import { openWebGpuDevice } from "../../kernels/webgpu/open-webgpu.ts";
 import { EXACT_DIVIDE } from "../../kernels/webgpu/wgsl/exact-math.ts";
@@ -80,6 +81,40 @@ function describeParts(): void {
     }
     return answers as [T, T];
   }
+
+  const all = [
+    ["int4", "native"],
+    ["int8", "native"],
+    ["int4", "none"],
+  ] as const;
+  it.each(process.env.QUIRE_TEST_FULL === undefined ? all.slice(0, 1) : all)(
+    "of a large %s matrix, two groups of rows a work group, the bits are those of one row alone (subgroups: %s)",
+    async (encoding, subgroups) => {
+      const device = await openWebGpuDevice(subgroups === "none" ? { features: [] } : {});
+      const random = new Random(SEED);
+      // An odd number of groups of 8 rows, and lanes with two blocks of which the last are padding.
+      const [outWidth, inWidth] = [8200, 300];
+      const matrix = device.matrix("large", encoding, { outWidth, inWidth }, random.normals(outWidth * inWidth));
+      const values = random.normals(7 * inWidth);
+      const product = async (rows: number, x: Float32Array): Promise<Float32Array> => {
+        const out = poisoned(device, "product", rows * outWidth);
+        const times: KernelTime[] = [];
+        device.time(times);
+        const recorder = device.begin([]);
+        recorder.matmul({ out, x: upload(device, "x", x), matrix, rows });
+        await recorder.submit();
+        expect(times.at(-1)!.name).toBe(`gemv_${encoding}_${{ 1: "1", 3: "4x2", 7: "8x2" }[rows]}`);
+        return results(device, out);
+      };
+      const [three, seven] = [await product(3, values), await product(7, values)];
+      for (const row of [0, 2, 6]) {
+        const alone = await product(1, values.slice(row * inWidth, (row + 1) * inWidth));
+        expectSameBits(seven.slice(row * outWidth, (row + 1) * outWidth), alone, `row ${row} of 7`);
+        if (row < 3) expectSameBits(three.slice(row * outWidth, (row + 1) * outWidth), alone, `row ${row} of 3`);
+      }
+      await device.close();
+    },
+  );
 
   it.each(["f32", "bf16", "int8", "int4"] as const)(
     "a matrix of %s in several buffers gives the same bits",
@@ -206,6 +241,29 @@ function describeSubmissions(): void {
     const first = await lookUp(5, 0);
     await lookUp(1, 0);
     expectSameBits(await lookUp(5, 20_000), first);
+    await device.close();
+  });
+
+  it("a long step is a few submissions, so that the GPU begins while the host encodes, and one readback", async () => {
+    const calls = noCalls();
+    const device = await openWebGpuDevice({ adapter: counted(await requestAdapter(), calls) });
+    const count = 500;
+    const values = new Random(SEED).normals(count);
+    const x = upload(device, "x", values);
+    const [from, to] = [poisoned(device, "from", count), poisoned(device, "to", count)];
+    Object.assign(calls, noCalls());
+    const recorder = device.begin([]);
+    // Each copy but the first takes what the one before has brought.
+    recorder.copyRows({ out: from, outRow: 0, x, xRow: 0, rows: 1, width: count });
+    for (let at = 0; at < count; at += 2) {
+      recorder.copyRows({ out: to, outRow: at / 2, x: from, xRow: at / 2, rows: 1, width: 2 });
+      recorder.copyRows({ out: from, outRow: at / 2, x: to, xRow: at / 2, rows: 1, width: 2 });
+    }
+    expect(calls.submit).toBe(0);
+    await recorder.submit();
+    expect(calls.map).toBe(1);
+    expect(calls.submit).toBe(3);
+    expectSameBits(await results(device, to), values);
     await device.close();
   });
 

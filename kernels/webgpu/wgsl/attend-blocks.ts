@@ -11,17 +11,29 @@ export interface AttendShape {
   rows: number;
 }
 
+/** Query heads of one KV head that a work group takes. */
+export const TILE_HEADS = 4;
+/** A score that no dot product of finite values reaches; exp of it is 0. */
+export const NONE = "-3.0e38";
+/** Parts of a score: see {@link isQuartered}. */
+export const KEY_QUARTERS = 4;
+
 /** Tokens of a block that a thread adds up for its four channels. */
 export function tokensPerGroup(headDim: number): number {
   return Math.ceil(64 / Math.floor(64 / (headDim / 4)));
 }
 
 /**
- * Whether keys and values of a sealed block are read before anything is computed: all of what a thread needs is on its way at once, as memory far away wants
- * it. Not with several rows, whose sums leave no room in registers.
+ * Whether a score is the sum of four parts, ((0 + 1) + 2) + 3: part n has the runs of 16 channels n, n + 4, ... of a key, ascending. So four threads may share
+ * a key; where one has it, it keeps to the same order.
  */
-function readsAhead({ encoding, headDim, rows }: AttendShape): boolean {
-  return encoding === "int8" && rows === 1 && headDim % 16 === 0 && tokensPerGroup(headDim) <= 32;
+function isQuartered({ encoding, headDim }: AttendShape): boolean {
+  return encoding === "int8" && headDim % 16 === 0 && tokensPerGroup(headDim) <= 32;
+}
+
+/** Whether it is done as attend-ahead.ts does it. Not with several rows, whose sums leave no room in registers. */
+export function readsAhead(shape: AttendShape): boolean {
+  return shape.rows === 1 && isQuartered(shape);
 }
 
 /** A statement for each buffer of the pool. */
@@ -31,10 +43,9 @@ function perPart(partCount: number, statement: (buffer: string) => string): stri
   return `switch (part) {\n${cases.join("\n")}\n    default: {}\n  }`;
 }
 
-/** Functions that read the pool: 16 bytes, a word, and where the shape reads ahead a key and the values of a thread. */
+/** Functions that read the pool: 16 bytes, and a word. */
 export function sources(shape: AttendShape): string {
-  const { encoding, headDim, partCount } = shape;
-  const tokens = tokensPerGroup(headDim);
+  const { encoding, partCount } = shape;
   const wide = /* wgsl */ `
 fn block4(part: u32, at: u32) -> vec4u {
   ${perPart(partCount, (buffer) => `return ${buffer}[at];`)}
@@ -50,25 +61,7 @@ fn block_word(part: u32, at: u32) -> u32 {
   ${perPart(partCount, (buffer) => `return ${buffer}[at >> 2u][at & 3u];`)}
 ${partCount === 1 ? "" : "  return 0u;"}
 }`;
-  if (!readsAhead(shape)) return `${wide}${word}\n`;
-  return /* wgsl */ `${wide}${word}
-fn load_key(part: u32, at: u32) -> array<vec4u, ${headDim / 16}> {
-  var row: array<vec4u, ${headDim / 16}>;
-  ${perPart(partCount, (buffer) => `for (var i = 0u; i < ${headDim / 16}u; i++) { row[i] = ${buffer}[at + i]; }`)}
-  return row;
-}
-/** Words FOURS apart, those whose bit is set. */
-fn load_values(part: u32, first: u32, bits: u32) -> array<u32, ${tokens}> {
-  var words: array<u32, ${tokens}>;
-  ${perPart(
-    partCount,
-    (buffer) => /* wgsl */ `for (var i = 0u; i < ${tokens}u; i++) {
-    let at = first + i * FOURS;
-    if (((bits >> i) & 1u) == 1u) { words[i] = ${buffer}[at >> 2u][at & 3u]; }
-  }`,
-  )}
-  return words;
-}
+  return `${wide}${word}
 `;
 }
 
@@ -81,26 +74,14 @@ fn mask_from(mask: vec2u, first: u32) -> u32 {
 }
 `;
 
-/** Before anything is computed: what is read ahead of a sealed block. `value_scale` is that of the thread's token. */
-export function readAhead(shape: AttendShape): string {
-  if (shape.encoding === "f32") return "      let value_scale = 1.0;";
-  const first = /* wgsl */ `
+/** The scale of the value of a thread's token. */
+export function valueScale({ encoding }: AttendShape): string {
+  if (encoding === "f32") return "      let value_scale = 1.0;";
+  return /* wgsl */ `
       let values_at = base + p.kv_head_count * (16u * HEAD_DIM + HEAD_DIM);
       var value_scale = 1.0;
       if (is_sealed && is_chosen) {
         value_scale = bitcast<f32>(block_word(part, values_at + p.kv_head_count * 16u * HEAD_DIM + kv_head * 64u + token));
-      }`;
-  if (!readsAhead(shape)) return first;
-  return /* wgsl */ `${first}
-      var row: array<vec4u, ${shape.headDim / 16}>;
-      var words: array<u32, TOKENS_PER_GROUP>;
-      var word_bits = 0u;
-      if (is_sealed) {
-        if (token_group < TOKEN_GROUPS) {
-          word_bits = mask_from(info.xy, token_first) & WORD_BITS;
-          words = load_values(part, values_at + (kv_head * 64u + token_first) * FOURS + four, word_bits);
-        }
-        if (is_chosen) { row = load_key(part, (base + (kv_head * 64u + token) * FOURS) >> 2u); }
       }`;
 }
 
@@ -113,7 +94,8 @@ export const SCALE_QUERY_INT8 = /* wgsl */ `
 
 const ADD_DOTS = "for (var j = 0u; j < QUERIES; j++) { dots[j] = add_dot(key, query[j * FOURS + four], dots[j]); }";
 
-const OPEN_KEYS = /* wgsl */ `
+/** Adds the dots of a thread's token of the open block to `dots`. */
+export const OPEN_KEYS = /* wgsl */ `
         let open_at = base + (kv_head * 64u + token) * FOURS;
         for (var four = 0u; four < FOURS; four++) {
           let key = open[open_at + four];
@@ -132,9 +114,6 @@ export function addDots(shape: AttendShape): string {
           ${ADD_DOTS}
         }`;
   }
-  const ahead = Array.from({ length: headDim / 16 }, (_, n) => `add_key(&dots, row[${n}], ${n * 4}u);`).join(
-    "\n        ",
-  );
   const words = /* wgsl */ `
         let words_at = base + (kv_head * 64u + token) * FOURS;
         for (var four = 0u; four < FOURS; four++) {
@@ -144,7 +123,18 @@ export function addDots(shape: AttendShape): string {
   const wide = /* wgsl */ `
         let words_at = base + (kv_head * 64u + token) * FOURS;
         for (var four = 0u; four < FOURS; four += 4u) { add_key(&dots, block4(part, (words_at + four) >> 2u), four); }`;
-  const sealed = readsAhead(shape) ? `        ${ahead}` : headDim % 16 === 0 ? wide : words;
+  const quarters = Array.from({ length: KEY_QUARTERS }, (_, quarter) => {
+    const sums = quarter === 0 ? "dots" : "part_dots";
+    const add = `for (var j = 0u; j < QUERIES; j++) { dots[j] += part_dots[j]; }`;
+    return /* wgsl */ `
+        ${quarter === 0 ? "" : "for (var j = 0u; j < QUERIES; j++) { part_dots[j] = 0.0; }"}
+        for (var four = ${quarter * 4}u; four < FOURS; four += ${KEY_QUARTERS * 4}u) { add_key(&${sums}, block4(part, (words_at + four) >> 2u), four); }
+        ${quarter === 0 ? "" : add}`;
+  });
+  const quartered = /* wgsl */ `
+        let words_at = base + (kv_head * 64u + token) * FOURS;
+        var part_dots: array<f32, QUERIES>;${quarters.join("")}`;
+  const sealed = isQuartered(shape) ? quartered : headDim % 16 === 0 ? wide : words;
   return /* wgsl */ `
         if (is_sealed) {
 ${sealed}
@@ -172,7 +162,6 @@ fn add_value(sums: ptr<function, array<vec4f, QUERIES>>, value: vec4f, token: u3
 
 /** Adds the weighted values of a thread's tokens to `acc`, ascending. Values of int8 are codes: their scales are in the weights. */
 export function addValues(shape: AttendShape): string {
-  const tokens = tokensPerGroup(shape.headDim);
   const value =
     shape.encoding === "int8"
       ? /* wgsl */ `
@@ -184,26 +173,12 @@ export function addValues(shape: AttendShape): string {
       : /* wgsl */ `
         let offset = ((p.kv_head_count + kv_head) * 64u + token) * FOURS + four;
         if (is_sealed) { value = sealed4(part, base, offset); } else { value = open[base + offset]; }`;
-  const oneByOne = /* wgsl */ `
+  return /* wgsl */ `
       let token_end = select(0u, min(last_token + 1u, token_first + TOKENS_PER_GROUP), token_group < TOKEN_GROUPS);
       for (var token = token_first; token < token_end; token++) {
         if (((select(info.x, info.y, token >= 32u) >> (token & 31u)) & 1u) == 0u) { continue; }
         var value: vec4f;
 ${value}
         add_value(&acc, value, token);
-      }`;
-  if (!readsAhead(shape)) return oneByOne;
-  const run = Math.min(16, tokens);
-  const runs = Array.from({ length: Math.ceil(tokens / run) }, (_, n) => {
-    const adds = Array.from({ length: Math.min(run, tokens - n * run) }, (_, i) => n * run + i)
-      .map((i) => `          add_value(&acc, signed_bytes(words[${i}]), min(token_first + ${i}u, 63u));`)
-      .join("\n");
-    return `        if ((word_bits & ${(2 ** Math.min(run, tokens - n * run) - 1) * 2 ** (n * run)}u) != 0u) {\n${adds}\n        }`;
-  });
-  return /* wgsl */ `
-      if (is_sealed) {
-${runs.join("\n")}
-      } else {
-${oneByOne}
       }`;
 }

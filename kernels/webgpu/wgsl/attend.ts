@@ -4,22 +4,33 @@
  */
 import { type Kernel, type Lane, read, write } from "../kernel.ts";
 import {
+  AHEAD_DECLARED,
+  AHEAD_SCORES,
+  aheadDots,
+  aheadLoad,
+  aheadOnce,
+  aheadStage,
+  aheadValues,
+} from "./attend-ahead.ts";
+import {
   ADD_KEY,
   ADD_VALUE,
   type AttendShape,
   addDots,
   addValues,
   MASK_FROM,
-  readAhead,
+  NONE,
+  OPEN_KEYS,
+  readsAhead,
   SCALE_QUERY_INT8,
   sources,
+  TILE_HEADS,
   tokensPerGroup,
+  valueScale,
 } from "./attend-blocks.ts";
-import { SIGNED_BYTES } from "./exact-math.ts";
+import { ROUNDED, SIGNED_BYTES } from "./exact-math.ts";
 import { laneParam, laneWidth, shuffles } from "./reduce.ts";
 
-/** Query heads of one KV head that a work group takes. */
-export const TILE_HEADS = 4;
 /** Words of one tile in the tables: see step-layout.ts. */
 export const TILE_WORDS = 10;
 /** Blocks of a split where all of a context is attended. */
@@ -28,9 +39,6 @@ export const SPLIT_BLOCKS = 8;
 export const LIST_BLOCKS = 4;
 /** Words of a listed block: its number, the mask of its tokens, and its place in the pool. */
 export const LIST_WORDS = 4;
-/** A score that no dot product of finite values reaches; exp of it is 0. */
-export const NONE = "-3.0e38";
-
 /** What both kernels know of a tile. */
 export const TILE = /* wgsl */ `
 struct Tile {
@@ -89,12 +97,70 @@ function withinQuery({ subgroups }: Lane): { max: string; sum: string } {
   };
 }
 
+/** From a block to the scores of a thread's query and four tokens for each of its parts: `block_max`, and what says the one numbered i. */
+interface Scores {
+  scores: string;
+  score: string;
+}
+
+function scoresAhead(shape: AttendShape): Scores {
+  return {
+    scores: /* wgsl */ `
+${aheadLoad(shape)}
+${aheadStage(shape)}
+      workgroupBarrier();
+${aheadDots(shape, OPEN_KEYS)}
+      value_scales[token] = value_scale;
+      workgroupBarrier();
+${AHEAD_SCORES}`,
+    score: "select(select(score0, score1, i == 1u), select(score2, score3, i == 3u), i >= 2u)",
+  };
+}
+
+function scoresOf(shape: AttendShape): Scores {
+  return {
+    scores: /* wgsl */ `
+${valueScale(shape)}
+      for (var i = lid; i < QUERIES * FOURS; i += 64u) {
+        let j = i / FOURS;
+        let head = head_first + j % HEADS;
+        var four = vec4f(0.0);
+        if (j / HEADS < tile.row_count && head < head_end) {
+          four = q[((tile.first_row + j / HEADS) * p.head_count + head) * FOURS + i % FOURS];
+        }
+${shape.encoding === "int8" ? SCALE_QUERY_INT8 : ""}
+        query[i] = four;
+      }
+      workgroupBarrier();
+
+      var dots: array<f32, QUERIES>;
+      for (var j = 0u; j < QUERIES; j++) { dots[j] = 0.0; }
+      if (is_chosen && token <= last_token) {
+${addDots(shape)}
+      }
+      for (var j = 0u; j < QUERIES; j++) {
+        let sees = is_chosen && (is_sealed || token <= tile.position % 64u + j / HEADS);
+        weights[token * QUERIES + j] = select(${NONE}, dots[j] * p.scale, sees);
+      }
+      value_scales[token] = value_scale;
+      workgroupBarrier();
+
+      var block_max = ${NONE};
+      for (var n = my_lane; n < 16u; n += LANES) {
+        for (var i = 0u; i < 4u; i++) {
+          block_max = max(block_max, weights[(n + i * 16u) * QUERIES + my_query]);
+        }
+      }`,
+    score: "weights[at]",
+  };
+}
+
 /**
  * Attention of one tile: up to `rows` rows of a query group within one block of positions, times TILE_HEADS query heads of one KV head.
  *
  * q, out vec4f [rows, headCount, headDim / 4]; blocks0.. the parts of the pool; open vec4f, one layer (pool.ts); tables: tiles
  * (step-layout.ts) and block ids; scratch: lists of chosen blocks u32 [unit](count, [LIST_WORDS] each), partial results. 64 threads: for scores one a
- * token, for values one (token group, 4 channels), for weights 64 / queries a query.
+ * token (decoding over int8: attend-ahead.ts), for values one (token group, 4 channels), for weights 64 / queries a query.
  *
  * With `is_split` each work group has one split and leaves (max, sum, output) in scratch for `mergeSplits`: grid
  * [most splits, tiles, kvHeadCount * head chunks]; else it walks all splits and writes `out`: grid [1, ...]. Both add in the same order and give the
@@ -106,6 +172,8 @@ export function attend(shape: AttendShape): Kernel {
   const queries = rows * TILE_HEADS;
   const parts = Array.from({ length: partCount }, (_, part) => [`blocks${part}`, read("vec4u")] as const);
   const tokens = tokensPerGroup(headDim);
+  const ahead = readsAhead(shape);
+  const { scores, score } = ahead ? scoresAhead(shape) : scoresOf(shape);
   return {
     name: `attend_${encoding}_${headDim}_${partCount}_${rows}`,
     params: {
@@ -146,7 +214,7 @@ var<workgroup> keep: array<f32, QUERIES>;
 var<workgroup> add: array<f32, QUERIES>;
 ${sources(shape)}
 fn add_dot(a: vec4f, b: vec4f, sum: f32) -> f32 { return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, sum)))); }
-${int8 ? `${MASK_FROM}${headDim % 16 === 0 ? ADD_KEY : ""}` : ""}${ADD_VALUE}${TILE}
+${int8 ? `${MASK_FROM}${headDim % 16 === 0 ? ADD_KEY : ""}` : ""}${ADD_VALUE}${TILE}${ahead ? `${ROUNDED}${AHEAD_DECLARED}` : ""}
 /** (mask low, mask high, 0 nothing 1 sealed 2 open + 4 * part, base in elements of its buffer) of block number index of those to walk. */
 fn block_info(tile: Tile, kv_head: u32, index: u32) -> vec4u {
   var block = index;
@@ -194,6 +262,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
     total_sum[lid] = 0.0;
   }
 
+${ahead ? aheadOnce(shape) : ""}
   for (var split = split_first; split < split_end; split++) {
     if (lid < ${SPLIT_BLOCKS}u) {
       let index = split * per_split + lid;
@@ -218,37 +287,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
       let last_token = select(tile.position % 64u + tile.row_count - 1u, 63u, is_sealed);
       let token = lid;
       let is_chosen = ((select(info.x, info.y, token >= 32u) >> (token & 31u)) & 1u) == 1u;
-${readAhead(shape)}
-      for (var i = lid; i < QUERIES * FOURS; i += 64u) {
-        let j = i / FOURS;
-        let head = head_first + j % HEADS;
-        var four = vec4f(0.0);
-        if (j / HEADS < tile.row_count && head < head_end) {
-          four = q[((tile.first_row + j / HEADS) * p.head_count + head) * FOURS + i % FOURS];
-        }
-${int8 ? SCALE_QUERY_INT8 : ""}
-        query[i] = four;
-      }
-      workgroupBarrier();
-
-      var dots: array<f32, QUERIES>;
-      for (var j = 0u; j < QUERIES; j++) { dots[j] = 0.0; }
-      if (is_chosen && token <= last_token) {
-${addDots(shape)}
-      }
-      for (var j = 0u; j < QUERIES; j++) {
-        let sees = is_chosen && (is_sealed || token <= tile.position % 64u + j / HEADS);
-        weights[token * QUERIES + j] = select(${NONE}, dots[j] * p.scale, sees);
-      }
-      value_scales[token] = value_scale;
-      workgroupBarrier();
-
-      var block_max = ${NONE};
-      for (var n = my_lane; n < 16u; n += LANES) {
-        for (var i = 0u; i < 4u; i++) {
-          block_max = max(block_max, weights[(n + i * 16u) * QUERIES + my_query]);
-        }
-      }
+${scores}
 ${withinQuery(lane).max}
       let now = max(my_max, block_max);
       var parts: array<f32, PARTS>;
@@ -257,7 +296,7 @@ ${withinQuery(lane).max}
         for (var i = 0u; i < 4u; i++) {
           let token = part * LANES + my_lane + i * 16u;
           let at = token * QUERIES + my_query;
-          let score = weights[at];
+          let score = ${score};
           var weight = 0.0;
           if (score > ${NONE} && is_mine) { weight = exp(score - now); }
           sum += weight;
@@ -274,7 +313,7 @@ ${withinQuery(lane).sum}
       workgroupBarrier();
 
       for (var j = 0u; j < QUERIES; j++) { acc[j] *= keep[j]; }
-${addValues(shape)}
+${ahead ? aheadValues(shape, addValues(shape)) : addValues(shape)}
     }
     if (my_lane == 0u) {
       split_max[my_query] = my_max;

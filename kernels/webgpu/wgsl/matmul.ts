@@ -15,6 +15,10 @@ import { laneParam, laneWidth, shuffles } from "./reduce.ts";
 export const GEMV_ROWS = [1, 4, 8] as const;
 /** One of {@link GEMV_ROWS}. */
 export type GemvRows = (typeof GEMV_ROWS)[number];
+/** Groups of 8 rows of the matrix that one work group of the small kernel takes. */
+export type GemvGroups = 1 | 2;
+/** Rows of an int8 or int4 matrix from which on, with several rows of the input, a work group takes two groups: fewer would leave a GPU without work. */
+export const GEMV_TWO_GROUPS_MIN = 8192;
 /** Rows of the input, and of the matrix, that one work group of the large kernel takes. */
 export const GEMM_TILE = 32;
 
@@ -65,12 +69,22 @@ fn store(row: u32, column: u32, value: f32) {
  */
 interface GemvStep {
   ahead: (rows: GemvRows) => number;
+  /** `#` stands for the number of the step and of the thread's row of the matrix. */
   load: string;
+  /** For all rows of the matrix: what precedes the rows of the input, what is read of one, and what each row of the matrix does with it. */
+  before?: string;
+  input?: string;
   add: string;
 }
 
 /** Where the input's row for sum j begins, in blocks; rows that are not there are computed and not stored. */
 const ROW_BLOCKS = "min(first + j, p.rows - 1u) * blocks + block";
+
+const INTEGER_INPUT = /* wgsl */ `
+        let x_at = ${ROW_BLOCKS};
+        let x_low = x[x_at * 2u];
+        let x_high = x[x_at * 2u + 1u];
+        let x_scale = x_scales[x_at];`;
 
 const GEMV_STEP: Record<Exclude<MatrixEncoding, "f16">, GemvStep> = {
   f32: {
@@ -100,46 +114,57 @@ const GEMV_STEP: Record<Exclude<MatrixEncoding, "f16">, GemvStep> = {
   int8: {
     ahead: () => 4,
     load: /* wgsl */ `
-    let low#n = weights[at#n * 2u - lid];
-    let high#n = weights[at#n * 2u - lid + 64u];
-    let scale#n = weight_scales[at#n];`,
+    let low# = weights[at# * 2u - lid];
+    let high# = weights[at# * 2u - lid + 64u];
+    let scale# = weight_scales[at#];`,
+    input: INTEGER_INPUT,
     add: /* wgsl */ `
-      for (var j = 0u; j < ROWS; j++) {
-        let x_at = ${ROW_BLOCKS};
-        let dot = dot16(low#n, x[x_at * 2u]) + dot16(high#n, x[x_at * 2u + 1u]);
-        acc[j] = fma(f32(dot), scale#n * bitcast<f32>(x_scales[x_at].x), acc[j]);
-      }`,
+        {
+          let dot = dot16(low#, x_low) + dot16(high#, x_high);
+          acc[#sum] = fma(f32(dot), scale# * bitcast<f32>(x_scale.x), acc[#sum]);
+        }`,
   },
   int4: {
     ahead: (rows) => (rows === 1 ? 8 : 4),
     load: /* wgsl */ `
-    let words#n = weights[at#n];
-    let scale#n = weight_scales[at#n];`,
+    let words# = weights[at#];
+    let scale# = weight_scales[at#];`,
+    before: /* wgsl */ `
+      let low# = words# & vec4u(0x0f0f0f0fu);
+      let high# = (words# >> vec4u(4u)) & vec4u(0x0f0f0f0fu);`,
+    input: INTEGER_INPUT,
     add: /* wgsl */ `
-      let low = words#n & vec4u(0x0f0f0f0fu);
-      let high = (words#n >> vec4u(4u)) & vec4u(0x0f0f0f0fu);
-      for (var j = 0u; j < ROWS; j++) {
-        let x_at = ${ROW_BLOCKS};
-        let x_scale = x_scales[x_at];
-        let dot = dot16(low, x[x_at * 2u]) + dot16(high, x[x_at * 2u + 1u]) - 8 * bitcast<i32>(x_scale.y);
-        acc[j] = fma(f32(dot), scale#n * bitcast<f32>(x_scale.x), acc[j]);
-      }`,
+        {
+          let dot = dot16(low#, x_low) + dot16(high#, x_high) - 8 * bitcast<i32>(x_scale.y);
+          acc[#sum] = fma(f32(dot), scale# * bitcast<f32>(x_scale.x), acc[#sum]);
+        }`,
   },
 };
 
 /** The loop over a thread's blocks. */
-function gemvLoop(encoding: MatrixEncoding, rows: GemvRows): string {
-  const { ahead, load, add } = GEMV_STEP[encoding === "f16" ? "bf16" : encoding];
+function gemvLoop(encoding: MatrixEncoding, rows: GemvRows, groups: GemvGroups): string {
+  const { ahead, load, before, input, add } = GEMV_STEP[encoding === "f16" ? "bf16" : encoding];
   const steps = Array.from({ length: ahead(rows) }, (_, n) => n);
-  const loads = steps.map((n) => {
-    const at = `    let at${n} = (wg.x * p.steps + min(from_s + ${n}u, p.steps - 1u)) * 64u + lid;`;
-    return load === "" ? "" : `${at}${load.replaceAll("#n", String(n))}`;
-  });
+  const each = (n: number, text: string): string =>
+    Array.from({ length: groups }, (_, g) =>
+      text.replaceAll("#sum", g === 0 ? "j" : `j + ${g}u * ROWS`).replaceAll("#", `${n}_${g}`),
+    ).join("");
+  const group = groups === 1 ? "wg.x" : `min(wg.x * ${groups}u + #g, group_last)`;
+  const loads = steps.flatMap((n) =>
+    Array.from({ length: groups }, (_, g) => {
+      if (load === "") return "";
+      const at = `    let at# = (${group.replace("#g", `${g}u`)} * p.steps + min(from_s + ${n}u, p.steps - 1u)) * 64u + lid;`;
+      return `${at}${load}`.replaceAll("#", `${n}_${g}`);
+    }),
+  );
   const adds = steps.map((n) => {
-    const text = add.replaceAll("#n", String(n));
+    const sums =
+      input === undefined
+        ? add
+        : `${each(n, before ?? "")}\n      for (var j = 0u; j < ROWS; j++) {${input}${each(n, add)}\n      }`;
     return /* wgsl */ `    if (from_s + ${n}u < p.steps) {
       let s = from_s + ${n}u;
-      let block = (lid & 7u) * p.steps + s;${text}
+      let block = (lid & 7u) * p.steps + s;${sums}
     }`;
   });
   return /* wgsl */ `  for (var from_s = 0u; from_s < p.steps; from_s += ${steps.length}u) {
@@ -148,18 +173,20 @@ ${adds.join("\n")}
   }`;
 }
 
-/** The lanes' sums without work group memory, where a subgroup has the eight lanes of a row. `laneSum`: of this thread, for row j of the input. */
-const GEMV_SHUFFLE = (laneSum: string): string => /* wgsl */ `
+/** The lanes' sums without work group memory, where a subgroup has the eight lanes of a row. `laneSum`: of this thread, for row j of the input and g of the matrix. */
+const GEMV_SHUFFLE = (laneSum: string, groups: GemvGroups): string => /* wgsl */ `
   if (lane_width >= 8u) {
-    var mine = 0.0;
-    for (var j = 0u; j < count; j++) {
-      let own = ${laneSum};
-      var sum = 0.0;
-      for (var i = 0u; i < 8u; i++) { sum += shuffle(own, lid, lane_width, (lid & ~7u) + i); }
-      if ((lid & 7u) == j) { mine = sum; }
+    for (var g = 0u; g < ${groups}u; g++) {
+      var mine = 0.0;
+      for (var j = 0u; j < count; j++) {
+        let own = ${laneSum};
+        var sum = 0.0;
+        for (var i = 0u; i < 8u; i++) { sum += shuffle(own, lid, lane_width, (lid & ~7u) + i); }
+        if ((lid & 7u) == j) { mine = sum; }
+      }
+      let column = (wg.x * ${groups}u + g) * 8u + (lid >> 3u);
+      if ((lid & 7u) < count && column < p.part_width) { store(first + (lid & 7u), column, mine); }
     }
-    let column = wg.x * 8u + (lid >> 3u);
-    if ((lid & 7u) < count && column < p.part_width) { store(first + (lid & 7u), column, mine); }
     return;
   }`;
 
@@ -170,17 +197,18 @@ fn dot16(a: vec4u, b: vec4u) -> i32 {
 `;
 
 /**
- * Product for few rows: one work group has 8 rows of the matrix and `rows` of the input; thread 8 r + l has lane l of row r, and the
- * 64 threads read the packed matrix without a gap.
+ * Product for few rows: one work group has 8 rows of the matrix (16 with two groups) and `rows` of the input; thread 8 r + l has lane l of row r (and of row
+ * r + 8), and the 64 threads read the packed matrix without a gap.
  *
  * weights and weight_scales: packed-matrix.ts; x as quantize-rows.ts leaves it (f32: [rows, blocks * 32]); out f32 [rows, outWidth], columns
- * from out_first on. Grid [ceil(partWidth / 8), ceil(rows of the input / rows)]. 256 * rows bytes of work group memory.
+ * from out_first on. Grid [ceil(partWidth / 8 / groups), ceil(rows of the input / rows)]. 256 * rows bytes of work group memory.
+ * @param groups two, for int8 and int4: what is read of the input serves twice as many weights
  */
-export function gemv(encoding: MatrixEncoding, rows: GemvRows): Kernel {
+export function gemv(encoding: MatrixEncoding, rows: GemvRows, groups: GemvGroups = 1): Kernel {
   const integer = isInteger(encoding);
-  const laneSum = integer ? "acc[j]" : "(acc[j].x + acc[j].y) + (acc[j].z + acc[j].w)";
+  const laneSum = integer ? "acc[j + g * ROWS]" : "(acc[j].x + acc[j].y) + (acc[j].z + acc[j].w)";
   return {
-    name: `gemv_${encoding}_${rows}`,
+    name: `gemv_${encoding}_${rows}${groups === 1 ? "" : `x${groups}`}`,
     params: matmulParams,
     bindings: matmulBindings(encoding),
     code: (lane) => /* wgsl */ `
@@ -193,17 +221,22 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
   let blocks = p.steps * 8u;
   let first = wg.y * ROWS;
   let count = min(ROWS, p.rows - first);
-  var acc: array<${integer ? "f32" : "vec4f"}, ROWS>;
-${gemvLoop(encoding, rows)}
-${lane.subgroups === "none" ? "" : GEMV_SHUFFLE(laneSum)}
-  for (var j = 0u; j < ROWS; j++) { lanes[j * 64u + lid] = ${laneSum}; }
-  workgroupBarrier();
-  let column = wg.x * 8u + (lid & 7u);
-  let j = lid >> 3u;
-  if (j >= count || column >= p.part_width) { return; }
-  var sum = 0.0;
-  for (var lane = 0u; lane < 8u; lane++) { sum += lanes[j * 64u + (lid & 7u) * 8u + lane]; }
-  store(first + j, column, sum);
+  let group_last = (p.part_width + 7u) / 8u - 1u;
+  var acc: array<${integer ? "f32" : "vec4f"}, ${rows * groups}>;
+${gemvLoop(encoding, rows, groups)}
+${lane.subgroups === "none" ? "" : GEMV_SHUFFLE(laneSum, groups)}
+  for (var g = 0u; g < ${groups}u; g++) {
+    for (var j = 0u; j < ROWS; j++) { lanes[j * 64u + lid] = ${laneSum}; }
+    workgroupBarrier();
+    let column = (wg.x * ${groups}u + g) * 8u + (lid & 7u);
+    let j = lid >> 3u;
+    if (j < count && column < p.part_width) {
+      var sum = 0.0;
+      for (var lane = 0u; lane < 8u; lane++) { sum += lanes[j * 64u + (lid & 7u) * 8u + lane]; }
+      store(first + j, column, sum);
+    }
+    workgroupBarrier();
+  }
 }
 `,
   };

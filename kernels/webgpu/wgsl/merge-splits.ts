@@ -1,6 +1,7 @@
 /** The second half of split attention. */
 import { type Kernel, read, write } from "../kernel.ts";
-import { NONE, TILE } from "./attend.ts";
+import { TILE } from "./attend.ts";
+import { NONE } from "./attend-blocks.ts";
 
 /** Splits whose results are on their way at once. */
 const AHEAD = 8;

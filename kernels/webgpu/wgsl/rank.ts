@@ -85,6 +85,18 @@ fn main(@builtin(global_invocation_id) id: vec3u) {
 
 /** Threads of a work group that ranks. */
 const THREADS = 256;
+/** Keys of a thread that are on their way at once: one work group has them all to go through, and waits for memory. */
+const AHEAD = 8;
+/** For every candidate `i` of a thread and its `key`, in loops that read AHEAD keys at a time; in any order. */
+const eachKey = (text: string): string => /* wgsl */ `
+    for (var from_i = lid; from_i < size; from_i += ${THREADS * AHEAD}u) {
+${aheadLines((n) => `      let key${n} = scratch[ranking.keys_at + min(from_i + ${n * THREADS}u, size - 1u)];`)}
+${aheadLines((n) => `      if (from_i + ${n * THREADS}u < size) { let i = from_i + ${n * THREADS}u; let key = key${n}; ${text} }`)}
+    }`;
+
+function aheadLines(line: (n: number) => string): string {
+  return Array.from({ length: AHEAD }, (_, n) => line(n)).join("\n");
+}
 
 /**
  * Flags the best `take` candidates (all, where there are no more): the order of `topIndices`, ties to the lower index. Four passes over the
@@ -113,10 +125,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
     let shift = 24u - pass_index * 8u;
     atomicStore(&counts[lid], 0u);
     workgroupBarrier();
-    for (var i = lid; i < size; i += ${THREADS}u) {
-      let key = scratch[ranking.keys_at + i];
-      if (pass_index == 0u || (key >> (shift + 8u)) == prefix) { atomicAdd(&counts[(key >> shift) & 255u], 1u); }
-    }
+${eachKey("if (pass_index == 0u || (key >> (shift + 8u)) == prefix) { atomicAdd(&counts[(key >> shift) & 255u], 1u); }")}
     workgroupBarrier();
     let digit = 255u - lid;
     let count = atomicLoad(&counts[digit]);
@@ -130,9 +139,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
   // Nearly always all keys that equal the last one are taken, and nobody need count them.
   let last = workgroupUniformLoad(&found);
   if (last.y == last.z) {
-    for (var i = lid; i < size; i += ${THREADS}u) {
-      scratch[ranking.flags_at + i] = select(0u, 1u, scratch[ranking.keys_at + i] >= prefix);
-    }
+${eachKey("scratch[ranking.flags_at + i] = select(0u, 1u, key >= prefix);")}
     return;
   }
   let run = (size + ${THREADS - 1}u) / ${THREADS}u;

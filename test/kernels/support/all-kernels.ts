@@ -56,6 +56,7 @@ export const ALL_KERNELS: readonly Kernel[] = [
   ...[64, 4096].flatMap((width) => [rmsNorm(width, false), rmsNorm(width, true)]),
   ...MATRICES.flatMap((encoding) => [
     ...GEMV_ROWS.map((rows) => gemv(encoding, rows)),
+    ...(encoding === "int8" || encoding === "int4" ? [gemv(encoding, 4, 2), gemv(encoding, 8, 2)] : []),
     gemm(encoding),
     rowOps.embed(encoding),
   ]),
