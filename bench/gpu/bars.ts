@@ -37,6 +37,7 @@ export function gpuBars(results: StageResults, size: GpuSize): GpuBar[] {
       copyShare(
         kernelsOf(results, "linear"),
         ({ op, size: rows }) => op === "matmul int4 (down)" && rows.startsWith("1 x"),
+        "gemv",
       ),
       [60, 85],
     ),
@@ -90,10 +91,16 @@ function kernelsOf(results: StageResults, stage: string): Kernels | undefined {
   return results[stage] as Kernels | undefined;
 }
 
-/** Percent of the copy bandwidth that a kernel reaches with the bytes it needs. */
-function copyShare(kernels: Kernels | undefined, isIt: (row: KernelRow) => boolean): number | undefined {
+/**
+ * Percent of the copy bandwidth that an op reaches with the bytes it needs. `own`: how the names of the kernels begin that count, where others only prepare (in
+ * a model the op before a product quantizes its input).
+ */
+function copyShare(kernels: Kernels | undefined, isIt: (row: KernelRow) => boolean, own?: string): number | undefined {
   const row = kernels?.rows.find(isIt);
-  return row && kernels && (row.gigabytesPerS * 1e9 * 100) / kernels.limits.copyBytesPerS;
+  if (row === undefined || kernels === undefined) return undefined;
+  const times = Object.entries(row.kernels ?? {}).filter(([name]) => own !== undefined && name.startsWith(own));
+  const ms = times.length === 0 ? row.ms.min : times.reduce((sum, [, each]) => sum + each, 0);
+  return (row.bytes * 1e5) / ms / kernels.limits.copyBytesPerS;
 }
 
 function attentionRatio(results: StageResults, stage: string): number | undefined {

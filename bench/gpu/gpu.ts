@@ -130,7 +130,7 @@ async function runStages(
   };
   for (const stage of gpuStages(size)) {
     outcomes.push(await run(stage));
-    const isWrong = stage.name === OPS_STAGE && outcomes.at(-1)!.status !== "done";
+    const isWrong = stage.name === OPS_STAGE && ["failed", "timeout"].includes(outcomes.at(-1)!.status);
     if (isWrong && env.QUIRE_WEBGPU_FEATURES !== "none") {
       // What is measured of wrong kernels is worth nothing: if they are right without the optional features, the rest goes without.
       const plain = { ...env, QUIRE_WEBGPU_FEATURES: "none" };

@@ -43,6 +43,8 @@ export interface HostRow {
   dispatches: number;
   /** Milliseconds of a step: recording, encoding, submission and readback, driver and GPU left out. */
   msPerStep: { p50: number; min: number };
+  /** Of these, those before the first of a step's submissions: a GPU has nothing to do until then. */
+  msToFirst: { p50: number; min: number };
 }
 
 /** The benchmark as the registry names it. */
@@ -51,12 +53,20 @@ export const gpuHostBench = defineBench({
     "Dispatches and milliseconds of the host per decode step of the 8b shape's layers and heads, on Dawn's null backend: widths are small, kernels do not run.",
   flags,
   async run({ layers, steps }, context) {
-    const device = await openNullDevice();
+    const firstSubmit: FirstSubmit = {};
+    const device = await openNullDevice(() => {
+      firstSubmit.atMs ??= performance.now();
+    });
     const rows: HostRow[] = [];
     for (const { batch, contextTokens } of CASES) {
       for (const policy of ["dense", "quest"] as const) {
         const run = await decodeStep(device, { layerCount: layers, batch, contextTokens, policy });
-        rows.push({ batch, contextTokens, policy, ...(await timed(device, run, steps, context.signal)) });
+        rows.push({
+          batch,
+          contextTokens,
+          policy,
+          ...(await timed(device, run, { steps, firstSubmit, signal: context.signal })),
+        });
         print(context, rows.at(-1)!);
       }
     }
@@ -65,15 +75,19 @@ export const gpuHostBench = defineBench({
   },
 });
 
-function print({ print }: BenchContext, { batch, contextTokens, policy, dispatches, msPerStep }: HostRow): void {
+function print(
+  { print }: BenchContext,
+  { batch, contextTokens, policy, dispatches, msPerStep, msToFirst }: HostRow,
+): void {
   print(
     `${batch} x ${contextTokens} tokens, ${policy}: ${dispatches} dispatches, ` +
-      `${msPerStep.p50.toFixed(2)} ms a step (fastest ${msPerStep.min.toFixed(2)})`,
+      `${msPerStep.p50.toFixed(2)} ms a step (fastest ${msPerStep.min.toFixed(2)}), ` +
+      `${msToFirst.p50.toFixed(2)} before a GPU can begin (fastest ${msToFirst.min.toFixed(2)})`,
   );
 }
 
-/** Dawn with nothing behind it: it validates and encodes, and every dispatch is over at once. @throws {UsageError} where Dawn does not load. */
-export async function openNullDevice(): Promise<WebGpuDevice> {
+/** Dawn with nothing behind it: it validates and encodes, and every dispatch is over at once. `onSubmit` hears of every submission. @throws {UsageError} where Dawn does not load. */
+export async function openNullDevice(onSubmit = (): void => {}): Promise<WebGpuDevice> {
   try {
     const dawn = await import("webgpu");
     const host = globalThis as { [KEPT]?: GPU };
@@ -81,7 +95,7 @@ export async function openNullDevice(): Promise<WebGpuDevice> {
     const adapter = await host[KEPT].requestAdapter();
     if (adapter === null) throw new UsageError("Dawn has no null backend here");
     const request = adapter.requestDevice.bind(adapter);
-    adapter.requestDevice = async (descriptor) => withZeroedReadback(await request(descriptor));
+    adapter.requestDevice = async (descriptor) => withSubmits(withZeroedReadback(await request(descriptor)), onSubmit);
     return await openWebGpuDevice({ adapter, features: [] });
   } catch (error) {
     if (error instanceof UsageError) throw error;
@@ -97,6 +111,15 @@ function withZeroedReadback(device: GPUDevice): GPUDevice {
     const buffer = create({ ...descriptor, mappedAtCreation: true });
     buffer.unmap();
     return buffer;
+  };
+  return device;
+}
+
+function withSubmits(device: GPUDevice, onSubmit: () => void): GPUDevice {
+  const submit = device.queue.submit.bind(device.queue);
+  device.queue.submit = (buffers) => {
+    onSubmit();
+    return submit(buffers);
   };
   return device;
 }
@@ -146,23 +169,33 @@ export async function decodeStep(
   return () => runner.step(steps);
 }
 
+/** When the first submission of a step was. */
+interface FirstSubmit {
+  atMs?: number;
+}
+
 async function timed(
   device: WebGpuDevice,
   run: () => Promise<unknown>,
-  steps: number,
-  signal: AbortSignal,
-): Promise<Pick<HostRow, "dispatches" | "msPerStep">> {
+  { steps, firstSubmit, signal }: { steps: number; firstSubmit: FirstSubmit; signal: AbortSignal },
+): Promise<Pick<HostRow, "dispatches" | "msPerStep" | "msToFirst">> {
   const kernels: KernelTime[] = [];
   device.time(kernels);
   await run();
   device.time(undefined);
   const times: number[] = [];
+  const firsts: number[] = [];
   for (let count = 0; count < steps && !signal.aborted; count++) {
     const startMs = performance.now();
+    delete firstSubmit.atMs;
     await run();
     times.push(performance.now() - startMs);
+    firsts.push((firstSubmit.atMs ?? startMs) - startMs);
   }
   // The first half warms up.
-  const warm = times.slice(Math.floor(times.length / 2));
-  return { dispatches: kernels.length, msPerStep: { p50: quantile(warm, 0.5), min: Math.min(...warm) } };
+  const summary = (all: readonly number[]) => {
+    const warm = all.slice(Math.floor(all.length / 2));
+    return { p50: quantile(warm, 0.5), min: Math.min(...warm) };
+  };
+  return { dispatches: kernels.length, msPerStep: summary(times), msToFirst: summary(firsts) };
 }

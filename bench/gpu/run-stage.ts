@@ -7,8 +7,8 @@ import type { GpuStage } from "./stages.ts";
 /** What came of a stage. */
 export interface StageOutcome {
   name: string;
-  /** `failed`: ended with another code than 0; `timeout`: killed at its limit; `no time`: never begun. */
-  status: "done" | "failed" | "timeout" | "no time";
+  /** `failed`: ended with another code than 0; `timeout`: killed at its limit; `stopped`: killed with the run; `no time`: never begun. */
+  status: "done" | "failed" | "timeout" | "stopped" | "no time";
   seconds: number;
   /** What its benchmark wrote; also of a stage that failed or was killed, as far as it came. */
   result?: unknown;
@@ -72,7 +72,7 @@ export async function runStage(
   forget();
   signal.removeEventListener("abort", kill);
   const result = await readJson(jsonPath);
-  const status = isLate ? "timeout" : code === 0 ? "done" : "failed";
+  const status = isLate ? "timeout" : code === 0 ? "done" : signal.aborted ? "stopped" : "failed";
   return {
     name,
     status,

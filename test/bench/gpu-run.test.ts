@@ -134,6 +134,18 @@ describe("a stage of the GPU run", () => {
     expect(outcome).toMatchObject({ status: "timeout", result: { rows: [2] } });
   });
 
+  it("that ends because the run is stopped has not failed", async () => {
+    await withTempFolder(async (folder) => {
+      const program = join(folder, "stage.mjs");
+      await writeFile(program, "setInterval(() => {}, 1000);");
+      const stop = new AbortController();
+      const place = { folder, env: process.env, signal: stop.signal, program };
+      const outcome = runStage({ name: "one", args: ["x"], limitS: 60 }, place);
+      stop.abort();
+      expect((await outcome).status).toBe("stopped");
+    });
+  });
+
   it("that was killed while it wrote has no result", async () => {
     const outcome = await run(`writeFileSync(path, '{"rows":['); process.exit(3);`);
     expect(outcome.status).toBe("failed");
@@ -147,9 +159,11 @@ describe("a stage of the GPU run", () => {
 });
 
 describe("bars", () => {
-  const kernels = (rows: [op: string, size: string, ms: number, gigabytesPerS: number][]) => ({
+  const kernels = (
+    rows: [op: string, size: string, ms: number, bytes: number, kernels?: Record<string, number>][],
+  ) => ({
     limits: { copyBytesPerS: 4e12 },
-    rows: rows.map(([op, size, min, gigabytesPerS]) => ({ op, size, ms: { min }, gigabytesPerS })),
+    rows: rows.map(([op, size, min, bytes, kernels]) => ({ op, size, ms: { min }, bytes, kernels })),
   });
   const decode = (dense: number, quest: number, outside: number) => ({
     rows: [
@@ -161,7 +175,7 @@ describe("bars", () => {
   it("are computed from what stages wrote", () => {
     const attention = (dense: number, quest: number) =>
       kernels([
-        ["attend, decode, dense", "8 x 1", dense, 2600],
+        ["attend, decode, dense", "8 x 1", dense, dense * 2.6e9, { attend: dense / 2, merge_splits: dense / 2 }],
         ["select and attend, decode, quest", "8 x 1", quest, 9],
       ]);
     const bars = gpuBars(
@@ -170,7 +184,8 @@ describe("bars", () => {
         "attention-long": attention(48, 4),
         linear: kernels([
           ["matmul int4 (down)", "8 x 4096 x 14336", 1, 1],
-          ["matmul int4 (down)", "1 x 4096 x 14336", 1, 3600],
+          // The input's quantization is another kernel's time.
+          ["matmul int4 (down)", "1 x 4096 x 14336", 1.5, 3.6e9, { quantize_rows: 0.5, gemv_int4_1: 1 }],
         ]),
         "decode-short": decode(20, 10, 1.2),
         "decode-long": decode(10, 8, 0.4),
