@@ -17,7 +17,7 @@ import { pathBeside } from "../engine/calibration.ts";
 import { CALIBRATION_FILE, describeCalibration, UNCALIBRATED_SELECTION } from "../models/selection/calibration.ts";
 import type { SelectionConfiguration } from "../protocol/generate.ts";
 import type { Command } from "./command.ts";
-import { describeFlags, type FlagValues, parseFlags, parseNumber, parseSelectionFlag } from "./flags.ts";
+import { describeFlags, type FlagValues, parseNumber, parseSelectionFlag, parseWithOperand } from "./flags.ts";
 import { assertWritable, writeOutput } from "./output-file.ts";
 import { listenForStop } from "./stop-request.ts";
 import { UsageError } from "./usage-error.ts";
@@ -68,10 +68,10 @@ type CalibrateValues = FlagValues<typeof calibrateFlags>;
 export const calibrateCommand: Command = {
   help: () =>
     `Usage: quire calibrate MODEL [flags]\n\n  MODEL    HF model folder or GGUF file; selection.json is written beside it\n\n${describeFlags(calibrateFlags)}\n`,
-  async run([model, ...rest]) {
-    if (model === undefined || model.startsWith("-"))
-      throw new UsageError("calibrate needs a model folder or GGUF file");
-    await calibrate(model, parseFlags(calibrateFlags, rest, process.env));
+  async run(args) {
+    const missing = "calibrate needs a model folder or GGUF file";
+    const { operand: model, values } = parseWithOperand(calibrateFlags, args, { env: process.env, missing });
+    await calibrate(model, values);
     return 0;
   },
 };

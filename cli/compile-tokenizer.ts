@@ -4,7 +4,7 @@ import { dirname, join, resolve } from "node:path";
 import { QuireError } from "../protocol/errors.ts";
 import { compileTokenizer, TOKENIZER_TABLES_NAME } from "../tokenizer/open.ts";
 import type { Command } from "./command.ts";
-import { describeFlags, parseFlags, parseText } from "./flags.ts";
+import { describeFlags, parseText, parseWithOperand } from "./flags.ts";
 import { openModelFolder } from "./model-folder.ts";
 import { writeOutput } from "./output-file.ts";
 import { UsageError } from "./usage-error.ts";
@@ -27,9 +27,9 @@ export const compileTokenizerCommand: Command = {
 };
 
 async function runCompile(args: readonly string[]): Promise<number> {
-  const [model, ...rest] = args;
-  if (model === undefined || model.startsWith("-")) throw new UsageError("compile-tokenizer needs a model first");
-  const { out } = parseFlags(flags, rest, process.env);
+  const missing = "compile-tokenizer needs a model";
+  const { operand: model, values } = parseWithOperand(flags, args, { env: process.env, missing });
+  const { out } = values;
   const { json, folder } = await readTokenizer(model);
   const tables = compileTokenizerFile(model, json);
   if (tables === undefined) {

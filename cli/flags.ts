@@ -65,6 +65,22 @@ export function parseSwitched<F extends Flags>(
 }
 
 /**
+ * As {@link parseCommandLine}, of a command without switches that is for one thing, wherever among its flags that stands.
+ * @throws {UsageError} as that, for a stray argument, and `missing` where there is none.
+ */
+export function parseWithOperand<F extends Flags>(
+  flags: F,
+  args: readonly string[],
+  options: { env: NodeJS.ProcessEnv; missing: string },
+): { operand: string; values: FlagValues<F> } {
+  const { values, operands } = parseCommandLine({ flags, switches: {} }, args, options.env);
+  const [operand, stray] = operands;
+  if (operand === undefined) throw new UsageError(options.missing);
+  if (stray !== undefined) throw new UsageError(`unexpected argument "${stray}"`);
+  return { operand, values };
+}
+
+/**
  * Parses the arguments of one command. The last of repeated flags counts; behind `--` all are operands.
  * @throws {UsageError} one line, for an unknown flag, a missing or impossible value, or a switch with one.
  */

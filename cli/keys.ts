@@ -4,7 +4,7 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { DEFAULT_SCOPES, type KeyRecord, type TenantLimits } from "../workers/auth/key-record.ts";
 import type { Command } from "./command.ts";
-import { describeFlags, type FlagValues, parseFlags } from "./flags.ts";
+import { describeFlags, type Flags, type FlagValues, parseFlags, parseWithOperand } from "./flags.ts";
 import { edgeKeys } from "./keys/edge-keys.ts";
 import { fileKeys } from "./keys/file-keys.ts";
 import { createFlags, listFlags, placeFlags, rotateFlags } from "./keys/flags.ts";
@@ -52,14 +52,13 @@ async function runKeys([action, ...rest]: readonly string[], env: NodeJS.Process
       return 0;
     }
     case "revoke": {
-      const [id, flags] = idOf(action, rest);
-      await (await storeOf(parseFlags(placeFlags, flags, env), env)).revoke(id);
+      const { id, values } = parseWithId(action, placeFlags, rest, env);
+      await (await storeOf(values, env)).revoke(id);
       process.stderr.write(`quire: ${id} is revoked\n`);
       return 0;
     }
     case "rotate": {
-      const [id, flags] = idOf(action, rest);
-      const values = parseFlags(rotateFlags, flags, env);
+      const { id, values } = parseWithId(action, rotateFlags, rest, env);
       await rotate(await storeOf(values, env), id, values.overlap);
       return 0;
     }
@@ -101,9 +100,11 @@ async function operatorKeyOf(folder: string): Promise<string> {
   throw new UsageError(`${folder} holds no operator's key: set QUIRE_OPERATOR_KEY, or name the folder with --data`);
 }
 
-function idOf(action: string, [id, ...flags]: readonly string[]): [string, string[]] {
-  if (id !== undefined && /^key_[0-9a-f]{12}$/.test(id)) return [id, flags];
-  throw new UsageError(`keys ${action} needs a key's id first: key_ and 12 hex digits`);
+function parseWithId<F extends Flags>(action: string, flags: F, args: readonly string[], env: NodeJS.ProcessEnv) {
+  const missing = `keys ${action} needs a key's id: key_ and 12 hex digits`;
+  const { operand: id, values } = parseWithOperand(flags, args, { env, missing });
+  if (!/^key_[0-9a-f]{12}$/.test(id)) throw new UsageError(missing);
+  return { id, values };
 }
 
 function limitsOf(values: FlagValues<typeof createFlags>): TenantLimits | undefined {

@@ -17,10 +17,10 @@ import {
   type FlagValues,
   parseBudget,
   parseChoice,
-  parseFlags,
   parseInteger,
   parseNumber,
   parseSelectionFlag,
+  parseWithOperand,
 } from "./flags.ts";
 import { assertWritable, writeOutput } from "./output-file.ts";
 import { listenForStop } from "./stop-request.ts";
@@ -84,11 +84,10 @@ type ProfileValues = FlagValues<typeof profileFlags>;
 export const profileHeadsCommand: Command = {
   help: () =>
     `Usage: quire profile-heads MODEL [flags]\n\n  MODEL    HF model folder or GGUF file; ${HEADS_FILE} is written beside it\n\n${describeFlags(profileFlags)}\n`,
-  async run([model, ...rest]) {
-    if (model === undefined || model.startsWith("-")) {
-      throw new UsageError("profile-heads needs a model folder or GGUF file");
-    }
-    await profile(model, parseFlags(profileFlags, rest, process.env));
+  async run(args) {
+    const missing = "profile-heads needs a model folder or GGUF file";
+    const { operand: model, values } = parseWithOperand(profileFlags, args, { env: process.env, missing });
+    await profile(model, values);
     return 0;
   },
 };

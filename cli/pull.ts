@@ -1,7 +1,7 @@
 /** `quire pull REPO`: a model from the hub into a folder that `quire serve` and `quire start` take. */
 import { join } from "node:path";
 import type { Command } from "./command.ts";
-import { describeFlags, type FlagValues, parseFlags, parseHttpUrl, parseInteger, parseText } from "./flags.ts";
+import { describeFlags, type FlagValues, parseHttpUrl, parseInteger, parseText, parseWithOperand } from "./flags.ts";
 import { HubClient } from "./pull/hub-client.ts";
 import { PullProgress } from "./pull/progress.ts";
 import { pullModel } from "./pull/pull-model.ts";
@@ -39,9 +39,9 @@ export const pullCommand: Command = {
   help: () =>
     `Usage: quire pull REPO [flags]\n\n  REPO     OWNER/NAME on the hub; HF_TOKEN is sent where it is set\n\n${describeFlags(pullFlags)}\n`,
   async run(args) {
-    const [repo, ...rest] = args;
-    if (repo === undefined || repo.startsWith("-")) throw new UsageError("pull needs a repository first: OWNER/NAME");
-    return runPull(parseRepo(repo), parseFlags(pullFlags, rest, process.env));
+    const missing = "pull needs a repository: OWNER/NAME";
+    const { operand: repo, values } = parseWithOperand(pullFlags, args, { env: process.env, missing });
+    return runPull(parseRepo(repo), values);
   },
 };
 

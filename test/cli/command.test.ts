@@ -69,6 +69,13 @@ describe("quire", () => {
     [["sessions", "ls", "--jsno"], {}, "unknown flag --jsno (did you mean --json?); --help lists them"],
     [["inspect", "weights/house-0", "--jsno"], {}, "unknown flag --jsno (did you mean --json?); --help lists them"],
     [["inspect", "weights/house-0", "--json=yes"], {}, "--json takes no value"],
+    // What a command is for may stand behind its flags.
+    [["compile-tokenizer", "--out", "x", "weights/none"], {}, "weights/none is not there"],
+    [["calibrate", "--kv", "f32", "weights/house-0", "more"], {}, 'unexpected argument "more"'],
+    [["profile-heads", "--kv", "f32"], {}, "profile-heads needs a model folder or GGUF file"],
+    [["pull", "--concurrency", "2", "a/b/c"], {}, '"a/b/c" is not a repository\'s name: OWNER/NAME'],
+    [["keys", "revoke", "--file", "none.json", "key_0123456789ab"], {}, "none.json cannot be read (ENOENT)"],
+    [["keys", "revoke", "key_1"], {}, "keys revoke needs a key's id: key_ and 12 hex digits"],
     // A word that stands twice is both: what the command is for, and a flag's value.
     [["inspect", "int8", "--kv", "int8"], {}, "int8: is not there"],
     [

@@ -60,7 +60,7 @@ describe("quire compile-tokenizer", () => {
         `quire: model ${path}: tokenizer.json: decoder CTC is not supported\n`,
       );
     });
-    expect((await run(["compile-tokenizer"])).stderr).toContain("needs a model first");
+    expect((await run(["compile-tokenizer"])).stderr).toContain("needs a model");
   });
 });
 

@@ -107,7 +107,7 @@ describe("quire keys --file", () => {
     [["keys"], "keys needs an action"],
     [["keys", "make"], "keys needs an action"],
     [["keys", "create"], "keys create needs --tenant"],
-    [["keys", "revoke", "me"], "keys revoke needs a key's id first"],
+    [["keys", "revoke", "me"], "keys revoke needs a key's id"],
     [["keys", "create", "--tenant=a", "--scopes=root"], "--scopes: must be some of generate"],
     [["keys", "create", "--tenant=a", "--expires-in=soon"], "--expires-in: must be a time such as"],
     [["keys", "list", "--data=/nowhere"], "/nowhere holds no operator's key"],

@@ -141,7 +141,7 @@ describe("quire pull", () => {
   });
 
   it.each<[string[], NodeJS.ProcessEnv, RegExp]>([
-    [["pull"], {}, /^quire: pull needs a repository first: OWNER\/NAME\n$/],
+    [["pull"], {}, /^quire: pull needs a repository: OWNER\/NAME\n$/],
     [["pull", "a/b/c"], {}, /^quire: "a\/b\/c" is not a repository's name/],
     [["pull", "../b"], {}, /^quire: "\.\.\/b" is not a repository's name/],
     [["pull", "a/b", "--revision", "../../x"], {}, /^quire: --revision: must be a branch, tag or commit/],
