@@ -24,7 +24,8 @@ export class Arena {
   /** The buffer; replaced by a larger one where it does not suffice, by twice as much at least. */
   buffer(gpu: Gpu): GPUBuffer {
     if (this.#buffer !== undefined && this.#buffer.size >= this.bytes) return this.#buffer;
-    const bytesMax = Math.min(gpu.device.limits.maxBufferSize, gpu.device.limits.maxStorageBufferBindingSize);
+    const { maxBufferSize, maxStorageBufferBindingSize } = gpu.device.limits;
+    const bytesMax = Math.floor(Math.min(maxBufferSize, maxStorageBufferBindingSize) / 16) * 16;
     const grown = Math.max(this.bytes, Math.min(bytesMax, (this.#buffer?.size ?? 0) * 2), 4096);
     const old = this.#buffer;
     // Where there is no larger one, the next step finds none.

@@ -25,3 +25,22 @@ it("an arena that cannot grow has no memory that was given back", () => {
   arena.need(8192);
   expect(destroyed.has(arena.buffer(gpu))).toBe(false);
 });
+
+it("an arena that grows beyond half of what is bound at once gets whole 16 bytes of it: NVIDIA's limit is no multiple of 16", () => {
+  const limits = { maxBufferSize: 2 ** 40, maxStorageBufferBindingSize: 2 ** 31 - 4 };
+  const sizes: number[] = [];
+  const gpu = {
+    device: { limits },
+    storage: (_: string, size: number) => {
+      sizes.push(size);
+      return { size } as GPUBuffer;
+    },
+    destroy: () => {},
+  } as unknown as Gpu;
+  const arena = new Arena("scratch");
+  for (const bytes of [2 ** 30, 2 ** 30 + 16]) {
+    arena.need(bytes);
+    arena.buffer(gpu);
+  }
+  expect(sizes).toEqual([2 ** 30, 2 ** 31 - 16]);
+});
