@@ -107,8 +107,12 @@ ${IS_KEPT}
 ${laneWidth(lane)}${sumBefore(lane, THREADS, "u32")}
 var<workgroup> sums: array<atomic<u32>, 3>;
 var<workgroup> listed: u32;
-fn candidate_mask(unit: Unit, candidate: u32) -> u32 {
-  if (unit.list_at == 0xffffffffu) { return select(0u, 0xffffu, is_kept(unit, candidate)); }
+/** flag: that of the candidate, where choices are flags of pages. */
+fn candidate_mask(unit: Unit, candidate: u32, flag: u32) -> u32 {
+  if (unit.list_at == 0xffffffffu) {
+    if (unit.keeps == 2u) { return select(0u, 0xffffu, flag != 0u); }
+    return select(0u, 0xffffu, is_kept(unit, candidate));
+  }
   let place = scratch[unit.places_at + candidate];
   if (place == 0u) { return 0u; }
   var mask = 0u;
@@ -125,6 +129,17 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
     var words = vec2u(0u);
     var id = 0xffffffffu;
     if (block <= unit.last_block) {
+      // What lies in memory far away is asked for at once: one work group has all blocks of a unit to go through.
+      if (block < unit.last_block) { id = tables[unit.block_ids_at + p.layer * unit.block_ids_stride + block]; }
+      var flags = vec4u(0u);
+      if (unit.keeps == 2u && unit.page_count > 0u) {
+        let last = unit.page_count - 1u;
+        let candidate = block * 4u - unit.page_first;
+        flags = vec4u(
+          scratch[unit.flags_at + min(candidate, last)], scratch[unit.flags_at + min(candidate + 1u, last)],
+          scratch[unit.flags_at + min(candidate + 2u, last)], scratch[unit.flags_at + min(candidate + 3u, last)],
+        );
+      }
       var pages = 0u;
       var attended = 0u;
       var is_chosen = false;
@@ -132,14 +147,13 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
         let page = block * 4u + i;
         var mask = select(0u, 0xffffu, page < unit.page_end);
         if (page >= unit.page_first && page < unit.page_first + unit.page_count) {
-          mask = candidate_mask(unit, page - unit.page_first);
+          mask = candidate_mask(unit, page - unit.page_first, flags[i]);
           is_chosen = is_chosen || mask != 0u;
         }
         pages += select(0u, 1u, mask != 0u);
         attended |= select(0u, 1u << i, mask != 0u);
         if (i < 2u) { words.x |= mask << (i * 16u); } else { words.y |= mask << (i * 16u - 32u); }
       }
-      if (block < unit.last_block) { id = tables[unit.block_ids_at + p.layer * unit.block_ids_stride + block]; }
       if (unit.report_at != 0xffffffffu && block < unit.last_block) {
         atomicOr(&outcome[unit.report_at + p.layer * unit.choice_stride + block / 4u], attended << (block % 4u * 8u));
       }
