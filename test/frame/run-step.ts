@@ -1,6 +1,6 @@
 /** Runs one step as a process group of its own, so that a hang or an interrupt leaves nothing behind. */
 import { type ChildProcess, spawn } from "node:child_process";
-import { existsSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { constants, setPriority } from "node:os";
 import { join } from "node:path";
 import type { Step } from "./steps.ts";
@@ -39,8 +39,7 @@ export async function runStep(step: Step, options: RunStepOptions): Promise<Step
     detached: process.platform !== "win32",
     shell: process.platform === "win32",
   });
-  // Whoever it starts has its priority.
-  if (step.isPatient && child.pid !== undefined) setPriority(child.pid, constants.priority.PRIORITY_LOW);
+  if (step.isPatient && child.pid !== undefined) yieldToOthers(child.pid);
   const outcome = await waitForEnd(child, options);
   const tally = step.kind === "vitest" ? readTally(reportPath) : emptyTally();
   rmSync(reportPath, { force: true });
@@ -51,6 +50,22 @@ export async function runStep(step: Step, options: RunStepOptions): Promise<Step
     tally.failures.push(`${step.title}: ${outcome}`);
   }
   return { step, tally, durationMs: performance.now() - startMs };
+}
+
+/**
+ * The lowest priority for a process and those that it starts. Where Linux shares processors among sessions first, which
+ * each step is one of, a process's own priority counts only within its session: the session gets the same.
+ */
+function yieldToOthers(pid: number): void {
+  const { PRIORITY_LOW } = constants.priority;
+  setPriority(pid, PRIORITY_LOW);
+  const session = `/proc/${pid}/autogroup`;
+  if (!existsSync(session)) return;
+  try {
+    writeFileSync(session, String(PRIORITY_LOW));
+  } catch {
+    // Who is not root may change one in a tenth of a second on the whole machine: then the step is merely less patient.
+  }
 }
 
 /** "ok", or what happened instead. */
