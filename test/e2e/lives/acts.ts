@@ -8,7 +8,12 @@ import type { TenantName } from "./stack.ts";
 import { END, NO_TRANSCRIPT, rawPrompt, type Transcript, type Words } from "./transcript.ts";
 import { CONTEXT_TOKENS, DENSE, type Manner } from "./twin.ts";
 
-const POLICIES = ["dense", "dense", "quest", "quest", "mean-deviation", "quest+scope(layer)"] as const;
+const POLICIES = [
+  ...(["dense", "dense", "dense", "quest", "quest", "mean-deviation", "quest+scope(layer)", "quest+share(2)"] as const),
+  ...(["quest+reuse(4)", "mean-deviation+reuse(8)", "streaming", "tokenselect"] as const),
+];
+/** What half of a tenant's conversations begin with. */
+const DOCUMENT = "Nobody came along the road from the one side or from the other, and the tide went out. ".repeat(6);
 const NAMES = ["Badoru", "Kelino", "Mogari", "Sunole"];
 const STOPS = ["code", "is ", ".", "o", "The"];
 /** Longer than any turn may keep a session behind its client's leaving, a killed edge, or a lost object that is taken up by its alarm. */
@@ -16,6 +21,7 @@ const STUCK_MS = 60_000;
 const REPLY_TOKENS = [1, 2, 8, 24, 40];
 /** Of replies that may not end by themselves. */
 const LONG_TOKENS = [60, 120, 200];
+const LONG_LOG_TOKENS = CONTEXT_TOKENS / 2;
 const LOG_TOKENS_MAX = CONTEXT_TOKENS - 500;
 
 /** Told of, for people. */
@@ -83,7 +89,8 @@ export class Acts {
     const filler = "The boats lay still and the gulls slept upon the wall. ".repeat(Math.floor(6 * this.#next()));
     const odd = this.#pick(["", "", "", "<|end|> ", "Größe – 🙂 ", "\n\n"]);
     const code = 1_000 + Math.floor(9_000 * this.#next());
-    return `${isFirst ? `Log ${conversation.name}. ` : ""}${odd}${filler}The code of ${name} is ${code}. What is the code of ${this.#pick(NAMES)}?`;
+    const document = isFirst && this.#next() < 0.5 ? DOCUMENT : "";
+    return `${document}${isFirst ? `Log ${conversation.name}. ` : ""}${odd}${filler}The code of ${name} is ${code}. What is the code of ${this.#pick(NAMES)}?`;
   }
 
   #turn(sent: readonly Words[], { isWhole = false, isCalm = false } = {}): AskedTurn {
@@ -319,8 +326,14 @@ export class Acts {
       report[outcome.kind] += 1;
       const isEdgeLost = this.#world.edgeMoves() > moves || moves % 2 > 0;
       this.#checkExcuse(conversation, outcome, isEdgeLost, isStopped);
+      const isTold = outcome.kind === "failed" && !isStopped;
+      if (isTold)
+        this.#world.slow.push(`${conversation.name}: ${describe(outcome)} in a turn ${JSON.stringify(body.quire)}`);
       const isNamed = "idempotency-key" in headers;
-      const isAgain = outcome.kind === "refused" || outcome.kind === "failed" || (outcome.kind === "lost" && isNamed);
+      const isFull = outcome.kind === "refused" && outcome.code === "context_length_exceeded";
+      if (isFull) conversation.isOver = true;
+      const isAgain =
+        (outcome.kind === "refused" && !isFull) || outcome.kind === "failed" || (outcome.kind === "lost" && isNamed);
       if (!isAgain || isOnce) {
         this.#noteWait(conversation, performance.now() - endMs + STUCK_MS, outcome);
         return { turn, outcome, isEdgeLost };
@@ -343,6 +356,13 @@ export class Acts {
     const isAsked =
       isStopped && (outcome.kind === "refused" || outcome.kind === "failed") && outcome.code === "cancelled";
     if (isAsked) return;
+    // Two long turns at once may not both have room.
+    if (
+      outcome.kind === "refused" &&
+      outcome.code === "context_length_exceeded" &&
+      conversation.tokensMax > LONG_LOG_TOKENS
+    )
+      return;
     if ((outcome.kind === "refused" || outcome.kind === "failed") && !isExcused(outcome.code))
       conversation.fail(`a turn ended with ${describe(outcome)}`);
     if (outcome.kind === "lost" && !isEdgeLost) conversation.fail(`a connection broke off: ${describe(outcome)}`);
@@ -365,7 +385,9 @@ function bodyOf(
     ...(choiceCount > 1 ? { n: choiceCount } : {}),
     ...(isStream ? { stream: true, stream_options: { include_usage: true } } : {}),
     quire: {
-      selection: { policy, budget_tokens: budgetTokens, exact },
+      // On a model without calibration it is dense in such contexts.
+      selection:
+        policy === "dense" && seed % 4 === 0 ? { policy: "auto" } : { policy, budget_tokens: budgetTokens, exact },
       ...(sessionId === undefined ? {} : { session_id: sessionId }),
       ...(isResumable ? { resumable: true } : {}),
       ...(seed % 3 === 0 ? { speculation: true } : {}),

@@ -107,7 +107,7 @@ export class Client {
       const response = await fetch(`${this.#url()}${path}`, asked);
       if (!response.ok) return refusalOf(response.status, await response.text());
       const sessionId = response.headers.get("x-quire-session") ?? undefined;
-      if (body.stream !== true) return wholeOf(await response.text(), sessionId);
+      if (body.stream !== true) return await readWhole(response, sessionId);
       let cut = await this.#read(response, heard, reading, leaving).catch((thrown: unknown) => {
         if (reading.cutAfterBytes === undefined) throw thrown;
         return true;
@@ -219,6 +219,21 @@ function refusalOf(status: number, text: string): Outcome {
   const { error } = JSON.parse(text) as { error?: { code?: string; message?: string; type?: string } };
   if (!error?.code || !error.message || !error.type) throw new SyntaxError(`an error without words: ${text}`);
   return { kind: "refused", status, code: error.code };
+}
+
+/** An answer that fails late is an error in a connection that breaks off behind it. */
+async function readWhole(response: Response, sessionId: string | undefined): Promise<Outcome> {
+  const decoder = new TextDecoder();
+  let text = "";
+  try {
+    for await (const piece of response.body as AsyncIterable<Uint8Array>)
+      text += decoder.decode(piece, { stream: true });
+  } catch (thrown) {
+    const code = /^\s*\{"error":.*"code":"([a-z_]+)"\}\}\s*$/.exec(text)?.[1];
+    if (code === undefined) throw thrown;
+    return { kind: "failed", code, text: "" };
+  }
+  return wholeOf(text, sessionId);
 }
 
 function wholeOf(text: string, sessionId: string | undefined): Outcome {

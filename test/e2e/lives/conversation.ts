@@ -72,6 +72,11 @@ export class Conversation {
     return this.states.length === 1 ? this.states[0] : undefined;
   }
 
+  /** Of the longest log that it may have. */
+  get tokensMax(): number {
+    return Math.max(...this.states.map(({ ids }) => ids.length));
+  }
+
   /** @throws {Violation} */
   fail(why: string): never {
     throw new Violation(`${this.name}: ${why}\n  ${this.story.slice(-12).join("\n  ")}`);

@@ -13,6 +13,8 @@ import { HouseTwin } from "./twin.ts";
 
 const CLIENT_COUNT = 5;
 const CONVERSATIONS_EACH = 3;
+/** Longer than an engine may be silent before its turns go to another one. */
+const FROZEN_MS = LIMITS.engineExpiryMs + 2_000;
 const WHO_TALKS: readonly TenantName[] = ["one", "two"];
 
 /** For every conversation, for some of them, for one with what is set aside beside it, and for none without host memory. */
@@ -43,7 +45,7 @@ export interface LifeWorld {
   edgeMoves(): number;
   /** Sessions that were deleted and not begun anew. */
   deleted: { tenant: TenantName; sessionId: string }[];
-  /** Answers that were long in coming. */
+  /** Answers that were long in coming, or failed when they had begun. */
   slow: string[];
 }
 
@@ -61,7 +63,7 @@ export async function live({ seed, actCount, signal, tell = () => undefined }: L
   const life = new Life({ stack, twin, seed, actCount, signal });
   try {
     await life.run();
-    for (const line of life.slow) tell(`  slow: ${line}; ${life.story.join(", ")}`);
+    for (const line of life.slow) tell(`  ${line}; ${life.story.join(", ")}`);
     return life.report;
   } catch (thrown) {
     if (!(thrown instanceof Violation)) throw thrown;
@@ -150,7 +152,19 @@ class Life implements LifeWorld {
 
   async #disturb(): Promise<void> {
     const next = uniform(this.#seed * 65_537 + 11);
-    const acts = ["kill", "kill", "drain", "edge", "store", "store", "collect", "age", "add"] as const;
+    const acts = [
+      "kill",
+      "kill",
+      "drain",
+      "edge",
+      "store",
+      "store",
+      "freeze",
+      "freeze edge",
+      "collect",
+      "age",
+      "add",
+    ] as const;
     for (;;) {
       await sleep(300 + 2_000 * next());
       if (this.#isOver || this.#signal.aborted) return;
@@ -163,12 +177,16 @@ class Life implements LifeWorld {
   async #disturbBy(act: string, chance: number): Promise<void> {
     const { stack, report } = this;
     const chosen = stack.engines[Math.floor(chance * stack.engines.length)];
-    const engine = act === "kill" ? await stack.busiest() : chosen;
+    const engine = act === "kill" || act === "freeze" ? await stack.busiest() : chosen;
     if (act === "edge") {
       report.edgesKilled += 1;
       this.#edgeMoves += 1;
       await stack.restartEdge();
       this.#edgeMoves += 1;
+    } else if (act.startsWith("freeze")) {
+      report.frozen += 1;
+      if (act === "freeze edge") await stack.freezeEdge(FROZEN_MS / 2);
+      else if (engine) await stack.freezeEngine(engine, FROZEN_MS);
     } else if (act === "collect" || act === "age") {
       report.collected += await stack.collect(act === "age" ? 1_000 : undefined).catch(() => 0);
     } else if (act === "add" && stack.engines.length < 3) await stack.addEngine();

@@ -32,6 +32,8 @@ export interface LifeReport {
   enginesKilled: number;
   enginesDrained: number;
   edgesKilled: number;
+  /** Engines and edges that stood still for seconds, and went on. */
+  frozen: number;
   storesDisturbed: number;
   collected: number;
 }
@@ -56,6 +58,7 @@ export function newReport(): LifeReport {
       enginesKilled: 0,
       enginesDrained: 0,
       edgesKilled: 0,
+      frozen: 0,
       storesDisturbed: 0,
       collected: 0,
     },

@@ -112,6 +112,16 @@ export class Stack {
     await engine.child.stop(graceMs);
   }
 
+  /** An engine stands still, and goes on as if nothing had been. */
+  async freezeEngine({ child }: EngineProcess, ms: number): Promise<void> {
+    if (child.pid !== undefined && child.endedWith === undefined) await freeze(child.pid, ms);
+  }
+
+  /** As {@link Stack.freezeEngine}. */
+  async freezeEdge(ms: number): Promise<void> {
+    if (this.#edge) await freeze(this.#edge.pid, ms);
+  }
+
   /** The page store of an engine answers late, or fails, for a while. */
   disturbStore(engine: EngineProcess): void {
     if (engine.child.pid !== undefined && engine.child.endedWith === undefined)
@@ -187,5 +197,14 @@ export class Stack {
       await sleep(50);
     }
     throw new Error("the edge does not know its engines");
+  }
+}
+
+async function freeze(pid: number, ms: number): Promise<void> {
+  process.kill(pid, "SIGSTOP");
+  try {
+    await sleep(ms);
+  } finally {
+    process.kill(pid, "SIGCONT");
   }
 }
