@@ -1,4 +1,5 @@
 /** What a benchmark is to the command: flags, a run, a result. */
+import { setTimeout as sleep } from "node:timers/promises";
 import {
   describeFlags,
   type Flag,
@@ -8,6 +9,8 @@ import {
   parseFlags,
   parseText,
 } from "../cli/flags.ts";
+
+const STOP_MS_MAX = 200;
 
 /** Somebody looks on: lines may be written over. */
 export interface BenchTerminal {
@@ -59,6 +62,21 @@ const jsonFlag = {
   placeholder: "FILE",
   parse: parseText,
 } as const satisfies Flag<string>;
+
+/**
+ * What was asked of a process that a terminal's Ctrl-C ends together with this one (a workerd); undefined where the run was stopped meanwhile.
+ * @throws what `asked` rejects with in a run that goes on.
+ */
+export async function unlessStopped<T>(asked: Promise<T>, signal: AbortSignal): Promise<T | undefined> {
+  try {
+    return await asked;
+  } catch (error) {
+    // The other process may have heard of it first.
+    if (!signal.aborted) await sleep(STOP_MS_MAX);
+    if (signal.aborted) return undefined;
+    throw error;
+  }
+}
 
 /** A flag without a value: it is there ("true") or not ("false"). */
 export function switchFlag(help: string) {

@@ -4,7 +4,7 @@ import { Agent, request } from "node:http";
 import { fileURLToPath } from "node:url";
 import { parseInteger } from "../cli/flags.ts";
 import { LIMITS } from "../protocol/limits.ts";
-import { type BenchContext, type BenchResult, defineBench } from "./bench.ts";
+import { type BenchContext, type BenchResult, defineBench, unlessStopped } from "./bench.ts";
 import { quantile } from "./quantile.ts";
 import { renderTable } from "./table.ts";
 import { startWorkerd } from "./workerd.ts";
@@ -92,7 +92,9 @@ async function measure(requestCount: number, keyCount: number, context: BenchCon
       // The first tenth warms connections, compilers and objects up.
       for (let round = -Math.ceil(requestCount / 10); round < requestCount && !context.signal.aborted; round++) {
         for (const kind of group) {
-          const ms = await timeRequest(workerd.url + kind.path, kind.bodyBytes, agent);
+          const asked = timeRequest(workerd.url + kind.path, kind.bodyBytes, agent);
+          const ms = await unlessStopped(asked, context.signal);
+          if (ms === undefined) break;
           if (round >= 0) times.get(kind.name)?.push(ms);
         }
       }

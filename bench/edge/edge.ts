@@ -2,7 +2,7 @@
 import { randomUUID } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { parseInteger } from "../../cli/flags.ts";
-import { type BenchContext, type BenchResult, defineBench } from "../bench.ts";
+import { type BenchContext, type BenchResult, defineBench, unlessStopped } from "../bench.ts";
 import { quantile } from "../quantile.ts";
 import { seededRandom, shuffled } from "../random.ts";
 import { type Column, renderTable } from "../table.ts";
@@ -134,7 +134,8 @@ async function measure({ stack, floor }: Edges, values: EdgeSettings, context: B
       const { url, ...options } = talk.request({ stack, floor }, kind, values.tokens);
       const { pid } = isFloor(kind) ? floor : { pid: stack.workerdPid };
       const beforeMs = cpuMs(pid);
-      const times = await timeTurn(url, { ...options, agent });
+      const times = await unlessStopped(timeTurn(url, { ...options, agent }), context.signal);
+      if (times === undefined) break;
       const into = samples.get(kind);
       if (round < 0 || !into) continue;
       into.cpuMs += cpuMs(pid) - beforeMs;
@@ -228,6 +229,8 @@ function report(stack: EdgeStack, values: EdgeSettings, rows: readonly Row[], co
     cpuMsPerTurn: row.cpuMsPerTurn,
   }));
   const ms = (value: number): string => value.toFixed(3);
+  const interrupted = context.signal.aborted;
+  if (interrupted) context.print("stopped early: what follows was measured until then");
   const columns: readonly Column<(typeof added)[number]>[] = [
     { header: "added by the edge", cell: ({ kind }) => kind, align: "left" },
     { header: "a request, p10 ms", cell: ({ requestMs }) => ms(requestMs.p10) },
@@ -251,7 +254,6 @@ function report(stack: EdgeStack, values: EdgeSettings, rows: readonly Row[], co
   context.print(
     isMet ? "within the bars" : `over the bars of ${REQUEST_MS_MAX} ms a request and ${TOKEN_MS_MAX} ms a token (p50)`,
   );
-  const interrupted = context.signal.aborted;
   return { ok: true, data: { settings: values, workerd: stack.workerdVersion, interrupted, rows, added, isMet } };
 }
 

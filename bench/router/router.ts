@@ -6,7 +6,7 @@ import { type FlagValues, parseInteger, parseText } from "../../cli/flags.ts";
 import { assert } from "../../protocol/assert.ts";
 import { expectedBytes, type PricedChoice } from "../../workers/prompt-router/decide.ts";
 import { charsOf } from "../../workers/prompt-router/features.ts";
-import { type BenchContext, type BenchResult, defineBench } from "../bench.ts";
+import { type BenchContext, type BenchResult, defineBench, unlessStopped } from "../bench.ts";
 import { quantile } from "../quantile.ts";
 import { ANSWERS_FILE, type RoutedExample, readDataset } from "./dataset.ts";
 import { choicesAt, type Forecast } from "./judge.ts";
@@ -120,7 +120,8 @@ async function measureLatency(count: number, test: readonly RoutedExample[], con
       for (let request = 0; request < count && !context.signal.aborted; request++) {
         for (const [path, each] of Object.entries(times)) {
           const startMs = performance.now();
-          await (await fetch(`${workerd.url}${path}`, { method: "POST", body })).text();
+          const asked = fetch(`${workerd.url}${path}`, { method: "POST", body }).then((response) => response.text());
+          if ((await unlessStopped(asked, context.signal)) === undefined) break;
           if (request >= count / 10) each.push(performance.now() - startMs);
         }
       }

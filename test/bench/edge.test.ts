@@ -1,8 +1,12 @@
+import { execFileSync, spawn } from "node:child_process";
+import { once } from "node:events";
 import { readFile } from "node:fs/promises";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { join } from "node:path";
-import { describe, expect, it } from "vitest";
+import { text } from "node:stream/consumers";
+import { setTimeout } from "node:timers/promises";
+import { describe, expect, it, vi } from "vitest";
 import { openConnection, timeTurn } from "../../bench/edge/turn-client.ts";
 import { withTempFolder } from "../cli/run-quire.ts";
 import { runBench } from "./run-bench.ts";
@@ -39,6 +43,28 @@ describe("npm run bench -- edge", () => {
   );
 });
 
+it.skipIf(process.platform === "win32")(
+  "a terminal's Ctrl-C, which ends its workerd as well, ends it with what was measured until then",
+  async () => {
+    const args = ["bench/main.ts", "edge", "--turns=100000", "--tokens=4", "--gap=2"];
+    const child = spawn(process.execPath, args, { detached: true, stdio: ["ignore", "pipe", "pipe"] });
+    const group = -(child.pid ?? 0);
+    const [ended, out, err] = [once(child, "close"), text(child.stdout), text(child.stderr)];
+    try {
+      // The edge and the floor, and then some turns.
+      const workerds = () => execFileSync("pgrep", ["-c", "-g", String(-group), "workerd"], { encoding: "utf8" });
+      await vi.waitFor(() => expect(workerds()).toBe("2\n"), { timeout: 40_000, interval: 200 });
+      await setTimeout(1_500);
+      process.kill(group, "SIGINT");
+      expect([await ended, await err]).toEqual([[0, null], "bench: stopping early (once more: at once)\n"]);
+      expect(await out).toContain("stopped early: what follows was measured until then\n");
+    } finally {
+      child.exitCode ?? process.kill(group, "SIGKILL");
+    }
+  },
+  60_000,
+);
+
 describe("timeTurn", () => {
   it("notes each mark once, also one that is cut between two chunks, when it came", async () => {
     const writtenMs: number[] = [];
@@ -46,7 +72,7 @@ describe("timeTurn", () => {
       for (const part of ["xx<to", "k>y<tok><t", "ok>", "<to"]) {
         writtenMs.push(performance.timeOrigin + performance.now());
         response.write(part);
-        await new Promise((resolve) => setTimeout(resolve, 30));
+        await setTimeout(30);
       }
       response.end();
     });
