@@ -1,4 +1,5 @@
 /** Times greedy decoding of one sequence, token by token. */
+import { setImmediate } from "node:timers/promises";
 import type { SelectionPlan } from "../../kernels/contract.ts";
 import { densePolicy } from "../../models/selection/dense.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
@@ -93,6 +94,8 @@ export async function measureDecode(
   }
   const steps: Awaited<ReturnType<typeof decode>>[] = [];
   for (let i = 0; i < tokenCount && (i === 0 || !signal.aborted); i++) {
+    // Steps leave no turn of the event loop of their own accord, and without one no Ctrl-C is heard.
+    await setImmediate();
     steps.push(await decode(item.contextTokens + i));
   }
   const runTokens = plan.kind === "pages" ? (plan.rowsPerChoice ?? 1) : 1;

@@ -1,4 +1,5 @@
 /** `npm run bench -- prefill`: what new tokens cost, by context, policy and budget. */
+import { setImmediate } from "node:timers/promises";
 import { parseInteger } from "../../cli/flags.ts";
 import { defineBench } from "../bench.ts";
 import { openBenchModel } from "../decode/bench-model.ts";
@@ -46,6 +47,8 @@ export const prefillBench = defineBench({
     try {
       const rows: PrefillRow[] = [];
       for (const item of listCases(contexts, policies, budget)) {
+        // As between steps of decoding.
+        await setImmediate();
         if (context.signal.aborted) break;
         // Filled anew each time: the case before has written its tokens behind a shorter context.
         await fillRandom(model, rest.seed, item.contextTokens);

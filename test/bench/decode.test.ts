@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { openBenchModel, tokensThatFit } from "../../bench/decode/bench-model.ts";
 import { fillRandom } from "../../bench/decode/fill-random.ts";
-import type { DecodeRow } from "../../bench/decode/measure-decode.ts";
+import { type DecodeRow, measureDecode } from "../../bench/decode/measure-decode.ts";
 import { shapeConfig } from "../../bench/shapes.ts";
 import { summaryScalesAt } from "../../kernels/layout.ts";
 import { withTempFolder } from "../cli/run-quire.ts";
@@ -109,6 +109,20 @@ describe("a model for one sequence", () => {
   it("says that 64K tokens of the shape that peers are compared at fit into one memory, with two kinds of summaries", () => {
     const kinds = { kvEncoding: "int8", summaryKinds: ["min-max", "mean-deviation"] } as const;
     expect(tokensThatFit(shapeConfig("bench-213m"), kinds, 2 ** 32 - 65_536)).toBeGreaterThan(65_536 + 4096);
+  });
+
+  it("hears a stop while it decodes: steps by themselves leave no turn to anybody", async () => {
+    const tokenCount = 4_000;
+    const model = await openBenchModel({ ...how, contextTokens: tokenCount });
+    const life = new AbortController();
+    try {
+      setTimeout(() => life.abort(), 50);
+      const item = { contextTokens: 0, policy: "dense", budgetTokens: undefined } as const;
+      const row = await measureDecode(model, item, { tokenCount, signal: life.signal });
+      expect(row.tokenCount).toBeLessThan(tokenCount);
+    } finally {
+      await model.close();
+    }
   });
 
   it("is filled with the same bytes by the same seed; no two blocks are equal", async () => {
