@@ -194,9 +194,16 @@ export class Acts {
     const cutAfterBytes = Math.floor(this.#next() * 6_000);
     this.#world.report.cuts += 1;
     const headers = { "idempotency-key": randomUUID() };
-    await conversation.take([
-      await this.#ask(conversation, { ...turn, hasLogprobs: false }, { cutAfterBytes }, { headers }),
-    ]);
+    const answer = await this.#ask(conversation, { ...turn, hasLogprobs: false }, { cutAfterBytes }, { headers });
+    await conversation.take([answer]);
+    const { outcome } = answer;
+    if (outcome.kind !== "done" || this.#next() < 0.5) return;
+    const moves = this.#world.edgeMoves();
+    const again = await this.#client.follow(conversation.sessionId as string, headers);
+    const isSame =
+      again.kind === "done" && again.choices[0]?.text === outcome.choices[0]?.text && again.id === outcome.id;
+    if (!isSame && this.#world.edgeMoves() === moves && moves % 2 === 0)
+      conversation.fail(`${describe(outcome)} was told again as ${describe(again)}`);
   }
 
   /** A resumable turn that is ended by its name while it runs, before it comes, or too late. */
@@ -205,6 +212,7 @@ export class Acts {
     const turn = { ...this.#turn([words], { isCalm: true }), isStream: true };
     const headers = { "idempotency-key": randomUUID() };
     const asked = this.#ask(conversation, turn, { cutAfterBytes: 1e9 }, { headers, isOnce: true, isStopped: true });
+    asked.catch(() => undefined);
     await sleep(500 * this.#next() ** 2);
     const stopped = await this.#client.ask(
       "DELETE",
@@ -221,8 +229,12 @@ export class Acts {
     this.#world.report.stopped += 1;
   }
 
+  /** A fork, in four of ten beside a turn of the session: it has that turn or not. */
   async #fork(conversation: Conversation, known: Transcript): Promise<Conversation | undefined> {
+    const beside = this.#next() < 0.4 ? this.#beside(conversation) : undefined;
+    if (beside) await sleep(300 * this.#next());
     const answer = await this.#client.ask("POST", `/v1/sessions/${conversation.sessionId}/fork`, {});
+    if (beside) await conversation.take([await beside]);
     if (!answer || answer.status >= 500) return undefined;
     if (answer.status !== 200) conversation.fail(`a fork was answered ${answer.status} ${JSON.stringify(answer.body)}`);
     this.#world.report.forks += 1;
@@ -233,11 +245,41 @@ export class Acts {
       client: this.#client,
       twin,
       report,
-      states: [known],
+      states: beside ? [known, ...conversation.states.filter((state) => state !== known)] : [known],
     });
   }
 
+  /** A turn that nothing waits for. */
+  #beside(conversation: Conversation): Promise<Answered> {
+    const turn = this.#turn([{ role: "user", content: this.#words(conversation, false) }], { isCalm: true });
+    const asked = this.#ask(conversation, { ...turn, exact: true }, {}, { isOnce: true });
+    // Awaited later, and thrown then.
+    asked.catch(() => undefined);
+    return asked;
+  }
+
+  /** A deletion beside a turn: the one is before the other, or is refused. */
+  async #deleteBeside(conversation: Conversation): Promise<void> {
+    const beside = this.#beside(conversation);
+    await sleep(200 * this.#next());
+    const deletion = await this.#client.ask("DELETE", `/v1/sessions/${conversation.sessionId}`);
+    const answered = await beside;
+    conversation.story.push(`delete beside a turn -> ${deletion?.status}`);
+    if (deletion?.status === 409) return conversation.take([answered]);
+    // Nobody knows what became of one that was not answered, and of a turn that was not.
+    if (deletion?.status !== 200 || !["done", "refused"].includes(answered.outcome.kind)) {
+      conversation.isOver = true;
+      return;
+    }
+    this.#world.report.deletions += 1;
+    const isBehind = answered.outcome.kind === "done" && answered.outcome.usage.prompt_tokens < conversation.tokensMax;
+    if (!isBehind) await conversation.take([answered]);
+    conversation.states = [NO_TRANSCRIPT];
+    if (isBehind) await conversation.take([answered]);
+  }
+
   async #delete(conversation: Conversation): Promise<void> {
+    if (this.#next() < 0.3) return this.#deleteBeside(conversation);
     const sessionId = conversation.sessionId as string;
     const moves = this.#world.edgeMoves();
     const endMs = performance.now() + STUCK_MS;

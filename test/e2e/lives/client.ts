@@ -135,8 +135,25 @@ export class Client {
     }
   }
 
+  /** The whole stream of a session's last resumable turn, once more. */
+  async follow(sessionId: string, headers: Record<string, string>): Promise<Outcome> {
+    const heard = newHeard();
+    try {
+      const signal = AbortSignal.timeout(ANSWER_MS_MAX);
+      const asked = { headers: this.#headers(headers), signal };
+      const response = await fetch(`${this.#url()}/v1/sessions/${sessionId}/stream`, asked);
+      if (!response.ok) return refusalOf(response.status, await response.text());
+      await this.#read(response, heard, {}, new AbortController());
+      return outcomeOf(heard, sessionId, false);
+    } catch (thrown) {
+      return { kind: "lost", text: textOf(heard), why: String(thrown) };
+    }
+  }
+
   #headers(more: Record<string, string>): Record<string, string> {
-    return { authorization: `Bearer ${this.#key}`, "content-type": "application/json", ...more };
+    // A connection that is kept alive may be closed by the server just as the next request takes it, and nobody knows what became of that one.
+    const each = { connection: "close", "content-type": "application/json" };
+    return { authorization: `Bearer ${this.#key}`, ...each, ...more };
   }
 
   /** @returns whether it was cut; events that were not whole are forgotten */

@@ -43,6 +43,8 @@ export class Stack {
   readonly #folder: string;
   readonly #engineKey = randomBytes(32).toString("hex");
   readonly store: FsStore;
+  /** Ends what still starts. */
+  readonly #closing = new AbortController();
   #edge: BareWorkerd | undefined;
   #engineCount = 0;
 
@@ -82,10 +84,13 @@ export class Stack {
       ],
       ...["--device=wasm", "--threads=1", `--context=${CONTEXT_TOKENS}`, ...this.#options.engineArgs],
     ];
-    const { signal } = this.#options;
+    const signal = AbortSignal.any([this.#options.signal, this.#closing.signal]);
     const env = { ...process.env, NODE_OPTIONS: `--import=${slowStore}` };
     const engine = await startEngineProcess({ args, engineKey: this.#engineKey, logPath, context: { env, signal } });
-    if (engine === undefined) throw new Error("stopped");
+    if (engine === undefined || this.#closing.signal.aborted) {
+      engine?.child.kill();
+      throw new Error("stopped");
+    }
     this.engines.push(engine);
     return engine;
   }
@@ -155,6 +160,7 @@ export class Stack {
   }
 
   async close(): Promise<void> {
+    this.#closing.abort();
     const engines = this.engines.splice(0);
     for (const { child } of engines) child.kill();
     await Promise.all(engines.map(({ child }) => child.ended));

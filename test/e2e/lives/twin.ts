@@ -1,4 +1,5 @@
 /** What house-0 must say: the simulation's naive twin on the real model, one query group after the other, in a process that no engine runs in. */
+import { setImmediate } from "node:timers/promises";
 import { BLOCK_TOKENS, type Device } from "../../../kernels/contract.ts";
 import { openDevice } from "../../../kernels/open.ts";
 import { openModel } from "../../../models/open.ts";
@@ -113,6 +114,8 @@ export class HouseTwin {
       });
       reply.ids.push(...more.ids);
       reply.logprobs.push(...more.logprobs);
+      // The device computes in this thread, which has clients to listen to as well.
+      await setImmediate();
       if (reply.ids.includes(END) || reply.ids.length >= tokensMax || stopOf(textOf(reply.ids), stops)) break;
     }
     return { ...endOf(reply, stops), how };
