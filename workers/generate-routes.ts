@@ -1,4 +1,5 @@
 /** POST /v1/chat/completions and POST /v1/completions. */
+import { contentDigestHex } from "../protocol/digest.ts";
 import { QuireError, toQuireError } from "../protocol/errors.ts";
 import type { SelectionRequest } from "../protocol/generate.ts";
 import { LIMITS } from "../protocol/limits.ts";
@@ -38,7 +39,7 @@ export async function chatCompletions(request: Request, env: Env, requestId: str
       return inSessionsModel(model, { ...caller, response: chat }, async (model) => {
         const chain = await chainHashes(chainStart(model), chat.messages);
         const options = { ...chat.turn, selection, input: { kind: "chat" as const, messages: chat.messages, chain } };
-        return answerTurn({ ...caller, requestId, place, model, response: chat, options, kind: "chat" });
+        return answerTurn({ ...caller, requestId, place, model, bytes, response: chat, options, kind: "chat" });
       });
     },
   );
@@ -82,7 +83,7 @@ export async function completions(request: Request, env: Env, requestId: string)
       const model = await resolveModel(env, tenant.namespace, completion.model);
       const { turn: options } = completion;
       return inSessionsModel(model, { ...caller, response: completion }, (model) =>
-        answerTurn({ ...caller, requestId, place, model, response: completion, options, kind: "text" }),
+        answerTurn({ ...caller, requestId, place, model, bytes, response: completion, options, kind: "text" }),
       );
     },
   );
@@ -112,13 +113,15 @@ interface TurnToAnswer extends Caller {
   requestId: string;
   place: Place;
   model: string;
+  /** The body. */
+  bytes: Uint8Array;
   response: ResponseOptions;
   options: TurnOptions;
   kind: "chat" | "text";
 }
 
 async function answerTurn(turn: TurnToAnswer): Promise<Response> {
-  const { request, env, requestId, tenant, place, model, response, options, kind } = turn;
+  const { request, env, requestId, tenant, place, model, bytes, response, options, kind } = turn;
   const { namespace } = tenant;
   const { sessionId: named, includeUsage, resumable } = response;
   const id = `${kind === "chat" ? "chatcmpl" : "cmpl"}-${crypto.randomUUID()}`;
@@ -136,6 +139,7 @@ async function answerTurn(turn: TurnToAnswer): Promise<Response> {
     form: response.stream ? "sse" : "frames",
     resumable,
     idempotencyKey,
+    bodyDigest: idempotencyKey === undefined ? undefined : await contentDigestHex(bytes),
   });
   const answer = { feed, choiceCount: options.choiceCount, resumable, signal: request.signal };
   // What a session cannot settle any more, its place included, is settled here.

@@ -44,6 +44,8 @@ export interface TurnRequest {
   form: AnswerForm;
   resumable: boolean;
   idempotencyKey: string | undefined;
+  /** See {@link TurnJob}. */
+  bodyDigest: string | undefined;
 }
 
 /**

@@ -78,6 +78,8 @@ export interface TurnJob extends TurnOptions {
   resumable: boolean;
   /** The client's own name of a resumable turn: asked for again under it, the turn goes on and is not run twice. */
   idempotencyKey?: string | undefined;
+  /** SHA-256 of the request's body, in hex, where it has such a name: that is one request's alone. */
+  bodyDigest?: string | undefined;
   /** The turn's place among its tenant's, see `limits/`; absent for one that nobody counts. */
   leaseId?: string | undefined;
   /** The session asks for that place, and lets nothing out before it has it; absent: it is taken. */
@@ -150,6 +152,8 @@ export interface TurnName {
 
 /** A client that comes back for the rest of a turn, from the event of this number on. */
 export interface ResumeRequest extends TurnName {
+  /** Of the request that is made again, to be held against the first one's. */
+  bodyDigest?: string | undefined;
   from: number;
   form: AnswerForm;
 }

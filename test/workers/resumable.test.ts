@@ -395,6 +395,26 @@ describe("Idempotency-Key", () => {
     expect(await world.engine.calls()).toHaveLength(2);
   });
 
+  it("with another body is refused by name, while its turn runs and behind it, and changes nothing", async () => {
+    const world = await makeWorld();
+    const quire = { session_id: newId(), resumable: true };
+    await world.engine.script(...whole);
+    const first = await world.chat("hi", { stream: true, quire }, options("turn-1"));
+    const refusal = { error: { code: "invalid_request", param: "Idempotency-Key" } };
+    const beside = await world.chat("ho", { stream: true, quire }, options("turn-1"));
+    const received = new Received();
+    await readSome(first, received, 1e9);
+    const behind = await world.chat("hi", { stream: true, max_tokens: 3, quire }, options("turn-1"));
+    for (const other of [beside, behind]) {
+      expect(other.status).toBe(400);
+      expect(await other.json()).toMatchObject(refusal);
+    }
+    const again = new Received();
+    await readSome(await world.chat("hi", { stream: true, quire }, options("turn-1")), again, 1e9);
+    expect(again.events).toEqual(received.events);
+    expect(await world.engine.calls()).toHaveLength(1);
+  });
+
   it("names the turn that is to end", async () => {
     const world = await makeWorld();
     const session = newId();

@@ -9,6 +9,7 @@ import { unpackValue } from "./wire.ts";
 export interface StoredReplay {
   streamId: string;
   idempotencyKey?: string | undefined;
+  bodyDigest?: string | undefined;
   head: AnswerHead;
   numericsId: string;
   endedMs: number;

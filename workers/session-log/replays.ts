@@ -8,6 +8,7 @@ import { TurnStream } from "./turn-stream.ts";
 interface KeptTurn {
   stream: TurnStream;
   idempotencyKey: string | undefined;
+  bodyDigest: string | undefined;
   head: AnswerHead;
   numericsId: string;
   endedMs: number | undefined;
@@ -38,8 +39,9 @@ export class Replays {
   /** Takes a turn that begins; its stream is followed by whoever asks. A turn that is not resumable leaves nothing to ask for. */
   begin(stream: TurnStream, job: TurnJob, numericsId: string): void {
     this.#isStale = this.#mayBeStored;
-    const { head, idempotencyKey } = job;
-    this.#kept = stream.resumable ? { stream, idempotencyKey, head, numericsId, endedMs: undefined } : undefined;
+    const { head, idempotencyKey, bodyDigest } = job;
+    const facts = { idempotencyKey, bodyDigest, head, numericsId, endedMs: undefined };
+    this.#kept = stream.resumable ? { stream, ...facts } : undefined;
   }
 
   /**
@@ -78,18 +80,22 @@ export class Replays {
   /** The rest of the turn that is asked for; undefined when it is not the last one, is too old, or does not hold that event any more. */
   resume(request: ResumeRequest): TurnFeed | undefined {
     const found = this.find(request);
-    return found === "cut" ? undefined : found;
+    return typeof found === "string" ? undefined : found;
   }
 
-  /** As {@link resume}, but `cut` of the last turn, not too old, that does not hold that event any more. */
-  find({ from, form, ...name }: ResumeRequest): TurnFeed | "cut" | undefined {
+  /**
+   * As {@link resume}, but of the last turn, not too old: `cut` where it does not hold that event any more, `other` where it was asked for by another
+   * body under the same name.
+   */
+  find({ from, form, bodyDigest, ...name }: ResumeRequest): TurnFeed | "cut" | "other" | undefined {
     const kept = this.#kept ?? this.#load(name);
     if (!kept || !this.#isMeant({ ...kept, streamId: kept.stream.id }, name)) return undefined;
-    const feed = followTurn(kept, { from, form });
+    const isOther = bodyDigest !== undefined && kept.bodyDigest !== undefined && bodyDigest !== kept.bodyDigest;
+    const feed = isOther ? undefined : followTurn(kept, { from, form });
     // One that was read from the storage is there for others, too, while somebody reads it.
     if (feed) this.#kept ??= kept;
     else if (kept !== this.#kept) void kept.stream.close();
-    return feed ?? "cut";
+    return feed ?? (isOther ? "other" : "cut");
   }
 
   #isMeant({ streamId, idempotencyKey, endedMs = this.#now() }: NamedTurn, name: TurnName): boolean {
@@ -99,8 +105,8 @@ export class Replays {
   #load(name: TurnName): KeptTurn | undefined {
     const stored = this.#isStale || !this.#mayBeStored ? undefined : readReplay(this.#storage);
     if (!stored || !this.#isMeant(stored, name)) return undefined;
-    const { idempotencyKey, head, numericsId, endedMs } = stored;
-    const kept = { stream: TurnStream.ended(stored), idempotencyKey, head, numericsId, endedMs };
+    const { idempotencyKey, bodyDigest, head, numericsId, endedMs } = stored;
+    const kept = { stream: TurnStream.ended(stored), idempotencyKey, bodyDigest, head, numericsId, endedMs };
     this.#keepWhileRead(kept);
     return kept;
   }

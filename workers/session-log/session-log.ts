@@ -90,10 +90,12 @@ export class SessionLog extends LogObject {
    */
   #turn(asked: TurnJob): Promise<TurnAnswer> {
     this.#takeUpLost();
-    const { idempotencyKey, form } = asked;
-    const again = idempotencyKey === undefined ? undefined : this.#replays.find({ idempotencyKey, form, from: 0 });
+    const { idempotencyKey, bodyDigest, form } = asked;
+    const again =
+      idempotencyKey === undefined ? undefined : this.#replays.find({ idempotencyKey, bodyDigest, form, from: 0 });
     const isStopped = idempotencyKey !== undefined && this.#stopped.get(idempotencyKey) === true;
     return enterTurn(asked, { env: this.env, next: this.#memory.next }, async (entry) => {
+      if (again === "other") return saysOnly(otherAnswer());
       if (again && again !== "cut") return this.#openAgain(entry.job, again);
       if (isStopped) return saysOnly(stoppedAnswer());
       return again ? saysOnly(cutAnswer()) : this.#open(entry);
@@ -395,6 +397,16 @@ function cutAnswer(): TurnAnswer {
   return {
     status: "refused",
     error: wireError(new QuireError("stream_not_found", message, { param: "Idempotency-Key" })),
+  };
+}
+
+/** Two requests of one name: either answer would be the wrong one for somebody. */
+function otherAnswer(): TurnAnswer {
+  const message =
+    "This Idempotency-Key named a request with another body, of the last turn of this session. Use a new key for a new request.";
+  return {
+    status: "refused",
+    error: wireError(new QuireError("invalid_request", message, { param: "Idempotency-Key" })),
   };
 }
 
