@@ -25,17 +25,22 @@ function bundledNode() {
   return undefined;
 }
 
-/** What Node is started with for this command: an engine has flags of its own (cli/engine-node-flags.ts says which and why). */
-function nodeFlags() {
-  if (process.argv[2] !== "serve") return [];
-  return JSON.parse(readFileSync(new URL("../cli/engine-node-flags.json", import.meta.url), "utf8"));
+/** What Node is started with for this command: an engine has flags and variables of its own (cli/engine-start.ts says which and why). */
+function startOf() {
+  if (process.argv[2] !== "serve") return { nodeFlags: [], environment: {} };
+  const { nodeFlags, environment } = JSON.parse(
+    readFileSync(new URL("../cli/engine-start.json", import.meta.url), "utf8"),
+  );
+  return { nodeFlags, environment: process.platform === "linux" ? environment : {} };
 }
 
 /** Runs this file again on another Node; signals and the exit code pass through. */
 function runOn(node) {
   // The IPC channel carries nothing: its end tells the child that this process is gone.
-  const child = spawn(node, [...nodeFlags(), fileURLToPath(import.meta.url), ...process.argv.slice(2)], {
+  const { nodeFlags, environment } = startOf();
+  const child = spawn(node, [...nodeFlags, fileURLToPath(import.meta.url), ...process.argv.slice(2)], {
     stdio: ["inherit", "inherit", "inherit", "ipc"],
+    env: { ...environment, ...process.env },
   });
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.on(signal, () => child.kill(signal));
   child.on("error", (error) => {
@@ -46,14 +51,16 @@ function runOn(node) {
 }
 
 /**
- * An engine that was started by hand, without its flags: this process becomes one that has them. Not where a parent listens (it starts engines with their
- * flags, and a new program would not hear of its end), nor on Windows, which cannot: V8's defaults are as right, and take more memory.
+ * An engine that was started by hand, without its flags and variables: this process becomes one that has them. Not where a parent listens (it starts engines
+ * with theirs, and a new program would not hear of its end), nor on Windows, which cannot: the defaults are as right, and take more memory.
  */
-function startWithFlags(flags) {
-  if (flags.every((flag) => process.execArgv.includes(flag)) || process.connected) return;
+function startAnew({ nodeFlags, environment }) {
+  const flags = nodeFlags.filter((flag) => !process.execArgv.includes(flag));
+  const isWhole = flags.length === 0 && Object.keys(environment).every((name) => process.env[name] !== undefined);
+  if (isWhole || process.connected) return;
   if (process.execve === undefined || process.platform === "win32") return;
   const args = [process.execPath, ...flags, ...process.execArgv, fileURLToPath(import.meta.url)];
-  process.execve(process.execPath, [...args, ...process.argv.slice(2)], process.env);
+  process.execve(process.execPath, [...args, ...process.argv.slice(2)], { ...environment, ...process.env });
 }
 
 if (Number(process.versions.node.split(".")[0]) >= nodeMajorMin) {
@@ -65,7 +72,7 @@ if (Number(process.versions.node.split(".")[0]) >= nodeMajorMin) {
     if (error.code === "EPIPE") process.exit(141);
     if (!serves) process.exit(1);
   });
-  startWithFlags(nodeFlags());
+  startAnew(startOf());
   const { main } = await import("../cli/main.ts");
   process.exit(await main(process.argv.slice(2)));
 } else {

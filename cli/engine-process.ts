@@ -2,7 +2,7 @@
 import { fileURLToPath } from "node:url";
 import { type Child, startChild } from "./child-process.ts";
 import type { Secrets } from "./data-folder.ts";
-import { ENGINE_NODE_FLAGS } from "./engine-node-flags.ts";
+import { ENGINE_ENVIRONMENT, ENGINE_NODE_FLAGS } from "./engine-start.ts";
 
 const program = fileURLToPath(new URL("../bin/quire.mjs", import.meta.url));
 
@@ -35,7 +35,7 @@ export function startEngine(options: EngineProcessOptions): Child {
       ...options.flags,
     ],
     cwd: process.cwd(),
-    env: { ...env, ...storeEnvironment(secrets), QUIRE_ENGINE_KEY: secrets.engineKey },
+    env: { ...ENGINE_ENVIRONMENT, ...env, ...storeEnvironment(secrets), QUIRE_ENGINE_KEY: secrets.engineKey },
     logPath: options.logPath,
     onWarning: options.onWarning,
     // Beside warnings: what is to be known before the engine answers.

@@ -1,7 +1,7 @@
 /** An engine of a benchmark's own: `quire serve` as a user starts it, on a free port. */
 import { fileURLToPath } from "node:url";
 import { type Child, startChild } from "../../cli/child-process.ts";
-import { ENGINE_NODE_FLAGS } from "../../cli/engine-node-flags.ts";
+import { ENGINE_ENVIRONMENT, ENGINE_NODE_FLAGS } from "../../cli/engine-start.ts";
 import { UsageError } from "../../cli/usage-error.ts";
 import type { BenchContext } from "../bench.ts";
 
@@ -42,7 +42,7 @@ export async function startEngineProcess(options: EngineProcessOptions): Promise
     program: process.execPath,
     args: [...ENGINE_NODE_FLAGS, ...inspector, program, "serve", "--port=0", "--host=127.0.0.1", ...args],
     cwd: repositoryRoot,
-    env: { ...context.env, QUIRE_ENGINE_KEY: engineKey },
+    env: { ...ENGINE_ENVIRONMENT, ...context.env, QUIRE_ENGINE_KEY: engineKey },
     logPath,
     isWarning: () => true,
     onWarning(line) {

@@ -1,7 +1,7 @@
 /** How long an engine's process takes from its start until it takes requests. */
 import { spawn } from "node:child_process";
 import { fileURLToPath } from "node:url";
-import { ENGINE_NODE_FLAGS } from "../../cli/engine-node-flags.ts";
+import { ENGINE_ENVIRONMENT, ENGINE_NODE_FLAGS } from "../../cli/engine-start.ts";
 
 const READY_MS_MAX = 60_000;
 const QUIRE = fileURLToPath(new URL("../../bin/quire.mjs", import.meta.url));
@@ -19,7 +19,10 @@ async function startOnce(modelFolder: string): Promise<number> {
   const startMs = performance.now();
   const flags = [`--model=${modelFolder}`, "--port=0", "--host=127.0.0.1", "--store=memory:"];
   const args = [...ENGINE_NODE_FLAGS, QUIRE, "serve", ...flags];
-  const child = spawn(process.execPath, args, { stdio: ["ignore", "pipe", "ignore"] });
+  const child = spawn(process.execPath, args, {
+    stdio: ["ignore", "pipe", "ignore"],
+    env: { ...ENGINE_ENVIRONMENT, ...process.env },
+  });
   const ended = new Promise<void>((resolve) => child.once("close", () => resolve()));
   try {
     return await new Promise<number>((resolve, reject) => {

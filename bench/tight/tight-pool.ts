@@ -4,7 +4,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { ENGINE_NODE_FLAGS } from "../../cli/engine-node-flags.ts";
+import { ENGINE_ENVIRONMENT, ENGINE_NODE_FLAGS } from "../../cli/engine-start.ts";
 import { UsageError } from "../../cli/usage-error.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
 import { FsStore } from "../../storage/fs-store.ts";
@@ -145,7 +145,10 @@ async function measure(base: TightTurn, share: number, { progress, signal }: Ben
 
 /** @throws {UsageError} for what the engine refuses. @throws {Error} with what it wrote, when it ends with anything else but its figures. */
 async function inProcess(turn: TightTurn): Promise<TightFigures> {
-  const child = spawn(process.execPath, [...ENGINE_NODE_FLAGS, TURN], { stdio: ["pipe", "pipe", "pipe"] });
+  const child = spawn(process.execPath, [...ENGINE_NODE_FLAGS, TURN], {
+    stdio: ["pipe", "pipe", "pipe"],
+    env: { ...ENGINE_ENVIRONMENT, ...process.env },
+  });
   child.stdin.end(JSON.stringify(turn));
   let [out, err] = ["", ""];
   child.stdout.on("data", (data: Buffer) => {

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import type { LoadResult } from "../../bench/load/report.ts";
 import { benches } from "../../bench/registry.ts";
-import { ENGINE_NODE_FLAGS } from "../../cli/engine-node-flags.ts";
+import { ENGINE_NODE_FLAGS } from "../../cli/engine-start.ts";
 import { withTempFolder } from "../cli/run-quire.ts";
 import { type Behaviour, type FakeEdge, type FakeEdgeOptions, openFakeEdge, replyTokens } from "./fake-edge.ts";
 import { runBench } from "./run-bench.ts";

@@ -4,7 +4,7 @@ import { createServer, type Server } from "node:net";
 import { delimiter, join } from "node:path";
 import { afterEach, describe, expect, it, vi } from "vitest";
 import { openDataFolder } from "../../cli/data-folder.ts";
-import { ENGINE_NODE_FLAGS } from "../../cli/engine-node-flags.ts";
+import { ENGINE_ENVIRONMENT, ENGINE_NODE_FLAGS } from "../../cli/engine-start.ts";
 import { main } from "../../cli/main.ts";
 import { repositoryRoot } from "../style/source-tree.ts";
 import { quirePath, runProgram, runQuire, withTempFolder } from "./run-quire.ts";
@@ -242,10 +242,28 @@ describe("the Node it runs on", () => {
         await runProgram(process.execPath, [...asTold, "serve", "--help"])
       ).stderr.split("\n");
       expect([after, ...more]).toEqual([`${before?.trim()} ${flags}`, ""]);
-      const given = await runProgram(process.execPath, [...ENGINE_NODE_FLAGS, ...asTold, "serve", "--help"]);
+      const whole = [...ENGINE_NODE_FLAGS, ...asTold, "serve", "--help"];
+      const given = await runProgram(process.execPath, whole, ENGINE_ENVIRONMENT);
       expect(given.stderr).toMatch(new RegExp(`^\\d+ ${flags}\n$`));
       const other = await runProgram(process.execPath, [...asTold, "--version"]);
       expect(other).toMatchObject({ stdout: `${version}\n`, stderr: expect.stringMatching(/^\d+\n$/) });
+    },
+  );
+
+  it.skipIf(process.platform !== "linux")(
+    "has an engine's variables for `quire serve`, and the user's own",
+    async () => {
+      const tell = (name: string) => `console.error("told", process.env.${name});`;
+      for (const [name, value] of Object.entries(ENGINE_ENVIRONMENT)) {
+        const told = `data:text/javascript,${encodeURIComponent(tell(name))}`;
+        const toldBy = async (command: string, program: readonly string[], env: Record<string, string> = {}) => {
+          const { stderr } = await runProgram(process.execPath, ["--import", told, ...program, command, "--help"], env);
+          return stderr.trim().split("\n").at(-1);
+        };
+        expect(await toldBy("serve", [quirePath])).toBe(`told ${value}`);
+        expect(await toldBy("serve", [quirePath], { [name]: "65536" })).toBe("told 65536");
+        expect(await toldBy("sessions", [quirePath])).toBe("told undefined");
+      }
     },
   );
 
