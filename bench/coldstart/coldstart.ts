@@ -40,8 +40,12 @@ export const coldstartBench = defineBench({
     await hook.open();
     const stage = await Stage.open(life.signal, { QUIRE_WAKE_URL: hook.url });
     hook.stage = stage;
+    const turns: ColdTurn[] = [];
     try {
-      const turns = await measure(stage, hook, rounds, context);
+      await measure(stage, hook, { rounds, turns }, context).catch((thrown: unknown) => {
+        // What is under way when its user stops it ends with its processes.
+        if (!context.signal.aborted) throw thrown;
+      });
       for (const line of report(turns)) context.print(line);
       const interrupted = context.signal.aborted;
       return {
@@ -55,8 +59,13 @@ export const coldstartBench = defineBench({
   },
 });
 
-async function measure(stage: Stage, hook: WakeHook, rounds: number, context: BenchContext): Promise<ColdTurn[]> {
-  const turns: ColdTurn[] = [];
+/** Adds a turn to `turns` for each round. */
+async function measure(
+  stage: Stage,
+  hook: WakeHook,
+  { rounds, turns }: { rounds: number; turns: ColdTurn[] },
+  context: BenchContext,
+): Promise<void> {
   let engine: StageEngine = await stage.addEngine();
   for (let round = 0; round < rounds && !context.signal.aborted; round++) {
     context.progress(`round ${round + 1} of ${rounds}...`);
@@ -77,7 +86,6 @@ async function measure(stage: Stage, hook: WakeHook, rounds: number, context: Be
     turns.push(cold.turn);
     engine = cold.engine;
   }
-  return turns;
 }
 
 function medianOf(turns: readonly ColdTurn[]): Record<PartName, number> {

@@ -119,7 +119,7 @@ describe("what it refuses, in one line with exit code 1", () => {
       ["--port", quire.url],
       ["--engine-port", quire.engineUrl],
     ] as const) {
-      const others = ["--port=0", "--engine-port=0", `--data=${folder.path}-other`];
+      const others = ["--port=0", "--engine-port=0", `--data=${folder.path}/other`];
       const result = await runQuire(["start", ...others, flag, port(url)]);
       const stderr = `quire: port ${port(url)} is taken; choose another with ${flag}\n`;
       expect(result).toEqual({ code: 1, signal: null, stdout: "", stderr });
