@@ -119,17 +119,17 @@ export class Stepper {
 
   async #runBatch(batch: readonly PlannedPart[]): Promise<void> {
     const startMs = this.#options.parts.clock.nowMs();
-    const sequences = batch.map(({ sequence }) => sequence);
     let results: SequenceResult[];
     try {
       results = await this.#runStep(
         batch.map(({ sequence, slice }) => ({ sequence, slice, step: this.#sequenceStep(sequence, slice) })),
       );
     } catch (error) {
+      const sequences = batch.map(({ sequence }) => sequence);
       this.#suspect(sequences, error);
       return;
     }
-    for (const sequence of sequences) this.#suspects.delete(sequence);
+    for (const { sequence } of batch) this.#suspects.delete(sequence);
     const ms = this.#account(batch, results, startMs);
     for (const [index, { sequence, slice }] of batch.entries()) {
       try {
@@ -155,11 +155,13 @@ export class Stepper {
     const { active, parts } = this.#options;
     const nowMs = parts.clock.nowMs();
     const suspects = this.#suspects;
-    if (suspects.size === 0) return this.#planner.plan(active, nowMs);
-    for (const one of [...suspects].filter((each) => active.has(each))) {
-      const alone = this.#planner.plan([one], nowMs);
+    for (const one of suspects) {
+      // One that has ended is nobody's to try, and not to be kept for ever.
+      if (!active.has(one)) suspects.delete(one);
+      const alone = suspects.has(one) ? this.#planner.plan([one], nowMs) : [];
       if (alone.length > 0) return alone;
     }
+    if (suspects.size === 0) return this.#planner.plan(active, nowMs);
     return this.#planner.plan(
       [...active].filter((one) => !suspects.has(one)),
       nowMs,

@@ -1,6 +1,8 @@
 /** A step that fails ends nobody but the sequence that fails by itself: the others go on, with the same tokens. */
 import { setImmediate } from "node:timers/promises";
+import { queryObjects } from "node:v8";
 import { expect, it } from "vitest";
+import { Sequence } from "../../engine/sequence/sequence.ts";
 import { systemClock } from "../../engine/settings.ts";
 import { idsToBytes } from "../../protocol/ids.ts";
 import { MemoryStore } from "../../storage/memory-store.ts";
@@ -59,6 +61,22 @@ it("who fails by itself ends with the error, the others as if it had not been th
     ["step.failed", 1],
     ["sequence.failed", undefined],
   ]);
+});
+
+it("nothing is kept of who failed, nor of who left before its turn to be tried", async () => {
+  const before = queryObjects(Sequence) as number;
+  const engine = await openForTest({}, expectNothingHeld);
+  breakSteps(engine, (positions) => positions.some((position) => position >= FATAL_POSITION));
+  for (let round = 0; round < 3; round++) {
+    const beside = PROMPTS.slice(0, 3).map((ids) => {
+      const asked = request({ tokens: idsToBytes([...ids]), maxTokens: REPLY_TOKENS });
+      return generate(engine, asked, (ticket) => void setTimeout(() => ticket.cancel(), 40));
+    });
+    await Promise.allSettled([turnOf(engine, PROMPTS[3]!), ...beside]);
+  }
+  await turnOf(engine, PROMPTS[0]!);
+  await untilIdle(engine);
+  expect((queryObjects(Sequence) as number) - before).toBe(0);
 });
 
 it("where only steps of several fail, as for want of memory, everybody comes to the end", async () => {
