@@ -1,14 +1,11 @@
 /** The edge in a bare workerd and an engine that costs nothing, registered with it. */
-import { createHash, randomBytes } from "node:crypto";
-import { readFile } from "node:fs/promises";
-import { join } from "node:path";
+import { randomBytes } from "node:crypto";
 import { fileURLToPath } from "node:url";
 import { Worker } from "node:worker_threads";
 import { startRegistration } from "../../engine/http/registration.ts";
 import type { EngineHeartbeat } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
-import { startWorkerd } from "../workerd.ts";
-import { workerdConfig } from "../workerd-config.ts";
+import { startBareEdge } from "./bare-edge.ts";
 import type { EngineThreadData } from "./engine-thread.ts";
 
 /** What the engine says. */
@@ -39,27 +36,6 @@ export interface EdgeStack {
 const model = "house-0";
 /** The letter "a" to house-0, whose tokens are bytes. */
 const tokenId = 97;
-const modelFiles = ["tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"];
-
-/**
- * Memory of an isolate on the platform. A bare workerd has no such bound: its V8 collects when it likes, and resident memory tells of that and not of what
- * the edge holds. Whatever needs more than this ends the run.
- */
-const ISOLATE_MIB_MAX = 128;
-
-/** Configuration of the whole edge in a bare workerd; its texts lie beside it (`keys.json`, `engine-key`, `limits.json`, `model.json`). */
-export const edgeConfig = workerdConfig({
-  texts: {
-    QUIRE_API_KEYS: { file: "keys.json" },
-    QUIRE_ENGINE_KEY: { file: "engine-key" },
-    QUIRE_TENANT_SALT: "salt",
-    QUIRE_LIMITS: { file: "limits.json" },
-    MODEL_FILES: { file: "model.json" },
-  },
-  classes: ["SessionLog", "SessionExpiry", "Fleet", "TenantIndex", "KeyRing", "TenantLimiter"],
-  heapMiBMax: ISOLATE_MIB_MAX,
-});
-
 /** Starts both and waits until the edge knows the engine. @throws {Error} when it does not; nothing is left then. */
 export async function openEdgeStack(options: EdgeStackOptions): Promise<EdgeStack> {
   const { tokenCount, gapMs, firstMs, isInspected = false } = options;
@@ -74,22 +50,11 @@ export async function openEdgeStack(options: EdgeStackOptions): Promise<EdgeStac
     thread.once("error", reject);
   });
   const engineUrl = `http://127.0.0.1:${port}`;
-  const workerd = await startWorkerd({
-    entry: fileURLToPath(new URL("../../test/workers/edge-worker.ts", import.meta.url)),
-    config: edgeConfig,
-    isInspected,
-    files: {
-      "keys.json": JSON.stringify({ [createHash("sha256").update(apiKey).digest("hex")]: { tenant: "bench" } }),
-      "engine-key": engineKey,
-      "limits.json": JSON.stringify({
-        requests_per_minute: LIMITS.requestsPerMinuteMax,
-        tokens_per_minute: LIMITS.tokensPerMinuteMax,
-      }),
-      "model.json": JSON.stringify(
-        await edgeModelFiles(fileURLToPath(new URL(`../../weights/${model}`, import.meta.url))),
-      ),
-    },
-    folders: ["disk"],
+  const workerd = await startBareEdge({
+    tenants: [[apiKey, { tenant: "bench" }]],
+    limits: { requests_per_minute: LIMITS.requestsPerMinuteMax, tokens_per_minute: LIMITS.tokensPerMinuteMax },
+    modelFolder: fileURLToPath(new URL(`../../weights/${model}`, import.meta.url)),
+    ...{ engineKey, isInspected },
   });
   const beat = (): EngineHeartbeat => heartbeatOf(engineUrl);
   const registration = startRegistration({
@@ -119,12 +84,6 @@ export async function openEdgeStack(options: EdgeStackOptions): Promise<EdgeStac
     sentMs: stamps,
     close,
   };
-}
-
-/** What the edge reads of a model, by name. */
-export async function edgeModelFiles(folder: string): Promise<Record<string, string>> {
-  const read = (name: string) => readFile(join(folder, name), "utf8");
-  return Object.fromEntries(await Promise.all(modelFiles.map(async (name) => [name, await read(name)])));
 }
 
 async function untilKnown(edgeUrl: string, apiKey: string): Promise<void> {

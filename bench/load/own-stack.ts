@@ -2,18 +2,17 @@
  * A stack of the benchmark's own, in a temporary folder, and gone afterwards: engines as a user starts them, with one file store between them,
  * and before them the whole edge in a bare workerd (or nothing, for the engine alone).
  */
-import { createHash, randomBytes } from "node:crypto";
+import { randomBytes } from "node:crypto";
 import { readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { fileURLToPath } from "node:url";
 import { openModelFolder } from "../../cli/model-folder.ts";
 import { UsageError } from "../../cli/usage-error.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import type { BenchContext } from "../bench.ts";
-import { edgeConfig, edgeModelFiles } from "../edge/edge-stack.ts";
+import { type BareEdgeOptions, startBareEdge } from "../edge/bare-edge.ts";
 import { makeRunFolder } from "../temp-folder.ts";
-import { type BareWorkerd, startWorkerd } from "../workerd.ts";
+import type { BareWorkerd } from "../workerd.ts";
 import { type EngineProcess, startEngineProcess } from "./engine-process.ts";
 import type { ProcessAtWork } from "./memory.ts";
 import type { EngineAddress } from "./rest.ts";
@@ -162,21 +161,14 @@ class Stack implements OwnStack {
 
   async #startEdge(): Promise<BareWorkerd> {
     const { path } = await openModelFolder(this.#options.model);
-    return startWorkerd({
-      entry: fileURLToPath(new URL("../../test/workers/edge-worker.ts", import.meta.url)),
-      config: edgeConfig,
-      isInspected: this.#options.isInspected,
-      files: {
-        "keys.json": JSON.stringify(keyTable(this.tenantKeys, this.referenceKey)),
-        "engine-key": this.#engineKey,
-        "limits.json": JSON.stringify({
-          requests_per_minute: LIMITS.requestsPerMinuteMax,
-          tokens_per_minute: LIMITS.tokensPerMinuteMax,
-          turns_concurrent: LIMITS.turnsConcurrentMax,
-        }),
-        "model.json": JSON.stringify(await edgeModelFiles(path)),
+    return startBareEdge({
+      tenants: tenantRows(this.tenantKeys, this.referenceKey),
+      limits: {
+        requests_per_minute: LIMITS.requestsPerMinuteMax,
+        tokens_per_minute: LIMITS.tokensPerMinuteMax,
+        turns_concurrent: LIMITS.turnsConcurrentMax,
       },
-      folders: ["disk"],
+      ...{ engineKey: this.#engineKey, modelFolder: path, isInspected: this.#options.isInspected },
     });
   }
 
@@ -196,9 +188,9 @@ function newKey(): string {
   return `qk-${randomBytes(16).toString("hex")}`;
 }
 
-/** The secret `QUIRE_API_KEYS`: tenants by the hash of their key. */
-function keyTable(tenantKeys: readonly string[], referenceKey: string): Record<string, { tenant: string }> {
-  const hashed = (key: string, tenant: string) => [createHash("sha256").update(key).digest("hex"), { tenant }] as const;
-  const rows = tenantKeys.map((key, index) => hashed(key, `bench-${index}`));
-  return Object.fromEntries([...rows, hashed(referenceKey, "bench-reference")]);
+function tenantRows(tenantKeys: readonly string[], referenceKey: string): BareEdgeOptions["tenants"] {
+  return [
+    ...tenantKeys.map((key, index) => [key, { tenant: `bench-${index}` }] as const),
+    [referenceKey, { tenant: "bench-reference" }],
+  ];
 }

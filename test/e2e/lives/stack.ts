@@ -1,14 +1,14 @@
 /** The stack that lives are lived on: the whole edge in a workerd of its own, engines as users start them, one store on disk. All of it can be killed. */
-import { createHash, randomBytes } from "node:crypto";
+import { randomBytes } from "node:crypto";
 import { readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath, pathToFileURL } from "node:url";
-import { edgeConfig, edgeModelFiles } from "../../../bench/edge/edge-stack.ts";
+import { startBareEdge } from "../../../bench/edge/bare-edge.ts";
 import { type EngineProcess, startEngineProcess } from "../../../bench/load/engine-process.ts";
 import { scrape } from "../../../bench/load/rest.ts";
 import { makeRunFolder } from "../../../bench/temp-folder.ts";
-import { type BareWorkerd, startWorkerd } from "../../../bench/workerd.ts";
+import type { BareWorkerd } from "../../../bench/workerd.ts";
 import { FsStore } from "../../../storage/fs-store.ts";
 import { collectGarbage } from "../../../storage/gc.ts";
 import { repositoryRoot } from "../../style/source-tree.ts";
@@ -38,7 +38,6 @@ export class Stack {
   /** API keys. */
   readonly keys: Readonly<Record<TenantName, string>>;
   readonly engines: EngineProcess[] = [];
-  /** What engines warned of, last words of each that ended. */
   readonly #options: StackOptions;
   readonly #folder: string;
   readonly #engineKey = randomBytes(32).toString("hex");
@@ -175,21 +174,14 @@ export class Stack {
   }
 
   async #startEdge(): Promise<void> {
-    const rows = TENANTS.map((name) => {
-      const scopes = name === "operators" ? { scopes: ["keys"] } : {};
-      return [createHash("sha256").update(this.keys[name]).digest("hex"), { tenant: name, ...scopes }] as const;
-    });
-    const limits = { requests_per_minute: 1e6, tokens_per_minute: 1e8, turns_concurrent: TURNS_CONCURRENT };
-    this.#edge = await startWorkerd({
-      entry: fileURLToPath(new URL("../../workers/edge-worker.ts", import.meta.url)),
-      config: edgeConfig,
-      files: {
-        "keys.json": JSON.stringify(Object.fromEntries(rows)),
-        "engine-key": this.#engineKey,
-        "limits.json": JSON.stringify(limits),
-        "model.json": JSON.stringify(await edgeModelFiles(`${repositoryRoot}/weights/house-0`)),
-      },
-      folders: ["disk"],
+    this.#edge = await startBareEdge({
+      tenants: TENANTS.map((name) => [
+        this.keys[name],
+        { tenant: name, ...(name === "operators" ? { scopes: ["keys"] } : {}) },
+      ]),
+      engineKey: this.#engineKey,
+      limits: { requests_per_minute: 1e6, tokens_per_minute: 1e8, turns_concurrent: TURNS_CONCURRENT },
+      modelFolder: `${repositoryRoot}/weights/house-0`,
     });
   }
 
