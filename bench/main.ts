@@ -1,12 +1,16 @@
 /** `npm run bench -- NAME [flags]`: finds the benchmark, runs it, writes its result. */
-import { appendFile, rename, stat, writeFile } from "node:fs/promises";
+import { appendFile, stat, writeFile } from "node:fs/promises";
 import { foldHelp } from "../cli/fold-help.ts";
 import { listenForStop, type SignalSource } from "../cli/stop-request.ts";
 import { UsageError } from "../cli/usage-error.ts";
 import { QuireError } from "../protocol/errors.ts";
+import { replaceFile } from "../storage/replace-file.ts";
 import type { BenchContext, BenchResult, BenchTerminal } from "./bench.ts";
 import { describeMachine, machineLine } from "./machine.ts";
 import { benches } from "./registry.ts";
+
+/** Of results: they are for everybody whom the process's mask lets. */
+const READABLE_MODE = 0o666;
 
 /** What the command needs of its process. */
 export interface MainOptions {
@@ -66,7 +70,7 @@ async function runNamed([name, ...rest]: readonly string[], options: MainOptions
     if (jsonPath === undefined) return;
     const { ok, data } = outcome;
     const text = `${JSON.stringify({ bench: name, startedAt, machine, ok, ...data }, undefined, 2)}\n`;
-    await writeOrRefuse(jsonPath, (path) => replaceFile(path, text));
+    await writeOrRefuse(jsonPath, (path) => writeWhole(path, text));
   };
   const outcome = await run(contextOf(options, (data) => save({ data })));
   await save(outcome);
@@ -93,16 +97,10 @@ function contextOf(options: MainOptions, save: BenchContext["save"]): BenchConte
 }
 
 /** Whoever reads a file meanwhile, or after the process was killed, finds the old text or the new one. */
-async function replaceFile(path: string, text: string): Promise<void> {
+async function writeWhole(path: string, text: string): Promise<void> {
   if (!(await stat(path)).isFile()) return writeFile(path, text);
-  const fresh = `${path}.part`;
-  try {
-    await writeFile(fresh, text);
-    await rename(fresh, path);
-  } catch {
-    // Its folder may not be ours to write.
-    await writeFile(path, text);
-  }
+  // Its folder may not be ours to write.
+  await replaceFile(path, text, READABLE_MODE).catch(() => writeFile(path, text));
 }
 
 async function writeOrRefuse(path: string, write: (path: string) => Promise<void>): Promise<void> {

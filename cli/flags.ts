@@ -60,7 +60,7 @@ export function parseSwitched<F extends Flags>(
   env: NodeJS.ProcessEnv,
 ): Omit<CommandLine<F>, "operands"> {
   const { operands, ...line } = parseCommandLine(declared, args, env);
-  if (operands[0] !== undefined) throw new UsageError(`unexpected argument "${operands[0]}"`);
+  refuseStray(operands[0]);
   return line;
 }
 
@@ -76,8 +76,12 @@ export function parseWithOperand<F extends Flags>(
   const { values, operands } = parseCommandLine({ flags, switches: {} }, args, options.env);
   const [operand, stray] = operands;
   if (operand === undefined) throw new UsageError(options.missing);
-  if (stray !== undefined) throw new UsageError(`unexpected argument "${stray}"`);
+  refuseStray(stray);
   return { operand, values };
+}
+
+function refuseStray(operand: string | undefined): void {
+  if (operand !== undefined) throw new UsageError(`unexpected argument "${operand}"`);
 }
 
 /**

@@ -1,15 +1,18 @@
 import { open, rename, rm } from "node:fs/promises";
 import { dirname } from "node:path";
 
+/** Its owner alone may read it. */
+const OWN_MODE = 0o600;
+
 /**
- * Puts a file in the place of what was there: whoever reads it, and whatever a crash or a power failure leaves, has all of one of them. Its owner alone
- * may read it. Of several at once the last one stays.
+ * Puts a file in the place of what was there: whoever reads it, and whatever a crash or a power failure leaves, has all of one of them. Of several at once
+ * the last one stays. `mode` is for what may be read by others, as far as the process's mask lets them.
  * @throws {NodeJS.ErrnoException} what the file system says; what was there is there still.
  */
-export async function replaceFile(path: string, content: string | Uint8Array): Promise<void> {
+export async function replaceFile(path: string, content: string | Uint8Array, mode = OWN_MODE): Promise<void> {
   const temporary = `${path}.${process.pid}.tmp`;
   try {
-    const file = await open(temporary, "w", 0o600);
+    const file = await open(temporary, "w", mode);
     try {
       await file.writeFile(content);
       await file.sync();

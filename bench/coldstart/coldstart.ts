@@ -5,7 +5,7 @@ import { demoPassage } from "../../cli/demo-passage.ts";
 import { Stage, type StageEngine } from "../../cli/demo-stage.ts";
 import { parseInteger } from "../../cli/flags.ts";
 import { LIMITS } from "../../protocol/limits.ts";
-import { type BenchContext, defineBench } from "../bench.ts";
+import { type BenchContext, defineBench, unlessStopped } from "../bench.ts";
 import { quantile } from "../quantile.ts";
 import { renderTable } from "../table.ts";
 import { type ColdTurn, coldTurn, WakeHook } from "./cold-turn.ts";
@@ -42,10 +42,7 @@ export const coldstartBench = defineBench({
     hook.stage = stage;
     const turns: ColdTurn[] = [];
     try {
-      await measure(stage, hook, { rounds, turns }, context).catch((thrown: unknown) => {
-        // What is under way when its user stops it ends with its processes.
-        if (!context.signal.aborted) throw thrown;
-      });
+      await unlessStopped(measure(stage, hook, { rounds, turns }, context), context.signal);
       for (const line of report(turns)) context.print(line);
       const interrupted = context.signal.aborted;
       return {

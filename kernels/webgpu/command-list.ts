@@ -208,12 +208,13 @@ export class CommandList {
    */
   async submit(tables: Uint8Array, outcomeBytes: number, timed?: KernelTime[]): Promise<Uint8Array<ArrayBuffer>> {
     const { device } = this.#gpu;
-    const { outcome, uploads } = this.#buffers;
+    const { outcome, params, uploads } = this.#buffers;
     this.#buffers.tables.need(tables.length);
     outcome.need(outcomeBytes);
     // All that the step needs is known: arenas grow now, before anything is bound.
     for (const arena of this.#buffers.arenas) if (arena.bytes > 0) arena.buffer(this.#gpu);
     device.queue.writeBuffer(this.#buffers.tables.buffer(this.#gpu), 0, tables);
+    device.queue.writeBuffer(this.#uniforms(), 0, params.data, 0, params.length);
     if (uploads.length > 0) {
       device.queue.writeBuffer(this.#buffers.staging(this.#gpu, uploads.length), 0, uploads.data, 0, uploads.length);
     }
@@ -226,11 +227,9 @@ export class CommandList {
     span?.mark(encoder);
     if (timed !== undefined && timer === undefined) {
       device.queue.submit([encoder.finish()]);
-      this.#writeParams();
       await this.#runOneByOne(timed);
       encoder = device.createCommandEncoder();
     } else {
-      this.#writeParams();
       encoder = this.#encodeInPieces(encoder, timer);
     }
     span?.mark(encoder);
@@ -249,10 +248,9 @@ export class CommandList {
     return this.#commands.filter(({ kind }) => kind === "dispatch").length;
   }
 
-  #writeParams(): void {
-    const { params } = this.#buffers;
-    const uniforms = this.#buffers.uniforms(this.#gpu, Math.max(PARAMS_STRIDE, params.length));
-    this.#gpu.device.queue.writeBuffer(uniforms, 0, params.data, 0, params.length);
+  /** Parameters of all its dispatches. */
+  #uniforms(): GPUBuffer {
+    return this.#buffers.uniforms(this.#gpu, Math.max(PARAMS_STRIDE, this.#buffers.params.length));
   }
 
   /** A long step is submitted in pieces, so that the GPU runs the first while the host encodes the next. Returns the encoder of the last one. */
@@ -287,8 +285,8 @@ export class CommandList {
 
   /** Commands `from` to `end`. */
   #encode(encoder: GPUCommandEncoder, { from, end }: { from: number; end: number }, timer: Timer | undefined): void {
-    const { params, uploads } = this.#buffers;
-    const uniforms = this.#buffers.uniforms(this.#gpu, Math.max(PARAMS_STRIDE, params.length));
+    const { uploads } = this.#buffers;
+    const uniforms = this.#uniforms();
     const staging = uploads.length === 0 ? undefined : this.#buffers.staging(this.#gpu, uploads.length);
     let pass: GPUComputePassEncoder | undefined;
     let set: Pipeline | undefined;

@@ -1,5 +1,5 @@
 /** Durable Object, one per session: its log, and the turns that must outlive their client's connection. */
-import { QuireError } from "../../protocol/errors.ts";
+import { type ErrorCode, QuireError } from "../../protocol/errors.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { within } from "../deadline.ts";
 import { settlePlace } from "../limits/admission.ts";
@@ -394,20 +394,18 @@ function stoppedAnswer(): TurnAnswer {
 /** To be run again it would have to be in the log twice. */
 function cutAnswer(): TurnAnswer {
   const message = "The turn of this Idempotency-Key has begun before, and its beginning is not held any more.";
-  return {
-    status: "refused",
-    error: wireError(new QuireError("stream_not_found", message, { param: "Idempotency-Key" })),
-  };
+  return refusedKey("stream_not_found", message);
 }
 
 /** Two requests of one name: either answer would be the wrong one for somebody. */
 function otherAnswer(): TurnAnswer {
   const message =
     "This Idempotency-Key named a request with another body, of the last turn of this session. Use a new key for a new request.";
-  return {
-    status: "refused",
-    error: wireError(new QuireError("invalid_request", message, { param: "Idempotency-Key" })),
-  };
+  return refusedKey("invalid_request", message);
+}
+
+function refusedKey(code: ErrorCode, message: string): TurnAnswer {
+  return { status: "refused", error: wireError(new QuireError(code, message, { param: "Idempotency-Key" })) };
 }
 
 /** Whether a turn can be taken up by another object. Logprobs are not written; a turn with several choices has no one order. */
