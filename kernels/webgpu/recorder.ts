@@ -4,7 +4,6 @@ import { assert } from "../../protocol/assert.ts";
 import {
   type DeviceBuffer,
   type KvEncoding,
-  type MatrixEncoding,
   NOT_RESIDENT,
   type StepReadback,
   type StepRecorder,
@@ -16,17 +15,16 @@ import { assertSlices, assertSlicesFit, sealedByStep } from "../validate.ts";
 import { memoryOf, ownBuffer, ownMatrix, ownPool } from "./buffers.ts";
 import { CommandList, type KernelTime, type StepBuffers } from "./command-list.ts";
 import type { Gpu } from "./gpu.ts";
-import type { Kernel, Lane } from "./kernel.ts";
+import type { Kernel } from "./kernel.ts";
 import type { WebGpuPool } from "./pool.ts";
 import { type Dispatch, ProductInputs } from "./product-inputs.ts";
+import { Products } from "./products.ts";
 import { readSamples, type SamplePlace, sampleBatch } from "./sampling.ts";
 import { recordAttend, recordSelect } from "./selection.ts";
 import { StepLayout } from "./step-layout.ts";
 import { StepReport } from "./step-report.ts";
 import { APPEND, seal, summarize } from "./wgsl/append.ts";
 import { writeCentres } from "./wgsl/centres.ts";
-import { GEMM_TILE, GEMV_ROWS, GEMV_TWO_GROUPS_MIN, gemm, gemv } from "./wgsl/matmul.ts";
-import { gemmByMatrices, MATRIX_COLUMNS, MATRIX_ROWS } from "./wgsl/matmul-matrix.ts";
 import { summarizePageKeys } from "./wgsl/page-keys.ts";
 import { summarizeResidualSigns } from "./wgsl/residual-signs.ts";
 import { rmsNorm } from "./wgsl/rms-norm.ts";
@@ -66,6 +64,7 @@ export class WebGpuRecorder implements StepRecorder {
   readonly #rowCount: number;
   readonly #list: CommandList;
   readonly #inputs: ProductInputs;
+  readonly #products: Products;
   readonly #tables: Words;
   readonly #outcome = new Addresses();
   readonly #report: StepReport;
@@ -83,17 +82,18 @@ export class WebGpuRecorder implements StepRecorder {
     this.#list = new CommandList(parts.gpu, parts.buffers);
     this.#tables = parts.buffers.words;
     this.#inputs = new ProductInputs(this.#list, parts.buffers);
+    this.#products = new Products(parts.gpu, this.#list, this.#inputs);
     this.#report = new StepReport(slices);
   }
 
   /** Whether an upload has to wait for ops recorded before. Of a submitted step it need not: the queue keeps the order. */
   get hasCommands(): boolean {
-    return !this.#ended && (this.#inputs.isWaiting || !this.#list.isEmpty);
+    return !this.#ended && (this.#inputs.isWaiting || this.#products.isWaiting || !this.#list.isEmpty);
   }
 
   /** Copies bytes into a buffer between the ops. */
   upload(to: GPUBuffer, byteOffset: number, data: Uint8Array): void {
-    this.#inputs.flush();
+    this.#flush();
     this.#list.upload(to, byteOffset, data);
     this.#inputs.written();
   }
@@ -130,18 +130,7 @@ export class WebGpuRecorder implements StepRecorder {
     assertDistinct(out, x);
     const own = ownMatrix(matrix);
     const to = memoryOf(out, rows * own.outWidth);
-    const inputs = this.#inputs.enter(own, memoryOf(x, rows * own.inWidth), rows);
-    for (const { firstRow, rowCount, weights, scales } of own.parts) {
-      const shape = { encoding: own.encoding, rows, rowCount };
-      const { kernel, columns, rowsPerGroup } = productKernel(shape, this.#parts.gpu.lane);
-      const params = {
-        ...{ rows, out_width: own.outWidth, out_first: firstRow, part_width: rowCount },
-        ...{ steps: own.steps, accumulate: accumulate ? 1 : 0 },
-      };
-      const buffers = [weights, inputs.rows, to, ...(scales === undefined ? [] : [scales, inputs.scales])];
-      const grid = [Math.ceil(rowCount / columns), Math.ceil(rows / rowsPerGroup)] as const;
-      this.#run({ kernel, params, buffers, grid }, to);
-    }
+    this.#products.multiply({ x: memoryOf(x, rows * own.inWidth), out: to, matrix: own, rows, accumulate });
   }
 
   siluMul({ out, gate, up, rows, width }: Args<"siluMul">): void {
@@ -339,6 +328,11 @@ export class WebGpuRecorder implements StepRecorder {
   /** Of every op but products: what waits for one runs before it. */
   #assertOpen(): void {
     assert(!this.#ended, "the step was submitted");
+    this.#flush();
+  }
+
+  #flush(): void {
+    this.#products.flush();
     this.#inputs.flush();
   }
 }
@@ -351,23 +345,6 @@ function elementwise(
   const perRow = Math.min(ROW_THREADS, Math.ceil(params.count / 64) * 64);
   const grid = [perRow / 64, params.count === 0 ? 0 : Math.ceil(params.count / perRow)] as const;
   return { kernel, params: { ...params, row_threads: perRow }, grid };
-}
-
-/** The kernel of a product, and the rows of the matrix and of the input that a work group takes. All give the same bits. */
-function productKernel(
-  { encoding, rows, rowCount }: { encoding: MatrixEncoding; rows: number; rowCount: number },
-  { matrix }: Lane,
-): { kernel: Kernel; columns: number; rowsPerGroup: number } {
-  const few = GEMV_ROWS.find((each) => rows <= each);
-  if (few !== undefined) {
-    const isInteger = encoding === "int8" || encoding === "int4";
-    const groups = isInteger && few > 1 && rowCount >= GEMV_TWO_GROUPS_MIN ? 2 : 1;
-    return { kernel: gemv(encoding, few, groups), columns: 8 * groups, rowsPerGroup: few };
-  }
-  if (matrix !== undefined && (encoding === "int8" || encoding === "int4")) {
-    return { kernel: gemmByMatrices(encoding, matrix), columns: MATRIX_COLUMNS, rowsPerGroup: MATRIX_ROWS };
-  }
-  return { kernel: gemm(encoding), columns: GEMM_TILE, rowsPerGroup: GEMM_TILE };
 }
 
 function summarizeKind(kind: SummaryKind, encoding: KvEncoding, headDim: number): Kernel {

@@ -17,8 +17,11 @@ const device = await openNullDevice().catch((error: unknown) => {
   return undefined;
 });
 
-/** Of one inner layer: norm, three products, append, attention and its merge, input and product, norm, two products, silu, product. */
-const DENSE_LAYER = 14;
+/**
+ * Of one inner layer: norm, queries and keys, values, append, attention and its merge, input and product, norm, gate and up, silu, product. Values go with queries
+ * and keys where a kernel may have 11 buffers; the null backend grants 8.
+ */
+const DENSE_LAYER = 12;
 /** Queries, scores, one key a page, the best, the list of blocks. */
 const SELECT = 5;
 

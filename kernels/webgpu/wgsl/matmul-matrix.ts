@@ -7,7 +7,15 @@
 import type { MatrixEncoding } from "../../contract.ts";
 import type { Kernel, MatrixShape } from "../kernel.ts";
 import { SIGNED_BYTES } from "./exact-math.ts";
-import { matmulBindings, matmulParams, STORE } from "./matmul.ts";
+import {
+  everyMatrix,
+  type MatrixCount,
+  matmulBindings,
+  matmulParams,
+  OWN,
+  ofMatrices,
+  ownMatrix,
+} from "./matmul-common.ts";
 
 /** Rows of the input that one work group takes. */
 export const MATRIX_ROWS = 32;
@@ -87,43 +95,10 @@ ${store16("w_tile", code, "signed_codes(word)")}`,
 ${store16("w_tile", code, "signed_codes(word) - vec4i(8)")}`,
 };
 
-/**
- * Product for many rows of int8 or int4 matrices. A block of 32 inputs at a time goes through work group memory as f16; the subgroups share its
- * matrices of sums, which go through work group memory to the threads: thread t has column t % 64 and 16 rows. 16 KiB of work group memory.
- *
- * Bindings as `gemv` of matmul.ts. Grid [ceil(partWidth / MATRIX_COLUMNS), ceil(rows / MATRIX_ROWS)].
- */
-export function gemmByMatrices(encoding: MatrixEncoding & ("int8" | "int4"), shape: MatrixShape): Kernel {
-  const { m, n, k, isSimulated } = shape;
-  const { declared, code, params } = isSimulated ? simulatedOps(shape) : nativeOps(shape);
+/** The lanes of a tile, each with its blocks in turn. */
+function loop(encoding: "int8" | "int4", { m, n, k }: MatrixShape, code: Ops["code"]): string {
   const columnTiles = MATRIX_COLUMNS / n;
-  return {
-    name: `gemm_${encoding}_${m}x${n}x${k}`,
-    params: matmulParams,
-    bindings: matmulBindings(encoding),
-    extensions: isSimulated ? [] : ["subgroups", "f16", "chromium_experimental_subgroup_matrix"],
-    code: () => /* wgsl */ `
-${SIGNED_BYTES}${STORE}
-var<workgroup> x_tile: array<${code}, ${MATRIX_ROWS * STRIDE}>;
-var<workgroup> w_tile: array<${code}, ${MATRIX_COLUMNS * STRIDE}>;
-var<workgroup> dots: array<f32, ${MATRIX_ROWS * MATRIX_COLUMNS}>;
-var<workgroup> row_scales: array<f32, ${2 * MATRIX_ROWS}>;
-${declared}
-@compute @workgroup_size(${THREADS})
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32${params}) {
-${isSimulated ? `  let group = lid;\n  let group_count = ${THREADS}u;` : ""}
-  let blocks = p.steps * 8u;
-  let first = wg.y * ${MATRIX_ROWS}u;
-  let group_first = wg.x * ${MATRIX_COLUMNS / 8}u;
-  let group_last = (p.part_width + 7u) / 8u - 1u - group_first;
-  let column = lid % ${MATRIX_COLUMNS}u;
-  let row_first = lid / ${MATRIX_COLUMNS}u * ${PER_THREAD}u;
-  let row = lid >> 1u;
-  let half = lid & 1u;
-  var scales_at = 0u;
-  var total: array<f32, ${PER_THREAD}>;
-  for (var j = 0u; j < ${PER_THREAD}u; j++) { total[j] = 0.0; }
-  for (var lane = 0u; lane < 8u; lane++) {
+  return /* wgsl */ `  for (var lane = 0u; lane < 8u; lane++) {
     var acc: array<f32, ${PER_THREAD}>;
     for (var j = 0u; j < ${PER_THREAD}u; j++) { acc[j] = 0.0; }
     for (var s = 0u; s < p.steps; s++) {
@@ -153,10 +128,53 @@ ${store16("x_tile", code, "signed_codes(word)")}
       scales_at = ${MATRIX_ROWS}u - scales_at;
     }
     for (var j = 0u; j < ${PER_THREAD}u; j++) { total[j] += acc[j]; }
-  }
+  }`;
+}
+
+/**
+ * Product for many rows of int8 or int4 matrices. A block of 32 inputs at a time goes through work group memory as f16; the subgroups share its
+ * matrices of sums, which go through work group memory to the threads: thread t has column t % 64 and 16 rows. 16 KiB of work group memory.
+ *
+ * Bindings as `gemv` of matmul.ts. Grid [ceil(partWidth / MATRIX_COLUMNS) of each matrix, ceil(rows / MATRIX_ROWS)].
+ */
+export function gemmByMatrices(
+  encoding: MatrixEncoding & ("int8" | "int4"),
+  shape: MatrixShape,
+  matrices: MatrixCount = 1,
+): Kernel {
+  const { m, n, k, isSimulated } = shape;
+  const { declared, code, params } = isSimulated ? simulatedOps(shape) : nativeOps(shape);
+  return {
+    name: `gemm_${encoding}_${m}x${n}x${k}${ofMatrices(matrices)}`,
+    params: matmulParams(matrices),
+    bindings: matmulBindings(encoding, matrices),
+    extensions: isSimulated ? [] : ["subgroups", "f16", "chromium_experimental_subgroup_matrix"],
+    code: () => /* wgsl */ `
+${SIGNED_BYTES}${ownMatrix(matrices)}
+var<workgroup> x_tile: array<${code}, ${MATRIX_ROWS * STRIDE}>;
+var<workgroup> w_tile: array<${code}, ${MATRIX_COLUMNS * STRIDE}>;
+var<workgroup> dots: array<f32, ${MATRIX_ROWS * MATRIX_COLUMNS}>;
+var<workgroup> row_scales: array<f32, ${2 * MATRIX_ROWS}>;
+${declared}
+@compute @workgroup_size(${THREADS})
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32${params}) {
+${isSimulated ? `  let group = lid;\n  let group_count = ${THREADS}u;` : ""}
+${OWN}
+  let blocks = p.steps * 8u;
+  let first = wg.y * ${MATRIX_ROWS}u;
+  let group_first = own.x * ${MATRIX_COLUMNS / 8}u;
+  let group_last = (own.width + 7u) / 8u - 1u - group_first;
+  let column = lid % ${MATRIX_COLUMNS}u;
+  let row_first = lid / ${MATRIX_COLUMNS}u * ${PER_THREAD}u;
+  let row = lid >> 1u;
+  let half = lid & 1u;
+  var scales_at = 0u;
+  var total: array<f32, ${PER_THREAD}>;
+  for (var j = 0u; j < ${PER_THREAD}u; j++) { total[j] = 0.0; }
+${everyMatrix(matrices, loop(encoding, shape, code))}
   for (var j = 0u; j < ${PER_THREAD}u; j++) {
-    let place = wg.x * ${MATRIX_COLUMNS}u + column;
-    if (first + row_first + j < p.rows && place < p.part_width) { store(first + row_first + j, place, total[j]); }
+    let place = own.x * ${MATRIX_COLUMNS}u + column;
+    if (first + row_first + j < p.rows && place < own.width) { store(own, first + row_first + j, place, total[j]); }
   }
 }
 `,

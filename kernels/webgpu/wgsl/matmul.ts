@@ -7,8 +7,18 @@
  * int8 and int4: the products of a block are exact integers; the block adds `f32(dot) * (scaleW * scaleX)`.
  */
 import type { MatrixEncoding } from "../../contract.ts";
-import { type Binding, type Kernel, type Lane, read, write } from "../kernel.ts";
+import type { Kernel, Lane } from "../kernel.ts";
 import { halfPair } from "./half.ts";
+import {
+  everyMatrix,
+  hasScales,
+  type MatrixCount,
+  matmulBindings,
+  matmulParams,
+  OWN,
+  ofMatrices,
+  ownMatrix,
+} from "./matmul-common.ts";
 import { laneParam, laneWidth, shuffles } from "./reduce.ts";
 
 /** Rows of the input that one work group of the small kernel takes: a kernel for each, and one for a product of as few. */
@@ -22,28 +32,6 @@ export const GEMV_TWO_GROUPS_MIN = 8192;
 /** Rows of the input, and of the matrix, that one work group of the large kernel takes. */
 export const GEMM_TILE = 32;
 
-/** Parameters of every product. */
-export const matmulParams = {
-  rows: "u32",
-  out_width: "u32",
-  out_first: "u32",
-  part_width: "u32",
-  steps: "u32",
-  accumulate: "u32",
-} as const;
-
-function isInteger(encoding: MatrixEncoding): boolean {
-  return encoding === "int8" || encoding === "int4";
-}
-
-/** Bindings of every product. */
-export function matmulBindings(encoding: MatrixEncoding): Record<string, Binding> {
-  if (encoding === "f32") return { weights: read("vec4f"), x: read("vec4f"), out: write("f32") };
-  if (encoding === "bf16" || encoding === "f16") return { weights: read("vec4u"), x: read("vec4f"), out: write("f32") };
-  const scales = { weight_scales: read("f32"), x_scales: read("vec2u") };
-  return { weights: read("vec4u"), x: read("vec4u"), out: write("f32"), ...scales };
-}
-
 /** The eight weights of four words of bf16 or f16, as f32. */
 function halves(encoding: MatrixEncoding, lane: Lane): string {
   if (encoding !== "bf16" && encoding !== "f16") return "";
@@ -54,14 +42,6 @@ fn low_half(words: vec4u) -> vec4f { return vec4f(${encoding === "bf16" ? "bf16_
 fn high_half(words: vec4u) -> vec4f { return vec4f(${encoding === "bf16" ? "bf16_pair(words.z), bf16_pair(words.w)" : "half_pair(words.z), half_pair(words.w)"}); }
 `;
 }
-
-/** `store(row, column, value)`: into `out`, or added to it. */
-export const STORE = /* wgsl */ `
-fn store(row: u32, column: u32, value: f32) {
-  let at = row * p.out_width + p.out_first + column;
-  if (p.accumulate != 0u) { out[at] = out[at] + value; } else { out[at] = value; }
-}
-`;
 
 /**
  * What one thread of the small kernel does with its block in step `s` of some that it goes through at once, `ahead` at most: first it reads them all, because one read of
@@ -91,7 +71,7 @@ const GEMV_STEP: Record<Exclude<MatrixEncoding, "f16">, GemvStep> = {
     ahead: () => 1,
     load: "",
     add: /* wgsl */ `
-      let at = (wg.x * p.steps + s) * 512u + lid;
+      let at = (own.x * p.steps + s) * 512u + lid;
       for (var i = 0u; i < 8u; i++) {
         let w = weights[at + i * 64u];
         for (var j = 0u; j < ROWS; j++) { acc[j] = fma(w, x[(${ROW_BLOCKS}) * 8u + i], acc[j]); }
@@ -101,7 +81,7 @@ const GEMV_STEP: Record<Exclude<MatrixEncoding, "f16">, GemvStep> = {
     ahead: () => 1,
     load: "",
     add: /* wgsl */ `
-      let at = (wg.x * p.steps + s) * 256u + lid;
+      let at = (own.x * p.steps + s) * 256u + lid;
       for (var i = 0u; i < 4u; i++) {
         let words = weights[at + i * 64u];
         for (var j = 0u; j < ROWS; j++) {
@@ -149,7 +129,7 @@ function gemvLoop(encoding: MatrixEncoding, rows: GemvRows, groups: GemvGroups):
     Array.from({ length: groups }, (_, g) =>
       text.replaceAll("#sum", g === 0 ? "j" : `j + ${g}u * ROWS`).replaceAll("#", `${n}_${g}`),
     ).join("");
-  const group = groups === 1 ? "wg.x" : `min(wg.x * ${groups}u + #g, group_last)`;
+  const group = groups === 1 ? "own.x" : `min(own.x * ${groups}u + #g, group_last)`;
   const loads = steps.flatMap((n) =>
     Array.from({ length: groups }, (_, g) => {
       if (load === "") return "";
@@ -184,8 +164,8 @@ const GEMV_SHUFFLE = (laneSum: string, groups: GemvGroups): string => /* wgsl */
         for (var i = 0u; i < 8u; i++) { sum += shuffle(own, lid, lane_width, (lid & ~7u) + i); }
         if ((lid & 7u) == j) { mine = sum; }
       }
-      let column = (wg.x * ${groups}u + g) * 8u + (lid >> 3u);
-      if ((lid & 7u) < count && column < p.part_width) { store(first + (lid & 7u), column, mine); }
+      let column = (own.x * ${groups}u + g) * 8u + (lid >> 3u);
+      if ((lid & 7u) < count && column < own.width) { store(own, first + (lid & 7u), column, mine); }
     }
     return;
   }`;
@@ -201,39 +181,46 @@ fn dot16(a: vec4u, b: vec4u) -> i32 {
  * r + 8), and the 64 threads read the packed matrix without a gap.
  *
  * weights and weight_scales: packed-matrix.ts; x as quantize-rows.ts leaves it (f32: [rows, blocks * 32]); out f32 [rows, outWidth], columns
- * from out_first on. Grid [ceil(partWidth / 8 / groups), ceil(rows of the input / rows)]. 256 * rows bytes of work group memory.
+ * from out_first on. Grid [ceil(partWidth / 8 / groups) of each matrix, ceil(rows of the input / rows)]. 256 * rows bytes of work group memory.
  * @param groups two, for int8 and int4: what is read of the input serves twice as many weights
+ * @param matrices of which each has work groups of its own: see matmul-common.ts
  */
-export function gemv(encoding: MatrixEncoding, rows: GemvRows, groups: GemvGroups = 1): Kernel {
-  const integer = isInteger(encoding);
+export function gemv(
+  encoding: MatrixEncoding,
+  rows: GemvRows,
+  groups: GemvGroups = 1,
+  matrices: MatrixCount = 1,
+): Kernel {
+  const integer = hasScales(encoding);
   const laneSum = integer ? "acc[j + g * ROWS]" : "(acc[j].x + acc[j].y) + (acc[j].z + acc[j].w)";
   return {
-    name: `gemv_${encoding}_${rows}${groups === 1 ? "" : `x${groups}`}`,
-    params: matmulParams,
-    bindings: matmulBindings(encoding),
+    name: `gemv_${encoding}_${rows}${groups === 1 ? "" : `x${groups}`}${ofMatrices(matrices)}`,
+    params: matmulParams(matrices),
+    bindings: matmulBindings(encoding, matrices),
     code: (lane) => /* wgsl */ `
-${halves(encoding, lane)}${integer ? DOT16 : ""}${STORE}
+${halves(encoding, lane)}${integer ? DOT16 : ""}${ownMatrix(matrices)}
 ${laneWidth(lane)}${shuffles(lane, 64)}
 const ROWS = ${rows}u;
 var<workgroup> lanes: array<f32, ${rows * 64}>;
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32${laneParam(lane)}) {
+${OWN}
   let blocks = p.steps * 8u;
   let first = wg.y * ROWS;
   let count = min(ROWS, p.rows - first);
-  let group_last = (p.part_width + 7u) / 8u - 1u;
+  let group_last = (own.width + 7u) / 8u - 1u;
   var acc: array<${integer ? "f32" : "vec4f"}, ${rows * groups}>;
-${gemvLoop(encoding, rows, groups)}
+${everyMatrix(matrices, gemvLoop(encoding, rows, groups))}
 ${lane.subgroups === "none" ? "" : GEMV_SHUFFLE(laneSum, groups)}
   for (var g = 0u; g < ${groups}u; g++) {
     for (var j = 0u; j < ROWS; j++) { lanes[j * 64u + lid] = ${laneSum}; }
     workgroupBarrier();
-    let column = (wg.x * ${groups}u + g) * 8u + (lid & 7u);
+    let column = (own.x * ${groups}u + g) * 8u + (lid & 7u);
     let j = lid >> 3u;
-    if (j < count && column < p.part_width) {
+    if (j < count && column < own.width) {
       var sum = 0.0;
       for (var lane = 0u; lane < 8u; lane++) { sum += lanes[j * 64u + (lid & 7u) * 8u + lane]; }
-      store(first + j, column, sum);
+      store(own, first + j, column, sum);
     }
     workgroupBarrier();
   }
@@ -301,34 +288,11 @@ function gemmIntegerStep(encoding: MatrixEncoding): string {
       }`;
 }
 
-/**
- * Product for many rows: one work group has GEMM_TILE rows of the matrix and as many of the input, a thread four of each; a block of 32
- * inputs at a time goes through work group memory (3 KiB, f32 and halves 9 KiB).
- *
- * Bindings as {@link gemv}. Grid [ceil(partWidth / GEMM_TILE), ceil(rows / GEMM_TILE)].
- */
-export function gemm(encoding: MatrixEncoding): Kernel {
-  const integer = isInteger(encoding);
-  const tile = integer ? `array<vec4u, ${GEMM_TILE * 3}>` : `array<vec4f, ${GEMM_TILE * 9}>`;
+/** The lanes of a tile, each with its blocks in turn. */
+function gemmLoop(encoding: MatrixEncoding): string {
+  const integer = hasScales(encoding);
   const zero = integer ? "0.0" : "vec4f(0.0)";
-  return {
-    name: `gemm_${encoding}`,
-    params: matmulParams,
-    bindings: matmulBindings(encoding),
-    code: (lane) => /* wgsl */ `
-${halves(encoding, lane)}${integer ? DOT16 : ""}${STORE}
-var<workgroup> w_tile: ${tile};
-var<workgroup> x_tile: ${tile};
-@compute @workgroup_size(64)
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
-  let blocks = p.steps * 8u;
-  let first = wg.y * ${GEMM_TILE}u;
-  let group_first = wg.x * ${GEMM_TILE / 8}u;
-  let group_last = (p.part_width + 7u) / 8u - 1u - group_first;
-  let tx = lid & 7u;
-  let ty = lid >> 3u;
-  var total: array<f32, 16>;
-  for (var lane = 0u; lane < 8u; lane++) {
+  return /* wgsl */ `  for (var lane = 0u; lane < 8u; lane++) {
     var acc: array<${integer ? "f32" : "vec4f"}, 16>;
     for (var n = 0u; n < 16u; n++) { acc[n] = ${zero}; }
     for (var s = 0u; s < p.steps; s++) {
@@ -339,12 +303,42 @@ ${integer ? gemmIntegerStep(encoding) : GEMM_FLOAT_STEP}
       workgroupBarrier();
     }
     for (var n = 0u; n < 16u; n++) { total[n] += ${integer ? "acc[n]" : "(acc[n].x + acc[n].y) + (acc[n].z + acc[n].w)"}; }
-  }
+  }`;
+}
+
+/**
+ * Product for many rows: one work group has GEMM_TILE rows of the matrix and as many of the input, a thread four of each; a block of 32
+ * inputs at a time goes through work group memory (3 KiB, f32 and halves 9 KiB).
+ *
+ * Bindings as {@link gemv}. Grid [ceil(partWidth / GEMM_TILE) of each matrix, ceil(rows / GEMM_TILE)].
+ */
+export function gemm(encoding: MatrixEncoding, matrices: MatrixCount = 1): Kernel {
+  const integer = hasScales(encoding);
+  const tile = integer ? `array<vec4u, ${GEMM_TILE * 3}>` : `array<vec4f, ${GEMM_TILE * 9}>`;
+  return {
+    name: `gemm_${encoding}${ofMatrices(matrices)}`,
+    params: matmulParams(matrices),
+    bindings: matmulBindings(encoding, matrices),
+    code: (lane) => /* wgsl */ `
+${halves(encoding, lane)}${integer ? DOT16 : ""}${ownMatrix(matrices)}
+var<workgroup> w_tile: ${tile};
+var<workgroup> x_tile: ${tile};
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
+${OWN}
+  let blocks = p.steps * 8u;
+  let first = wg.y * ${GEMM_TILE}u;
+  let group_first = own.x * ${GEMM_TILE / 8}u;
+  let group_last = (own.width + 7u) / 8u - 1u - group_first;
+  let tx = lid & 7u;
+  let ty = lid >> 3u;
+  var total: array<f32, 16>;
+${everyMatrix(matrices, gemmLoop(encoding))}
   for (var j = 0u; j < 4u; j++) {
     for (var c = 0u; c < 4u; c++) {
       let row = first + j * 8u + ty;
-      let column = wg.x * ${GEMM_TILE}u + c * 8u + tx;
-      if (row < p.rows && column < p.part_width) { store(row, column, total[j * 4u + c]); }
+      let column = own.x * ${GEMM_TILE}u + c * 8u + tx;
+      if (row < p.rows && column < own.width) { store(own, row, column, total[j * 4u + c]); }
     }
   }
 }

@@ -23,6 +23,9 @@ const MATRICES = ["f32", "bf16", "f16", "int8", "int4"] as const;
 const KV = ["f32", "int8"] as const;
 const HEADS = [64, 80, 96, 128] as const;
 
+/** Matrices that one dispatch multiplies by. */
+const MATRIX_COUNTS = [1, 2, 3] as const;
+
 /** Sizes that GPUs have: NVIDIA and AMD, Intel, Apple. */
 const MATRIX_SHAPES = [
   { m: 16, n: 16, k: 16 },
@@ -55,12 +58,21 @@ export const ALL_KERNELS: readonly Kernel[] = [
   ...[laneCheck(64), laneCheck(256), HALVES],
   ...[64, 4096].flatMap((width) => [rmsNorm(width, false), rmsNorm(width, true)]),
   ...MATRICES.flatMap((encoding) => [
-    ...GEMV_ROWS.map((rows) => gemv(encoding, rows)),
-    ...(encoding === "int8" || encoding === "int4" ? [gemv(encoding, 4, 2), gemv(encoding, 8, 2)] : []),
-    gemm(encoding),
+    ...MATRIX_COUNTS.flatMap((matrices) => [
+      ...GEMV_ROWS.map((rows) => gemv(encoding, rows, 1, matrices)),
+      ...(encoding === "int8" || encoding === "int4"
+        ? [gemv(encoding, 4, 2, matrices), gemv(encoding, 8, 2, matrices)]
+        : []),
+      gemm(encoding, matrices),
+    ]),
     rowOps.embed(encoding),
   ]),
-  ...MATRIX_SHAPES.flatMap((shape) => [gemmByMatrices("int8", shape), gemmByMatrices("int4", shape)]),
+  ...MATRIX_SHAPES.flatMap((shape) =>
+    MATRIX_COUNTS.flatMap((matrices) => [
+      gemmByMatrices("int8", shape, matrices),
+      gemmByMatrices("int4", shape, matrices),
+    ]),
+  ),
   ...(["min-max", "representatives", "sign-bits", "residual-signs"] as const).map(scorePages),
   ...[16, ...HEADS].flatMap((headDim) =>
     (["min-max", "representatives"] as const).map((kind) => scorePagesWide(kind, headDim)),
