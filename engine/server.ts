@@ -91,7 +91,7 @@ export interface EngineServer {
   readonly opened: OpenedEngine;
   /** One line for people: device, model, pool. */
   readonly description: string;
-  /** Drains for at most `graceMs`, persists, closes everything. */
+  /** Drains for at most `graceMs`, persists, closes everything. Until then it answers: new requests are refused, calls about running ones are heard. */
   stop(graceMs: number): Promise<void>;
 }
 
@@ -299,9 +299,11 @@ async function serve(options: EngineServerOptions, parts: Parts): Promise<Engine
     opened,
     description: `${device.report.description}; ${settings.modelId}, ${options.weightEncoding} weights, ${options.kvEncoding} KV${options.pageEncoding === undefined ? "" : ` (${options.pageEncoding} pages)`}; pool for ${parts.tokenCapacity} tokens, ${settings.hostPoolBytes / 2 ** 20} MiB behind it; pages in ${store.name}`,
     async stop(graceMs) {
+      // From here on it says that it drains. The edge is told at once, and hears of it to the end: for one that falls silent it would take running turns away.
+      const drained = opened.engine.stop(graceMs);
+      await Promise.all([drained, registration?.beatNow()]);
       await registration?.stop();
       http.close();
-      await opened.engine.stop(graceMs);
       http.closeAllConnections();
       await store.close();
       await device.close();

@@ -3,6 +3,7 @@
  * Path-style addresses, SigV4; every body is covered by `x-amz-content-sha256`, so that a torn upload is refused.
  */
 import { AwsClient } from "aws4fetch";
+import { fetchFailure } from "../protocol/fetch-failure.ts";
 import { sha256Hex } from "./checksum.ts";
 import { StoreError } from "./contract.ts";
 import { Gate, pause, withDeadline } from "./deadline.ts";
@@ -134,8 +135,14 @@ export class S3Client {
       const body = new Uint8Array(await response.arrayBuffer());
       return { status: response.status, headers: response.headers, body };
     } catch (cause) {
-      throw new StoreError("unavailable", `${what} got no answer`, { cause });
+      throw new StoreError("unavailable", `${what} got no answer from ${this.#host} (${fetchFailure(cause)})`, {
+        cause,
+      });
     }
+  }
+
+  get #host(): string {
+    return new URL(this.#options.endpoint).host;
   }
 
   #url(request: S3Request): string {

@@ -1,4 +1,5 @@
 /** Keys in the key ring of a running edge, through its `/v1/keys`. */
+import { fetchFailure } from "../../protocol/fetch-failure.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { type KeyRecord, keyRecordJson, readKeyRecord } from "../../workers/auth/key-record.ts";
 import { UsageError } from "../usage-error.ts";
@@ -48,12 +49,6 @@ function recordOf(body: unknown): KeyRecord {
   return { ...readKeyRecord("", record), id: String(id) };
 }
 
-/** What fetch hides behind "fetch failed". */
-function reasonOf(error: unknown): string {
-  const { name, cause } = error as Error & { cause?: { code?: unknown } };
-  return typeof cause?.code === "string" ? cause.code : name;
-}
-
 async function callEdge(options: EdgeKeysOptions, method: string, path: string, body: unknown): Promise<unknown> {
   let response: Response;
   let answer: unknown;
@@ -66,7 +61,9 @@ async function callEdge(options: EdgeKeysOptions, method: string, path: string, 
     });
     answer = await response.json();
   } catch (error) {
-    throw new UsageError(`the edge at ${options.url} cannot be asked (${reasonOf(error)}); without one, use --file`);
+    throw new UsageError(
+      `the edge at ${options.url} cannot be asked (${fetchFailure(error)}); without one, use --file`,
+    );
   }
   if (response.ok) return answer;
   const { message } = (answer as { error?: { message?: string } } | null)?.error ?? {};

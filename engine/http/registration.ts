@@ -1,4 +1,5 @@
 /** Tells the edge, once a second, that this engine is there and how busy it is. A beat that fails is followed by the next. */
+import { fetchFailure } from "../../protocol/fetch-failure.ts";
 import type { EngineHeartbeat } from "../../protocol/generate.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import { EDGE_AUDIENCE, signRequest } from "../../protocol/signature.ts";
@@ -18,8 +19,16 @@ export interface RegistrationOptions {
   log: EngineLog;
 }
 
-/** Begins at once; `stop` sends a last beat that says draining. */
-export function startRegistration(options: RegistrationOptions): { stop(): Promise<void> } {
+/** Beats once a second until it is stopped. */
+export interface Registration {
+  /** One beat beside those of the clock, behind the one that is under way: what has changed is known when this resolves, or not within 10 s. */
+  beatNow(): Promise<void>;
+  /** No beat behind this; resolves when the last one is answered, or has had its 5 s. */
+  stop(): Promise<void>;
+}
+
+/** Begins at once. */
+export function startRegistration(options: RegistrationOptions): Registration {
   let failing = false;
   let released = false;
   let answeredMs = Date.now();
@@ -40,7 +49,7 @@ export function startRegistration(options: RegistrationOptions): { stop(): Promi
       });
       if (!response.ok) {
         await response.body?.cancel();
-        throw new Error(`the edge answered ${response.status}`);
+        throw new RefusedError(refusalOf(response.status));
       }
       answeredMs = Date.now();
       const { release } = (await response.json()) as { release?: boolean };
@@ -52,7 +61,11 @@ export function startRegistration(options: RegistrationOptions): { stop(): Promi
       if (failing) options.log("heartbeat.recovered", { edgeUrl: options.edgeUrl });
       failing = false;
     } catch (error) {
-      if (!failing) options.log("heartbeat.failed", { edgeUrl: options.edgeUrl, error: String(error) });
+      if (!failing)
+        options.log("heartbeat.failed", {
+          edgeUrl: options.edgeUrl,
+          error: error instanceof RefusedError ? error.message : `the edge cannot be asked (${fetchFailure(error)})`,
+        });
       failing = true;
     }
   };
@@ -61,10 +74,22 @@ export function startRegistration(options: RegistrationOptions): { stop(): Promi
     last = send(options.beat());
   }, LIMITS.engineHeartbeatMs);
   return {
+    beatNow() {
+      last = last.then(() => send(options.beat()));
+      return last;
+    },
     async stop() {
       clearInterval(timer);
       await last;
-      await send({ ...options.beat(), draining: true });
     },
   };
+}
+
+/** The edge answered, and not with 200. */
+class RefusedError extends Error {}
+
+function refusalOf(status: number): string {
+  if (status !== 401) return `the edge answered ${status}`;
+  const seconds = LIMITS.signatureSkewMsMax / 1000;
+  return `the edge answered 401: its QUIRE_ENGINE_KEY is another one, or the two clocks are more than ${seconds} s apart`;
 }

@@ -1,12 +1,21 @@
 /** What an engine shows of itself: a scrape, a trace, a log, and how it goes when it is told to. */
 import { mkdtemp, rm } from "node:fs/promises";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { text } from "node:stream/consumers";
+import { afterAll, beforeAll, describe, expect, it, onTestFinished } from "vitest";
 import { timeline } from "../../cli/trace.ts";
 import { startEngineServer } from "../../engine/server.ts";
 import { encodeFrame, FrameDecoder } from "../../protocol/frames.ts";
-import { ENGINE_PATHS, type EngineEvent, type GenerateRequest, type RequestTrace } from "../../protocol/generate.ts";
+import {
+  ENGINE_PATHS,
+  type EngineEvent,
+  type EngineHeartbeat,
+  type GenerateRequest,
+  type RequestTrace,
+} from "../../protocol/generate.ts";
 import { idsToBytes } from "../../protocol/ids.ts";
 import { engineAudience, signRequest } from "../../protocol/signature.ts";
 import { runQuire } from "../cli/run-quire.ts";
@@ -18,8 +27,9 @@ const PROMPT = [256, 257, ...Buffer.from("A short passage about nothing much. ".
 const logged: { event: string; fields: Record<string, unknown> }[] = [];
 let folder: string;
 
-function start() {
+function start(edgeUrl?: string) {
   return startEngineServer({
+    edgeUrl,
     ...{ host: "127.0.0.1", port: 0, modelFolder: "weights/house-0", storeUrl: `fs:${folder}`, env: {} },
     ...{ device: "wasm", weightEncoding: "int8", kvEncoding: "int8", summaryKinds: ["min-max"] },
     ...{ poolBytes: 64 * 1024 * 1024, contextTokensMax: 8192, engineKey: KEY },
@@ -38,25 +48,25 @@ afterAll(async () => {
   await rm(folder, { recursive: true, force: true, maxRetries: 5 });
 });
 
-async function post(path: string, value: unknown): Promise<Response> {
+async function post(path: string, value: unknown, { url, engineId } = server): Promise<Response> {
   const body = encodeFrame(value);
-  const target = { audience: engineAudience(server.engineId), method: "POST", path };
-  return fetch(server.url + path, {
+  const target = { audience: engineAudience(engineId), method: "POST", path };
+  return fetch(url + path, {
     ...{ method: "POST", body },
     headers: { authorization: await signRequest(KEY, target, body, Date.now()) },
   });
 }
 
-async function generate(fields: Partial<GenerateRequest>): Promise<EngineEvent[]> {
+async function generate(fields: Partial<GenerateRequest>, at = server): Promise<EngineEvent[]> {
   const asked = request({ model: "house-0", tokens: idsToBytes(PROMPT), ...fields });
   const decoder = new FrameDecoder();
   const events: EngineEvent[] = [];
-  for await (const chunk of (await post(ENGINE_PATHS.generate, asked)).body!)
+  for await (const chunk of (await post(ENGINE_PATHS.generate, asked, at)).body!)
     events.push(...(decoder.push(chunk) as EngineEvent[]));
   return events;
 }
 
-const scrape = async () => parseExposition(await (await fetch(`${server.url}/metrics`)).text());
+const scrape = async ({ url } = server) => parseExposition(await (await fetch(`${url}/metrics`)).text());
 
 describe("/metrics", () => {
   it("counts what requests did, in a form that scrapers read", async () => {
@@ -179,8 +189,30 @@ describe("an engine that drains", () => {
     const startMs = performance.now();
     const stopped = drained.stop(3_000);
     await expect(turn(1, "c").catch((error) => error.code)).resolves.toBe("shutting_down");
+    // On connections of their own: who comes now hears so, and whoever watches sees it.
+    expect((await scrape(drained)).get("quire_draining")).toBe(1);
+    expect(await generate({ maxTokens: 1 }, drained)).toMatchObject([{ type: "failed", code: "shutting_down" }]);
     expect(await Promise.all([short, waiting, long])).toEqual(["length", "shutting_down", "cancelled"]);
     await stopped;
     expect(performance.now() - startMs).toBeLessThan(9_000);
+  });
+
+  it("is heard of by its edge until it is gone", async () => {
+    const beats: boolean[] = [];
+    const edge = createServer(async (request, response) => {
+      beats.push((JSON.parse(await text(request)) as EngineHeartbeat).draining);
+      response.end("{}");
+    });
+    await new Promise<void>((resolve) => edge.listen(0, "127.0.0.1", resolve));
+    onTestFinished(() => void edge.close());
+    const drained = await start(`http://127.0.0.1:${(edge.address() as AddressInfo).port}`);
+    const asked = request({ model: "house-0", tokens: idsToBytes(PROMPT), maxTokens: 7000 });
+    drained.opened.engine.submit(asked, { token() {}, done() {}, failed() {} });
+    await expect.poll(() => beats.length).toBeGreaterThan(0);
+    const before = beats.length;
+    await drained.stop(2_500);
+    // One at once and one a second, none of which takes it for one that has fallen silent.
+    expect(beats.slice(before).length).toBeGreaterThanOrEqual(3);
+    expect(beats.slice(before)).not.toContain(false);
   });
 });

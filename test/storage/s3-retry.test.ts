@@ -67,6 +67,16 @@ afterEach(() => {
   vi.restoreAllMocks();
 });
 
+it("says whom it asked, and why there was no answer", async () => {
+  const { store } = storeWith(async () => {
+    throw new TypeError("fetch failed", { cause: Object.assign(new Error("getaddrinfo"), { code: "ENOTFOUND" }) });
+  });
+  await expect(store.get("a")).rejects.toMatchObject({
+    code: "unavailable",
+    message: "s3 store: GET a got no answer from s3.test (ENOTFOUND)",
+  });
+});
+
 describe("s3 store retries", () => {
   it("tries again after errors that pass, on reads, writes, lists and deletes", async () => {
     const passing: Answer[] = [

@@ -1,7 +1,7 @@
-/** What an engine does that had no answer of its edge for long: sessions may have been deleted meanwhile, of which nobody told it. */
+/** How an engine speaks to its edge: what it does that had no answer for long (sessions may have been deleted, of which nobody told it), and what it says. */
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
-import { expect, it, onTestFinished } from "vitest";
+import { describe, expect, it, onTestFinished } from "vitest";
 import { startRegistration } from "../../../engine/http/registration.ts";
 import type { EngineHeartbeat } from "../../../protocol/generate.ts";
 import { LIMITS } from "../../../protocol/limits.ts";
@@ -47,4 +47,36 @@ it("is told before it beats that it was away, and not while it is answered", asy
   expect(away).toEqual([beats - 1]);
   await nextBeat();
   expect(away).toHaveLength(1);
+});
+
+describe("a beat that fails", () => {
+  const failureOf = async (edgeUrl: string): Promise<unknown> => {
+    const logged: { event: string; fields: Record<string, unknown> }[] = [];
+    const registration = startRegistration({
+      ...{ edgeUrl, key: "a-key-of-sixteen", beat: () => ({}) as EngineHeartbeat, onAway: () => undefined },
+      log: (event, fields) => void logged.push({ event, fields }),
+    });
+    await expect.poll(() => logged.length).toBe(1);
+    await registration.stop();
+    return logged[0];
+  };
+  const edgeThat = async (status: number, body: string): Promise<string> => {
+    const edge = createServer((_request, response) => response.writeHead(status).end(body));
+    await new Promise<void>((resolve) => edge.listen(0, "127.0.0.1", resolve));
+    onTestFinished(() => void edge.close());
+    return `http://127.0.0.1:${(edge.address() as AddressInfo).port}`;
+  };
+
+  it("says what there is to look at", async () => {
+    const refused = await edgeThat(401, "{}");
+    expect(await failureOf(refused)).toMatchObject({
+      event: "heartbeat.failed",
+      fields: { edgeUrl: refused, error: expect.stringMatching(/401: its QUIRE_ENGINE_KEY .* clocks .* 30 s/) },
+    });
+    expect(await failureOf(await edgeThat(503, "{}"))).toMatchObject({ fields: { error: "the edge answered 503" } });
+    const nobody = { fields: { error: "the edge cannot be asked (ENOTFOUND)" } };
+    expect(await failureOf("http://edge.invalid")).toMatchObject(nobody);
+    const page = { fields: { error: "the edge cannot be asked (SyntaxError)" } };
+    expect(await failureOf(await edgeThat(200, "<html>"))).toMatchObject(page);
+  });
 });
