@@ -23,6 +23,8 @@ export interface TwinTurn {
   replyHow: string;
   tokensMax: number;
   sampling: SamplingParams;
+  /** Where the reply begins, for penalties; absent where there are none. */
+  replyStart?: number;
 }
 
 const NONE = new Uint32Array(0);
@@ -49,7 +51,7 @@ export class TranscriptTwin {
     this.#keepCommon(ids, hows);
     const reply: TwinReply = { ids: [], logprobs: [] };
     while (reply.ids.length < turn.tokensMax) {
-      const sample = await this.#advance(ids, hows, turn.sampling);
+      const sample = await this.#advance(ids, hows, turn);
       reply.ids.push(sample.tokenId);
       reply.logprobs.push(sample.logprob ?? Number.NaN);
       ids.push(sample.tokenId);
@@ -74,12 +76,16 @@ export class TranscriptTwin {
     this.#hows = this.#hows.slice(0, kept);
   }
 
-  async #advance(ids: readonly number[], hows: readonly string[], sampling: SamplingParams) {
+  async #advance(ids: readonly number[], hows: readonly string[], { sampling, replyStart }: TwinTurn) {
     for (;;) {
       const from = groupStart(this.#ids.length, hows);
       const to = groupEnd(from, hows);
       const last = to === ids.length;
-      const sample = await this.#step(ids, hows, { from, to, ...(last ? { sampling } : {}) });
+      const sample = await this.#step(ids, hows, {
+        from,
+        to,
+        ...(last ? { sample: sampleOf(sampling, ids, replyStart) } : {}),
+      });
       this.#ids = ids.slice(0, to);
       this.#hows = hows.slice(0, to);
       if (last) {
@@ -92,7 +98,7 @@ export class TranscriptTwin {
   async #step(
     ids: readonly number[],
     hows: readonly string[],
-    { from, to, sampling }: { from: number; to: number; sampling?: SamplingParams },
+    { from, to, sample }: { from: number; to: number; sample?: Omit<SampleRow, "row"> },
   ) {
     const parsed = parse(hows[from] as string);
     const { layerCount } = this.#runner.config;
@@ -116,7 +122,7 @@ export class TranscriptTwin {
         },
         tokens: Uint32Array.from(ids.slice(from, to)),
         exact: true,
-        ...(sampling ? { sample: sampleOf(sampling, to) } : {}),
+        ...(sample ? { sample } : {}),
       },
     ]);
     if (result?.misses.length !== 0) throw new Error("the twin has every block");
@@ -166,8 +172,8 @@ function perToken(spans: readonly Span[]): string[] {
   return hows;
 }
 
-/** The twin knows no penalties: the simulation asks for none. */
-function sampleOf(sampling: SamplingParams, position: number): Omit<SampleRow, "row"> {
+/** Of the token behind `ids`. A penalty knows every token before it, and counts those of the reply. */
+function sampleOf(sampling: SamplingParams, ids: readonly number[], replyStart?: number): Omit<SampleRow, "row"> {
   const { temperature, topK, topP, minP, frequencyPenalty, presencePenalty, repetitionPenalty, seed } = sampling;
   const { logitBias } = sampling;
   return {
@@ -178,12 +184,19 @@ function sampleOf(sampling: SamplingParams, position: number): Omit<SampleRow, "
     frequencyPenalty,
     presencePenalty,
     repetitionPenalty,
-    seenIds: NONE,
-    seenCounts: NONE,
+    ...seenOf(ids, replyStart),
     biasIds: Uint32Array.from(logitBias, ([id]) => id),
     biasValues: Float32Array.from(logitBias, ([, value]) => value),
     seed,
-    position,
+    position: ids.length,
     topLogprobs: 0,
   };
+}
+
+function seenOf(ids: readonly number[], replyStart: number | undefined) {
+  if (replyStart === undefined) return { seenIds: NONE, seenCounts: NONE };
+  const seen = [...new Set(ids)];
+  const reply = ids.slice(replyStart);
+  const counts = seen.map((id) => reply.filter((said) => said === id).length);
+  return { seenIds: Uint32Array.from(seen), seenCounts: Uint32Array.from(counts) };
 }

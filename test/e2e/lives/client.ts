@@ -29,9 +29,22 @@ export interface AnswerChoice {
   logprobs: readonly number[] | undefined;
 }
 
+/** An event of a stream, and how much of the text was there with it. */
+export interface Mark {
+  id: string;
+  length: number;
+}
+
 /** How a request ended. */
 export type Outcome =
-  | { kind: "done"; id: string; choices: AnswerChoice[]; usage: AnswerUsage; sessionId: string | undefined }
+  | {
+      kind: "done";
+      id: string;
+      choices: AnswerChoice[];
+      usage: AnswerUsage;
+      sessionId: string | undefined;
+      marks?: readonly Mark[];
+    }
   /** Before anything was said. */
   | { kind: "refused"; status: number; code: string }
   /** An error in the place of an end. */
@@ -58,16 +71,18 @@ interface Heard {
   error: string | undefined;
   isOver: boolean;
   lastEventId: string;
+  marks: Mark[];
 }
 
 /** Speaks for one key. */
 export class Client {
   readonly #url: () => string;
-  readonly #key: string;
+  /** May be changed for another one of the same tenant at any time. */
+  key: string;
 
   constructor(url: () => string, key: string) {
     this.#url = url;
-    this.#key = key;
+    this.key = key;
   }
 
   /** Any request but a turn; undefined body for none, and where the edge is not there. */
@@ -78,12 +93,8 @@ export class Client {
     headers: Record<string, string> = {},
   ): Promise<{ status: number; body: Record<string, unknown> } | undefined> {
     try {
-      const response = await fetch(`${this.#url()}${path}`, {
-        method,
-        headers: this.#headers(headers),
-        ...(body === undefined ? {} : { body: JSON.stringify(body) }),
-        signal: AbortSignal.timeout(ANSWER_MS_MAX),
-      });
+      const asked = { method, ...(body === undefined ? {} : { body: JSON.stringify(body) }) };
+      const response = await this.#fetch(path, { ...asked, signal: AbortSignal.timeout(ANSWER_MS_MAX) }, headers);
       return { status: response.status, body: (await response.json()) as Record<string, unknown> };
     } catch (thrown) {
       if ((thrown as Error).name === "TimeoutError") throw new Error(`${method} ${path} hung`);
@@ -103,8 +114,7 @@ export class Client {
     const heard = newHeard();
     if (reading.leaveAfter === 0) setTimeout(() => leaving.abort(), 1 + (reading.pauseMs ?? 0));
     try {
-      const asked = { method: "POST", headers: this.#headers(headers), body: JSON.stringify(body), signal };
-      const response = await fetch(`${this.#url()}${path}`, asked);
+      const response = await this.#fetch(path, { method: "POST", body: JSON.stringify(body), signal }, headers);
       if (!response.ok) return refusalOf(response.status, await response.text());
       const sessionId = response.headers.get("x-quire-session") ?? undefined;
       if (body.stream !== true) return await readWhole(response, sessionId);
@@ -116,10 +126,8 @@ export class Client {
         const after: Record<string, string> = heard.lastEventId === "" ? {} : { "last-event-id": heard.lastEventId };
         const key = headers["idempotency-key"];
         const name = heard.lastEventId === "" && key !== undefined ? { "idempotency-key": key } : {};
-        const more = await fetch(`${this.#url()}/v1/sessions/${sessionId}/stream`, {
-          headers: this.#headers({ ...after, ...name }),
-          signal,
-        }).catch(() => undefined);
+        const asked = this.#fetch(`/v1/sessions/${sessionId}/stream`, { signal }, { ...after, ...name });
+        const more = await asked.catch(() => undefined);
         if (more === undefined || more.status >= 500) await sleep(250);
         else if (!more.ok)
           return { kind: "lost", text: textOf(heard), why: `resume ${more.status} ${await more.text()}` };
@@ -140,8 +148,7 @@ export class Client {
     const heard = newHeard();
     try {
       const signal = AbortSignal.timeout(ANSWER_MS_MAX);
-      const asked = { headers: this.#headers(headers), signal };
-      const response = await fetch(`${this.#url()}/v1/sessions/${sessionId}/stream`, asked);
+      const response = await this.#fetch(`/v1/sessions/${sessionId}/stream`, { signal }, headers);
       if (!response.ok) return refusalOf(response.status, await response.text());
       await this.#read(response, heard, {}, new AbortController());
       return outcomeOf(heard, sessionId, false);
@@ -150,10 +157,20 @@ export class Client {
     }
   }
 
+  /** Once more where the key was changed meanwhile. */
+  async #fetch(path: string, init: RequestInit, headers: Record<string, string>): Promise<Response> {
+    for (;;) {
+      const { key } = this;
+      const response = await fetch(`${this.#url()}${path}`, { ...init, headers: this.#headers(headers) });
+      if (response.status !== 401 || key === this.key) return response;
+      await response.body?.cancel();
+    }
+  }
+
   #headers(more: Record<string, string>): Record<string, string> {
     // A connection that is kept alive may be closed by the server just as the next request takes it, and nobody knows what became of that one.
     const each = { connection: "close", "content-type": "application/json" };
-    return { authorization: `Bearer ${this.#key}`, ...each, ...more };
+    return { authorization: `Bearer ${this.key}`, ...each, ...more };
   }
 
   /** @returns whether it was cut; events that were not whole are forgotten */
@@ -169,6 +186,7 @@ export class Client {
       for (const { data, id } of parser.push(decoder.decode(value.subarray(0, left), { stream: true }))) {
         if (id !== "") heard.lastEventId = id;
         take(data, heard);
+        if (id !== "") heard.marks.push({ id, length: textOf(heard).length });
       }
       bytes += value.length;
       if (value.length >= left) {
@@ -183,7 +201,7 @@ export class Client {
 }
 
 function newHeard(): Heard {
-  return { id: "", choices: new Map(), usage: undefined, error: undefined, isOver: false, lastEventId: "" };
+  return { id: "", choices: new Map(), usage: undefined, error: undefined, isOver: false, lastEventId: "", marks: [] };
 }
 
 interface ChunkChoice {
@@ -265,7 +283,7 @@ function outcomeOf(heard: Heard, sessionId: string | undefined, hasLeft: boolean
   if (heard.error !== undefined) return { kind: "failed", code: heard.error, text };
   if (!heard.isOver) return hasLeft ? { kind: "left", text, isStream: true } : { kind: "lost", text, why: "broke off" };
   if (!heard.usage) throw new SyntaxError("an end without usage");
-  return { kind: "done", id: heard.id, choices: choicesOf(heard), usage: heard.usage, sessionId };
+  return { kind: "done", id: heard.id, choices: choicesOf(heard), usage: heard.usage, sessionId, marks: heard.marks };
 }
 
 /** Of an outcome that is asked again, for people. */

@@ -1,10 +1,11 @@
 /** What must hold when all is said and nothing is disturbed any more. */
 import { setTimeout as sleep } from "node:timers/promises";
 import { engineRest } from "../../../bench/load/rest.ts";
+import { listSessions } from "../../../storage/session-list.ts";
+import { Verifier } from "../../../storage/verify.ts";
 import { Client } from "./client.ts";
 import { type Conversation, Violation } from "./conversation.ts";
 import type { LifeWorld } from "./life.ts";
-import { TURNS_CONCURRENT } from "./stack.ts";
 import { DENSE } from "./twin.ts";
 
 const SETTLE_MS = 60_000;
@@ -21,6 +22,17 @@ export async function checkEnd(world: LifeWorld, conversations: readonly Convers
   for (const rest of await engineRest(engines, AbortSignal.timeout(SETTLE_MS))) {
     if (rest.busy + rest.leakedBlocks + rest.leakedSlots > 0)
       throw new Violation(`an idle engine holds ${JSON.stringify(rest)}`);
+  }
+  if (!world.isStoreTouched) await checkStore(world);
+}
+
+/** What nobody collected is whole: a manifest names nothing that is not there. @throws {Violation} */
+export async function checkStore({ stack, report }: LifeWorld): Promise<void> {
+  const verifier = new Verifier(stack.store);
+  for await (const { key } of listSessions(stack.store, "kv/")) {
+    const { problems, sessionId } = await verifier.session(key);
+    if (problems.length > 0) throw new Violation(`${sessionId} is stored with ${JSON.stringify(problems)}`);
+    report.storedWhole += 1;
   }
 }
 
@@ -86,14 +98,14 @@ async function checkOthers(world: LifeWorld, conversations: readonly Conversatio
 }
 
 /** As many turns at once as a tenant may run: none of those before has kept its place. */
-async function checkPlaces({ clients }: LifeWorld): Promise<void> {
+async function checkPlaces({ clients, stack }: LifeWorld): Promise<void> {
   const endMs = performance.now() + SETTLE_MS;
   for (;;) {
     const body = { model: "house-0", messages: [{ role: "user", content: "?" }], max_tokens: 1 };
-    const turns = Array.from({ length: TURNS_CONCURRENT }, () => clients.one.send("/v1/chat/completions", body));
+    const turns = Array.from({ length: stack.turnsConcurrent }, () => clients.one.send("/v1/chat/completions", body));
     const kinds = (await Promise.all(turns)).map((outcome) => ("code" in outcome ? outcome.code : outcome.kind));
     if (kinds.every((kind) => kind === "done")) return;
-    if (performance.now() > endMs) throw new Violation(`of ${TURNS_CONCURRENT} turns at once: ${kinds.join(" ")}`);
+    if (performance.now() > endMs) throw new Violation(`of ${stack.turnsConcurrent} turns at once: ${kinds.join(" ")}`);
     await sleep(1_000);
   }
 }

@@ -1,5 +1,4 @@
 /** A seeded life of the stack: several clients at once talk, leave, come back, fork and delete, while engines, the edge and the store are disturbed. */
-import { createHash, randomUUID } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import { LIMITS } from "../../../protocol/limits.ts";
 import { uniform } from "../../engine/tiny-model.ts";
@@ -7,6 +6,7 @@ import { Acts } from "./acts.ts";
 import { Client } from "./client.ts";
 import { type Conversation, Violation } from "./conversation.ts";
 import { checkEnd, checkRevoked } from "./end.ts";
+import { OPERATOR_ACTS, Operator } from "./operator.ts";
 import { type LifeReport, newReport } from "./report.ts";
 import { Stack, type TenantName } from "./stack.ts";
 import { HouseTwin } from "./twin.ts";
@@ -16,6 +16,9 @@ const CONVERSATIONS_EACH = 3;
 /** Longer than an engine may be silent before its turns go to another one. */
 const FROZEN_MS = LIMITS.engineExpiryMs + 2_000;
 const WHO_TALKS: readonly TenantName[] = ["one", "two"];
+
+/** Within what signatures allow (`LIMITS.signatureSkewMsMax`). */
+const SKEW_MS_MAX = 12_000;
 
 /** For every conversation, for some of them, for one with what is set aside beside it, and for none without host memory. */
 const ROOM = [
@@ -45,6 +48,8 @@ export interface LifeWorld {
   edgeMoves(): number;
   /** Sessions that were deleted and not begun anew. */
   deleted: { tenant: TenantName; sessionId: string }[];
+  /** Objects were deleted from the store, or put there, by an operator. */
+  readonly isStoreTouched: boolean;
   /** Answers that were long in coming, or failed when they had begun. */
   slow: string[];
 }
@@ -54,11 +59,18 @@ export async function live({ seed, actCount, signal, tell = () => undefined }: L
   const choose = uniform(seed * 7_919 + 1);
   const pick = <T>(list: readonly T[]): T => list[Math.floor(choose() * list.length)] as T;
   const pages = pick(["int8", "int8", "int4"] as const);
-  const engineArgs = [
+  const draw = () => [
     ...[`--page-encoding=${pages}`, ...pick(ROOM)],
     ...[`--reserve=${pick(["prompt", "prompt", "full"])}`, `--resume=${pick(["lazy", "lazy", "full", "auto"])}`],
   ];
-  const stack = await Stack.open({ engineArgs, signal });
+  const alike = draw();
+  // In two lives of five each engine is of its own kind, in one of three their clocks differ.
+  const engineArgs = choose() < 0.4 ? draw : () => alike;
+  const isSkewed = choose() < 0.33;
+  const skewMs = () => (isSkewed ? Math.round(SKEW_MS_MAX * (2 * choose() - 1)) : 0);
+  const diskCacheBytes = pick([undefined, undefined, 1_000_000, 100_000_000]);
+  const turnsConcurrent = pick([16, 16, 3]);
+  const stack = await Stack.open({ engineArgs, skewMs, diskCacheBytes, turnsConcurrent, signal });
   const twin = await HouseTwin.open(pages);
   const life = new Life({ stack, twin, seed, actCount, signal });
   try {
@@ -69,7 +81,7 @@ export async function live({ seed, actCount, signal, tell = () => undefined }: L
     if (!(thrown instanceof Violation)) throw thrown;
     const words = (await stack.words()).join("\n");
     throw new Violation(
-      `${thrown.message}\n${words}\n${life.story.join(", ")}\nengines: ${engineArgs.join(" ")}\nagain: npm run sim -- --stack --seed ${seed}`,
+      `${thrown.message}\n${words}\n${life.story.join(", ")}\nengines: ${alike.join(" ")}${engineArgs === draw ? " or others" : ""}${isSkewed ? ", clocks differ" : ""}, disk cache ${diskCacheBytes}, ${turnsConcurrent} at once\nagain: npm run sim -- --stack --seed ${seed}`,
     );
   } finally {
     life.stop();
@@ -92,8 +104,10 @@ class Life implements LifeWorld {
   readonly #signal: AbortSignal;
   readonly #startMs = performance.now();
   readonly #conversations: Conversation[] = [];
+  readonly #operator: Operator;
   #isOver = false;
   #edgeMoves = 0;
+  isStoreTouched = false;
 
   constructor(options: { stack: Stack; twin: HouseTwin; seed: number; actCount: number; signal: AbortSignal }) {
     const { stack, twin, seed, actCount, signal } = options;
@@ -106,6 +120,7 @@ class Life implements LifeWorld {
     this.clients = {
       ...{ one: client("one"), two: client("two"), strangers: client("strangers"), operators: client("operators") },
     };
+    this.#operator = new Operator(this, uniform(seed * 31_337 + 5));
   }
 
   edgeMoves(): number {
@@ -117,7 +132,7 @@ class Life implements LifeWorld {
   }
 
   async run(): Promise<void> {
-    const revoked = await this.#revokeKey();
+    await this.#operator.revokeOne();
     const disturbed = this.#disturb();
     // Whoever finds something ends all of it.
     const clients = Array.from({ length: CLIENT_COUNT }, (_, index) => this.#client(index));
@@ -126,7 +141,8 @@ class Life implements LifeWorld {
     await disturbed;
     await checkEnd(this, this.#conversations);
     // Where an isolate may not remember it any more; a short life does not wait for that.
-    if (performance.now() - revoked.atMs > LIMITS.keyCacheMsMax + 1_000) await checkRevoked(this, revoked.key);
+    for (const { key, atMs } of this.#operator.revoked)
+      if (performance.now() - atMs > LIMITS.keyCacheMsMax + 1_000) await checkRevoked(this, key);
   }
 
   async #client(index: number): Promise<void> {
@@ -164,13 +180,17 @@ class Life implements LifeWorld {
       "collect",
       "age",
       "add",
+      ...OPERATOR_ACTS,
     ] as const;
     for (;;) {
       await sleep(300 + 2_000 * next());
       if (this.#isOver || this.#signal.aborted) return;
       const act = acts[Math.floor(next() * acts.length)] as (typeof acts)[number];
       this.story.push(`${act} at ${((performance.now() - this.#startMs) / 1000).toFixed(1)} s`);
-      await this.#disturbBy(act, next());
+      const operated = OPERATOR_ACTS.find((one) => one === act);
+      this.isStoreTouched ||= ["collect", "age", "remove", "import", "verify"].includes(act);
+      if (operated) await this.#operator.act(operated);
+      else await this.#disturbBy(act, next());
     }
   }
 
@@ -203,18 +223,5 @@ class Life implements LifeWorld {
       report.enginesDrained += 1;
       await Promise.all([stack.addEngine(), stack.drainEngine(engine)]);
     }
-  }
-
-  /** A key that works, and is revoked at once: in a while it must be refused everywhere. */
-  async #revokeKey(): Promise<{ key: string; atMs: number }> {
-    const key = `qk-${randomUUID().replaceAll("-", "")}`;
-    const hash = createHash("sha256").update(key).digest("hex");
-    const made = await this.clients.operators.ask("POST", "/v1/keys", { hash, tenant: "one" });
-    const used = await new Client(() => this.stack.url, key).ask("GET", "/v1/models");
-    const id = String(made?.body.id);
-    const gone = await this.clients.operators.ask("DELETE", `/v1/keys/${id}`);
-    const statuses = [made?.status, used?.status, gone?.status];
-    if (statuses.join() !== "201,200,200") throw new Violation(`a key was made, used and revoked with ${statuses}`);
-    return { key, atMs: performance.now() };
   }
 }

@@ -23,6 +23,10 @@ export interface LifeReport {
   /** Requests that were sent twice under one Idempotency-Key, and streams that were cut and taken up again. */
   repeated: number;
   cuts: number;
+  /** Streams that were taken up behind an event in their middle. */
+  takenUp: number;
+  /** Turns that no context holds. */
+  tooLong: number;
   /** Turns that were ended by their names. */
   stopped: number;
   /** Keys that were refused when their time was over. */
@@ -35,6 +39,15 @@ export interface LifeReport {
   /** Engines and edges that stood still for seconds, and went on. */
   frozen: number;
   storesDisturbed: number;
+  /** By the operator: sessions verified and repaired, removed, carried out of the store, and put in the place of one. */
+  verified: number;
+  removed: number;
+  exported: number;
+  imported: number;
+  /** Keys that took another's place while turns ran. */
+  keysRotated: number;
+  /** Sessions whose stored objects were all there in the end. */
+  storedWhole: number;
   collected: number;
 }
 
@@ -50,6 +63,8 @@ export function newReport(): LifeReport {
       deletions: 0,
       repeated: 0,
       cuts: 0,
+      takenUp: 0,
+      tooLong: 0,
       stopped: 0,
     },
     ...{
@@ -60,6 +75,12 @@ export function newReport(): LifeReport {
       edgesKilled: 0,
       frozen: 0,
       storesDisturbed: 0,
+      verified: 0,
+      removed: 0,
+      exported: 0,
+      imported: 0,
+      keysRotated: 0,
+      storedWhole: 0,
       collected: 0,
     },
   };

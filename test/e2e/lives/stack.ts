@@ -3,7 +3,6 @@ import { randomBytes } from "node:crypto";
 import { readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { fileURLToPath, pathToFileURL } from "node:url";
 import { startBareEdge } from "../../../bench/edge/bare-edge.ts";
 import { type EngineProcess, startEngineProcess } from "../../../bench/load/engine-process.ts";
 import { scrape } from "../../../bench/load/rest.ts";
@@ -16,20 +15,25 @@ import { CONTEXT_TOKENS } from "./twin.ts";
 
 const knownMsMax = 30_000;
 const graceMs = 25_000;
-const slowStore = pathToFileURL(fileURLToPath(new URL("./slow-store.ts", import.meta.url))).href;
+const preloads = ["./slow-store.ts", "./skewed-clock.ts"].map(
+  (name) => `--import=${new URL(name, import.meta.url).href}`,
+);
 
 /** Tenants by name; `strangers` says nothing but to find nothing, `operators` manages keys. */
 export const TENANTS = ["one", "two", "strangers", "operators"] as const;
 /** One of them. */
 export type TenantName = (typeof TENANTS)[number];
 
-/** Turns of a tenant at a time. */
-export const TURNS_CONCURRENT = 16;
-
 /** What engines of a life are like. */
 export interface StackOptions {
-  /** Flags of `quire serve` beside those that every life has. */
-  engineArgs: readonly string[];
+  /** Flags of `quire serve` beside those that every life has, of one engine after the other. */
+  engineArgs: () => readonly string[];
+  /** How wrong the clock of the next engine is. */
+  skewMs: () => number;
+  /** Engines share a disk cache of so many bytes. */
+  diskCacheBytes: number | undefined;
+  /** Turns of a tenant at a time. */
+  turnsConcurrent: number;
   signal: AbortSignal;
 }
 
@@ -69,22 +73,29 @@ export class Stack {
     }
   }
 
+  get turnsConcurrent(): number {
+    return this.#options.turnsConcurrent;
+  }
+
   get url(): string {
     return this.#edge?.url ?? "";
   }
 
   async addEngine(): Promise<EngineProcess> {
     const logPath = join(this.#folder, `engine-${this.#engineCount++}.log`);
+    const { engineArgs, skewMs, diskCacheBytes } = this.#options;
+    const cache = `--disk-cache=${join(this.#folder, "cache")}`;
     const args = [
+      ...(diskCacheBytes === undefined ? [] : [cache, `--disk-bytes=${diskCacheBytes}`]),
       ...[
         `--store=fs:${join(this.#folder, "pages")}`,
         `--edge=${this.url}`,
         `--model=${repositoryRoot}/weights/house-0`,
       ],
-      ...["--device=wasm", "--threads=1", `--context=${CONTEXT_TOKENS}`, ...this.#options.engineArgs],
+      ...["--device=wasm", "--threads=1", `--context=${CONTEXT_TOKENS}`, ...engineArgs()],
     ];
     const signal = AbortSignal.any([this.#options.signal, this.#closing.signal]);
-    const env = { ...process.env, NODE_OPTIONS: `--import=${slowStore}` };
+    const env = { ...process.env, NODE_OPTIONS: preloads.join(" "), QUIRE_LIFE_SKEW_MS: String(skewMs()) };
     const engine = await startEngineProcess({ args, engineKey: this.#engineKey, logPath, context: { env, signal } });
     if (engine === undefined || this.#closing.signal.aborted) {
       engine?.child.kill();
@@ -180,7 +191,7 @@ export class Stack {
         { tenant: name, ...(name === "operators" ? { scopes: ["keys"] } : {}) },
       ]),
       engineKey: this.#engineKey,
-      limits: { requests_per_minute: 1e6, tokens_per_minute: 1e8, turns_concurrent: TURNS_CONCURRENT },
+      limits: { requests_per_minute: 1e6, tokens_per_minute: 1e8, turns_concurrent: this.turnsConcurrent },
       modelFolder: `${repositoryRoot}/weights/house-0`,
     });
   }

@@ -25,6 +25,12 @@ export interface Manner {
   /** Its end token is kept from it. */
   isLong: boolean;
   stops: readonly string[];
+  topP?: number;
+  topK?: number;
+  minP?: number;
+  frequencyPenalty?: number;
+  presencePenalty?: number;
+  repetitionPenalty?: number;
 }
 
 /** Greedy and dense, a few tokens. */
@@ -107,7 +113,12 @@ export class HouseTwin {
     // In pieces: most replies end by themselves.
     for (let reason: "stop" | "length" | undefined; reason === undefined; ) {
       const more = await twin.reply({
-        ...{ ids: [...prompt.ids, ...reply.ids], replyHow: how.reply, sampling: samplingOf(manner) },
+        ...{
+          ids: [...prompt.ids, ...reply.ids],
+          replyHow: how.reply,
+          sampling: samplingOf(manner),
+          replyStart: prompt.ids.length,
+        },
         spans:
           reply.ids.length === 0 ? spans : [...spans, { end: prompt.ids.length + reply.ids.length, how: how.reply }],
         tokensMax: Math.min(16, tokensMax - reply.ids.length),
@@ -145,18 +156,19 @@ function endOf({ ids, logprobs }: { ids: number[]; logprobs: number[] }, stops: 
   };
 }
 
-/** The stop string that is complete first. */
+/** The stop string that is complete first; of those that end together the longest. */
 function stopOf(text: string, stops: readonly string[]): { at: number; end: number } | undefined {
   const found = stops.flatMap((stop) => {
     const at = text.indexOf(stop);
     return at < 0 ? [] : [{ at, end: at + stop.length }];
   });
-  return found.sort((a, b) => a.end - b.end)[0];
+  return found.sort((a, b) => a.end - b.end || a.at - b.at)[0];
 }
 
-function samplingOf({ temperature, seed, isLong }: Manner): SamplingParams {
+function samplingOf({ temperature, seed, isLong, ...manner }: Manner): SamplingParams {
+  const { topP = 1, topK = 0, minP = 0, frequencyPenalty = 0, presencePenalty = 0, repetitionPenalty = 1 } = manner;
   return {
-    ...{ temperature, seed, topP: 1, topK: 0, minP: 0 },
-    ...{ frequencyPenalty: 0, presencePenalty: 0, repetitionPenalty: 1, logitBias: isLong ? [[END, -100]] : [] },
+    ...{ temperature, seed, topP, topK, minP, frequencyPenalty, presencePenalty, repetitionPenalty },
+    logitBias: isLong ? [[END, -100]] : [],
   };
 }
