@@ -13,14 +13,17 @@ const POLICIES = [
 ];
 /** What half of a tenant's conversations begin with. */
 const DOCUMENT = "Nobody came along the road from the one side or from the other, and the tide went out. ".repeat(6);
+/** Whose codes are told and asked for. */
 export const NAMES = ["Badoru", "Kelino", "Mogari", "Sunole"];
 const STOPS = ["code", "is ", ".", "o", "The", "e code of", "code of", "of", "1", "ode of M"];
 /** Longer than any turn may keep a session behind its client's leaving, a killed edge, or a lost object that is taken up by its alarm. */
 export const STUCK_MS = 60_000;
+/** Longest replies. */
 export const REPLY_TOKENS = [1, 2, 8, 24, 40];
 /** Of replies that may not end by themselves. */
 const LONG_TOKENS = [60, 120, 200];
 const LONG_LOG_TOKENS = CONTEXT_TOKENS / 2;
+/** A conversation that has more is not gone on with. */
 export const LOG_TOKENS_MAX = CONTEXT_TOKENS - 500;
 
 /** Told of, for people. */
