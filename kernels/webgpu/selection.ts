@@ -4,15 +4,15 @@ import { assert } from "../../protocol/assert.ts";
 import type { SummaryKind } from "../contract.ts";
 import type { Arena, CommandList, StepBuffers } from "./command-list.ts";
 import type { Kernel } from "./kernel.ts";
-import type { Batch, StepLayout } from "./step-layout.ts";
+import type { Batch, LayerLists, StepLayout } from "./step-layout.ts";
 import { attend } from "./wgsl/attend.ts";
 import { TILE_HEADS } from "./wgsl/attend-blocks.ts";
-import { LIST_BLOCKS_OF_UNITS, LIST_PAGES } from "./wgsl/masks.ts";
+import { CHOOSE_BLOCKS, LIST_BLOCKS_OF_UNITS, LIST_PAGES } from "./wgsl/masks.ts";
 import { mergeSplits } from "./wgsl/merge-splits.ts";
 import { COMBINE, SCORE_STATS, TOP_K, TOP_MASS } from "./wgsl/rank.ts";
 import { turnQueries } from "./wgsl/residual-signs.ts";
-import { QUANTIZE_QUERIES, SCORE_BLOCKS, scorePages, scoreTokens } from "./wgsl/score.ts";
-import { pagesOfGroup, scorePagesWide, scoresWide } from "./wgsl/score-pages.ts";
+import { QUANTIZE_QUERIES, type ScoreResult, scoreBlocks, scorePages, scoreTokens } from "./wgsl/score.ts";
+import { pagesOfGroup, scorePagesWide, scoresWide, type WideResult } from "./wgsl/score-pages.ts";
 
 /** Work groups from which on every tile walks its splits by itself. */
 const WALK_GROUPS_MIN = 2048;
@@ -36,6 +36,7 @@ export function recordSelect(step: LayerStep): void {
   const { headDim } = layout.pool.spec;
   const lists = layout.listsOf(layer);
   if (lists.units.count === 0) return;
+  const choosesBlocks = listTakesBest(lists);
   if (lists.batches.length > 0) {
     const params = { head_dim: headDim, codes_at: layout.codesAt, scales_at: layout.scalesAt };
     const grid = [layout.headCount, layout.rowCount] as const;
@@ -47,16 +48,16 @@ export function recordSelect(step: LayerStep): void {
   }
   for (const batch of lists.blockBatches) {
     const centres = layout.pool.centres(batch.summary as SummaryKind, layer);
-    scoreBatch(step, batch, { kernel: SCORE_BLOCKS, perGroup: 64, source: centres });
+    scoreBatch(step, batch, { kernel: scoreBlocks(resultOf(batch)), perGroup: 64, source: centres });
     rankBatch(step, batch);
   }
   for (const batch of lists.batches) {
     const summary = batch.summary as SummaryKind;
     const scoring = scoresWide(summary, headDim)
-      ? { kernel: scorePagesWide(summary, headDim), perGroup: pagesOfGroup(headDim) }
-      : { kernel: scorePages(summary), perGroup: 64 };
+      ? { kernel: scorePagesWide(summary, headDim, wideResultOf(batch)), perGroup: pagesOfGroup(headDim) }
+      : { kernel: scorePages(summary, resultOf(batch)), perGroup: 64 };
     scoreBatch(step, batch, { ...scoring, source: layout.pool.summaries(summary, layer) });
-    rankBatch(step, batch);
+    rankBatch(step, batch, { choosesBlocks });
   }
   const params = { layer, units_at: lists.listUnits.at };
   list.dispatch(LIST_PAGES, params, [tables, scratch, outcome], [lists.listUnits.count]);
@@ -65,11 +66,24 @@ export function recordSelect(step: LayerStep): void {
     rankBatch(step, batch);
   }
   list.dispatch(
-    LIST_BLOCKS_OF_UNITS,
+    choosesBlocks ? CHOOSE_BLOCKS : LIST_BLOCKS_OF_UNITS,
     { layer, units_at: lists.units.at },
     [tables, scratch, outcome],
     [lists.units.count],
   );
+}
+
+/** Whether the list of blocks finds the best pages itself: their keys are all there, and nothing asks for their flags in between. */
+function listTakesBest({ batches, listUnits }: LayerLists): boolean {
+  return batches.length === 1 && listUnits.count === 0 && batches.every(({ usesMass }) => !usesMass);
+}
+
+function resultOf({ makesKeys }: Batch): ScoreResult {
+  return makesKeys ? "keys" : "raw";
+}
+
+function wideResultOf(batch: Batch): WideResult {
+  return batch.makesKeys && batch.chunksMax > 1 ? "keys of chunks" : resultOf(batch);
 }
 
 /** How candidates are scored: by pages' summaries or blocks' centres, `perGroup` in a work group. */
@@ -87,7 +101,8 @@ function scoreBatch({ list, buffers, layout }: LayerStep, batch: Batch, { kernel
     ...{ head_count: headCount, kv_head_count: kvHeadCount, head_dim: headDim, units_at: batch.unitsAt },
     ...{ codes_at: layout.codesAt, scales_at: layout.scalesAt, turned_at: layout.turnedAt },
   };
-  const grid = [Math.ceil(batch.candidatesMax / perGroup), batch.chunksMax, batch.unitCount] as const;
+  const chunks = batch.makesKeys ? 1 : batch.chunksMax;
+  const grid = [Math.ceil(batch.candidatesMax / perGroup), chunks, batch.unitCount] as const;
   list.dispatch(kernel, params, [source, buffers.tables, buffers.scratch], grid);
 }
 
@@ -103,11 +118,13 @@ function scoreTokenBatch({ list, buffers, layout, layer, q }: LayerStep, batch: 
   list.dispatch(kernel, params, [q, buffers.tables, buffers.scratch, ...pool.blockParts], grid);
 }
 
-function rankBatch({ list, buffers, layout }: LayerStep, batch: Batch): void {
+function rankBatch({ list, buffers, layout }: LayerStep, batch: Batch, { choosesBlocks = false } = {}): void {
   const both: readonly Arena[] = [buffers.tables, buffers.scratch];
   const params = { rankings_at: batch.rankingsAt, scale: 1 / Math.sqrt(layout.pool.spec.headDim) };
   if (batch.usesSoftmax) list.dispatch(SCORE_STATS, params, both, [batch.queriesMax, batch.unitCount]);
-  list.dispatch(COMBINE, params, both, [Math.ceil(batch.candidatesMax / 64), batch.unitCount]);
+  const combined = [Math.ceil(batch.candidatesMax / 64), batch.unitCount] as const;
+  if (!batch.makesKeys) list.dispatch(COMBINE, params, both, combined);
+  if (choosesBlocks) return;
   list.dispatch(TOP_K, { rankings_at: batch.rankingsAt }, both, [batch.unitCount]);
   if (batch.usesMass) list.dispatch(TOP_MASS, params, both, [batch.unitCount]);
 }

@@ -38,7 +38,7 @@ import { LIST_BLOCKS, LIST_WORDS, SPLIT_BLOCKS, TILE_WORDS } from "./wgsl/attend
 import { COUNTERS } from "./wgsl/masks.ts";
 import { turnedWords } from "./wgsl/residual-signs.ts";
 import { SCORE_HEADS } from "./wgsl/score.ts";
-import { NOWHERE, UNIT_FIELDS } from "./wgsl/unit.ts";
+import { NOWHERE, RANKING_FIELDS, UNIT_FIELDS } from "./wgsl/unit.ts";
 import { Addresses, floatBits, type Words } from "./words.ts";
 
 /** Raw scores that lie in scratch at a time, in words; a larger unit is a batch of its own. */
@@ -62,6 +62,8 @@ export interface Batch {
   queriesMax: number;
   usesSoftmax: boolean;
   usesMass: boolean;
+  /** What scores them makes their keys, too: each unit has one row and one KV head, and its largest score counts. */
+  makesKeys: boolean;
 }
 
 /** Tables of the layers in which the same slices choose as much, take over a choice, or attend to everything. */
@@ -298,6 +300,7 @@ export class StepLayout {
       ...{ report_at: NOWHERE, choice_stride: Math.ceil(block / 4) },
       radius_weight: floatBits(plan.scorer?.radiusWeight ?? 0),
       ...{ raw_at: NOWHERE, raw_stride: range.candidateCount, flags_at: NOWHERE },
+      ...{ ranking_at: NOWHERE, hands_on: (plan.layersPerChoice ?? 1) > 1 ? 1 : 0 },
       ...{ block_first: 0, block_count: 0, block_raw_at: NOWHERE, block_flags_at: NOWHERE },
       ...{ list_at: NOWHERE, list_count_at: NOWHERE, places_at: NOWHERE },
       ...{ token_take: range.takePages * PAGE_TOKENS, token_raw_at: NOWHERE, token_raw_stride: 0 },
@@ -389,15 +392,20 @@ export class StepLayout {
         const keys = take(strideOf(unit, ranked));
         return rankingOf(unit, ranked, { raw, stats: take(unit.queryCount * 2), keys });
       });
-      const units = this.#table(batch);
+      const usesSoftmax = batch.some(({ plan }) => pageCombine(plan) === "softmax-sum");
       const rankingsAt = this.#parts.tables.push(rankings.flat());
+      batch.forEach(({ record }, index) => {
+        record.ranking_at = rankingsAt + index * RANKING_FIELDS.length;
+      });
+      const units = this.#table(batch);
       return {
         ...{ summary, unitsAt: units.at, unitCount: units.count, rankingsAt },
         candidatesMax: Math.max(...batch.map((unit) => strideOf(unit, ranked))),
         chunksMax: Math.max(...batch.map(({ chunkCount }) => chunkCount)),
         queriesMax: Math.max(...batch.map(({ queryCount }) => queryCount)),
         usesMass: ranked === "pages" && batch.some(({ plan }) => massShareOf(plan) > 0),
-        usesSoftmax: batch.some(({ plan }) => pageCombine(plan) === "softmax-sum"),
+        usesSoftmax,
+        makesKeys: ranked !== "tokens" && !usesSoftmax && batch.every(hasOneRowAndHead),
       };
     });
   }
@@ -428,6 +436,10 @@ export class StepLayout {
     }
     return words;
   }
+}
+
+function hasOneRowAndHead({ record }: Unit): boolean {
+  return record.row_count === 1 && record.kv_count === 1;
 }
 
 function scoresResiduals({ scorer }: SelectingPlan): boolean {

@@ -1,8 +1,9 @@
 /** From flags to what attention reads, and what the step reports: masks, misses, chosen blocks, traffic. */
 import { type Kernel, read, write } from "../kernel.ts";
 import { LIST_WORDS } from "./attend.ts";
+import { bestOfRanking } from "./rank.ts";
 import { laneParam, laneWidth, sumBefore } from "./reduce.ts";
-import { UNIT, UNIT_FIELDS } from "./unit.ts";
+import { RANKING, UNIT, UNIT_FIELDS } from "./unit.ts";
 
 /** Counters of a slice in the outcome, in order; u32, for every KV head a choice serves. */
 export const COUNTERS = ["sealedTokens", "sealedBlocks", "pagesSelected", "keyPages", "keyBlocks"] as const;
@@ -89,22 +90,14 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
 };
 
 /**
- * The blocks that attention reads for a unit, ascending: forced pages whole, candidates by the unit's flags, or token by token. A block is listed where a
- * token of it is attended and it is on the device, or still open: (block, mask of its tokens in two words, place in the pool). Notes what is wanted and
- * not resident, which blocks hold a chosen candidate, and the choice where it is reported; counts attended sealed tokens and their blocks, and pages. One
- * work group a unit, a thread a block, THREADS at a time: grid [units].
- *
- * tables: units, block ids; scratch: flags, lists; outcome: bitmaps and counters.
+ * `list_blocks(unit, choice, lid, lane_width)`: the blocks that attention reads for a unit, ascending: forced pages whole, candidates by the unit's
+ * choice, or token by token. A block is listed where a token of it is attended and it is on the device, or still open: (block, mask of its tokens in two
+ * words, place in the pool). Notes what is wanted and not resident, which blocks hold a chosen candidate, and the choice where it is reported; counts
+ * attended sealed tokens and their blocks, and pages. To be called by all of 256 threads, once: a thread a block, 256 at a time.
  */
-export const LIST_BLOCKS_OF_UNITS: Kernel = {
-  name: "list_blocks",
-  params: { layer: "u32", units_at: "u32" },
-  bindings: { tables: read("u32"), scratch: write("u32"), outcome: write("atomic<u32>") },
-  code: (lane) => /* wgsl */ `
-${UNIT}
-${NOTE}
-${IS_KEPT}
-${laneWidth(lane)}${sumBefore(lane, THREADS, "u32")}
+const LIST_BLOCKS = /* wgsl */ `
+/** Candidate i is kept where scratch[at + i] >= least; hands_on: its flag is then written for layers that take the choice over. */
+struct Choice { at: u32, least: u32, hands_on: bool }
 var<workgroup> sums: array<atomic<u32>, 3>;
 var<workgroup> listed: u32;
 /** flag: that of the candidate, where choices are flags of pages. */
@@ -121,9 +114,7 @@ fn candidate_mask(unit: Unit, candidate: u32, flag: u32) -> u32 {
   }
   return mask;
 }
-@compute @workgroup_size(${THREADS})
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32${laneParam(lane)}) {
-  let unit = load_unit(p.units_at + wg.x * ${UNIT_FIELDS.length}u);
+fn list_blocks(unit: Unit, choice: Choice, lid: u32, width: u32) {
   for (var first = 0u; first <= unit.last_block; first += ${THREADS}u) {
     let block = first + lid;
     var words = vec2u(0u);
@@ -135,10 +126,16 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
       if (unit.keeps == 2u && unit.page_count > 0u) {
         let last = unit.page_count - 1u;
         let candidate = block * 4u - unit.page_first;
-        flags = vec4u(
-          scratch[unit.flags_at + min(candidate, last)], scratch[unit.flags_at + min(candidate + 1u, last)],
-          scratch[unit.flags_at + min(candidate + 2u, last)], scratch[unit.flags_at + min(candidate + 3u, last)],
+        let marks = vec4u(
+          scratch[choice.at + min(candidate, last)], scratch[choice.at + min(candidate + 1u, last)],
+          scratch[choice.at + min(candidate + 2u, last)], scratch[choice.at + min(candidate + 3u, last)],
         );
+        flags = select(vec4u(0u), vec4u(1u), marks >= vec4u(choice.least));
+        if (choice.hands_on) {
+          for (var i = 0u; i < 4u; i++) {
+            if (candidate + i <= last) { scratch[unit.flags_at + candidate + i] = flags[i]; }
+          }
+        }
       }
       var pages = 0u;
       var attended = 0u;
@@ -170,7 +167,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
     }
     let is_listed = (words.x | words.y) != 0u && (id != 0xffffffffu || block == unit.last_block);
     let before = workgroupUniformLoad(&listed);
-    let place = before + sum_before(select(0u, 1u, is_listed), lid, lane_width);
+    let place = before + sum_before(select(0u, 1u, is_listed), lid, width);
     if (is_listed) {
       let at = unit.blocks_at + 1u + place * ${LIST_WORDS}u;
       scratch[at] = block;
@@ -186,6 +183,72 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
     let sum = atomicLoad(&sums[lid]);
     if (sum != 0u) { atomicAdd(&outcome[unit.counters_at + lid], sum * unit.kv_count); }
   }
+}
+`;
+
+/** What lists of blocks are told; units may be tables of both kernels. */
+const LIST_OF_UNITS: Pick<Kernel, "params" | "bindings"> = {
+  params: { layer: "u32", units_at: "u32" },
+  bindings: { tables: read("u32"), scratch: write("u32"), outcome: write("atomic<u32>") },
+};
+
+/**
+ * Lists of blocks where what is kept is known: {@link LIST_BLOCKS}. One work group of 256 a unit: grid [units].
+ *
+ * tables: units, block ids; scratch: flags, lists; outcome: bitmaps and counters.
+ */
+export const LIST_BLOCKS_OF_UNITS: Kernel = {
+  name: "list_blocks",
+  ...LIST_OF_UNITS,
+  code: (lane) => /* wgsl */ `
+${UNIT}
+${NOTE}
+${IS_KEPT}
+${laneWidth(lane)}${sumBefore(lane, THREADS, "u32")}
+${LIST_BLOCKS}
+@compute @workgroup_size(${THREADS})
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32${laneParam(lane)}) {
+  let unit = load_unit(p.units_at + wg.x * ${UNIT_FIELDS.length}u);
+  list_blocks(unit, Choice(unit.flags_at, 1u, false), lid, lane_width);
+}
+`,
+};
+
+/**
+ * `TOP_K` and {@link LIST_BLOCKS_OF_UNITS} at once, for units whose pages have keys, beside others that only list. Both have one work group of 256 a unit
+ * and nobody else has to wait for the flags: a page is kept where its key is not below that of the last one taken, so flags are neither written nor read,
+ * but where more pages equal the last one than are taken, or a later layer takes the choice over. Saved: a dispatch, and a pass over the keys. Grid [units].
+ *
+ * tables: units, rankings, block ids; scratch: keys, flags, lists; outcome: bitmaps and counters. Not for shares of the weight (`TOP_MASS`), nor for
+ * token plans, and all rankings of the layer must have their keys at once.
+ */
+export const CHOOSE_BLOCKS: Kernel = {
+  name: "choose_blocks",
+  ...LIST_OF_UNITS,
+  code: (lane) => /* wgsl */ `
+${UNIT}
+${RANKING}
+${NOTE}
+${IS_KEPT}
+${bestOfRanking(lane)}
+${LIST_BLOCKS}
+@compute @workgroup_size(${THREADS})
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32${laneParam(lane)}) {
+  let unit = load_unit(p.units_at + wg.x * ${UNIT_FIELDS.length}u);
+  var choice = Choice(unit.flags_at, 1u, false);
+  if (unit.ranking_at != 0xffffffffu) {
+    let ranking = load_ranking(unit.ranking_at);
+    let prefix = best_of_ranking(ranking, ranking.size, lid, lane_width);
+    let last = workgroupUniformLoad(&found);
+    if (last.y == last.z) {
+      choice = Choice(ranking.keys_at, prefix, unit.hands_on != 0u);
+    } else {
+      flag_best(ranking, ranking.size, prefix, lid, lane_width);
+      storageBarrier();
+      workgroupBarrier();
+    }
+  }
+  list_blocks(unit, choice, lid, lane_width);
 }
 `,
 };

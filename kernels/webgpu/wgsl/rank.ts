@@ -1,5 +1,5 @@
 /** Ranking of candidates: one score per candidate from those of several queries, and the best of them. */
-import { type Kernel, read, write } from "../kernel.ts";
+import { type Kernel, type Lane, read, write } from "../kernel.ts";
 import { FLOAT_BITS, SORTABLE } from "./exact-math.ts";
 import { bestOf, laneParam, laneWidth, maxOf, sumBefore, sumOf } from "./reduce.ts";
 import { RANKING, RANKING_FIELDS, RANKING_SIZE, UNSCORED } from "./unit.ts";
@@ -99,26 +99,16 @@ function aheadLines(line: (n: number) => string): string {
 }
 
 /**
- * Flags the best `take` candidates (all, where there are no more): the order of `topIndices`, ties to the lower index. Four passes over the
- * keys find the take-th largest, eight bits at a time; then every thread flags a run of candidates, ties up to what is left. One work group of
- * 256 a ranking: grid [rankings].
+ * `best_of_ranking(ranking, size, lid, lane_width)`: the key of the last candidate that is among the best `take` (all, where there are no more); then
+ * `found` has how many of that key are taken (y) and how many there are (z). Four passes over the keys, eight bits at a time. To be called by all of 256
+ * threads. `flag_best` behind it: flags of all candidates, of equal ones those with the lower index, as `topIndices` has them.
  */
-export const TOP_K: Kernel = {
-  name: "top_k",
-  params: { rankings_at: "u32" },
-  bindings: { tables: read("u32"), scratch: write("u32") },
-  code: (lane) => /* wgsl */ `
-${RANKING}
-${RANKING_SIZE}
+export const bestOfRanking = (lane: Lane): string => /* wgsl */ `
 ${laneWidth(lane)}${sumBefore(lane, THREADS, "u32")}
 var<workgroup> counts: array<atomic<u32>, 256>;
 /** Digit, how many keys with it are still to take, and how many there are. */
 var<workgroup> found: vec3u;
-@compute @workgroup_size(${THREADS})
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32${laneParam(lane)}) {
-  let ranking = load_ranking(p.rankings_at + wg.x * ${RANKING_FIELDS.length}u);
-  if (ranking.mass_share != 0u) { return; }
-  let size = ranking_size(ranking);
+fn best_of_ranking(ranking: Ranking, size: u32, lid: u32, width: u32) -> u32 {
   var prefix = 0u;
   var left = min(ranking.take, size);
   for (var pass_index = 0u; pass_index < 4u; pass_index++) {
@@ -129,13 +119,16 @@ ${eachKey("if (pass_index == 0u || (key >> (shift + 8u)) == prefix) { atomicAdd(
     workgroupBarrier();
     let digit = 255u - lid;
     let count = atomicLoad(&counts[digit]);
-    let above = sum_before(count, lid, lane_width);
+    let above = sum_before(count, lid, width);
     if ((above < left || lid == 0u) && (above + count >= left || digit == 0u)) { found = vec3u(digit, left - above, count); }
     workgroupBarrier();
     prefix = (prefix << 8u) | found.x;
     left = found.y;
     workgroupBarrier();
   }
+  return prefix;
+}
+fn flag_best(ranking: Ranking, size: u32, prefix: u32, lid: u32, width: u32) {
   // Nearly always all keys that equal the last one are taken, and nobody need count them.
   let last = workgroupUniformLoad(&found);
   if (last.y == last.z) {
@@ -147,16 +140,38 @@ ${eachKey("scratch[ranking.flags_at + i] = select(0u, 1u, key >= prefix);")}
   let end = min(size, first + run);
   var mine = 0u;
   for (var i = first; i < end; i++) { mine += select(0u, 1u, scratch[ranking.keys_at + i] == prefix); }
-  var before = sum_before(mine, lid, lane_width);
+  var before = sum_before(mine, lid, width);
   for (var i = first; i < end; i++) {
     let key = scratch[ranking.keys_at + i];
     var taken = key > prefix;
     if (key == prefix) {
-      taken = before < left;
+      taken = before < last.y;
       before += 1u;
     }
     scratch[ranking.flags_at + i] = select(0u, 1u, taken);
   }
+}
+`;
+
+/**
+ * Flags the best candidates of rankings without a share of the weight: see {@link bestOfRanking}. One work group of 256 a ranking: grid [rankings].
+ * Where the flags of pages go straight into a list of blocks, `CHOOSE_BLOCKS` does both.
+ */
+export const TOP_K: Kernel = {
+  name: "top_k",
+  params: { rankings_at: "u32" },
+  bindings: { tables: read("u32"), scratch: write("u32") },
+  code: (lane) => /* wgsl */ `
+${RANKING}
+${RANKING_SIZE}
+${bestOfRanking(lane)}
+@compute @workgroup_size(${THREADS})
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32${laneParam(lane)}) {
+  let ranking = load_ranking(p.rankings_at + wg.x * ${RANKING_FIELDS.length}u);
+  if (ranking.mass_share != 0u) { return; }
+  let size = ranking_size(ranking);
+  let prefix = best_of_ranking(ranking, size, lid, lane_width);
+  flag_best(ranking, size, prefix, lid, lane_width);
 }
 `,
 };

@@ -174,11 +174,15 @@ fn main(
 export const SIGN_WORD = /* wgsl */ `
 fn sign_word(bits: u32) -> u32 { return 0x01010101u + ((bits * 0x00204081u) & 0x01010101u) * 254u; }`;
 
-/** What `scorePages` of score.ts does for a page of this kind; `heads`: how many queries at once. */
-export function residualMatches(heads: number): string {
-  return /* wgsl */ `
+/** What `scorePages` of score.ts does for a page of this kind; `heads`: how many queries at once; `store` is done with the `score` of the j-th. */
+export const residualMatches =
+  (heads: number) =>
+  (store: string): string =>
+    /* wgsl */ `
   let quarter = fours / 4u;
   var towards: array<i32, ${heads}>;
+  // What is declared in a loop should be zero in every round; on SwiftShader an array keeps what it had.
+  for (var j = 0u; j < ${heads}u; j++) { towards[j] = 0; }
   for (var i = 0u; i < fours; i++) {
     let mean = signed_codes(summaries[head_at + i / quarter * fours * 2u + quarter * 7u + i % quarter]);
     for (var j = 0u; j < ${heads}u; j++) {
@@ -193,7 +197,6 @@ export function residualMatches(heads: number): string {
     let word_at = page_at + token / 4u;
     let shift = token % 4u * 8u;
     var sums: array<i32, ${heads}>;
-    // What is declared in a loop should be zero in every round; on SwiftShader an array keeps what it had.
     for (var j = 0u; j < ${heads}u; j++) { sums[j] = 0; }
     for (var byte = 0u; byte < token_bytes; byte++) {
       let own = summaries[word_at + byte * 4u] >> shift;
@@ -214,6 +217,5 @@ export function residualMatches(heads: number): string {
     let length_unit = rounded(turned_scale * bitcast<f32>(summaries[scales_at + 1u]));
     let reach = rounded(length_unit * bitcast<f32>(unit.radius_weight));
     let score = rounded(mean_unit * f32(towards[j])) + rounded(reach * f32(best[j]));
-    scratch[raw_at + j * unit.raw_stride] = bitcast<u32>(score);
+    ${store}
   }`;
-}

@@ -1,10 +1,10 @@
 /** Scores of selection: queries in 16 bits, raw scores of pages and of tokens. */
 import type { KvEncoding, SummaryKind } from "../../contract.ts";
 import { type Kernel, read, write } from "../kernel.ts";
-import { EXACT_DIVIDE, ROUNDED, SIGNED_BYTES } from "./exact-math.ts";
+import { EXACT_DIVIDE, ROUNDED, SIGNED_BYTES, SORTABLE } from "./exact-math.ts";
 import { laneParam, laneWidth, maxOf } from "./reduce.ts";
 import { residualMatches, SIGN_WORD } from "./residual-signs.ts";
-import { UNIT, UNIT_FIELDS, UNSCORED } from "./unit.ts";
+import { RANKING_FIELDS, UNIT, UNIT_FIELDS, UNSCORED } from "./unit.ts";
 
 /** Query heads of one KV head that a work group scores at once. */
 export const SCORE_HEADS = 4;
@@ -66,11 +66,18 @@ fn queries_of(unit: Unit, chunk: u32) -> Queries {
 }
 `;
 
+/** What a thread does for a page (or block) and SCORE_HEADS queries; `store` is done with the `score` of the j-th. */
+type BodyOf = (store: string) => string;
+
 /** Dots of SCORE_HEADS queries with the two vectors of a page's summary. `second`: what the second one meets. */
-function pageDots(second: "code" | "abs(code)"): string {
-  return /* wgsl */ `
+const pageDots =
+  (second: "code" | "abs(code)"): BodyOf =>
+  (store) =>
+    /* wgsl */ `
   var first_dots: array<i32, ${SCORE_HEADS}>;
   var second_dots: array<i32, ${SCORE_HEADS}>;
+  // What is declared in a loop should be zero in every round; on SwiftShader an array keeps what it had.
+  for (var j = 0u; j < ${SCORE_HEADS}u; j++) { first_dots[j] = 0; second_dots[j] = 0; }
   for (var i = 0u; i < fours; i++) {
     let first = signed_codes(summaries[page_at + i]);
     let second = signed_codes(summaries[page_at + fours + i]);
@@ -86,13 +93,13 @@ function pageDots(second: "code" | "abs(code)"): string {
     let query_scale = bitcast<f32>(scratch[p.scales_at + query + j]);
     let weight = bitcast<f32>(unit.radius_weight);
     let score = page_score(query_scale, vec2i(first_dots[j], second_dots[j]), vec2f(first_scale, second_scale), weight);
-    scratch[raw_at + j * unit.raw_stride] = bitcast<u32>(score);
+    ${store}
   }`;
-}
 
 /** Dots of SCORE_HEADS queries with a block's centre. */
-const CENTRE_DOTS = /* wgsl */ `
+const centreDots: BodyOf = (store) => /* wgsl */ `
   var dots: array<i32, ${SCORE_HEADS}>;
+  for (var j = 0u; j < ${SCORE_HEADS}u; j++) { dots[j] = 0; }
   for (var i = 0u; i < fours; i++) {
     let centre = signed_codes(centres[head_at + i]);
     for (var j = 0u; j < ${SCORE_HEADS}u; j++) {
@@ -103,11 +110,11 @@ const CENTRE_DOTS = /* wgsl */ `
   for (var j = 0u; j < queries.count; j++) {
     let query_scale = bitcast<f32>(scratch[p.scales_at + query + j]);
     let score = rounded(rounded(query_scale * scale) * f32(dots[j]));
-    scratch[raw_at + j * unit.block_count] = bitcast<u32>(score);
+    ${store}
   }`;
 
 /** Signs of eight channels lie in a byte of each token; four tokens are counted at a time, two of them in each half of a pair of words. */
-const SIGN_MATCHES = /* wgsl */ `
+const signMatches: BodyOf = (store) => /* wgsl */ `
   let scale = bitcast<f32>(summaries[scales_at]);
   for (var j = 0u; j < queries.count; j++) {
     var least = 255u;
@@ -127,7 +134,7 @@ const SIGN_MATCHES = /* wgsl */ `
       least = min(least, min(min(even & 0xffffu, even >> 16u), min(odd & 0xffffu, odd >> 16u)));
     }
     let score = rounded(scale * f32(i32(p.head_dim) - i32(least)));
-    scratch[raw_at + j * unit.raw_stride] = bitcast<u32>(score);
+    ${store}
   }`;
 
 /** How a kind's summaries are scored; kinds of one form share a kernel. */
@@ -138,7 +145,7 @@ export function formOf(kind: SummaryKind): keyof typeof SCORE_OF_FORM {
 }
 
 const SCORE_OF_FORM = {
-  signs: SIGN_MATCHES,
+  signs: signMatches,
   residuals: residualMatches(SCORE_HEADS),
   keys: pageDots("code"),
   bounds: pageDots("abs(code)"),
@@ -154,6 +161,44 @@ const CODES4 = /* wgsl */ `
 fn codes4(at: u32) -> vec4i {
   return signed_codes(scratch[at]) * 256 + signed_codes(scratch[at + 1u]) + vec4i(128);
 }`;
+
+/** What becomes of scores: a raw score for every query, or at once the key that `COMBINE` would make of a page's. */
+export type ScoreResult = "raw" | "keys";
+
+/**
+ * Keys of candidates of which one thread or work group knows the scores of all queries, and the largest counts: `score_key(bits)` of each, the largest
+ * of these, and `key_of_best` of that. A score that is no number is above all others and makes the key that of -Infinity. `keys_at(unit)`: where keys go.
+ */
+export const KEYS_OF_SCORES = /* wgsl */ `
+${SORTABLE}
+fn keys_at(unit: Unit) -> u32 { return tables[unit.ranking_at + ${RANKING_FIELDS.indexOf("keys_at")}u]; }
+fn score_key(bits: u32) -> u32 {
+  if ((bits & 0x7fffffffu) > 0x7f800000u) { return 0xffffffffu; }
+  return sortable(bitcast<f32>(bits));
+}
+fn key_of_best(best: u32) -> u32 { return select(best, 0x007fffffu, best == 0xffffffffu); }
+fn chunks_of_kv_head() -> u32 { return (p.head_count / p.kv_head_count + ${SCORE_HEADS - 1}u) / ${SCORE_HEADS}u; }
+`;
+
+/** A score's place, or its part in the best of the candidate; `rounded` hides from the compiler how the bits came about. */
+function storeOf(result: ScoreResult, stride: string): string {
+  if (result === "keys") return "best_key = max(best_key, score_key(bitcast<u32>(rounded(score))));";
+  return `scratch[raw_at + j * ${stride}] = bitcast<u32>(score);`;
+}
+
+/** A loop over the chunks of queries of a KV head around `body`, in place of a work group each, and the candidate's key behind it. */
+function allChunks(result: ScoreResult, body: string): string {
+  if (result === "raw") return body;
+  return /* wgsl */ `
+  var best_key = 0u;
+  for (var chunk = 0u; chunk < chunks_of_kv_head(); chunk++) {
+  let queries = queries_of(unit, chunk);
+  let query = (unit.first_row + queries.row) * p.head_count + queries.head_first;
+  let codes_at = p.codes_at + query * p.head_dim;
+${body}
+  }
+  scratch[keys_at(unit) + candidate] = key_of_best(best_key);`;
+}
 
 /** Whether a coarse pass left a block out. */
 export const IS_PASSED_OVER = /* wgsl */ `
@@ -173,19 +218,21 @@ fn page_score(query_scale: f32, dots: vec2i, scales: vec2f, weight: f32) -> f32 
 }`;
 
 /**
- * Raw scores of pages of any head, and by sign bits and residual signs (codes and scales of `turnQueries`, too); `scorePagesWide` is for heads of whole 16 channels. To the bit of `PageScorer`: integers, then each operation rounded. Pages of blocks that did not stay get UNSCORED.
+ * Scores of pages of any head, and by sign bits and residual signs (codes and scales of `turnQueries`, too); `scorePagesWide` is for heads of whole 16
+ * channels. To the bit of `PageScorer`: integers, then each operation rounded. Pages of blocks that did not stay get UNSCORED.
  *
  * summaries u32, one kind of one layer (pool.ts); scratch: codes and scales of {@link QUANTIZE_QUERIES}, flags of blocks, raw f32
  * [query][raw_stride] of every unit, queries ascending by (row, head). One thread a page, for a row and SCORE_HEADS heads: grid
- * [ceil(pages / 64), chunks of queries, units]. Reference: score.ts.
+ * [ceil(pages / 64), chunks of queries, units]. `keys`: units of one row and one KV head whose largest score counts get the keys of `COMBINE` instead,
+ * one thread a page for all heads: grid [ceil(pages / 64), 1, units]. Reference: score.ts.
  */
-export function scorePages(kind: SummaryKind): Kernel {
+export function scorePages(kind: SummaryKind, result: ScoreResult = "raw"): Kernel {
   const form = formOf(kind);
   return {
-    name: `score_pages_${form}`,
+    name: `score_pages_${form}${result === "keys" ? "_keys" : ""}`,
     params: form === "residuals" ? { ...SCORE_PARAMS, turned_at: "u32" } : SCORE_PARAMS,
     bindings: { summaries: read("u32"), tables: read("u32"), scratch: write("u32") },
-    code: /* wgsl */ `
+    code: () => /* wgsl */ `
 ${SIGNED_BYTES}
 ${ROUNDED}
 ${UNIT}
@@ -194,6 +241,7 @@ ${CODES4}
 ${IS_PASSED_OVER}
 ${PAGE_SCORE}
 ${SIGN_WORD}
+${KEYS_OF_SCORES}
 fn byte_counts(word: u32) -> u32 {
   let pairs = word - ((word >> 1u) & 0x55555555u);
   let fours = (pairs & 0x33333333u) + ((pairs >> 2u) & 0x33333333u);
@@ -211,7 +259,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
   let page = unit.page_first + candidate;
   let raw_at = unit.raw_at + queries.query_first * unit.raw_stride + candidate;
   if (is_passed_over(unit, page / 4u)) {
-    for (var j = 0u; j < queries.count; j++) { scratch[raw_at + j * unit.raw_stride] = ${UNSCORED}; }
+    ${result === "keys" ? "scratch[keys_at(unit) + candidate] = 0u;" : `for (var j = 0u; j < queries.count; j++) { scratch[raw_at + j * unit.raw_stride] = ${UNSCORED}; }`}
     return;
   }
   let slot = tables[unit.summary_slots_at + page / 4u];
@@ -219,28 +267,30 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
   let page_at = head_at + page % 4u * fours * 2u;
   let scales_at = head_at + p.head_dim * 2u + page % 4u * 2u;
   let codes_at = p.codes_at + query * p.head_dim;
-${SCORE_OF_FORM[form]}
+${allChunks(result, SCORE_OF_FORM[form](storeOf(result, "unit.raw_stride")))}
 }
 `,
   };
 }
 
 /**
- * Raw scores of blocks by their centres, to the bit of `coarseFactor` in contract.ts.
+ * Scores of blocks by their centres, to the bit of `coarseFactor` in contract.ts.
  *
  * centres u32, one kind of one layer (pool.ts); scratch as for {@link scorePages}, raw f32 [query][block_count] of every unit. One thread a block,
- * for a row and SCORE_HEADS heads: grid [ceil(blocks / 64), chunks of queries, units]. Reference: score.ts.
+ * for a row and SCORE_HEADS heads: grid [ceil(blocks / 64), chunks of queries, units]. `keys` likewise. Reference: score.ts.
  */
-export const SCORE_BLOCKS: Kernel = {
-  name: "score_blocks",
-  params: SCORE_PARAMS,
-  bindings: { centres: read("u32"), tables: read("u32"), scratch: write("u32") },
-  code: /* wgsl */ `
+export function scoreBlocks(result: ScoreResult = "raw"): Kernel {
+  return {
+    name: `score_blocks${result === "keys" ? "_keys" : ""}`,
+    params: SCORE_PARAMS,
+    bindings: { centres: read("u32"), tables: read("u32"), scratch: write("u32") },
+    code: () => /* wgsl */ `
 ${SIGNED_BYTES}
 ${ROUNDED}
 ${UNIT}
 ${QUERIES_OF_GROUP}
 ${CODES4}
+${KEYS_OF_SCORES}
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: u32) {
   let unit = load_unit(p.units_at + wg.z * ${UNIT_FIELDS.length}u);
@@ -253,10 +303,11 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
   let head_at = (slot * p.kv_head_count + queries.kv_head) * (fours + 1u);
   let codes_at = p.codes_at + query * p.head_dim;
   let raw_at = unit.block_raw_at + queries.query_first * unit.block_count + candidate;
-${CENTRE_DOTS}
+${allChunks(result, centreDots(storeOf(result, "unit.block_count")))}
 }
 `,
-};
+  };
+}
 
 /**
  * Raw scores q.k of the tokens of kept pages, against the decoded keys, in f32.

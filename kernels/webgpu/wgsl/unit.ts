@@ -25,6 +25,10 @@ export const UNIT_FIELDS = [
   "radius_weight",
   /** Scores of pages, in scratch: [query][raw_stride]. */
   ...["raw_at", "raw_stride", "flags_at"],
+  /** tables: the ranking of what the unit is scored for; in a table of units that list, that of its pages where the layer chooses them. */
+  "ranking_at",
+  /** 1: later layers take the choice over, by its flags. */
+  "hands_on",
   /**
    * Blocks block_first .. block_first + block_count - 1 are scored first: their scores, and the flags of those that stay, in scratch. Where
    * block_flags_at is NOWHERE all pages are scored at once.

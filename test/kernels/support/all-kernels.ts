@@ -4,7 +4,7 @@ import { APPEND, seal, summarize } from "../../../kernels/webgpu/wgsl/append.ts"
 import { attend } from "../../../kernels/webgpu/wgsl/attend.ts";
 import { writeCentres } from "../../../kernels/webgpu/wgsl/centres.ts";
 import { HALVES, laneCheck } from "../../../kernels/webgpu/wgsl/checks.ts";
-import { LIST_BLOCKS_OF_UNITS, LIST_PAGES } from "../../../kernels/webgpu/wgsl/masks.ts";
+import { CHOOSE_BLOCKS, LIST_BLOCKS_OF_UNITS, LIST_PAGES } from "../../../kernels/webgpu/wgsl/masks.ts";
 import { GEMV_ROWS, gemm, gemv } from "../../../kernels/webgpu/wgsl/matmul.ts";
 import { gemmByMatrices } from "../../../kernels/webgpu/wgsl/matmul-matrix.ts";
 import { mergeSplits } from "../../../kernels/webgpu/wgsl/merge-splits.ts";
@@ -16,7 +16,7 @@ import { summarizeResidualSigns, turnQueries } from "../../../kernels/webgpu/wgs
 import { rmsNorm } from "../../../kernels/webgpu/wgsl/rms-norm.ts";
 import * as rowOps from "../../../kernels/webgpu/wgsl/row-ops.ts";
 import { ADJUST_LOGITS, CHOOSE_TOKEN, LOGPROBS, TRUNCATE } from "../../../kernels/webgpu/wgsl/sample.ts";
-import { QUANTIZE_QUERIES, SCORE_BLOCKS, scorePages, scoreTokens } from "../../../kernels/webgpu/wgsl/score.ts";
+import { QUANTIZE_QUERIES, scoreBlocks, scorePages, scoreTokens } from "../../../kernels/webgpu/wgsl/score.ts";
 import { scorePagesWide } from "../../../kernels/webgpu/wgsl/score-pages.ts";
 
 const MATRICES = ["f32", "bf16", "f16", "int8", "int4"] as const;
@@ -49,9 +49,11 @@ export const ALL_KERNELS: readonly Kernel[] = [
     PAD_ROWS,
     APPEND,
     QUANTIZE_QUERIES,
-    SCORE_BLOCKS,
+    scoreBlocks("raw"),
+    scoreBlocks("keys"),
     LIST_PAGES,
     LIST_BLOCKS_OF_UNITS,
+    CHOOSE_BLOCKS,
   ],
   ...[SCORE_STATS, COMBINE, TOP_K, TOP_MASS, ADJUST_LOGITS, TRUNCATE, CHOOSE_TOKEN, LOGPROBS],
   ...[packRows("int8"), packRows("int4")],
@@ -73,9 +75,14 @@ export const ALL_KERNELS: readonly Kernel[] = [
       gemmByMatrices("int4", shape, matrices),
     ]),
   ),
-  ...(["min-max", "representatives", "sign-bits", "residual-signs"] as const).map(scorePages),
+  ...(["min-max", "representatives", "sign-bits", "residual-signs"] as const).flatMap((kind) => [
+    scorePages(kind),
+    scorePages(kind, "keys"),
+  ]),
   ...[16, ...HEADS].flatMap((headDim) =>
-    (["min-max", "representatives"] as const).map((kind) => scorePagesWide(kind, headDim)),
+    (["min-max", "representatives"] as const).flatMap((kind) =>
+      (["raw", "keys", "keys of chunks"] as const).map((result) => scorePagesWide(kind, headDim, result)),
+    ),
   ),
   ...KV.flatMap((encoding) => [1, 3].map((parts) => scoreTokens(encoding, parts))),
   ...HEADS.flatMap((headDim) => [
