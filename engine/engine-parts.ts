@@ -4,6 +4,7 @@ import type { ModelRunner } from "../models/contract.ts";
 import type { DiskCache } from "../storage/disk-cache.ts";
 import type { StoreSpeed } from "../storage/read-times.ts";
 import type { StoreActivity } from "../storage/store-activity.ts";
+import type { StoreCalls } from "../storage/store-calls.ts";
 import type { Attacher } from "./kv/attacher.ts";
 import type { BlockCache } from "./kv/block-cache.ts";
 import type { BlockFetcher } from "./kv/block-fetcher.ts";
@@ -29,6 +30,8 @@ export interface EngineParts {
   persister: Persister;
   /** Of the page store. */
   storeActivity: StoreActivity;
+  /** What became of its calls. */
+  storeCalls: Pick<StoreCalls, "entries">;
   /** The tier on the local disk, where there is one. */
   diskCache?: DiskCacheStatus | undefined;
   /** What reads of the page store take; undefined before it is known. */

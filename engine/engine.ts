@@ -289,9 +289,9 @@ export class Engine {
   }
 
   #openMetrics(): EngineMetrics {
-    const { settings, numericsId, persister, diskCache } = this.#parts;
+    const { settings, numericsId, persister, diskCache, storeCalls } = this.#parts;
     return new EngineMetrics({
-      ...{ engineId: settings.engineId, modelId: settings.modelId, numericsId, diskCache },
+      ...{ engineId: settings.engineId, modelId: settings.modelId, numericsId, diskCache, storeCalls },
       status: () => this.status,
       promisedCount: () => this.#admission.promisedCount,
       pendingStoreBytes: () => persister.pendingBytes,

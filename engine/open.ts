@@ -161,6 +161,7 @@ export function openEngine(options: OpenEngineOptions): OpenedEngine {
     attacher,
     persister,
     storeActivity: store.activity,
+    storeCalls: store.calls,
     diskCache: options.diskCache,
     storeSpeed: () => store.times.speed,
     clock,

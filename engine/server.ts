@@ -19,6 +19,7 @@ import type { DiskCache } from "../storage/disk-cache.ts";
 import type { StoredEncoding } from "../storage/geometry.ts";
 import { openCachedStore, openStore } from "../storage/open.ts";
 import { readCalibration, readHeadProfile } from "./calibration.ts";
+import { checkStore } from "./check-store.ts";
 import type { EngineParts } from "./engine-parts.ts";
 import { assertFits } from "./fit-device.ts";
 import { engineHttpServer } from "./http/http-server.ts";
@@ -95,7 +96,7 @@ export interface EngineServer {
   stop(graceMs: number): Promise<void>;
 }
 
-/** @throws {QuireError} one line for a model, pool or store that cannot be opened; {Error} with `code` EADDRINUSE for a taken port. */
+/** @throws {QuireError} one line for a model, pool or store that cannot be opened, or a store that refuses; {Error} with `code` EADDRINUSE for a taken port. */
 export async function startEngineServer(options: EngineServerOptions): Promise<EngineServer> {
   assertKept(options);
   const parts = await openParts(options);
@@ -151,6 +152,7 @@ async function openParts(options: EngineServerOptions): Promise<Parts> {
   const planned = planParts(options, await readModelConfig(options.modelFolder));
   const { store, cache: diskCache } = await openPages(options);
   try {
+    await checkStore(store, options.log);
     return { ...(await openCompute(options, planned)), store, diskCache, tokenCapacity: planned.plan.tokenCapacity };
   } catch (error) {
     await store.close();

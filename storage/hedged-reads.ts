@@ -15,6 +15,7 @@ import { refuseAborted, SharedDeadlines } from "./deadline.ts";
 import { parseObjectKey } from "./keys.ts";
 import { ReadTimes, readClass } from "./read-times.ts";
 import { StoreActivity } from "./store-activity.ts";
+import { failureOutcome, type StoreCall, StoreCalls } from "./store-calls.ts";
 
 /** Second requests that may be saved up for a bad moment. */
 const SAVED_MAX = 16;
@@ -55,6 +56,8 @@ export class HedgedStore implements PageStore {
   readonly times = new ReadTimes();
   /** Whether it answers. */
   readonly activity = new StoreActivity();
+  /** What became of its calls. */
+  readonly calls = new StoreCalls();
   readonly counts: HedgeCounts = { reads: 0, hedges: 0, hedgesWon: 0, knownAbsent: 0 };
   readonly #inner: PageStore;
   readonly #options: HedgeOptions;
@@ -85,14 +88,14 @@ export class HedgedStore implements PageStore {
 
   put(key: string, bytes: Uint8Array, options?: PutOptions): Promise<PutResult> {
     this.#absentUntilMs.delete(key);
-    return this.#followed(this.#inner.put(key, bytes, options)).finally(() => this.#absentUntilMs.delete(key));
+    return this.#followed("put", this.#inner.put(key, bytes, options)).finally(() => this.#absentUntilMs.delete(key));
   }
 
   delete(keys: readonly string[]): Promise<void> {
-    return this.#followed(this.#inner.delete(keys));
+    return this.#followed("delete", this.#inner.delete(keys));
   }
 
-  list: PageStore["list"] = (prefix, options) => this.#followed(this.#inner.list(prefix, options));
+  list: PageStore["list"] = (prefix, options) => this.#followed("list", this.#inner.list(prefix, options));
 
   forget(key: string): void {
     this.#inner.forget?.(key);
@@ -148,7 +151,7 @@ export class HedgedStore implements PageStore {
     const end = this.times.begin(clock.nowMs(), options.range?.bytes);
     const controller = new AbortController();
     const signal = options.signal ? AbortSignal.any([options.signal, controller.signal]) : controller.signal;
-    const answer = this.#followed(this.#inner.get(key, { ...options, signal }));
+    const answer = this.#followed("get", this.#inner.get(key, { ...options, signal }), controller.signal);
     answer.then(
       (object) => end(clock.nowMs(), object?.bytes.byteLength),
       () => end(clock.nowMs(), undefined),
@@ -156,12 +159,19 @@ export class HedgedStore implements PageStore {
     return { answer, giveUp: () => controller.abort() };
   }
 
-  #followed<T>(call: Promise<T>): Promise<T> {
+  /** `outrun`: fires when the answer is not wanted any more. */
+  #followed<T>(name: StoreCall, call: Promise<T>, outrun?: AbortSignal): Promise<T> {
     const { clock } = this.#options;
     const end = this.activity.begin(clock.nowMs());
     call.then(
-      () => end(clock.nowMs(), true),
-      (error) => end(clock.nowMs(), isAnswer(error)),
+      () => {
+        end(clock.nowMs(), true);
+        this.calls.note(name, "ok");
+      },
+      (error) => {
+        end(clock.nowMs(), isAnswer(error));
+        this.calls.note(name, outrun?.aborted === true ? "outrun" : failureOutcome(error));
+      },
     );
     return call;
   }

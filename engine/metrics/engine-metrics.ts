@@ -1,6 +1,6 @@
 /** What an engine counts of itself, under Prometheus names (base units: seconds, bytes, tokens). No tenant and no request is a label. */
 import { cpuUsage, memoryUsage } from "node:process";
-import type { DiskCacheStatus, EngineStatus } from "../engine-parts.ts";
+import type { DiskCacheStatus, EngineParts, EngineStatus } from "../engine-parts.ts";
 import type { EngineObserver } from "../observer.ts";
 import type { PlannedPart } from "../schedule/step-planner.ts";
 import type { Sequence } from "../sequence/sequence.ts";
@@ -16,6 +16,7 @@ export interface EngineGauges {
   modelId: string;
   numericsId: string;
   diskCache: DiskCacheStatus | undefined;
+  storeCalls: EngineParts["storeCalls"];
   status(): EngineStatus;
   /** Requests that were told when to come back. */
   promisedCount(): number;
@@ -70,6 +71,7 @@ export class EngineMetrics implements EngineObserver {
       "Tokens that were guessed (speculation), by outcome.",
     );
     this.#waits = registry.counter("quire_block_waits_total", "Times that a sequence waited for selected blocks.");
+    this.#waits.add(0);
     this.#preemptions = registry.counter(
       "quire_preemptions_total",
       "Times that a sequence was suspended because others needed its memory.",
@@ -200,6 +202,11 @@ export class EngineMetrics implements EngineObserver {
       "Bytes that wait to be written to the page store.",
       of.pendingStoreBytes,
     );
+    registry.total(
+      "quire_store_calls_total",
+      "Calls of the page store (of the disk cache before it, where there is one), by what became of them.",
+      () => of.storeCalls.entries().map(({ call, outcome, count }) => [{ call, outcome }, count]),
+    );
     registry.gauge("quire_draining", "1 while the engine refuses new requests.", () => Number(of.status().draining));
     registry.gauge("process_resident_memory_bytes", "Resident memory.", () => memoryUsage.rss());
     registry.gauge("nodejs_heap_size_used_bytes", "Of it, JavaScript objects.", () => memoryUsage().heapUsed);
@@ -208,9 +215,11 @@ export class EngineMetrics implements EngineObserver {
       "Memory that JavaScript objects stand for: buffers, and what waits to be written.",
       () => memoryUsage().external,
     );
-    registry.gauge("process_cpu_seconds", "User and system time since the start.", () => {
+    const { timeOrigin } = performance;
+    registry.gauge("process_start_time_seconds", "When it was started, since 1970.", () => timeOrigin / 1000);
+    registry.total("process_cpu_seconds_total", "User and system time since the start.", () => {
       const { user, system } = cpuUsage();
-      return (user + system) / 1e6;
+      return [[{}, (user + system) / 1e6]];
     });
   }
 }

@@ -86,6 +86,9 @@ describe("/metrics", () => {
     expect(grown('quire_cached_tokens_total{source="device"}')).toBe(PROMPT.length - 1);
     expect(grown('quire_step_rows_total{kind="prefill"}')).toBe(PROMPT.length + 1);
     expect(grown('quire_step_rows_total{kind="decode"}')).toBe(11 + 4);
+    expect(after.get('quire_store_calls_total{call="put",outcome="denied"}')).toBe(0);
+    expect(after.get("process_cpu_seconds_total")).toBeGreaterThan(0);
+    expect(Math.abs((after.get("process_start_time_seconds") ?? 0) - Date.now() / 1000)).toBeLessThan(600);
     expect(grown("quire_first_token_seconds_count")).toBe(2);
     expect(grown("quire_inter_token_seconds_count")).toBe(15);
     expect(grown("quire_turn_seconds_sum")).toBeGreaterThan(grown("quire_first_token_seconds_sum"));
@@ -97,6 +100,10 @@ describe("/metrics", () => {
       expect(after.get(part)).toBeGreaterThan(1e6);
     }
     expect([...after.keys()].filter((series) => series.includes("0123456789abcdef"))).toEqual([]);
+    await generate({ maxTokens: 2, session: { id: "stored" } });
+    await expect
+      .poll(async () => (await scrape()).get('quire_store_calls_total{call="put",outcome="ok"}'))
+      .toBeGreaterThan(0);
   });
 });
 
