@@ -1,5 +1,6 @@
 /** What the edge logs: what went wrong and where in the code, never a word of a request or a reply. */
 import { ERROR_TABLE, QuireError, toQuireError } from "../protocol/errors.ts";
+import type { PickedEngine } from "./fleet-table.ts";
 
 /**
  * Logs an error of ours as one line of JSON, and a client that left before its turn began as `client_gone`; errors of the client's making (status below 500) are not logged. Messages of foreign errors are
@@ -16,11 +17,32 @@ export function logError(requestId: string, thrown: unknown): void {
   console.error(JSON.stringify({ level: "error", requestId, code, message, cause: causeOf(error.cause) }));
 }
 
-function causeOf(cause: unknown): { name: string; message?: string; at?: string[] } | undefined {
-  if (!(cause instanceof Error)) return undefined;
-  if (cause instanceof QuireError) return { name: cause.code, message: cause.message };
-  const at = (cause.stack ?? "").split("\n").filter((line) => /^\s+at /.test(line));
-  return { name: cause.name, at: at.slice(0, PLACES_MAX).map((line) => line.trim()) };
+/**
+ * Logs which engine failed a turn: another one may go on from the log, and then nobody would hear of it. One that is shutting down, or refuses what it is asked,
+ * has not failed.
+ */
+export function logEngineFailure(requestId: string, engine: Partial<PickedEngine> | undefined, thrown: unknown): void {
+  const { code, cause } = toQuireError(thrown);
+  if (engine?.engineId === undefined || code === "shutting_down" || ERROR_TABLE[code].status < 500) return;
+  const { engineId, url } = engine;
+  const line = { level: "warn", requestId, event: "engine.failed", engine: engineId, url, code, cause: causeOf(cause) };
+  console.warn(JSON.stringify(line));
+}
+
+interface LoggedCause {
+  name: string;
+  message?: string;
+  at?: string[];
+  cause?: LoggedCause | undefined;
+}
+
+function causeOf(thrown: unknown): LoggedCause | undefined {
+  if (!(thrown instanceof Error)) return undefined;
+  if (thrown instanceof QuireError) {
+    return { name: thrown.code, message: thrown.message, cause: causeOf(thrown.cause) };
+  }
+  const at = (thrown.stack ?? "").split("\n").filter((line) => /^\s+at /.test(line));
+  return { name: thrown.name, at: at.slice(0, PLACES_MAX).map((line) => line.trim()) };
 }
 
 const PLACES_MAX = 4;

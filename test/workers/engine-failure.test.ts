@@ -117,6 +117,33 @@ describe("before an engine admits a turn", () => {
   });
 });
 
+describe("what an operator reads", () => {
+  it("names the engine that failed and how, also where another one answered; not one that shuts down", async () => {
+    const lines: string[] = [];
+    const log = vi.spyOn(console, "warn").mockImplementation((line: string) => void lines.push(line));
+    const { chat, model, engine } = await makeWorld();
+    const dead = { ...new FakeEngine(), id: "dead", url: "http://127.0.0.1:9" } as FakeEngine;
+    await register(dead, model);
+    await register(engine, model, { runningCount: 1 });
+    expect(await textOf(await chat("a secret", {}, { headers: { "x-request-id": "seen" } }))).toBe("ok");
+    expect(lines.map((line) => JSON.parse(line))).toMatchObject([
+      {
+        ...{ level: "warn", requestId: "seen", event: "engine.failed", engine: "dead", url: dead.url },
+        ...{ code: "engine_failed", cause: { message: "the engine cannot be reached" } },
+      },
+    ]);
+    const other = await makeWorld();
+    await other.engine.script({ do: "admit" }, { do: "tokens", ids: ids("half") }, { do: "destroy" });
+    await (await other.chat("a secret", { stream: true })).text();
+    expect(lines.map((line) => JSON.parse(line).engine)).toEqual(["dead", other.engine.id]);
+    await other.engine.script({ do: "fail", code: "shutting_down", message: "bye" });
+    expect((await other.chat("a secret")).status).toBe(503);
+    expect(lines).toHaveLength(2);
+    expect(lines.join("")).not.toContain("secret");
+    log.mockRestore();
+  });
+});
+
 describe("an engine that fails after its first token", () => {
   const half: Step[] = [{ do: "admit" }, { do: "tokens", ids: ids("half") }, { do: "destroy" }];
 

@@ -242,11 +242,13 @@ function failure(event: Extract<EngineEvent, { type: "failed" }>): QuireError {
 
 function statusError(status: number): QuireError {
   if (status === 429) return new QuireError("queue_full", "The engine's queue is full.", { retryAfterMs: 1_000 });
+  if (status === 401)
+    return engineFailed("the engine answered 401: its key is another one, or the clocks differ by more than 30 s");
   return engineFailed(`the engine answered ${status} and nothing else`);
 }
 
 function engineFailed(what: string, cause?: unknown): QuireError {
   return new QuireError("engine_failed", "The engine failed while it worked on this request.", {
-    cause: cause ?? new QuireError("engine_failed", what),
+    cause: new QuireError("engine_failed", what, { cause }),
   });
 }

@@ -10,6 +10,7 @@ import {
 import { bytesToIds, idsToBytes } from "../../protocol/ids.ts";
 import { LIMITS } from "../../protocol/limits.ts";
 import type { PickedEngine } from "../fleet-table.ts";
+import { logEngineFailure } from "../log.ts";
 import type { ModelAssets } from "../model-assets.ts";
 import type { TurnJob } from "../turn-job.ts";
 import { brokenOff, type EngineCall, laterEvent, openEngineCall } from "./engine-call.ts";
@@ -227,7 +228,9 @@ export class TurnRunner {
         if (this.#options.stream.gone.aborted) break;
         // The words are complete; only their accounts are lost.
         if (this.#isComplete(index, reply)) break;
-        if (call === undefined || this.#stop.signal.aborted || attempt + 1 >= FAILURE_COUNT_MAX) throw thrown;
+        if (call === undefined || this.#stop.signal.aborted) throw thrown;
+        logEngineFailure(this.#options.job.requestId, call, thrown);
+        if (attempt + 1 >= FAILURE_COUNT_MAX) throw thrown;
         if (!this.#mayGoOn(thrown) || !(await this.#replaceEngine(call.engineId))) throw thrown;
       } finally {
         if (call) this.#calls.delete(call);
@@ -356,7 +359,8 @@ export class TurnRunner {
   /** Several engines may be gone without the fleet knowing it yet, so more than one is tried. */
   async #open(index: number, done: readonly number[]): Promise<EngineCall> {
     for (let failureCount = 1; ; failureCount++) {
-      const { engineId, isRemembered = false } = this.#engine ?? {};
+      const asked = this.#engine;
+      const { engineId, isRemembered = false } = asked ?? {};
       try {
         const call = await this.#call(index, done);
         this.#calls.add(call);
@@ -367,6 +371,7 @@ export class TurnRunner {
         const { code } = toQuireError(thrown);
         const isRetried = RETRY_CODES.includes(code) || code === "deadline_exceeded";
         const isOver = this.#stop.signal.aborted || this.#options.stream.gone.aborted;
+        if (!isOver) logEngineFailure(this.#options.job.requestId, asked, thrown);
         if (isRemembered && code === "queue_full" && !isOver) {
           // Another may have room.
           await this.#nextEngine();
