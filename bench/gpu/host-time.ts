@@ -129,7 +129,7 @@ export interface HostCase {
   layerCount: number;
   batch: number;
   contextTokens: number;
-  policy: "dense" | "quest";
+  policy: string;
 }
 
 /** A function that runs the step of one token behind each context, always the same. */
@@ -140,15 +140,15 @@ export async function decodeStep(
   const small = { width: 512, ffnWidth: 512, headDim: 16, vocabularySize: 512 };
   const config: ModelConfig = { ...shapeConfig("8b"), ...small, layerCount };
   const blockCapacity = contextTokens / BLOCK_TOKENS + 1;
+  const { plan, summary = "min-max" } = policyNamed(policy);
   const runner = new LlamaRunner({
     ...{ device, config, rowsMax: batch, sampledMax: batch, fingerprint: "null" },
     weights: await noiseWeights({ device, seed: 1 }, config, "int4"),
     pool: device.kvPool({
       ...{ layerCount, kvHeadCount: config.kvHeadCount, headDim: config.headDim, encoding: "int8" },
-      ...{ summaryKinds: ["min-max"], blockCount: POOL_BLOCKS, openSlotCount: batch, summarySlotCount: POOL_BLOCKS },
+      ...{ summaryKinds: [summary], blockCount: POOL_BLOCKS, openSlotCount: batch, summarySlotCount: POOL_BLOCKS },
     }),
   });
-  const { plan } = policyNamed(policy);
   const slice = (sequence: number): StepSlice => ({
     ...{ position: contextTokens, rowCount: 1, blockCapacity },
     blockIds: Int32Array.from({ length: layerCount * blockCapacity }, (_, i) => i % POOL_BLOCKS),

@@ -26,6 +26,33 @@ export interface Kernel {
   extensions?: readonly string[];
 }
 
+/** What one variant of a kernel is told from another by. */
+type VariantKey = string | number | boolean | undefined;
+
+/** Variants by the arguments that are left. */
+interface VariantTree {
+  kernel?: Kernel;
+  next: Map<VariantKey, VariantTree>;
+}
+
+/** A function that makes each variant of a kernel once: ops ask for theirs hundreds of times a step, and its text is long. */
+export function variants<Keys extends VariantKey[]>(make: (...keys: Keys) => Kernel): (...keys: Keys) => Kernel {
+  const all: VariantTree = { next: new Map() };
+  return (...keys) => {
+    let tree = all;
+    for (const key of keys) {
+      let next = tree.next.get(key);
+      if (next === undefined) {
+        next = { next: new Map() };
+        tree.next.set(key, next);
+      }
+      tree = next;
+    }
+    tree.kernel ??= make(...keys);
+    return tree.kernel;
+  };
+}
+
 /** A binding that a kernel reads, of elements of a type. */
 export const read = (element: string): Binding => ({ type: `array<${element}>`, access: "read" });
 /** A binding that a kernel writes, and may read. */

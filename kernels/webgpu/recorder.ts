@@ -270,7 +270,7 @@ export class WebGpuRecorder implements StepRecorder {
 
   #sealBlocks(pool: WebGpuPool, layer: number, open: GPUBuffer): void {
     const { tables } = this.#parts.buffers;
-    const { kvHeadCount, headDim, encoding, summaryKinds } = pool.spec;
+    const { kvHeadCount, headDim, encoding, rounding, summaryKinds } = pool.spec;
     const sealed = pool.blockParts.map((): number[] => []);
     for (const slice of this.#slices) {
       const { first, end } = sealedByStep(slice);
@@ -290,7 +290,7 @@ export class WebGpuRecorder implements StepRecorder {
       const blocks = pool.blockParts[part] as GPUBuffer;
       const params = { sealed_at: this.#tables.push(entries), kv_head_count: kvHeadCount };
       const grid = [entries.length / 3, kvHeadCount] as const;
-      this.#list.dispatch(seal(pool.spec), params, [open, blocks, tables], grid);
+      this.#list.dispatch(seal(encoding, rounding, headDim), params, [open, blocks, tables], grid);
       for (const kind of summaryKinds) {
         const buffers = [blocks, pool.summaries(kind, layer), tables];
         this.#list.dispatch(summarizeKind(kind, encoding, headDim), params, buffers, grid);

@@ -146,7 +146,7 @@ export function recordAttend(step: LayerStep, out: GPUBuffer): void {
     ...{ block_words: pool.blockBytes / 4, blocks_per_part: pool.blocksPerPart, is_split: isSplit ? 1 : 0 },
     ...{ partials_at: layout.partialsAt, split_count: splitCount, scale: 1 / Math.sqrt(headDim) },
   };
-  const kernel = attend({ encoding, headDim, partCount: pool.blockParts.length, rows: tileRows });
+  const kernel = attend(encoding, headDim, pool.blockParts.length, tileRows);
   const open = pool.open[layer] as GPUBuffer;
   const buffers = [step.q, out, open, tables, scratch, ...pool.blockParts];
   list.dispatch(kernel, params, buffers, [isSplit ? splitCount : 1, tiles.count, kvHeadCount * headChunks]);

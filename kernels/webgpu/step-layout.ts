@@ -47,6 +47,8 @@ const RAW_WORDS_MAX = 1 << 24;
 /** One query group and what is known of its choice before any score. */
 export interface GroupLayout extends StepGroup {
   range: PageRange;
+  /** All blocks of its slice are on the device, in every layer. */
+  isResident: boolean;
 }
 
 /** Units whose scores are computed together. */
@@ -88,6 +90,7 @@ export interface UnitTable {
 
 /** Where a slice's own tables and bitmaps are. */
 interface SlicePlace {
+  isResident: boolean;
   blockIdsAt: number;
   blockIdsStride: number;
   summarySlotsAt: number;
@@ -147,6 +150,7 @@ export class StepLayout {
   readonly #units: Unit[] = [];
   readonly #choices: { layout: GroupLayout; units: Unit[] }[] = [];
   readonly #lists = new Map<string, LayerLists>();
+  readonly #ofLayers: LayerLists[] = [];
   readonly #rawAt: number;
 
   constructor(parts: LayoutParts) {
@@ -161,7 +165,9 @@ export class StepLayout {
     const isDecode = slices.every(({ rowCount }) => rowCount === 1);
     this.tileRows = isDecode ? 1 : pool.spec.headDim > 128 ? 2 : 4;
     for (const stepGroup of groupsOfStep(slices)) {
-      const layout = { ...stepGroup, range: pageRange(stepGroup.slice.plan, stepGroup.group) };
+      const range = pageRange(stepGroup.slice.plan, stepGroup.group);
+      const { isResident } = this.#places[stepGroup.sliceIndex] as SlicePlace;
+      const layout = { ...stepGroup, range, isResident };
       this.groups.push(layout);
       const units = this.#unitsOf(layout);
       this.#units.push(...units);
@@ -181,6 +187,12 @@ export class StepLayout {
 
   /** The tables of a layer, made when they are asked for first. */
   listsOf(layer: number): LayerLists {
+    this.#ofLayers[layer] ??= this.#listsLike(layer);
+    return this.#ofLayers[layer];
+  }
+
+  /** Those of a layer that is alike, or new ones. */
+  #listsLike(layer: number): LayerLists {
     const { slices } = this.#parts;
     const key = slices.map(({ plan }) => layerKey(plan, layer, this.pool.spec.kvHeadCount)).join();
     const known = this.#lists.get(key);
@@ -242,6 +254,7 @@ export class StepLayout {
       ids.set(slice.blockIds.subarray(from, from + blockCount), layer * blockCount);
     }
     const blockIdsAt = tables.push(ids);
+    const isResident = !ids.includes(NOT_RESIDENT);
     const selects = slice.plan.kind !== "dense";
     const summarySlotsAt = selects ? tables.push(slice.summarySlots.subarray(0, blockCount)) : NOWHERE;
     const countersAt = outcome.take(COUNTERS.length);
@@ -253,8 +266,8 @@ export class StepLayout {
       return at;
     };
     return {
-      ...{ blockIdsAt, blockIdsStride: blockCount, summarySlotsAt, countersAt, bitmapStride: stride },
-      missesAt: bitmap(this.misses, selects && ids.includes(NOT_RESIDENT)),
+      ...{ isResident, blockIdsAt, blockIdsStride: blockCount, summarySlotsAt, countersAt, bitmapStride: stride },
+      missesAt: bitmap(this.misses, selects && !isResident),
       chosenAt: bitmap(this.chosen, slice.reportBlocks === true),
     };
   }

@@ -11,7 +11,7 @@ import {
   type StepReadback,
   type StepSlice,
 } from "../contract.ts";
-import { choiceRange, layerRole, needsPageScores } from "../page-range.ts";
+import { choiceRange, layerRole, needsPageScores, takesUnevenly } from "../page-range.ts";
 import {
   ChosenBlocks,
   emptyTraffic,
@@ -50,12 +50,14 @@ export class StepReport {
       traffic.pagesInContext += kvHeadCount * range.pageEnd;
       const takesOver = given !== undefined || layerRole(slice.plan, layer) !== "chooses";
       if (takesOver) continue;
-      for (let kvHead = 0; kvHead < kvHeadCount; kvHead++) {
+      // Where heads take alike, one stands for all: a step does this for every layer.
+      const alike = takesUnevenly(slice.plan) ? 1 : kvHeadCount;
+      for (let kvHead = 0; kvHead < kvHeadCount; kvHead += alike) {
         const own = choiceRange(slice.plan, range, { layer, kvHead, kvHeadCount });
         if (!needsPageScores(slice.plan, own)) continue;
         const pass = coarsePass(slice.plan, own);
-        traffic.metadataBytes += scoringBytes(headDim, own, pass);
-        if (pass !== undefined) traffic.pagesPassedOver += passedOverCount(pass);
+        traffic.metadataBytes += alike * scoringBytes(headDim, own, pass);
+        if (pass !== undefined) traffic.pagesPassedOver += alike * passedOverCount(pass);
       }
     }
   }
@@ -146,8 +148,10 @@ function ownBlock({ group }: GroupLayout): number {
 /** Blocks before {@link ownBlock} that are on the device in this layer. */
 function residentCount(group: GroupLayout, layer: number): number {
   const { blockIds, blockCapacity } = group.slice;
+  const reach = Math.min(blockCapacity, ownBlock(group));
+  if (group.isResident) return reach;
   const start = layer * blockCapacity;
-  const end = start + Math.min(blockCapacity, ownBlock(group));
+  const end = start + reach;
   let count = 0;
   for (let at = start; at < end; at++) if (blockIds[at] !== NOT_RESIDENT) count++;
   return count;

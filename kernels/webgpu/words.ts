@@ -53,7 +53,11 @@ export class Addresses {
   }
 }
 
+const oneFloat = new Float32Array(1);
+const itsBits = new Uint32Array(oneFloat.buffer);
+
 /** The bits of an f32. */
 export function floatBits(value: number): number {
-  return new Uint32Array(Float32Array.of(value).buffer)[0] as number;
+  oneFloat[0] = value;
+  return itsBits[0] as number;
 }

@@ -2,9 +2,10 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, it, vi } from "vitest";
-import { type HostRow, openNullDevice } from "../../bench/gpu/host-time.ts";
+import { decodeStep, type HostRow, openNullDevice } from "../../bench/gpu/host-time.ts";
 import type { SelectionPlan, StepSlice } from "../../kernels/contract.ts";
 import { ownPool } from "../../kernels/webgpu/buffers.ts";
+import { Gpu } from "../../kernels/webgpu/gpu.ts";
 import { StepLayout } from "../../kernels/webgpu/step-layout.ts";
 import { Addresses, Words } from "../../kernels/webgpu/words.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
@@ -41,6 +42,19 @@ describe.skipIf(device === undefined)("a step of the GPU device on the host", ()
       expect(three[index]!.dispatches - dispatches, policy).toBe(layer);
       expect(msPerStep.p50).toBeGreaterThan(0);
     }
+  });
+
+  it("no kernel is made twice, by whatever step", async () => {
+    const asked = vi.spyOn(Gpu.prototype, "pipelineOf");
+    for (const policy of ["dense", "quest", "residual-signs", "mean-deviation+share(2)"] as const) {
+      const run = await decodeStep(device!, { layerCount: 3, batch: 2, contextTokens: 16_384, policy });
+      await run();
+      await run();
+    }
+    const kernels = asked.mock.calls.map(([kernel]) => kernel);
+    asked.mockRestore();
+    expect(kernels.length).toBeGreaterThan(300);
+    expect(new Set(kernels).size).toBe(new Set(kernels.map(({ name }) => name)).size);
   });
 
   it("attention over 128 chosen pages has splits for 128 pages and not for a context of 131,000 tokens", () => {

@@ -1,6 +1,6 @@
 /** Append: RoPE into the open slots; a complete block is sealed, and its pages summarized from the sealed keys. */
 import type { KvEncoding, KvPoolSpec, SummaryKind } from "../../contract.ts";
-import { type Kernel, read, write } from "../kernel.ts";
+import { type Kernel, read, variants, write } from "../kernel.ts";
 import { EXACT_DIVIDE, FLOAT_BITS, ROUNDED, SIGNED_BYTES } from "./exact-math.ts";
 
 /**
@@ -141,14 +141,14 @@ const SEAL_INT8 = /* wgsl */ `
  * open: pool.ts; blocks u32, one part of the pool; tables u32: (open slot, first word of the block in the part, summary slot) of every sealed
  * block from sealed_at on. One work group a (sealed block, KV head): grid [sealed blocks, kvHeadCount].
  */
-export function seal(shape: Pick<KvPoolSpec, "encoding" | "rounding" | "headDim">): Kernel {
-  const { encoding, rounding, headDim } = shape;
-  const isFloat = encoding === "f32";
-  return {
-    name: `seal_${rounding ?? encoding}_${headDim}`,
-    params: SEAL_PARAMS,
-    bindings: { open: read("f32"), blocks: write("u32"), tables: read("u32") },
-    code: /* wgsl */ `
+export const seal = variants(
+  (encoding: KvPoolSpec["encoding"], rounding: KvPoolSpec["rounding"], headDim: number): Kernel => {
+    const isFloat = encoding === "f32";
+    return {
+      name: `seal_${rounding ?? encoding}_${headDim}`,
+      params: SEAL_PARAMS,
+      bindings: { open: read("f32"), blocks: write("u32"), tables: read("u32") },
+      code: /* wgsl */ `
 ${EXACT_DIVIDE}
 ${SIGNED_BYTES}
 ${rounding ? SEALED_HALF_BITS : SEALED_BITS}
@@ -170,8 +170,9 @@ ${isFloat ? SEAL_F32 : SEAL_INT8}
 ${!isFloat && rounding ? ROUND_CODES : ""}
 }
 `,
-  };
-}
+    };
+  },
+);
 
 /** Kinds whose codes are of a centre and a radius; those of the others: page-keys.ts, residual-signs.ts. */
 export type CentreRadiusKind = Exclude<SummaryKind, "representatives" | "sign-bits" | "residual-signs">;
@@ -280,7 +281,7 @@ ${body}
  * {@link summaryKernel} of a kind that has a centre and a radius. To the bit of summary-codec.ts, but that a mean's deviation may be off by one code
  * where the GPU's square root is not rounded to nearest. A page with a key that is not finite gets NaN scales. 32 * headDim bytes of work group memory.
  */
-export function summarize(kind: CentreRadiusKind, encoding: KvEncoding, headDim: number): Kernel {
+export const summarize = variants((kind: CentreRadiusKind, encoding: KvEncoding, headDim: number): Kernel => {
   const declarations = /* wgsl */ `
 var<workgroup> centre: array<f32, ${headDim * 4}>;
 var<workgroup> radius: array<f32, ${headDim * 4}>;
@@ -331,4 +332,4 @@ ${kind === "min-max" ? WIDEN : ""}
     summaries[to_at + 2u * HEAD_DIM + lid] = bits;
   }`;
   return summaryKernel({ kind, encoding, headDim }, declarations, body);
-}
+});

@@ -2,7 +2,7 @@
  * Causal attention over the blocks that a selection left: one online softmax over the blocks of a split, ascending, then over the splits, ascending.
  * A split is SPLIT_BLOCKS blocks of the context, or LIST_BLOCKS of the blocks that a selection lists.
  */
-import { type Kernel, type Lane, read, write } from "../kernel.ts";
+import { type Kernel, type Lane, read, variants, write } from "../kernel.ts";
 import {
   AHEAD_DECLARED,
   AHEAD_SCORES,
@@ -166,26 +166,27 @@ ${addDots(shape)}
  * [most splits, tiles, kvHeadCount * head chunks]; else it walks all splits and writes `out`: grid [1, ...]. Both add in the same order and give the
  * same bits. Blocks that are not resident or without a chosen token are skipped; no attended token: zeros. Reference: attend.ts.
  */
-export function attend(shape: AttendShape): Kernel {
-  const { encoding, headDim, partCount, rows } = shape;
-  const int8 = encoding === "int8";
-  const queries = rows * TILE_HEADS;
-  const parts = Array.from({ length: partCount }, (_, part) => [`blocks${part}`, read("vec4u")] as const);
-  const tokens = tokensPerGroup(headDim);
-  const ahead = readsAhead(shape);
-  const { scores, score } = ahead ? scoresAhead(shape) : scoresOf(shape);
-  return {
-    name: `attend_${encoding}_${headDim}_${partCount}_${rows}`,
-    params: {
-      ...{ layer: "u32", head_count: "u32", kv_head_count: "u32", head_chunks: "u32", tiles_at: "u32" },
-      ...{ block_words: "u32", blocks_per_part: "u32", is_split: "u32" },
-      ...{ partials_at: "u32", split_count: "u32", scale: "f32" },
-    },
-    bindings: {
-      ...{ q: read("vec4f"), out: write("vec4f"), open: read("vec4f"), tables: read("u32"), scratch: write("u32") },
-      ...Object.fromEntries(parts),
-    },
-    code: (lane) => /* wgsl */ `
+export const attend = variants(
+  (encoding: AttendShape["encoding"], headDim: number, partCount: number, rows: number): Kernel => {
+    const shape = { encoding, headDim, partCount, rows };
+    const int8 = encoding === "int8";
+    const queries = rows * TILE_HEADS;
+    const parts = Array.from({ length: partCount }, (_, part) => [`blocks${part}`, read("vec4u")] as const);
+    const tokens = tokensPerGroup(headDim);
+    const ahead = readsAhead(shape);
+    const { scores, score } = ahead ? scoresAhead(shape) : scoresOf(shape);
+    return {
+      name: `attend_${encoding}_${headDim}_${partCount}_${rows}`,
+      params: {
+        ...{ layer: "u32", head_count: "u32", kv_head_count: "u32", head_chunks: "u32", tiles_at: "u32" },
+        ...{ block_words: "u32", blocks_per_part: "u32", is_split: "u32" },
+        ...{ partials_at: "u32", split_count: "u32", scale: "f32" },
+      },
+      bindings: {
+        ...{ q: read("vec4f"), out: write("vec4f"), open: read("vec4f"), tables: read("u32"), scratch: write("u32") },
+        ...Object.fromEntries(parts),
+      },
+      code: (lane) => /* wgsl */ `
 ${SIGNED_BYTES}
 ${laneWidth(lane)}${shuffles(lane, 64)}
 const HEAD_DIM = ${headDim}u;
@@ -366,5 +367,6 @@ ${ahead ? aheadValues(shape, addValues(shape)) : addValues(shape)}
   }
 }
 `,
-  };
-}
+    };
+  },
+);

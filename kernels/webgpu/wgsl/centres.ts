@@ -1,5 +1,5 @@
 /** Centres of blocks, for plans that score blocks before pages (`coarseFactor` in contract.ts). */
-import { type Kernel, read, write } from "../kernel.ts";
+import { type Kernel, read, variants, write } from "../kernel.ts";
 import { SEAL_PARAMS } from "./append.ts";
 import { EXACT_DIVIDE, FLOAT_BITS, ROUNDED, SIGNED_BYTES } from "./exact-math.ts";
 
@@ -10,7 +10,7 @@ import { EXACT_DIVIDE, FLOAT_BITS, ROUNDED, SIGNED_BYTES } from "./exact-math.ts
  * summaries, centres u32, of one kind and one layer (pool.ts); tables as for the seal in append.ts. One work group a (sealed block, KV head): grid
  * [sealed blocks, kvHeadCount]. 4 * headDim bytes of work group memory.
  */
-export function writeCentres(headDim: number): Kernel {
+export const writeCentres = variants((headDim: number): Kernel => {
   return {
     name: `write_centres_${headDim}`,
     params: SEAL_PARAMS,
@@ -56,4 +56,4 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
 }
 `,
   };
-}
+});

@@ -7,7 +7,7 @@
  * int8 and int4: the products of a block are exact integers; the block adds `f32(dot) * (scaleW * scaleX)`.
  */
 import type { MatrixEncoding } from "../../contract.ts";
-import type { Kernel, Lane } from "../kernel.ts";
+import { type Kernel, type Lane, variants } from "../kernel.ts";
 import { halfPair } from "./half.ts";
 import {
   everyMatrix,
@@ -185,19 +185,15 @@ fn dot16(a: vec4u, b: vec4u) -> i32 {
  * @param groups two, for int8 and int4: what is read of the input serves twice as many weights
  * @param matrices of which each has work groups of its own: see matmul-common.ts
  */
-export function gemv(
-  encoding: MatrixEncoding,
-  rows: GemvRows,
-  groups: GemvGroups = 1,
-  matrices: MatrixCount = 1,
-): Kernel {
-  const integer = hasScales(encoding);
-  const laneSum = integer ? "acc[j + g * ROWS]" : "(acc[j].x + acc[j].y) + (acc[j].z + acc[j].w)";
-  return {
-    name: `gemv_${encoding}_${rows}${groups === 1 ? "" : `x${groups}`}${ofMatrices(matrices)}`,
-    params: matmulParams(matrices),
-    bindings: matmulBindings(encoding, matrices),
-    code: (lane) => /* wgsl */ `
+export const gemv = variants(
+  (encoding: MatrixEncoding, rows: GemvRows, groups: GemvGroups = 1, matrices: MatrixCount = 1): Kernel => {
+    const integer = hasScales(encoding);
+    const laneSum = integer ? "acc[j + g * ROWS]" : "(acc[j].x + acc[j].y) + (acc[j].z + acc[j].w)";
+    return {
+      name: `gemv_${encoding}_${rows}${groups === 1 ? "" : `x${groups}`}${ofMatrices(matrices)}`,
+      params: matmulParams(matrices),
+      bindings: matmulBindings(encoding, matrices),
+      code: (lane) => /* wgsl */ `
 ${halves(encoding, lane)}${integer ? DOT16 : ""}${ownMatrix(matrices)}
 ${laneWidth(lane)}${shuffles(lane, 64)}
 const ROWS = ${rows}u;
@@ -226,8 +222,9 @@ ${lane.subgroups === "none" ? "" : GEMV_SHUFFLE(laneSum, groups)}
   }
 }
 `,
-  };
-}
+    };
+  },
+);
 
 /** How the large kernel brings block `lane * steps + s` of 32 rows of the matrix into its tile; f16 as bf16. */
 const GEMM_LOAD: Record<Exclude<MatrixEncoding, "f16">, string> = {
@@ -312,7 +309,7 @@ ${integer ? gemmIntegerStep(encoding) : GEMM_FLOAT_STEP}
  *
  * Bindings as {@link gemv}. Grid [ceil(partWidth / GEMM_TILE) of each matrix, ceil(rows / GEMM_TILE)].
  */
-export function gemm(encoding: MatrixEncoding, matrices: MatrixCount = 1): Kernel {
+export const gemm = variants((encoding: MatrixEncoding, matrices: MatrixCount = 1): Kernel => {
   const integer = hasScales(encoding);
   const tile = integer ? `array<vec4u, ${GEMM_TILE * 3}>` : `array<vec4f, ${GEMM_TILE * 9}>`;
   return {
@@ -344,4 +341,4 @@ ${everyMatrix(matrices, gemmLoop(encoding))}
 }
 `,
   };
-}
+});

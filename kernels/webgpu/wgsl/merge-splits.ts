@@ -1,5 +1,5 @@
 /** The second half of split attention. */
-import { type Kernel, read, write } from "../kernel.ts";
+import { type Kernel, read, variants, write } from "../kernel.ts";
 import { TILE } from "./attend.ts";
 import { NONE } from "./attend-blocks.ts";
 
@@ -12,7 +12,7 @@ const AHEAD = 8;
  * scratch: what `attend` left; tables: tiles; out vec4f [rows, headCount, headDim / 4]. One work group a (tile, row, head): grid
  * [tiles, rows of a tile, headCount].
  */
-export function mergeSplits(headDim: number): Kernel {
+export const mergeSplits = variants((headDim: number): Kernel => {
   const each = (text: (n: number) => string): string => Array.from({ length: AHEAD }, (_, n) => text(n)).join("\n");
   return {
     name: `merge_splits_${headDim}`,
@@ -52,4 +52,4 @@ ${each((n) => `    all = merged(all, max${n}, select(0.0, sum${n}, first + ${n}u
 }
 `,
   };
-}
+});

@@ -1,6 +1,6 @@
 /** Summaries that are made of a page's keys one by one: two representatives, and sign bits. */
 import type { KvEncoding } from "../../contract.ts";
-import type { Kernel } from "../kernel.ts";
+import { type Kernel, variants } from "../kernel.ts";
 import { summaryKernel } from "./append.ts";
 
 /** Which of the two. */
@@ -74,7 +74,7 @@ fn word_of(block_at: u32, kv_head: u32, entry: u32, four: u32) -> u32 {
  * One work group a (sealed block, KV head), one thread a token: grid [sealed blocks, kvHeadCount]. 16 * headDim bytes of work group memory
  * and a little. Representatives are chosen in i32: at most 512 * 127 * 16 * 127. Reference: summary-codec.ts.
  */
-export function summarizePageKeys(kind: PageKeysKind, encoding: KvEncoding, headDim: number): Kernel {
+export const summarizePageKeys = variants((kind: PageKeysKind, encoding: KvEncoding, headDim: number): Kernel => {
   const isBits = kind === "sign-bits";
   const declarations = /* wgsl */ `
 var<workgroup> largest: array<f32, 64>;
@@ -112,4 +112,4 @@ ${isBits ? SIGN_BITS : REPRESENTATIVES}
     summaries[to_at + 2u * HEAD_DIM + lid] = bits;
   }`;
   return summaryKernel({ kind, encoding, headDim }, declarations, body);
-}
+});

@@ -1,7 +1,7 @@
 /** Residual signs on a GPU: summaries of sealed blocks, queries, and scores of pages, to the bit of kernels/residual-signs.ts. */
 import type { KvEncoding } from "../../contract.ts";
 import { residualSignsLayout } from "../../residual-signs.ts";
-import { type Kernel, write } from "../kernel.ts";
+import { type Kernel, variants, write } from "../kernel.ts";
 import { floatBits } from "../words.ts";
 import { summaryKernel } from "./append.ts";
 import { EXACT_DIVIDE, ROUNDED, SIGNED_BYTES } from "./exact-math.ts";
@@ -26,7 +26,7 @@ const SIGNS = ${signCount}u;`;
  * itself: grid [sealed blocks, kvHeadCount]. 4 * headDim bytes of memory a thread, 16 * headDim and a little for the work group.
  * A page with a key or a length that is not finite has signs and lengths 0 and scales NaN. Reference: kernels/residual-signs.ts.
  */
-export function summarizeResidualSigns(encoding: KvEncoding, headDim: number): Kernel {
+export const summarizeResidualSigns = variants((encoding: KvEncoding, headDim: number): Kernel => {
   const { lengthUnit, tokenBytes } = residualSignsLayout(headDim);
   const wordsOfToken = Math.ceil(tokenBytes / 4);
   const declarations = /* wgsl */ `
@@ -111,13 +111,13 @@ fn byte_of(token: u32, byte: u32) -> u32 {
     summaries[scales_at + 1u] = select(0x7fc00000u, bitcast<u32>(length_scale), is_whole);
   }`;
   return summaryKernel({ kind: "residual-signs", encoding, headDim }, declarations, body);
-}
+});
 
 /**
  * Turned queries, from the codes and scales of `QUANTIZE_QUERIES` in scratch, in integers: {@link turnedWords} of each from turned_at on. One work
  * group a query: grid [headCount, rows].
  */
-export function turnQueries(headDim: number): Kernel {
+export const turnQueries = variants((headDim: number): Kernel => {
   return {
     name: `turn_queries_${headDim}`,
     params: { codes_at: "u32", scales_at: "u32", turned_at: "u32" },
@@ -168,7 +168,7 @@ fn main(
 }
 `,
   };
-}
+});
 
 /** `sign_word(bits)`: of four bits a byte each, -1 where the bit is set, else 1. */
 export const SIGN_WORD = /* wgsl */ `

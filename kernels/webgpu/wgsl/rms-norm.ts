@@ -1,5 +1,5 @@
 /** RMSNorm, by itself or with the quantization of its result for the product behind it. */
-import { type Kernel, read, write } from "../kernel.ts";
+import { type Kernel, read, variants, write } from "../kernel.ts";
 import { QUANTIZED, quantizeFours } from "./quantize-rows.ts";
 import { laneParam, laneWidth, sumOf } from "./reduce.ts";
 
@@ -13,7 +13,7 @@ const NARROW_MAX = 256;
  * x, out f32 [rows, width], weight f32 [width]; with `quantizes` also codes and scales of the row as quantize-rows.ts says, from what is written to
  * `out`. One work group a row: grid [rows]. Reference: rms-norm.ts.
  */
-export function rmsNorm(width: number, quantizes: boolean): Kernel {
+export const rmsNorm = variants((width: number, quantizes: boolean): Kernel => {
   const threads = width <= NARROW_MAX ? 64 : 256;
   return {
     name: `rms_norm_${threads}${quantizes ? "_quantize" : ""}`,
@@ -48,4 +48,4 @@ ${quantizes ? "    quantize_four(four, wg.x * p.blocks + first / 32u, first < p.
 }
 `,
   };
-}
+});

@@ -1,6 +1,6 @@
 /** Ops of single rows: embedding, activation, copies. */
 import type { MatrixEncoding } from "../../contract.ts";
-import { type Binding, type Kernel, read, write } from "../kernel.ts";
+import { type Binding, type Kernel, read, variants, write } from "../kernel.ts";
 import { SIGNED_BYTES } from "./exact-math.ts";
 import { halfPair } from "./half.ts";
 import { QUANTIZED, quantizeFours } from "./quantize-rows.ts";
@@ -19,7 +19,7 @@ const DECODE: Record<MatrixEncoding, string> = {
  *
  * weights: packed-matrix.ts as words; tables u32: token ids from tokens_at on; out f32 [rows, width]. Grid [ceil(width / 64), rows].
  */
-export function embed(encoding: MatrixEncoding): Kernel {
+export const embed = variants((encoding: MatrixEncoding): Kernel => {
   const scales: Record<string, Binding> =
     encoding === "int8" || encoding === "int4" ? { weight_scales: read("f32") } : {};
   return {
@@ -42,7 +42,7 @@ fn main(@builtin(global_invocation_id) id: vec3u) {
 }
 `,
   };
-}
+});
 
 const SILU = (gate: string, up: string): string => `${gate} / (1.0 + exp(-${gate})) * ${up}`;
 

@@ -1,6 +1,6 @@
 /** Scores of pages where a head has whole runs of 16 channels, as those of models have. */
 import type { SummaryKind } from "../../contract.ts";
-import { type Kernel, read, write } from "../kernel.ts";
+import { type Kernel, read, variants, write } from "../kernel.ts";
 import { ROUNDED } from "./exact-math.ts";
 import {
   formOf,
@@ -54,7 +54,7 @@ const SUFFIX: Record<WideResult, string> = { raw: "", keys: "_keys", "keys of ch
  * summaries vec4u, one kind of one layer (pool.ts); scratch: codes and scales of `QUANTIZE_QUERIES`, flags of blocks, raw f32 [query][raw_stride] of
  * every unit, or keys of its ranking. Grid [ceil(pages / pagesOfGroup), chunks of queries (keys: 1), units]. 9 KiB of work group memory. Reference: score.ts.
  */
-export function scorePagesWide(kind: SummaryKind, headDim: number, result: WideResult = "raw"): Kernel {
+export const scorePagesWide = variants((kind: SummaryKind, headDim: number, result: WideResult = "raw"): Kernel => {
   const form = formOf(kind);
   const { vectors, pagesAtOnce, roundPages } = dealt(headDim);
   const each = (text: (n: number) => string): string => Array.from({ length: AHEAD }, (_, n) => text(n)).join("\n");
@@ -168,7 +168,7 @@ ${result === "raw" ? "" : KEYS_OUT}
 }
 `,
   };
-}
+});
 
 const KEYS_OUT = /* wgsl */ `
   for (var i = lid; i < min(PAGES, unit.page_count - first); i += 64u) {

@@ -1,6 +1,6 @@
 /** Scores of selection: queries in 16 bits, raw scores of pages and of tokens. */
 import type { KvEncoding, SummaryKind } from "../../contract.ts";
-import { type Kernel, read, write } from "../kernel.ts";
+import { type Kernel, read, variants, write } from "../kernel.ts";
 import { EXACT_DIVIDE, ROUNDED, SIGNED_BYTES, SORTABLE } from "./exact-math.ts";
 import { laneParam, laneWidth, maxOf } from "./reduce.ts";
 import { residualMatches, SIGN_WORD } from "./residual-signs.ts";
@@ -226,7 +226,7 @@ fn page_score(query_scale: f32, dots: vec2i, scales: vec2f, weight: f32) -> f32 
  * [ceil(pages / 64), chunks of queries, units]. `keys`: units of one row and one KV head whose largest score counts get the keys of `COMBINE` instead,
  * one thread a page for all heads: grid [ceil(pages / 64), 1, units]. Reference: score.ts.
  */
-export function scorePages(kind: SummaryKind, result: ScoreResult = "raw"): Kernel {
+export const scorePages = variants((kind: SummaryKind, result: ScoreResult = "raw"): Kernel => {
   const form = formOf(kind);
   return {
     name: `score_pages_${form}${result === "keys" ? "_keys" : ""}`,
@@ -271,7 +271,7 @@ ${allChunks(result, SCORE_OF_FORM[form](storeOf(result, "unit.raw_stride")))}
 }
 `,
   };
-}
+});
 
 /**
  * Scores of blocks by their centres, to the bit of `coarseFactor` in contract.ts.
@@ -279,7 +279,7 @@ ${allChunks(result, SCORE_OF_FORM[form](storeOf(result, "unit.raw_stride")))}
  * centres u32, one kind of one layer (pool.ts); scratch as for {@link scorePages}, raw f32 [query][block_count] of every unit. One thread a block,
  * for a row and SCORE_HEADS heads: grid [ceil(blocks / 64), chunks of queries, units]. `keys` likewise. Reference: score.ts.
  */
-export function scoreBlocks(result: ScoreResult = "raw"): Kernel {
+export const scoreBlocks = variants((result: ScoreResult = "raw"): Kernel => {
   return {
     name: `score_blocks${result === "keys" ? "_keys" : ""}`,
     params: SCORE_PARAMS,
@@ -307,7 +307,7 @@ ${allChunks(result, centreDots(storeOf(result, "unit.block_count")))}
 }
 `,
   };
-}
+});
 
 /**
  * Raw scores q.k of the tokens of kept pages, against the decoded keys, in f32.
@@ -315,7 +315,7 @@ ${allChunks(result, centreDots(storeOf(result, "unit.block_count")))}
  * q vec4f; blocks0.. the parts of the pool as words; scratch: list of kept pages (unit.ts), raw f32 [query][token_raw_stride]. One thread a
  * token: grid [ceil(most tokens / 64), chunks of queries, units].
  */
-export function scoreTokens(encoding: KvEncoding, partCount: number): Kernel {
+export const scoreTokens = variants((encoding: KvEncoding, partCount: number): Kernel => {
   const parts = Array.from({ length: partCount }, (_, part) => [`blocks${part}`, read("u32")] as const);
   const cases = parts.map(([name], part) => `case ${part}u: { return ${name}[at]; }`).join("\n    ");
   const key =
@@ -373,4 +373,4 @@ ${
 }
 `,
   };
-}
+});

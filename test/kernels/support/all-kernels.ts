@@ -89,11 +89,11 @@ export const ALL_KERNELS: readonly Kernel[] = [
     ...[writeCentres(headDim), mergeSplits(headDim)],
     ...(headDim % 16 === 0 ? [turnQueries(headDim)] : []),
     ...KV.flatMap((encoding) => [
-      seal({ encoding, headDim }),
+      seal(encoding, undefined, headDim),
       ...(["min-max", "mean-deviation", "centre-deviation"] as const).map((kind) => summarize(kind, encoding, headDim)),
       ...(["representatives", "sign-bits"] as const).map((kind) => summarizePageKeys(kind, encoding, headDim)),
       ...(headDim % 16 === 0 ? [summarizeResidualSigns(encoding, headDim)] : []),
-      ...[1, 4].flatMap((rows) => [1, 3].map((partCount) => attend({ encoding, headDim, partCount, rows }))),
+      ...[1, 4].flatMap((rows) => [1, 3].map((partCount) => attend(encoding, headDim, partCount, rows))),
     ]),
   ]),
 ];
