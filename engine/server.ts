@@ -304,7 +304,7 @@ async function serve(options: EngineServerOptions, parts: Parts): Promise<Engine
       // From here on it says that it drains. The edge is told at once, and hears of it to the end: for one that falls silent it would take running turns away.
       const drained = opened.engine.stop(graceMs);
       await Promise.all([drained, registration?.beatNow()]);
-      await registration?.stop();
+      registration?.stop();
       http.close();
       http.closeAllConnections();
       await store.close();

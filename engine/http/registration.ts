@@ -21,18 +21,27 @@ export interface RegistrationOptions {
 
 /** Beats once a second until it is stopped. */
 export interface Registration {
-  /** One beat beside those of the clock, behind the one that is under way: what has changed is known when this resolves, or not within 10 s. */
+  /** One beat beside those of the clock, in place of what is under way: what has changed is known when this resolves, or not within 5 s. */
   beatNow(): Promise<void>;
-  /** No beat behind this; resolves when the last one is answered, or has had its 5 s. */
-  stop(): Promise<void>;
+  /** No beat behind this; those under way are given up. */
+  stop(): void;
 }
+
+const GIVEN_UP = new Error("the beat is not wanted any more");
 
 /** Begins at once. */
 export function startRegistration(options: RegistrationOptions): Registration {
+  const underWay = new Set<AbortController>();
   let failing = false;
   let released = false;
   let answeredMs = Date.now();
+  const giveUp = () => {
+    for (const beat of underWay) beat.abort(GIVEN_UP);
+  };
   const send = async (beat: EngineHeartbeat) => {
+    const course = new AbortController();
+    const late = setTimeout(() => course.abort(new DOMException("late", "TimeoutError")), LIMITS.engineExpiryMs);
+    underWay.add(course);
     if (Date.now() - answeredMs > LIMITS.engineAwayMsMax) options.onAway();
     try {
       const url = new URL("/v1/engines/heartbeat", options.edgeUrl);
@@ -45,7 +54,7 @@ export function startRegistration(options: RegistrationOptions): Registration {
           authorization: await signRequest(options.key, target, body, Date.now()),
         },
         body,
-        signal: AbortSignal.timeout(LIMITS.engineExpiryMs),
+        signal: course.signal,
       });
       if (!response.ok) {
         await response.body?.cancel();
@@ -61,26 +70,28 @@ export function startRegistration(options: RegistrationOptions): Registration {
       if (failing) options.log("heartbeat.recovered", { edgeUrl: options.edgeUrl });
       failing = false;
     } catch (error) {
+      if (course.signal.reason === GIVEN_UP) return;
       if (!failing)
         options.log("heartbeat.failed", {
           edgeUrl: options.edgeUrl,
           error: error instanceof RefusedError ? error.message : `the edge cannot be asked (${fetchFailure(error)})`,
         });
       failing = true;
+    } finally {
+      clearTimeout(late);
+      underWay.delete(course);
     }
   };
-  let last = send(options.beat());
-  const timer = setInterval(() => {
-    last = send(options.beat());
-  }, LIMITS.engineHeartbeatMs);
+  void send(options.beat());
+  const timer = setInterval(() => void send(options.beat()), LIMITS.engineHeartbeatMs);
   return {
     beatNow() {
-      last = last.then(() => send(options.beat()));
-      return last;
+      giveUp();
+      return send(options.beat());
     },
-    async stop() {
+    stop() {
       clearInterval(timer);
-      await last;
+      giveUp();
     },
   };
 }

@@ -1,6 +1,7 @@
 /** How an engine speaks to its edge: what it does that had no answer for long (sessions may have been deleted, of which nobody told it), and what it says. */
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
+import { text } from "node:stream/consumers";
 import { describe, expect, it, onTestFinished } from "vitest";
 import { startRegistration } from "../../../engine/http/registration.ts";
 import type { EngineHeartbeat } from "../../../protocol/generate.ts";
@@ -57,7 +58,7 @@ describe("a beat that fails", () => {
       log: (event, fields) => void logged.push({ event, fields }),
     });
     await expect.poll(() => logged.length).toBe(1);
-    await registration.stop();
+    registration.stop();
     return logged[0];
   };
   const edgeThat = async (status: number, body: string): Promise<string> => {
@@ -79,4 +80,36 @@ describe("a beat that fails", () => {
     const page = { fields: { error: "the edge cannot be asked (SyntaxError)" } };
     expect(await failureOf(await edgeThat(200, "<html>"))).toMatchObject(page);
   });
+});
+
+it("waits for no edge that hangs: what is to be said now is said beside it, and the end is the end", async () => {
+  const beats: boolean[] = [];
+  let isAnswering = false;
+  const edge = createServer(async (request, response) => {
+    beats.push((JSON.parse(await text(request)) as EngineHeartbeat).draining);
+    if (isAnswering) response.end("{}");
+  });
+  await new Promise<void>((resolve) => edge.listen(0, "127.0.0.1", resolve));
+  onTestFinished(() => void edge.close());
+  onTestFinished(() => edge.closeAllConnections());
+  const logged: unknown[] = [];
+  let draining = false;
+  const registration = startRegistration({
+    edgeUrl: `http://127.0.0.1:${(edge.address() as AddressInfo).port}`,
+    key: "a-key-of-sixteen",
+    beat: () => ({ draining }) as EngineHeartbeat,
+    onAway: () => undefined,
+    log: (event) => void logged.push(event),
+  });
+  await expect.poll(() => beats).toEqual([false]);
+  isAnswering = true;
+  draining = true;
+  const begunMs = performance.now();
+  await registration.beatNow();
+  registration.stop();
+  expect(performance.now() - begunMs).toBeLessThan(2_500);
+  expect(beats).toContain(true);
+  const { length } = beats;
+  await new Promise((resolve) => setTimeout(resolve, 1_200));
+  expect([beats.length, logged]).toEqual([length, []]);
 });
