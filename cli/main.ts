@@ -14,6 +14,7 @@ Usage: quire <command> [flags]
   start              the edge (Worker, Durable Objects, local object store) and one engine on this machine
   serve              an engine alone
   pull               a model from the hub, into a folder
+  publish            what an edge needs of a model, into its bucket
   inspect            what a model is, what its context costs, and what fits into which memory
   devices            what can compute here: the CPU, and the GPU with its features and limits
   keys               API keys: create, list, revoke, rotate
@@ -45,6 +46,8 @@ async function loadCommand(name: string): Promise<Command | undefined> {
       return (await import("./compile-tokenizer.ts")).compileTokenizerCommand;
     case "pull":
       return (await import("./pull.ts")).pullCommand;
+    case "publish":
+      return (await import("./publish.ts")).publishCommand;
     case "keys":
       return (await import("./keys.ts")).keysCommand;
     case "devices":

@@ -21,9 +21,10 @@ function tryToOpen(model: string, files: TokenizerFiles): void {
 /**
  * Uploads tokenizer (also compiled, where it can be), template and configurations to `models/<modelId>/` of the bucket; objects
  * that are there are replaced.
+ * @returns the names of what was put there
  * @throws {UsageError} one line, for a tokenizer or a chat template that is not supported: nothing is uploaded then.
  */
-export async function uploadModelAssets(store: PageStore, model: ModelFolder, signal: AbortSignal): Promise<void> {
+export async function uploadModelAssets(store: PageStore, model: ModelFolder, signal: AbortSignal): Promise<string[]> {
   const keyOf = (name: string): string => `models/${model.modelId}/${name}`;
   const tokenizer = await model.readEdgeFile("tokenizer.json");
   const tables = compileTokenizerFile(model.path, tokenizer);
@@ -33,5 +34,7 @@ export async function uploadModelAssets(store: PageStore, model: ModelFolder, si
   // The edge prefers compiled tables, so those of an earlier vocabulary go before the new one comes.
   await store.delete([keyOf(TOKENIZER_TABLES_NAME)]);
   for (const name of model.edgeFiles) await store.put(keyOf(name), await model.readEdgeFile(name), { signal });
-  if (tables !== undefined) await store.put(keyOf(TOKENIZER_TABLES_NAME), tables, { signal });
+  if (tables === undefined) return model.edgeFiles;
+  await store.put(keyOf(TOKENIZER_TABLES_NAME), tables, { signal });
+  return [...model.edgeFiles, TOKENIZER_TABLES_NAME];
 }
