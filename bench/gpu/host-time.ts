@@ -137,7 +137,7 @@ export async function decodeStep(
   device: WebGpuDevice,
   { layerCount, batch, contextTokens, policy }: HostCase,
 ): Promise<() => Promise<unknown>> {
-  const small = { width: 512, ffnWidth: 512, headDim: 16, vocabularySize: 512 };
+  const small = { width: 512, ffnWidth: 512, headDim: 32, vocabularySize: 512 };
   const config: ModelConfig = { ...shapeConfig("8b"), ...small, layerCount };
   const blockCapacity = contextTokens / BLOCK_TOKENS + 1;
   const { plan, summary = "min-max" } = policyNamed(policy);

@@ -223,8 +223,9 @@ export class WebGpuRecorder implements StepRecorder {
     const to = memoryOf(out, elements);
     this.#report.noteAttend(layout, layer);
     const source = { list: this.#list, buffers: this.#parts.buffers, layout, layer, q: memoryOf(q, elements) };
-    recordAttend(source, to);
-    this.#inputs.written(to);
+    const merge = recordAttend(source, to);
+    if (merge === undefined) this.#inputs.written(to);
+    else this.#inputs.wait(merge);
   }
 
   sample({ logits, width, rows }: Args<"sample">): void {

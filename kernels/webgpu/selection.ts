@@ -4,6 +4,7 @@ import { assert } from "../../protocol/assert.ts";
 import type { SummaryKind } from "../contract.ts";
 import type { Arena, CommandList, StepBuffers } from "./command-list.ts";
 import type { Kernel } from "./kernel.ts";
+import type { Dispatch, WaitingOp } from "./product-inputs.ts";
 import type { Batch, LayerLists, StepLayout } from "./step-layout.ts";
 import { attend } from "./wgsl/attend.ts";
 import { TILE_HEADS } from "./wgsl/attend-blocks.ts";
@@ -129,8 +130,11 @@ function rankBatch({ list, buffers, layout }: LayerStep, batch: Batch, { chooses
   if (batch.usesMass) list.dispatch(TOP_MASS, params, both, [batch.unitCount]);
 }
 
-/** Attention of every tile over what was selected; by splits where there are too few tiles to fill a GPU. */
-export function recordAttend(step: LayerStep, out: GPUBuffer): void {
+/**
+ * Attention of every tile over what was selected; by splits where there are too few tiles to fill a GPU. Returns the merge of splits where that may
+ * quantize for the product behind it and so is still to be run: where a head is whole blocks of 32.
+ */
+export function recordAttend(step: LayerStep, out: GPUBuffer): WaitingOp | undefined {
   const { list, layout, layer } = step;
   const { tables, scratch } = step.buffers;
   const { pool, headCount, tileRows } = layout;
@@ -150,10 +154,20 @@ export function recordAttend(step: LayerStep, out: GPUBuffer): void {
   const open = pool.open[layer] as GPUBuffer;
   const buffers = [step.q, out, open, tables, scratch, ...pool.blockParts];
   list.dispatch(kernel, params, buffers, [isSplit ? splitCount : 1, tiles.count, kvHeadCount * headChunks]);
-  if (!isSplit) return;
-  const merge = {
-    ...{ head_count: headCount, kv_head_count: kvHeadCount, tiles_at: tiles.at },
-    ...{ partials_at: layout.partialsAt, split_count: splitCount },
-  };
-  list.dispatch(mergeSplits(headDim), merge, [scratch, tables, out], [tiles.count, tileRows, headCount]);
+  if (!isSplit) return undefined;
+  const merge = (blocks: number): Dispatch => ({
+    kernel: mergeSplits(headDim, blocks > 0),
+    params: {
+      ...{ head_count: headCount, kv_head_count: kvHeadCount, tiles_at: tiles.at },
+      ...{ partials_at: layout.partialsAt, split_count: splitCount, blocks },
+    },
+    buffers: [scratch, tables, out],
+    grid: [tiles.count, tileRows, headCount],
+  });
+  const alone = merge(0);
+  if (headDim % 32 === 0) {
+    return { out, rows: layout.rowCount, width: headCount * headDim, alone, quantizing: merge };
+  }
+  list.dispatch(alone.kernel, alone.params, alone.buffers, alone.grid);
+  return undefined;
 }

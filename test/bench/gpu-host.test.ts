@@ -19,10 +19,10 @@ const device = await openNullDevice().catch((error: unknown) => {
 });
 
 /**
- * Of one inner layer: norm, queries and keys, values, append, attention and its merge, input and product, norm, gate and up, silu, product. Values go with queries
+ * Of one inner layer: norm, queries and keys, values, append, attention, its merge, product, norm, gate and up, silu, product. Values go with queries
  * and keys where a kernel may have 11 buffers; the null backend grants 8.
  */
-const DENSE_LAYER = 12;
+const DENSE_LAYER = 11;
 /** Queries, one key a page by its scores, the best and the list of their blocks. */
 const SELECT = 3;
 

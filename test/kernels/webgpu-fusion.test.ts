@@ -10,6 +10,7 @@ import { expectSameBits } from "./support/compare.ts";
 import { bytesOf, poisoned, results, upload } from "./support/floats.ts";
 import { Random, SEED } from "./support/random.ts";
 import { runOver } from "./support/run-kernel.ts";
+import { makeSequence, Stage, type StageShape } from "./support/stage.ts";
 
 vi.setConfig({ testTimeout: 120_000 });
 const hasAdapter = (await adapterForTests()) !== undefined;
@@ -152,6 +153,88 @@ describe.skipIf(!hasAdapter)(`ops in front of a product (seed ${SEED})`, () => {
       recorder.matmul({ out: codes.out, x: codes.made, matrix: codes.matrix, rows: 1 });
     });
     expect(fewer).toEqual(["rms_norm_64", "quantize_rows", "gemv_int8_1"]);
+  });
+
+  describe("the merge of attention's splits", () => {
+    /** Three rows of a sequence, the last one in the next block, and one of another; three splits and two. */
+    function attention(encoding: "f32" | "int8", headCount: number, headDim: number) {
+      const shape: StageShape = {
+        ...{ layerCount: 1, headCount, kvHeadCount: 2, headDim, encoding, summaryKinds: [] },
+      };
+      const stage = new Stage(device, shape, { blockCapacity: 30 });
+      const parts = [
+        { sequence: makeSequence(shape, 1100, SEED), position: 1086, rowCount: 3 },
+        { sequence: makeSequence(shape, 600, SEED + 1), position: 599, rowCount: 1 },
+      ];
+      const [rows, width] = [4, headCount * headDim];
+      const random = new Random(SEED);
+      const matrix = device.matrix(
+        "m",
+        "int4",
+        { outWidth: OUT_WIDTH, inWidth: width },
+        random.normals(OUT_WIDTH * width),
+      );
+      const attended = poisoned(device, "attended", rows * width);
+      const out = poisoned(device, "product", rows * OUT_WIDTH);
+      // Leaves rows of codes whose scales are no numbers where those of the product will lie.
+      const wide = 2048;
+      const wild = upload(device, "wild", new Float32Array(rows * wide).fill(Number.POSITIVE_INFINITY));
+      const before = device.matrix("before", "int8", { outWidth: 8, inWidth: wide }, random.normals(8 * wide));
+      const ignored = device.buffer("ignored", rows * 8 * 4);
+      const run = async (between: (recorder: StepRecorder) => void): Promise<string[]> => {
+        const { q, k, v } = stage.upload(parts);
+        const times: KernelTime[] = [];
+        device.time(times);
+        const recorder = device.begin(parts.map((part) => stage.sliceOf(part)));
+        const common = { pool: stage.pool, layer: 0, headCount, q: q[0]! };
+        recorder.matmul({ out: ignored, x: wild, matrix: before, rows });
+        recorder.append({ ...common, k: k[0]!, v: v[0]!, rope: stage.rope });
+        recorder.select(common);
+        recorder.attend({ ...common, out: attended });
+        between(recorder);
+        recorder.matmul({ out, x: attended, matrix, rows });
+        await recorder.submit();
+        device.time(undefined);
+        return times.map(({ name }) => name).slice(times.findIndex(({ name }) => name.startsWith("attend")) + 1);
+      };
+      const fill = async (): Promise<void> => {
+        for (const { sequence, position } of parts) await stage.fill(sequence, position);
+      };
+      return { run, fill, attended, out, rows, width };
+    }
+
+    // 192 channels are padded to 256, 512 are as they are; heads of 80 are no whole blocks.
+    it.each([
+      { encoding: "int8", headCount: 6, headDim: 32 },
+      { encoding: "f32", headCount: 4, headDim: 128 },
+    ] as const)(
+      "$headCount heads of $headDim over $encoding: with the input of the product behind, to the bit",
+      async (shape) => {
+        const { run, fill, attended, out, rows, width } = attention(shape.encoding, shape.headCount, shape.headDim);
+        await fill();
+        const copy = poisoned(device, "copy", rows * width);
+        const merge = `merge_splits_${shape.headDim}`;
+        const apart = await run((recorder) =>
+          recorder.copyRows({ out: copy, outRow: 0, x: attended, xRow: 0, rows, width }),
+        );
+        expect(apart).toEqual([merge, "copy4", "quantize_rows", "gemv_int4_4"]);
+        const [values, product] = [await results(device, attended), await results(device, out)];
+        expect(product.some((value) => value !== 0)).toBe(true);
+        for (const each of [attended, out]) {
+          device.write(each, 0, bytesOf(new Float32Array(each.bytes / 4).fill(Number.NaN)));
+        }
+        expect(await run(() => {})).toEqual([`${merge}_quantize`, "gemv_int4_4"]);
+        expectSameBits(await results(device, attended), values, "what attention gives");
+        expectSameBits(await results(device, out), product, "the product");
+      },
+    );
+
+    it("runs by itself where a head is not whole blocks", async () => {
+      const { run, fill, out } = attention("int8", 4, 80);
+      await fill();
+      expect(await run(() => {})).toEqual(["merge_splits_80", "quantize_rows", "gemv_int4_4"]);
+      expect((await results(device, out)).some((value) => value !== 0)).toBe(true);
+    });
   });
 
   it.each([

@@ -86,7 +86,8 @@ export const ALL_KERNELS: readonly Kernel[] = [
   ),
   ...KV.flatMap((encoding) => [1, 3].map((parts) => scoreTokens(encoding, parts))),
   ...HEADS.flatMap((headDim) => [
-    ...[writeCentres(headDim), mergeSplits(headDim)],
+    ...[writeCentres(headDim), mergeSplits(headDim, false)],
+    ...(headDim % 32 === 0 ? [mergeSplits(headDim, true)] : []),
     ...(headDim % 16 === 0 ? [turnQueries(headDim)] : []),
     ...KV.flatMap((encoding) => [
       seal(encoding, undefined, headDim),
