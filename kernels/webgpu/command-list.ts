@@ -98,6 +98,9 @@ export class StepBuffers {
   readonly inputs = new Arena("inputs");
   /** Their scales and sums. */
   readonly inputScales = new Arena("input scales");
+  /** The same for a kernel that reads the rows of one product and makes those of the next. */
+  readonly nextInputs = new Arena("next inputs");
+  readonly nextInputScales = new Arena("next input scales");
   /** What `tables` will hold. */
   readonly words = new Words();
   readonly params = new Bytes();
@@ -111,7 +114,8 @@ export class StepBuffers {
   #readable: GPUBuffer | undefined;
 
   get arenas(): readonly Arena[] {
-    return [this.tables, this.outcome, this.scratch, this.inputs, this.inputScales];
+    const inputs = [this.inputs, this.inputScales, this.nextInputs, this.nextInputScales];
+    return [this.tables, this.outcome, this.scratch, ...inputs];
   }
 
   uniforms(gpu: Gpu, bytes: number): GPUBuffer {

@@ -21,9 +21,11 @@ export interface WaitingOp {
   out: GPUBuffer;
   rows: number;
   width: number;
-  alone: Dispatch;
+  alone: readonly Dispatch[];
   /** The op with the quantization of its result; codes and scales are its last bindings. `blocks`: of a padded row. */
   quantizing: (blocks: number) => Dispatch;
+  /** It reads rows of this kind itself, so its result goes elsewhere. */
+  reads?: ProductInput;
 }
 
 /** Where a product finds its input. */
@@ -33,17 +35,26 @@ export interface ProductInput {
   scales: Arena;
 }
 
+/** Rows that a kernel made for products. */
+interface Made extends ProductInput {
+  rows: Arena;
+}
+
 /** Of one step. */
 export class ProductInputs {
   readonly #list: CommandList;
-  readonly #buffers: StepBuffers;
   #waiting: WaitingOp | undefined;
-  /** The rows that lie quantized, or padded, in the input arenas. */
-  #entered: { x: GPUBuffer; rows: number; width: number; isInteger: boolean } | undefined;
+  /** The rows that were quantized, or padded, last, and where they lie. */
+  #entered: { x: GPUBuffer; rows: number; width: number; isInteger: boolean; made: Made } | undefined;
+  readonly #places: readonly [Made, Made];
 
   constructor(list: CommandList, buffers: StepBuffers) {
     this.#list = list;
-    this.#buffers = buffers;
+    const { inputs, inputScales, nextInputs, nextInputScales } = buffers;
+    this.#places = [
+      { rows: inputs, scales: inputScales },
+      { rows: nextInputs, scales: nextInputScales },
+    ];
   }
 
   /** An op has been recorded and not been dispatched. */
@@ -62,41 +73,38 @@ export class ProductInputs {
     const op = this.#waiting;
     if (op === undefined) return;
     this.#waiting = undefined;
-    const { kernel, params, buffers, grid } = op.alone;
-    this.#list.dispatch(kernel, params, buffers, grid);
+    for (const { kernel, params, buffers, grid } of op.alone) this.#list.dispatch(kernel, params, buffers, grid);
   }
 
   /** The rows of a product's input as its kernels read them; made once for products that follow each other. */
   enter(matrix: WebGpuMatrix, x: GPUBuffer, rows: number): ProductInput {
-    const { inputs, inputScales } = this.#buffers;
     const width = matrix.inWidth;
     const isInteger = matrix.hasScales;
     const op = this.#waiting;
     const fuses = isInteger && op?.out === x && op.rows === rows && op.width === width;
     if (!fuses) this.flush();
-    if (!isInteger && width === matrix.paddedWidth) return { rows: x, scales: inputScales };
+    const [first, second] = this.#places;
+    if (!isInteger && width === matrix.paddedWidth) return { rows: x, scales: first.scales };
     const known = this.#entered;
     const isKnown = known?.x === x && known.rows === rows && known.width === width && known.isInteger === isInteger;
-    if (isKnown) return { rows: inputs, scales: inputScales };
+    if (isKnown) return known.made;
+    const made = fuses && op.reads?.rows === first.rows ? second : first;
     const blocks = matrix.paddedWidth / 32;
-    if (isInteger) {
-      inputs.need(rows * matrix.paddedWidth);
-      inputScales.need(rows * blocks * 8);
-    } else {
-      inputs.need(rows * matrix.paddedWidth * 4);
-    }
+    made.rows.need(rows * matrix.paddedWidth * (isInteger ? 1 : 4));
+    if (isInteger) made.scales.need(rows * blocks * 8);
+    const to = [made.rows, made.scales];
     if (fuses) {
       this.#waiting = undefined;
       const { kernel, params, buffers, grid } = op.quantizing(blocks);
-      this.#list.dispatch(kernel, params, [...buffers, inputs, inputScales], grid);
+      this.#list.dispatch(kernel, params, [...buffers, ...to], grid);
     } else if (isInteger) {
-      this.#list.dispatch(QUANTIZE_ROWS, { width, blocks }, [x, inputs, inputScales], [Math.ceil(blocks / 8), rows]);
+      this.#list.dispatch(QUANTIZE_ROWS, { width, blocks }, [x, ...to], [Math.ceil(blocks / 8), rows]);
     } else {
       const grid = [Math.ceil(matrix.paddedWidth / 64), rows] as const;
-      this.#list.dispatch(PAD_ROWS, { width, padded_width: matrix.paddedWidth }, [x, inputs], grid);
+      this.#list.dispatch(PAD_ROWS, { width, padded_width: matrix.paddedWidth }, [x, made.rows], grid);
     }
-    this.#entered = { x, rows, width, isInteger };
-    return { rows: inputs, scales: inputScales };
+    this.#entered = { x, rows, width, isInteger, made };
+    return made;
   }
 
   /** What was made of this buffer's rows is true no more. Default: of any buffer. */

@@ -8,7 +8,8 @@ import type { Arena, CommandList } from "./command-list.ts";
 import type { Gpu } from "./gpu.ts";
 import type { Kernel, Lane } from "./kernel.ts";
 import type { MatrixPart, WebGpuMatrix } from "./packed-matrix.ts";
-import type { ProductInput, ProductInputs } from "./product-inputs.ts";
+import type { Dispatch, ProductInput, ProductInputs, WaitingOp } from "./product-inputs.ts";
+import { GATED_BUFFERS, gatedFfn } from "./wgsl/gated-ffn.ts";
 import { GEMM_TILE, GEMV_ROWS, GEMV_TWO_GROUPS_MIN, gemm, gemv } from "./wgsl/matmul.ts";
 import { MATRICES_MAX, type MatrixCount, storageBuffersOf } from "./wgsl/matmul-common.ts";
 import { gemmByMatrices, MATRIX_COLUMNS, MATRIX_ROWS } from "./wgsl/matmul-matrix.ts";
@@ -65,14 +66,56 @@ export class Products {
 
   /** Dispatches what waits: before any op but a product that joins, and before the end of the step. */
   flush(): void {
-    if (this.#waiting === undefined) return;
-    const { first, inputs, members } = this.#waiting;
+    const waiting = this.#waiting;
+    if (waiting === undefined) return;
     this.#waiting = undefined;
-    const [alone] = members;
-    if (members.length === 1 && alone !== undefined) {
-      this.#multiplyPart(first, inputs, alone.part);
+    const [alone] = waiting.members;
+    if (waiting.members.length === 1 && alone !== undefined) {
+      this.#multiplyPart(waiting.first, waiting.inputs, alone.part);
       return;
     }
+    const { kernel, params, buffers, grid } = this.#together(waiting);
+    this.#list.dispatch(kernel, params, buffers, grid);
+  }
+
+  /**
+   * Takes the products by two int8 or int4 matrices that wait, where they are `gate` and `up` of few rows: what waits then for the product behind is them and
+   * the activation; `alone` of the products only. Else undefined, and nothing changes.
+   */
+  gate({
+    gate,
+    up,
+    rows,
+    width,
+  }: {
+    gate: GPUBuffer;
+    up: GPUBuffer;
+    rows: number;
+    width: number;
+  }): WaitingOp | undefined {
+    const waiting = this.#waiting;
+    if (waiting?.members.length !== 2) return undefined;
+    const { first, inputs, members } = waiting;
+    const [one, other] = [gate, up].map((out) => members.find((member) => member.out === out)?.part);
+    const { encoding, steps } = first.matrix;
+    const few = GEMV_ROWS.find((each) => rows <= each);
+    if (one?.rowCount !== width || other?.rowCount !== width || few === undefined) return undefined;
+    if ((encoding !== "int8" && encoding !== "int4") || first.rows !== rows || first.accumulate) return undefined;
+    if (this.#gpu.device.limits.maxStorageBuffersPerShaderStage < GATED_BUFFERS) return undefined;
+    this.#waiting = undefined;
+    return {
+      ...{ out: gate, rows, width, reads: inputs },
+      alone: [this.#together(waiting)],
+      quantizing: (blocks) => ({
+        kernel: gatedFfn(encoding, few),
+        params: { rows, steps, width, blocks },
+        buffers: [...inputBuffers(first.matrix, inputs), ...partBuffers(one), gate, ...partBuffers(other), up],
+        grid: [blocks, Math.ceil(rows / few)],
+      }),
+    };
+  }
+
+  #together({ first, inputs, members }: Waiting): Dispatch {
     const { rows, accumulate, matrix } = first;
     const matrices = members.length as MatrixCount;
     const width = members.reduce((sum, { part }) => sum + part.rowCount, 0);
@@ -92,7 +135,7 @@ export class Products {
     const [, begin_1 = 0, begin_2 = 0] = begins;
     const places = { width_0, width_1, width_2, begin_1, begin_2 };
     const params = { rows, steps: matrix.steps, accumulate: accumulate ? 1 : 0, ...places };
-    this.#list.dispatch(kernel, params, buffers, [groups, Math.ceil(rows / rowsPerGroup)]);
+    return { kernel, params, buffers, grid: [groups, Math.ceil(rows / rowsPerGroup)] };
   }
 
   #joins({ x, out, matrix, rows, accumulate }: Product): boolean {

@@ -122,7 +122,7 @@ export class WebGpuRecorder implements StepRecorder {
     const norm = (blocks: number): Dispatch => {
       return { kernel: rmsNorm(width, blocks > 0), params: { width, blocks, eps }, buffers, grid: [rows] };
     };
-    this.#inputs.wait({ out: to, rows, width, alone: norm(0), quantizing: norm });
+    this.#inputs.wait({ out: to, rows, width, alone: [norm(0)], quantizing: norm });
   }
 
   matmul({ out, x, matrix, rows, accumulate = false }: Args<"matmul">): void {
@@ -134,18 +134,26 @@ export class WebGpuRecorder implements StepRecorder {
   }
 
   siluMul({ out, gate, up, rows, width }: Args<"siluMul">): void {
-    this.#assertOpen();
+    assert(!this.#ended, "the step was submitted");
     assertDistinct(out, up);
     const count = rows * width;
     const [to, from, other] = [memoryOf(out, count), memoryOf(gate, count), memoryOf(up, count)];
     if (to !== from) {
+      this.#flush();
       this.#run({ ...elementwise(SILU_MUL, { count }), buffers: [from, other, to] }, to);
       return;
     }
     const buffers = [other, to];
+    const alone = { ...elementwise(SILU_MUL_IN_PLACE, { count }), buffers };
+    const gated = this.#products.gate({ gate: to, up: other, rows, width });
+    this.#flush();
+    if (gated !== undefined) {
+      this.#inputs.wait({ ...gated, alone: [...gated.alone, alone] });
+      return;
+    }
     this.#inputs.wait({
       ...{ out: to, rows, width },
-      alone: { ...elementwise(SILU_MUL_IN_PLACE, { count }), buffers },
+      alone: [alone],
       quantizing: (blocks) => {
         return { kernel: SILU_MUL_QUANTIZE, params: { width, blocks }, buffers, grid: [Math.ceil(blocks / 8), rows] };
       },

@@ -166,7 +166,7 @@ export function recordAttend(step: LayerStep, out: GPUBuffer): WaitingOp | undef
   });
   const alone = merge(0);
   if (headDim % 32 === 0) {
-    return { out, rows: layout.rowCount, width: headCount * headDim, alone, quantizing: merge };
+    return { out, rows: layout.rowCount, width: headCount * headDim, alone: [alone], quantizing: merge };
   }
   list.dispatch(alone.kernel, alone.params, alone.buffers, alone.grid);
   return undefined;

@@ -268,4 +268,165 @@ describe.skipIf(!hasAdapter)(`products that follow each other (seed ${SEED})`, (
       await device.close();
     });
   });
+
+  describe("gate and up with the activation", () => {
+    const EITHER = ["int8", "int4"] as const;
+    const OUT_WIDTH = 24;
+
+    /** Products by `gate` and `up`, `silu(gate) * up` in place, and the product of that by `down`. */
+    function ffn(device: WebGpuDevice, encoding: MatrixEncoding, { rows, width }: { rows: number; width: number }) {
+      const staged = stage(device, encoding, { rows, widths: [width, width] });
+      const [gate, up] = staged.products;
+      const data = new Random(SEED + width).normals(OUT_WIDTH * width);
+      const matrix = device.matrix("down", encoding, { outWidth: OUT_WIDTH, inWidth: width }, data);
+      const out = poisoned(device, "out", rows * OUT_WIDTH);
+      const activate = (recorder: StepRecorder): void =>
+        recorder.siluMul({ out: gate!.out, gate: gate!.out, up: up!.out, rows, width });
+      const multiply = (recorder: StepRecorder): void => recorder.matmul({ out, x: gate!.out, matrix, rows });
+      const outs = [gate!.out, up!.out, out];
+      const clear = (): void => {
+        begin(device, staged, false);
+        device.write(out, 0, bytesOf(new Float32Array(rows * OUT_WIDTH).fill(Number.NaN)));
+      };
+      return { x: staged.x, gate: gate!, up: up!, out, outs, activate, multiply, clear };
+    }
+
+    // Fewer rows than a block, a block and more, whole rows of blocks without padding; two groups of rows of the input.
+    const FFN_SHAPES = [
+      { rows: 1, width: 20 },
+      { rows: 1, width: 512 },
+      { rows: 3, width: 72 },
+      { rows: 7, width: 300 },
+    ];
+    const FFN_CASES = EITHER.flatMap((encoding) => FFN_SHAPES.map((shape) => ({ encoding, ...shape })));
+
+    it.each(FFN_CASES)("$rows rows, $encoding, width $width: one dispatch with the bits of three", async (shape) => {
+      const device = plain();
+      const { gate, up, outs, activate, multiply, clear } = ffn(device, shape.encoding, shape);
+      const apart: string[] = [];
+      for (const each of [gate, up]) apart.push(...(await namesOf(device, (recorder) => recorder.matmul(each))));
+      apart.push(...(await namesOf(device, activate)), ...(await namesOf(device, multiply)));
+      const expected = await inTurn(device, outs);
+      expect(apart).toHaveLength(7);
+      const down = apart.at(-1);
+      for (const [first, second] of [[gate, up] as const, [up, gate] as const]) {
+        clear();
+        const names = await namesOf(device, (recorder) => {
+          recorder.matmul(first);
+          recorder.matmul(second);
+          activate(recorder);
+          multiply(recorder);
+        });
+        const few = shape.rows === 1 ? 1 : shape.rows <= 4 ? 4 : 8;
+        expect(names).toEqual(["quantize_rows", `gated_ffn_${shape.encoding}_${few}`, down]);
+        (await inTurn(device, outs)).forEach((values, index) => {
+          expectSameBits(values, expected[index]!, `${index} of gate, up and down`);
+          expect(values.some((value) => value !== 0)).toBe(true);
+        });
+      }
+    });
+
+    it("layer behind layer: what one makes is what the next one reads, in other memory", async () => {
+      const device = plain();
+      const width = IN_WIDTH;
+      const a = ffn(device, "int4", { rows: 2, width });
+      const b = ffn(device, "int4", { rows: 2, width });
+      /** The second reads what the first made, as codes; `between` keeps its ops apart. */
+      const run = async (
+        between: (recorder: StepRecorder) => void,
+      ): Promise<{ names: string[]; values: Float32Array[] }> => {
+        for (const each of [a, b]) each.clear();
+        const names = await namesOf(device, (recorder) => {
+          for (const each of [a.gate, a.up]) recorder.matmul(each);
+          between(recorder);
+          a.activate(recorder);
+          between(recorder);
+          for (const each of [b.gate, b.up]) recorder.matmul({ ...each, x: a.gate.out });
+          between(recorder);
+          b.activate(recorder);
+          between(recorder);
+          b.multiply(recorder);
+        });
+        return { names, values: await inTurn(device, [...a.outs.slice(0, 2), ...b.outs]) };
+      };
+      const one = poisoned(device, "one", 1);
+      const apart = await run((recorder) =>
+        recorder.copyRows({ out: one, outRow: 0, x: a.x, xRow: 0, rows: 1, width: 1 }),
+      );
+      const together = await run(() => {});
+      expect(together.names).toEqual(["quantize_rows", "gated_ffn_int4_4", "gated_ffn_int4_4", "gemv_int4_4"]);
+      together.values.forEach((values, index) => void expectSameBits(values, apart.values[index]!, `buffer ${index}`));
+    });
+
+    const [Q, PAIR, SILU] = ["quantize_rows", "gemv_int8_4_of_2", "silu_mul_in_place"];
+
+    it("run one after the other where another op comes behind, or nothing", async () => {
+      const device = plain();
+      const { gate, up, outs, activate, multiply, clear } = ffn(device, "int8", { rows: 3, width: 72 });
+      const pair = (recorder: StepRecorder): void => {
+        for (const each of [gate, up]) recorder.matmul(each);
+      };
+      await namesOf(device, pair);
+      await namesOf(device, activate);
+      await namesOf(device, multiply);
+      const expected = await inTurn(device, outs);
+      const copy = poisoned(device, "copy", 3 * 72);
+      const behind: { names: string[]; op: (recorder: StepRecorder) => void }[] = [
+        { names: [], op: () => {} },
+        {
+          names: ["copy4"],
+          op: (recorder) => recorder.copyRows({ out: copy, outRow: 0, x: up.out, xRow: 0, rows: 3, width: 72 }),
+        },
+      ];
+      for (const { names, op } of behind) {
+        clear();
+        const all = await namesOf(device, (recorder) => {
+          pair(recorder);
+          activate(recorder);
+          op(recorder);
+        });
+        expect(all).toEqual([Q, PAIR, SILU, ...names]);
+        (await inTurn(device, outs.slice(0, 2))).forEach((values, at) => void expectSameBits(values, expected[at]!));
+      }
+      expectSameBits(await results(device, copy), expected[1]!);
+    });
+
+    it("are not taken for others: other rows, an output elsewhere, floats, many rows, fewer buffers", async () => {
+      const device = plain();
+      const few = ffn(device, "int8", { rows: 3, width: 72 });
+      const rowsLess = await namesOf(device, (recorder) => {
+        for (const each of [few.gate, few.up]) recorder.matmul(each);
+        recorder.siluMul({ out: few.gate.out, gate: few.gate.out, up: few.up.out, rows: 2, width: 72 });
+        few.multiply(recorder);
+      });
+      expect(rowsLess).toEqual([Q, PAIR, SILU, Q, "gemv_int8_4"]);
+      const elsewhere = poisoned(device, "elsewhere", 3 * 72);
+      const apart = await namesOf(device, (recorder) => {
+        for (const each of [few.gate, few.up]) recorder.matmul(each);
+        recorder.siluMul({ out: elsewhere, gate: few.gate.out, up: few.up.out, rows: 3, width: 72 });
+      });
+      expect(apart).toEqual([Q, PAIR, "silu_mul"]);
+      const added = await namesOf(device, (recorder) => {
+        for (const each of [few.gate, few.up]) recorder.matmul({ ...each, accumulate: true });
+        few.activate(recorder);
+        few.multiply(recorder);
+      });
+      expect(added).toEqual([Q, PAIR, "silu_mul_quantize", "gemv_int8_4"]);
+      const all =
+        ({ gate, up, activate, multiply }: ReturnType<typeof ffn>) =>
+        (recorder: StepRecorder): void => {
+          for (const each of [gate, up]) recorder.matmul(each);
+          activate(recorder);
+          multiply(recorder);
+        };
+      const floats = await namesOf(device, all(ffn(device, "f16", { rows: 3, width: 256 })));
+      expect(floats).toEqual(["pad_rows", "gemv_f16_4_of_2", SILU, "gemv_f16_4"]);
+      const many = await namesOf(device, all(ffn(device, "int8", { rows: 9, width: 72 })));
+      expect(many).toEqual([Q, "gemm_int8_of_2", "silu_mul_quantize", "gemm_int8"]);
+      const small = await deviceIn(PLAIN_LANE, { maxStorageBuffersPerShaderStage: 8 });
+      const eight = await namesOf(small, all(ffn(small, "int8", { rows: 3, width: 72 })));
+      expect(eight).toEqual([Q, PAIR, "silu_mul_quantize", "gemv_int8_4"]);
+      await small.close();
+    });
+  });
 });

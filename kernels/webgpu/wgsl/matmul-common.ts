@@ -86,10 +86,14 @@ ${everyMatrix(matrices, `  ${put}`)}
 /** What is said of the first matrix, for the one that a work group has. */
 export function everyMatrix(matrices: MatrixCount, text: string): string {
   if (matrices === 1) return text;
-  const of = (index: number): string => text.replace(/\b(weights|weight_scales|out)\b/g, `$1${suffix(index)}`);
   const branches = indices(matrices).map((index) => {
     const condition = index < matrices - 1 ? `if (own.index == ${index}u) ` : "";
-    return `${condition}{\n${of(index)}\n  }`;
+    return `${condition}{\n${ofMatrix(index, text)}\n  }`;
   });
   return `  ${branches.join(" else ")}`;
+}
+
+/** What is said of the first matrix, for another one. */
+export function ofMatrix(index: number, text: string): string {
+  return text.replace(/\b(weights|weight_scales|out)\b/g, `$1${suffix(index)}`);
 }

@@ -17,6 +17,7 @@ import {
   matmulParams,
   OWN,
   ofMatrices,
+  ofMatrix,
   ownMatrix,
 } from "./matmul-common.ts";
 import { laneParam, laneWidth, shuffles } from "./reduce.ts";
@@ -121,20 +122,34 @@ const GEMV_STEP: Record<Exclude<MatrixEncoding, "f16">, GemvStep> = {
   },
 };
 
-/** The loop over a thread's blocks. */
-function gemvLoop(encoding: MatrixEncoding, rows: GemvRows, groups: GemvGroups): string {
-  const { ahead, load, before, input, add } = GEMV_STEP[encoding === "f16" ? "bf16" : encoding];
-  const steps = Array.from({ length: ahead(rows) }, (_, n) => n);
+/** The rows of matrices that a thread has: of each the group of 8, and the matrix that it is of. */
+export interface GemvRow {
+  group: string;
+  matrix: number;
+}
+
+/**
+ * The loop over a thread's blocks, of `own` rows of matrices: the sum for row g of those and row j of the input is `acc[j + g * ROWS]`. The code around it
+ * has `first`, `blocks`, `ROWS` and the thread's place among the 64 of a group, whose lane is that of `lid`.
+ * @param ahead blocks of each row that are read before the first of them is added
+ */
+export function gemvLoop(
+  encoding: MatrixEncoding,
+  own: readonly GemvRow[],
+  { ahead, place }: { ahead: number; place: string },
+): string {
+  const { load, before, input, add } = GEMV_STEP[encoding === "f16" ? "bf16" : encoding];
+  const steps = Array.from({ length: ahead }, (_, n) => n);
   const each = (n: number, text: string): string =>
-    Array.from({ length: groups }, (_, g) =>
-      text.replaceAll("#sum", g === 0 ? "j" : `j + ${g}u * ROWS`).replaceAll("#", `${n}_${g}`),
-    ).join("");
-  const group = groups === 1 ? "own.x" : `min(own.x * ${groups}u + #g, group_last)`;
+    own
+      .map((_, g) => text.replaceAll("#sum", g === 0 ? "j" : `j + ${g}u * ROWS`).replaceAll("#", `${n}_${g}`))
+      .join("");
   const loads = steps.flatMap((n) =>
-    Array.from({ length: groups }, (_, g) => {
+    own.map(({ group, matrix }, g) => {
       if (load === "") return "";
-      const at = `    let at# = (${group.replace("#g", `${g}u`)} * p.steps + min(from_s + ${n}u, p.steps - 1u)) * 64u + lid;`;
-      return `${at}${load}`.replaceAll("#", `${n}_${g}`);
+      const at = `    let at# = (${group} * p.steps + min(from_s + ${n}u, p.steps - 1u)) * 64u + lid;`;
+      const text = `${at}${load}`.replaceAll("#", `${n}_${g}`).replace(/\blid\b/g, place);
+      return ofMatrix(matrix, text);
     }),
   );
   const adds = steps.map((n) => {
@@ -151,6 +166,11 @@ function gemvLoop(encoding: MatrixEncoding, rows: GemvRows, groups: GemvGroups):
 ${loads.join("\n")}
 ${adds.join("\n")}
   }`;
+}
+
+/** Blocks of a row of the matrix that a thread reads before it adds the first. */
+export function gemvAhead(encoding: MatrixEncoding, rows: GemvRows): number {
+  return GEMV_STEP[encoding === "f16" ? "bf16" : encoding].ahead(rows);
 }
 
 /** The lanes' sums without work group memory, where a subgroup has the eight lanes of a row. `laneSum`: of this thread, for row j of the input and g of the matrix. */
@@ -170,7 +190,8 @@ const GEMV_SHUFFLE = (laneSum: string, groups: GemvGroups): string => /* wgsl */
     return;
   }`;
 
-const DOT16 = /* wgsl */ `
+/** `dot16(a, b)`: of 16 pairs of codes. */
+export const DOT16 = /* wgsl */ `
 fn dot16(a: vec4u, b: vec4u) -> i32 {
   return dot4I8Packed(a.x, b.x) + dot4I8Packed(a.y, b.y) + dot4I8Packed(a.z, b.z) + dot4I8Packed(a.w, b.w);
 }
@@ -188,6 +209,9 @@ fn dot16(a: vec4u, b: vec4u) -> i32 {
 export const gemv = variants(
   (encoding: MatrixEncoding, rows: GemvRows, groups: GemvGroups = 1, matrices: MatrixCount = 1): Kernel => {
     const integer = hasScales(encoding);
+    const own = Array.from({ length: groups }, (_, g) => {
+      return { group: groups === 1 ? "own.x" : `min(own.x * ${groups}u + ${g}u, group_last)`, matrix: 0 };
+    });
     const laneSum = integer ? "acc[j + g * ROWS]" : "(acc[j].x + acc[j].y) + (acc[j].z + acc[j].w)";
     return {
       name: `gemv_${encoding}_${rows}${groups === 1 ? "" : `x${groups}`}${ofMatrices(matrices)}`,
@@ -206,7 +230,7 @@ ${OWN}
   let count = min(ROWS, p.rows - first);
   let group_last = (own.width + 7u) / 8u - 1u;
   var acc: array<${integer ? "f32" : "vec4f"}, ${rows * groups}>;
-${everyMatrix(matrices, gemvLoop(encoding, rows, groups))}
+${everyMatrix(matrices, gemvLoop(encoding, own, { ahead: gemvAhead(encoding, rows), place: "lid" }))}
 ${lane.subgroups === "none" ? "" : GEMV_SHUFFLE(laneSum, groups)}
   for (var g = 0u; g < ${groups}u; g++) {
     for (var j = 0u; j < ROWS; j++) { lanes[j * 64u + lid] = ${laneSum}; }

@@ -44,7 +44,8 @@ fn main(@builtin(global_invocation_id) id: vec3u) {
   };
 });
 
-const SILU = (gate: string, up: string): string => `${gate} / (1.0 + exp(-${gate})) * ${up}`;
+/** The activation of a gate, times what it gates. */
+export const SILU = (gate: string, up: string): string => `${gate} / (1.0 + exp(-${gate})) * ${up}`;
 
 function silu(name: string, bindings: Record<string, Binding>, gate: string): Kernel {
   return {

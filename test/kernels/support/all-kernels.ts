@@ -4,6 +4,7 @@ import { APPEND, seal, summarize } from "../../../kernels/webgpu/wgsl/append.ts"
 import { attend } from "../../../kernels/webgpu/wgsl/attend.ts";
 import { writeCentres } from "../../../kernels/webgpu/wgsl/centres.ts";
 import { HALVES, laneCheck } from "../../../kernels/webgpu/wgsl/checks.ts";
+import { gatedFfn } from "../../../kernels/webgpu/wgsl/gated-ffn.ts";
 import { CHOOSE_BLOCKS, LIST_BLOCKS_OF_UNITS, LIST_PAGES } from "../../../kernels/webgpu/wgsl/masks.ts";
 import { GEMV_ROWS, gemm, gemv } from "../../../kernels/webgpu/wgsl/matmul.ts";
 import { gemmByMatrices } from "../../../kernels/webgpu/wgsl/matmul-matrix.ts";
@@ -59,6 +60,7 @@ export const ALL_KERNELS: readonly Kernel[] = [
   ...[packRows("int8"), packRows("int4")],
   ...[laneCheck(64), laneCheck(256), HALVES],
   ...[64, 4096].flatMap((width) => [rmsNorm(width, false), rmsNorm(width, true)]),
+  ...GEMV_ROWS.flatMap((rows) => [gatedFfn("int8", rows), gatedFfn("int4", rows)]),
   ...MATRICES.flatMap((encoding) => [
     ...MATRIX_COUNTS.flatMap((matrices) => [
       ...GEMV_ROWS.map((rows) => gemv(encoding, rows, 1, matrices)),
