@@ -70,11 +70,16 @@ if (Number(process.versions.node.split(".")[0]) >= nodeMajorMin) {
   process.stdout.on("error", (error) => {
     // A reader that has seen enough (`| head`) is no failure of ours; 141 is how a shell says so.
     if (error.code === "EPIPE") process.exit(141);
-    if (!serves) process.exit(1);
+    if (serves) return;
+    process.stderr.write(`quire: standard output cannot be written (${error.code ?? error.message})\n`);
+    process.exit(1);
   });
   startAnew(startOf());
   const { main } = await import("../cli/main.ts");
-  process.exit(await main(process.argv.slice(2)));
+  const code = await main(process.argv.slice(2));
+  // What went wrong with the last line is told a moment behind it.
+  await new Promise((resolve) => process.stdout.write("", resolve));
+  process.exit(code);
 } else {
   const node = bundledNode();
   if (node === undefined) {

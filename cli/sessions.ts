@@ -195,7 +195,7 @@ async function writeArchive(store: PageStore, found: ListedSession, out: string 
   let files = 0;
   try {
     const write = async (bytes: Uint8Array): Promise<void> => {
-      if (file) await file.writeFile(bytes);
+      if (file) await orRefuse(String(out), () => file.writeFile(bytes));
       else if (!process.stdout.write(bytes)) await new Promise((resolve) => process.stdout.once("drain", resolve));
     };
     for await (const entry of exportSession(store, found.key, stop.signal)) {
@@ -204,12 +204,13 @@ async function writeArchive(store: PageStore, found: ListedSession, out: string 
       files += 1;
     }
     await write(TAR_END);
-    await file?.sync();
-    await file?.close();
-    if (temporary !== undefined && out !== undefined) {
-      await rename(temporary, out);
-      await syncFolder(dirname(out));
-    }
+    if (file !== undefined && temporary !== undefined && out !== undefined)
+      await orRefuse(out, async () => {
+        await file.sync();
+        await file.close();
+        await rename(temporary, out);
+        await syncFolder(dirname(out));
+      });
   } catch (error) {
     await file?.close().catch(() => {});
     if (temporary !== undefined) await rm(temporary, { force: true });

@@ -67,7 +67,8 @@ async function whileLocked<T>(path: string, work: () => Promise<T>): Promise<T> 
   try {
     lock = new FolderLock(`${path}.lock`);
   } catch (error) {
-    if (error instanceof StoreError) refuse(`its lock ${path}.lock cannot be opened`);
+    if (error instanceof StoreError)
+      refuse(`its lock ${path}.lock cannot be opened: ${(error.cause as Error | undefined)?.message ?? error.code}`);
     throw error;
   }
   const signal = AbortSignal.timeout(LOCK_MS_MAX);

@@ -287,6 +287,12 @@ describe("the Node it runs on", () => {
     },
   );
 
+  it.skipIf(!existsSync("/dev/full"))("does not call done what could not be written", async () => {
+    const command = `"${process.execPath}" "${quirePath}" --version > /dev/full`;
+    const stderr = "quire: standard output cannot be written (ENOSPC)\n";
+    expect(await runProgram("bash", ["-c", command])).toMatchObject({ code: 1, stderr });
+  });
+
   it.skipIf(!existsSync("/dev/full"))("serves on where nothing that it says can be written", async () => {
     const full = openSync("/dev/full", "w");
     const args = [quirePath, "serve", "--port=0", "--store=memory:", "--model=weights/house-0"];

@@ -127,6 +127,16 @@ describe("quire sessions", () => {
     }));
 });
 
+it("an export that finds no room says so in one line, and leaves nothing of its file", () =>
+  withStore(async ({ folder, store }) => {
+    const out = join(folder, "s.tar");
+    // Files of this process may have 8 KiB: the first block of pages is more.
+    const limited = ["-c", 'ulimit -f 8; exec "$0" "$@"', process.execPath, quirePath, "sessions", "export", "second"];
+    const refused = await runProgram("bash", [...limited, store, `--out=${out}`], NO_DATA);
+    expect(refused).toMatchObject({ code: 1, stdout: "", stderr: `quire: ${out} cannot be written (EFBIG)\n` });
+    expect((await readdir(folder)).filter((name) => name.startsWith("s.tar"))).toEqual([]);
+  }));
+
 it("an export that is stopped leaves nothing of its file", () =>
   withStore(async ({ folder }) => {
     const pages = await FsStore.open(join(folder, "pages"));
