@@ -172,6 +172,11 @@ export class CommandList {
     return this.#commands.length === 0;
   }
 
+  /** Commands so far. */
+  get count(): number {
+    return this.#commands.length;
+  }
+
   /** Runs `kernel` over `grid`; nothing where the grid is empty. `buffers` in the order of the kernel's bindings. */
   dispatch(
     kernel: Kernel,

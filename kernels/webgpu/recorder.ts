@@ -20,10 +20,11 @@ import type { WebGpuPool } from "./pool.ts";
 import { type Dispatch, ProductInputs } from "./product-inputs.ts";
 import { Products } from "./products.ts";
 import { readSamples, type SamplePlace, sampleBatch } from "./sampling.ts";
-import { recordAttend, recordSelect } from "./selection.ts";
+import { queryFormOf, recordAttend, recordSelect } from "./selection.ts";
 import { StepLayout } from "./step-layout.ts";
 import { StepReport } from "./step-report.ts";
 import { APPEND, seal, summarize } from "./wgsl/append.ts";
+import { appendQueries } from "./wgsl/append-queries.ts";
 import { writeCentres } from "./wgsl/centres.ts";
 import { summarizePageKeys } from "./wgsl/page-keys.ts";
 import { summarizeResidualSigns } from "./wgsl/residual-signs.ts";
@@ -71,6 +72,8 @@ export class WebGpuRecorder implements StepRecorder {
   readonly #samples: SamplePlace[] = [];
   readonly #layouts = new Map<WebGpuPool, StepLayout>();
   #selected: { layout: StepLayout; layer: number } | undefined;
+  /** Queries whose form for page scores lies in scratch, as long as no command follows. */
+  #quantized: { layout: StepLayout; layer: number; q: GPUBuffer; commandCount: number } | undefined;
   #scratchWords = 0;
   #ended = false;
 
@@ -201,11 +204,22 @@ export class WebGpuRecorder implements StepRecorder {
     const buffers = [to, memoryOf(k, keys), memoryOf(v, keys), memoryOf(rope.cos, angles), memoryOf(rope.sin, angles)];
     const open = own.open[layer] as GPUBuffer;
     const half = headDim / 2;
-    const grid = [Math.ceil(((headCount + kvHeadCount) * half) / 64), this.#rowCount] as const;
+    const heads = headCount + kvHeadCount;
     const params = { head_count: headCount, kv_head_count: kvHeadCount, half, rows_at: layout.rowsAt };
     const all = [...buffers, this.#parts.buffers.tables, open];
-    this.#run({ kernel: APPEND, params, buffers: all, grid }, to);
+    const form = queryFormOf(layout.listsOf(layer));
+    if (form === undefined) {
+      const grid = [Math.ceil((heads * half) / 64), this.#rowCount] as const;
+      this.#run({ kernel: APPEND, params, buffers: all, grid }, to);
+    } else {
+      const { codesAt, scalesAt, turnedAt } = layout;
+      const places = { codes_at: codesAt, scales_at: scalesAt, turned_at: turnedAt };
+      const kernel = appendQueries(headDim, form);
+      const into = [...all, this.#parts.buffers.scratch];
+      this.#run({ kernel, params: { ...params, ...places }, buffers: into, grid: [heads, this.#rowCount] }, to);
+    }
     this.#sealBlocks(own, layer, open);
+    if (form !== undefined) this.#quantized = { layout, layer, q: to, commandCount: this.#list.count };
   }
 
   select({ pool, layer, headCount, q }: Args<"select">): void {
@@ -217,7 +231,12 @@ export class WebGpuRecorder implements StepRecorder {
       assert(isBehind || !takesOver, "a layer that takes over a choice comes right behind the one that made it");
     }
     this.#report.noteSelect(layout, layer);
-    recordSelect({ list: this.#list, buffers: this.#parts.buffers, layout, layer, q: queries });
+    const hasCodes =
+      this.#quantized?.layout === layout &&
+      this.#quantized.layer === layer &&
+      this.#quantized.q === queries &&
+      this.#quantized.commandCount === this.#list.count;
+    recordSelect({ list: this.#list, buffers: this.#parts.buffers, layout, layer, q: queries }, hasCodes);
     this.#selected = { layout, layer };
   }
 

@@ -6,6 +6,7 @@ import type { Arena, CommandList, StepBuffers } from "./command-list.ts";
 import type { Kernel } from "./kernel.ts";
 import type { Dispatch, WaitingOp } from "./product-inputs.ts";
 import type { Batch, LayerLists, StepLayout } from "./step-layout.ts";
+import type { QueryForm } from "./wgsl/append-queries.ts";
 import { attend } from "./wgsl/attend.ts";
 import { TILE_HEADS } from "./wgsl/attend-blocks.ts";
 import { CHOOSE_BLOCKS, LIST_BLOCKS_OF_UNITS, LIST_PAGES } from "./wgsl/masks.ts";
@@ -30,23 +31,21 @@ export interface LayerStep {
   q: GPUBuffer;
 }
 
-/** Scores, ranks and lists: what {@link recordAttend} of the layer reads lies in scratch afterwards. */
-export function recordSelect(step: LayerStep): void {
+/** What a layer's page scores take of queries; undefined: it scores no pages. */
+export function queryFormOf({ batches }: LayerLists): QueryForm | undefined {
+  if (batches.length === 0) return undefined;
+  return batches.some(({ summary }) => summary === "residual-signs") ? "turned" : "codes";
+}
+
+/** `hasCodes`: the queries' form for page scores is in scratch. Scores, ranks and lists: what {@link recordAttend} of the layer reads lies in scratch afterwards. */
+export function recordSelect(step: LayerStep, hasCodes: boolean): void {
   const { list, layout, layer } = step;
   const { tables, scratch, outcome } = step.buffers;
   const { headDim } = layout.pool.spec;
   const lists = layout.listsOf(layer);
   if (lists.units.count === 0) return;
   const choosesBlocks = listTakesBest(lists);
-  if (lists.batches.length > 0) {
-    const params = { head_dim: headDim, codes_at: layout.codesAt, scales_at: layout.scalesAt };
-    const grid = [layout.headCount, layout.rowCount] as const;
-    list.dispatch(QUANTIZE_QUERIES, params, [step.q, scratch], grid);
-    if (lists.batches.some(({ summary }) => summary === "residual-signs")) {
-      const turned = { codes_at: layout.codesAt, scales_at: layout.scalesAt, turned_at: layout.turnedAt };
-      list.dispatch(turnQueries(headDim), turned, [scratch], grid);
-    }
-  }
+  if (!hasCodes) quantizeQueries(step, queryFormOf(lists));
   for (const batch of lists.blockBatches) {
     const centres = layout.pool.centres(batch.summary as SummaryKind, layer);
     scoreBatch(step, batch, { kernel: scoreBlocks(resultOf(batch)), perGroup: 64, source: centres });
@@ -72,6 +71,18 @@ export function recordSelect(step: LayerStep): void {
     [tables, scratch, outcome],
     [lists.units.count],
   );
+}
+
+/** Queries that append did not quantize. */
+function quantizeQueries({ list, buffers, layout, q }: LayerStep, form: QueryForm | undefined): void {
+  if (form === undefined) return;
+  const { headDim } = layout.pool.spec;
+  const params = { head_dim: headDim, codes_at: layout.codesAt, scales_at: layout.scalesAt };
+  const grid = [layout.headCount, layout.rowCount] as const;
+  list.dispatch(QUANTIZE_QUERIES, params, [q, buffers.scratch], grid);
+  if (form === "codes") return;
+  const turned = { codes_at: layout.codesAt, scales_at: layout.scalesAt, turned_at: layout.turnedAt };
+  list.dispatch(turnQueries(headDim), turned, [buffers.scratch], grid);
 }
 
 /** Whether the list of blocks finds the best pages itself: their keys are all there, and nothing asks for their flags in between. */

@@ -4,6 +4,35 @@ import { type Kernel, read, variants, write } from "../kernel.ts";
 import { EXACT_DIVIDE, FLOAT_BITS, ROUNDED, SIGNED_BYTES } from "./exact-math.ts";
 
 /**
+ * `append_key(row, kv_head, channel, angle)`: a pair of channels of a key, turned, and of its value into the open slot; `turned(low, high, angle)`;
+ * `angle_of(row, channel)`: cosine and sine.
+ */
+export const TURN_AND_APPEND = /* wgsl */ `
+fn turned(low: f32, high: f32, angle: vec2f) -> vec2f {
+  return vec2f(
+    rounded(low * angle.x) - rounded(high * angle.y),
+    rounded(high * angle.x) + rounded(low * angle.y),
+  );
+}
+fn angle_of(row: u32, channel: u32) -> vec2f {
+  let at = tables[p.rows_at + row * 3u] * p.half + channel;
+  return vec2f(cosines[at], sines[at]);
+}
+fn append_key(row: u32, kv_head: u32, channel: u32, angle: vec2f) {
+  let from_at = (row * p.kv_head_count + kv_head) * p.half * 2u + channel;
+  let slot = tables[p.rows_at + row * 3u + 1u];
+  let token = tables[p.rows_at + row * 3u + 2u];
+  let part = p.kv_head_count * 128u * p.half;
+  let to_at = slot * part * 2u + (kv_head * 64u + token) * p.half * 2u + channel;
+  let key = turned(k[from_at], k[from_at + p.half], angle);
+  open[to_at] = key.x;
+  open[to_at + p.half] = key.y;
+  open[part + to_at] = v[from_at];
+  open[part + to_at + p.half] = v[from_at + p.half];
+}
+`;
+
+/**
  * RoPE (half-split) on q in place, on k on its way into the open slots, and v beside it.
  *
  * q f32 [rows, headCount, headDim]; k, v f32 [rows, kvHeadCount, headDim]; cos, sin f32 [positionCount, headDim / 2]; open: pool.ts;
@@ -19,35 +48,22 @@ export const APPEND: Kernel = {
   },
   code: /* wgsl */ `
 ${ROUNDED}
+${TURN_AND_APPEND}
 @compute @workgroup_size(64)
 fn main(@builtin(global_invocation_id) id: vec3u) {
   let head = id.x / p.half;
   let channel = id.x % p.half;
   if (head >= p.head_count + p.kv_head_count) { return; }
   let row = id.y;
-  let position = tables[p.rows_at + row * 3u];
-  let c = cosines[position * p.half + channel];
-  let s = sines[position * p.half + channel];
-  if (head < p.head_count) {
-    let at = (row * p.head_count + head) * p.half * 2u + channel;
-    let low = q[at];
-    let high = q[at + p.half];
-    q[at] = rounded(low * c) - rounded(high * s);
-    q[at + p.half] = rounded(high * c) + rounded(low * s);
+  let angle = angle_of(row, channel);
+  if (head >= p.head_count) {
+    append_key(row, head - p.head_count, channel, angle);
     return;
   }
-  let kv_head = head - p.head_count;
-  let from_at = (row * p.kv_head_count + kv_head) * p.half * 2u + channel;
-  let slot = tables[p.rows_at + row * 3u + 1u];
-  let token = tables[p.rows_at + row * 3u + 2u];
-  let part = p.kv_head_count * 128u * p.half;
-  let to_at = slot * part * 2u + (kv_head * 64u + token) * p.half * 2u + channel;
-  let low = k[from_at];
-  let high = k[from_at + p.half];
-  open[to_at] = rounded(low * c) - rounded(high * s);
-  open[to_at + p.half] = rounded(high * c) + rounded(low * s);
-  open[part + to_at] = v[from_at];
-  open[part + to_at + p.half] = v[from_at + p.half];
+  let at = (row * p.head_count + head) * p.half * 2u + channel;
+  let query = turned(q[at], q[at + p.half], angle);
+  q[at] = query.x;
+  q[at + p.half] = query.y;
 }
 `,
 };

@@ -114,31 +114,14 @@ fn byte_of(token: u32, byte: u32) -> u32 {
 });
 
 /**
- * Turned queries, from the codes and scales of `QUANTIZE_QUERIES` in scratch, in integers: {@link turnedWords} of each from turned_at on. One work
- * group a query: grid [headCount, rows].
+ * `turn_codes(query, scale, lid)`: of the codes in `values` (work group memory, i32 a channel) the turned query, {@link turnedWords} from turned_at on.
+ * To be called by all of 64 threads; a barrier first. Needs `divide`, `rounded` and `pack_bytes`.
  */
-export const turnQueries = variants((headDim: number): Kernel => {
-  return {
-    name: `turn_queries_${headDim}`,
-    params: { codes_at: "u32", scales_at: "u32", turned_at: "u32" },
-    bindings: { scratch: write("u32") },
-    code: /* wgsl */ `
-${EXACT_DIVIDE}
-${SIGNED_BYTES}
-${ROUNDED}
+export function turnOfCodes(headDim: number): string {
+  return /* wgsl */ `
 const HEAD_DIM = ${headDim}u;
 ${constants(headDim)}
-var<workgroup> values: array<i32, ${headDim}>;
-@compute @workgroup_size(64)
-fn main(
-  @builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lid: u32
-) {
-  let query = wg.y * groups.x + wg.x;
-  for (var four = lid; four < HEAD_DIM / 4u; four += 64u) {
-    let at = p.codes_at + query * HEAD_DIM + four * 4u;
-    let codes = signed_codes(scratch[at]) * 256 + signed_codes(scratch[at + 1u]) + vec4i(128);
-    for (var i = 0u; i < 4u; i++) { values[four * 4u + i] = codes[i]; }
-  }
+fn turn_codes(query: u32, scale: f32, lid: u32) {
   workgroupBarrier();
   for (var distance = ODD; distance < HEAD_DIM; distance *= 2u) {
     for (var pair = lid; pair < HEAD_DIM / 2u; pair += 64u) {
@@ -162,9 +145,38 @@ fn main(
     scratch[to_at + word] = pack_bytes(codes);
   }
   if (lid == 0u) {
-    let scale = bitcast<f32>(scratch[p.scales_at + query]);
     scratch[to_at + TOKEN_BYTES * 2u - 1u] = bitcast<u32>(rounded(scale * rounded(divide(f32(most), 7.0))));
   }
+}
+`;
+}
+
+/**
+ * Turned queries, from the codes and scales of `QUANTIZE_QUERIES` in scratch, in integers: {@link turnedWords} of each from turned_at on. One work
+ * group a query: grid [headCount, rows].
+ */
+export const turnQueries = variants((headDim: number): Kernel => {
+  return {
+    name: `turn_queries_${headDim}`,
+    params: { codes_at: "u32", scales_at: "u32", turned_at: "u32" },
+    bindings: { scratch: write("u32") },
+    code: /* wgsl */ `
+${EXACT_DIVIDE}
+${SIGNED_BYTES}
+${ROUNDED}
+var<workgroup> values: array<i32, ${headDim}>;
+${turnOfCodes(headDim)}
+@compute @workgroup_size(64)
+fn main(
+  @builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u, @builtin(local_invocation_index) lid: u32
+) {
+  let query = wg.y * groups.x + wg.x;
+  for (var four = lid; four < HEAD_DIM / 4u; four += 64u) {
+    let at = p.codes_at + query * HEAD_DIM + four * 4u;
+    let codes = signed_codes(scratch[at]) * 256 + signed_codes(scratch[at + 1u]) + vec4i(128);
+    for (var i = 0u; i < 4u; i++) { values[four * 4u + i] = codes[i]; }
+  }
+  turn_codes(query, bitcast<f32>(scratch[p.scales_at + query]), lid);
 }
 `,
   };

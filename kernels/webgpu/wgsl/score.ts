@@ -9,9 +9,25 @@ import { RANKING_FIELDS, UNIT, UNIT_FIELDS, UNSCORED } from "./unit.ts";
 /** Query heads of one KV head that a work group scores at once. */
 export const SCORE_HEADS = 4;
 
+/** `query_code(x, scale)`: 16 bits; `store_query_codes(at, codes)`: of four channels, in scratch. See {@link QUANTIZE_QUERIES}. */
+export const QUERY_CODES = /* wgsl */ `
+fn query_code(x: f32, scale: f32) -> i32 {
+  if (scale == 0.0) { return 0; }
+  return i32(clamp(round(divide(x, scale)), -32767.0, 32767.0));
+}
+fn store_codes(at: u32, codes: vec4i) {
+  scratch[at] = pack_bytes(codes >> vec4u(8u));
+  scratch[at + 1u] = pack_bytes((codes & vec4i(255)) - vec4i(128));
+}
+fn store_query_codes(at: u32, codes: vec4i) {
+  store_codes(at, codes);
+  store_codes(at + 2u, abs(codes));
+}
+`;
+
 /**
  * Queries as page scores take them: see `PageScorer`. A code is 256 high + low + 128, high and low int8, so that integer dot products of bytes give the
- * exact one. One work group a query: grid [headCount, rows].
+ * exact one. For queries that `appendQueries` did not quantize. One work group a query: grid [headCount, rows].
  *
  * q f32 [queries, headDim]; scratch from codes_at: of every query and four channels a word of highs, one of lows, and the same of the codes' absolute
  * values; from scales_at: f32 [queries].
@@ -24,10 +40,7 @@ export const QUANTIZE_QUERIES: Kernel = {
 ${EXACT_DIVIDE}
 ${SIGNED_BYTES}
 ${laneWidth(lane)}${maxOf(lane, 64, "f32")}
-fn store_codes(at: u32, codes: vec4i) {
-  scratch[at] = pack_bytes(codes >> vec4u(8u));
-  scratch[at + 1u] = pack_bytes((codes & vec4i(255)) - vec4i(128));
-}
+${QUERY_CODES}
 @compute @workgroup_size(64)
 fn main(
   @builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) groups: vec3u,
@@ -41,11 +54,8 @@ fn main(
   if (lid == 0u) { scratch[p.scales_at + query] = bitcast<u32>(scale); }
   for (var four = lid; four < p.head_dim / 4u; four += 64u) {
     var codes = vec4i(0);
-    for (var i = 0u; i < 4u; i++) {
-      if (scale != 0.0) { codes[i] = i32(clamp(round(divide(q[first + four * 4u + i], scale)), -32767.0, 32767.0)); }
-    }
-    store_codes(p.codes_at + first + four * 4u, codes);
-    store_codes(p.codes_at + first + four * 4u + 2u, abs(codes));
+    for (var i = 0u; i < 4u; i++) { codes[i] = query_code(q[first + four * 4u + i], scale); }
+    store_query_codes(p.codes_at + first + four * 4u, codes);
   }
 }
 `,

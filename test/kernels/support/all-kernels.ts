@@ -1,6 +1,7 @@
 /** Every kernel of the GPU device, in every form that the host asks for. */
 import type { Kernel } from "../../../kernels/webgpu/kernel.ts";
 import { APPEND, seal, summarize } from "../../../kernels/webgpu/wgsl/append.ts";
+import { appendQueries } from "../../../kernels/webgpu/wgsl/append-queries.ts";
 import { attend } from "../../../kernels/webgpu/wgsl/attend.ts";
 import { writeCentres } from "../../../kernels/webgpu/wgsl/centres.ts";
 import { HALVES, laneCheck } from "../../../kernels/webgpu/wgsl/checks.ts";
@@ -90,7 +91,8 @@ export const ALL_KERNELS: readonly Kernel[] = [
   ...HEADS.flatMap((headDim) => [
     ...[writeCentres(headDim), mergeSplits(headDim, false)],
     ...(headDim % 32 === 0 ? [mergeSplits(headDim, true)] : []),
-    ...(headDim % 16 === 0 ? [turnQueries(headDim)] : []),
+    appendQueries(headDim, "codes"),
+    ...(headDim % 16 === 0 ? [turnQueries(headDim), appendQueries(headDim, "turned")] : []),
     ...KV.flatMap((encoding) => [
       seal(encoding, undefined, headDim),
       ...(["min-max", "mean-deviation", "centre-deviation"] as const).map((kind) => summarize(kind, encoding, headDim)),
