@@ -7,13 +7,18 @@ import type { SessionStatus } from "../protocol/generate.ts";
 import { LIMITS } from "../protocol/limits.ts";
 import { authenticate, type Tenant } from "./auth/authenticate.ts";
 import type { Scope } from "./auth/key-record.ts";
+import { parseJsonObject, readBytes } from "./body.ts";
 import { within } from "./deadline.ts";
 import type { Env } from "./env.ts";
+import { Fields } from "./fields.ts";
 import { countRequest } from "./limits/admission.ts";
 import { streamAnswer } from "./respond.ts";
 import { checkSessionId, newSessionId, readIdempotencyKey, SESSION_HEADER } from "./session-id.ts";
 import { sessionOf } from "./stubs.ts";
 import type { ResumeRequest, SessionInfo } from "./turn-job.ts";
+
+/** Of a body in which there is nothing to say. */
+const FORK_BYTES_MAX = 4096;
 
 /**
  * Describes a session, no text, and how much of it would outlive its engine: once `persist_pending` is false, `persisted_tokens` of it
@@ -42,10 +47,16 @@ export async function deleteSession(request: Request, env: Env, id: string): Pro
   return Response.json({ id, object: "session.deleted", deleted: true });
 }
 
-/** Makes a new session with the log of another one, up to its last finished turn. @throws {QuireError} `session_not_found`. */
+/**
+ * Makes a new session with the log of another one, up to its last finished turn. There is nothing to say of it: a body with fields, such as a name
+ * for the fork, is refused before anything is made.
+ * @throws {QuireError} `session_not_found`, and what a body is refused for.
+ */
 export async function forkSession(request: Request, env: Env, parentId: string): Promise<Response> {
   const { namespace } = await countedTenant(request, env, "sessions:write");
   checkSessionId(parentId, "id");
+  const body = await readBytes(request, { bytesMax: FORK_BYTES_MAX });
+  if (body.byteLength > 0) new Fields(parseJsonObject(body)).refuseOthers();
   const id = newSessionId();
   const fork = sessionOf(env, namespace, id);
   if (!(await within(LIMITS.sessionMsMax, fork.adopt({ id, parentId, namespace })))) throw notFound(parentId);

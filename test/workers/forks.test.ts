@@ -96,3 +96,29 @@ describe("a transcript that begins as a session does", () => {
     expect((await world.engine.lastCall()).request.turnStart).toBe(0);
   });
 });
+
+describe("the body of a fork", () => {
+  const fork = (id: string, body?: string) =>
+    edge(`/v1/sessions/${id}/fork`, { method: "POST", headers, ...(body === undefined ? {} : { body }) });
+
+  it.each([
+    ["that names it", '{"session_id":"mine"}', 400, { code: "invalid_request", param: "session_id" }],
+    ["that is a list", "[]", 400, { code: "invalid_request" }],
+    ["that is no JSON", "{", 400, { code: "invalid_request" }],
+    ["that is long", `{"a":"${"a".repeat(5000)}"}`, 413, { code: "request_too_large" }],
+  ])("%s is refused", async (_name, body, status, error) => {
+    const { id } = await begin(await makeWorld());
+    const answer = await fork(id, body);
+    expect(answer.status).toBe(status);
+    expect(await answer.json()).toMatchObject({ error });
+  });
+
+  it("may be absent or say nothing", async () => {
+    const { id } = await begin(await makeWorld());
+    for (const body of [undefined, "", "{}"]) {
+      const answer = await fork(id, body);
+      expect(answer.status).toBe(200);
+      expect(await answer.json()).toMatchObject({ parent_id: id });
+    }
+  });
+});
