@@ -4,9 +4,26 @@ import { FLOAT_BITS, SORTABLE } from "./exact-math.ts";
 import { bestOf, laneParam, laneWidth, maxOf, sumBefore, sumOf } from "./reduce.ts";
 import { RANKING, RANKING_FIELDS, RANKING_SIZE, UNSCORED } from "./unit.ts";
 
+/** Threads of a work group that ranks. */
+const THREADS = 256;
+/** Words of a thread that are on their way at once: one work group has them all to go through, and waits for memory. */
+const AHEAD = 8;
+/** For every `i` below `size` of a thread and its `word` in scratch from `at` on, ascending, in loops that read AHEAD words at a time. */
+const eachWord = (at: string, threads: number, text: string): string => /* wgsl */ `
+    for (var from_i = lid; from_i < size; from_i += ${threads * AHEAD}u) {
+${aheadLines((n) => `      let word${n} = scratch[${at} + min(from_i + ${n * threads}u, size - 1u)];`)}
+${aheadLines((n) => `      if (from_i + ${n * threads}u < size) { let i = from_i + ${n * threads}u; let word = word${n}; ${text} }`)}
+    }`;
+/** For every candidate `i` of a thread of a ranking and its `key`. */
+const eachKey = (text: string): string => eachWord("ranking.keys_at", THREADS, `let key = word; ${text}`);
+
+function aheadLines(line: (n: number) => string): string {
+  return Array.from({ length: AHEAD }, (_, n) => line(n)).join("\n");
+}
+
 /**
  * Softmax of one query's scores / sqrt(headDim): its maximum and 1 / sum, both for scaled scores; 0 for 1 / sum where every score is
- * -Infinity: no vote. Grid [most queries, rankings].
+ * -Infinity: no vote. One work group of 64 a query, eight scores a thread on their way at once: grid [most queries, rankings].
  *
  * tables: rankings (unit.ts); scratch: raw scores, stats.
  */
@@ -26,16 +43,10 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) lid: 
   let size = ranking_size(ranking);
   let first = ranking.raw_at + wg.x * ranking.raw_stride;
   var largest = -3.4e38;
-  for (var i = lid; i < size; i += 64u) {
-    let score = bitcast<f32>(scratch[first + i]);
-    if (!is_nan(score)) { largest = max(largest, score * p.scale); }
-  }
+${eachWord("first", 64, "let score = bitcast<f32>(word); if (!is_nan(score)) { largest = max(largest, score * p.scale); }")}
   largest = max_of(largest, lid, lane_width);
   var mine = 0.0;
-  for (var i = lid; i < size; i += 64u) {
-    let bits = scratch[first + i];
-    if (bits != ${UNSCORED}) { mine += exp(bitcast<f32>(bits) * p.scale - largest); }
-  }
+${eachWord("first", 64, `if (word != ${UNSCORED}) { mine += exp(bitcast<f32>(word) * p.scale - largest); }`)}
   let sum = sum_of(mine, lid, lane_width);
   if (lid == 0u) {
     scratch[ranking.stats_at + wg.x * 2u] = bitcast<u32>(largest);
@@ -82,21 +93,6 @@ fn main(@builtin(global_invocation_id) id: vec3u) {
 }
 `,
 };
-
-/** Threads of a work group that ranks. */
-const THREADS = 256;
-/** Keys of a thread that are on their way at once: one work group has them all to go through, and waits for memory. */
-const AHEAD = 8;
-/** For every candidate `i` of a thread and its `key`, in loops that read AHEAD keys at a time; in any order. */
-const eachKey = (text: string): string => /* wgsl */ `
-    for (var from_i = lid; from_i < size; from_i += ${THREADS * AHEAD}u) {
-${aheadLines((n) => `      let key${n} = scratch[ranking.keys_at + min(from_i + ${n * THREADS}u, size - 1u)];`)}
-${aheadLines((n) => `      if (from_i + ${n * THREADS}u < size) { let i = from_i + ${n * THREADS}u; let key = key${n}; ${text} }`)}
-    }`;
-
-function aheadLines(line: (n: number) => string): string {
-  return Array.from({ length: AHEAD }, (_, n) => line(n)).join("\n");
-}
 
 /**
  * `best_of_ranking(ranking, size, lid, lane_width)`: the key of the last candidate that is among the best `take` (all, where there are no more); then
