@@ -1,5 +1,6 @@
 /** Products of the same rows that follow each other: one dispatch of the GPU device with the bits of several, and none that joins where it must not. */
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
+import { decodeStep } from "../../bench/gpu/host-time.ts";
 import type { DeviceBuffer, Matrix, MatrixEncoding, StepRecorder } from "../../kernels/contract.ts";
 import { adapterReport, requestAdapter } from "../../kernels/webgpu/adapter.ts";
 import type { KernelTime } from "../../kernels/webgpu/command-list.ts";
@@ -135,6 +136,22 @@ describe.skipIf(!hasAdapter)(`products that follow each other (seed ${SEED})`, (
     });
     expect(names).toEqual(["quantize_rows", "gemv_int4_4x2_of_2"]);
     (await inTurn(device, outs)).forEach((values, index) => void expectSameBits(values, expected[index]!));
+  });
+
+  it("a layer of a decode step has 9 dispatches, and 2 of a selection", { timeout: 240_000 }, async () => {
+    const device = await openWebGpuDevice();
+    expect(device.adapter.storageBuffersMax).toBeGreaterThanOrEqual(11);
+    const count = async (layerCount: number): Promise<number> => {
+      const run = await decodeStep(device, { layerCount, batch: 1, contextTokens: 4096, policy: "quest" });
+      const times: KernelTime[] = [];
+      device.time(times);
+      await run();
+      device.time(undefined);
+      return times.length;
+    };
+    // Norm; queries, keys and values; append; attention; merge; product; norm; gate, up and activation; product.
+    expect((await count(3)) - (await count(2))).toBe(9 + 2);
+    await device.close();
   });
 
   describe("do not join", () => {
