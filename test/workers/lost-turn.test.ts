@@ -225,6 +225,27 @@ describe("a resumable turn whose object is lost", () => {
     expect(left).toEqual({ isNoted: false, alarmMs: null });
   });
 
+  it("that is in the log is not run again under its name, though nobody was told of its end", async () => {
+    const talk = await newTalk();
+    const { world, session } = talk;
+    const entered = Promise.withResolvers<void>();
+    const put = vi.spyOn(TenantIndex.prototype, "put").mockImplementation(() => entered.promise);
+    onTestFinished(() => put.mockRestore());
+    await world.engine.script(...says("at once"));
+    const named = { headers: { "idempotency-key": "turn-1" } };
+    const body = { stream: true, quire: { session_id: session, resumable: true } };
+    const response = await world.chat("hi", body, named);
+    await until(() => put.mock.calls.length > 0);
+    await lose(talk);
+    entered.resolve();
+    expect((await readEvents(response)).at(-1)?.isEnd).not.toBe(true);
+    await world.engine.script(...says("once more"));
+    const again = await world.chat("hi", body, named);
+    expect([again.status, await world.engine.calls()]).toMatchObject([404, { length: 2 }]);
+    expect(await again.json()).toMatchObject({ error: { code: "stream_not_found" } });
+    expect((await world.chat("ho", { quire: { session_id: session } })).status).toBe(200);
+  });
+
   it("goes on from its own words, whatever an earlier one had said that failed and left nothing", async () => {
     const talk = await newTalk();
     const { world } = talk;

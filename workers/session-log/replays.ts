@@ -45,6 +45,20 @@ export class Replays {
   }
 
   /**
+   * The turn is written into the log, in one go with this: from now on it is known by its name, so that whoever asks for it again does not run it twice
+   * where its object is lost before {@link end}. Nothing of what it said is held by that.
+   */
+  written(stream: TurnStream): void {
+    const kept = this.#kept;
+    if (kept?.stream !== stream || kept.idempotencyKey === undefined) return;
+    const { stream: _, ...facts } = kept;
+    const nothing = { first: Number.MAX_SAFE_INTEGER, events: [] };
+    keepReplay(this.#storage, { ...facts, streamId: stream.id, endedMs: this.#now(), ...nothing });
+    this.#isStale = false;
+    this.#mayBeStored = true;
+  }
+
+  /**
    * The turn has said everything: a resumable one can be asked for from now on during `LIMITS.replayKeepMs`, also after the object's death. What
    * was kept of an earlier turn is gone.
    */

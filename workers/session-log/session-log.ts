@@ -148,7 +148,7 @@ export class SessionLog extends LogObject {
       },
       commit: (commit) => {
         isSettled = true;
-        return this.#write(commit);
+        return this.#write(commit, stream);
       },
       giveUp: () => {
         isSettled = true;
@@ -365,10 +365,11 @@ export class SessionLog extends LogObject {
     this.ctx.storage.setAlarm(Date.now() + ms, { allowUnconfirmed: true }).catch(() => undefined);
   }
 
-  /** One write: a turn that is in the log is not taken up again. */
-  async #write(commit: LogCommit): Promise<void> {
+  /** One write: a turn that is in the log is not taken up again, nor run again under its name. */
+  async #write(commit: LogCommit, stream?: TurnStream): Promise<void> {
     this.open().commit(commit);
     this.#lost.clear();
+    if (stream) this.#replays.written(stream);
     await this.restAlarm();
   }
 
