@@ -132,17 +132,22 @@ function assertUneven(plan: Extract<SelectionPlan, { kind: "pages" }>, fail: (me
 
 /**
  * Checks slices against a pool: ids in range, sealed blocks given, summaries there where a plan will score.
- * To be called by `append`, `select` and `attend` (once per pool and step is enough).
+ * To be called by `append`, `select` and `attend` (once per pool and step is enough). `isChecked`: of a slice whose block ids, up to the block that its last
+ * row is in, are known to be those of a step that was checked against the same pool.
  * @throws {AssertionError}
  */
-export function assertSlicesFit(spec: KvPoolSpec, slices: readonly StepSlice[]): void {
+export function assertSlicesFit(
+  spec: KvPoolSpec,
+  slices: readonly StepSlice[],
+  isChecked = (_index: number): boolean => false,
+): void {
   slices.forEach((slice, index) => {
     const fail = (message: string): string => `slice ${index}: ${message}`;
     assert(
       slice.blockIds.length === spec.layerCount * slice.blockCapacity,
       fail("blockIds must be [layerCount][blockCapacity]"),
     );
-    assertIds(slice.blockIds, spec.blockCount, fail("block id"));
+    if (!isChecked(index)) assertIds(slice.blockIds, spec.blockCount, fail("block id"));
     assertIds(slice.summarySlots, spec.summarySlotCount, fail("summary slot"));
     for (const slot of slice.openSlots) {
       assert(slot >= 0 && slot < spec.openSlotCount, fail(`open slot ${slot} is out of range`));
@@ -150,11 +155,12 @@ export function assertSlicesFit(spec: KvPoolSpec, slices: readonly StepSlice[]):
     const sealed = sealedByStep(slice);
     for (let block = sealed.first; block < sealed.end; block++) {
       for (let layer = 0; layer < spec.layerCount; layer++) {
-        const id = slice.blockIds[layer * slice.blockCapacity + block];
+        const id = slice.blockIds[layer * slice.blockCapacity + block] as number;
         assert(
           id !== NOT_RESIDENT,
           fail(`layer ${layer}: block ${block} is sealed by this step and has no device block`),
         );
+        assert(id >= 0 && id < spec.blockCount, fail(`block id ${id} is out of range`));
       }
     }
     assertSummaries(spec, slice, fail);

@@ -211,18 +211,18 @@ export class CommandList {
   }
 
   /**
-   * Submits everything, with `tables` for the step, and returns the first `outcomeBytes` of the outcome (0 at first). With `timed`, the
+   * Submits everything, with the step's `tables`, and returns the first `outcomeBytes` of the outcome (0 at first). With `timed`, the
    * dispatches run one by one and their times are added to it: the GPU's own, or without its timestamps those that the host sees, which
    * hold a submission each.
    */
-  async submit(tables: Uint8Array, outcomeBytes: number, timed?: KernelTime[]): Promise<Uint8Array<ArrayBuffer>> {
+  async submit(tables: Words, outcomeBytes: number, timed?: KernelTime[]): Promise<Uint8Array<ArrayBuffer>> {
     const { device } = this.#gpu;
     const { outcome, params, uploads } = this.#buffers;
-    this.#buffers.tables.need(tables.length);
+    this.#buffers.tables.need(tables.bytes);
     outcome.need(outcomeBytes);
     // All that the step needs is known: arenas grow now, before anything is bound.
     for (const arena of this.#buffers.arenas) if (arena.bytes > 0) arena.buffer(this.#gpu);
-    device.queue.writeBuffer(this.#buffers.tables.buffer(this.#gpu), 0, tables);
+    tables.sendTo(this.#buffers.tables.buffer(this.#gpu), device.queue);
     device.queue.writeBuffer(this.#uniforms(), 0, params.data, 0, params.length);
     if (uploads.length > 0) {
       device.queue.writeBuffer(this.#buffers.staging(this.#gpu, uploads.length), 0, uploads.data, 0, uploads.length);

@@ -13,6 +13,7 @@ import { HALVES, HALVES_COUNT, halvesExpected, LANE_CHECK_SIZES, laneCheck, lane
 import { GEMM_TILE, gemm } from "./wgsl/matmul.ts";
 import { fitsTiles, gemmByMatrices, MATRIX_COLUMNS, MATRIX_ROWS } from "./wgsl/matmul-matrix.ts";
 import { productCheck } from "./wgsl/product-check.ts";
+import { Words } from "./words.ts";
 
 /** Features of kernels, as `QUIRE_WEBGPU_FEATURES` names them. */
 const KERNEL_FEATURES = ["subgroups", "f16", "subgroup-matrix"] as const;
@@ -193,7 +194,7 @@ async function runUnscoped({
   });
   const list = new CommandList(gpu, new StepBuffers());
   list.dispatch(kernel, params, buffers, grid);
-  await list.submit(new Uint8Array(4), 0);
+  await list.submit(new Words(), 0);
   const written = new Uint32Array((await gpu.read(out, 0, words * 4)).buffer);
   for (const buffer of buffers) gpu.destroy(buffer);
   return written;

@@ -234,7 +234,7 @@ export class WebGpuDevice implements Device {
     assert(this.#running === undefined, "a kernel of one's own does not run within a step");
     const list = new CommandList(this.#gpu, this.#buffers);
     list.dispatch(kernel, params, buffers, grid);
-    await list.submit(new Uint8Array(4), 0, this.#timed);
+    await list.submit(this.#buffers.words, 0, this.#timed);
   }
 
   async close(): Promise<void> {

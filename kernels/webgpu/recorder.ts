@@ -11,7 +11,7 @@ import {
   type SummaryKind,
 } from "../contract.ts";
 import { layerRole } from "../page-range.ts";
-import { assertSlices, assertSlicesFit, sealedByStep } from "../validate.ts";
+import { assertSlices, sealedByStep } from "../validate.ts";
 import { memoryOf, ownBuffer, ownMatrix, ownPool } from "./buffers.ts";
 import { CommandList, type KernelTime, type StepBuffers } from "./command-list.ts";
 import type { Gpu } from "./gpu.ts";
@@ -288,7 +288,7 @@ export class WebGpuRecorder implements StepRecorder {
     this.#ended = true;
     try {
       this.#parts.gpu.assertSound();
-      const bytes = await this.#list.submit(this.#tables.bytes(), this.#outcome.end * 4, this.#parts.timed);
+      const bytes = await this.#list.submit(this.#tables, this.#outcome.end * 4, this.#parts.timed);
       const outcome = new Uint32Array(bytes.buffer);
       return { samples: readSamples(this.#samples, outcome), ...this.#report.read(outcome) };
     } finally {
@@ -344,7 +344,6 @@ export class WebGpuRecorder implements StepRecorder {
       assert(known.headCount === headCount, "headCount changes within a step");
       return known;
     }
-    assertSlicesFit(own.spec, this.#slices);
     const parts = { pool: own, headCount, slices: this.#slices, tables: this.#tables, outcome: this.#outcome };
     const layout = new StepLayout(parts);
     this.#layouts.set(own, layout);

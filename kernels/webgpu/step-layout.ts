@@ -21,6 +21,7 @@ import {
   selectsPerLayer,
   takesUnevenly,
 } from "../page-range.ts";
+import { assertSlicesFit } from "../validate.ts";
 import type { WebGpuPool } from "./pool.ts";
 import {
   coversAll,
@@ -90,6 +91,8 @@ export interface UnitTable {
 
 /** Where a slice's own tables and bitmaps are. */
 interface SlicePlace {
+  /** The step before had the same block ids of the same pool, and checked them. */
+  isKept: boolean;
   isResident: boolean;
   blockIdsAt: number;
   blockIdsStride: number;
@@ -160,6 +163,11 @@ export class StepLayout {
     this.headCount = parts.headCount;
     this.rowCount = slices.reduce((rows, slice) => rows + slice.rowCount, 0);
     this.#places = slices.map((slice, index) => this.#placeSlice(slice, index));
+    assertSlicesFit(pool.spec, slices, (index) => this.#places[index]?.isKept === true);
+    for (const { blockIdsAt, summarySlotsAt } of this.#places) {
+      tables.vouch(blockIdsAt, pool);
+      if (summarySlotsAt !== NOWHERE) tables.vouch(summarySlotsAt, pool);
+    }
     this.countersAt = this.#places.map(({ countersAt }) => countersAt);
     this.rowsAt = tables.push(slices.flatMap(rowRecords));
     const isDecode = slices.every(({ rowCount }) => rowCount === 1);
@@ -248,15 +256,12 @@ export class StepLayout {
     const { pool, tables, outcome } = this.#parts;
     const { layerCount } = pool.spec;
     const blockCount = lastBlock(slice);
-    const ids = new Int32Array(layerCount * blockCount);
-    for (let layer = 0; layer < layerCount; layer++) {
-      const from = layer * slice.blockCapacity;
-      ids.set(slice.blockIds.subarray(from, from + blockCount), layer * blockCount);
-    }
-    const blockIdsAt = tables.push(ids);
-    const isResident = !ids.includes(NOT_RESIDENT);
+    const rows = { rows: layerCount, stride: slice.blockCapacity, count: blockCount };
+    const { at: blockIdsAt, isKept } = tables.pushRows(slice.blockIds, rows, pool);
+    const isResident = !tables.includes(NOT_RESIDENT, blockIdsAt, layerCount * blockCount);
     const selects = slice.plan.kind !== "dense";
-    const summarySlotsAt = selects ? tables.push(slice.summarySlots.subarray(0, blockCount)) : NOWHERE;
+    const slotRow = { rows: 1, stride: 0, count: blockCount };
+    const summarySlotsAt = selects ? tables.pushRows(slice.summarySlots, slotRow, pool).at : NOWHERE;
     const countersAt = outcome.take(COUNTERS.length);
     const stride = Math.ceil(slice.blockCapacity / 32);
     const bitmap = (list: Bitmap[], isNeeded: boolean): number => {
@@ -266,7 +271,15 @@ export class StepLayout {
       return at;
     };
     return {
-      ...{ isResident, blockIdsAt, blockIdsStride: blockCount, summarySlotsAt, countersAt, bitmapStride: stride },
+      ...{
+        isKept,
+        isResident,
+        blockIdsAt,
+        blockIdsStride: blockCount,
+        summarySlotsAt,
+        countersAt,
+        bitmapStride: stride,
+      },
       missesAt: bitmap(this.misses, selects && !isResident),
       chosenAt: bitmap(this.chosen, slice.reportBlocks === true),
     };

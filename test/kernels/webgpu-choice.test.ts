@@ -103,7 +103,7 @@ describe.skipIf(!hasAdapter)(`what is chosen and listed at once (seed ${SEED})`,
         list.dispatch(TOP_K, { rankings_at: rankingsAt }, [buffers.tables, scratch], [ranked.length]);
         list.dispatch(LIST_BLOCKS_OF_UNITS, params, memory, [units.length]);
       }
-      const outcome = new Uint32Array((await list.submit(made.tables.bytes(), outcomeWords * 4)).buffer);
+      const outcome = new Uint32Array((await list.submit(made.tables, outcomeWords * 4)).buffer);
       const words = new Uint32Array((await gpu.read(scratch, 0, scratchWords * 4)).buffer);
       gpu.destroy(scratch);
       return { outcome, words };
@@ -237,7 +237,7 @@ describe.skipIf(!hasAdapter)(`keys that scoring makes (seed ${SEED})`, () => {
       const combining = { rankings_at: rankingsAt, scale: 1 };
       const combined = [Math.ceil(candidates / 64), units.length] as const;
       if (!isKeys) list.dispatch(COMBINE, combining, [buffers.tables, scratch], combined);
-      await list.submit(made.tables.bytes(), 0);
+      await list.submit(made.tables, 0);
       const words = new Uint32Array((await gpu.read(scratch, 0, scratchWords * 4)).buffer);
       for (const buffer of [scratch, summaries]) gpu.destroy(buffer);
       return units.map(({ ranking }) => words.slice(ranking.keys_at, ranking.keys_at + candidates));

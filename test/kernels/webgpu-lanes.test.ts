@@ -10,6 +10,7 @@ import { type Kernel, type Lane, PLAIN_LANE, write } from "../../kernels/webgpu/
 import { openWebGpuDevice, WebGpuDevice } from "../../kernels/webgpu/open-webgpu.ts";
 import { laneCheck, laneCheckExpected } from "../../kernels/webgpu/wgsl/checks.ts";
 import { bestOf, laneParam, laneWidth, maxOf } from "../../kernels/webgpu/wgsl/reduce.ts";
+import { Words } from "../../kernels/webgpu/words.ts";
 import { adapterForTests } from "../support/software-gpu.ts";
 import { plainRow } from "./conformance/sampling.ts";
 import { poisoned, results, upload } from "./support/floats.ts";
@@ -183,7 +184,7 @@ async function run(gpu: Gpu, kernel: Kernel, words: number): Promise<Uint32Array
   const out = gpu.storage("out", words * 4);
   const list = new CommandList(gpu, new StepBuffers());
   list.dispatch(kernel, {}, [out], [1]);
-  await list.submit(new Uint8Array(4), 0);
+  await list.submit(new Words(), 0);
   return new Uint32Array((await gpu.read(out, 0, words * 4)).buffer);
 }
 

@@ -4,6 +4,7 @@ import { openAdapter, requestAdapter } from "../../../kernels/webgpu/adapter.ts"
 import { CommandList, StepBuffers } from "../../../kernels/webgpu/command-list.ts";
 import { Gpu } from "../../../kernels/webgpu/gpu.ts";
 import type { Kernel } from "../../../kernels/webgpu/kernel.ts";
+import { Words } from "../../../kernels/webgpu/words.ts";
 
 /** Runs a kernel without parameters over `inputs`, its first bindings, 64 elements to a work group; returns its last binding, four bytes an element. */
 export async function runOver(kernel: Kernel, inputs: readonly Float32Array<ArrayBuffer>[]): Promise<ArrayBuffer> {
@@ -17,7 +18,7 @@ export async function runOver(kernel: Kernel, inputs: readonly Float32Array<Arra
   const out = gpu.storage("results", count * 4);
   const list = new CommandList(gpu, new StepBuffers());
   list.dispatch(kernel, {}, [...buffers, out], [Math.ceil(count / 64)]);
-  await list.submit(new Uint8Array(4), 0);
+  await list.submit(new Words(), 0);
   const { buffer } = await gpu.read(out, 0, count * 4);
   gpu.close();
   return buffer;
