@@ -67,7 +67,8 @@ describe.skipIf(!hasAdapter)(`append and the queries of page scores (seed ${SEED
         list.dispatch(QUANTIZE_QUERIES, { ...places, head_dim: headDim }, [inputs[0]!, scratch], grid);
         if (form === "turned") list.dispatch(turnQueries(headDim), places, [scratch], grid);
       }
-      await list.submit(new Uint8Array(table.buffer), 0);
+      buffers.words.push(table);
+      await list.submit(buffers.words, 0);
       const read = async (buffer: GPUBuffer, words: number) =>
         new Uint32Array((await gpu.read(buffer, 0, words * 4)).buffer);
       const made = {
