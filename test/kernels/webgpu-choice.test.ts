@@ -162,6 +162,8 @@ function scoringOf({ kind, headDim, heads }: (typeof SCORINGS)[number]) {
   const words = Uint32Array.from({ length: ready }, () => random.integer(2 ** 32));
   const floats = new Float32Array(words.buffer);
   for (let query = 0; query < queryCount; query++) floats[scalesAt + query] = random.next() / 1000;
+  // One score of each page of the last unit is no number, whatever the others are.
+  floats[scalesAt + queryCount - 1] = Number.NaN;
   if (kind === "residual-signs") {
     const stride = turnedWords(headDim);
     for (let query = 1; query <= queryCount; query++) floats[turnedAt + query * stride - 1] = random.next() / 1000;
@@ -246,7 +248,8 @@ describe.skipIf(!hasAdapter)(`keys that scoring makes (seed ${SEED})`, () => {
     expect(together).toEqual(apart);
     const keys = apart.map((each) => new Set(each));
     // Many different ones, those of pages with a score that is no number, and of pages that a coarse pass left out.
-    for (const each of keys) expect(each.size).toBeGreaterThan(scoring.kind === "sign-bits" ? 10 : candidates / 4);
+    const different = scoring.kind === "sign-bits" ? 10 : candidates / 4;
+    for (const each of keys.slice(0, 3)) expect(each.size).toBeGreaterThan(different);
     expect(keys.some((each) => each.has(0x007fffff))).toBe(true);
     expect(keys.map((each) => each.has(0))).toEqual([false, scoring.kind !== "blocks", false, false]);
   });
