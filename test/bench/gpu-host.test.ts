@@ -5,6 +5,7 @@ import { describe, expect, it, vi } from "vitest";
 import { decodeStep, type HostRow, openNullDevice } from "../../bench/gpu/host-time.ts";
 import type { SelectionPlan, StepSlice } from "../../kernels/contract.ts";
 import { ownPool } from "../../kernels/webgpu/buffers.ts";
+import type { KernelTime } from "../../kernels/webgpu/command-list.ts";
 import { Gpu } from "../../kernels/webgpu/gpu.ts";
 import { StepLayout } from "../../kernels/webgpu/step-layout.ts";
 import { Addresses, Words } from "../../kernels/webgpu/words.ts";
@@ -42,6 +43,27 @@ describe.skipIf(device === undefined)("a step of the GPU device on the host", ()
       expect(three[index]!.dispatches - dispatches, policy).toBe(layer);
       expect(msPerStep.p50).toBeGreaterThan(0);
     }
+  });
+
+  it.each([
+    ["quest", ["append_queries_32", "score_pages_bounds_32_keys", "choose_blocks"]],
+    ["infllm+scope(head)+combine(max)", ["append_queries_32", "score_pages_keys_32_keys", "choose_blocks"]],
+    ["residual-signs+combine(max)", ["append_turned_32", "score_pages_residuals_keys", "choose_blocks"]],
+    ["quest+scope(layer)", ["append_queries_32", "score_pages_bounds_32", "combine", "choose_blocks"]],
+    ["quest+combine(sum)", ["append_queries_32", "score_pages_bounds_32", "score_stats", "combine", "choose_blocks"]],
+    ["quest+top-p(0.9)", ["append_queries_32", "score_pages_bounds_32_keys", "top_k", "top_mass", "list_blocks"]],
+    ["quest+share(3)", ["append", "list_blocks"]],
+    ["streaming", ["append", "list_blocks"]],
+  ])("between append and attention: %s", async (policy, kernels) => {
+    const run = await decodeStep(device!, { layerCount: 3, batch: 2, contextTokens: 16_384, policy });
+    const times: KernelTime[] = [];
+    device!.time(times);
+    await run();
+    device!.time(undefined);
+    const names = times.map(({ name }) => name);
+    const first = names.findLastIndex((name) => name.startsWith("append"));
+    const end = names.findLastIndex((name) => name.startsWith("attend"));
+    expect(names.slice(first, end)).toEqual(kernels);
   });
 
   it("no kernel is made twice, by whatever step", async () => {
