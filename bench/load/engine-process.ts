@@ -11,6 +11,8 @@ export interface EngineProcessOptions {
   args: readonly string[];
   engineKey: string;
   logPath: string;
+  /** Without it a free one. */
+  port?: number | undefined;
   /** Its V8 can be asked to collect: {@link EngineProcess.inspectorUrl}. */
   isInspected?: boolean;
   context: Pick<BenchContext, "env" | "signal">;
@@ -33,14 +35,14 @@ const readyMsMax = 180_000;
  * @throws {UsageError} with the last words of an engine that did not come up; nothing is left of it.
  */
 export async function startEngineProcess(options: EngineProcessOptions): Promise<EngineProcess | undefined> {
-  const { args, engineKey, logPath, isInspected, context } = options;
+  const { args, engineKey, logPath, port = 0, isInspected, context } = options;
   const ready = Promise.withResolvers<string>();
   const inspector = isInspected ? ["--inspect=127.0.0.1:0"] : [];
   let inspectorUrl: string | undefined;
   const child = startChild({
     name: "the engine",
     program: process.execPath,
-    args: [...ENGINE_NODE_FLAGS, ...inspector, program, "serve", "--port=0", "--host=127.0.0.1", ...args],
+    args: [...ENGINE_NODE_FLAGS, ...inspector, program, "serve", `--port=${port}`, "--host=127.0.0.1", ...args],
     cwd: repositoryRoot,
     env: { ...ENGINE_ENVIRONMENT, ...context.env, QUIRE_ENGINE_KEY: engineKey },
     logPath,

@@ -8,8 +8,8 @@ import { promptOf } from "./lives/transcript.ts";
 import { DENSE, type Expected } from "./lives/twin.ts";
 
 const isFull = process.env.QUIRE_TEST_FULL === "1";
-/** In the short one the edge, an engine and a store are disturbed in its first three seconds, a session is carried out, and nothing stands still. */
-const SEEDS = isFull ? Array.from({ length: 20 }, (_, index) => index + 1) : [125];
+/** In the short one an engine, the edge and a store are disturbed in its first three seconds, three turns run at once, and nothing stands still. */
+const SEEDS = isFull ? Array.from({ length: 20 }, (_, index) => index + 1) : [9_396];
 const ACT_COUNT = isFull ? 16 : 5;
 
 describe("lives of the whole stack", () => {
@@ -32,8 +32,8 @@ describe("what judges a life", () => {
   const turn: AskedTurn = { sent, isWhole: false, manner: DENSE, exact: true, hasLogprobs: true, isStream: true };
   const open = (states = {}) => {
     const client = new Client(() => "http://127.0.0.1:1", "none");
-    const twin = { reply: async () => reply };
-    return new Conversation("judged", { sessionId: "judged", client, twin, report: newReport(), ...states });
+    const twins = { replies: async () => [reply], isMixed: false };
+    return new Conversation("judged", { sessionId: "judged", client, twins, report: newReport(), ...states });
   };
   const done = (changes: object = {}, usage: object = {}, quire: object = {}): Outcome => ({
     ...{ kind: "done", id: "c", sessionId: "judged" },
@@ -76,6 +76,23 @@ describe("what judges a life", () => {
     expect(counts(await takes({ kind: "left", text: "", isStream: true }))).toEqual([0, 10, 11, 12, 13, 14]);
     expect(counts(await takes({ kind: "lost", text: "Ye", why: "" }, true))).toEqual([0, 11, 12, 13, 14]);
     expect((await takes({ kind: "refused", status: 409, code: "session_busy" })).states).toHaveLength(1);
+  });
+
+  it("knows a reply that a stop string cut at its beginning, one whose engine was not heard, and engines of two kinds", async () => {
+    const judge = async (outcome: Outcome, ...replies: Expected[]) => {
+      const conversation = open({ twins: { replies: async () => replies, isMixed: replies.length > 1 } });
+      await conversation.take([{ turn, outcome, isEdgeLost: false }]);
+      return conversation.states.map(({ ids }) => ids.length);
+    };
+    const cut = { ...reply, ids: [], isEnded: false, text: "" };
+    expect(await judge({ kind: "left", text: "", isStream: true }, cut)).toEqual([0, 9]);
+    const selected = { ...reply, how: { prompt: "dense", reply: "quest.1:128@1" } };
+    expect(await judge(done(), selected)).toEqual([14, 14]);
+    expect(await judge(done({}, {}, { policy: "quest" }), selected)).toEqual([14]);
+    const other = { ...reply, text: "No.", logprobs: [-1, -2, -3, -4, -6] };
+    expect(await judge(done(), other, reply)).toEqual([14]);
+    await expect(judge(done({ text: "Yes" }), other, reply)).rejects.toThrow(Violation);
+    await expect(judge(done({ text: "No." }), other, reply)).rejects.toThrow("log probability 4");
   });
 
   it("takes two answers in either order, and not twice the same", async () => {

@@ -22,7 +22,8 @@ export const STUCK_MS = 60_000;
 export const REPLY_TOKENS = [1, 2, 8, 24, 40];
 /** Of replies that may not end by themselves. */
 const LONG_TOKENS = [60, 120, 200];
-const LONG_LOG_TOKENS = CONTEXT_TOKENS / 2;
+/** Of these two long turns may not both have room. */
+const LONG_LOG_TOKENS = 800;
 /** A conversation that has more is not gone on with. */
 export const LOG_TOKENS_MAX = CONTEXT_TOKENS - 500;
 
@@ -120,6 +121,10 @@ export class Asker {
       const outcome = await this.client.send("/v1/chat/completions", body, { ...reading, headers });
       report[outcome.kind] += 1;
       const isEdgeLost = this.world.edgeMoves() > moves || moves % 2 > 0;
+      if (isEdgeLost && "idempotency-key" in headers && isUnheld(outcome)) {
+        const lost = { kind: "lost" as const, text: "", why: "it ended as the edge was killed" };
+        return { turn, outcome: lost, isEdgeLost };
+      }
       const isDenied = outcome.kind === "refused" && outcome.code === "invalid_request";
       if (!(isOtherBody && isDenied)) this.#checkExcuse(conversation, outcome, isEdgeLost, isStopped);
       const isTold = outcome.kind === "failed" && !isStopped;
@@ -163,6 +168,11 @@ export class Asker {
       conversation.fail(`a turn ended with ${describe(outcome)}`);
     if (outcome.kind === "lost" && !isEdgeLost) conversation.fail(`a connection broke off: ${describe(outcome)}`);
   }
+}
+
+/** A turn that ran, and of which nothing is held. */
+function isUnheld(outcome: Outcome): boolean {
+  return outcome.kind === "refused" && outcome.code === "stream_not_found";
 }
 
 /** @throws {Violation} for a turn without words */

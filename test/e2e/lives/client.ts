@@ -44,15 +44,16 @@ export type Outcome =
       usage: AnswerUsage;
       sessionId: string | undefined;
       marks?: readonly Mark[];
+      fingerprint?: string | undefined;
     }
   /** Before anything was said. */
   | { kind: "refused"; status: number; code: string }
   /** An error in the place of an end. */
   | { kind: "failed"; code: string; text: string }
   /** The client went away, with so much. */
-  | { kind: "left"; text: string; isStream: boolean }
+  | { kind: "left"; text: string; isStream: boolean; fingerprint?: string | undefined }
   /** The connection broke off, or there was none. */
-  | { kind: "lost"; text: string; why: string };
+  | { kind: "lost"; text: string; why: string; fingerprint?: string | undefined };
 
 /** How a client reads. */
 export interface Reading {
@@ -72,6 +73,7 @@ interface Heard {
   isOver: boolean;
   lastEventId: string;
   marks: Mark[];
+  fingerprint: string | undefined;
 }
 
 /** Speaks for one key. */
@@ -137,9 +139,13 @@ export class Client {
       return outcomeOf(heard, sessionId, leaving.signal.aborted);
     } catch (thrown) {
       if (late.aborted) throw new Error(`a turn hung: ${JSON.stringify(body).slice(0, 300)}`);
-      if (leaving.signal.aborted) return { kind: "left", text: textOf(heard), isStream: body.stream === true };
+      if (leaving.signal.aborted)
+        return { kind: "left", text: textOf(heard), isStream: body.stream === true, fingerprint: heard.fingerprint };
       if (thrown instanceof SyntaxError) throw thrown;
-      return { kind: "lost", text: textOf(heard), why: String((thrown as Error).cause ?? thrown) };
+      return {
+        ...{ kind: "lost", text: textOf(heard), fingerprint: heard.fingerprint },
+        why: String((thrown as Error).cause ?? thrown),
+      };
     }
   }
 
@@ -201,7 +207,16 @@ export class Client {
 }
 
 function newHeard(): Heard {
-  return { id: "", choices: new Map(), usage: undefined, error: undefined, isOver: false, lastEventId: "", marks: [] };
+  return {
+    id: "",
+    choices: new Map(),
+    usage: undefined,
+    error: undefined,
+    isOver: false,
+    lastEventId: "",
+    marks: [],
+    fingerprint: undefined,
+  };
 }
 
 interface ChunkChoice {
@@ -215,6 +230,7 @@ interface ChunkChoice {
 
 interface Chunk {
   id?: string;
+  system_fingerprint?: string;
   choices?: ChunkChoice[];
   usage?: AnswerUsage | null;
   error?: { code: string };
@@ -229,6 +245,7 @@ function take(data: string, heard: Heard): void {
   const chunk = JSON.parse(data) as Chunk;
   if (chunk.error) heard.error = chunk.error.code;
   if (chunk.id !== undefined) heard.id = chunk.id;
+  heard.fingerprint = chunk.system_fingerprint ?? heard.fingerprint;
   if (chunk.usage) heard.usage = chunk.usage;
   for (const choice of chunk.choices ?? []) takeChoice(choice, heard);
 }
@@ -281,9 +298,20 @@ function wholeOf(text: string, sessionId: string | undefined): Outcome {
 function outcomeOf(heard: Heard, sessionId: string | undefined, hasLeft: boolean): Outcome {
   const text = textOf(heard);
   if (heard.error !== undefined) return { kind: "failed", code: heard.error, text };
-  if (!heard.isOver) return hasLeft ? { kind: "left", text, isStream: true } : { kind: "lost", text, why: "broke off" };
+  if (!heard.isOver)
+    return hasLeft
+      ? { kind: "left", text, isStream: true, fingerprint: heard.fingerprint }
+      : { kind: "lost", text, why: "broke off", fingerprint: heard.fingerprint };
   if (!heard.usage) throw new SyntaxError("an end without usage");
-  return { kind: "done", id: heard.id, choices: choicesOf(heard), usage: heard.usage, sessionId, marks: heard.marks };
+  return {
+    kind: "done",
+    id: heard.id,
+    choices: choicesOf(heard),
+    usage: heard.usage,
+    sessionId,
+    marks: heard.marks,
+    fingerprint: heard.fingerprint,
+  };
 }
 
 /** Of an outcome that is asked again, for people. */

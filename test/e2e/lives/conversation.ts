@@ -1,9 +1,10 @@
 /** One conversation as its client knows it: the logs that it may have by all that was heard, which answers narrow down to one. */
 import { ERROR_TABLE } from "../../../protocol/errors.ts";
-import type { AnswerUsage, Client, Outcome } from "./client.ts";
+import type { AnswerChoice, AnswerUsage, Client, Outcome } from "./client.ts";
 import type { LifeReport } from "./report.ts";
 import { NO_TRANSCRIPT, type Prompt, promptOf, type Transcript, turnMade, type Words } from "./transcript.ts";
-import type { Expected, HouseTwin, Manner } from "./twin.ts";
+import type { Expected, Manner } from "./twin.ts";
+import type { Twins } from "./twins.ts";
 
 /** A turn as it was asked for. */
 export interface AskedTurn {
@@ -46,7 +47,7 @@ export class Conversation {
   isOver = false;
   isBusy = false;
   readonly story: string[] = [];
-  readonly #twin: Pick<HouseTwin, "reply">;
+  readonly #twins: Pick<Twins, "replies" | "isMixed">;
   readonly #report: LifeReport;
 
   constructor(
@@ -54,7 +55,7 @@ export class Conversation {
     place: {
       sessionId: string | undefined;
       client: Client;
-      twin: Pick<HouseTwin, "reply">;
+      twins: Pick<Twins, "replies" | "isMixed">;
       report: LifeReport;
       states?: Transcript[];
     },
@@ -62,7 +63,7 @@ export class Conversation {
     this.name = name;
     this.sessionId = place.sessionId;
     this.client = place.client;
-    this.#twin = place.twin;
+    this.#twins = place.twins;
     this.#report = place.report;
     this.states = place.states ?? this.states;
   }
@@ -145,25 +146,39 @@ export class Conversation {
     this.#checkUsage(usage);
     const [choice, ...others] = outcome.choices;
     if (!choice) this.fail("an answer without a choice");
-    const isApproximate = state.isApproximate || mayHaveMissed(turn, usage);
+    const isApproximate =
+      state.isApproximate || mayHaveMissed(turn, usage) || (this.#twins.isMixed && usage.quire.engines.length > 1);
     if (isApproximate) {
       const made = guessed(state, prompt, turn, choice.text, choice.reason);
       // Tokens that are no text, or half a character.
       if (made.ids.length !== usage.prompt_tokens + usage.completion_tokens) this.isOver = true;
       return [made];
     }
-    const expected = await this.#twin.reply(this.name, prompt, turn.manner);
-    if (choice.text !== expected.text || choice.reason !== expected.reason) return [];
-    for (const [index, other] of others.entries()) {
-      const seed = turn.manner.seed + index + 1;
-      const also = await this.#twin.reply(this.name, prompt, { ...turn.manner, seed });
-      if (other.text !== also.text) this.fail(`choice ${index + 1} says ${quote(other.text)}, not ${quote(also.text)}`);
-    }
-    if (others.length === 0 && usage.completion_tokens !== expected.completionTokens)
+    const all = await this.#twins.replies(this.name, prompt, turn.manner, outcome.fingerprint);
+    const found = all.filter(({ text, reason }) => choice.text === text && choice.reason === reason);
+    const [expected] = found;
+    if (expected === undefined) return [];
+    await this.#checkOthers(others, prompt, turn);
+    const isCounted = ({ completionTokens }: Expected) => usage.completion_tokens === completionTokens;
+    if (others.length === 0 && !found.some(isCounted))
       this.fail(`${usage.completion_tokens} tokens are counted, not ${expected.completionTokens}`);
-    this.#checkLogprobs(choice.logprobs, expected);
+    this.#checkLogprobs(choice.logprobs, found);
     this.#report.compared += 1 + others.length;
-    return [turnMade(state, prompt, expected)];
+    const made = found.flatMap((one) => {
+      const hows = usage.quire.policy === undefined ? howsOf(one) : [one.how];
+      return hows.map((how) => turnMade(state, prompt, { ...one, how }));
+    });
+    return distinct(made);
+  }
+
+  /** The second choice of an answer, and those behind it. */
+  async #checkOthers(others: readonly AnswerChoice[], prompt: Prompt, { manner }: AskedTurn): Promise<void> {
+    for (const [index, { text }] of others.entries()) {
+      const seed = manner.seed + index + 1;
+      const also = await this.#twins.replies(this.name, prompt, { ...manner, seed });
+      if (!also.some((one) => text === one.text))
+        this.fail(`choice ${index + 1} says ${quote(text)}, not ${quote(also[0]?.text)}`);
+    }
   }
 
   /** What is left of a turn whose end nobody heard. */
@@ -179,15 +194,10 @@ export class Conversation {
       this.isOver = true;
       return [state];
     }
-    const expected = await this.#twin.reply(this.name, prompt, turn.manner);
-    if (!expected.text.startsWith(outcome.text)) return [];
-    const counts = turn.isStream ? range(Math.max(1, outcome.text.length), expected.ids.length) : [expected.ids.length];
-    const hows = expected.how.reply === "dense" ? [expected.how] : [expected.how, { prompt: "dense", reply: "dense" }];
-    const kept = counts.flatMap((count) =>
-      hows.map((how) => ({ ids: expected.ids.slice(0, count), isEnded: false, how })),
-    );
-    const whole = expected.isEnded ? hows.map((how) => ({ ids: expected.ids, isEnded: true, how })) : [];
-    return [...nothing, ...[...kept, ...whole].map((reply) => turnMade(state, prompt, reply))];
+    const all = await this.#twins.replies(this.name, prompt, turn.manner, outcome.fingerprint);
+    const found = all.filter(({ text }) => text.startsWith(outcome.text));
+    const kept = found.flatMap((expected) => repliesKept(expected, turn.isStream ? outcome.text.length : undefined));
+    return distinct([...(found.length > 0 ? nothing : []), ...kept.map((reply) => turnMade(state, prompt, reply))]);
   }
 
   #checkUsage({ prompt_tokens, completion_tokens, total_tokens, prompt_tokens_details, quire }: AnswerUsage): void {
@@ -204,11 +214,11 @@ export class Conversation {
     if (quire.engines.length > 1) this.#report.takenOver += 1;
   }
 
-  #checkLogprobs(got: readonly number[] | undefined, { logprobs }: Expected): void {
+  #checkLogprobs(got: readonly number[] | undefined, found: readonly Expected[]): void {
     for (const [index, value] of (got ?? []).entries()) {
-      const must = logprobs[index] ?? Number.NaN;
-      if (Math.abs(value - must) > LOGPROB_TOLERANCE)
-        this.fail(`log probability ${index} is ${value}, and should be ${must}`);
+      const must = found.map(({ logprobs }) => logprobs[index] ?? Number.NaN);
+      if (!must.some((one) => Math.abs(value - one) <= LOGPROB_TOLERANCE))
+        this.fail(`log probability ${index} is ${value}, and should be ${must.join(" or ")}`);
     }
     if (got) this.#report.logprobs += got.length;
   }
@@ -218,10 +228,12 @@ export class Conversation {
     for (const { turn, outcome } of answers) {
       for (const state of this.states.slice(0, 4)) {
         const prompt = promptOf(state, turn.sent, turn.isWhole);
-        const expected = await this.#twin.reply(this.name, prompt, turn.manner);
+        const all = await this.#twins.replies(this.name, prompt, turn.manner);
         const { ids, turnStart, spans } = prompt;
         const log = `log of ${state.ids.length} tokens and ${state.turnCount} turns`;
-        const said = `${expected.completionTokens} tokens ${quote(expected.text)} (${expected.reason})`;
+        const said = all
+          .map(({ completionTokens, text, reason }) => `${completionTokens} tokens ${quote(text)} (${reason})`)
+          .join(" or ");
         lines.push(`  ${log}: prompt ${ids.length} from ${turnStart}, ${spans.length} spans, then ${said}`);
       }
       lines.push(`  was: ${describeTurn(turn)} -> ${describe(outcome)}`);
@@ -264,6 +276,22 @@ function describeTurn({ sent, isWhole, manner, exact, isStream }: AskedTurn): st
 
 function mayHaveMissed({ exact }: AskedTurn, { quire }: AnswerUsage): boolean {
   return !exact && (quire.pages_missed === undefined || quire.pages_missed > 0 || quire.engines.length > 1);
+}
+
+/** How a turn may be logged whose engine was not heard to its end. */
+function howsOf({ how }: Expected): Expected["how"][] {
+  return how.reply === "dense" ? [how] : [how, { prompt: "dense", reply: "dense" }];
+}
+
+/** What a log may keep of a reply. @param heardLength characters of a stream that its client heard; undefined for an answer that is kept whole */
+function repliesKept(expected: Expected, heardLength: number | undefined) {
+  const { ids, isEnded } = expected;
+  // A reply that a stop string cut at its beginning keeps nothing.
+  const least = heardLength === undefined ? ids.length : Math.min(ids.length, Math.max(1, heardLength));
+  return howsOf(expected).flatMap((how) => [
+    ...range(least, ids.length).map((count) => ({ ids: ids.slice(0, count), isEnded: false, how })),
+    ...(isEnded ? [{ ids, isEnded, how }] : []),
+  ]);
 }
 
 /** Of a turn that nothing can be compared with: as it says itself. */

@@ -3,7 +3,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { engineRest } from "../../../bench/load/rest.ts";
 import { listSessions } from "../../../storage/session-list.ts";
 import { Verifier } from "../../../storage/verify.ts";
-import { Client } from "./client.ts";
+import { type AnswerUsage, Client } from "./client.ts";
 import { type Conversation, Violation } from "./conversation.ts";
 import type { LifeWorld } from "./life.ts";
 import { DENSE } from "./twin.ts";
@@ -15,7 +15,7 @@ export async function checkEnd(world: LifeWorld, conversations: readonly Convers
   const { stack } = world;
   while (stack.engines.length < 2) await stack.addEngine();
   for (const conversation of conversations.filter(({ isOver, sessionId }) => !isOver && sessionId !== undefined))
-    await talkOn(conversation);
+    await talkOn(world, conversation);
   await checkOthers(world, conversations);
   if (world.report.edgesKilled === 0) await checkPlaces(world);
   const engines = stack.engines.map(({ url }, index) => ({ name: `engine ${index}`, url }));
@@ -23,7 +23,9 @@ export async function checkEnd(world: LifeWorld, conversations: readonly Convers
     if (rest.busy + rest.leakedBlocks + rest.leakedSlots > 0)
       throw new Violation(`an idle engine holds ${JSON.stringify(rest)}`);
   }
-  if (!world.isStoreTouched) await checkStore(world);
+  if (!world.isStoreAlone) return;
+  await checkStore(world);
+  if (!world.twins.isMixed) await checkDurable(world, conversations);
 }
 
 /** What nobody collected is whole: a manifest names nothing that is not there. @throws {Violation} */
@@ -36,6 +38,38 @@ export async function checkStore({ stack, report }: LifeWorld): Promise<void> {
   }
 }
 
+/** What the edge calls durable comes from the store when every engine is gone, and is not computed again. @throws {Violation} */
+async function checkDurable(world: LifeWorld, conversations: readonly Conversation[]): Promise<void> {
+  const { stack, report } = world;
+  const isAsked = ({ known, isOver, sessionId }: Conversation) =>
+    !isOver && sessionId !== undefined && known?.isApproximate === false;
+  const asked = conversations.filter(isAsked).slice(0, 6);
+  const kept = await Promise.all(asked.map((conversation) => untilDurable(conversation)));
+  const engines = [...stack.engines];
+  await Promise.all(engines.map((engine) => stack.killEngine(engine)));
+  await stack.addEngine();
+  for (const [index, conversation] of asked.entries()) {
+    const { prompt_tokens_details, quire } = await talk(conversation, "lazy");
+    const cached = prompt_tokens_details.cached_tokens;
+    const stored = kept[index] ?? 0;
+    if (cached < stored)
+      conversation.fail(`of ${stored} durable tokens ${cached} were found: ${JSON.stringify(quire)}`);
+    report.durableTokens += stored;
+  }
+}
+
+/** @returns how many tokens are, when nothing waits to be written */
+async function untilDurable(conversation: Conversation): Promise<number> {
+  const { client, sessionId } = conversation;
+  for (const endMs = performance.now() + SETTLE_MS; performance.now() < endMs; ) {
+    const answer = await client.ask("GET", `/v1/sessions/${sessionId}`);
+    const { persist_pending: isPending, persisted_tokens: tokens } = answer?.body ?? {};
+    if (answer?.status === 200 && isPending === false) return Number(tokens);
+    await sleep(250);
+  }
+  return conversation.fail("is not durable in a minute of rest");
+}
+
 /** @throws {Violation} where a key still works */
 export async function checkRevoked({ stack, report }: LifeWorld, key: string): Promise<void> {
   const refused = await new Client(() => stack.url, key).ask("GET", "/v1/models");
@@ -44,28 +78,33 @@ export async function checkRevoked({ stack, report }: LifeWorld, key: string): P
 }
 
 /** Two calm turns: the first is the twin's, and behind it nothing is computed again. */
-async function talkOn(conversation: Conversation): Promise<void> {
+async function talkOn({ twins }: LifeWorld, conversation: Conversation): Promise<void> {
   for (let index = 0; index < 2; index++) {
-    const sent = [{ role: "user" as const, content: "And then?" }];
-    const turn = { sent, isWhole: false, manner: DENSE, exact: true, hasLogprobs: false, isStream: false };
     const kept = conversation.known?.ids.length;
-    const endMs = performance.now() + SETTLE_MS;
-    for (;;) {
-      const quire = { session_id: conversation.sessionId, selection: { policy: "dense", exact: true } };
-      const body = { model: "house-0", messages: sent, temperature: 0, seed: 1, max_tokens: DENSE.tokensMax, quire };
-      const outcome = await conversation.client.send("/v1/chat/completions", body);
-      if (outcome.kind === "done") {
-        await conversation.take([{ turn, outcome, isEdgeLost: false }]);
-        const again = outcome.usage.quire.recomputed_tokens ?? 0;
-        if (index === 1 && again > 0)
-          conversation.fail(`${again} tokens of ${kept} were computed again though nothing was lost`);
-        break;
-      }
-      if (performance.now() > endMs) conversation.fail(`has not come to rest: ${JSON.stringify(outcome)}`);
-      await sleep(250);
-    }
+    const again = (await talk(conversation)).quire.recomputed_tokens ?? 0;
+    // An engine of another kind has nothing of it.
+    if (index === 1 && again > 0 && !twins.isMixed)
+      conversation.fail(`${again} tokens of ${kept} were computed again though nothing was lost`);
   }
   await conversation.look();
+}
+
+/** A calm turn, which is the twin's. */
+async function talk(conversation: Conversation, resume?: string): Promise<AnswerUsage> {
+  const sent = [{ role: "user" as const, content: "And then?" }];
+  const turn = { sent, isWhole: false, manner: DENSE, exact: true, hasLogprobs: false, isStream: false };
+  const selection = { policy: "dense", exact: true };
+  const quire = { session_id: conversation.sessionId, selection, ...(resume === undefined ? {} : { resume }) };
+  const body = { model: "house-0", messages: sent, temperature: 0, seed: 1, max_tokens: DENSE.tokensMax, quire };
+  for (const endMs = performance.now() + SETTLE_MS; ; ) {
+    const outcome = await conversation.client.send("/v1/chat/completions", body);
+    if (outcome.kind === "done") {
+      await conversation.take([{ turn, outcome, isEdgeLost: false }]);
+      return outcome.usage;
+    }
+    if (performance.now() > endMs) conversation.fail(`has not come to rest: ${JSON.stringify(outcome)}`);
+    await sleep(250);
+  }
 }
 
 /** Of another tenant nothing is found, and of deleted sessions nobody finds anything. */

@@ -6,27 +6,17 @@ import { Acts } from "./acts.ts";
 import { Client } from "./client.ts";
 import { type Conversation, Violation } from "./conversation.ts";
 import { checkEnd, checkRevoked } from "./end.ts";
+import { natureOf } from "./nature.ts";
 import { OPERATOR_ACTS, Operator } from "./operator.ts";
 import { type LifeReport, newReport } from "./report.ts";
 import { Stack, type TenantName } from "./stack.ts";
-import { HouseTwin } from "./twin.ts";
+import { Twins } from "./twins.ts";
 
 const CLIENT_COUNT = 5;
 const CONVERSATIONS_EACH = 3;
 /** Longer than an engine may be silent before its turns go to another one. */
 const FROZEN_MS = LIMITS.engineExpiryMs + 2_000;
 const WHO_TALKS: readonly TenantName[] = ["one", "two"];
-
-/** Within what signatures allow (`LIMITS.signatureSkewMsMax`). */
-const SKEW_MS_MAX = 12_000;
-
-/** For every conversation, for some of them, for one with what is set aside beside it, and for none without host memory. */
-const ROOM = [
-  ["--pool-bytes=16M", "--host-pool-mib=64"],
-  ["--pool-bytes=6M", "--host-pool-mib=0"],
-  ["--pool-bytes=3M", "--host-pool-mib=4"],
-  ["--pool-bytes=2M", "--host-pool-mib=16"],
-];
 
 /** How long a life is. */
 export interface LifeOptions {
@@ -41,38 +31,25 @@ export interface LifeOptions {
 /** What a life's parts share. */
 export interface LifeWorld {
   stack: Stack;
-  twin: HouseTwin;
+  twins: Twins;
   report: LifeReport;
   clients: Readonly<Record<TenantName, Client>>;
   /** How often the edge went and came: odd while it is not there. */
   edgeMoves(): number;
   /** Sessions that were deleted and not begun anew. */
   deleted: { tenant: TenantName; sessionId: string }[];
-  /** Objects were deleted from the store, or put there, by an operator. */
-  readonly isStoreTouched: boolean;
+  /** Nobody but engines deletes objects from the store, or puts any there. */
+  readonly isStoreAlone: boolean;
   /** Answers that were long in coming, or failed when they had begun. */
   slow: string[];
 }
 
 /** Lives it. @throws {Violation} naming what cannot be, with how to see it again */
 export async function live({ seed, actCount, signal, tell = () => undefined }: LifeOptions): Promise<LifeReport> {
-  const choose = uniform(seed * 7_919 + 1);
-  const pick = <T>(list: readonly T[]): T => list[Math.floor(choose() * list.length)] as T;
-  const pages = pick(["int8", "int8", "int4"] as const);
-  const draw = () => [
-    ...[`--page-encoding=${pages}`, ...pick(ROOM)],
-    ...[`--reserve=${pick(["prompt", "prompt", "full"])}`, `--resume=${pick(["lazy", "lazy", "full", "auto"])}`],
-  ];
-  const alike = draw();
-  // In two lives of five each engine is of its own kind, in one of three their clocks differ.
-  const engineArgs = choose() < 0.4 ? draw : () => alike;
-  const isSkewed = choose() < 0.33;
-  const skewMs = () => (isSkewed ? Math.round(SKEW_MS_MAX * (2 * choose() - 1)) : 0);
-  const diskCacheBytes = pick([undefined, undefined, 1_000_000, 100_000_000]);
-  const turnsConcurrent = pick([16, 16, 3]);
-  const stack = await Stack.open({ engineArgs, skewMs, diskCacheBytes, turnsConcurrent, signal });
-  const twin = await HouseTwin.open(pages);
-  const life = new Life({ stack, twin, seed, actCount, signal });
+  const nature = natureOf(seed);
+  const stack = await Stack.open({ ...nature, signal });
+  const twins = await Twins.open(nature.kinds);
+  const life = new Life({ stack, twins, seed, actCount, signal, ...nature });
   try {
     await life.run();
     for (const line of life.slow) tell(`  ${line}; ${life.story.join(", ")}`);
@@ -81,18 +58,18 @@ export async function live({ seed, actCount, signal, tell = () => undefined }: L
     if (!(thrown instanceof Violation)) throw thrown;
     const words = (await stack.words()).join("\n");
     throw new Violation(
-      `${thrown.message}\n${words}\n${life.story.join(", ")}\nengines: ${alike.join(" ")}${engineArgs === draw ? " or others" : ""}${isSkewed ? ", clocks differ" : ""}, disk cache ${diskCacheBytes}, ${turnsConcurrent} at once\nagain: npm run sim -- --stack --seed ${seed}`,
+      `${thrown.message}\n${words}\n${life.story.join(", ")}\nengines: ${nature.words}\nagain: npm run sim -- --stack --seed ${seed}`,
     );
   } finally {
     life.stop();
     await stack.close();
-    await twin.close();
+    await twins.close();
   }
 }
 
 class Life implements LifeWorld {
   readonly stack: Stack;
-  readonly twin: HouseTwin;
+  readonly twins: Twins;
   readonly report = newReport();
   readonly clients: LifeWorld["clients"];
   readonly deleted: LifeWorld["deleted"] = [];
@@ -104,15 +81,28 @@ class Life implements LifeWorld {
   readonly #signal: AbortSignal;
   readonly #startMs = performance.now();
   readonly #conversations: Conversation[] = [];
+  /** Of disturbances: less is more of them. */
+  readonly #pace: number;
   readonly #operator: Operator;
+  readonly #frozen: Promise<void>[] = [];
   #isOver = false;
   #edgeMoves = 0;
-  isStoreTouched = false;
+  readonly isStoreAlone: boolean;
 
-  constructor(options: { stack: Stack; twin: HouseTwin; seed: number; actCount: number; signal: AbortSignal }) {
-    const { stack, twin, seed, actCount, signal } = options;
+  constructor(options: {
+    stack: Stack;
+    twins: Twins;
+    seed: number;
+    actCount: number;
+    signal: AbortSignal;
+    isStoreAlone: boolean;
+    pace: number;
+  }) {
+    const { stack, twins, seed, actCount, signal, isStoreAlone, pace } = options;
+    this.#pace = pace;
+    this.isStoreAlone = isStoreAlone;
     this.stack = stack;
-    this.twin = twin;
+    this.twins = twins;
     this.#seed = seed;
     this.#actCount = actCount;
     this.#signal = signal;
@@ -139,6 +129,7 @@ class Life implements LifeWorld {
     await Promise.race([Promise.all(clients), disturbed.then(() => Promise.all(clients))]);
     this.#isOver = true;
     await disturbed;
+    await Promise.all(this.#frozen);
     await checkEnd(this, this.#conversations);
     // Where an isolate may not remember it any more; a short life does not wait for that.
     for (const { key, atMs } of this.#operator.revoked)
@@ -180,15 +171,17 @@ class Life implements LifeWorld {
       "collect",
       "age",
       "add",
+      "restart",
       ...OPERATOR_ACTS,
     ] as const;
     for (;;) {
-      await sleep(300 + 2_000 * next());
+      await sleep(this.#pace * (300 + 2_000 * next()));
       if (this.#isOver || this.#signal.aborted) return;
-      const act = acts[Math.floor(next() * acts.length)] as (typeof acts)[number];
+      const drawn = acts[Math.floor(next() * acts.length)] as (typeof acts)[number];
+      const isRefused = this.isStoreAlone && ["collect", "age", "remove", "import", "verify"].includes(drawn);
+      const act = isRefused ? "restart" : drawn;
       this.story.push(`${act} at ${((performance.now() - this.#startMs) / 1000).toFixed(1)} s`);
       const operated = OPERATOR_ACTS.find((one) => one === act);
-      this.isStoreTouched ||= ["collect", "age", "remove", "import", "verify"].includes(act);
       if (operated) await this.#operator.act(operated);
       else await this.#disturbBy(act, next());
     }
@@ -197,7 +190,7 @@ class Life implements LifeWorld {
   async #disturbBy(act: string, chance: number): Promise<void> {
     const { stack, report } = this;
     const chosen = stack.engines[Math.floor(chance * stack.engines.length)];
-    const engine = act === "kill" || act === "freeze" ? await stack.busiest() : chosen;
+    const engine = ["kill", "freeze", "restart"].includes(act) ? await stack.busiest() : chosen;
     if (act === "edge") {
       report.edgesKilled += 1;
       this.#edgeMoves += 1;
@@ -206,7 +199,8 @@ class Life implements LifeWorld {
     } else if (act.startsWith("freeze")) {
       report.frozen += 1;
       if (act === "freeze edge") await stack.freezeEdge(FROZEN_MS / 2);
-      else if (engine) await stack.freezeEngine(engine, FROZEN_MS);
+      // Others go on meanwhile, and may befall this one.
+      else if (engine) this.#frozen.push(stack.freezeEngine(engine, FROZEN_MS));
     } else if (act === "collect" || act === "age") {
       report.collected += await stack.collect(act === "age" ? 1_000 : undefined).catch(() => 0);
     } else if (act === "add" && stack.engines.length < 3) await stack.addEngine();
@@ -219,6 +213,9 @@ class Life implements LifeWorld {
       if (stack.engines.length < 2 && chance < 0.5) await stack.addEngine();
       await stack.killEngine(engine);
       if (stack.engines.length < 2) await stack.addEngine();
+    } else if (act === "restart" && engine) {
+      report.enginesKilled += 1;
+      await stack.restartEngine(engine);
     } else if (act === "drain" && engine) {
       report.enginesDrained += 1;
       await Promise.all([stack.addEngine(), stack.drainEngine(engine)]);

@@ -49,7 +49,8 @@ export class NamedTurns extends Asker {
     if (first.outcome.kind !== "done") return;
     const other = { ...turn, sent: [{ role: "user" as const, content: "Something else?" }] };
     const asked = { headers, isOnce: isOther, isOtherBody: isOther };
-    const { outcome } = await this.ask(conversation, isOther ? other : turn, { cutAfterBytes: 1e9 }, asked);
+    const { outcome, isEdgeLost } = await this.ask(conversation, isOther ? other : turn, { cutAfterBytes: 1e9 }, asked);
+    if (isEdgeLost && outcome.kind === "lost") return;
     if (isOther && outcome.kind === "done")
       conversation.fail(`another body under a turn's name was answered: ${describe(outcome)}`);
     if (!isOther && (outcome.kind !== "done" || outcome.id !== first.outcome.id))
@@ -76,23 +77,23 @@ export class NamedTurns extends Asker {
     if (outcome.kind !== "done" || this.next() < 0.3) return;
     const again = await this.#followed(conversation, headers, 0);
     // Undisturbed it is there; whatever is heard of it is the same.
-    const isCalm = this.world.edgeMoves() === moves && moves % 2 === 0;
+    const isCalm = () => this.world.edgeMoves() === moves && moves % 2 === 0;
     for (const heard of [again, ...(also?.kind === "done" ? [also] : [])]) {
-      if (heard.kind !== "done" ? isCalm : !isTold(outcome, heard, 0))
+      if (heard.kind !== "done" ? isCalm() : !isTold(outcome, heard, 0))
         conversation.fail(`${describe(outcome)} was told again as ${describe(heard)}`);
     }
     await this.#takenUp(conversation, outcome, isCalm);
   }
 
   /** From an event in its middle, and from one that there never was. */
-  async #takenUp(conversation: Conversation, outcome: Done, isCalm: boolean): Promise<void> {
+  async #takenUp(conversation: Conversation, outcome: Done, isCalm: () => boolean): Promise<void> {
     const { marks = [], choices } = outcome;
     const mark = this.pick(marks.filter(({ length }) => length < (choices[0]?.text.length ?? 0)));
     if (!mark) return;
     this.world.report.takenUp += 1;
     const from = mark.length;
     const rest = await this.client.follow(conversation.sessionId as string, { "last-event-id": mark.id });
-    if (rest.kind !== "done" ? isCalm : !isTold(outcome, rest, from))
+    if (rest.kind !== "done" ? isCalm() : !isTold(outcome, rest, from))
       conversation.fail(`behind character ${from} of ${describe(outcome)} there is ${describe(rest)}`);
     const [turnId = "", number] = mark.id.split(".");
     const nobodys = { "last-event-id": `${[...turnId].reverse().join("")}.${number}` };

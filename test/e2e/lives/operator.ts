@@ -82,9 +82,10 @@ export class Operator {
   }
 
   /** An archive of some age takes the place of its session, or of another one, of either tenant: what does not belong there is not to be believed. */
-  async #import({ namespace, record }: ListedSession): Promise<void> {
+  async #import(session: ListedSession): Promise<void> {
     const archive = this.#pick(this.#archives);
-    if (archive === undefined) return;
+    if (archive === undefined) return this.#export(session);
+    const { namespace, record } = session;
     const isBack = this.#next() < 0.6;
     const { stack, report } = this.#world;
     const into = isBack ? archive : { namespace, sessionId: record?.sessionId ?? archive.sessionId };

@@ -48,6 +48,8 @@ export interface LifeReport {
   keysRotated: number;
   /** Sessions whose stored objects were all there in the end. */
   storedWhole: number;
+  /** Tokens that were durable, and found by an engine that had nothing. */
+  durableTokens: number;
   collected: number;
 }
 
@@ -81,6 +83,7 @@ export function newReport(): LifeReport {
       imported: 0,
       keysRotated: 0,
       storedWhole: 0,
+      durableTokens: 0,
       collected: 0,
     },
   };

@@ -81,7 +81,8 @@ export class Stack {
     return this.#edge?.url ?? "";
   }
 
-  async addEngine(): Promise<EngineProcess> {
+  /** @param port of one that is no more */
+  async addEngine(port?: number): Promise<EngineProcess> {
     const logPath = join(this.#folder, `engine-${this.#engineCount++}.log`);
     const { engineArgs, skewMs, diskCacheBytes } = this.#options;
     const cache = `--disk-cache=${join(this.#folder, "cache")}`;
@@ -96,7 +97,10 @@ export class Stack {
     ];
     const signal = AbortSignal.any([this.#options.signal, this.#closing.signal]);
     const env = { ...process.env, NODE_OPTIONS: preloads.join(" "), QUIRE_LIFE_SKEW_MS: String(skewMs()) };
-    const engine = await startEngineProcess({ args, engineKey: this.#engineKey, logPath, context: { env, signal } });
+    const engine = await startEngineProcess({
+      ...{ args, engineKey: this.#engineKey, logPath, port },
+      context: { env, signal },
+    });
     if (engine === undefined || this.#closing.signal.aborted) {
       engine?.child.kill();
       throw new Error("stopped");
@@ -119,6 +123,12 @@ export class Stack {
     this.#forget(engine);
     engine.child.kill();
     await engine.child.ended;
+  }
+
+  /** As a supervisor does it: killed, and another process in its place, at its address. */
+  async restartEngine(engine: EngineProcess): Promise<void> {
+    await this.killEngine(engine);
+    await this.addEngine(Number(new URL(engine.url).port));
   }
 
   /** Its turns come to their end; it takes no new ones. */
@@ -209,11 +219,13 @@ export class Stack {
   }
 }
 
+/** What is killed meanwhile is not there to go on. */
 async function freeze(pid: number, ms: number): Promise<void> {
   process.kill(pid, "SIGSTOP");
+  await sleep(ms);
   try {
-    await sleep(ms);
-  } finally {
     process.kill(pid, "SIGCONT");
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error;
   }
 }
