@@ -52,7 +52,8 @@ export async function startEdge(options: EdgeOptions): Promise<Child> {
     logPath: data.at("logs", "edge.log"),
     onWarning: options.onWarning,
     isNoise: (line) => /POST \/v1\/engines\/heartbeat 2\d\d/.test(line),
-    isWarning: (line) => /\[(WARNING|ERROR)\]|^\s*(Uncaught|\w*Error:)/.test(line),
+    // Which engine failed a turn is in the log: here it is one of this machine, whose end is told by itself.
+    isWarning: (line) => /\[(WARNING|ERROR)\]|^\s*(Uncaught|\w*Error:)/.test(line) && !line.includes('"engine.failed"'),
   });
 }
 
