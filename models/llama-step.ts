@@ -132,10 +132,11 @@ export class LlamaStep {
     const rows = this.#rows;
     const recorder = this.#recorder;
     observer?.hidden(recorder, { layer, x, rows });
+    const projections = [[q, weights.query] as const, [k, weights.key] as const, [v, weights.value] as const];
+    // Before the norm: a GPU makes one dispatch of products that follow each other, and one of the norm and their input's codes.
+    for (const [out, projection] of projections) if (projection.norm === undefined) this.#bias(out, projection);
     recorder.rmsNorm({ out: normed, x, weight: weights.attentionNorm, rows, width: config.width, eps: config.normEps });
-    this.#project(q, weights.query);
-    this.#project(k, weights.key);
-    this.#project(v, weights.value);
+    for (const [out, projection] of projections) this.#project(out, projection);
     recorder.append({ pool, layer, headCount, q, k, v, rope });
     // Where no row is sampled, the last layer leaves nothing behind but its KV: it need not wait for blocks either.
     const last = layer + 1 === config.layerCount;
@@ -154,19 +155,27 @@ export class LlamaStep {
     this.#recorder.matmul({ out: x, x: attended, matrix: weights.output, rows, accumulate: true });
   }
 
-  /** `out = normed . matrix^T + bias`, each head then normed where the model does that. Uses `attended`, which nobody needs yet. */
-  #project(out: DeviceBuffer, { matrix, bias, norm }: Projection): void {
+  /**
+   * `out = normed . matrix^T + bias`, each head then normed where the model does that. Uses `attended`, which nobody needs yet. Where there is no norm
+   * `out` holds the bias already.
+   */
+  #project(out: DeviceBuffer, projection: Projection): void {
+    const { matrix, bias, norm } = projection;
     const { config, buffers } = this.#parts;
     const { headDim, normEps: eps } = config;
     const rows = this.#rows;
     const raw = norm === undefined ? out : buffers.attended;
-    if (bias !== undefined) {
-      this.#recorder.gatherRows({ out: raw, x: bias, indices: new Uint32Array(rows), width: matrix.outWidth });
-    }
+    if (norm !== undefined) this.#bias(raw, projection);
     this.#recorder.matmul({ out: raw, x: buffers.normed, matrix, rows, accumulate: bias !== undefined });
     if (norm === undefined) return;
     const headRows = (rows * matrix.outWidth) / headDim;
     this.#recorder.rmsNorm({ out, x: raw, weight: norm, rows: headRows, width: headDim, eps });
+  }
+
+  /** Every row of a projection's result begins as its bias, where it has one. */
+  #bias(out: DeviceBuffer, { matrix, bias }: Projection): void {
+    if (bias === undefined) return;
+    this.#recorder.gatherRows({ out, x: bias, indices: new Uint32Array(this.#rows), width: matrix.outWidth });
   }
 
   #ffn(weights: LayerWeights, x: Activations["x"], rows: number): void {

@@ -130,15 +130,17 @@ export interface HostCase {
   batch: number;
   contextTokens: number;
   policy: string;
+  /** As a model's configuration says it. */
+  qkvBias?: boolean;
 }
 
 /** A function that runs the step of one token behind each context, always the same. */
 export async function decodeStep(
   device: WebGpuDevice,
-  { layerCount, batch, contextTokens, policy }: HostCase,
+  { layerCount, batch, contextTokens, policy, qkvBias = false }: HostCase,
 ): Promise<() => Promise<unknown>> {
   const small = { width: 512, ffnWidth: 512, headDim: 32, vocabularySize: 512 };
-  const config: ModelConfig = { ...shapeConfig("8b"), ...small, layerCount };
+  const config: ModelConfig = { ...shapeConfig("8b"), ...small, layerCount, qkvBias };
   const blockCapacity = contextTokens / BLOCK_TOKENS + 1;
   const { plan, summary = "min-max" } = policyNamed(policy);
   const runner = new LlamaRunner({

@@ -65,7 +65,7 @@ export async function noiseMatrix(
   return matrix;
 }
 
-/** All weights of a model with tied embeddings: matrices of noise, norms of ones. */
+/** All weights of a model with tied embeddings: matrices of noise, norms and biases of ones. */
 export async function noiseWeights(
   { device, seed }: NoiseSource,
   config: ModelConfig,
@@ -76,6 +76,7 @@ export async function noiseWeights(
     noiseMatrix({ device, seed: mixedSeed(seed, ++count) }, "noise", as, { outWidth, inWidth });
   const projection = async (heads: number): Promise<Projection> => ({
     matrix: await matrix(heads * config.headDim, config.width),
+    ...(config.qkvBias ? { bias: ones(device, heads * config.headDim) } : {}),
   });
   const { width, ffnWidth, headCount, kvHeadCount, headDim, vocabularySize, layerCount } = config;
   const norm = ones(device, width);

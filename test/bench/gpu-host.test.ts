@@ -66,6 +66,19 @@ describe.skipIf(device === undefined)("a step of the GPU device on the host", ()
     expect(names.slice(first, end)).toEqual(kernels);
   });
 
+  it("biases of queries, keys and values are three dispatches more, and keep no product apart", async () => {
+    const count = async (layerCount: number): Promise<number> => {
+      const what = { layerCount, batch: 2, contextTokens: 4096, policy: "dense", qkvBias: true };
+      const run = await decodeStep(device!, what);
+      const times: KernelTime[] = [];
+      device!.time(times);
+      await run();
+      device!.time(undefined);
+      return times.length;
+    };
+    expect((await count(3)) - (await count(2))).toBe(DENSE_LAYER + 3);
+  });
+
   it("no kernel is made twice, by whatever step", async () => {
     const asked = vi.spyOn(Gpu.prototype, "pipelineOf");
     for (const policy of ["dense", "quest", "residual-signs", "mean-deviation+share(2)"] as const) {
