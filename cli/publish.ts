@@ -6,7 +6,7 @@ import { openModelFolder } from "./model-folder.ts";
 import { openPlace, storeFlags } from "./store/flags.ts";
 import { UsageError } from "./usage-error.ts";
 
-/** An edge that does not get an object written within this time is not waited for; a vocabulary is a few megabytes. */
+/** A bucket that has not taken everything within this time is not waited for; a vocabulary is a few megabytes. */
 const uploadMsMax = 120_000;
 
 /** The command. */

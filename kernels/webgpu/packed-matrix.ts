@@ -13,6 +13,7 @@ import { MATRIX_ROW_GROUP, type Matrix, type MatrixEncoding } from "../contract.
 import { f16Bits, roundToBf16, roundToF16, SCALE_GROUP } from "../reference/quantize-rows.ts";
 import { assertMatrixRows } from "../validate.ts";
 import type { Gpu } from "./gpu.ts";
+import { hasScales } from "./wgsl/matmul-common.ts";
 
 const LANES = 8;
 const PLACES = LANES * MATRIX_ROW_GROUP;
@@ -81,7 +82,7 @@ export class WebGpuMatrix implements Matrix {
   }
 
   get hasScales(): boolean {
-    return this.encoding === "int8" || this.encoding === "int4";
+    return hasScales(this.encoding);
   }
 
   /** Inputs of a row with their padding. */

@@ -11,7 +11,7 @@ import type { MatrixPart, WebGpuMatrix } from "./packed-matrix.ts";
 import type { Dispatch, ProductInput, ProductInputs, WaitingOp } from "./product-inputs.ts";
 import { GATED_BUFFERS, gatedFfn } from "./wgsl/gated-ffn.ts";
 import { GEMM_TILE, GEMV_ROWS, GEMV_TWO_GROUPS_MIN, gemm, gemv } from "./wgsl/matmul.ts";
-import { MATRICES_MAX, type MatrixCount, storageBuffersOf } from "./wgsl/matmul-common.ts";
+import { hasScales, MATRICES_MAX, type MatrixCount, storageBuffersOf } from "./wgsl/matmul-common.ts";
 import { gemmByMatrices, MATRIX_COLUMNS, MATRIX_ROWS } from "./wgsl/matmul-matrix.ts";
 
 /** `out = x . matrix^T`, or added to it; all f32, `x` `[rows, inWidth]`, `out` `[rows, outWidth]`. */
@@ -100,7 +100,7 @@ export class Products {
     const { encoding, steps } = first.matrix;
     const few = GEMV_ROWS.find((each) => rows <= each);
     if (one?.rowCount !== width || other?.rowCount !== width || few === undefined) return undefined;
-    if ((encoding !== "int8" && encoding !== "int4") || first.rows !== rows || first.accumulate) return undefined;
+    if (!hasScales(encoding) || first.rows !== rows || first.accumulate) return undefined;
     if (this.#gpu.device.limits.maxStorageBuffersPerShaderStage < GATED_BUFFERS) return undefined;
     this.#waiting = undefined;
     return {
@@ -194,13 +194,12 @@ function productKernel(
   { encoding, rows, width, matrices }: ProductShape,
   { matrix }: Lane,
 ): { kernel: Kernel; columns: number; rowsPerGroup: number } {
-  const isInteger = encoding === "int8" || encoding === "int4";
   const few = GEMV_ROWS.find((each) => rows <= each);
   if (few !== undefined) {
-    const groups = isInteger && few > 1 && width >= GEMV_TWO_GROUPS_MIN ? 2 : 1;
+    const groups = hasScales(encoding) && few > 1 && width >= GEMV_TWO_GROUPS_MIN ? 2 : 1;
     return { kernel: gemv(encoding, few, groups, matrices), columns: 8 * groups, rowsPerGroup: few };
   }
-  if (matrix !== undefined && isInteger) {
+  if (matrix !== undefined && hasScales(encoding)) {
     return { kernel: gemmByMatrices(encoding, matrix, matrices), columns: MATRIX_COLUMNS, rowsPerGroup: MATRIX_ROWS };
   }
   return { kernel: gemm(encoding, matrices), columns: GEMM_TILE, rowsPerGroup: GEMM_TILE };

@@ -5,12 +5,12 @@ import { describe, expect, it, vi } from "vitest";
 import { decodeStep, type HostRow, openNullDevice } from "../../bench/gpu/host-time.ts";
 import type { SelectionPlan, StepSlice } from "../../kernels/contract.ts";
 import { ownPool } from "../../kernels/webgpu/buffers.ts";
-import type { KernelTime } from "../../kernels/webgpu/command-list.ts";
 import { Gpu } from "../../kernels/webgpu/gpu.ts";
 import { StepLayout } from "../../kernels/webgpu/step-layout.ts";
 import { Addresses, Words } from "../../kernels/webgpu/words.ts";
 import { policyNamed } from "../../models/selection/registry.ts";
 import { withTempFolder } from "../cli/run-quire.ts";
+import { kernelsOf } from "../kernels/support/kernel-names.ts";
 import { runBench } from "./run-bench.ts";
 
 vi.setConfig({ testTimeout: 120_000 });
@@ -56,11 +56,7 @@ describe.skipIf(device === undefined)("a step of the GPU device on the host", ()
     ["streaming", ["append", "list_blocks"]],
   ])("between append and attention: %s", async (policy, kernels) => {
     const run = await decodeStep(device!, { layerCount: 3, batch: 2, contextTokens: 16_384, policy });
-    const times: KernelTime[] = [];
-    device!.time(times);
-    await run();
-    device!.time(undefined);
-    const names = times.map(({ name }) => name);
+    const names = await kernelsOf(device!, run);
     const first = names.findLastIndex((name) => name.startsWith("append"));
     const end = names.findLastIndex((name) => name.startsWith("attend"));
     expect(names.slice(first, end)).toEqual(kernels);
@@ -70,11 +66,7 @@ describe.skipIf(device === undefined)("a step of the GPU device on the host", ()
     const count = async (layerCount: number): Promise<number> => {
       const what = { layerCount, batch: 2, contextTokens: 4096, policy: "dense", qkvBias: true };
       const run = await decodeStep(device!, what);
-      const times: KernelTime[] = [];
-      device!.time(times);
-      await run();
-      device!.time(undefined);
-      return times.length;
+      return (await kernelsOf(device!, run)).length;
     };
     expect((await count(3)) - (await count(2))).toBe(DENSE_LAYER + 3);
   });

@@ -1,13 +1,13 @@
 /** Ops that the GPU device runs together with the quantization of what they make: the same bits, fewer dispatches, and nothing forgotten. */
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import type { DeviceBuffer, StepRecorder } from "../../kernels/contract.ts";
-import type { KernelTime } from "../../kernels/webgpu/command-list.ts";
 import { type Kernel, read, write } from "../../kernels/webgpu/kernel.ts";
 import { openWebGpuDevice, type WebGpuDevice } from "../../kernels/webgpu/open-webgpu.ts";
 import { EXACT_DIVIDE } from "../../kernels/webgpu/wgsl/exact-math.ts";
 import { adapterForTests } from "../support/software-gpu.ts";
 import { expectSameBits } from "./support/compare.ts";
 import { bytesOf, poisoned, results, upload } from "./support/floats.ts";
+import { kernelsOf, kernelsOfStep } from "./support/kernel-names.ts";
 import { Random, SEED } from "./support/random.ts";
 import { runOver } from "./support/run-kernel.ts";
 import { makeSequence, Stage, type StageShape } from "./support/stage.ts";
@@ -34,16 +34,6 @@ describe.skipIf(!hasAdapter)(`ops in front of a product (seed ${SEED})`, () => {
     device = await openWebGpuDevice();
   });
   afterAll(() => device.close());
-
-  async function namesOf(record: (recorder: StepRecorder) => void): Promise<string[]> {
-    const times: KernelTime[] = [];
-    device.time(times);
-    const recorder = device.begin([]);
-    record(recorder);
-    await recorder.submit();
-    device.time(undefined);
-    return times.map(({ name }) => name);
-  }
 
   /** Buffers and ops of one case. */
   function stage(op: keyof typeof OPS, encoding: "int8" | "int4" | "f32", { rows, width }: (typeof SHAPES)[number]) {
@@ -84,17 +74,17 @@ describe.skipIf(!hasAdapter)(`ops in front of a product (seed ${SEED})`, () => {
     "$op, $rows rows of $width, $encoding: one dispatch with the bits of two",
     async ({ op, encoding, ...shape }) => {
       const { begin, make, multiply, made, out } = stage(op, encoding, shape);
-      const apart = await namesOf((recorder) => {
+      const apart = await kernelsOfStep(device, (recorder) => {
         begin(recorder);
         make(recorder);
       });
       expect(apart.at(-1)).toBe(OPS[op].alone(shape.width));
       const values = await results(device, made);
-      expect(await namesOf(multiply)).toEqual(["quantize_rows", gemvOf(encoding, shape.rows)]);
+      expect(await kernelsOfStep(device, multiply)).toEqual(["quantize_rows", gemvOf(encoding, shape.rows)]);
       const product = await results(device, out);
       expect(product.some((value) => value !== 0)).toBe(true);
       device.write(out, 0, bytesOf(new Float32Array(product.length).fill(Number.NaN)));
-      const together = await namesOf((recorder) => {
+      const together = await kernelsOfStep(device, (recorder) => {
         begin(recorder);
         make(recorder);
         multiply(recorder);
@@ -107,7 +97,7 @@ describe.skipIf(!hasAdapter)(`ops in front of a product (seed ${SEED})`, () => {
       ]);
       expectSameBits(await results(device, made), values, "what the op made");
       expectSameBits(await results(device, out), product, "the product");
-      const again = await namesOf((recorder) => {
+      const again = await kernelsOfStep(device, (recorder) => {
         multiply(recorder);
         make(recorder);
         multiply(recorder);
@@ -124,7 +114,7 @@ describe.skipIf(!hasAdapter)(`ops in front of a product (seed ${SEED})`, () => {
     const shape = { rows: 2, width: 64 };
     const { other, made, out, make, multiply } = stage("rmsNorm", "int8", shape);
     const copy = poisoned(device, "copy", 2 * 64);
-    const names = await namesOf((recorder) => {
+    const names = await kernelsOfStep(device, (recorder) => {
       make(recorder);
       // Goes between the ops: the norm has read the weight that was there.
       device.write(other, 0, bytesOf(new Float32Array(64)));
@@ -142,13 +132,13 @@ describe.skipIf(!hasAdapter)(`ops in front of a product (seed ${SEED})`, () => {
 
   it("a product of floats, or of fewer rows, has its input made by itself", async () => {
     const floats = stage("rmsNorm", "f32", { rows: 2, width: 256 });
-    const names = await namesOf((recorder) => {
+    const names = await kernelsOfStep(device, (recorder) => {
       floats.make(recorder);
       floats.multiply(recorder);
     });
     expect(names).toEqual(["rms_norm_64", "gemv_f32_4"]);
     const codes = stage("rmsNorm", "int8", { rows: 2, width: 64 });
-    const fewer = await namesOf((recorder) => {
+    const fewer = await kernelsOfStep(device, (recorder) => {
       codes.make(recorder);
       recorder.matmul({ out: codes.out, x: codes.made, matrix: codes.matrix, rows: 1 });
     });
@@ -183,19 +173,18 @@ describe.skipIf(!hasAdapter)(`ops in front of a product (seed ${SEED})`, () => {
       const ignored = device.buffer("ignored", rows * 8 * 4);
       const run = async (between: (recorder: StepRecorder) => void): Promise<string[]> => {
         const { q, k, v } = stage.upload(parts);
-        const times: KernelTime[] = [];
-        device.time(times);
-        const recorder = device.begin(parts.map((part) => stage.sliceOf(part)));
-        const common = { pool: stage.pool, layer: 0, headCount, q: q[0]! };
-        recorder.matmul({ out: ignored, x: wild, matrix: before, rows });
-        recorder.append({ ...common, k: k[0]!, v: v[0]!, rope: stage.rope });
-        recorder.select(common);
-        recorder.attend({ ...common, out: attended });
-        between(recorder);
-        recorder.matmul({ out, x: attended, matrix, rows });
-        await recorder.submit();
-        device.time(undefined);
-        return times.map(({ name }) => name).slice(times.findIndex(({ name }) => name.startsWith("attend")) + 1);
+        const names = await kernelsOf(device, () => {
+          const recorder = device.begin(parts.map((part) => stage.sliceOf(part)));
+          const common = { pool: stage.pool, layer: 0, headCount, q: q[0]! };
+          recorder.matmul({ out: ignored, x: wild, matrix: before, rows });
+          recorder.append({ ...common, k: k[0]!, v: v[0]!, rope: stage.rope });
+          recorder.select(common);
+          recorder.attend({ ...common, out: attended });
+          between(recorder);
+          recorder.matmul({ out, x: attended, matrix, rows });
+          return recorder.submit();
+        });
+        return names.slice(names.findIndex((name) => name.startsWith("attend")) + 1);
       };
       const fill = async (): Promise<void> => {
         for (const { sequence, position } of parts) await stage.fill(sequence, position);

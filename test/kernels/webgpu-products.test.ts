@@ -3,13 +3,13 @@ import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { decodeStep } from "../../bench/gpu/host-time.ts";
 import type { DeviceBuffer, Matrix, MatrixEncoding, StepRecorder } from "../../kernels/contract.ts";
 import { adapterReport, requestAdapter } from "../../kernels/webgpu/adapter.ts";
-import type { KernelTime } from "../../kernels/webgpu/command-list.ts";
 import { Gpu } from "../../kernels/webgpu/gpu.ts";
 import { type Lane, PLAIN_LANE } from "../../kernels/webgpu/kernel.ts";
 import { openWebGpuDevice, WebGpuDevice } from "../../kernels/webgpu/open-webgpu.ts";
 import { adapterForTests } from "../support/software-gpu.ts";
 import { expectSameBits } from "./support/compare.ts";
 import { bytesOf, poisoned, results, upload } from "./support/floats.ts";
+import { kernelsOf, kernelsOfStep } from "./support/kernel-names.ts";
 import { Random, SEED } from "./support/random.ts";
 
 vi.setConfig({ testTimeout: 120_000 });
@@ -25,17 +25,6 @@ async function deviceIn(lane: Lane, limits: Readonly<Record<string, number>> = {
   const requiredFeatures: GPUFeatureName[] = lane.subgroups === "native" ? ["subgroups"] : [];
   const device = await adapter.requestDevice({ requiredFeatures, requiredLimits: { ...all, ...limits } });
   return new WebGpuDevice(new Gpu(device, lane), adapterReport(adapter), { settled: { lane, used: [], notes: [] } });
-}
-
-/** Names of what a step dispatches. */
-async function namesOf(device: WebGpuDevice, record: (recorder: StepRecorder) => void): Promise<string[]> {
-  const times: KernelTime[] = [];
-  device.time(times);
-  const recorder = device.begin([]);
-  record(recorder);
-  await recorder.submit();
-  device.time(undefined);
-  return times.map(({ name }) => name);
 }
 
 /** An input, and a product by each of some matrices. */
@@ -106,11 +95,11 @@ describe.skipIf(!hasAdapter)(`products that follow each other (seed ${SEED})`, (
       begin(device, staged, accumulate);
       const apart: string[] = [];
       for (const each of products) {
-        apart.push(...(await namesOf(device, (recorder) => recorder.matmul({ ...each, accumulate }))).slice(-1));
+        apart.push(...(await kernelsOfStep(device, (recorder) => recorder.matmul({ ...each, accumulate }))).slice(-1));
       }
       const expected = await inTurn(device, outs);
       begin(device, staged, accumulate);
-      const together = await namesOf(device, (recorder) => {
+      const together = await kernelsOfStep(device, (recorder) => {
         for (const each of products) recorder.matmul({ ...each, accumulate });
       });
       const input = shape.encoding.startsWith("int") ? "quantize_rows" : "pad_rows";
@@ -128,10 +117,10 @@ describe.skipIf(!hasAdapter)(`products that follow each other (seed ${SEED})`, (
     const { products } = staged;
     const outs = products.map(({ out }) => out);
     for (const each of products)
-      expect(await namesOf(device, (recorder) => recorder.matmul(each))).toContain("gemv_int4_4");
+      expect(await kernelsOfStep(device, (recorder) => recorder.matmul(each))).toContain("gemv_int4_4");
     const expected = await inTurn(device, outs);
     begin(device, staged, false);
-    const names = await namesOf(device, (recorder) => {
+    const names = await kernelsOfStep(device, (recorder) => {
       for (const each of products) recorder.matmul(each);
     });
     expect(names).toEqual(["quantize_rows", "gemv_int4_4x2_of_2"]);
@@ -143,11 +132,7 @@ describe.skipIf(!hasAdapter)(`products that follow each other (seed ${SEED})`, (
     expect(device.adapter.storageBuffersMax).toBeGreaterThanOrEqual(11);
     const count = async (layerCount: number): Promise<number> => {
       const run = await decodeStep(device, { layerCount, batch: 1, contextTokens: 4096, policy: "quest" });
-      const times: KernelTime[] = [];
-      device.time(times);
-      await run();
-      device.time(undefined);
-      return times.length;
+      return (await kernelsOf(device, run)).length;
     };
     // Norm; queries, keys and values; append; attention; merge; product; norm; gate, up and activation; product.
     expect((await count(3)) - (await count(2))).toBe(9 + 2);
@@ -163,7 +148,7 @@ describe.skipIf(!hasAdapter)(`products that follow each other (seed ${SEED})`, (
       device = plain(),
     ) {
       const staged = stage(device, "int8", { rows: 3, widths });
-      return namesOf(device, (recorder) => record(recorder, staged));
+      return kernelsOfStep(device, (recorder) => record(recorder, staged));
     }
 
     it("beyond three", async () => {
@@ -178,9 +163,9 @@ describe.skipIf(!hasAdapter)(`products that follow each other (seed ${SEED})`, (
       const device = plain();
       const { products } = stage(device, "int8", { rows: 3, widths });
       const [a, b] = products;
-      await namesOf(device, (recorder) => recorder.matmul(b!));
+      await kernelsOfStep(device, (recorder) => recorder.matmul(b!));
       const expected = await results(device, b!.out);
-      const names = await namesOf(device, (recorder) => {
+      const names = await kernelsOfStep(device, (recorder) => {
         recorder.matmul({ ...a!, out: b!.out });
         recorder.matmul(b!);
       });
@@ -211,7 +196,7 @@ describe.skipIf(!hasAdapter)(`products that follow each other (seed ${SEED})`, (
         { it: { ...b!, matrix: matrixOf("int8", IN_WIDTH - 32) }, names: [Q, G] },
       ];
       for (const { it: product, names: behind } of second) {
-        const names = await namesOf(device, (recorder) => {
+        const names = await kernelsOfStep(device, (recorder) => {
           recorder.matmul(a!);
           recorder.matmul(product);
         });
@@ -225,7 +210,7 @@ describe.skipIf(!hasAdapter)(`products that follow each other (seed ${SEED})`, (
       const { x, products } = stage(device, "int8", { rows: 3, widths });
       const [a, b] = products;
       const copy = poisoned(device, "copy", 3 * 24);
-      const names = await namesOf(device, (recorder) => {
+      const names = await kernelsOfStep(device, (recorder) => {
         recorder.matmul(a!);
         recorder.copyRows({ out: copy, outRow: 0, x: a!.out, xRow: 0, rows: 3, width: 24 });
         recorder.matmul(b!);
@@ -246,17 +231,17 @@ describe.skipIf(!hasAdapter)(`products that follow each other (seed ${SEED})`, (
         recorder.matmul(a!);
         recorder.matmul({ ...b!, x: a!.out });
       };
-      expect(await namesOf(device, record)).toEqual([Q, G, Q, G]);
+      expect(await kernelsOfStep(device, record)).toEqual([Q, G, Q, G]);
       const together = await results(device, b!.out);
-      await namesOf(device, (recorder) => recorder.matmul(a!));
-      await namesOf(device, (recorder) => recorder.matmul({ ...b!, x: a!.out }));
+      await kernelsOfStep(device, (recorder) => recorder.matmul(a!));
+      await kernelsOfStep(device, (recorder) => recorder.matmul({ ...b!, x: a!.out }));
       expectSameBits(await results(device, b!.out), together);
     });
 
     it("a write between them comes behind a product that waits, also the first op of a step", async () => {
       const device = plain();
       const { x, products } = stage(device, "f32", { rows: 3, widths });
-      const names = await namesOf(device, (recorder) => {
+      const names = await kernelsOfStep(device, (recorder) => {
         recorder.matmul(products[0]!);
         device.write(x, 0, bytesOf(new Float32Array(3 * IN_WIDTH)));
       });
@@ -267,7 +252,7 @@ describe.skipIf(!hasAdapter)(`products that follow each other (seed ${SEED})`, (
     it("by a matrix in several buffers", async () => {
       const device = await openWebGpuDevice({ bindingBytesMax: 2 * 8 * 512, features: [] });
       const { products } = stage(device, "int8", { rows: 3, widths });
-      const names = await namesOf(device, (recorder) => {
+      const names = await kernelsOfStep(device, (recorder) => {
         for (const each of products) recorder.matmul(each);
       });
       // 24 rows are two parts, 16 are one.
@@ -321,14 +306,14 @@ describe.skipIf(!hasAdapter)(`products that follow each other (seed ${SEED})`, (
       const device = plain();
       const { gate, up, outs, activate, multiply, clear } = ffn(device, shape.encoding, shape);
       const apart: string[] = [];
-      for (const each of [gate, up]) apart.push(...(await namesOf(device, (recorder) => recorder.matmul(each))));
-      apart.push(...(await namesOf(device, activate)), ...(await namesOf(device, multiply)));
+      for (const each of [gate, up]) apart.push(...(await kernelsOfStep(device, (recorder) => recorder.matmul(each))));
+      apart.push(...(await kernelsOfStep(device, activate)), ...(await kernelsOfStep(device, multiply)));
       const expected = await inTurn(device, outs);
       expect(apart).toHaveLength(7);
       const down = apart.at(-1);
       for (const [first, second] of [[gate, up] as const, [up, gate] as const]) {
         clear();
-        const names = await namesOf(device, (recorder) => {
+        const names = await kernelsOfStep(device, (recorder) => {
           recorder.matmul(first);
           recorder.matmul(second);
           activate(recorder);
@@ -353,7 +338,7 @@ describe.skipIf(!hasAdapter)(`products that follow each other (seed ${SEED})`, (
         between: (recorder: StepRecorder) => void,
       ): Promise<{ names: string[]; values: Float32Array[] }> => {
         for (const each of [a, b]) each.clear();
-        const names = await namesOf(device, (recorder) => {
+        const names = await kernelsOfStep(device, (recorder) => {
           for (const each of [a.gate, a.up]) recorder.matmul(each);
           between(recorder);
           a.activate(recorder);
@@ -383,9 +368,9 @@ describe.skipIf(!hasAdapter)(`products that follow each other (seed ${SEED})`, (
       const pair = (recorder: StepRecorder): void => {
         for (const each of [gate, up]) recorder.matmul(each);
       };
-      await namesOf(device, pair);
-      await namesOf(device, activate);
-      await namesOf(device, multiply);
+      await kernelsOfStep(device, pair);
+      await kernelsOfStep(device, activate);
+      await kernelsOfStep(device, multiply);
       const expected = await inTurn(device, outs);
       const copy = poisoned(device, "copy", 3 * 72);
       const behind: { names: string[]; op: (recorder: StepRecorder) => void }[] = [
@@ -397,7 +382,7 @@ describe.skipIf(!hasAdapter)(`products that follow each other (seed ${SEED})`, (
       ];
       for (const { names, op } of behind) {
         clear();
-        const all = await namesOf(device, (recorder) => {
+        const all = await kernelsOfStep(device, (recorder) => {
           pair(recorder);
           activate(recorder);
           op(recorder);
@@ -411,19 +396,19 @@ describe.skipIf(!hasAdapter)(`products that follow each other (seed ${SEED})`, (
     it("are not taken for others: other rows, an output elsewhere, floats, many rows, fewer buffers", async () => {
       const device = plain();
       const few = ffn(device, "int8", { rows: 3, width: 72 });
-      const rowsLess = await namesOf(device, (recorder) => {
+      const rowsLess = await kernelsOfStep(device, (recorder) => {
         for (const each of [few.gate, few.up]) recorder.matmul(each);
         recorder.siluMul({ out: few.gate.out, gate: few.gate.out, up: few.up.out, rows: 2, width: 72 });
         few.multiply(recorder);
       });
       expect(rowsLess).toEqual([Q, PAIR, SILU, Q, "gemv_int8_4"]);
       const elsewhere = poisoned(device, "elsewhere", 3 * 72);
-      const apart = await namesOf(device, (recorder) => {
+      const apart = await kernelsOfStep(device, (recorder) => {
         for (const each of [few.gate, few.up]) recorder.matmul(each);
         recorder.siluMul({ out: elsewhere, gate: few.gate.out, up: few.up.out, rows: 3, width: 72 });
       });
       expect(apart).toEqual([Q, PAIR, "silu_mul"]);
-      const added = await namesOf(device, (recorder) => {
+      const added = await kernelsOfStep(device, (recorder) => {
         for (const each of [few.gate, few.up]) recorder.matmul({ ...each, accumulate: true });
         few.activate(recorder);
         few.multiply(recorder);
@@ -436,12 +421,12 @@ describe.skipIf(!hasAdapter)(`products that follow each other (seed ${SEED})`, (
           activate(recorder);
           multiply(recorder);
         };
-      const floats = await namesOf(device, all(ffn(device, "f16", { rows: 3, width: 256 })));
+      const floats = await kernelsOfStep(device, all(ffn(device, "f16", { rows: 3, width: 256 })));
       expect(floats).toEqual(["pad_rows", "gemv_f16_4_of_2", SILU, "gemv_f16_4"]);
-      const many = await namesOf(device, all(ffn(device, "int8", { rows: 9, width: 72 })));
+      const many = await kernelsOfStep(device, all(ffn(device, "int8", { rows: 9, width: 72 })));
       expect(many).toEqual([Q, "gemm_int8_of_2", "silu_mul_quantize", "gemm_int8"]);
       const small = await deviceIn(PLAIN_LANE, { maxStorageBuffersPerShaderStage: 8 });
-      const eight = await namesOf(small, all(ffn(small, "int8", { rows: 3, width: 72 })));
+      const eight = await kernelsOfStep(small, all(ffn(small, "int8", { rows: 3, width: 72 })));
       expect(eight).toEqual([Q, PAIR, "silu_mul_quantize", "gemv_int8_4"]);
       await small.close();
     });

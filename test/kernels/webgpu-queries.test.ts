@@ -2,7 +2,7 @@
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import type { SelectionPlan, StepRecorder, SummaryKind } from "../../kernels/contract.ts";
 import { openAdapter, requestAdapter } from "../../kernels/webgpu/adapter.ts";
-import { CommandList, type KernelTime, StepBuffers } from "../../kernels/webgpu/command-list.ts";
+import { CommandList, StepBuffers } from "../../kernels/webgpu/command-list.ts";
 import { Gpu } from "../../kernels/webgpu/gpu.ts";
 import { openWebGpuDevice, type WebGpuDevice } from "../../kernels/webgpu/open-webgpu.ts";
 import { APPEND } from "../../kernels/webgpu/wgsl/append.ts";
@@ -12,6 +12,7 @@ import { QUANTIZE_QUERIES } from "../../kernels/webgpu/wgsl/score.ts";
 import { adapterForTests } from "../support/software-gpu.ts";
 import { expectSameBits } from "./support/compare.ts";
 import { bytesOf, poisoned, results } from "./support/floats.ts";
+import { kernelsOf } from "./support/kernel-names.ts";
 import { Random, SEED } from "./support/random.ts";
 import { makeSequence, Stage, type StageShape } from "./support/stage.ts";
 
@@ -117,19 +118,18 @@ describe.skipIf(!hasAdapter)(`queries from append to select (seed ${SEED})`, () 
     const other = poisoned(device, "other", elements);
     const run = async (between: (recorder: StepRecorder) => void) => {
       q.forEach((each, layer) => void device.write(each, 0, bytesOf(values[layer]!)));
-      const times: KernelTime[] = [];
-      device.time(times);
-      const recorder = device.begin([stage.sliceOf(part)]);
-      for (const layer of [0, 1]) {
-        const common = { pool: stage.pool, layer, headCount: shape.headCount, q: q[layer]! };
-        recorder.append({ ...common, k: k[layer]!, v: v[layer]!, rope: stage.rope });
-        if (layer === 1) between(recorder);
-        recorder.select(common);
-        recorder.attend({ ...common, out });
-      }
-      await recorder.submit();
-      device.time(undefined);
-      return { names: times.map(({ name }) => name), attended: await results(device, out) };
+      const names = await kernelsOf(device, () => {
+        const recorder = device.begin([stage.sliceOf(part)]);
+        for (const layer of [0, 1]) {
+          const common = { pool: stage.pool, layer, headCount: shape.headCount, q: q[layer]! };
+          recorder.append({ ...common, k: k[layer]!, v: v[layer]!, rope: stage.rope });
+          if (layer === 1) between(recorder);
+          recorder.select(common);
+          recorder.attend({ ...common, out });
+        }
+        return recorder.submit();
+      });
+      return { names, attended: await results(device, out) };
     };
     const together = await run(() => {});
     const isAppendOrQueries = (name: string) => /append|quer/.test(name);

@@ -1,10 +1,10 @@
 /** Attention of many tiles, where each walks its splits, against that of one row, whose splits are merged: the same bits, for all of a context and for a list. */
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import type { SelectionPlan } from "../../kernels/contract.ts";
-import type { KernelTime } from "../../kernels/webgpu/command-list.ts";
 import { openWebGpuDevice, type WebGpuDevice } from "../../kernels/webgpu/open-webgpu.ts";
 import { adapterForTests } from "../support/software-gpu.ts";
 import { expectSameBits } from "./support/compare.ts";
+import { kernelsOf } from "./support/kernel-names.ts";
 import { SEED } from "./support/random.ts";
 import { makeSequence, Stage, type StageShape } from "./support/stage.ts";
 
@@ -34,21 +34,22 @@ describe.skipIf(!hasAdapter)(`attention that walks (seed ${SEED})`, () => {
     const sequence = makeSequence(shape, ROWS, SEED);
     const stage = new Stage(device, shape, { blockCapacity: ROWS / 64 });
     await stage.fill(sequence, ROWS);
-    const kernelsOf = async (position: number, rowCount: number, plan: SelectionPlan) => {
+    const attended = async (position: number, rowCount: number, plan: SelectionPlan) => {
       const groupCount = plan.kind === "dense" ? 1 : Math.ceil(rowCount / 16);
       const groupStarts = Array.from({ length: groupCount }, (_, group) => group * 16);
-      const times: KernelTime[] = [];
-      device.time(times);
-      const { out } = await stage.run([{ sequence, position, rowCount, plan, groupStarts }]);
-      device.time(undefined);
-      return { rows: out[0]![0]!, names: times.map(({ name }) => name) };
+      let rows: Float32Array = new Float32Array();
+      const names = await kernelsOf(device, async () => {
+        const { out } = await stage.run([{ sequence, position, rowCount, plan, groupStarts }]);
+        rows = out[0]![0]!;
+      });
+      return { rows, names };
     };
     for (const [name, plan] of Object.entries(PLANS)) {
-      const all = await kernelsOf(0, ROWS, plan);
+      const all = await attended(0, ROWS, plan);
       expect(all.names.some((kernel) => kernel.startsWith("merge_splits"))).toBe(false);
       const width = shape.headCount * shape.headDim;
       for (const position of [1087, 1024, 1000, 767]) {
-        const alone = await kernelsOf(position, 1, plan);
+        const alone = await attended(position, 1, plan);
         expect(alone.names).toContain(`merge_splits_${shape.headDim}`);
         expectSameBits(
           alone.rows,

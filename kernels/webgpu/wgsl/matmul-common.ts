@@ -14,7 +14,7 @@ export const MATRICES_MAX = 3;
 export type MatrixCount = 1 | 2 | 3;
 
 /** Whether codes and scales are what is multiplied. */
-export function hasScales(encoding: MatrixEncoding): boolean {
+export function hasScales(encoding: MatrixEncoding): encoding is "int8" | "int4" {
   return encoding === "int8" || encoding === "int4";
 }
 

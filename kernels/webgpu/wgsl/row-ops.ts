@@ -3,6 +3,7 @@ import type { MatrixEncoding } from "../../contract.ts";
 import { type Binding, type Kernel, read, variants, write } from "../kernel.ts";
 import { SIGNED_BYTES } from "./exact-math.ts";
 import { halfPair } from "./half.ts";
+import { hasScales } from "./matmul-common.ts";
 import { QUANTIZED, quantizeFours } from "./quantize-rows.ts";
 
 /** Where channel `k` of a packed row lies: `at` is (row group * steps + step), `place` the thread of that row and lane. */
@@ -20,8 +21,7 @@ const DECODE: Record<MatrixEncoding, string> = {
  * weights: packed-matrix.ts as words; tables u32: token ids from tokens_at on; out f32 [rows, width]. Grid [ceil(width / 64), rows].
  */
 export const embed = variants((encoding: MatrixEncoding): Kernel => {
-  const scales: Record<string, Binding> =
-    encoding === "int8" || encoding === "int4" ? { weight_scales: read("f32") } : {};
+  const scales: Record<string, Binding> = hasScales(encoding) ? { weight_scales: read("f32") } : {};
   return {
     name: `embed_${encoding}`,
     params: { width: "u32", steps: "u32", tokens_at: "u32", row_first: "u32", row_count: "u32" },
